@@ -1,0 +1,92 @@
+"""Independent float64 attention, and the errors of others against it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from xftrain.interfaces import AttnBias, AttnShape
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def poisoned(
+    shape: AttnShape, heads: int, dtype: torch.dtype, device: str, generator: torch.Generator
+) -> Tensor:
+    """randn of [B, M, heads, K], a view into memory that is NaN everywhere else."""
+    wide = torch.full((shape.B, shape.M + 3, heads, shape.K), torch.nan, dtype=dtype, device=device)
+    values = torch.randn(shape.B, shape.M, heads, shape.K, generator=generator)
+    wide[:, : shape.M] = values.to(device, dtype)
+    return wide[:, : shape.M]
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias) -> Tensor:
+    """softmax(q k^T * scale + bias) v in the dtype of q, one head at a time.
+
+    Nothing is shared with the package but the meaning of the bias.
+    """
+    num_heads, num_groups = q.shape[2], k.shape[2]
+    bias_HMM = bias.materialize(q.shape[1], q.device, q.dtype)
+    outs = []
+    for head in range(num_heads):
+        group = head * num_groups // num_heads
+        scores = q[:, :, head] @ k[:, :, group].transpose(1, 2) / q.shape[-1] ** 0.5
+        scores = scores + bias_HMM[head if bias_HMM.shape[0] > 1 else 0]
+        outs.append(scores.softmax(dim=-1) @ v[:, :, group])
+    return torch.stack(outs, dim=2)
+
+
+def torch_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias, *, expand: bool = True) -> Tensor:
+    """Torch's attention with the whole bias as a tensor of the same dtype."""
+    mask = bias.materialize(q.shape[1], q.device, torch.float32).to(q.dtype)[None]
+    if expand:
+        k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=not expand)
+    return out.transpose(1, 2)
+
+
+def torch_errors(
+    qkv: tuple[Tensor, ...], grad: Tensor, bias: AttnBias, truth: list[Tensor]
+) -> list[float]:
+    """The yardstick: relative errors of torch's attention, of its least exact way to run this.
+
+    Its kernels differ among themselves, and with grouped heads taken natively or expanded.
+    """
+    worst = [0.0] * len(truth)
+    kernels = (
+        SDPBackend.MATH,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+    )
+    for kernel, expand in product(kernels, (True, False)):
+        with sdpa_kernel(kernel), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's reasons why a kernel does not run this
+            try:
+                results = output_and_grads(partial(torch_sdpa, bias=bias, expand=expand), qkv, grad)
+            except RuntimeError as error:
+                assert "kernel" in str(error), error
+                continue
+        errors = [relative_error(x, right) for x, right in zip(results, truth, strict=True)]
+        worst = [max(pair) for pair in zip(worst, errors, strict=True)]
+    return worst
+
+
+def output_and_grads(attention: Attention, qkv: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:
+    """Output and the gradients of q, k, v."""
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    out = attention(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """|value - truth| / |truth|, Frobenius."""
+    return float((value.double() - truth).norm() / truth.norm())

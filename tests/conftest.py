@@ -1,0 +1,39 @@
+"""What every test runs with: skips where there is no GPU, one thread, no chance, its own cache."""
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+# Small tensors gain nothing from threads, and two test processes would fight over the cores. The
+# variable is for the commands that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("xftrain", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("xftrain")
+
+
+def _missing_gpus(item: pytest.Item) -> str | None:
+    """Why this test cannot run here, or None."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if item.get_closest_marker("multi_gpu") and num_gpus < 2:
+        return f"needs two NVIDIA GPUs or more, found {num_gpus}"
+    if item.get_closest_marker("cuda") and num_gpus < 1:
+        return "needs an NVIDIA GPU, found none"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if reason := _missing_gpus(item):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Token files and vocabularies of the tests stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,0 +1,143 @@
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from xftrain.data import corpus
+from xftrain.data.corpus import (
+    Document,
+    SourceFile,
+    is_text,
+    list_files,
+    read_pieces,
+    split_documents,
+)
+from xftrain.errors import RunError
+
+NOWHERE = Path("/nonexistent")
+
+
+def names_and_skipped(root):
+    files, skipped = list_files(root, leave_out=NOWHERE)
+    return [file.name for file in files], dict(skipped)
+
+
+def test_files_are_sorted_and_hidden_ones_passed_over(tmp_path):
+    for name in ("b/z", "b/a", "a.txt", "c", ".git/config", "b/.hidden", "b/__pycache__/x.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    (tmp_path / "empty").touch()
+    assert names_and_skipped(tmp_path) == (["a.txt", "b/a", "b/z", "c"], {"empty": 1})
+
+
+def test_links_are_followed_once_and_circles_end(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "far").write_text("text")
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "near").write_text("text")
+    (root / "sub" / "up").symlink_to(root)  # a circle of folders
+    (root / "itself").symlink_to(root / "itself")  # a circle of links
+    (root / "gone").symlink_to(tmp_path / "nothing")
+    (root / "twin").symlink_to(root / "sub" / "near")  # a second name for the same text
+    os.link(root / "sub" / "near", root / "hard")
+    (root / "more").symlink_to(tmp_path / "outside")
+    assert names_and_skipped(root) == (["hard", "more/far"], {"repeated": 3, "unreadable": 2})
+
+
+def test_pipes_and_sockets_are_not_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path may not be long
+    os.mkfifo("pipe")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+    assert names_and_skipped(tmp_path) == ([], {"special": 2})
+
+
+def test_what_may_not_be_read_is_skipped(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("text")
+    # chmod keeps nothing from root, so the question itself is answered with no
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and path.name != "a")
+    assert names_and_skipped(tmp_path) == (["b"], {"unreadable": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"plain", True),
+        ("naïve 漢字".encode(), True),
+        (b"a" * 8191 + b"\0", False),
+        (b"a" * 8192 + b"\0", True),  # the rule looks at 8 KiB
+        (b"a\xff", False),
+        (b"a" * 100 + "漢".encode()[:2], False),  # half a character at the end
+        (b"a" * ((1 << 20) - 1) + "漢".encode(), True),  # a character across two reads
+        (b"a" * (3 << 20) + b"\xff", False),  # late
+        ("latin-1 caf\xe9".encode("latin-1"), False),
+        ("utf-16".encode("utf-16"), False),
+    ],
+)
+def test_text_is_valid_utf8_without_nul_at_its_start(tmp_path, content, expected):
+    (tmp_path / "file").write_bytes(content)
+    assert is_text(tmp_path / "file") is expected
+
+
+def documents_of(names, val_fraction):
+    files = [SourceFile(name, Path(name), 1, 0) for name in sorted(names)]
+    split = split_documents(files, val_fraction)
+    return {side: {str(document.path) for document in split[side]} for side in split}
+
+
+names = st.sets(st.text("abcdef", min_size=1), min_size=2, max_size=40)
+fractions = st.floats(0.001, 0.999)
+
+
+@given(names, fractions)
+def test_some_files_are_held_out_and_never_all(names, val_fraction):
+    split = documents_of(names, val_fraction)
+    assert split["train"] and split["val"]
+    assert split["train"] | split["val"] == names and not split["train"] & split["val"]
+
+
+@given(names, fractions, fractions)
+def test_a_larger_fraction_holds_out_the_same_files_and_more(names, a, b):
+    assert documents_of(names, min(a, b))["val"] <= documents_of(names, max(a, b))["val"]
+
+
+def test_about_the_fraction_is_held_out_and_files_keep_their_side():
+    many = documents_of({f"file{n}" for n in range(2000)}, 0.1)
+    assert 150 < len(many["val"]) < 250
+    half = documents_of({f"file{n}" for n in range(1000)}, 0.1)
+    assert half["val"] < many["val"] and half["train"] < many["train"]
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1), st.floats(0.01, 0.99), st.integers(8, 40))
+@example("漢" * 50, 0.5, 8)
+@example("a" * 30 + "\n" + "b" * 90, 0.2, 16)
+def test_one_file_is_cut_between_characters_and_read_back_whole(text, val_fraction, piece_bytes):
+    content = text.encode()
+    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "PIECE_BYTES", piece_bytes)
+        path = Path(scratch) / "file"
+        path.write_bytes(content)
+        split = split_documents([SourceFile("file", path, len(content), 0)], val_fraction)
+        pieces = {side: list(read_pieces(*split[side])) for side in split}
+    for piece in pieces["train"] + pieces["val"]:
+        assert 0 < len(piece) <= 2 * piece_bytes
+        piece.decode()
+    train, val = (b"".join(pieces[side]) for side in ("train", "val"))
+    assert train + val == content
+    assert -4 < len(val) - val_fraction * len(content) < 1
+
+
+def test_a_file_that_shrinks_meanwhile_is_reported(tmp_path):
+    (tmp_path / "file").write_text("short")
+    with pytest.raises(RunError, match="must not change while they are read"):
+        list(read_pieces(Document(tmp_path / "file", 0, 6)))
+    with pytest.raises(RunError, match="every listed file must stay readable"):
+        list(read_pieces(Document(tmp_path / "gone", 0, 6)))

@@ -1,0 +1,39 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xftrain.data.tokenizer import Bpe, Bytes
+
+WORDS = "the cat sat on the mat and the dog sat on the log, naïve façade 漢字 \U0001f600\n"
+
+
+@given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=5))
+def test_tokenizers_lose_nothing(texts):
+    bpe = Bpe.train([text.encode() for text in [WORDS, *texts]], vocab_size=280)
+    for tokenizer in (Bytes(), bpe, Bpe.from_json(bpe.to_json())):
+        encoded = list(tokenizer.encode(text.encode() for text in texts))
+        spelled = [b"".join(tokenizer.spellings[t] for t in tokens) for tokens in encoded]
+        assert spelled == [text.encode() for text in texts]
+
+
+def test_no_text_spells_the_separator():
+    bpe = Bpe.train([b"<|end|> <|end|> <|end|>"] * 9, vocab_size=300)
+    (tokens,) = bpe.encode([b"<|end|> and <|end|>"])
+    assert bpe.separator not in tokens and bpe.decode(tokens.tolist()) == "<|end|> and <|end|>"
+
+
+def test_bpe_training_is_repeatable():
+    train = [(WORDS * 5).encode()]
+    assert Bpe.train(train, 400).to_json() == Bpe.train(train, 400).to_json()
+    assert Bpe.train(train, 290).vocab_size == 290
+
+
+def test_words_without_end_train_in_pieces():
+    # 4 MiB of DNA, one word a piece, trained for more than a minute before long words were cut
+    bpe = Bpe.train([b"A" * 4096], vocab_size=300)
+    assert max(map(len, bpe.spellings)) == 256
+
+
+def test_a_vocabulary_that_is_no_byte_level_bpe_is_refused():
+    with pytest.raises(ValueError, match="not a byte-level vocabulary"):
+        Bpe.from_json('{"version": "1.0", "model": 3}')

@@ -1,0 +1,359 @@
+"""How a command ends: its exit code, and the one sentence that it says."""
+
+import io
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import types
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import xftrain
+from xftrain import cli
+from xftrain.errors import ConfigError, RunError
+from xftrain.overrides import all_groups, normalise
+from xftrain.registry import names
+
+SLOW_START = """
+import io, sys
+from contextlib import redirect_stdout
+
+import xftrain
+
+assert {name for name in ("torch", "hydra") if name in sys.modules} == set(), "import xftrain"
+from xftrain.cli import main
+
+for argv, code in ((["--help"], 0), (["--cfg", "job", "model.attn=naive"], 0), (["seq=-1"], 2)):
+    sys.argv[1:] = [*argv, "hydra.run.dir=run"]
+    with redirect_stdout(io.StringIO()) as out:
+        try:
+            got = main()
+        except SystemExit as stop:
+            got = stop.code
+    assert got == code, (argv, got)
+    assert "xformers" in out.getvalue() or "--help" not in argv
+    assert "torch" not in sys.modules, argv
+"""
+
+
+class Ended(NamedTuple):
+    code: int | str | None
+    out: str
+    err: str
+
+
+class Runner:
+    """Stands for xftrain.runner: notes what it was called with and does what the test says."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, Path]] = []
+        self.errors: dict[int, BaseException] = {}  # by seq
+
+    def run(self, cfg, run_dir):
+        self.calls.append((cfg.seq, run_dir))
+        if cfg.seq in self.errors:
+            raise self.errors[cfg.seq]
+        return {"metrics": {"val/loss": 0.5}}
+
+
+@pytest.fixture
+def runner(monkeypatch) -> Runner:
+    fake = Runner()
+    module = types.ModuleType("xftrain.runner")
+    module.run = fake.run
+    monkeypatch.setitem(sys.modules, "xftrain.runner", module)
+    return fake
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, runner):
+    """Runs main() in a folder of its own, in this process."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(*argv: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["xftrain", *argv])
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            try:
+                code = cli.main()
+            except SystemExit as stop:
+                code = stop.code
+        for handler in root.handlers:
+            if handler not in handlers:
+                handler.close()
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    yield run
+    root.handlers, root.level = handlers, level
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def _one_sentence(ended: Ended, code: int) -> str:
+    assert ended.code == code
+    assert ended.err.startswith("xftrain: ")
+    assert ended.err.endswith("\n") and ended.err.count("\n") == 1
+    return ended.err.removeprefix("xftrain: ").rstrip("\n")
+
+
+def _result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def _python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(xftrain.__file__).parents[1])}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_help_a_printed_configuration_and_a_refusal_import_no_torch(tmp_path):
+    process = _python(tmp_path, "-c", SLOW_START)
+
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == "xftrain: seq must be an integer >= 1, got -1.\n"
+
+
+def test_the_module_runs_as_a_command(tmp_path):
+    process = _python(tmp_path, "-m", "xftrain", "seq=abc")
+
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == "xftrain: seq must be an integer >= 1, got 'abc'.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_public_names_are_lazy():
+    assert {"build_model", "compose", "run"} <= set(dir(xftrain))
+    assert xftrain.compose("seq=32").seq == 32
+    with pytest.raises(AttributeError, match="'nope'"):
+        _ = xftrain.nope
+
+
+def test_help_lists_groups_and_options(command):
+    ended = command("--help")
+
+    assert ended.code == 0
+    assert f"model/attn: {', '.join(names('model/attn'))}\n" in ended.out
+    assert "Dotted and slashed mean the same" in ended.out
+
+
+def test_a_run_gets_the_configuration_and_its_folder(command, runner, tmp_path):
+    ended = command("model.attn=naive", "seq=32", "hydra.run.dir=here")
+
+    assert (ended.code, ended.err) == (0, "")
+    assert runner.calls == [(32, tmp_path / "here")]
+    assert sys.argv[1:] == ["model/attn=naive", "seq=32", "hydra.run.dir=here"]
+    assert (tmp_path / "here" / "xftrain.log").is_file()
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("seq=abc", "seq must be an integer >= 1, got 'abc'."),
+        ("model.attn=xfomers", "model.attn=xfomers: no such option; choose one of "),
+        ("--config-name=trian", "--config-name trian: no such configuration; choose one of "),
+        ("--config-dir=nowhere", "Additional config directory '"),
+        ("--nope", "unrecognized arguments: --nope; --hydra-help lists the flags."),
+        ("--cfg=nope", "argument --cfg/-c: invalid choice: 'nope' (choose from "),
+    ],
+)
+def test_what_cannot_be_composed_ends_with_2_and_leaves_nothing(command, tmp_path, typed, sentence):
+    assert _one_sentence(command(typed), 2).startswith(sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("seq=-1", "seq must be an integer >= 1, got -1."),
+        ("~model.attn", "model.attn is missing; choose one of "),
+        ("model.attn=[naive,sdpa]", "model.attn takes one option, got [naive,sdpa]; "),
+        ("+model.attn.nope=1", "model.attn.nope is not a key of model.attn=auto, "),
+        ("data=text", "data.path has no value; it must be a string."),
+    ],
+)
+def test_what_the_checks_refuse_ends_with_2_and_says_so_in_the_run_folder(
+    command, runner, tmp_path, typed, sentence
+):
+    said = _one_sentence(command(typed, "hydra.run.dir=here"), 2)
+
+    assert said.startswith(sentence)
+    assert runner.calls == []
+    assert _result(tmp_path / "here") == {
+        "status": "refused",
+        "error": said,
+        "overrides": [normalise(typed, all_groups())],
+        "run_dir": str(tmp_path / "here"),
+    }
+    assert said in (tmp_path / "here" / "xftrain.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError("model.attn=flex cannot run on cpu."), 2), (RunError("the disk is full."), 1)],
+)
+def test_a_sentence_of_the_runner_is_all_that_is_said(command, runner, error, code):
+    runner.errors[64] = error
+
+    assert _one_sentence(command(), code) == str(error)
+
+
+def test_any_other_error_ends_with_1_and_its_traceback_is_in_the_log(command, runner, tmp_path):
+    runner.errors[64] = ValueError("no luck\nat all")
+
+    said = _one_sentence(command("hydra.run.dir=here"), 1)
+
+    log = tmp_path / "here" / "xftrain.log"
+    assert said == f"ValueError: no luck (traceback in {log})"
+    assert "Traceback" in log.read_text() and "at all" in log.read_text()
+
+
+def test_a_traceback_is_shown_where_there_is_no_log(command, runner):
+    runner.errors[64] = ValueError("no luck")
+
+    ended = command("hydra.job_logging=stdout")
+
+    assert ended.code == 1
+    assert "Traceback" in ended.err
+    assert ended.err.endswith("xftrain: ValueError: no luck\n")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_variable_of_hydra_shows_the_traceback_and_is_put_back(
+    command, runner, monkeypatch, wanted
+):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    if wanted:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    before = dict(os.environ)
+    runner.errors[64] = RunError("the disk is full.")
+
+    ended = command()
+
+    assert ended.code == 1
+    assert ("Traceback" in ended.err) == wanted
+    assert ended.err.endswith("xftrain: the disk is full.\n")
+    assert dict(os.environ) == before
+
+
+def test_a_folder_that_cannot_be_made_ends_with_1(command, tmp_path):
+    (tmp_path / "file").touch()
+
+    said = _one_sentence(command("hydra.run.dir=file/run"), 1)
+
+    assert "file/run" in said
+
+
+def _as_lightning_does() -> SystemExit:
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+    except SystemExit as stop:
+        return stop
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), _as_lightning_does()])
+def test_an_interrupt_ends_with_130(command, runner, interrupt):
+    runner.errors[64] = interrupt
+
+    assert _one_sentence(command(), 130) == "interrupted."
+
+
+def test_a_stop_by_sigterm_ends_with_143(command, runner):
+    runner.errors[64] = SystemExit()  # as Lightning's SIGTERMException
+
+    assert _one_sentence(command(), 143) == "stopped by SIGTERM."
+
+
+def test_any_other_exit_keeps_its_code(command, runner):
+    runner.errors[64] = SystemExit(7)
+
+    ended = command()
+    assert (ended.code, ended.err) == (7, "")
+
+
+# ---- sweeps
+
+
+def test_a_sweep_goes_on_after_a_failing_job_and_ends_with_1(command, runner, tmp_path):
+    runner.errors[16] = RunError("the disk is full.")
+
+    ended = command("-m", "seq=8,-1,16,32", "hydra.sweep.dir=sweep")
+
+    assert ended.code == 1
+    assert [seq for seq, _ in runner.calls] == [8, 16, 32]
+    assert ended.err.splitlines() == [
+        "xftrain: job 1: seq must be an integer >= 1, got -1.",
+        "xftrain: job 2: the disk is full.",
+        "xftrain: the sweep has failed jobs, the first of them job 1: "
+        "seq must be an integer >= 1, got -1.",
+    ]
+    assert _result(tmp_path / "sweep" / "1_seq=-1")["status"] == "refused"
+
+
+def test_a_sweep_over_a_group_has_flat_folders(command, runner, tmp_path):
+    ended = command("-m", "model.attn=naive,sdpa", "model.ffn=gelu", "hydra.sweep.dir=sweep")
+
+    assert (ended.code, ended.err) == (0, "")
+    assert [folder.relative_to(tmp_path).as_posix() for _, folder in runner.calls] == [
+        "sweep/0_model.attn=naive,model.ffn=gelu",
+        "sweep/1_model.attn=sdpa,model.ffn=gelu",
+    ]
+
+
+def test_flags_may_stand_between_overrides(command, runner):
+    assert command("seq=8", "-m", "model.attn=naive,sdpa", "--config-name", "train").code == 0
+    assert [seq for seq, _ in runner.calls] == [8, 8]
+
+
+def test_a_sweep_with_an_unknown_option_runs_no_job(command, runner):
+    said = _one_sentence(command("-m", "model.attn=naive,xfomers"), 2)
+
+    assert said.startswith("model.attn=xfomers: no such option; ")
+    assert runner.calls == []
+
+
+def test_a_failure_travels_between_processes():
+    """A launcher may run jobs elsewhere and hand their exceptions back."""
+    failure = pickle.loads(pickle.dumps(cli.JobFailed("job 1: no luck", 1)))
+
+    assert (failure.sentence, failure.code) == ("job 1: no luck", 1)
+
+
+# ---- flags
+
+
+@pytest.mark.parametrize("flag", ["--experimental-rerun", "--exp"])
+def test_a_rerun_is_refused_since_it_unpickles(command, tmp_path, flag):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps(Bomb()))
+
+    assert "refused" in _one_sentence(command(flag, "job.pickle"), 2)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("flag", ["--config-dir=own", "-cd own", "--config-d own"])
+def test_groups_of_the_user_can_be_dotted_as_well(command, runner, tmp_path, flag):
+    option = tmp_path / "own" / "plan" / "deep" / "tiny.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("# @package _global_\nseq: 16\n")
+
+    ended = command(*flag.split(), "+plan.deep=tiny")
+
+    assert (ended.code, ended.err) == (0, "")
+    assert [seq for seq, _ in runner.calls] == [16]
+
+
+def test_version(command):
+    assert command("--version") == Ended(0, f"xftrain {xftrain.__version__}\n", "")

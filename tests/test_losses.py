@@ -1,0 +1,153 @@
+"""The losses give the same sums and gradients, however the logits are cut up."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.attention.reference import relative_error
+from xftrain.interfaces import IGNORED_LABEL, Loss, LossSums
+from xftrain.losses import auto
+from xftrain.losses.auto import Auto
+from xftrain.losses.chunked import Chunked
+from xftrain.losses.full import Full
+from xftrain.losses.liger import Liger
+
+
+def inputs(num_tokens: int, vocab: int, dim: int, ignored: float, seed: int) -> tuple[Tensor, ...]:
+    draw = torch.Generator().manual_seed(seed)
+    x_ND = torch.randn(num_tokens, dim, generator=draw)
+    weight_VD = torch.randn(vocab, dim, generator=draw)
+    labels_N = torch.randint(vocab, (num_tokens,), generator=draw)
+    labels_N[torch.rand(num_tokens, generator=draw) < ignored] = IGNORED_LABEL
+    return x_ND, weight_VD, labels_N
+
+
+def sums_and_grads(
+    loss: Loss, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, factor: float = 1.0
+) -> tuple[LossSums, list[Tensor]]:
+    leaves = [x.detach().requires_grad_() for x in (x_ND, weight_VD)]
+    sums = loss(*leaves, labels_N, with_accuracy=True)
+    return sums, list(torch.autograd.grad(sums.loss * factor, leaves))
+
+
+@given(
+    num_tokens=st.integers(1, 20),
+    chunk_tokens=st.integers(1, 25),
+    vocab=st.integers(2, 30),
+    ignored=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_chunked_equals_full(num_tokens, chunk_tokens, vocab, ignored, seed):
+    x, weight, labels = inputs(num_tokens, vocab, 6, ignored, seed)
+    full, full_grads = sums_and_grads(Full(), x, weight, labels)
+    chunked, grads = sums_and_grads(Chunked(chunk_tokens=chunk_tokens), x, weight, labels)
+    assert torch.allclose(chunked.loss, full.loss, rtol=1e-5, atol=1e-5)
+    assert chunked.num_labels == full.num_labels
+    assert chunked.num_correct == full.num_correct
+    for mine, right in zip(grads, full_grads, strict=True):
+        assert torch.allclose(mine, right, rtol=1e-4, atol=1e-5)
+
+
+@given(num_tokens=st.integers(1, 20), vocab=st.integers(2, 30), seed=st.integers(0, 99))
+def test_full_is_what_loops_say(num_tokens, vocab, seed):
+    x, weight, labels = inputs(num_tokens, vocab, 6, 0.3, seed)
+    total, correct, counted = 0.0, 0, 0
+    for x_D, label in zip(x.double(), labels.tolist(), strict=True):
+        if label == IGNORED_LABEL:
+            continue
+        logits = [float(row @ x_D) for row in weight.double()]
+        total += torch.tensor(logits).double().logsumexp(0).item() - logits[label]
+        correct += logits.index(max(logits)) == label
+        counted += 1
+    sums = Full()(x, weight, labels, with_accuracy=True)
+    assert float(sums.loss) == pytest.approx(total, rel=1e-4, abs=1e-4)
+    assert (int(sums.num_labels), int(sums.num_correct)) == (counted, correct)
+
+
+@pytest.mark.parametrize("loss", [Full(), Chunked(chunk_tokens=3), Auto()])
+def test_accuracy_is_counted_where_it_is_asked_for(loss):
+    x, weight, labels = inputs(10, 5, 6, 0.3, 0)
+    assert loss(x, weight, labels, with_accuracy=False).num_correct is None
+    with torch.no_grad():  # as in validation
+        assert loss(x, weight, labels, with_accuracy=True).num_correct is not None
+
+
+def test_chunked_keeps_no_logits():
+    # what autograd keeps for the backward pass must not hold N x V numbers
+    x, weight, labels = inputs(64, 50, 6, 0.0, 0)
+    kept = {}
+    for name, loss in (("full", Full()), ("chunked", Chunked(chunk_tokens=8))):
+        sizes: list[int] = []
+        x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss(x, weight, labels, with_accuracy=False)
+        kept[name] = max(sizes)
+    assert kept["full"] == 64 * 50
+    assert kept["chunked"] < 64 * 50 // 4
+
+
+def test_chunked_under_autocast_recomputes_in_the_same_dtype():
+    x, weight, labels = inputs(32, 20, 16, 0.2, 0)
+    results = []
+    for loss in (Full(), Chunked(chunk_tokens=5)):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(sums_and_grads(loss, x, weight, labels))
+    (full, full_grads), (chunked, grads) = results
+    assert full.loss.dtype == chunked.loss.dtype == torch.float32
+    assert torch.allclose(chunked.loss, full.loss, rtol=1e-5)
+    assert all(relative_error(a, b.double()) < 1e-2 for a, b in zip(grads, full_grads, strict=True))
+
+
+def test_auto_takes_chunks_where_the_logits_would_be_large(monkeypatch, caplog):
+    x, weight, labels = inputs(64, 50, 6, 0.1, 0)
+    logits_bytes = 64 * 50 * 4
+    want = Full()(x, weight, labels, with_accuracy=False)
+    for memory, kind in ((8 * logits_bytes, Full), (8 * logits_bytes - 8, Chunked)):
+        monkeypatch.setattr(auto, "_memory_bytes", lambda device, memory=memory: memory)
+        loss = Auto()
+        with caplog.at_level(logging.INFO):
+            got = loss(x, weight, labels, with_accuracy=False)
+        assert isinstance(loss._chosen[1], kind)
+        assert torch.allclose(got.loss, want.loss, rtol=1e-5)
+        # another size is another choice
+        loss(x[:1], weight, labels[:1], with_accuracy=False)
+        assert isinstance(loss._chosen[1], Full)
+    assert "loss: auto takes chunked" in caplog.text
+
+
+def test_memory_of_this_machine_is_plausible():
+    assert auto._memory_bytes(torch.device("cpu")) > 2**28
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_liger_equals_full_on_cuda(dtype):
+    pytest.importorskip("liger_kernel")
+    assert Liger().unsupported(torch.device("cuda")) == []
+    x, weight, labels = (t.cuda() for t in inputs(300, 1000, 64, 0.2, 0))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            full, full_grads = sums_and_grads(Full(), x, weight, labels, 0.01)
+            liger, grads = sums_and_grads(Liger(), x, weight, labels, 0.01)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    assert torch.allclose(liger.loss, full.loss, rtol=tolerance)
+    assert liger.num_labels == full.num_labels
+    if dtype == torch.float32:
+        assert liger.num_correct == full.num_correct
+    for mine, right in zip(grads, full_grads, strict=True):
+        assert relative_error(mine, right.double()) < tolerance

@@ -1,0 +1,340 @@
+"""The whole model: packing, masks, initialization, its state dict, and the notebook API."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+import xftrain
+from tests.attention.cells import BACKENDS, BIASES, NUM_KV_HEADS, PACKED_LENGTHS
+from tests.attention.reference import relative_error
+from tests.models import VOCAB, gpt, options, random_tokens
+from xftrain import registry
+from xftrain.builder import assemble
+from xftrain.config import compose, validate
+from xftrain.data.counting_packed import CountingPacked
+from xftrain.errors import ConfigError
+from xftrain.initialization import init_table
+from xftrain.interfaces import AttnBias, AttnShape, BiasRecipe
+from xftrain.model import GPT
+
+ON_CPU = [name for name in BACKENDS if name != "flex"]  # which has no backward there
+CAUSAL = [name for name in BIASES if name != "full"]
+TOKENS = random_tokens(1, sum(PACKED_LENGTHS))
+
+
+def logits_and_grads(
+    model: GPT, tokens_BM: Tensor, seqlens: tuple[int, ...] | None, dlogits_BMV: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    logits_BMV = model(tokens_BM, seqlens)
+    (logits_BMV.float() * dlogits_BMV).sum().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return logits_BMV.detach(), grads
+
+
+def packed_and_separate(model: GPT, device: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Logits and every gradient of documents in one row, and of the same documents one by one."""
+    tokens = TOKENS.to(device)
+    weights = torch.randn(*tokens.shape, VOCAB, generator=torch.Generator().manual_seed(1))
+    weights = weights.to(device)
+    packed, packed_grads = logits_and_grads(model, tokens, PACKED_LENGTHS, weights)
+    logits, total = [], {}
+    documents = zip(tokens.split(PACKED_LENGTHS, 1), weights.split(PACKED_LENGTHS, 1), strict=True)
+    for document, document_weights in documents:
+        one, grads = logits_and_grads(model, document, None, document_weights)
+        logits.append(one)
+        total = {name: total.get(name, 0) + grad for name, grad in grads.items()}
+    assert packed_grads.keys() == total.keys() == dict(model.named_parameters()).keys()
+    pairs = {name: (packed_grads[name], total[name]) for name in total}
+    return {"logits": (packed, torch.cat(logits, 1)), **pairs}
+
+
+def check_packed(model: GPT, device: str, tolerance: float) -> None:
+    for name, (packed, separate) in packed_and_separate(model, device).items():
+        assert relative_error(packed, separate.double()) < tolerance, name
+
+
+# ---- packing and masks
+
+
+@pytest.mark.parametrize(("pos", "heads"), [("learned", "mha"), ("rope", "gqa"), ("none", "mqa")])
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("attn", ON_CPU)
+def test_packed_equals_separate(attn, bias, pos, heads):
+    check_packed(gpt(attn=attn, bias=bias, pos=pos, heads=heads, scale=5.0), "cpu", 5e-6)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("pos", "heads"), [("learned", "mha"), ("rope", "gqa")])
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("attn", BACKENDS)
+def test_packed_equals_separate_on_cuda(attn, bias, pos, heads):
+    model = gpt(attn=attn, bias=bias, pos=pos, heads=heads, scale=5.0).cuda()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 4e-2)):
+            facts, shape = model.attention_facts(1, TOKENS.shape[1], PACKED_LENGTHS)
+            place = torch.device("cuda")
+            if reasons := model.backend.unsupported(facts, shape, dtype, place):
+                # test_parity.py keeps the list of refusals
+                pytest.skip(f"refused in {dtype}: {'; '.join(reasons)}")
+            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                check_packed(model, "cuda", tolerance)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class NoBoundary:
+    """A recipe that forgets the documents: the bug that the leak test is to find."""
+
+    def __init__(self, inner: BiasRecipe) -> None:
+        self.inner = inner
+
+    def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
+        return self.inner.build(num_heads, None)
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("attn", ON_CPU)
+def test_no_document_sees_another_and_without_the_boundary_it_does(attn, bias):
+    data = CountingPacked(32, 2, seed=0, vocab_size=VOCAB)
+    batch = next(b for step in range(99) if len((b := data.batch("train", step)).seqlens) >= 3)
+    first = batch.seqlens[0]
+    other = batch.tokens_BM.clone()
+    other[:, :first] = (other[:, :first] + 7) % VOCAB
+    model = gpt(attn=attn, bias=bias, scale=5.0)
+
+    def later_documents_differ() -> bool:
+        one, two = (model(tokens, batch.seqlens) for tokens in (batch.tokens_BM, other))
+        return not torch.equal(one[:, first:], two[:, first:])
+
+    with torch.no_grad():
+        assert not later_documents_differ()
+        model.bias = NoBoundary(model.bias)  # positions still restart
+        assert later_documents_differ()
+
+
+@pytest.mark.parametrize("seqlens", [None, PACKED_LENGTHS], ids=["rows", "packed"])
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("attn", ON_CPU)
+@torch.no_grad()
+def test_a_later_token_changes_no_earlier_logits(attn, bias, seqlens):
+    model = gpt(attn=attn, bias=bias, pos="rope", heads="gqa", scale=5.0)
+    changed, at = TOKENS.clone(), 50  # inside the second document
+    changed[:, at] = (changed[:, at] + 1) % VOCAB
+    one, two = model(TOKENS, seqlens), model(changed, seqlens)
+
+    assert not torch.equal(one[:, at], two[:, at])
+    # `full` sees what follows, which shows that this test can fail
+    assert torch.equal(one[:, :at], two[:, :at]) == (bias != "full")
+    if "window" in bias:
+        # two layers of 20 keys reach 38 positions back
+        assert not torch.equal(one[:, at + 38], two[:, at + 38])
+        assert torch.equal(one[:, at + 39 :], two[:, at + 39 :])
+
+
+@torch.no_grad()
+def test_rows_do_not_see_each_other():
+    model = gpt(scale=5.0)
+    tokens = random_tokens(3, 40)
+    assert torch.allclose(model(tokens)[1:2], model(tokens[1:2]), atol=1e-5)
+
+
+# ---- initialization
+
+
+def shapes_of(preset: str, *overrides: str, vocab_size: int) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        model = assemble(validate(compose(f"model={preset}", *overrides)), vocab_size)
+    assert model.uninitialized == []
+    return dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.linear_bias=true"]], ids=["plain", "biases"])
+@pytest.mark.parametrize("preset", sorted(p.stem for p in registry.conf_dir().glob("model/*.yaml")))
+def test_every_parameter_of_every_preset_has_a_rule(preset, overrides):
+    names = shapes_of(preset, *overrides, vocab_size=64)
+    table = init_table(0.02, 4)
+    used = set()
+    for name in names:
+        rules = [rule for rule in table if re.fullmatch(rule.pattern, name)]
+        assert len(rules) == 1, f"{name}: {rules}"  # the first is the only one
+        used.add(rules[0].pattern)
+    unused = {rule.pattern for rule in table} - used
+    assert unused == (set() if overrides else {r".*\.bias"})
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_weights_start_as_the_table_says(norm):
+    model = gpt(norm=norm, linear_bias=True, num_layers=3, init_std=0.05, ffn="gelu")
+    expected = {"out": 0.05 / math.sqrt(6), "down": 0.05 / math.sqrt(6)}
+    for name, parameter in model.named_parameters():
+        module, kind = name.split(".")[-2:]
+        if kind == "bias":
+            assert (parameter == 0).all(), name
+        elif module.startswith("norm"):
+            assert (parameter == 1).all(), name
+        else:
+            # 5 standard errors of the smallest matrix, 64 x 64
+            assert float(parameter.detach().std()) == pytest.approx(
+                expected.get(module, 0.05), rel=0.055
+            ), name
+            assert abs(float(parameter.detach().mean())) < 0.05 * 0.08, name
+
+
+@pytest.mark.parametrize(
+    ("preset", "vocab_size", "seq", "millions"),
+    # GPT-2 small is 124.4 M with its 1024 positions, as published; TinyLlama is 1.10 B
+    [("gpt_124m", 50304, 1024, 124.37376), ("llama_1b", 32000, 2048, 1100.048384)],
+)
+def test_parameter_counts_are_those_of_the_published_models(preset, vocab_size, seq, millions):
+    parameters = shapes_of(preset, f"seq={seq}", vocab_size=vocab_size)
+    assert sum(p.numel() for p in parameters.values()) == round(millions * 1e6)
+
+
+# ---- the state dict
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *(({"attn": "naive"}, {"attn": name}) for name in [*BACKENDS, "auto"] if name != "naive"),
+        ({"bias": "alibi"}, {"bias": "alibi-dense"}),
+        ({"bias": "alibi", "attn": "sdpa"}, {"bias": "alibi-dense", "attn": "xformers"}),
+        ({"ffn": {"name": "swiglu", "impl": "torch"}}, {"ffn": {"name": "swiglu", "impl": "auto"}}),
+        (
+            {"ffn": {"name": "swiglu", "impl": "torch"}},
+            {"ffn": {"name": "swiglu", "impl": "xformers"}},
+        ),
+        (
+            {"ffn": {"name": "swiglu", "impl": "torch"}},
+            {"ffn": {"name": "swiglu", "impl": "liger"}},
+        ),
+    ],
+)
+def test_the_state_dict_does_not_depend_on_how_things_are_computed(one, other):
+    trained, second = gpt(seed=1, scale=5.0, **one), gpt(seed=2, **other)
+    ours, theirs = trained.state_dict(), second.state_dict()
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+    second.load_state_dict(ours)
+    if "flex" in other.values() or "liger" in str(other):
+        return  # computed on a GPU only
+    with torch.no_grad():
+        assert torch.allclose(trained(TOKENS), second(TOKENS), atol=1e-4)
+
+
+def test_equal_seeds_give_equal_weights_whatever_computes():
+    first = gpt(attn="naive").state_dict()
+    for other in (gpt(attn="xformers"), gpt(ffn={"name": "swiglu", "impl": "xformers"})):
+        assert all(torch.equal(first[name], t) for name, t in other.state_dict().items())
+
+
+def test_tied_embeddings_are_one_tensor():
+    model = gpt(tie_embeddings=True)
+    assert model.head.weight is model.embed.weight
+    assert "head.weight" not in dict(model.named_parameters())
+    moved = model.to(torch.bfloat16)
+    assert moved.head.weight.data_ptr() == moved.embed.weight.data_ptr()
+    assert gpt().head.weight is not gpt().embed.weight
+
+
+# ---- forward
+
+
+@pytest.mark.parametrize("attn", ON_CPU)
+def test_activation_checkpointing_changes_nothing(attn):
+    chosen = {"attn": attn, "pos": "rope", "heads": "gqa", "dropout": 0.2, "scale": 5.0}
+    weights = torch.randn(1, 130, VOCAB)
+    results = []
+    for recompute in (False, True):
+        model = gpt(**chosen, activation_checkpointing=recompute)
+        calls = []
+        model.blocks[0].ffn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(5)  # of dropout, which must drop the same again
+        results.append(logits_and_grads(model, TOKENS, PACKED_LENGTHS, weights))
+        assert len(calls) == 1 + recompute
+    (logits, grads), (other_logits, other_grads) = results
+    assert torch.equal(logits, other_logits)
+    assert all(torch.equal(grads[name], other_grads[name]) for name in grads)
+
+
+def test_more_tokens_than_positions_are_refused():
+    model = gpt()
+    with pytest.raises(
+        ConfigError, match=r"model\.pos\.max_positions is 130.*131.*model\.pos=rope"
+    ):
+        model(random_tokens(1, 131))
+    # a row may be longer where its documents are not
+    assert model(random_tokens(1, 200), (130, 70)).shape == (1, 200, VOCAB)
+    with pytest.raises(ConfigError, match="model.pos.max_positions"):
+        model(random_tokens(1, 200), (69, 131))
+    assert gpt(pos="rope")(random_tokens(1, 200)).shape == (1, 200, VOCAB)
+
+
+def test_the_handle_is_kept_while_batches_stay_alike():
+    model = gpt(attn="sdpa", bias="window")
+    calls = []
+    prepare = model.backend.prepare
+    model.backend.prepare = lambda *facts: calls.append(facts) or prepare(*facts)
+    for shape, seqlens in [((2, 64), None), ((2, 64), None), ((1, 64), (30, 34))]:
+        model(random_tokens(*shape), seqlens)
+    assert len(calls) == 2
+
+
+def test_inference_mode_before_training():
+    # the mask made in inference mode was kept, and the backward pass of the next batch refused it
+    model = gpt(attn="sdpa", bias="window")
+    with torch.inference_mode():
+        model(TOKENS)
+    model(TOKENS).sum().backward()
+
+
+def test_the_additive_bias_of_a_recipe_of_ones_own_is_used():
+    class Diagonal:
+        """Hides everything but a token itself, as a tensor."""
+
+        def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
+            hidden = torch.full((130, 130), -math.inf).fill_diagonal_(0.0)
+            return AttnBias(additive_HMM=hidden[None])
+
+    for attn in ON_CPU:
+        model = gpt(attn=attn, scale=5.0)
+        model.bias = Diagonal()
+        with torch.no_grad():
+            one = model(TOKENS)
+            two = model(TOKENS.flip(1).roll(1, 1))
+        same = TOKENS == TOKENS.flip(1).roll(1, 1)
+        assert same.any() and not same.all()
+        assert torch.equal((one == two).all(-1), same)
+
+
+def test_the_notebook_api():
+    cfg = xftrain.compose("model.dim=32", "model.num_heads=4", "model.attn=naive", "seq=16")
+    model = xftrain.build_model(cfg)
+    assert isinstance(model, GPT)
+    assert model.vocab_size == 64  # counting's, from the data
+    tokens = random_tokens(1, 16)
+    assert model(tokens).shape == (1, 16, 64)
+    assert model(tokens, seqlens=(10, 6)).shape == (1, 16, 64)
+    again = xftrain.build_model(cfg)
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("asked", "rows"), [("null", 128), ("100", 100)])
+def test_rows_of_the_embedding(asked, rows):
+    # 65 tokens are rounded up to a multiple of 64, unless a number was asked for
+    cfg = compose("model.dim=32", "data.vocab_size=65", f"model.vocab_size={asked}")
+    assert xftrain.build_model(cfg).vocab_size == rows
+
+
+def test_shape_letters_of_grouped_heads():
+    for heads, num_kv_heads in NUM_KV_HEADS.items():
+        model = assemble(options(heads=heads, num_heads=8), VOCAB)
+        _, shape = model.attention_facts(2, 16, None)
+        assert shape == AttnShape(B=2, M=16, H=8, G=num_kv_heads, K=8)

@@ -1,0 +1,235 @@
+"""Dotted overrides mean the slashed ones, and whatever is wrong with one is said in a sentence."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xftrain.config import compose, validate
+from xftrain.errors import ConfigError
+from xftrain.overrides import all_groups, normalise, normalise_argv, slug
+from xftrain.registry import names
+
+GROUPS = all_groups()
+NESTED = sorted(group for group in GROUPS if "/" in group)
+BACKENDS = ", ".join(names("model/attn"))
+
+
+def _refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        validate(compose(*overrides))
+    return str(refused.value)
+
+
+# ---- dotted and slashed
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("model.attn=naive", "model/attn=naive"),
+        ("+model.attn=naive", "+model/attn=naive"),
+        ("~model.attn", "~model/attn"),
+        ("~model.attn=auto", "~model/attn=auto"),
+        ("model.attn@other=naive", "model/attn@other=naive"),
+        ("model.attn=naive,sdpa", "model/attn=naive,sdpa"),
+        ("model.attn=glob(*)", "model/attn=glob(*)"),
+        ("model.attn=[naive,sdpa]", "model/attn=[naive,sdpa]"),
+        ("hydra.launcher=joblib", "hydra/launcher=joblib"),
+        ("hydra.job_logging=disabled", "hydra/job_logging=disabled"),
+    ],
+)
+def test_a_dotted_group_becomes_slashed(typed, meant):
+    assert normalise(typed, GROUPS) == meant
+    assert normalise(meant, GROUPS) == meant
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "model.attn.op=cutlass",
+        "model.attn={name: naive}",
+        "model.attn= {name: naive}",
+        "model.attn=null",
+        "model.attn=NULL",
+        "model=gpt_tiny",
+        "optim.lr=interval(0,1)",
+        "hydra.launcher.n_jobs=2",
+        "data.path=model.attn=x",
+        "tags=[model.attn=x]",
+        "model.atn=naive",
+        "",
+        "=",
+    ],
+)
+def test_anything_else_is_left_alone(typed):
+    assert normalise(typed, GROUPS) == typed
+
+
+@given(
+    st.sampled_from(["", "+", "++", "~"]),
+    st.one_of(st.sampled_from(NESTED).map(lambda group: group.replace("/", ".")), st.text()),
+    st.one_of(st.just(""), st.text().map(lambda text: "=" + text)),
+)
+def test_normalising_again_changes_nothing_and_only_groups_change(sign, key, value):
+    typed = sign + key + value
+    meant = normalise(typed, GROUPS)
+
+    assert normalise(meant, GROUPS) == meant
+    if meant != typed:
+        group = key.replace(".", "/")
+        assert group in GROUPS
+        assert meant == sign + group + value
+
+
+@given(st.text(alphabet="model.atn/=~+@ {}[]'\"$,", max_size=20))
+def test_what_looks_like_an_override_is_changed_only_for_a_group(typed):
+    meant = normalise(typed, GROUPS)
+
+    assert meant == typed or meant.lstrip("+~").partition("=")[0].partition("@")[0] in GROUPS
+
+
+def test_flags_pass_through():
+    argv = ["-m", "--config-name", "train", "model.attn=naive", "--cfg=job"]
+
+    assert normalise_argv(argv, GROUPS) == [*argv[:3], "model/attn=naive", argv[4]]
+
+
+def test_both_forms_compose_the_same():
+    dotted, slashed = compose("model.attn=naive"), compose("model/attn=naive")
+
+    assert dotted.model.attn == {"name": "naive"}
+    assert dotted == slashed
+
+
+def test_an_option_and_its_value_in_either_order():
+    first = compose("model.heads=gqa", "model.heads.num_kv_heads=4")
+    last = compose("model.heads.num_kv_heads=4", "model.heads=gqa")
+
+    assert first.model.heads == last.model.heads == {"name": "gqa", "num_kv_heads": 4}
+
+
+@given(st.text(max_size=300))
+def test_a_slug_is_the_name_of_one_folder(text):
+    assert re.fullmatch(r"[\w.,=+-]{0,150}", slug(text), flags=re.ASCII)
+
+
+def test_a_slug_keeps_what_a_person_reads_but_fits_a_file_system():
+    assert len(slug("tags=" + "x" * 300)) == 150
+    assert slug("model/attn=naive,batch_tokens=64") == "model.attn=naive,batch_tokens=64"
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("seq=abc", "seq must be an integer >= 1, got 'abc'."),
+        ("seq=-1", "seq must be an integer >= 1, got -1."),
+        ("seq=1e3", "seq must be an integer >= 1, got 1000.0."),
+        ("seed=-1", "seed must be an integer >= 0, got -1."),
+        ("max_steps=0", "max_steps must be an integer >= 1, got 0."),
+        ("compile=abc", "compile must be true or false, got 'abc'."),
+        ("tags=x", "tags must be a list of values, each a string, got 'x'."),
+        ("seq=${nope}", "seq: Interpolation key 'nope' not found."),
+        ("model.num_layers=0", "model.num_layers must be an integer >= 1, got 0."),
+        ("data.vocab_size=-4", "data.vocab_size must be an integer >= 2, got -4."),
+        ("data.batch_size=0", "data.batch_size must be an integer >= 1 or null, got 0."),
+        (
+            "trainer.precision=fp7",
+            "trainer.precision must be one of auto, 32-true, 16-mixed, bf16-mixed, bf16-true, "
+            "got 'fp7'.",
+        ),
+        ("nope=1", "nope is not a key of the configuration, which has seq, batch_tokens, "),
+        ("+nope=1", "nope is not a key of the configuration, which has seq, batch_tokens, "),
+        ("model.atn=naive", "model.atn is not a key of model; did you mean model.attn?"),
+        ("+model.nope=1", "model.nope is not a key of model, which has dim, "),
+        ("model/atn=naive", "model.atn is not a group; did you mean model.attn?"),
+        ("model.attn@x=naive", "model.attn@x is not a group; did you mean model.attn?"),
+        ("model.attn.nope=1", "model.attn.nope is not a key of model.attn=auto, which has none."),
+        ("+model.attn.nope=1", "model.attn.nope is not a key of model.attn=auto, which has none."),
+        (
+            "model.attn=xfomers",
+            f"model.attn=xfomers: no such option; choose one of {BACKENDS} (nearest: xformers).",
+        ),
+        ("model.attn=3", f"model.attn=3: no such option; choose one of {BACKENDS}."),
+        ("model=null", "model=null: no such option; choose one of "),
+        (
+            "~model.attn",
+            f"model.attn is missing; choose one of {BACKENDS}, as in model.attn=<option>.",
+        ),
+        ("model.attn=null", f"model.attn is missing; choose one of {BACKENDS}, "),
+        ("~data", "data is missing; choose one of "),
+        ("~model.dim", "model.dim has no value; it must be an integer >= 1."),
+        (
+            "model.attn=[naive,sdpa]",
+            "model.attn takes one option, got [naive,sdpa]; to run one job for each, add -m and "
+            "write model.attn=naive,sdpa.",
+        ),
+        ("model/attn=[naive,sdpa]", "model.attn takes one option, got [naive,sdpa]; "),
+        ("loss=[auto,full]", "loss takes one option, got [auto,full]; "),
+        ("+model.attn=sdpa", "model.attn is chosen twice; choose one option, without + or a list."),
+        (
+            "++model.attn=sdpa",
+            "++model.attn=sdpa chooses an option of a group; leave out the ++.",
+        ),
+        (
+            "model.attn=naive,sdpa",
+            "model.attn=naive,sdpa has several values; add -m to run one job for each.",
+        ),
+        ("seq=range(1,3)", "seq=range(1,3) has several values; add -m to run one job for each."),
+        (
+            "ckpt=a=b.ckpt",
+            "'ckpt=a=b.ckpt' cannot be read; a value that holds special characters needs quotes "
+            "of its own, as in 'ckpt=\"...\"'.",
+        ),
+        ("seq", "'seq' is neither a flag nor of the form key=value."),
+        ("hydra.job.nam=x", "hydra.job.nam is not a key of hydra.job; did you mean hydra.job.name"),
+        ("model.bias=full", "model.bias=full lets next-token training see its answers; "),
+        (
+            "model.num_heads=5",
+            "model.dim must be a multiple of model.num_heads, got 128 and 5; with this dim "
+            "num_heads can be 1, 2, 4, 8, 16, 32, 64, 128.",
+        ),
+        ("data=text", "data.path has no value; it must be a string."),
+        ("ckpt=nowhere", "ckpt must be auto or an existing checkpoint file, got 'nowhere'."),
+        ("optim.lr=nan", "optim.lr must be a number > 0 and finite, got nan."),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(typed, sentence):
+    said = _refusal(typed)
+
+    assert said.startswith(sentence)
+    assert "\n" not in said
+
+
+GARBAGE = [
+    "",
+    "null",
+    "-1",
+    "1.5",
+    "[naive,sdpa]",
+    "{a:1}",
+    "a=b",
+    "${seq}",
+    "${.}",
+    "???",
+    "'",
+    "[",
+]
+KEYS = ["seq", "model.attn", "model/attn", "model", "data.path", "tags", "optim.betas", "callbacks"]
+
+
+@settings(max_examples=25)  # each composes: 0.15 s
+@given(
+    st.sampled_from(["", "", "", "+", "++", "~"]),
+    st.sampled_from(KEYS),
+    st.one_of(st.sampled_from(GARBAGE), st.text(max_size=6)),
+)
+def test_garbage_is_refused_with_a_sentence_or_right(sign, key, value):
+    try:
+        validate(compose(f"{sign}{key}={value}"))
+    except ConfigError as error:
+        assert "\n" not in str(error)

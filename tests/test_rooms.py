@@ -1,0 +1,178 @@
+"""The rooms of the package: imports point down only, and heavy packages stay where they belong."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the ground up. A module may import its own room and the rooms of the floors below; rooms of
+# one floor do not know each other. A room is a module, or a package with all it holds.
+FLOORS = [
+    ["errors", "fields"],
+    ["signatures"],
+    ["registry"],  # the options by name, read from their sources: importing it imports none
+    ["interfaces"],
+    ["attention.dense", "attention.folding", "attention.xformers_ops"],
+    ["attention.biases", "attention.backends"],  # they meet in interfaces.AttnBias alone
+    ["layers"],
+    ["initialization", "losses"],
+    ["model"],
+    ["generate"],
+    ["data"],
+    ["training"],
+    ["benchmark"],
+    ["overrides"],
+    ["config"],
+    ["builder"],
+    ["preflight"],
+    ["runner"],
+    [""],  # xftrain/__init__.py, the public API
+    ["cli"],
+    ["__main__"],
+]
+
+# Answering --help and refusing a wrong configuration must not wait seconds for these.
+HEAVY = {"torch", "lightning", "torchmetrics", "xformers", "matplotlib", "tensorboard"}
+LIGHT_ROOMS = ["", "registry", "config", "cli", "__main__"]
+
+# Importing xFormers has traps, so one room does it for the others.
+XFORMERS_ROOM = "attention.xformers_ops"
+
+
+def _within(module: str, room: str) -> bool:
+    return module == room or (room != "" and module.startswith(room + "."))
+
+
+def _modules(package: Path) -> dict[str, Path]:
+    """Every module by its dotted name inside the package; the package itself is ""."""
+    names = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def _nodes(tree: ast.Module, *, at_import: bool) -> Iterator[ast.AST]:
+    """All nodes, or those that run when the module is imported."""
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if at_import and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo.extend(node.orelse)
+            continue
+        todo.extend(ast.iter_child_nodes(node))
+
+
+def _imports(path: Path, modules: dict[str, Path], *, at_import: bool = False) -> set[str]:
+    """Dotted names that a module imports, by statement or by `import_module("...")`.
+
+    `from a import b` is `a.b` where that is a module.
+    """
+    names: set[str] = set()
+    for node in _nodes(ast.parse(path.read_text("utf-8")), at_import=at_import):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import in full"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                names.add(full if full.removeprefix("xftrain.") in modules else node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+    return names
+
+
+def _own(imports: set[str]) -> set[str]:
+    """Of some imports, those of the package, without its name."""
+    inside = {name for name in imports if _within(name, "xftrain")}
+    return {name.removeprefix("xftrain").removeprefix(".") for name in inside}
+
+
+def _place(module: str) -> tuple[int, str] | None:
+    """The floor and the room of a module."""
+    for floor, rooms in enumerate(FLOORS):
+        for room in rooms:
+            if _within(module, room):
+                return floor, room
+    return None
+
+
+def _upward_imports(package: Path) -> list[str]:
+    """Every import that does not point down, and every module that has no room."""
+    modules, faults = _modules(package), []
+    for module, path in modules.items():
+        here, targets = _place(module), sorted(_own(_imports(path, modules)))
+        if here is None:
+            if targets or path.name != "__init__.py":  # a bare __init__.py may hold several rooms
+                faults.append(f"{module} has no room in FLOORS")
+            continue
+        for target in targets:
+            there = _place(target)
+            if there is None:
+                faults.append(f"{module} imports {target}, which has no room in FLOORS")
+            elif there != here and there[0] >= here[0]:
+                faults.append(f"{module} imports {target}, which is not below it")
+    return faults
+
+
+MODULES = _modules(ROOT / "xftrain")
+
+
+def test_imports_point_down():
+    assert _upward_imports(ROOT / "xftrain") == []
+
+
+def test_an_import_that_points_up_or_sideways_is_found(tmp_path):
+    sources = {
+        "errors.py": "",
+        "config.py": "from xftrain.errors import ConfigError\n",
+        "layers/heads.py": "def f():\n    from xftrain import config\n",  # late, but upward
+        "attention/biases/causal.py": "import xftrain.attention.backends.sdpa\n",
+        "attention/backends/sdpa.py": "from xftrain.attention.backends import naive\n",
+        "attention/backends/naive.py": "",
+        "helpers.py": "",
+    }
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert _upward_imports(tmp_path) == [
+        "attention.biases.causal imports attention.backends.sdpa, which is not below it",
+        "helpers has no room in FLOORS",
+        "layers.heads imports config, which is not below it",
+    ]
+
+
+@pytest.mark.parametrize("room", LIGHT_ROOMS)
+def test_importing_it_reaches_no_heavy_package(room):
+    reached, todo, heavy = set(), [room], {}
+    while todo:
+        module = todo.pop()
+        if module in reached or module not in MODULES:
+            continue
+        reached.add(module)
+        imports = _imports(MODULES[module], MODULES, at_import=True)
+        found = {name.split(".")[0] for name in imports} & HEAVY
+        heavy |= {module: found} if found else {}
+        for name in _own(imports):
+            parts = name.split(".")
+            todo += [".".join(parts[:end]) for end in range(len(parts) + 1)]  # parents run as well
+
+    assert room in reached
+    assert heavy == {}
+
+
+def test_xformers_is_imported_in_one_room_only():
+    importers = {
+        module
+        for module, path in MODULES.items()
+        if any(_within(name, "xformers") for name in _imports(path, MODULES))
+    }
+    assert importers
+    assert {module for module in importers if not _within(module, XFORMERS_ROOM)} == set()

@@ -1,0 +1,32 @@
+"""xftrain: train memory-efficient transformers, every choice of them checked and measured.
+
+In notebooks and tests: `cfg = xftrain.compose("model.attn=naive")`, `xftrain.build_model(cfg)`,
+`xftrain.run(cfg)`. Importing the package imports no torch; these do, when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xftrain.builder import build_model
+    from xftrain.config import compose
+    from xftrain.runner import run
+
+__all__ = ["__version__", "build_model", "compose", "run"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "build_model": "xftrain.builder",
+    "compose": "xftrain.config",
+    "run": "xftrain.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xftrain' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

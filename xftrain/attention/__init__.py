@@ -1,0 +1,1 @@
+"""Attention: bias recipes, backends, and what both share."""

@@ -1,0 +1,195 @@
+"""Measures the backends that can run at the run's own shape and takes the fastest.
+
+Nothing is kept on disk, where it would go stale, and nothing is compiled just to be tried.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xftrain import registry
+from xftrain.attention.backends.naive import Naive
+from xftrain.interfaces import AttnBias, AttnShape, Backend
+
+log = logging.getLogger(__name__)
+
+_BUDGET_S = 1.0  # of timing, a backend
+_MIN_REPEATS, _MAX_REPEATS = 3, 30
+_NAIVE_MIB = 4096  # scores of more than this are not tried: they would only be slow, or not fit
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One backend's line in the table: its median time, or why it was not timed."""
+
+    name: str
+    kernel: str
+    ms: float | None
+    reason: str = ""
+
+
+class Auto(Backend):
+    """The fastest backend for the first batch, then always that one."""
+
+    name = "auto"
+
+    def __init__(self) -> None:
+        self.chosen: Backend | None = None
+        self.trials: list[Trial] = []
+
+    def unsupported(
+        self,
+        bias: AttnBias,
+        shape: AttnShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        needs_grad: bool = True,
+    ) -> list[str]:
+        """Empty if any candidate runs."""
+        reasons = []
+        for backend in [self.chosen] if self.chosen else _candidates():
+            why = backend.unsupported(bias, shape, dtype, device, needs_grad=needs_grad)
+            if not why:
+                return []
+            reasons += [f"{backend.name}: {reason}" for reason in why]
+        return reasons
+
+    def prepare(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """Chooses at the first call; then the chosen backend's handle."""
+        if self.chosen is None:
+            self.choose(bias, shape, dtype, device)
+        assert self.chosen is not None
+        return self.chosen.prepare(bias, shape, dtype, device)
+
+    def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
+        """The chosen backend's attention."""
+        assert self.chosen is not None, "prepare comes first"
+        return self.chosen(q_BMHK, k_BMGK, v_BMGK, handle)
+
+    def kernel(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> str:
+        """The chosen backend's kernel."""
+        if self.chosen is None:
+            self.choose(bias, shape, dtype, device)
+        assert self.chosen is not None
+        return self.chosen.kernel(bias, shape, dtype, device)
+
+    def choose(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Times forward and backward of each candidate, in turn, and keeps the fastest.
+
+        Under `torch.use_deterministic_algorithms` nothing is timed, since clocks differ from run
+        to run: the first candidate that runs is taken.
+        """
+        runnable: list[Backend] = []
+        trials: dict[str, Trial] = {}
+        for backend in _candidates():
+            reasons = backend.unsupported(bias, shape, dtype, device)
+            if not reasons and backend.name == "naive":
+                reasons = _too_large(shape)
+            if reasons:
+                trials[backend.name] = Trial(backend.name, "", None, "; ".join(reasons))
+            else:
+                runnable.append(backend)
+        # naive runs wherever nothing else does, whatever its size
+        runnable = runnable or [Naive()]
+        if torch.are_deterministic_algorithms_enabled() or len(runnable) == 1:
+            self.chosen = runnable[0]
+            self.trials = list(trials.values())
+            log.info("attention: auto takes %s, the first that runs", self.chosen.name)
+            return
+        times_ms = _time_all(runnable, bias, shape, dtype, device)
+        for backend, ms in zip(runnable, times_ms, strict=True):
+            kernel = backend.kernel(bias, shape, dtype, device)
+            trials[backend.name] = Trial(backend.name, kernel, ms)
+        self.chosen = runnable[times_ms.index(min(times_ms))]
+        self.trials = sorted(trials.values(), key=lambda trial: trial.ms or float("inf"))
+        log.info("%s", self.table(shape, dtype))
+
+    def table(self, shape: AttnShape, dtype: torch.dtype) -> str:
+        """The trials as text."""
+        sizes = f"B={shape.B} M={shape.M} H={shape.H} G={shape.G} K={shape.K}"
+        name = str(dtype).removeprefix("torch.")
+        lines = [f"attention: auto, one layer forward + backward at {sizes} {name}"]
+        for trial in self.trials:
+            taken = self.chosen is not None and trial.name == self.chosen.name
+            result = f"{trial.ms:9.3f} ms  {trial.kernel}" if trial.ms else f"  {trial.reason}"
+            lines.append(f"  {'->' if taken else '  '} {trial.name:9}{result}")
+        for backend in all_backends():
+            if backend.needs_compilation:
+                lines.append(f"     {backend.name:9}  not tried: it would have to be compiled")
+        return "\n".join(lines)
+
+
+def all_backends() -> list[Backend]:
+    """Every built-in backend that runs a kernel of its own, the preferred first."""
+    names = [name for name in registry.names("model/attn") if name != Auto.name]
+    backends = [registry.load("model/attn", name)() for name in names]
+    return sorted(backends, key=lambda backend: (backend.rank, backend.name))
+
+
+def _candidates() -> list[Backend]:
+    """Those that need not be compiled just to be tried."""
+    return [backend for backend in all_backends() if not backend.needs_compilation]
+
+
+def _too_large(shape: AttnShape) -> list[str]:
+    scores_mib = shape.B * shape.H * shape.M**2 * 4 / 2**20
+    if scores_mib > _NAIVE_MIB:
+        return [f"its scores alone would take {scores_mib:,.0f} MiB a layer; not tried"]
+    return []
+
+
+def _time_all(
+    backends: list[Backend],
+    bias: AttnBias,
+    shape: AttnShape,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[float]:
+    """Median milliseconds of each, their repetitions interleaved so that drift hits all alike."""
+    B, M, H, G, K = shape.B, shape.M, shape.H, shape.G, shape.K
+    generator = torch.Generator(device).manual_seed(0)  # leaves the run's own random state alone
+
+    def fresh(heads: int) -> Tensor:
+        x = torch.randn(B, M, heads, K, generator=generator, device=device, dtype=torch.float32)
+        return x.to(dtype).requires_grad_()
+
+    q, k, v, grad = fresh(H), fresh(G), fresh(G), fresh(H).detach()
+    handles = [backend.prepare(bias, shape, dtype, device) for backend in backends]
+
+    def once(index: int) -> float:
+        _synchronize(device)
+        start = time.perf_counter()
+        out = backends[index](q, k, v, handles[index])
+        torch.autograd.grad(out, (q, k, v), grad)
+        _synchronize(device)
+        return (time.perf_counter() - start) * 1e3
+
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        for index in range(len(backends)):
+            once(index)  # loads kernels
+        times = [[once(index)] for index in range(len(backends))]
+        fits = [int(_BUDGET_S * 1e3 / max(series[0], 1e-3)) for series in times]
+        repeats = [min(max(count, _MIN_REPEATS), _MAX_REPEATS) for count in fits]
+        for turn in range(max(repeats)):
+            for index in range(len(backends)):
+                if turn < repeats[index]:
+                    times[index].append(once(index))
+    return [sorted(series)[len(series) // 2] for series in times]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,174 @@
+"""FlexAttention: masks and score changes compiled into one fused kernel.
+
+Dong et al., 2024, arXiv:2412.05496; torch.nn.attention.flex_attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from xftrain.interfaces import AttnBias, AttnShape, Backend
+
+_ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class _Handle:
+    scale: float
+    block_mask: BlockMask | None
+    score_mod: _ScoreMod | None
+    enable_gqa: bool
+    kernel_options: dict[str, int] | None
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    """flex_attention, compiled once a process; uncompiled it would materialize the scores."""
+    # Each shape and bias is one compilation. Past torch's limit of 8 it would quietly run
+    # unfused; raise the limits, and fail loudly should they ever be hit.
+    torch._dynamo.config.recompile_limit = 1024
+    torch._dynamo.config.accumulated_recompile_limit = 4096
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(flex_attention, dynamic=False)
+
+
+class Flex(Backend):
+    """Every bias as a mask or score function; block-sparse where keys are hidden."""
+
+    name = "flex"
+    rank = 30
+    needs_compilation = True
+
+    def unsupported(
+        self,
+        bias: AttnBias,
+        shape: AttnShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        needs_grad: bool = True,
+    ) -> list[str]:
+        """Everything on a GPU of compute capability 8.0 or later; no gradients on the CPU."""
+        if device.type != "cuda":
+            return [f"torch has no backward of FlexAttention on {device.type}"] * needs_grad
+        reasons = []
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            reasons.append("FlexAttention needs a GPU of compute capability 8.0 or later")
+        if dtype == torch.float64:
+            reasons.append("FlexAttention has no float64 kernel")
+        if shape.K < 16:
+            reasons.append(f"FlexAttention needs a head width of at least 16, got {shape.K}")
+        return reasons
+
+    def prepare(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> _Handle:
+        """The block mask and the score function."""
+        return _Handle(
+            scale=shape.scale,
+            block_mask=block_mask(bias, shape.M, device),
+            score_mod=_score_mod(bias, shape.M, device),
+            enable_gqa=shape.H != shape.G,
+            # a bias tensor is staged in shared memory too: three stages of it do not fit
+            kernel_options={"num_stages": 1} if _is_tensor(bias) else None,
+        )
+
+    def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
+        """Attention; grouped heads go to the kernel as they are."""
+        return _compiled()(
+            q_BMHK.transpose(1, 2),
+            k_BMGK.transpose(1, 2),
+            v_BMGK.transpose(1, 2),
+            score_mod=handle.score_mod,
+            block_mask=handle.block_mask,
+            scale=handle.scale,
+            enable_gqa=handle.enable_gqa,
+            kernel_options=handle.kernel_options,
+        ).transpose(1, 2)
+
+    def kernel(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> str:
+        """The compiler's Triton template."""
+        return "flex-triton"
+
+
+def block_mask(bias: AttnBias, num_positions: int, device: torch.device) -> BlockMask | None:
+    """Which 128 x 128 blocks of scores are computed, and which need the mask inside.
+
+    Every query sees one range of keys, so blocks follow from the ranges' ends; torch's own
+    `create_block_mask` would evaluate the mask at all M x M positions. None where all is visible.
+    """
+    if not bias.causal and bias.seqlens is None:
+        return None
+    first_M, last_M = _ranges(bias, num_positions, device)
+
+    def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        # tensors, not numbers: another batch's documents are new data, not new code to compile
+        return (j >= first_M[i]) & (j <= last_M[i])
+
+    starts = torch.arange(0, num_positions, _BLOCK, device=device)
+    ends = (starts + _BLOCK).clamp(max=num_positions) - 1
+    touched = (starts <= last_M[ends][:, None]) & (ends >= first_M[starts][:, None])
+    inside = (starts >= first_M[ends][:, None]) & (starts + _BLOCK - 1 <= last_M[starts][:, None])
+    return BlockMask.from_kv_blocks(
+        *_ordered(touched & ~inside),
+        *_ordered(inside),
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=mask_mod,
+        seq_lengths=(num_positions, num_positions),
+    )
+
+
+def _ranges(bias: AttnBias, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first and the last key that each query sees; neither ever decreases."""
+    i = torch.arange(num_positions, device=device)
+    lengths = torch.tensor(bias.seqlens or (num_positions,), device=device)
+    ends = lengths.cumsum(0)
+    document_M = torch.repeat_interleave(
+        torch.arange(len(lengths), device=device), lengths, output_size=num_positions
+    )
+    first_M = (ends - lengths)[document_M]
+    if bias.window is not None:
+        first_M = torch.maximum(first_M, i - (bias.window - 1))
+    return first_M, i if bias.causal else ends[document_M] - 1
+
+
+def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks each query block has, and their numbers in front: [1, 1, n(, n)]."""
+    counts = blocks.sum(dim=-1, dtype=torch.int32)
+    order = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
+    return counts[None, None], order.to(torch.int32)[None, None]
+
+
+def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
+    """What is added to the scores: slopes times the distance, or one tensor where asked for."""
+    slopes_H = None if bias.slopes is None else torch.tensor(bias.slopes, device=device)
+    if _is_tensor(bias):
+        # the block mask hides what this tensor would, so its own -inf cost nothing
+        dense_HMM = bias.materialize(num_positions, device, torch.float32)
+        per_head = dense_HMM.shape[0] > 1
+
+        def score_tensor(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return s + dense_HMM[h if per_head else 0, i, j]
+
+        return score_tensor
+    if slopes_H is None:
+        return None
+
+    def score_alibi(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return s + slopes_H[h] * (j - i)
+
+    return score_alibi
+
+
+def _is_tensor(bias: AttnBias) -> bool:
+    """Whether the kernel reads the bias from memory rather than computing it."""
+    return bias.dense or bias.additive_HMM is not None

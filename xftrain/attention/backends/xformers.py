@@ -1,0 +1,191 @@
+"""xFormers' memory-efficient attention, with xFormers' own masks.
+
+xformers.ops.memory_efficient_attention, pinned to 0.0.35. The kernel is the one that xFormers
+dispatches to on CUDA; on the CPU, where it ships none, this project's operator pair passed as
+`op=`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xftrain.attention.dense import dense_bias
+from xftrain.attention.folding import Fold, fold, folding_reasons
+from xftrain.attention.xformers_ops.loading import xformers_ops
+from xftrain.interfaces import AttnBias, AttnShape, Backend
+
+_ALIGN = 8  # cutlass reads a bias in rows that start on 16 bytes
+
+
+@dataclass(frozen=True)
+class _Handle:
+    attend: Any  # memory_efficient_attention: compiled code must not look it up
+    scale: float
+    mask: Any  # None, a tensor, or one of xFormers' bias classes
+    fold: Fold | None
+    alive: Tensor | None
+    op: Any
+
+
+class XFormers(Backend):
+    """`memory_efficient_attention`; K/V of grouped heads are expanded before the call."""
+
+    name = "xformers"
+    rank = 20
+
+    def unsupported(
+        self,
+        bias: AttnBias,
+        shape: AttnShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        needs_grad: bool = True,
+    ) -> list[str]:
+        """xFormers' own reasons, forward and backward, for these very inputs."""
+        try:
+            xformers_ops()
+        except ImportError as error:
+            return [str(error)]
+        if device.type not in ("cpu", "cuda"):
+            return [f"xFormers has no kernel for {device.type}"]
+        reasons = [] if bias.dense else folding_reasons(bias, shape.M, dtype)
+        if reasons:
+            return reasons
+        try:
+            self._ops(bias, shape, dtype, device, needs_grad=needs_grad)
+        except NotImplementedError as error:
+            return [_one_line(error)]
+        return []
+
+    def prepare(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> _Handle:
+        """xFormers' own mask, and ALiBi's features."""
+        folded = bias.slopes is not None and not bias.dense
+        alive = None
+        mask: Any
+        if bias.dense or bias.additive_HMM is not None:
+            mask, alive = self._tensor_mask(bias, shape, dtype, device)
+        else:
+            mask = _mask(bias, device)
+        return _Handle(
+            attend=xformers_ops().memory_efficient_attention,
+            scale=shape.scale,
+            mask=mask,
+            fold=fold(bias, shape, dtype, device) if folded else None,
+            alive=alive,
+            op=_cpu_op() if device.type == "cpu" else None,
+        )
+
+    def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
+        """Attention through `memory_efficient_attention`."""
+        width = v_BMGK.shape[-1]
+        if handle.fold is not None:
+            q_BMHK, k_BMGK = handle.fold(q_BMHK, k_BMGK)
+            # flash wants one width for q, k and v
+            v_BMGK = F.pad(v_BMGK, (0, q_BMHK.shape[-1] - width))
+        num_heads = q_BMHK.shape[2]
+        out_BMHK = handle.attend(
+            q_BMHK,
+            _expand(k_BMGK, num_heads),
+            _expand(v_BMGK, num_heads),
+            attn_bias=handle.mask,
+            scale=handle.scale,
+            op=handle.op,
+        )
+        if handle.fold is not None:
+            out_BMHK = out_BMHK[..., :width]
+        return out_BMHK if handle.alive is None else out_BMHK * handle.alive
+
+    def kernel(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> str:
+        """The operator that xFormers dispatches to, with the form of bias and heads."""
+        forward, backward = self._ops(bias, shape, dtype, device, needs_grad=True)
+        name = forward.NAME
+        if backward.NAME.replace("B", "F", 1) != name and not name.startswith("cpu"):
+            name += f"+{backward.NAME}"
+        notes = [
+            "folded ALiBi" if bias.slopes is not None and not bias.dense else "",
+            "bias tensor" if bias.dense else "",
+            "expanded K/V" if 1 < shape.G < shape.H else "",
+        ]
+        said = ", ".join(note for note in notes if note)
+        return f"{name} ({said})" if said else name
+
+    def _ops(
+        self,
+        bias: AttnBias,
+        shape: AttnShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        needs_grad: bool,
+    ) -> tuple[Any, Any]:
+        """The forward and backward operators that would run; raises NotImplementedError."""
+        fmha = xformers_ops().fmha
+        handle = self.prepare(bias, shape, dtype, device)
+        pad = 0 if handle.fold is None else handle.fold.k_1M1F.shape[-1]
+        q, k, v = (
+            torch.empty(shape.B, shape.M, shape.H, shape.K + pad, dtype=dtype, device=device)
+            for _ in range(3)
+        )
+        inputs = fmha.Inputs(q, k, v, handle.mask, scale=handle.scale)
+        if handle.op is not None:
+            for op in handle.op:
+                if reasons := op.not_supported_reasons(inputs):
+                    raise NotImplementedError("; ".join(reasons))
+            return handle.op
+        forward = fmha._dispatch_fw(inputs, needs_gradient=needs_grad)
+        packed_lse = forward.VARLEN_LSE_PACKED if bias.seqlens is not None else None
+        return forward, fmha._dispatch_bw(inputs, varlen_lse_packed=packed_lse)
+
+    def _tensor_mask(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """The whole bias as [B, H, M, M], its rows aligned as cutlass wants them."""
+        dense_1HMM, alive = dense_bias(bias, shape.M, dtype, device)
+        aligned = F.pad(dense_1HMM, (0, -shape.M % _ALIGN))[..., : shape.M]
+        return aligned.expand(shape.B, shape.H, -1, -1), alive
+
+
+def _mask(bias: AttnBias, device: torch.device) -> Any:
+    """The bias class of xFormers that means the same; None where everything is visible."""
+    masks = xformers_ops().fmha.attn_bias
+    if bias.seqlens is not None:
+        kind = masks.BlockDiagonalCausalMask if bias.causal else masks.BlockDiagonalMask
+        mask = kind.from_seqlens(list(bias.seqlens), device=device)
+        return mask if bias.window is None else mask.make_local_attention(bias.window)
+    if not bias.causal:
+        return None
+    if bias.window is None:
+        return masks.LowerTriangularMask()
+    return masks.LowerTriangularFromBottomRightMask().make_local_attention(bias.window)
+
+
+def _expand(x_BMGK: Tensor, num_heads: int) -> Tensor:
+    """K or V once for every query head; a single head is not copied."""
+    num_groups = x_BMGK.shape[2]
+    if num_groups == num_heads:
+        return x_BMGK
+    if num_groups == 1:
+        return x_BMGK.expand(-1, -1, num_heads, -1)
+    return x_BMGK.repeat_interleave(num_heads // num_groups, dim=2)
+
+
+def _cpu_op() -> Any:
+    from xftrain.attention.xformers_ops.cpu import CPUBackward, CPUForward
+
+    return (CPUForward, CPUBackward)
+
+
+def _one_line(error: Exception) -> str:
+    """xFormers' list of operators and reasons as one line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith(("query", "key ")))

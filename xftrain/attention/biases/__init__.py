@@ -1,0 +1,1 @@
+"""Bias recipes, one a file: what a query may see."""

@@ -1,0 +1,53 @@
+"""Attention with Linear Biases (Press, Smith, Lewis, ICLR 2022, arXiv:2108.12409).
+
+Head h adds `-slope_h * (i - j)` to the score of query i and key j.
+"""
+
+import math
+from typing import Literal
+
+from xftrain.fields import PositiveInt
+from xftrain.interfaces import AttnBias
+
+
+def slopes(num_heads: int) -> tuple[float, ...]:
+    """The paper's slopes, one a head.
+
+    For a power of two n they are 2^(-8/n), 2^(-16/n), ..., 2^-8. For any other head count the
+    paper's released code takes those of the next lower power of two, then every second one of the
+    next higher (`get_slopes` in ofirpress/attention_with_linear_biases).
+    """
+    assert num_heads >= 1
+    lower = 2 ** math.floor(math.log2(num_heads))
+    head = tuple(2.0 ** (-8.0 * (h + 1) / lower) for h in range(lower))
+    rest = tuple(2.0 ** (-8.0 * (2 * h + 1) / (2 * lower)) for h in range(num_heads - lower))
+    return head + rest
+
+
+class Alibi:
+    """Causal attention with linear biases.
+
+    Args:
+        impl: `folded` rewrites the bias as extra features of q and k (linear memory, any kernel);
+            `dense` hands the kernel one tensor of [H, M, M], as xFormers' own examples do.
+        window: number of keys a query sees, itself included; None is unlimited.
+    """
+
+    def __init__(
+        self,
+        *,
+        impl: Literal["folded", "dense"] = "folded",
+        window: PositiveInt | None = None,
+    ) -> None:
+        self.impl = impl
+        self.window = window
+
+    def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
+        """The facts for one batch."""
+        return AttnBias(
+            causal=True,
+            window=self.window,
+            seqlens=seqlens,
+            slopes=slopes(num_heads),
+            dense=self.impl == "dense",
+        )

@@ -1,0 +1,107 @@
+"""ALiBi as extra features of q and k, so that any kernel computes it in linear memory.
+
+Softmax over the keys does not change when a constant is added per query, so ALiBi's
+`-slope * (i - j)` may be replaced by `slope * j`, and that is a dot product of a query feature
+(the slope) and a key feature (the position). Both are split into pieces that the dtype holds
+exactly, so that no precision is lost: the slope into a sum of rounded pieces, the position into
+digits of a power-of-two base whose power sits on the slope's side.
+
+Positions restart in every packed document, which keeps the numbers small. In float32 the query's
+own position is subtracted too: the exact products cancel near the diagonal, where attention is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xftrain.interfaces import AttnBias, AttnShape
+
+# Per dtype: bits of one exact piece; pieces of a slope; the error a score may get.
+_PIECES: dict[torch.dtype, tuple[int, int, float]] = {
+    torch.bfloat16: (8, 3, 2.0**-8),
+    torch.float16: (11, 2, 2.0**-8),
+    torch.float32: (11, 3, 2.0**-11),  # 11 bits: exact also where kernels multiply in TF32
+    torch.float64: (26, 2, 2.0**-30),
+}
+_ALIGN = 8  # kernels want head widths in multiples of this
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Features to put in front of q and k.
+
+    Attributes:
+        q_1MHF: query features, already divided by the softmax scale; M is 1 where they are the
+            same at every position.
+        k_1M1F: key features, the same for every head.
+    """
+
+    q_1MHF: Tensor
+    k_1M1F: Tensor
+
+    def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k with the features in front: [B, M, H, F+K] and [B, M, G, F+K]."""
+        q_feat = self.q_1MHF.expand(*q_BMHK.shape[:3], -1)
+        k_feat = self.k_1M1F.expand(k_BMGK.shape[0], -1, k_BMGK.shape[2], -1)
+        return torch.cat([q_feat, q_BMHK], dim=-1), torch.cat([k_feat, k_BMGK], dim=-1)
+
+
+def folding_reasons(bias: AttnBias, num_positions: int, dtype: torch.dtype) -> list[str]:
+    """Why this bias cannot be folded at this length and dtype; empty means that it can."""
+    if bias.slopes is None:
+        return []
+    if dtype not in _PIECES:
+        return [f"ALiBi cannot be folded in {dtype}"]
+    # Scores accumulate in float32 (float64 for float64): slope * position must leave enough bits.
+    longest = max(bias.seqlens or (num_positions,))
+    unit = 2.0**-53 if dtype == torch.float64 else 2.0**-24
+    error, allowed = max(bias.slopes) * longest * unit, _PIECES[dtype][2]
+    if error > allowed:
+        return [
+            f"ALiBi folded over {longest} positions would round scores by up to {error:.1g}, "
+            f"more than {allowed:.1g} in {dtype}"
+        ]
+    return []
+
+
+def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device) -> Fold:
+    """The features of an ALiBi bias for one batch."""
+    assert bias.slopes is not None and not folding_reasons(bias, shape.M, dtype)
+    bits, num_pieces, _ = _PIECES[dtype]
+    seqlens = bias.seqlens or (shape.M,)
+    positions_M = torch.cat([torch.arange(n) for n in seqlens]).to(device)
+    num_digits = max(1, math.ceil((max(seqlens) - 1).bit_length() / bits))
+    digits_M = [(positions_M >> (bits * n)) & (2**bits - 1) for n in range(num_digits)]
+    subtract_own = dtype in (torch.float32, torch.float64)
+
+    rest_H = torch.tensor(bias.slopes, dtype=torch.float64) / shape.scale
+    q_feats: list[Tensor] = []  # each [1 or M, H]
+    k_feats: list[Tensor] = []  # each [M]
+    for _ in range(num_pieces):
+        piece_H = _round_to_bits(rest_H, bits)
+        rest_H = rest_H - piece_H
+        for n, digit_M in enumerate(digits_M):
+            slope_1H = (piece_H * 2.0 ** (bits * n)).to(device, dtype)[None]
+            digit_M = digit_M.to(dtype)
+            q_feats.append(slope_1H)
+            k_feats.append(digit_M)
+            if subtract_own:
+                q_feats.append(-slope_1H * digit_M[:, None])
+                k_feats.append(torch.ones_like(digit_M))
+    pad = -(len(q_feats) + shape.K) % _ALIGN
+    q_feats += [torch.zeros_like(q_feats[0])] * pad
+    k_feats += [torch.zeros_like(k_feats[0])] * pad
+    return Fold(
+        q_1MHF=torch.stack(torch.broadcast_tensors(*q_feats), dim=-1)[None],
+        k_1M1F=torch.stack(k_feats, dim=-1)[None, :, None],
+    )
+
+
+def _round_to_bits(values: Tensor, bits: int) -> Tensor:
+    """Values with a mantissa of that many bits, so that a product with a digit is exact."""
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp((mantissa * 2.0**bits).round() / 2.0**bits, exponent)

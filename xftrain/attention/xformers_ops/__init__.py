@@ -1,0 +1,1 @@
+"""Operators for xFormers' own `op=` seam, and its import."""

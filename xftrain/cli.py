@@ -1,0 +1,201 @@
+"""The command line: one sentence and an exit code for every way that a command can end.
+
+0 done, 1 the run failed, 2 the configuration is wrong, 130 interrupted, 143 stopped by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from xftrain import __version__
+from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
+from xftrain.errors import ConfigError, RunError
+from xftrain.overrides import all_groups, normalise_argv, sentence
+from xftrain.registry import conf_dir
+
+log = logging.getLogger(__name__)
+
+# Set beside Hydra's HYDRA_FULL_ERROR where main() set that one rather than the user, so that child
+# processes, which inherit both, know as well.
+_QUIET = "XFTRAIN_QUIET_ERRORS"
+
+
+class JobFailed(Exception):
+    """A job's end as the sentence to print and the exit code; it travels between processes."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(sentence, code)
+        self.sentence, self.code = sentence, code
+
+
+def main() -> int:
+    """Runs the command in `sys.argv` and returns its exit code."""
+    if "--version" in sys.argv[1:]:
+        sys.stdout.write(f"xftrain {__version__}\n")
+        return 0
+    try:
+        with _errors_raised():
+            sys.argv[1:] = _normalised(sys.argv[1:])  # Lightning reads it again
+            decorate = hydra.main(
+                version_base="1.3", config_path=str(conf_dir()), config_name="train"
+            )
+            decorate(_job)()
+    except JobFailed as failure:
+        return _end(failure.sentence, failure.code)
+    except ConfigError as error:
+        return _end(str(error), 2)
+    except COMPOSITION_ERRORS as error:
+        return _end(sentence(error, sys.argv[1:]), 2)
+    except OSError as error:
+        return _end(f"{error}.", 1)  # a folder that cannot be made
+    except KeyboardInterrupt:
+        return _end("interrupted.", 130)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # how Lightning answers Ctrl-C
+            return _end("interrupted.", 130)
+        if stop.code is None:  # and SIGTERM
+            return _end("stopped by SIGTERM.", 143)
+        raise
+    return 0
+
+
+def _normalised(argv: list[str]) -> list[str]:
+    """The arguments with flags first, wherever they stood, and dotted group overrides slashed."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            flags = get_args_parser().parse_intermixed_args(argv)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        said = complaint.getvalue().rpartition("error: ")[2].strip()
+        raise ConfigError(f"{said}; --hydra-help lists the flags.") from None
+    if flags.experimental_rerun is not None:
+        raise ConfigError(
+            "--experimental-rerun is refused, since it runs whatever code its file holds; "
+            "repeat a run with the overrides in its .hydra/overrides.yaml."
+        )
+    package = Path(__file__).resolve().parent  # what Hydra takes a relative --config-path from
+    config_dirs = [Path(flags.config_dir)] if flags.config_dir else []
+    config_dirs += [package / flags.config_path] if flags.config_path else []
+    first = [arg for arg in argv if arg not in flags.overrides]
+    return first + normalise_argv(flags.overrides, all_groups(*config_dirs))
+
+
+def _job(cfg: DictConfig) -> float | None:
+    """One job: the whole of a run, one of many in a sweep. Returns what a sweeper minimizes."""
+    settings = HydraConfig.get()
+    run_dir = Path(settings.runtime.output_dir)
+    try:
+        result = _checked_run(cfg, settings, run_dir)
+    except Exception as error:
+        said = _report(error, run_dir)
+        if settings.mode == RunMode.MULTIRUN:
+            said = f"job {settings.job.num}: {said}"
+            _say(said)
+            raise JobFailed(f"the sweep has failed jobs, the first of them {said}", 1) from error
+        raise JobFailed(said, 2 if isinstance(error, ConfigError) else 1) from error
+    metrics: dict[str, float] = result.get("metrics", {})
+    return metrics.get("val/loss")
+
+
+def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any]:
+    try:
+        refuse_merged(settings)
+        validate(cfg)
+    except ConfigError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            refusal = {
+                "status": "refused",
+                "error": str(error),
+                "overrides": list(settings.overrides.task),
+                "run_dir": str(run_dir),
+            }
+            (run_dir / "result.json").write_text(json.dumps(refusal, indent=2) + "\n")
+        raise
+    from xftrain.runner import run
+
+    return run(cfg, run_dir)
+
+
+def _report(error: Exception, run_dir: Path) -> str:
+    """The sentence for an error; what it leaves out goes to the run's log file."""
+    if isinstance(error, ConfigError | RunError):
+        _to_log_file(str(error), None)
+        return str(error)
+    first_line = f"{type(error).__name__}: " + str(error).strip().partition("\n")[0]
+    if _to_log_file("the run failed", error):
+        return f"{first_line} (traceback in {run_dir / 'xftrain.log'})"
+    traceback.print_exception(error)
+    return first_line
+
+
+def _to_log_file(message: str, error: Exception | None) -> bool:
+    """Writes to the log file alone, as the console gets a sentence; False if there is none."""
+    info = (type(error), error, error.__traceback__) if error else None
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, message, (), info)
+    files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+    for handler in files:
+        handler.handle(record)
+    return bool(files)
+
+
+class _WithoutBoilerplate:
+    """stderr without Hydra's line on a failed job, which repeats the overrides."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        boilerplate = text.startswith("Error executing job with overrides")
+        return len(text) if boilerplate else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _errors_raised() -> Iterator[None]:
+    """Makes Hydra raise its errors instead of printing them: that is what HYDRA_FULL_ERROR does."""
+    ours = {} if _wants_traceback() else {"HYDRA_FULL_ERROR": "1", _QUIET: "1"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    stderr, sys.stderr = sys.stderr, cast(TextIO, _WithoutBoilerplate(sys.stderr))
+    try:
+        yield
+    except Exception:
+        if not ours:
+            traceback.print_exc()
+        raise
+    finally:
+        sys.stderr = stderr
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1" and _QUIET not in os.environ
+
+
+def _end(said: str, code: int) -> int:
+    _say(said)
+    return code
+
+
+def _say(said: str) -> None:
+    sys.stderr.write(f"xftrain: {said}\n")

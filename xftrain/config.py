@@ -1,0 +1,297 @@
+"""Composing a configuration and checking all of it, before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.conf import HydraConf
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from xftrain.errors import ConfigError
+from xftrain.fields import NonNegativeInt, PositiveInt
+from xftrain.overrides import all_groups, normalise_argv, sentence, slug
+from xftrain.registry import (
+    ENTRY_GROUPS,
+    PACKAGES,
+    check,
+    check_fields,
+    conf_dir,
+    group_of,
+    names,
+    show,
+)
+from xftrain.signatures import Field, fields_of
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError)
+
+
+@dataclass
+class Root:
+    """The root keys; the only schema in the ConfigStore, where any other would be an option."""
+
+    seq: PositiveInt = 64
+    batch_tokens: PositiveInt = 4096
+    max_steps: PositiveInt = 400
+    seed: NonNegativeInt = 0
+    compile: bool = False
+    deterministic: bool = False
+    ckpt: str | None = None
+    tags: list[str] = field(default_factory=list)
+    model: Any = MISSING
+    data: Any = MISSING
+    loss: Any = MISSING
+    optim: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+
+
+ConfigStore.instance().store(name="root_schema", node=Root)
+OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
+
+
+def compose(
+    *overrides: str, config_name: str = "train", config_dir: str | Path | None = None
+) -> DictConfig:
+    """The configuration that the command line would compose from the same overrides.
+
+    Args:
+        overrides: as on the command line, dotted or slashed.
+        config_name: a file of conf/ or of `config_dir`.
+        config_dir: a folder of your own options, as `--config-dir`.
+
+    Raises:
+        ConfigError: an unknown key or option, or a value of the wrong type.
+    """
+    own = [Path(config_dir).resolve()] if config_dir is not None else []
+    for folder in own:
+        if not folder.is_dir():
+            raise ConfigError(f"config_dir must be a folder, got {str(config_dir)!r}.")
+    typed = normalise_argv(overrides, all_groups(*own))
+    with _own_hydra(own):
+        try:
+            cfg = hydra_compose(config_name, typed, return_hydra_config=True)
+            refuse_merged(cfg.hydra)
+        except ConfigError:
+            raise
+        except COMPOSITION_ERRORS as error:
+            raise ConfigError(sentence(error, typed)) from error
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def refuse_merged(hydra_cfg: DictConfig | HydraConf) -> None:
+    """Refuses several options for one group, `model.attn=[naive,sdpa]`, merged without a word.
+
+    Args:
+        hydra_cfg: the `hydra` node of a composed configuration, with Hydra still initialized.
+
+    Raises:
+        ConfigError: a group that takes one option got several, in an override or in a file.
+    """
+    single = [group for group in ("model", "trainer", *PACKAGES) if group not in ENTRY_GROUPS]
+    if all(group in hydra_cfg.runtime.choices for group in single):
+        return  # Hydra notes no choice for a group that was given a list
+    typed = [*hydra_cfg.overrides.hydra, *hydra_cfg.overrides.task]
+    loader = GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(hydra_cfg.job.config_name, typed, RunMode.RUN).defaults
+    for group in single:
+        chosen = [
+            Path(str(item.config_path)).name
+            for item in defaults
+            if Path(str(item.config_path)).parent.as_posix() == group
+            # trainer/cpu builds on trainer/auto; that is no second choice
+            and Path(str(item.parent)).parent.as_posix() != group
+        ]
+        if len(chosen) > 1:
+            key, listed = group.replace("/", "."), ",".join(chosen)
+            raise ConfigError(
+                f"{key} takes one option, got [{listed}]; "
+                f"to run one job for each, add -m and write {key}={listed}."
+            )
+
+
+def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The whole configuration as plain values, every one of them checked, defaults filled in.
+
+    Classes named by `_target_` are for configurations that were composed. A plain mapping may
+    come from a checkpoint, that is from anyone, and is refused if it has one.
+
+    Raises:
+        ConfigError: the first fault found, as one sentence.
+    """
+    values = _plain(cfg)
+    if not isinstance(cfg, DictConfig):
+        _refuse_targets(values)
+    options = check_fields("", _root_fields(), values, owner="the configuration")
+    options["model"] = _checked_model(options["model"])
+    for group in ("loss", "data", "optim"):
+        options[group] = _checked_option(group, options[group])
+    options["trainer"] = check_fields(
+        "trainer",
+        fields_of("xftrain.training.trainer", "build_trainer"),
+        _mapping("trainer", options["trainer"]),
+        owner="trainer",
+    )
+    for group in ENTRY_GROUPS:
+        entries = _mapping(group, options[group])
+        options[group] = {
+            name: _checked_option(f"{group}.{name}", entry)
+            for name, entry in entries.items()
+            if entry is not None  # callbacks.sample=null leaves it out
+        }
+    _check_sizes(options["model"])
+    _check_files(options)
+    return options
+
+
+def batch_size(options: Mapping[str, Any]) -> int:
+    """Rows of a micro-batch: `data.batch_size`, else what `batch_tokens` comes to at this `seq`."""
+    return options["data"].get("batch_size") or max(1, options["batch_tokens"] // options["seq"])
+
+
+@contextmanager
+def _own_hydra(config_dirs: list[Path]) -> Iterator[None]:
+    """Hydra's global state set aside, so that composing works inside a Hydra application too."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().hydra = None
+    try:
+        version.setbase("1.3")
+        search_path = create_config_search_path(str(conf_dir()))
+        for folder in config_dirs:  # where Hydra's own command line puts --config-dir
+            before = SearchPathQuery(provider="schema")
+            search_path.prepend("command-line", f"file://{folder}", before)
+        Hydra.create_main_hydra2("xftrain", search_path)
+        yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(cfg, DictConfig):
+        return dict(cfg)
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(sentence(error)) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if value != MISSING}
+
+
+def _refuse_targets(node: Any) -> None:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            raise ConfigError(
+                f"_target_: {node['_target_']} names a class in a configuration that was not "
+                "composed here, as in a checkpoint; compose the configuration that brings it."
+            )
+        node = node.values()
+    elif not isinstance(node, list | tuple):
+        return
+    for child in node:
+        _refuse_targets(child)
+
+
+def _root_fields() -> dict[str, Field]:
+    hints = get_type_hints(Root, include_extras=True)
+    root = {}
+    for item in fields(Root):
+        default = item.default if item.default_factory is NO_DEFAULT else item.default_factory()
+        # an absent group is reported by _mapping, which lists its options
+        root[item.name] = Field(hints[item.name], None if default == MISSING else default)
+    return root
+
+
+def _checked_model(node: Any) -> dict[str, Any]:
+    model = _mapping("model", node)
+    parts = [group.partition("/")[2] for group in PACKAGES if group.startswith("model/")]
+    scalars = {key: value for key, value in model.items() if key not in parts}
+    checked = check_fields("model", fields_of("xftrain.model", "GPT"), scalars, owner="model")
+    return checked | {part: _checked_option(f"model.{part}", model.get(part)) for part in parts}
+
+
+def _checked_option(key: str, node: Any) -> dict[str, Any]:
+    node = _mapping(key, node)
+    if "_target_" in node:
+        if "name" in node:
+            raise ConfigError(
+                f"{key} has both name and _target_; keep the one that names the class."
+            )
+        return node
+    if "name" not in node:
+        raise ConfigError(
+            f"{key}.name has no value; it must be one of {', '.join(names(group_of(key)))}."
+        )
+    return {"name": node["name"], **check(key, node["name"], node)}
+
+
+def _mapping(key: str, node: Any) -> dict[str, Any]:
+    """The node of a group, which is a mapping unless something went wrong."""
+    if isinstance(node, dict):
+        return {str(name): value for name, value in node.items()}
+    group = key.replace(".", "/")
+    options = ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
+    if node is None or node == MISSING:
+        raise ConfigError(f"{key} is missing; choose one of {options}, as in {key}=<option>.")
+    raise ConfigError(
+        f"{key} is the plain value {show(node)} instead of an option; in a YAML file, "
+        f"`override /{group}: <option>` in the defaults list chooses one of {options}."
+    )
+
+
+def _check_sizes(model: Mapping[str, Any]) -> None:
+    dim, num_heads = model["dim"], model["num_heads"]
+    if dim % num_heads:
+        raise ConfigError(
+            f"model.dim must be a multiple of model.num_heads, got {dim} and {num_heads}; with "
+            f"this dim num_heads can be {_divisors(dim)}."
+        )
+    heads = model["heads"]
+    if "name" in heads and num_heads % (num_kv_heads := heads.get("num_kv_heads", 1)):
+        raise ConfigError(
+            f"model.heads.num_kv_heads must divide model.num_heads = {num_heads}, got "
+            f"{num_kv_heads}; choose one of {_divisors(num_heads)}."
+        )
+    if model["bias"].get("name") == "full":
+        raise ConfigError(
+            "model.bias=full lets next-token training see its answers; choose causal, alibi or "
+            "window (full is for the benchmark)."
+        )
+
+
+def _check_files(options: dict[str, Any]) -> None:
+    """Files that are named must exist; `~` is expanded here, since shells leave it in key=~/x."""
+    data, ckpt = options["data"], options["ckpt"]
+    if "name" in data and "path" in data:
+        path = Path(data["path"]).expanduser()
+        if not data["path"] or not path.exists():
+            raise ConfigError(
+                f"data.path must be an existing file or folder, got {data['path']!r}."
+            )
+        data["path"] = str(path)
+    if ckpt not in (None, "auto"):
+        if not Path(ckpt).expanduser().is_file():
+            raise ConfigError(f"ckpt must be auto or an existing checkpoint file, got {ckpt!r}.")
+        options["ckpt"] = str(Path(ckpt).expanduser())
+
+
+def _divisors(number: int) -> str:
+    """Those that a person would choose from."""
+    return ", ".join(str(d) for d in range(1, min(number, 1024) + 1) if number % d == 0)

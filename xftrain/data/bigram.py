@@ -1,0 +1,75 @@
+"""The baseline of a text run: a byte-bigram model with add-one smoothing.
+
+It sees one byte back. A language model that does not beat it has learned next to nothing, whatever
+its loss looks like. With a BPE it is scored on the bytes that the label tokens spell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+NUM_SYMBOLS = 257  # the byte values, and 256 between documents
+_SEPARATOR = 256
+_COUNTED_AT_ONCE = 1 << 20
+
+
+class BigramCounts:
+    """Counts how often a symbol follows another, over a stream of text pieces.
+
+    Attributes:
+        counts: int64 [symbol, next symbol].
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros((NUM_SYMBOLS, NUM_SYMBOLS), dtype=np.int64)
+        self._waiting: list[npt.NDArray[np.int32]] = []
+        self._num_waiting = 0
+
+    def watch(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """Passes the pieces on and counts them; an empty piece separates documents."""
+        separator = np.array([_SEPARATOR], dtype=np.int32)
+        for piece in pieces:
+            symbols = np.frombuffer(piece, np.uint8).astype(np.int32) if piece else separator
+            self._waiting.append(symbols)
+            self._num_waiting += symbols.size
+            if self._num_waiting >= _COUNTED_AT_ONCE:
+                self._count()
+            yield piece
+        self._count()
+
+    def _count(self) -> None:
+        if not self._waiting:
+            return
+        symbols = np.concatenate(self._waiting)
+        pairs = symbols[:-1] * NUM_SYMBOLS + symbols[1:]
+        self.counts += np.bincount(pairs, minlength=self.counts.size).reshape(self.counts.shape)
+        self._waiting = [symbols[-1:]]  # the left half of the next pair
+        self._num_waiting = 1
+
+
+class Bigram:
+    """Bits that the bigram model spends on label tokens.
+
+    Args:
+        counts: [symbol, next symbol], as `BigramCounts` makes them.
+        spellings: the bytes of each token; an empty spelling is the separator.
+    """
+
+    def __init__(self, counts: npt.NDArray[np.int64], spellings: list[bytes]) -> None:
+        totals = counts.sum(axis=1, keepdims=True) + NUM_SYMBOLS
+        self._bits = np.log2(totals) - np.log2(counts + 1)
+        symbols = [spelling or (_SEPARATOR,) for spelling in spellings]
+        self._first = np.array([spelled[0] for spelled in symbols])
+        self._last = np.array([spelled[-1] for spelled in symbols])
+        self._inside = np.array(
+            [sum(float(self._bits[pair]) for pair in pairwise(spelled)) for spelled in symbols]
+        )
+
+    def bits(self, tokens: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> float:
+        """Total bits of the labels, each after the token that precedes it."""
+        into = self._bits[self._last[tokens], self._first[labels]]
+        return float(into.sum() + self._inside[labels].sum())

@@ -1,0 +1,234 @@
+"""A file or a folder of text: which files, which of them are held out, and their bytes in pieces.
+
+A file is text if it has no NUL byte in its first 8 KiB and is valid UTF-8 throughout. Hidden files
+and folders and `__pycache__` are passed over, links are followed, and nothing is read twice: a
+second name of the same file could put held-out text into the training files.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from xftrain.errors import ConfigError, RunError
+from xftrain.interfaces import Split
+
+PIECE_BYTES = 64 << 10
+_HEAD_BYTES = 8 << 10
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A non-empty, readable, regular file; `name` is its path below the folder, with slashes."""
+
+    name: str
+    path: Path
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """Bytes `[begin, end)` of a file."""
+
+    path: Path
+    begin: int
+    end: int
+
+
+def list_files(root: Path, *, leave_out: Path) -> tuple[list[SourceFile], Counter[str]]:
+    """Every file that may be text, by name, and how many were skipped for which reason.
+
+    Args:
+        root: a file or a folder.
+        leave_out: a folder that is not entered (the token cache may lie inside the corpus).
+
+    Raises:
+        ConfigError: `root` is no readable file or folder, or an empty file.
+    """
+    status = _status(root)
+    if stat.S_ISREG(status.st_mode):
+        return [SourceFile(root.name, root, status.st_size, status.st_mtime_ns)], Counter()
+
+    files: list[SourceFile] = []
+    skipped: Counter[str] = Counter()
+    seen = {_identity(status)}
+    left_out = _identity(leave_out.stat()) if leave_out.exists() else None
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            skipped["unreadable"] += 1
+            continue
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__pycache__":
+                continue
+            path = folder / entry.name
+            try:
+                status = entry.stat()
+            except OSError:  # a link to nowhere, or one that goes round in a circle
+                skipped["unreadable"] += 1
+                continue
+            if _identity(status) == left_out:
+                continue
+            if _identity(status) in seen:
+                skipped["repeated"] += 1
+            elif stat.S_ISDIR(status.st_mode):
+                folders.append(path)
+            elif not stat.S_ISREG(status.st_mode):
+                skipped["special"] += 1
+            elif not status.st_size:
+                skipped["empty"] += 1
+            elif not os.access(path, os.R_OK):
+                skipped["unreadable"] += 1
+            else:
+                name = path.relative_to(root).as_posix()
+                files.append(SourceFile(name, path, status.st_size, status.st_mtime_ns))
+            seen.add(_identity(status))
+    return sorted(files, key=lambda file: file.name), skipped
+
+
+def is_text(path: Path) -> bool:
+    """Whether the file has no NUL byte in its first 8 KiB and is valid UTF-8 throughout."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open(path, "rb") as file:
+            block = file.read(_BLOCK_BYTES)
+            if b"\0" in block[:_HEAD_BYTES]:
+                return False
+            while block:
+                decoder.decode(block)
+                block = file.read(_BLOCK_BYTES)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return True
+
+
+def split_documents(files: list[SourceFile], val_fraction: float) -> dict[Split, list[Document]]:
+    """Whole files held out by a hash of their names, or the end of the only file.
+
+    A file keeps its side when others come or go. At least one file is held out, and never all.
+    """
+    if len(files) == 1:
+        (file,) = files
+        cut = _character_boundary(file.path, file.size - round(file.size * val_fraction))
+        return {
+            "train": [Document(file.path, 0, cut)],
+            "val": [Document(file.path, cut, file.size)],
+        }
+    by_share = sorted(files, key=lambda file: _share(file.name))
+    num_below = sum(_share(file.name) < val_fraction for file in files)
+    held_out = set(by_share[: min(max(num_below, 1), len(files) - 1)])
+    documents: dict[Split, list[Document]] = {"train": [], "val": []}
+    for file in files:
+        split: Split = "val" if file in held_out else "train"
+        documents[split].append(Document(file.path, 0, file.size))
+    return documents
+
+
+def read_pieces(document: Document) -> Iterator[bytes]:
+    """The bytes of a document in bounded pieces, cut after a newline, else between characters.
+
+    Raises:
+        RunError: the file cannot be read, or is shorter than it was.
+    """
+    rest = b""
+    missing = document.end - document.begin
+    try:
+        with open(document.path, "rb") as file:
+            file.seek(document.begin)
+            while missing:
+                block = file.read(min(missing, PIECE_BYTES))
+                if not block:
+                    raise changed(document.path)
+                missing -= len(block)
+                block = rest + block
+                cut = _piece_end(block) if missing else len(block)
+                yield block[:cut]
+                rest = block[cut:]
+    except OSError as error:
+        raise _unreadable(document.path, error) from error
+
+
+def changed(path: Path) -> RunError:
+    """What to raise when a file is no longer what it was a moment ago."""
+    return RunError(
+        f"data.path: files must not change while they are read, but under {str(path)!r} some did; "
+        "run again when they are at rest."
+    )
+
+
+def _status(root: Path) -> os.stat_result:
+    try:
+        status = root.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ConfigError(
+            f"data.path must be an existing file or folder of text, got {str(root)!r} "
+            f"({getattr(error, 'strerror', None) or error}); check the spelling."
+        ) from error
+    is_file = stat.S_ISREG(status.st_mode)
+    problem = None
+    if not (is_file or stat.S_ISDIR(status.st_mode)):
+        problem = "which is neither a file nor a folder"
+    elif not os.access(root, os.R_OK):
+        problem = "which this user may not read"
+    elif is_file and not status.st_size:
+        problem = "which is empty"
+    if problem:
+        raise ConfigError(
+            f"data.path must be a readable file or folder of text, got {str(root)!r}, {problem}; "
+            "give another path."
+        )
+    return status
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _share(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _character_boundary(path: Path, position: int) -> int:
+    try:
+        with open(path, "rb") as file:
+            file.seek(position)
+            following = file.read(4)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    # Bytes 10xxxxxx go on with a character; at most three of them follow its first byte.
+    while following and following[0] & 0xC0 == 0x80:
+        following, position = following[1:], position + 1
+    return position
+
+
+def _piece_end(block: bytes) -> int:
+    newline = block.rfind(b"\n") + 1
+    if newline:
+        return newline
+    last = len(block) - 1
+    while last and block[last] & 0xC0 == 0x80:
+        last -= 1
+    return last or len(block)
+
+
+def _unreadable(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"data.path: every listed file must stay readable, but {str(path)!r} is not "
+        f"({error.strerror}); restore it or take it out, then run again."
+    )

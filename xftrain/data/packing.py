@@ -1,0 +1,88 @@
+"""Documents packed into full rows: pieces of at most `seq` tokens, laid end to end, no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+def cut_pieces(boundaries: Ints, max_tokens: int) -> tuple[Ints, Ints]:
+    """Cuts documents into pieces of at most `max_tokens`.
+
+    Args:
+        boundaries: where each document begins, then where the last one ends.
+        max_tokens: the longest piece.
+
+    Returns:
+        Where each piece begins, and its length; together they cover every token once.
+    """
+    sizes = np.diff(boundaries)
+    num_pieces = -(-sizes // max_tokens)
+    document = np.repeat(np.arange(sizes.size), num_pieces)
+    first_piece = np.cumsum(num_pieces) - num_pieces
+    offset = (np.arange(document.size) - first_piece[document]) * max_tokens
+    return boundaries[document] + offset, np.minimum(max_tokens, sizes[document] - offset)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Pieces laid end to end in one order, so that any stretch of them is found directly.
+
+    Attributes:
+        starts: where each piece begins in the token stream.
+        ends: where each piece ends in the layout (cumulative lengths).
+    """
+
+    starts: Ints
+    ends: Ints
+
+    @classmethod
+    def of(cls, starts: Ints, lengths: Ints) -> Layout:
+        return cls(starts, np.cumsum(lengths))
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.ends[-1])
+
+    def between(self, begin: int, end: int) -> tuple[Ints, Ints]:
+        """Starts and lengths of the pieces in `[begin, end)`, the outer two cut to fit."""
+        assert 0 <= begin < end <= self.num_tokens
+        first = int(np.searchsorted(self.ends, begin, side="right"))
+        last = int(np.searchsorted(self.ends, end, side="left"))
+        ends = np.minimum(self.ends[first : last + 1], end)
+        lengths = np.diff(ends, prepend=begin)
+        starts = self.starts[first : last + 1].copy()
+        starts[0] += begin - (self.ends[first - 1] if first else 0)
+        return starts, lengths
+
+
+def positions_in_stream(starts: Ints, lengths: Ints) -> Ints:
+    """Every position of the pieces, one after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
+def epoch_spans(begin: int, end: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Cuts `[begin, end)` of an endless run of epochs of `size` into (epoch, from, to)."""
+    while begin < end:
+        epoch, offset = divmod(begin, size)
+        stop = min(size, offset + end - begin)
+        yield epoch, offset, stop
+        begin += stop - offset
+
+
+def spread_order(num: int) -> Ints:
+    """A fixed order of `0..num-1` whose every beginning is spread evenly over the range.
+
+    Steps of the golden ratio of the range; the nearest step that shares no factor with `num`
+    makes it a permutation.
+    """
+    step = max(1, round(num * 0.6180339887498949))
+    while np.gcd(step, num) != 1:
+        step += 1
+    return np.arange(num) * step % num

@@ -1,0 +1,180 @@
+"""Any file or folder of text, as bytes or in a BPE vocabulary, in plain or packed rows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xftrain.data.bigram import Bigram
+from xftrain.data.packing import (
+    Ints,
+    Layout,
+    cut_pieces,
+    epoch_spans,
+    positions_in_stream,
+    spread_order,
+)
+from xftrain.data.seeding import generator
+from xftrain.data.token_cache import TokenCache, prepare
+from xftrain.errors import ConfigError
+from xftrain.fields import PositiveInt, Probability, VocabSize
+from xftrain.interfaces import IGNORED_LABEL, Batch, Split, positions_of
+
+
+class Text:
+    """Next-token prediction on the text of a file or folder.
+
+    The text is cut into pieces of the token stream. Plain: consecutive pieces of `seq` tokens, one
+    a row, whatever documents they run across. Packed: pieces of one document each, of at most `seq`
+    tokens, laid end to end in one row of `batch_size * seq`; where the row ends, its last piece is
+    cut, and the next row goes on with the rest as a piece of its own.
+
+    Training visits all pieces once an epoch, in an order drawn from (seed, epoch), and epoch
+    follows epoch without a gap. Validation takes a fixed, evenly spread choice of the held-out
+    pieces, each once, the same for every seed and rank.
+
+    Args:
+        seq: tokens a row.
+        batch_size: rows a step and rank; packed, their tokens in one row.
+        seed: of the training order.
+        world_size: ranks that share a training step.
+        path: a file or a folder.
+        tokenizer: bytes, or bpe (byte-level, trained once on the training files).
+        vocab_size: null is 257 for bytes and 8192 for bpe, the document separator included.
+        packing: whether rows are packed.
+        val_fraction: share of the files held out; of the bytes where there is one file.
+        num_val_batches: at most; fewer where the held-out text has no more.
+        cache_dir: of token files and vocabularies; null is ~/.cache/xftrain.
+
+    Raises:
+        ConfigError: there is no text, or too little, or the options do not fit each other.
+        RunError: a file changed or the disk filled up while the token files were made.
+    """
+
+    stop_at_accuracy: float | None = None
+
+    def __init__(
+        self,
+        seq: int,
+        batch_size: int,
+        seed: int,
+        world_size: int,
+        *,
+        path: str,
+        tokenizer: Literal["bytes", "bpe"] = "bytes",
+        vocab_size: VocabSize | None = None,
+        packing: bool = False,
+        val_fraction: Probability = 0.1,
+        num_val_batches: PositiveInt = 8,
+        cache_dir: str | None = None,
+    ) -> None:
+        cache = prepare(
+            path,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            val_fraction=val_fraction,
+            cache_dir=cache_dir,
+        )
+        _check_sizes(cache, seq, path)
+        self._cache = cache
+        self._seq = seq
+        self._seed = seed
+        self._world_size = world_size
+        self._packing = packing
+        self._batch_tokens = batch_size * seq
+        self._starts, self._lengths = self._pieces("train")
+        self._epoch_tokens = int(self._lengths.sum())
+        self._epochs: dict[int, Layout] = {}
+        starts, lengths = self._pieces("val")
+        order = spread_order(starts.size)
+        self._val_layout = Layout.of(starts[order], lengths[order])
+        num_available = -(-self._val_layout.num_tokens // self._batch_tokens)
+        self.num_val_batches = min(num_val_batches, num_available)
+        self.vocab_size = cache.tokenizer.vocab_size
+        self._bytes_of_token = torch.tensor([len(s) for s in cache.tokenizer.spellings])
+
+    def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
+        """The batch of one micro-step; the last of validation may have fewer rows or tokens."""
+        assert step >= 0 and 0 <= rank < self._world_size
+        if split == "train":
+            begin = (step * self._world_size + rank) * self._batch_tokens
+            parts = [
+                self._layout(epoch).between(first, last)
+                for epoch, first, last in epoch_spans(
+                    begin, begin + self._batch_tokens, self._epoch_tokens
+                )
+            ]
+            starts, lengths = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        else:
+            assert step < self.num_val_batches
+            begin = step * self._batch_tokens
+            end = min(begin + self._batch_tokens, self._val_layout.num_tokens)
+            starts, lengths = self._val_layout.between(begin, end)
+
+        seqlens = tuple(lengths.tolist()) if self._packing else None
+        positions = positions_in_stream(starts, lengths)
+        stream = self._cache.streams[split].tokens
+        shape_BM = (1, positions.size) if self._packing else (starts.size, self._seq)
+        tokens, labels = stream[positions].astype(np.int64), stream[positions + 1].astype(np.int64)
+        return Batch(
+            tokens_BM=torch.from_numpy(tokens).view(shape_BM),
+            labels_BM=torch.from_numpy(labels).view(shape_BM),
+            positions_1M=positions_of(shape_BM[1], seqlens),
+            seqlens=seqlens,
+        )
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text for a person; the separator shows as `<|end|>`, bytes that are no text as U+FFFD."""
+        return self._cache.tokenizer.decode(tokens)
+
+    def num_label_bytes(self, labels_BM: Tensor) -> int:
+        """Bytes that the labels spell; the separator and ignored labels spell none."""
+        labels = labels_BM[labels_BM != IGNORED_LABEL].cpu()
+        return int(self._bytes_of_token[labels].sum())
+
+    def baseline(self) -> dict[str, float]:
+        """Bits per byte of a byte-bigram model of the training text, on the validation batches.
+
+        Bits of all labels, separators included, over the bytes they spell: what the same batches
+        give for a language model, with a vocabulary of bytes or any other.
+        """
+        bigram = Bigram(self._cache.bigram_counts, self._cache.tokenizer.spellings)
+        bits, num_bytes = 0.0, 0
+        for step in range(self.num_val_batches):
+            batch = self.batch("val", step)
+            bits += bigram.bits(batch.tokens_BM.numpy(), batch.labels_BM.numpy())
+            num_bytes += self.num_label_bytes(batch.labels_BM)
+        return {"val/bits_per_byte_bigram": bits / num_bytes} if num_bytes else {}
+
+    def _pieces(self, split: Split) -> tuple[Ints, Ints]:
+        """Where the pieces of a split begin, and their lengths."""
+        stream = self._cache.streams[split]
+        if self._packing:
+            return cut_pieces(stream.boundaries, self._seq)
+        num_rows = (stream.tokens.size - 1) // self._seq  # the last token is only ever a label
+        return np.arange(num_rows) * self._seq, np.full(num_rows, self._seq)
+
+    def _layout(self, epoch: int) -> Layout:
+        """The pieces in the order of an epoch; two are kept, since a batch may span them."""
+        if epoch not in self._epochs:
+            if len(self._epochs) == 2:
+                del self._epochs[next(iter(self._epochs))]
+            order = generator(self._seed, "train", epoch, rank=0).permutation(self._starts.size)
+            self._epochs[epoch] = Layout.of(self._starts[order], self._lengths[order])
+        return self._epochs[epoch]
+
+
+def _check_sizes(cache: TokenCache, seq: int, path: str) -> None:
+    needed = max(seq + 1, 3)  # two separators alone are no text
+    purposes: dict[Split, str] = {"train": "to train on", "val": "held out for validation"}
+    for split, purpose in purposes.items():
+        num_tokens = cache.streams[split].tokens.size
+        if num_tokens < needed:
+            raise ConfigError(
+                f"data.path must give at least {needed} tokens {purpose} with seq={seq}, got "
+                f"{num_tokens} from {path!r}; give more text, a smaller seq or another "
+                "data.val_fraction."
+            )

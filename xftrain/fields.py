@@ -1,0 +1,29 @@
+"""Types for the options of a configuration: a plain type and the rule its value must keep.
+
+An option's constructor is its schema. `registry.py` reads the keyword-only parameters of the
+class without importing it, so the annotations there are built-in types, `Literal[...]`, or one of
+the names below.
+"""
+
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
+
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Probability = Annotated[float, Ge(0), Lt(1)]
+VocabSize = Annotated[int, Ge(2)]
+
+__all__ = [
+    "Any",
+    "Fraction",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "PositiveFloat",
+    "PositiveInt",
+    "Probability",
+    "VocabSize",
+]

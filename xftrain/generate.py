@@ -1,0 +1,96 @@
+"""Text from a trained model, token by token, with a cache of keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xftrain.errors import ConfigError
+from xftrain.interfaces import AttnBias
+from xftrain.model import GPT
+
+
+class _LayerCache:
+    """Keys and values of one layer, [B, M so far, G, K]."""
+
+    def __init__(self, bias: AttnBias) -> None:
+        self.bias = bias
+        self.k_BMGK: Tensor | None = None
+        self.v_BMGK: Tensor | None = None
+
+    def extend(self, k_BNGK: Tensor, v_BNGK: Tensor) -> tuple[Tensor, Tensor]:
+        if self.k_BMGK is not None and self.v_BMGK is not None:
+            k_BNGK = torch.cat([self.k_BMGK, k_BNGK], dim=1)
+            v_BNGK = torch.cat([self.v_BMGK, v_BNGK], dim=1)
+        self.k_BMGK, self.v_BMGK = k_BNGK, v_BNGK
+        return k_BNGK, v_BNGK
+
+
+def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _LayerCache) -> Tensor:
+    """Attention of N new positions over all so far; the bias is what it means, not a kernel's."""
+    k_BMGK, v_BMGK = cache.extend(k_BNGK, v_BNGK)
+    num_positions, num_new = k_BMGK.shape[1], q_BNHK.shape[1]
+    bias_HNM = cache.bias.materialize(
+        num_positions, q_BNHK.device, q_BNHK.dtype, first_query=num_positions - num_new
+    )
+    q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BMGK, v_BMGK))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_HNM[None], enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    tokens_BM: Tensor,
+    num_tokens: int,
+    *,
+    vocab_size: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """The prompt with `num_tokens` more tokens, [B, M + num_tokens].
+
+    Args:
+        model: the GPT; its training mode is restored.
+        tokens_BM: the prompt, at least one token.
+        num_tokens: how many to add.
+        vocab_size: tokens from here on are padding of the vocabulary and never drawn.
+        temperature: 0 takes the likeliest token.
+        top_k: draw among that many likeliest tokens; None draws among all.
+        seed: of the draws; leaves torch's own random state alone.
+
+    Raises:
+        ConfigError: no prompt, or more positions than the model has.
+    """
+    if tokens_BM.shape[1] == 0:
+        raise ConfigError("the prompt is empty: give at least one token to go on from.")
+    model.check_length(tokens_BM.shape[1] + num_tokens - 1)
+    generator = torch.Generator(tokens_BM.device).manual_seed(seed)
+    bias = model.bias.build(model.num_heads, None)
+    caches = [_LayerCache(bias) for _ in model.blocks]
+    was_training = model.training
+    model.eval()
+    new_BN, first = tokens_BM, 0
+    for _ in range(num_tokens):
+        positions = torch.arange(first, first + new_BN.shape[1], device=new_BN.device)
+        x_BND = model.hidden(new_BN, positions[None], caches, cached_attention)
+        logits_BV = F.linear(x_BND[:, -1], model.head.weight)[:, :vocab_size].float()
+        first += new_BN.shape[1]
+        new_BN = _draw(logits_BV, temperature, top_k, generator)
+        tokens_BM = torch.cat([tokens_BM, new_BN], dim=1)
+    model.train(was_training)
+    return tokens_BM
+
+
+def _draw(
+    logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator
+) -> Tensor:
+    """One token a row, [B, 1]."""
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1, keepdim=True)
+    if top_k is not None and top_k < logits_BV.shape[-1]:
+        least_B1 = logits_BV.topk(top_k).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+    return torch.multinomial((logits_BV / temperature).softmax(-1), 1, generator=generator)

@@ -1,0 +1,299 @@
+"""The page to read first: shape letters, what a batch is, what a bias is, what a backend does.
+
+Shape letters, one legend for the whole package, following xFormers. Tensors that cross a function
+border carry them as a suffix: `q_BMHK`, `k_BMGK`.
+
+    B  batch            M  sequence positions      D  model width
+    H  query heads      G  key/value heads (H is a multiple of G)
+    K  head width       V  vocabulary
+
+Data flows one way, once a batch:
+
+    Batch -> bias recipe -> AttnBias (facts) -> backend.prepare -> handle (a kernel's own form)
+
+and then through every block: `backend(q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK`. N recipes and
+M backends meet in `AttnBias` alone, so a new bias edits no backend and a new backend no bias.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+Split = Literal["train", "val"]
+
+
+@dataclass(eq=False)  # not frozen: Lightning's bf16-true copies a batch field by field
+class Batch:
+    """One step's tokens.
+
+    Attributes:
+        tokens_BM: int64 token ids.
+        labels_BM: int64 next tokens; `IGNORED_LABEL` where there is none. In a packed row they
+            never cross a document.
+        positions_1M: int64 positions, the same for every row; they restart at 0 in every packed
+            document.
+        seqlens: lengths of the documents packed into the one row (they sum to M), as host
+            integers so that reading them never waits for the device; None where rows are not
+            packed. Packed implies B = 1.
+    """
+
+    tokens_BM: Tensor
+    labels_BM: Tensor
+    positions_1M: Tensor
+    seqlens: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.tokens_BM.shape == self.labels_BM.shape
+        assert self.positions_1M.shape == (1, self.tokens_BM.shape[1])
+        if self.seqlens is not None:
+            assert self.tokens_BM.shape == (1, sum(self.seqlens)), "packed documents fill one row"
+
+    @property
+    def shape_BM(self) -> tuple[int, int]:
+        """Rows and positions."""
+        return self.tokens_BM.shape[0], self.tokens_BM.shape[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """B x M."""
+        return self.tokens_BM.numel()
+
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """The same batch on another device; Lightning calls this."""
+        return replace(
+            self,
+            tokens_BM=self.tokens_BM.to(*args, **kwargs),
+            labels_BM=self.labels_BM.to(*args, **kwargs),
+            positions_1M=self.positions_1M.to(*args, **kwargs),
+        )
+
+
+def positions_of(num_positions: int, seqlens: tuple[int, ...] | None) -> Tensor:
+    """int64 positions [1, M] that restart at 0 in every packed document."""
+    lengths = (num_positions,) if seqlens is None else seqlens
+    return torch.cat([torch.arange(n) for n in lengths])[None]
+
+
+@dataclass(frozen=True)
+class AttnShape:
+    """The sizes of one attention call; see the legend."""
+
+    B: int
+    M: int
+    H: int
+    G: int
+    K: int
+
+    @property
+    def scale(self) -> float:
+        return self.K**-0.5
+
+
+@dataclass(frozen=True, eq=False)
+class AttnBias:
+    """What a query may see and what is added to its scores, as plain facts.
+
+    Attributes:
+        causal: a query sees no later key.
+        window: number of keys a query sees, itself included (causal only); None is unlimited.
+        seqlens: document lengths of a packed row; a query sees its own document only.
+        slopes: ALiBi slopes, one per query head: `slope * (j - i)` is added (causal only).
+        dense: hand the kernel all of this as one tensor instead of its implicit form.
+        additive_HMM: any further additive term, [H or 1, M, M]; -inf hides a key.
+    """
+
+    causal: bool = True
+    window: int | None = None
+    seqlens: tuple[int, ...] | None = None
+    slopes: tuple[float, ...] | None = None
+    dense: bool = False
+    additive_HMM: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert self.causal or (self.window is None and self.slopes is None)
+        assert self.window is None or self.window >= 1
+
+    @property
+    def key(self) -> tuple[Any, ...] | None:
+        """Equal for equal facts, so that a handle may be used again; None where it may not."""
+        if self.additive_HMM is not None:
+            return None
+        return (self.causal, self.window, self.seqlens, self.slopes, self.dense)
+
+    def segments(self, num_positions: int) -> list[tuple[int, int]]:
+        """Half-open ranges of the documents in a row."""
+        ends = list(accumulate(self.seqlens or (num_positions,)))
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def simplified(self, num_positions: int) -> AttnBias:
+        """The same meaning at this length with fewer facts: a window that hides nothing goes."""
+        longest = max(self.seqlens or (num_positions,))
+        if self.window is not None and self.window >= longest:
+            return replace(self, window=None)
+        return self
+
+    def visible_MM(
+        self, num_positions: int, device: torch.device | str = "cpu", first_query: int = 0
+    ) -> Tensor:
+        """bool [M, M], true where query i (row) may see key j (column).
+
+        With `first_query` n, the rows of the queries n, n+1, ... only.
+        """
+        j = torch.arange(num_positions, device=device)
+        ahead = j[first_query:, None] - j[None, :]
+        visible = ahead >= 0 if self.causal else torch.ones_like(ahead, dtype=torch.bool)
+        if self.window is not None:
+            visible &= ahead < self.window
+        if self.seqlens is not None:
+            lengths = torch.tensor(self.seqlens, device=device)
+            ids = torch.arange(len(self.seqlens), device=device)
+            document = torch.repeat_interleave(ids, lengths, output_size=num_positions)
+            visible &= document[first_query:, None] == document[None, :]
+        return visible
+
+    def materialize(
+        self,
+        num_positions: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+        first_query: int = 0,
+    ) -> Tensor:
+        """What this bias means: the term added to the scores, [H or 1, M, M], -inf where hidden.
+
+        Slow and memory-hungry on purpose. It is the specification that every backend is tested
+        against: `softmax(q k^T * scale + materialize()) v`, where a query that sees nothing gets 0.
+        With `first_query` n, the rows of the queries n, n+1, ... only.
+        """
+        visible_MM = self.visible_MM(num_positions, device, first_query)
+        bias = torch.zeros(1, *visible_MM.shape, dtype=dtype, device=device)
+        if self.slopes is not None:
+            j = torch.arange(num_positions, device=device, dtype=dtype)
+            slopes_H = torch.tensor(self.slopes, dtype=dtype, device=device)
+            bias = slopes_H[:, None, None] * (j[None, :] - j[first_query:, None])
+        if self.additive_HMM is not None:
+            bias = bias + self.additive_HMM[:, first_query:].to(device=device, dtype=dtype)
+        return bias.masked_fill(~visible_MM, float("-inf"))
+
+
+@runtime_checkable
+class BiasRecipe(Protocol):
+    """Turns a batch into facts, once a batch (`conf/model/bias/`)."""
+
+    def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
+        """The facts for one batch; `num_heads` is H."""
+        ...
+
+
+class Backend(ABC):
+    """One way to compute attention (`conf/model/attn/`).
+
+    Every backend of the package is tested against the float64 meaning of every bias, or lists the
+    reasons why it does not run it.
+    """
+
+    name: ClassVar[str]
+    rank: ClassVar[int] = 50  # `auto` and refusals name backends of lower rank first
+    needs_compilation: ClassVar[bool] = False  # `auto` compiles nothing just to try it
+
+    @abstractmethod
+    def unsupported(
+        self,
+        bias: AttnBias,
+        shape: AttnShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        needs_grad: bool = True,
+    ) -> list[str]:
+        """Reasons why this cannot run; empty means that it runs, forward and backward."""
+
+    @abstractmethod
+    def prepare(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """The kernel's own form of the bias. Once a batch, outside any compiled region."""
+
+    @abstractmethod
+    def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
+        """Attention, scaled by K**-0.5: [B, M, H, K] in the dtype of q."""
+
+    @abstractmethod
+    def kernel(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> str:
+        """The name of the kernel that really runs, for logs, TensorBoard and benchmark rows."""
+
+
+class LossSums(NamedTuple):
+    """What a loss returns: sums, so that parts add up exactly whatever their sizes.
+
+    Attributes:
+        loss: summed cross-entropy in nats.
+        num_labels: how many labels it was summed over.
+        num_correct: how many were guessed right; None where it was not asked for.
+    """
+
+    loss: Tensor
+    num_labels: Tensor
+    num_correct: Tensor | None
+
+
+class Loss(Protocol):
+    """Cross-entropy of the next token, from hidden states (`conf/loss/`)."""
+
+    def unsupported(self, device: torch.device) -> list[str]:
+        """Reasons why this cannot run on the device; empty means that it runs."""
+        ...
+
+    def __call__(
+        self, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, with_accuracy: bool
+    ) -> LossSums:
+        """Sums over the N tokens whose label is not `IGNORED_LABEL`.
+
+        Args:
+            x_ND: last hidden states, normalized.
+            weight_VD: the output matrix.
+            labels_N: int64 labels.
+            with_accuracy: also count correct guesses, which reads the logits once more.
+        """
+        ...
+
+
+class DataSource(Protocol):
+    """Where batches come from (`conf/data/`).
+
+    Every batch is a pure function of (seed, split, step, rank): nothing to save, nothing to lose.
+    Constructor: `(seq, batch_size, seed, world_size, *, <options>)`.
+
+    Attributes:
+        vocab_size: V; every token is below it.
+        num_val_batches: how many validation batches there are.
+        stop_at_accuracy: validation accuracy at which the task counts as solved, or None.
+    """
+
+    vocab_size: int
+    num_val_batches: int
+    stop_at_accuracy: float | None
+
+    def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
+        """The batch of one micro-step, on the CPU."""
+        ...
+
+    def decode(self, tokens: list[int]) -> str:
+        """Tokens as text for a person."""
+        ...
+
+    def num_label_bytes(self, labels_BM: Tensor) -> int | None:
+        """Bytes of text that the labels stand for; None where the data is not text."""
+        ...
+
+    def baseline(self) -> dict[str, float]:
+        """Figures of a trivial model on the validation batches, by metric name; may be empty."""
+        ...

@@ -1,0 +1,1 @@
+"""Feed-forward variants, one a file."""

@@ -1,0 +1,70 @@
+"""Gated feed-forward with SiLU (Shazeer, 2020, arXiv:2002.05202), as in Llama."""
+
+import importlib.util
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xftrain.attention.xformers_ops.loading import xformers_ops
+from xftrain.fields import PositiveInt
+from xftrain.layers.widths import gated_width
+
+
+class SwiGLU(nn.Module):
+    """`(silu(x gate) * (x value)) down`; `up` holds gate and value.
+
+    Args:
+        dim: D.
+        linear_bias: whether the linear layers add biases.
+        hidden_dim: inner width; None is 8/3 x dim, to a multiple of 64.
+        impl: `torch`; `xformers` (`xformers.ops.swiglu`, eager code since 0.0.34); `liger` (one
+            Triton kernel for silu and product, CUDA only); `auto` is torch. The weights are the
+            same.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        linear_bias: bool,
+        *,
+        hidden_dim: PositiveInt | None = None,
+        impl: Literal["auto", "torch", "xformers", "liger"] = "auto",
+    ) -> None:
+        super().__init__()
+        hidden_dim = hidden_dim or gated_width(dim)
+        self.impl = impl
+        self.up = nn.Linear(dim, 2 * hidden_dim, bias=linear_bias)
+        self.down = nn.Linear(hidden_dim, dim, bias=linear_bias)
+
+    def unsupported(self, device: torch.device) -> list[str]:
+        """Reasons why `impl` cannot run on this device; empty means that it runs."""
+        if self.impl == "liger" and device.type != "cuda":
+            return [f"model.ffn.impl=liger needs a CUDA GPU, got {device.type}: use auto"]
+        if self.impl == "liger" and importlib.util.find_spec("liger_kernel") is None:
+            return ["model.ffn.impl=liger needs the package: pip install liger-kernel"]
+        if self.impl == "xformers":
+            try:
+                xformers_ops()
+            except ImportError as error:
+                return [f"model.ffn.impl=xformers cannot run: {error}, or use auto"]
+        return []
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        """[B, M, D] to [B, M, D]."""
+        if self.impl == "xformers":
+            return self._xformers(x_BMD)
+        gate, value = self.up(x_BMD).chunk(2, dim=-1)
+        if self.impl == "liger":
+            from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+            return self.down(LigerSiLUMulFunction.apply(gate, value))
+        return self.down(F.silu(gate) * value)
+
+    def _xformers(self, x_BMD: Tensor) -> Tensor:
+        w_gate, w_value = self.up.weight.chunk(2)
+        b_gate, b_value = (None, None) if self.up.bias is None else self.up.bias.chunk(2)
+        return xformers_ops().swiglu(
+            x_BMD, w_gate, b_gate, w_value, b_value, self.down.weight, self.down.bias
+        )

@@ -1,0 +1,1 @@
+"""Head groupings, one a file."""

@@ -1,0 +1,1 @@
+"""Normalizations, one a file."""

@@ -1,0 +1,18 @@
+"""Layer normalization (Ba, Kiros, Hinton, 2016, arXiv:1607.06450)."""
+
+from torch import nn
+
+from xftrain.fields import PositiveFloat
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's own, with a scale and no shift unless the model's linear layers have biases.
+
+    Args:
+        dim: D.
+        linear_bias: whether to add a shift.
+        eps: added to the variance.
+    """
+
+    def __init__(self, dim: int, linear_bias: bool, *, eps: PositiveFloat = 1e-5) -> None:
+        super().__init__(dim, eps=eps, bias=linear_bias)

@@ -1,0 +1,18 @@
+"""Root-mean-square normalization (Zhang, Sennrich, 2019, arXiv:1910.07467)."""
+
+from torch import nn
+
+from xftrain.fields import PositiveFloat
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's own.
+
+    Args:
+        dim: D.
+        linear_bias: taken for the sake of one signature; RMSNorm has no shift.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, dim: int, linear_bias: bool, *, eps: PositiveFloat = 1e-5) -> None:
+        super().__init__(dim, eps=eps)

@@ -1,0 +1,52 @@
+"""Rotary position embedding (Su et al., 2021, arXiv:2104.09864).
+
+Pairs are (i, i + K/2), as in GPT-NeoX and Llama's Hugging Face form.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from xftrain.errors import ConfigError
+from xftrain.fields import PositiveFloat
+
+
+class RoPE(nn.Module):
+    """Rotates pairs of q's and k's features by position x frequency.
+
+    Args:
+        dim: D; unused here.
+        head_dim: K; even.
+        base: wavelengths run from 2 pi to 2 pi x base.
+    """
+
+    def __init__(self, dim: int, head_dim: int, *, base: PositiveFloat = 10000.0) -> None:
+        super().__init__()
+        self.max_positions: int | None = None  # any length will do
+        if head_dim % 2:
+            raise ConfigError(
+                "model.pos=rope rotates pairs of features, so model.dim / model.num_heads must be "
+                f"even, got {head_dim}: change one of the two."
+            )
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+        self.frequencies = tuple((1.0 / base**exponents).tolist())
+
+    def embed(self, x_BMD: Tensor, positions_1M: Tensor) -> Tensor:
+        """Token embeddings as they are."""
+        return x_BMD
+
+    def rotation(self, positions_1M: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin in float32, [1, M, 1, K/2]; once a batch, shared by all blocks."""
+        # the dtype said, as bf16-true makes bfloat16 the default, which is too coarse for angles
+        frequencies = torch.tensor(
+            self.frequencies, dtype=torch.float32, device=positions_1M.device
+        )
+        angles = positions_1M[..., None, None].float() * frequencies
+        return angles.cos(), angles.sin()
+
+
+def rotate(x_BMHK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """x with each pair of features rotated, in the dtype of x."""
+    cos, sin = rotation
+    first, second = x_BMHK.float().chunk(2, dim=-1)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotated.to(x_BMHK.dtype)

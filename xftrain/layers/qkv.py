@@ -1,0 +1,30 @@
+"""The projection that head groupings share."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class QKVProjection(nn.Module):
+    """One matrix product for q, k and v.
+
+    Args:
+        dim: D.
+        num_heads: H; D is H x K.
+        num_kv_heads: G; H is a multiple of it.
+        linear_bias: whether the projection adds a bias.
+    """
+
+    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, linear_bias: bool) -> None:
+        super().__init__()
+        assert dim % num_heads == 0 and num_heads % num_kv_heads == 0
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.head_dim = dim // num_heads
+        self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=linear_bias)
+
+    def forward(self, x_BMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q_BMHK, k_BMGK and v_BMGK, as views of the product."""
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        qkv = self.qkv(x_BMD).view(*x_BMD.shape[:2], sum(heads), self.head_dim)
+        q_BMHK, k_BMGK, v_BMGK = qkv.split(heads, dim=2)
+        return q_BMHK, k_BMGK, v_BMGK

@@ -1,0 +1,1 @@
+"""Cross-entropy variants, one a file."""

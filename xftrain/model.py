@@ -1,0 +1,214 @@
+"""The GPT: a pre-norm decoder assembled from the chosen variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from xftrain.errors import ConfigError
+from xftrain.fields import PositiveFloat, PositiveInt, Probability
+from xftrain.initialization import initialize
+from xftrain.interfaces import AttnBias, AttnShape, Backend, BiasRecipe, positions_of
+from xftrain.layers.positions.rope import rotate
+
+Rotation = tuple[Tensor, Tensor] | None
+Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(
+        self,
+        heads: nn.Module,
+        ffn: nn.Module,
+        norms: tuple[nn.Module, nn.Module],
+        *,
+        dim: int,
+        linear_bias: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.norm_attn, self.norm_ffn = norms
+        self.heads, self.ffn = heads, ffn
+        self.out = nn.Linear(dim, dim, bias=linear_bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x_BMD: Tensor, attention: Attention, handle: Any, rotation: Rotation
+    ) -> Tensor:
+        """One layer; `handle` is what the backend prepared for this batch."""
+        q_BMHK, k_BMGK, v_BMGK = self.heads(self.norm_attn(x_BMD))
+        if rotation is not None:
+            q_BMHK, k_BMGK = rotate(q_BMHK, rotation), rotate(k_BMGK, rotation)
+        out_BMHK = attention(q_BMHK, k_BMGK, v_BMGK, handle)
+        x_BMD = x_BMD + self.dropout(self.out(out_BMHK.flatten(2)))
+        return x_BMD + self.dropout(self.ffn(self.norm_ffn(x_BMD)))
+
+
+class GPT(nn.Module):
+    """Token and position embeddings, blocks, a final norm, and an output matrix.
+
+    The state dict does not depend on the backend, on `bias.impl` or on `ffn.impl`.
+
+    Args:
+        backend: computes attention.
+        bias: recipe of the attention bias.
+        make_pos: (D, K) -> position encoding.
+        make_heads: (D, H, linear_bias) -> projection to q, k, v.
+        make_ffn: (D, linear_bias) -> feed-forward.
+        make_norm: (D, linear_bias) -> normalization.
+        dim: D.
+        num_layers: number of blocks.
+        num_heads: H; D is a multiple of it.
+        vocab_size: V.
+        tie_embeddings: the output matrix is the embedding table.
+        linear_bias: linear layers (and layer norms) add biases.
+        dropout: on what each half of a block adds.
+        init_std: standard deviation of the weights at the start.
+        activation_checkpointing: recompute each block in the backward pass.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        bias: BiasRecipe,
+        make_pos: Callable[..., Any],
+        make_heads: Callable[..., nn.Module],
+        make_ffn: Callable[..., nn.Module],
+        make_norm: Callable[..., nn.Module],
+        *,
+        dim: PositiveInt,
+        num_layers: PositiveInt,
+        num_heads: PositiveInt,
+        vocab_size: PositiveInt | None,
+        tie_embeddings: bool = False,
+        linear_bias: bool = False,
+        dropout: Probability = 0.0,
+        init_std: PositiveFloat = 0.02,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        assert vocab_size is not None, "the builder takes it from the data"
+        self.backend, self.bias = backend, bias
+        self.attention: Attention = backend
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.activation_checkpointing = activation_checkpointing
+        self.embed = nn.Embedding(vocab_size, dim)
+        self.pos = make_pos(dim, self.head_dim)
+        self.blocks = nn.ModuleList(
+            Block(
+                make_heads(dim, num_heads, linear_bias),
+                make_ffn(dim, linear_bias),
+                (make_norm(dim, linear_bias), make_norm(dim, linear_bias)),
+                dim=dim,
+                linear_bias=linear_bias,
+                dropout=dropout,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = make_norm(dim, linear_bias)
+        self.head = nn.Linear(dim, vocab_size, bias=False)
+        if tie_embeddings:
+            self.head.weight = self.embed.weight
+        self.uninitialized = initialize(self, init_std, num_layers)
+        self._handle: tuple[Any, Any] | None = None  # (facts, handle) of the last batch
+
+    @property
+    def num_kv_heads(self) -> int:
+        """G."""
+        return self.blocks[0].heads.num_kv_heads  # type: ignore[union-attr, return-value]
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.head.weight.shape[0]
+
+    def attention_facts(
+        self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None
+    ) -> tuple[AttnBias, AttnShape]:
+        """The bias and the sizes of one attention call for such a batch."""
+        bias = self.bias.build(self.num_heads, seqlens).simplified(num_positions)
+        shape = AttnShape(num_rows, num_positions, self.num_heads, self.num_kv_heads, self.head_dim)
+        return bias, shape
+
+    def prepare(
+        self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None = None
+    ) -> Any:
+        """The backend's handle for such a batch, kept while batches stay alike."""
+        self.check_length(max(seqlens or (num_positions,)))
+        bias, shape = self.attention_facts(num_rows, num_positions, seqlens)
+        device, dtype = self.compute_device_dtype()
+        # tensors made in inference mode would be refused by a later backward pass
+        place = (dtype, device, torch.is_inference_mode_enabled())
+        key = None if bias.key is None else (bias.key, shape, place)
+        if key is not None and self._handle is not None and self._handle[0] == key:
+            return self._handle[1]
+        handle = self.backend.prepare(bias, shape, dtype, device)
+        self._handle = (key, handle)
+        return handle
+
+    def compile_blocks(self, *, packed: bool) -> None:
+        """Compiles each block in place, which leaves the state dict as it is.
+
+        Attention over packed documents stays outside: each batch has another layout, and would be
+        compiled anew.
+        """
+        for block in self.blocks:
+            block.compile()
+        if packed:
+            self.attention = torch.compiler.disable(self.backend)
+
+    def check_length(self, num_positions: int) -> None:
+        """Raises ConfigError where a document is longer than the model has positions."""
+        limit = self.pos.max_positions
+        if limit is not None and num_positions > limit:
+            raise ConfigError(
+                f"model.pos.max_positions is {limit}, too few for a document of {num_positions} "
+                "tokens: raise it, or use model.pos=rope."
+            )
+
+    def compute_device_dtype(self) -> tuple[torch.device, torch.dtype]:
+        """Where and in which dtype q, k and v come out, autocast included."""
+        weight = self.head.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            return weight.device, torch.get_autocast_dtype(weight.device.type)
+        return weight.device, weight.dtype
+
+    def hidden(
+        self,
+        tokens_BM: Tensor,
+        positions_1M: Tensor,
+        handles: Any,
+        attention: Attention | None = None,
+    ) -> Tensor:
+        """Normalized last hidden states [B, M, D]; the output matrix comes after.
+
+        Args:
+            tokens_BM: int64 tokens.
+            positions_1M: int64 positions, the same for every row.
+            handles: what `prepare` gave, or a list of one handle a layer.
+            attention: computes attention instead of the backend.
+        """
+        attention = self.attention if attention is None else attention
+        x_BMD = self.pos.embed(self.embed(tokens_BM), positions_1M)
+        rotation = self.pos.rotation(positions_1M)
+        for index, block in enumerate(self.blocks):
+            handle = handles[index] if isinstance(handles, list) else handles
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_BMD = checkpoint(block, x_BMD, attention, handle, rotation, use_reentrant=False)
+            else:
+                x_BMD = block(x_BMD, attention, handle, rotation)
+        return self.norm(x_BMD)
+
+    def forward(self, tokens_BM: Tensor, seqlens: tuple[int, ...] | None = None) -> Tensor:
+        """Logits [B, M, V]; with `seqlens`, of documents packed into the one row."""
+        num_rows, num_positions = tokens_BM.shape
+        positions_1M = positions_of(num_positions, seqlens).to(tokens_BM.device)
+        handle = self.prepare(num_rows, num_positions, seqlens)
+        return F.linear(self.hidden(tokens_BM, positions_1M, handle), self.head.weight)

@@ -1,0 +1,176 @@
+"""What the user typed: dotted overrides made slashed, and Hydra's complaints as one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Set
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import yaml
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
+
+from xftrain.registry import PACKAGES, conf_dir, describe, group_of, show, unknown_key
+
+# Hydra's own groups, whose options come with Hydra and its plug-ins rather than from conf/
+HYDRA_GROUPS = frozenset(
+    f"hydra/{group}"
+    for group in ("help", "hydra_logging", "job_logging", "launcher", "output", "sweeper")
+)
+_DOTTED = re.compile(
+    r"(?P<sign>\+\+|\+|~|)(?P<key>[A-Za-z_]\w*(?:\.\w+)+)(?P<package>@[^=]*)?(?P<value>=.*)?",
+    re.DOTALL,
+)
+
+
+def groups_in(folder: Path) -> set[str]:
+    """The groups of a configuration folder: the folders below it that hold YAML files."""
+    files = (path for pattern in ("*.yaml", "*.yml") for path in folder.rglob(pattern))
+    return {path.parent.relative_to(folder).as_posix() for path in files} - {"."}
+
+
+def all_groups(*config_dirs: Path) -> set[str]:
+    """Every group that an override can name."""
+    return set(HYDRA_GROUPS).union(*map(groups_in, (conf_dir(), *config_dirs)))
+
+
+def normalise(override: str, groups: Set[str]) -> str:
+    """`model.attn=naive` as `model/attn=naive` if that is a group; anything else unchanged.
+
+    Without it Hydra replaces the node by the plain string and says nothing. A mapping or null is
+    a value of the node rather than an option.
+    """
+    match = _DOTTED.fullmatch(override)
+    if match is None:
+        return override
+    group, value = match["key"].replace(".", "/"), match["value"] or ""
+    text = value.removeprefix("=").strip()
+    if group not in groups or text.startswith("{") or text.lower() == "null":
+        return override
+    return f"{match['sign']}{group}{match['package'] or ''}{value}"
+
+
+def normalise_argv(argv: Iterable[str], groups: Set[str]) -> list[str]:
+    """Command-line arguments with dotted group overrides made slashed; flags pass unchanged."""
+    return [arg if arg.startswith("-") else normalise(arg, groups) for arg in argv]
+
+
+def slug(text: str) -> str:
+    """Overrides as the name of one folder: no slashes, no longer than file systems allow."""
+    return re.sub(r"[^\w.,=+-]+", ".", text, flags=re.ASCII)[:150]
+
+
+def sentence(error: BaseException, overrides: Iterable[str] = ()) -> str:
+    """One sentence for what Hydra or OmegaConf has to say about a configuration."""
+    chained = error.__cause__ or error.__context__
+    cause = error if isinstance(error, OmegaConfBaseException) else chained
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_such_file(error.missing_cfg_file, list(error.options or []), text)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'[ \n]", text):
+        return f"{_dotted(found[1])} has several values; add -m to run one job for each."
+    if found := re.search(r"Could not override '([^']*/[^']*)'", text):
+        return _where(text) + _no_such_group(_dotted(found[1]))
+    if found := re.match(r"Multiple values for ([\w/]+)", text):
+        return f"{_dotted(found[1])} is chosen twice; choose one option, without + or a list."
+    if found := re.search(r"force-add of config groups is not supported: '(.*)'", text):
+        return f"{_dotted(found[1])} chooses an option of a group; leave out the ++."
+    if text.startswith("Config group override must be"):
+        return _no_word(overrides) or f"{_line(text)}."
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+        return _where(text) + _no_such_key(cause)
+    if isinstance(cause, OmegaConfBaseException):
+        return _where(text) + _wrong_value(cause)
+    return f"{_line(text.partition('Config search path:')[0])}."
+
+
+def _no_such_file(path: str, options: list[str], text: str) -> str:
+    group, _, name = path.rpartition("/")
+    if text.startswith("Cannot find primary config"):
+        options = sorted(path.stem for path in conf_dir().glob("*.yaml"))
+        said = f"--config-name {path}: no such configuration"
+    else:
+        said = f"{group.replace('/', '.')}={name}: no such option"
+    if not options:
+        return f"{said}; there is no group {group}." if group else f"{said}."
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    nearest = f" (nearest: {near[0]})" if near else ""
+    return f"{said}; choose one of {', '.join(sorted(options))}{nearest}."
+
+
+def _unreadable(override: str) -> str:
+    if "=" not in override:
+        return f"{override!r} is neither a flag nor of the form key=value."
+    key = override.partition("=")[0]
+    return (
+        f"{override!r} cannot be read; a value that holds special characters needs quotes of its "
+        f"own, as in '{key}=\"...\"'."
+    )
+
+
+def _no_word(overrides: Iterable[str]) -> str | None:
+    """For a number where an option belongs; Hydra does not say which override it was."""
+    for override in overrides:
+        group, _, value = override.lstrip("+").partition("=")
+        if group in all_groups() and not isinstance(yaml.safe_load(value), str | list):
+            options = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+            return _no_such_file(f"{group}/{value}", options, "")
+    return None
+
+
+def _no_such_group(key: str) -> str:
+    groups = sorted(_dotted(group) for group in groups_in(conf_dir()))
+    near = difflib.get_close_matches(key, groups, n=1)
+    return f"{key} is not a group; " + (
+        f"did you mean {near[0]}?" if near else f"choose one of {', '.join(groups)}."
+    )
+
+
+def _no_such_key(cause: OmegaConfBaseException) -> str:
+    key = str(cause.full_key)
+    parent, node = key.rpartition(".")[0], cause.parent_node
+    siblings = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    known = [f"{parent}.{name}" if parent else name for name in siblings]
+    if group_of(parent) in PACKAGES and "name" in siblings:
+        return unknown_key(
+            key, [k for k in known if k != f"{parent}.name"], f"{parent}={node.name}"
+        )
+    known = [name for name in known if name != "hydra"]
+    return unknown_key(key, known, parent or "the configuration")
+
+
+def _wrong_value(cause: OmegaConfBaseException) -> str:
+    message = _line(str(cause.msg or cause).partition("\n")[0])
+    if not cause.full_key:
+        return f"{message}."
+    schema = cause.object_type if is_dataclass(cause.object_type) else None
+    rule = get_type_hints(schema, include_extras=True).get(str(cause.key)) if schema else None
+    if rule is None or isinstance(cause, InterpolationResolutionError):
+        return f"{cause.full_key}: {message}."
+    return f"{cause.full_key} must be {describe(rule)}, got {show(cause.value)}."
+
+
+def _where(text: str) -> str:
+    """The file that Hydra names, where the fault is in a file."""
+    found = re.match(r"In '[^']*': ", text)
+    return found[0] if found else ""
+
+
+def _dotted(text: str) -> str:
+    key, equals, value = text.partition("=")
+    return key.replace("/", ".") + equals + value
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")

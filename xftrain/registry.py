@@ -1,0 +1,214 @@
+"""The options of every group, found on disk and checked without importing them.
+
+An option is one Python file and one YAML of the same name. Its class is the one whose lower-cased
+name is the file's name without underscores, and the keyword-only parameters of its constructor are
+its fields: name, annotation and default are read from the source, so that a wrong configuration is
+refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import math
+import types
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from omegaconf import DictConfig, OmegaConf
+
+from xftrain.errors import ConfigError
+from xftrain.fields import PositiveInt
+from xftrain.signatures import REQUIRED, Field, fields_of, option_class, source_of
+
+PACKAGES = {
+    "model/attn": "xftrain.attention.backends",
+    "model/bias": "xftrain.attention.biases",
+    "model/pos": "xftrain.layers.positions",
+    "model/heads": "xftrain.layers.heads",
+    "model/ffn": "xftrain.layers.ffn",
+    "model/norm": "xftrain.layers.norms",
+    "loss": "xftrain.losses",
+    "data": "xftrain.data",
+    "optim": "xftrain.training.optim",
+    "callbacks": "xftrain.training.callbacks",
+    "logger": "xftrain.training.loggers",
+}
+ENTRY_GROUPS = ("callbacks", "logger")  # a dictionary of options, each under a key of its own
+# Fields beside an option's own, which the framework reads and passes by position.
+SHARED_FIELDS = {"data": {"batch_size": Field(PositiveInt | None, None)}}
+
+
+def group_of(key: str) -> str:
+    """The group that a dotted key belongs to: model.attn to model/attn, logger.csv to logger."""
+    group = key.replace(".", "/")
+    return group if group in PACKAGES else group.partition("/")[0]
+
+
+def conf_dir() -> Path:
+    """The folder of the built-in configurations."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):  # a wheel; a checkout
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"conf/train.yaml is neither in {package} nor beside it")
+
+
+def names(group: str) -> list[str]:
+    """The options of a group, sorted: a YAML and a Python file with the class of that name."""
+    package, files = PACKAGES[group], (conf_dir() / group).glob("*.yaml")
+    return sorted(f.stem for f in files if option_class(source_of(f"{package}.{f.stem}")))
+
+
+def schema(group: str, name: str) -> dict[str, Field]:
+    """The fields of an option, by name, those that its whole group shares included."""
+    return SHARED_FIELDS.get(group, {}) | fields_of(*_module_and_class(group, name))
+
+
+def load(group: str, name: str) -> type:
+    """The class of an option; this imports it."""
+    module, class_name = _module_and_class(group, name)
+    loaded: type = getattr(importlib.import_module(module), class_name)
+    return loaded
+
+
+def check(key: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the node at a dotted key, complete and of the right types.
+
+    Raises:
+        ConfigError: unknown name or key, a wrong type, a value out of range, a missing field.
+    """
+    known = names(group_of(key))
+    if name not in known:
+        raise ConfigError(
+            f"{key}.name must be one of {', '.join(known)}, got {show(name)}{_nearest(name, known)}"
+            " (a class of your own is named by _target_ instead)."
+        )
+    options = {field: value for field, value in node.items() if field != "name"}
+    return check_fields(key, schema(group_of(key), name), options, owner=f"{key}={name}")
+
+
+def check_fields(
+    key: str, fields: Mapping[str, Field], values: Mapping[str, Any], *, owner: str
+) -> dict[str, Any]:
+    """Values for all fields, defaults filled in; `owner` names the thing that has the fields."""
+    prefix = f"{key}." if key else ""
+    for name in values:
+        if name not in fields:
+            raise ConfigError(
+                unknown_key(f"{prefix}{name}", [f"{prefix}{f}" for f in fields], owner)
+            )
+    checked = {}
+    for name, field in fields.items():
+        value = values.get(name, field.default)
+        if value is REQUIRED or value == "???":
+            rule = describe(field.annotation)
+            raise ConfigError(f"{prefix}{name} has no value; it must be {rule}.")
+        given = name in values
+        checked[name] = _check_value(f"{prefix}{name}", field.annotation, value) if given else value
+    return checked
+
+
+def build(group: str, key: str, node: Mapping[str, Any] | DictConfig, *positional: Any) -> Any:
+    """The object that a node describes; `positional` is what the framework brings."""
+    return factory(group, key, node)(*positional)
+
+
+def factory(group: str, key: str, node: Mapping[str, Any] | DictConfig) -> Callable[..., Any]:
+    """What `build` calls: the class of an option and its checked fields, to be called repeatedly.
+
+    A node with `_target_` names a class of the user's own and goes to Hydra's `instantiate`. Only
+    configurations that the user composed may come here with one, never those of a checkpoint.
+    """
+    assert group == group_of(key)
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if "_target_" in plain:
+        return partial(_instantiate, key, plain)
+    if "name" not in plain:
+        raise ConfigError(f"{key}.name has no value; it must be one of {', '.join(names(group))}.")
+    options = check(key, plain["name"], plain)
+    for shared in SHARED_FIELDS.get(group, {}):
+        del options[shared]
+    return partial(load(group, plain["name"]), **options)
+
+
+def describe(annotation: Any) -> str:
+    """A type and its rules in words: `an integer >= 1 or null`."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        signs = {Ge: ("ge", ">="), Gt: ("gt", ">"), Le: ("le", "<="), Lt: ("lt", "<")}
+        rules = [(getattr(rule, signs[type(rule)][0]), signs[type(rule)][1]) for rule in args[1:]]
+        return f"{describe(args[0])} " + " and ".join(f"{sign} {limit}" for limit, sign in rules)
+    if origin is Literal:
+        return "one of " + ", ".join(str(value) for value in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(arg) for arg in args)
+    if origin is tuple and args[-1] is not ...:
+        return f"a list of {len(args)} values, each {describe(args[0])}"
+    if origin in (list, tuple):
+        return f"a list of values, each {describe(args[0])}"
+    if origin is dict or annotation is dict:
+        return "a mapping"
+    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+    return words.get(annotation, "null" if annotation in (None, type(None)) else "any value")
+
+
+def show(value: Any) -> str:
+    """A value as a person types it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return repr(value)
+
+
+def unknown_key(key: str, known: list[str], owner: str) -> str:
+    """The sentence for a key that does not exist."""
+    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.7):
+        return f"{key} is not a key of {owner}; did you mean {near[0]}?"
+    listed = ", ".join(name.rpartition(".")[2] for name in known)
+    return f"{key} is not a key of {owner}, which has {listed or 'none'}."
+
+
+def _module_and_class(group: str, name: str) -> tuple[str, str]:
+    module = f"{PACKAGES[group]}.{name}"
+    class_name = option_class(source_of(module))
+    assert class_name is not None, f"{module} has no class of that name"
+    return module, class_name
+
+
+def _nearest(value: Any, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _check_value(key: str, annotation: Any, value: Any) -> Any:
+    if annotation is Any:
+        return value
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    # JSON, since a strict tuple would refuse the lists that YAML has; infinite and nan never fit
+    adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+    try:
+        return adapter.validate_json(json.dumps(value), strict=True)
+    except (ValidationError, TypeError, ValueError):
+        finite = " and finite" if isinstance(value, float) and not math.isfinite(value) else ""
+        rule = describe(annotation) + finite
+        raise ConfigError(f"{key} must be {rule}, got {show(value)}.") from None
+
+
+def _instantiate(key: str, node: Mapping[str, Any], *positional: Any) -> Any:
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    if "name" in node:
+        raise ConfigError(f"{key} has both name and _target_; keep the one that names the class.")
+    try:
+        return instantiate(dict(node), *positional)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        said = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"{key} cannot be built: {said}.") from error

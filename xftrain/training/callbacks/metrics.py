@@ -1,0 +1,160 @@
+"""Records loss, accuracy, rate, gradient norm, speed and memory every `log_every_n_steps`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from xftrain.interfaces import Batch
+from xftrain.training.flops import describe_peak, flops_per_token, peak_flops
+from xftrain.training.module import TrainingModule, training_module
+from xftrain.training.text import log_text
+
+log = logging.getLogger(__name__)
+
+
+class Metrics(Callback):
+    """One record, and one wait for the device, every `trainer.log_every_n_steps`.
+
+    Speeds count the time between two records less what validation, samples and checkpoints took.
+    """
+
+    def __init__(self) -> None:
+        self.tokens_per_s: list[float] = []  # of each interval
+        self._tokens = 0
+        self._lr = 0.0  # of the last optimizer step
+        self._steps_at_record = 0
+        self._started = 0.0
+        self._paused_at: float | None = None
+        self._flops_per_token = 0.0
+        self._peak: float | None = None
+
+    def typical_tokens_per_s(self) -> float | None:
+        """Median over the intervals, the first left out where there are others (it warms up)."""
+        if not self.tokens_per_s:
+            return None  # no step was made
+        return statistics.median(self.tokens_per_s[1:] or self.tokens_per_s)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says what the figures mean, once."""
+        with trainer.precision_plugin.forward_context():
+            device, dtype = training_module(pl_module).model.compute_device_dtype()
+        self._peak = peak_flops(device, dtype)
+        said = describe_peak(device, dtype)
+        log.info("%s", said)
+        log_text(trainer.loggers, "speed/mfu_formula", said)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._steps_at_record = trainer.global_step
+        self._started = time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Keeps the rate that this step takes; after it, the schedule shows the next one's."""
+        self._lr = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Counts tokens; at a record, fetches what is on the device."""
+        module = training_module(pl_module)
+        if not self._flops_per_token:
+            self._flops_per_token = flops_per_token(module.model, batch)
+        self._tokens += batch.num_tokens
+        step = trainer.global_step
+        due = step % trainer.log_every_n_steps == 0 or step >= trainer.max_steps  # type: ignore[attr-defined]
+        if not due or step == self._steps_at_record:
+            return
+        sums = module.last_sums
+        assert sums is not None and sums.num_correct is not None
+        num_labels = int(sums.num_labels)  # waits for the device
+        loss = float(sums.loss) / num_labels
+        elapsed = time.perf_counter() - self._started
+        steps = step - self._steps_at_record
+        tokens_per_s = self._tokens * trainer.world_size / elapsed
+        self.tokens_per_s.append(tokens_per_s)
+        record = {
+            "train/loss": loss,
+            "train/accuracy": int(sums.num_correct) / num_labels,
+            **_unit(module, batch, float(sums.loss), loss),
+            "optim/lr": self._lr,
+            "speed/tokens_per_s": tokens_per_s,
+            "speed/step_ms": elapsed / steps * 1e3,
+            "memory/peak_mib": peak_memory_mib(pl_module.device),
+        }
+        if module.grad_norm is not None:
+            record["train/grad_norm"] = float(module.grad_norm)
+        if self._peak is not None:
+            flops_per_s = tokens_per_s * self._flops_per_token
+            record["speed/mfu"] = flops_per_s / (self._peak * trainer.world_size)
+        module.latest.update(record)
+        for logger in trainer.loggers:
+            logger.log_metrics(record, step=step)
+        self._tokens, self._steps_at_record = 0, step
+        self._started = time.perf_counter()
+
+    def pause(self, device: torch.device) -> None:
+        """Stops the clock for work that is not training."""
+        if self._paused_at is None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self._paused_at = time.perf_counter()
+
+    def resume(self) -> None:
+        """Lets the clock go on."""
+        if self._paused_at is not None:
+            self._started += time.perf_counter() - self._paused_at
+            self._paused_at = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation is not training."""
+        self.pause(pl_module.device)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nor is what follows it, but the next step is."""
+        self.resume()
+
+
+@contextmanager
+def not_training(trainer: Trainer, device: torch.device) -> Iterator[None]:
+    """Work that the speeds are not to count."""
+    clocks = [c for c in trainer.callbacks if isinstance(c, Metrics)]  # type: ignore[attr-defined]
+    for clock in clocks:
+        clock.pause(device)
+    try:
+        yield
+    finally:
+        for clock in clocks:
+            clock.resume()
+
+
+def _unit(module: TrainingModule, batch: Batch, loss_sum: float, loss: float) -> dict[str, float]:
+    """The loss as people read it: bits per byte of text, else perplexity."""
+    num_bytes = module.data.num_label_bytes(batch.labels_BM)
+    if num_bytes:
+        return {"train/bits_per_byte": loss_sum / math.log(2) / num_bytes}
+    return {"train/perplexity": math.exp(min(loss, 700.0))}
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Largest memory so far, MiB: allocated on a GPU, resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,58 @@
+"""Shows what the model writes when training has ended."""
+
+import logging
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from xftrain.fields import NonNegativeFloat, PositiveInt
+from xftrain.generate import generate
+from xftrain.training.module import training_module
+from xftrain.training.text import log_text
+
+log = logging.getLogger(__name__)
+
+_PROMPT = 16  # tokens of the first validation document
+
+
+class Sample(Callback):
+    """A sample of the model's output, in the log and in TensorBoard.
+
+    Args:
+        num_tokens: how many tokens to add to the prompt; fewer where the model has no more
+            positions.
+        temperature: 0 takes the likeliest token.
+        top_k: draw among that many likeliest tokens; None draws among all.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: PositiveInt = 64,
+        temperature: NonNegativeFloat = 0.8,
+        top_k: PositiveInt | None = 40,
+    ) -> None:
+        self.num_tokens, self.temperature, self.top_k = num_tokens, temperature, top_k
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the sample."""
+        if not trainer.is_global_zero:
+            return
+        module = training_module(pl_module)
+        batch = module.data.batch("val", 0)
+        longest = (batch.seqlens or (batch.tokens_BM.shape[1],))[0]
+        prompt_BM = batch.tokens_BM[:1, : max(1, min(_PROMPT, longest // 2))].to(module.device)
+        limit = module.model.pos.max_positions
+        room = self.num_tokens if limit is None else limit - prompt_BM.shape[1] + 1
+        with trainer.precision_plugin.forward_context():
+            tokens_BM = generate(
+                module.model,
+                prompt_BM,
+                min(self.num_tokens, room),
+                vocab_size=module.data.vocab_size,
+                temperature=self.temperature,
+                top_k=self.top_k,
+            )
+        prompt = module.data.decode(prompt_BM[0].tolist())
+        added = module.data.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
+        log.info("sample of the model:\n%s | %s", prompt, added)
+        log_text(trainer.loggers, "sample", f"{prompt} | {added}", trainer.global_step)

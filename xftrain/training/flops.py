@@ -1,0 +1,49 @@
+"""Floating-point operations of a training step, and what share of the device's peak they reach."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from torch import nn
+
+from xftrain.interfaces import Batch
+from xftrain.model import GPT
+
+FORMULA = "MFU = (6 N + 12 L H K M) x tokens/s / peak"
+
+
+def flops_per_token(model: GPT, batch: Batch) -> float:
+    """Operations of forward and backward per token (PaLM, arXiv:2204.02311, appendix B).
+
+    6 N for the matrix products, N without the embedding tables that are only looked up, and
+    12 L H K M for attention, which is counted in full, causal or not; M is the mean number of
+    positions that a token's own document has.
+    """
+    looked_up = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in [m.weight]}
+    looked_up.discard(id(model.head.weight))
+    num_params = sum(p.numel() for p in model.parameters() if id(p) not in looked_up)
+    lengths = batch.seqlens or (batch.tokens_BM.shape[1],)
+    mean_length = sum(n * n for n in lengths) / sum(lengths)
+    attention = 12 * len(model.blocks) * model.num_heads * model.head_dim * mean_length
+    return 6 * num_params + attention
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """The vendor's dense peak for the dtype, or None for a device that Lightning does not list."""
+    if device.type != "cuda":
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # we say "unknown device" ourselves
+        return get_available_flops(device, dtype)
+
+
+def describe_peak(device: torch.device, dtype: torch.dtype) -> str:
+    """The formula with the peak it is measured against, or why there is none."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    peak = peak_flops(device, dtype)
+    if peak is None:
+        return f"{FORMULA}: unknown device ({name}), no MFU is logged"
+    precision = str(dtype).removeprefix("torch.")
+    return f"{FORMULA}; peak {peak / 1e12:.1f} TFLOP/s (dense {precision}, {name})"

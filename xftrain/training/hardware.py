@@ -1,0 +1,49 @@
+"""Which device and precision a run gets, known before anything is built."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from xftrain.errors import ConfigError
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true"]
+
+_COMPUTE_DTYPE = {
+    "32-true": torch.float32,
+    "16-mixed": torch.float16,
+    "bf16-mixed": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+}
+
+
+def resolve(accelerator: str, precision: str) -> tuple[torch.device, str]:
+    """The device and the precision that `auto` stands for.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none, or Lightning would quietly run
+            another precision than the one asked for.
+    """
+    has_gpu = torch.cuda.is_available()
+    if accelerator == "gpu" and not has_gpu:
+        raise ConfigError(
+            "trainer.accelerator=gpu needs a CUDA GPU and torch sees none: use trainer=cpu, or "
+            "check the driver with nvidia-smi."
+        )
+    device = torch.device("cuda" if has_gpu and accelerator != "cpu" else "cpu")
+    if precision == "auto":
+        if device.type == "cpu":
+            return device, "32-true"
+        return device, "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    if precision == "16-mixed" and device.type == "cpu":
+        raise ConfigError(
+            "trainer.precision=16-mixed needs a CUDA GPU (Lightning would quietly run bf16 on the "
+            "CPU): use trainer.precision=bf16-mixed or 32-true."
+        )
+    return device, precision
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The dtype in which matrix products and attention run."""
+    return _COMPUTE_DTYPE[precision]

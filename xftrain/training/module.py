@@ -1,0 +1,151 @@
+"""The LightningModule: one training step, one validation pass, the optimizer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from xftrain.data.loader import TrainStream, ValBatches
+from xftrain.interfaces import Batch, DataSource, Loss, LossSums
+from xftrain.model import GPT
+from xftrain.training.checkpoint import refuse_other_model
+from xftrain.training.optim.adamw import AdamW
+
+
+class TrainingModule(LightningModule):
+    """Trains a GPT on next tokens.
+
+    Metrics stay on the device; the `metrics` callback fetches them every `log_every_n_steps`, so
+    that no other step waits for the device.
+
+    Args:
+        model: the GPT.
+        loss: cross-entropy from hidden states.
+        data: where batches come from.
+        optim: builds the optimizer and its schedule.
+        saved: plain values to store in every checkpoint: the configuration.
+    """
+
+    def __init__(
+        self, model: GPT, loss: Loss, data: DataSource, optim: AdamW, saved: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.model, self.loss, self.data, self.optim = model, loss, data, optim
+        self.saved = saved
+        self.last_sums: LossSums | None = None  # of the last batch
+        self.grad_norm: Tensor | None = None  # of the last step, before clipping
+        self.latest: dict[str, float] = {}  # last fetched metrics, by TensorBoard's names
+        self.validated_at = -1  # optimizer step of the last validation
+        self._val_sums: list[Tensor] = []
+        self._val_bytes = 0
+
+    def train_dataloader(self) -> TrainStream:
+        """Endless batches of this rank."""
+        return TrainStream(self.data, self.global_rank)
+
+    def val_dataloader(self) -> ValBatches:
+        """This rank's validation batches."""
+        return ValBatches(self.data, self.global_rank, self.trainer.world_size)
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """The batch on the device, without waiting for it."""
+        return batch.to(device, non_blocking=True)
+
+    def forward_loss(self, batch: Batch, *, with_accuracy: bool) -> LossSums:
+        """Sums of the loss over a batch."""
+        handle = self.model.prepare(*batch.shape_BM, batch.seqlens)
+        x_BMD = self.model.hidden(batch.tokens_BM, batch.positions_1M, handle)
+        return self.loss(
+            x_BMD.flatten(0, 1),
+            self.model.head.weight,
+            batch.labels_BM.flatten(),
+            with_accuracy=with_accuracy,
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy over the batch's labels, in nats."""
+        sums = self.forward_loss(batch, with_accuracy=self.logs_this_step())
+        loss = sums.loss / sums.num_labels
+        self.last_sums = LossSums(sums.loss.detach(), sums.num_labels, sums.num_correct)
+        return loss
+
+    def logs_this_step(self) -> bool:
+        """Whether the step under way is one whose metrics are recorded."""
+        step = self.trainer.global_step + 1
+        is_last = step >= self.trainer.max_steps
+        return is_last or step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds to the sums of this pass."""
+        sums = self.forward_loss(batch, with_accuracy=True)
+        assert sums.num_correct is not None
+        self._val_sums.append(
+            torch.stack([sums.loss.double(), sums.num_labels.double(), sums.num_correct.double()])
+        )
+        self._val_bytes += self.data.num_label_bytes(batch.labels_BM) or 0
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/loss`, `val/accuracy`, and perplexity or bits per byte."""
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        for batch_sums in self._val_sums:
+            sums[:3] += batch_sums
+        sums[3] = self._val_bytes
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self._val_sums, self._val_bytes = [], 0
+        loss_sum, num_labels, num_correct, total_bytes = sums.tolist()
+        metrics = {"val/loss": loss_sum / num_labels, "val/accuracy": num_correct / num_labels}
+        if total_bytes:
+            metrics["val/bits_per_byte"] = loss_sum / math.log(2) / total_bytes
+        else:
+            metrics["val/perplexity"] = math.exp(min(loss_sum / num_labels, 700.0))
+        self.latest.update(metrics)
+        self.validated_at = self.trainer.global_step
+        # for callbacks that monitor a metric; Lightning would log it a step too early, in float32
+        self.log_dict(metrics, batch_size=1, logger=False)
+        if not self.trainer.sanity_checking:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(metrics, step=self.trainer.global_step)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and its schedule, stepped once an optimizer step."""
+        optimizer, schedule = self.optim.build(self.model, self.trainer.max_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips to the norm and keeps it for the logs, without waiting for the device."""
+        if gradient_clip_val is None and not self.logs_this_step():
+            return
+        # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        limit = math.inf if gradient_clip_val is None else gradient_clip_val
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the configuration, as plain values."""
+        checkpoint["xftrain"] = self.saved
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the weights of another model, in one sentence."""
+        refuse_other_model(checkpoint["state_dict"], self.state_dict())
+
+
+def training_module(pl_module: LightningModule) -> TrainingModule:
+    """The module as what it is in every run of ours; callbacks get it as Lightning's base class."""
+    assert isinstance(pl_module, TrainingModule)
+    return pl_module

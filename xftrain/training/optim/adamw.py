@@ -1,0 +1,93 @@
+"""AdamW (Loshchilov, Hutter, 2017, arXiv:1711.05101) with a warm-up and a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from xftrain.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
+
+
+class AdamW:
+    """Builds the optimizer and its schedule.
+
+    Args:
+        lr: rate after the warm-up.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: of matrices; norms, biases and embeddings are left alone.
+        schedule: of the rate after the warm-up: `cosine` to `lr x min_lr_ratio`, or `constant`.
+        warmup_steps: steps of linear growth from 0.
+        min_lr_ratio: where the cosine ends, as a share of `lr`.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: PositiveFloat = 3e-3,
+        betas: tuple[Probability, Probability] = (0.9, 0.95),
+        eps: PositiveFloat = 1e-8,
+        weight_decay: NonNegativeFloat = 0.1,
+        schedule: Literal["cosine", "constant"] = "cosine",
+        warmup_steps: NonNegativeInt = 10,
+        min_lr_ratio: Fraction = 0.1,
+    ) -> None:
+        self.lr, self.betas, self.eps = lr, (betas[0], betas[1]), eps
+        self.weight_decay, self.schedule = weight_decay, schedule
+        self.warmup_steps, self.min_lr_ratio = warmup_steps, min_lr_ratio
+
+    def build(self, model: nn.Module, max_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
+        """The optimizer, and a schedule that steps once an optimizer step.
+
+        Fused: one kernel, and with GradScaler no wait for the device to learn of an overflow.
+        """
+        decayed, free = decay_groups(model)
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            fused=True,
+        )
+        return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, max_steps))
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """The rate of the step after `step` steps, as a share of `lr`."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.schedule == "constant":
+            return 1.0
+        rest = max(1, max_steps - self.warmup_steps)
+        share = min(1.0, (step - self.warmup_steps) / rest)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * share))
+        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine
+
+
+def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices, and everything else (embeddings, norms, biases); tied weights count once."""
+    embeddings = {
+        id(parameter)
+        for module in _embeddings(model.modules())
+        for parameter in module.parameters()
+    }
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+        (decayed if is_matrix else free).append(parameter)
+    return decayed, free
+
+
+def _embeddings(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
+    return (module for module in modules if isinstance(module, nn.Embedding))

@@ -1,0 +1,26 @@
+"""Lightning's messages through our own log, once each, without its advertisements."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+# (message pattern, why it is of no use to the person who reads our log)
+_NAMED_WARNINGS = (
+    r"Experiment logs directory .* exists and is not empty",  # it is the run folder, by design
+    r".*isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
+    r".*does not have many workers",  # batches are made in place, see data/loader.py
+    r"The dataloader, .*, does not have",
+    r".*`IterableDataset` has `__len__` defined",
+)
+
+
+def quiet_lightning() -> None:
+    """Warnings and errors stay; what Lightning says of itself goes."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()  # its own, which doubles every line
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
+    for pattern in _NAMED_WARNINGS:
+        warnings.filterwarnings("ignore", message=pattern)

@@ -1,0 +1,77 @@
+"""Lightning's Trainer, from the keys under `trainer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+
+from xftrain.fields import NonNegativeInt, PositiveFloat, PositiveInt
+from xftrain.training.checkpoint import AtomicCheckpointIO
+
+
+def build_trainer(
+    run_dir: Path,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    max_steps: int,
+    deterministic: bool,
+    show_bar: bool,
+    *,
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    devices: Literal[1] = 1,
+    strategy: Literal["auto"] = "auto",
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true"] = "auto",
+    accumulate_grad_batches: PositiveInt = 1,
+    gradient_clip_val: PositiveFloat | None = 1.0,
+    log_every_n_steps: PositiveInt = 10,
+    val_check_interval: PositiveInt = 20,
+    num_sanity_val_steps: NonNegativeInt = 0,
+) -> Trainer:
+    """The trainer of one run; the keyword-only parameters are Lightning's own keys.
+
+    Args:
+        run_dir: where Lightning may write.
+        callbacks: in the order in which they are called.
+        loggers: TensorBoard, CSV.
+        max_steps: optimizer steps.
+        deterministic: refuse operations that differ from run to run.
+        show_bar: whether one of the callbacks is a progress bar.
+        accelerator: auto, cpu or gpu.
+        devices: number of devices.
+        strategy: how several devices work together.
+        precision: already resolved, see `hardware.resolve`.
+        accumulate_grad_batches: batches an optimizer step.
+        gradient_clip_val: largest gradient norm; None does not clip.
+        log_every_n_steps: optimizer steps between records of the training metrics.
+        val_check_interval: training batches between validations.
+        num_sanity_val_steps: validation batches before the first step.
+    """
+    return Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]
+        accumulate_grad_batches=accumulate_grad_batches,
+        gradient_clip_val=gradient_clip_val,
+        log_every_n_steps=log_every_n_steps,
+        val_check_interval=val_check_interval,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=num_sanity_val_steps,
+        max_steps=max_steps,
+        max_epochs=-1,
+        deterministic=deterministic,
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run_dir,
+        # true without a checkpoint callback would add Lightning's own
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+        enable_progress_bar=show_bar,
+        enable_model_summary=False,  # one line of ours
+        use_distributed_sampler=False,  # every batch knows its rank
+        inference_mode=False,  # validation shares the training step's compiled code
+    )
