@@ -11,7 +11,14 @@ import torch
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-hypothesis.settings.register_profile("xftrain", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile(
+    "xftrain",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    # how long an example takes says more of the machine than of the code
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("xftrain")
 
 

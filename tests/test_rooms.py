@@ -28,6 +28,7 @@ FLOORS = [
     ["config"],
     ["builder"],
     ["preflight"],
+    ["results"],
     ["runner"],
     [""],  # xftrain/__init__.py, the public API
     ["cli"],

@@ -37,7 +37,7 @@ class Block(nn.Module):
         self.norm_attn, self.norm_ffn = norms
         self.heads, self.ffn = heads, ffn
         self.out = nn.Linear(dim, dim, bias=linear_bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def forward(
         self, x_BMD: Tensor, attention: Attention, handle: Any, rotation: Rotation
@@ -47,8 +47,11 @@ class Block(nn.Module):
         if rotation is not None:
             q_BMHK, k_BMGK = rotate(q_BMHK, rotation), rotate(k_BMGK, rotation)
         out_BMHK = attention(q_BMHK, k_BMGK, v_BMGK, handle)
-        x_BMD = x_BMD + self.dropout(self.out(out_BMHK.flatten(2)))
-        return x_BMD + self.dropout(self.ffn(self.norm_ffn(x_BMD)))
+        x_BMD = x_BMD + self._drop(self.out(out_BMHK.flatten(2)))
+        return x_BMD + self._drop(self.ffn(self.norm_ffn(x_BMD)))
+
+    def _drop(self, x_BMD: Tensor) -> Tensor:
+        return F.dropout(x_BMD, self.dropout, self.training) if self.dropout else x_BMD
 
 
 class GPT(nn.Module):

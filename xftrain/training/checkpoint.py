@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import Tensor
 from xftrain.errors import ConfigError, RunError
 
 _KEYS = {"xftrain", "state_dict", "global_step", "pytorch-lightning_version"}
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -43,7 +47,8 @@ class AtomicCheckpointIO(CheckpointIO):
             partial.replace(path)
         except (OSError, RuntimeError) as error:
             # torch reports a full disk as a RuntimeError of its zip writer
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             raise RunError(
                 f"the checkpoint {path} could not be written ({_first_line(error)}): free space on "
                 "its disk or choose another hydra.run.dir; the checkpoint before it is untouched."
@@ -58,6 +63,36 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes the file."""
         Path(path).unlink(missing_ok=True)
+
+
+def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
+    """The file to go on from: the path given, or for `auto` the newest valid one of the run.
+
+    Raises:
+        ConfigError: the file is damaged; for `auto`, every file of the run is.
+    """
+    if ckpt is None:
+        return None
+    if ckpt != "auto":
+        path = Path(ckpt).expanduser()
+        read_checkpoint(path)
+        return path
+    files = sorted(run_dir.glob("checkpoints/*.ckpt"), key=lambda f: f.stat().st_mtime_ns)
+    if not files:
+        log.info("ckpt=auto: no checkpoint in %s yet, starting at step 0", run_dir)
+        return None
+    for path in reversed(files):
+        try:
+            step = read_checkpoint(path)["global_step"]
+        except ConfigError as error:
+            log.warning("ckpt=auto: skipped: %s", error)
+        else:
+            log.info("ckpt=auto: going on from %s, step %d", path, step)
+            return path
+    raise ConfigError(
+        f"ckpt=auto found {len(files)} checkpoint(s) in {run_dir / 'checkpoints'} and none can be "
+        "read: give the path of a good one, or another hydra.run.dir to start afresh."
+    )
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -33,10 +33,7 @@ class Checkpoint(LightningCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves the last one when it is due.
-
-        Once a step: between the batches of the next one, half its gradient would be lost.
-        """
+        """Saves the last one when it is due."""
         step = trainer.global_step
         if step % self.every_n_steps == 0 and step != self._saved_step:
             self._save_last(trainer)
@@ -44,14 +41,25 @@ class Checkpoint(LightningCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the best one when it is."""
         loss = training_module(pl_module).latest["val/loss"]
-        if not trainer.sanity_checking and trainer.state.fn == "fit" and loss < self.best_loss:
+        # between the batches of one step; a run that went on from there would lose half a gradient
+        within_step = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches
+        if trainer.sanity_checking or trainer.state.fn != "fit" or within_step:
+            return
+        if loss < self.best_loss:
             self.best_loss = loss
             self._save(trainer, "best.ckpt")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves where the run ended, in a folder of its own also if it had no step to make."""
-        if trainer.global_step != self._saved_step or not (_folder(trainer) / "last.ckpt").exists():
+        """Saves where the run ended."""
+        if trainer.global_step != self._saved_step:
             self._save_last(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Saves where a run was stopped from outside; after an error the last save stands."""
+        if isinstance(exception, KeyboardInterrupt | SystemExit):
+            self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The loss to beat, for a run that continues."""

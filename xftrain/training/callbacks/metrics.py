@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class Metrics(Callback):
     """One record, and one wait for the device, every `trainer.log_every_n_steps`.
 
-    Speeds count the time between two records less what validation, samples and checkpoints took.
+    Speeds count all the time between two records, less what validation and checkpoints took.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,8 @@ class Metrics(Callback):
         assert sums is not None and sums.num_correct is not None
         num_labels = int(sums.num_labels)  # waits for the device
         loss = float(sums.loss) / num_labels
-        elapsed = time.perf_counter() - self._started
+        now = time.perf_counter()
+        elapsed, self._started = now - self._started, now  # what follows counts as training
         steps = step - self._steps_at_record
         tokens_per_s = self._tokens * trainer.world_size / elapsed
         self.tokens_per_s.append(tokens_per_s)
@@ -107,7 +108,6 @@ class Metrics(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(record, step=step)
         self._tokens, self._steps_at_record = 0, step
-        self._started = time.perf_counter()
 
     def pause(self, device: torch.device) -> None:
         """Stops the clock for work that is not training."""

@@ -1,0 +1,89 @@
+"""Short runs in this process, and what they leave behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+import xftrain
+from xftrain.builder import build_data, build_model
+from xftrain.config import compose, validate
+from xftrain.interfaces import Batch, DataSource
+from xftrain.model import GPT
+from xftrain.training.checkpoint import read_checkpoint
+
+SMALL = (
+    "trainer=cpu",
+    "model.attn=naive",
+    "model.dim=32",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "seq=16",
+    "batch_tokens=128",
+    "max_steps=6",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=2",
+    "callbacks.sample=null",
+)
+
+
+def small(*overrides: str, **where: Any) -> DictConfig:
+    first = [one for one in SMALL if "callbacks=none" not in overrides or "callbacks" not in one]
+    return compose(*first, *overrides, **where)
+
+
+def run(run_dir: Path, *overrides: str, **where: Any) -> dict[str, Any]:
+    return xftrain.run(small(*overrides, **where), run_dir)
+
+
+def result_of(run_dir: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    loaded: dict[str, Any] = json.loads(
+        (run_dir / "result.json").read_text(), parse_constant=refuse
+    )
+    return loaded
+
+
+def rows_of(run_dir: Path, name: str) -> dict[int, float]:
+    """Step and value of a metric in metrics.csv; every step once."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = [(int(row["step"]), row.get(name)) for row in csv.DictReader(file)]
+    named = [(step, float(value)) for step, value in rows if value]
+    assert len(named) == len(dict(named)), f"{name} twice at a step: {named}"
+    return dict(named)
+
+
+def weights_of(ckpt: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = read_checkpoint(ckpt)["state_dict"]
+    return {name.removeprefix("model."): value for name, value in state.items()}
+
+
+def last(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+def same_weights(one: Path, two: Path) -> bool:
+    first, second = weights_of(one), weights_of(two)
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def model_and_data(*overrides: str) -> tuple[GPT, DataSource]:
+    """What such a run starts with."""
+    cfg = small(*overrides)
+    data = build_data(validate(cfg))
+    return build_model(cfg, data), data
+
+
+def loss_of(model: GPT, batch: Batch) -> Tensor:
+    """Mean cross-entropy, from the logits."""
+    logits_BMV = model(batch.tokens_BM, batch.seqlens)
+    return torch.nn.functional.cross_entropy(logits_BMV.flatten(0, 1), batch.labels_BM.flatten())

@@ -1,0 +1,110 @@
+"""Who is decayed, and the rate at every step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.models import gpt
+from tests.training.runs import rows_of, run
+from xftrain.training.optim.adamw import AdamW, decay_groups
+
+
+def names(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [by_id[id(parameter)] for parameter in parameters]
+    assert len(found) == len(set(found)), "a parameter twice"
+    return set(found)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_matrices_are_decayed_and_nothing_else(tied):
+    model = gpt(num_layers=1, linear_bias=True, tie_embeddings=tied)
+    decayed, free = (names(model, group) for group in decay_groups(model))
+    matrices = {f"blocks.0.{m}.weight" for m in ("heads.qkv", "out", "ffn.up", "ffn.down")}
+    assert decayed == matrices | (set() if tied else {"head.weight"})
+    assert free == dict(model.named_parameters()).keys() - decayed
+    assert {"embed.weight", "pos.table.weight", "norm.weight", "norm.bias"} <= free
+
+
+def test_frozen_parameters_are_left_out():
+    model = gpt(num_layers=1)
+    model.embed.weight.requires_grad_(False)
+    decayed, free = decay_groups(model)
+    assert "embed.weight" not in names(model, decayed) | names(model, free)
+
+
+def test_decay_shrinks_matrices_by_the_rate_and_leaves_the_rest():
+    model = gpt(num_layers=1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optim = AdamW(lr=0.1, weight_decay=0.5, schedule="constant", warmup_steps=0)
+    optimizer, schedule = optim.build(model, 10)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    schedule.step()
+    decayed = names(model, decay_groups(model)[0])
+    for name, parameter in model.named_parameters():
+        factor = 1 - 0.1 * 0.5 if name in decayed else 1.0
+        assert torch.allclose(parameter, before[name] * factor), name
+
+
+def test_options_reach_the_optimizer():
+    optim = AdamW(lr=0.1, betas=[0.8, 0.85], eps=1e-3, weight_decay=0.2)
+    optimizer, _ = optim.build(gpt(num_layers=1), 10)
+    assert optimizer.defaults["betas"] == (0.8, 0.85) and optimizer.defaults["eps"] == 1e-3
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+
+
+def test_a_model_of_vectors_alone_has_one_group():
+    optimizer, _ = AdamW().build(nn.LayerNorm(4), 10)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_the_rate_at_known_steps():
+    optim = AdamW(schedule="cosine", warmup_steps=4, min_lr_ratio=0.2)
+    factors = [optim.factor(step, 104) for step in range(110)]
+    assert factors[:5] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5, 1.0])
+    assert factors[29] == pytest.approx(0.2 + 0.8 * (0.5 + math.sqrt(0.5) / 2))  # a quarter
+    assert factors[54] == pytest.approx(0.6)  # half way
+    assert factors[104:] == pytest.approx([0.2] * 6)  # and stays there
+    constant = AdamW(schedule="constant", warmup_steps=1)
+    assert [constant.factor(step, 9) for step in (0, 1, 8, 20)] == [0.5, 1.0, 1.0, 1.0]
+    assert AdamW(schedule="constant", warmup_steps=0).factor(0, 9) == 1.0
+
+
+@given(
+    warmup_steps=st.integers(0, 30),
+    max_steps=st.integers(1, 40),  # fewer than the warm-up, too
+    min_lr_ratio=st.floats(0, 1),
+    schedule=st.sampled_from(["cosine", "constant"]),
+)
+def test_the_rate_rises_and_then_never_does(warmup_steps, max_steps, min_lr_ratio, schedule):
+    optim = AdamW(schedule=schedule, warmup_steps=warmup_steps, min_lr_ratio=min_lr_ratio)
+    factors = [optim.factor(step, max_steps) for step in range(80)]
+    assert all(0 < f <= 1 or (f == 0 == min_lr_ratio) for f in factors)
+    rising, falling = factors[: warmup_steps + 1], factors[warmup_steps:]
+    assert rising == sorted(set(rising))
+    assert all(b <= a + 1e-12 for a, b in zip(falling, falling[1:], strict=False))
+    assert min(falling) >= min_lr_ratio - 1e-12 or schedule == "constant"
+
+
+def test_a_run_logs_the_rate_of_each_step(tmp_path):
+    # it logged that of the step to come
+    chosen = ("optim.lr=0.01", "optim.warmup_steps=3", "optim.min_lr_ratio=0")
+    run(
+        tmp_path,
+        *chosen,
+        "max_steps=5",
+        "trainer.log_every_n_steps=1",
+        "trainer.accumulate_grad_batches=2",
+    )
+    shares = [1 / 4, 2 / 4, 3 / 4, 1.0, 0.5]
+    assert list(rows_of(tmp_path, "optim/lr").values()) == pytest.approx(
+        [0.01 * share for share in shares]
+    )
