@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import re
 import textwrap
 
 import pytest
@@ -26,6 +28,7 @@ from tests.training.runs import (
 )
 from xftrain.config import validate
 from xftrain.data.counting import Counting
+from xftrain.errors import ConfigError, RunError
 from xftrain.training.optim.adamw import AdamW
 
 
@@ -254,16 +257,43 @@ def test_a_run_that_breaks_says_so_and_keeps_what_it_had(tmp_path, monkeypatch):
 
     def broken(self, split, step, rank=0):
         if (split, step) == ("train", 4):
+            assert not (tmp_path / "result.json").exists()  # the earlier run's
             raise OSError("the network is down")
         return batch(self, split, step, rank)
 
     monkeypatch.setattr(Counting, "batch", broken)
     with pytest.raises(OSError, match="the network is down"):
         run(tmp_path)
-    result = result_of(tmp_path)  # the earlier run's is gone
+    result = result_of(tmp_path)
     assert (result["status"], result["error"]) == ("failed", "OSError: the network is down")
-    assert result["wall_s"] > 0
-    assert list(rows_of(tmp_path, "train/loss")) == [2, 4]  # and so are its rows
+    assert (result["steps"], result["kernel"], result["device"]) == (4, "naive", "cpu")
+    assert result["wall_s"] > 0 and result["tokens_per_s"] > 0
+    assert list(rows_of(tmp_path, "train/loss")) == [2, 4]  # no rows of the earlier run
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "status", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), RunError, "failed", "the disk of .* is"),
+        # Lightning answers Ctrl-C with an exit
+        (KeyboardInterrupt(), (KeyboardInterrupt, SystemExit), "stopped", ""),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*Detected KeyboardInterrupt")
+def test_how_a_run_ends_that_is_ended(tmp_path, monkeypatch, error, raised, status, said):
+    batch = Counting.batch
+
+    def ended(self, split, step, rank=0):
+        if (split, step) == ("train", 3):
+            raise error
+        return batch(self, split, step, rank)
+
+    monkeypatch.setattr(Counting, "batch", ended)
+    with pytest.raises(raised):
+        run(tmp_path)
+    result = result_of(tmp_path)
+    assert (result["status"], result["steps"]) == (status, 3)
+    assert re.search(said, result["error"])
 
 
 # ---- a user's own classes
@@ -318,6 +348,8 @@ def own(tmp_path, monkeypatch):
         "data/backwards": "_target_: own_parts.Backwards\nvocab_size: 64\nstop_at_accuracy: null",
         "callbacks/early": "early:\n  _target_: lightning.pytorch.callbacks.EarlyStopping\n"
         "  monitor: val/loss\n  patience: 1\n  min_delta: 100.0",
+        "logger/own": "own:\n  _target_: lightning.pytorch.loggers.CSVLogger\n"
+        f"  save_dir: {tmp_path}/elsewhere\n  name: rows\n  version: v1",
         "callbacks/picky": "own:\n  _target_: own_parts.Picky\n  depth: 4",
     }
     for name, text in files.items():
@@ -359,8 +391,15 @@ def test_a_callback_of_lightnings_own_stops_the_run(own, tmp_path):
     assert result["steps"] == 4  # the second validation is no 100 better than the first
 
 
+def test_a_logger_of_the_users_own_writes_where_it_says(own, tmp_path):
+    result = run(tmp_path / "run", "logger=[csv,own]", config_dir=own)
+    rows = (tmp_path / "elsewhere" / "rows" / "v1" / "metrics.csv").read_text()
+    assert rows == (tmp_path / "run" / "metrics.csv").read_text()
+    assert str(result["metrics"]["val/loss"]) in rows
+
+
 def test_a_refusal_by_a_class_of_the_users_own_is_the_sentence_it_says(own, tmp_path):
-    with pytest.raises(xftrain.errors.ConfigError, match="depth must be 3, got 4"):
+    with pytest.raises(ConfigError, match="depth must be 3, got 4"):
         run(tmp_path / "run", "callbacks=[default,picky]", config_dir=own)
     assert result_of(tmp_path / "run")["status"] == "refused"
 
