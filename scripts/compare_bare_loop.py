@@ -94,7 +94,8 @@ def bare_loop(steps: int, device: str) -> float:
 def framework(steps: int, device: str, *overrides: str) -> float:
     """Steps per second as a user gets them, with the default callbacks and loggers.
 
-    The median of the records of every 10 steps: all the time between two of them, less validation.
+    The median of the records of every 10 steps: all the time between two of them, less
+    what validation and checkpoints took.
     """
     cfg = compose(
         "model.attn=xformers",

@@ -37,15 +37,18 @@ def logits_and_grads(
     return logits_BMV.detach(), grads
 
 
-def packed_and_separate(model: GPT, device: str) -> dict[str, tuple[Tensor, Tensor]]:
+def packed_and_separate(
+    model: GPT, seqlens: tuple[int, ...], device: str
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Logits and every gradient of documents in one row, and of the same documents one by one."""
     tokens = TOKENS.to(device)
     weights = torch.randn(*tokens.shape, VOCAB, generator=torch.Generator().manual_seed(1))
     weights = weights.to(device)
-    packed, packed_grads = logits_and_grads(model, tokens, PACKED_LENGTHS, weights)
+    packed, packed_grads = logits_and_grads(model, tokens, seqlens, weights)
     logits, total = [], {}
-    documents = zip(tokens.split(PACKED_LENGTHS, 1), weights.split(PACKED_LENGTHS, 1), strict=True)
-    for document, document_weights in documents:
+    for document, document_weights in zip(
+        tokens.split(seqlens, 1), weights.split(seqlens, 1), strict=True
+    ):
         one, grads = logits_and_grads(model, document, None, document_weights)
         logits.append(one)
         total = {name: total.get(name, 0) + grad for name, grad in grads.items()}
@@ -54,8 +57,8 @@ def packed_and_separate(model: GPT, device: str) -> dict[str, tuple[Tensor, Tens
     return {"logits": (packed, torch.cat(logits, 1)), **pairs}
 
 
-def check_packed(model: GPT, device: str, tolerance: float) -> None:
-    for name, (packed, separate) in packed_and_separate(model, device).items():
+def check_packed(model: GPT, seqlens: tuple[int, ...], device: str, tolerance: float) -> None:
+    for name, (packed, separate) in packed_and_separate(model, seqlens, device).items():
         assert relative_error(packed, separate.double()) < tolerance, name
 
 
@@ -66,32 +69,31 @@ def check_packed(model: GPT, device: str, tolerance: float) -> None:
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("attn", ON_CPU)
 def test_packed_equals_separate(attn, bias, pos, heads):
-    check_packed(gpt(attn=attn, bias=bias, pos=pos, heads=heads, scale=5.0), "cpu", 5e-6)
+    model = gpt(attn=attn, bias=bias, pos=pos, heads=heads, scale=5.0)
+    check_packed(model, PACKED_LENGTHS, "cpu", 5e-6)
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize(
-    ("attn", "pos", "heads"),
-    # flex once: it compiles for every layout
-    [(attn, "learned", "mha") for attn in BACKENDS]
-    + [(attn, "rope", "gqa") for attn in BACKENDS if attn != "flex"],
+    ("dtype", "tolerance"),
+    [(torch.float32, 5e-5), (torch.bfloat16, 4e-2)],
+    ids=["float32", "bfloat16"],
 )
-def test_packed_equals_separate_on_cuda(attn, bias, pos, heads):
-    model = gpt(attn=attn, bias=bias, pos=pos, heads=heads, scale=5.0).cuda()
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("attn", BACKENDS)
+def test_packed_equals_separate_on_cuda(attn, bias, dtype, tolerance):
+    # flex is compiled for every length
+    seqlens = (65, 65) if attn == "flex" else PACKED_LENGTHS
+    model = gpt(attn=attn, bias=bias, pos="rope", heads="gqa", scale=5.0).cuda()
+    for row in (seqlens, *((n,) for n in seqlens)):
+        facts, shape = model.attention_facts(1, sum(row), row if len(row) > 1 else None)
+        if reasons := model.backend.unsupported(facts, shape, dtype, torch.device("cuda")):
+            pytest.skip(f"refused, see test_parity.py: {'; '.join(reasons)}")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 4e-2)):
-            # test_parity.py keeps the list of refusals; the documents alone are rows
-            packed = model.attention_facts(1, TOKENS.shape[1], PACKED_LENGTHS)
-            alone = [model.attention_facts(1, length, None) for length in PACKED_LENGTHS]
-            place = torch.device("cuda")
-            if any(model.backend.unsupported(*facts, dtype, place) for facts in [packed, *alone]):
-                assert dtype == torch.float32, "refused in bfloat16"
-                continue
-            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-                check_packed(model, "cuda", tolerance)
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            check_packed(model, seqlens, "cuda", tolerance)
     finally:
         torch.set_float32_matmul_precision(before)
 

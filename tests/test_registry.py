@@ -141,7 +141,7 @@ def _refusal(key: str, name: Any, node: dict[str, Any]) -> str:
             "model.heads",
             "gqa",
             {"num_kv_heads": "abc"},
-            "model.heads.num_kv_heads must be an integer >= 1, got 'abc'.",
+            "model.heads.num_kv_heads must be an integer >= 1 or null, got 'abc'.",
         ),
         (
             "model.heads",

@@ -14,7 +14,7 @@ FLOORS = [
     ["errors", "fields"],
     ["signatures"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
-    ["interfaces"],
+    ["interfaces", "compilation"],
     ["attention.dense", "attention.folding", "attention.xformers_ops"],
     ["attention.biases", "attention.backends"],  # they meet in interfaces.AttnBias alone
     ["layers"],

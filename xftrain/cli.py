@@ -62,7 +62,7 @@ def main() -> int:
     except COMPOSITION_ERRORS as error:
         return _end(sentence(error, sys.argv[1:]), 2)
     except OSError as error:
-        return _end(f"{error}.", 1)  # a folder that cannot be made
+        return _end(f"the run folder cannot be made ({error}): choose another hydra.run.dir.", 1)
     except KeyboardInterrupt:
         return _end("interrupted.", 130)
     except SystemExit as stop:

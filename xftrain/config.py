@@ -24,7 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from xftrain.errors import ConfigError
-from xftrain.fields import NonNegativeInt, PositiveInt
+from xftrain.fields import PositiveInt, Seed
 from xftrain.overrides import all_groups, normalise_argv, sentence, slug
 from xftrain.registry import (
     ENTRY_GROUPS,
@@ -48,7 +48,7 @@ class Root:
     seq: PositiveInt = 64
     batch_tokens: PositiveInt = 4096
     max_steps: PositiveInt = 400
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     compile: bool = False
     deterministic: bool = False
     ckpt: str | None = None
@@ -248,6 +248,8 @@ def _mapping(key: str, node: Any) -> dict[str, Any]:
         return {str(name): value for name, value in node.items()}
     group = key.replace(".", "/")
     options = ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
+    if not options:  # an entry of callbacks or logger
+        raise ConfigError(f"{key} must be a mapping with a name or a _target_, got {show(node)}.")
     if node is None or node == MISSING:
         raise ConfigError(f"{key} is missing; choose one of {options}, as in {key}=<option>.")
     raise ConfigError(
@@ -264,7 +266,7 @@ def _check_sizes(model: Mapping[str, Any]) -> None:
             f"this dim num_heads can be {_divisors(dim)}."
         )
     heads = model["heads"]
-    if "name" in heads and num_heads % (num_kv_heads := heads.get("num_kv_heads", 1)):
+    if "name" in heads and num_heads % (num_kv_heads := heads.get("num_kv_heads") or 1):
         raise ConfigError(
             f"model.heads.num_kv_heads must divide model.num_heads = {num_heads}, got "
             f"{num_kv_heads}; choose one of {_divisors(num_heads)}."
@@ -277,19 +279,27 @@ def _check_sizes(model: Mapping[str, Any]) -> None:
 
 
 def _check_files(options: dict[str, Any]) -> None:
-    """Files that are named must exist; `~` is expanded here, since shells leave it in key=~/x."""
+    """Files that are named must exist; a quoted `~` is expanded here."""
     data, ckpt = options["data"], options["ckpt"]
     if "name" in data and "path" in data:
-        path = Path(data["path"]).expanduser()
+        path = _expanded("data.path", data["path"])
         if not data["path"] or not path.exists():
             raise ConfigError(
                 f"data.path must be an existing file or folder, got {data['path']!r}."
             )
         data["path"] = str(path)
     if ckpt not in (None, "auto"):
-        if not Path(ckpt).expanduser().is_file():
+        path = _expanded("ckpt", ckpt)
+        if not path.is_file():
             raise ConfigError(f"ckpt must be auto or an existing checkpoint file, got {ckpt!r}.")
-        options["ckpt"] = str(Path(ckpt).expanduser())
+        options["ckpt"] = str(path)
+
+
+def _expanded(key: str, path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key} names a home folder that is not there, got {path!r}.") from error
 
 
 def _divisors(number: int) -> str:

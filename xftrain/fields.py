@@ -15,6 +15,7 @@ PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Probability = Annotated[float, Ge(0), Lt(1)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # what numpy takes
 VocabSize = Annotated[int, Ge(2)]
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "PositiveFloat",
     "PositiveInt",
     "Probability",
+    "Seed",
     "VocabSize",
 ]

@@ -31,9 +31,10 @@ def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _Lay
     """Attention of N new positions over all so far; the bias is what it means, not a kernel's."""
     k_BMGK, v_BMGK = cache.extend(k_BNGK, v_BNGK)
     num_positions, num_new = k_BMGK.shape[1], q_BNHK.shape[1]
+    # in float32: 16 bits do not count past 256 (bfloat16) or 2048 (float16) positions
     bias_HNM = cache.bias.materialize(
-        num_positions, q_BNHK.device, q_BNHK.dtype, first_query=num_positions - num_new
-    )
+        num_positions, q_BNHK.device, torch.float32, first_query=num_positions - num_new
+    ).to(q_BNHK.dtype)
     q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BMGK, v_BMGK))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_HNM[None], enable_gqa=True)
     return out.transpose(1, 2)
@@ -73,14 +74,16 @@ def generate(
     was_training = model.training
     model.eval()
     new_BN, first = tokens_BM, 0
-    for _ in range(num_tokens):
-        positions = torch.arange(first, first + new_BN.shape[1], device=new_BN.device)
-        x_BND = model.hidden(new_BN, positions[None], caches, cached_attention)
-        logits_BV = F.linear(x_BND[:, -1], model.head.weight)[:, :vocab_size].float()
-        first += new_BN.shape[1]
-        new_BN = _draw(logits_BV, temperature, top_k, generator)
-        tokens_BM = torch.cat([tokens_BM, new_BN], dim=1)
-    model.train(was_training)
+    try:
+        for _ in range(num_tokens):
+            positions = torch.arange(first, first + new_BN.shape[1], device=new_BN.device)
+            x_BND = model.hidden(new_BN, positions[None], caches, cached_attention)
+            logits_BV = F.linear(x_BND[:, -1], model.head.weight)[:, :vocab_size].float()
+            first += new_BN.shape[1]
+            new_BN = _draw(logits_BV, temperature, top_k, generator)
+            tokens_BM = torch.cat([tokens_BM, new_BN], dim=1)
+    finally:
+        model.train(was_training)
     return tokens_BM
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from xftrain.compilation import allow_many_shapes
 from xftrain.errors import ConfigError
 from xftrain.fields import PositiveFloat, PositiveInt, Probability
 from xftrain.initialization import initialize
@@ -162,6 +163,7 @@ class GPT(nn.Module):
         Attention over packed documents stays outside: each batch has another layout, and would be
         compiled anew.
         """
+        allow_many_shapes()
         for block in self.blocks:
             block.compile()
         if packed:
@@ -196,14 +198,17 @@ class GPT(nn.Module):
             tokens_BM: int64 tokens.
             positions_1M: int64 positions, the same for every row.
             handles: what `prepare` gave, or a list of one handle a layer.
-            attention: computes attention instead of the backend.
+            attention: computes attention instead of the backend, and outside compiled code.
         """
+        eager = attention is not None
         attention = self.attention if attention is None else attention
         x_BMD = self.pos.embed(self.embed(tokens_BM), positions_1M)
         rotation = self.pos.rotation(positions_1M)
         for index, block in enumerate(self.blocks):
             handle = handles[index] if isinstance(handles, list) else handles
-            if self.activation_checkpointing and torch.is_grad_enabled():
+            if eager:
+                x_BMD = block.forward(x_BMD, attention, handle, rotation)
+            elif self.activation_checkpointing and torch.is_grad_enabled():
                 x_BMD = checkpoint(block, x_BMD, attention, handle, rotation, use_reentrant=False)
             else:
                 x_BMD = block(x_BMD, attention, handle, rotation)

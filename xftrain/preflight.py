@@ -30,9 +30,14 @@ def check_runs(
     """
     with torch.device("meta"):
         model = assemble(options, vocab_size)
-    bias, shape = model.attention_facts(*batch.shape_BM, batch.seqlens)
-    reasons = model.backend.unsupported(bias, shape, dtype, device)
-    if reasons:
+    cases = [model.attention_facts(*batch.shape_BM, batch.seqlens)]
+    if batch.seqlens is not None:
+        # this batch's documents are short by chance; one as long as a row will come
+        cases.append(model.attention_facts(1, options["seq"], (options["seq"],)))
+    for bias, shape in cases:
+        reasons = model.backend.unsupported(bias, shape, dtype, device)
+        if not reasons:
+            continue
         works = [
             backend.name
             for backend in all_backends()
@@ -48,7 +53,8 @@ def check_runs(
         ask = getattr(part, "unsupported", None)
         if ask is not None and (why := ask(device)):
             raise ConfigError(f"{'; '.join(why)}.")
-    model.check_length(max(batch.seqlens or (shape.M,)))
+    for bias, shape in cases:
+        model.check_length(max(bias.seqlens or (shape.M,)))
 
 
 def _name(options: Mapping[str, Any], group: str) -> str:

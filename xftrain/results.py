@@ -102,4 +102,9 @@ def say_how_it_went(result: Mapping[str, Any]) -> None:
     log.info("validation: %s", ", ".join(parts))
     log.info("run folder: %s", result["run_dir"])
     folder = Path(result["run_dir"])
-    log.info("tensorboard --logdir %s", folder.parts[0] if not folder.is_absolute() else folder)
+    log.info("tensorboard --logdir %s", folder.parts[0] if _is_below(folder) else folder)
+
+
+def _is_below(folder: Path) -> bool:
+    """Whether the first part of a relative path is a folder that holds this one and others."""
+    return len(folder.parts) > 1 and not folder.is_absolute()

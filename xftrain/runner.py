@@ -22,7 +22,7 @@ from xftrain.model import GPT
 from xftrain.preflight import check_runs
 from xftrain.results import empty_result, say_how_it_went, status_after, write_result
 from xftrain.training import hardware
-from xftrain.training.callbacks.metrics import Metrics, peak_memory_mib
+from xftrain.training.callbacks.metrics import Metrics, peak_memory_mib, reset_peak_memory
 from xftrain.training.callbacks.progress import Progress
 from xftrain.training.checkpoint import checkpoint_to_load
 from xftrain.training.module import TrainingModule
@@ -57,6 +57,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "result.json").unlink(missing_ok=True)  # of an earlier run in this folder
     result = empty_result(run_dir)
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         options = config.validate(cfg)
         _save_config(cfg, run_dir)
@@ -72,6 +73,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         result["error"] = str(error) if is_sentence else f"{type(error).__name__}: {error}"
         raise error
     finally:
+        torch.use_deterministic_algorithms(was_deterministic)
         result["wall_s"] = round(time.perf_counter() - started, 3)
         write_result(result, run_dir)
     say_how_it_went(result)
@@ -84,6 +86,7 @@ def _train(options: dict[str, Any], run_dir: Path, result: dict[str, Any]) -> No
     device, precision = hardware.resolve(accelerator, asked)
     dtype = hardware.compute_dtype(precision)
     _set_determinism(options["deterministic"])
+    reset_peak_memory(device)
     pl.seed_everything(options["seed"], verbose=False)
     # refused now rather than after the data is prepared
     ckpt = checkpoint_to_load(options["ckpt"], run_dir)
@@ -101,6 +104,7 @@ def _train(options: dict[str, Any], run_dir: Path, result: dict[str, Any]) -> No
     result["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     result["kernel"] = kernel = _choose_kernel(model, batch, device, dtype)
     if options["compile"]:
+        torch._dynamo.reset()  # of a former run in this process, whose blocks were others
         model.compile_blocks(packed=batch.seqlens is not None)
 
     optim = registry.build("optim", "optim", options["optim"])
@@ -178,7 +182,7 @@ def _say_what_is_trained(
 
 
 def _set_determinism(deterministic: bool) -> None:
-    """Also switches a former run's choice off, in a process that makes several runs."""
+    """For this run; `run` puts back what was set before it."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnShape
 
 # Per dtype: bits of one exact piece; pieces of a slope; the error a score may get.
@@ -69,8 +70,16 @@ def folding_reasons(bias: AttnBias, num_positions: int, dtype: torch.dtype) -> l
 
 
 def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device) -> Fold:
-    """The features of an ALiBi bias for one batch."""
-    assert bias.slopes is not None and not folding_reasons(bias, shape.M, dtype)
+    """The features of an ALiBi bias for one batch.
+
+    Raises:
+        ConfigError: a document is too long for it, see `folding_reasons`.
+    """
+    assert bias.slopes is not None
+    if reasons := folding_reasons(bias, shape.M, dtype):
+        raise ConfigError(
+            f"{reasons[0]}: shorten the documents, set model.bias.window, or use model.attn=flex."
+        )
     bits, num_pieces, _ = _PIECES[dtype]
     seqlens = bias.seqlens or (shape.M,)
     positions_M = torch.cat([torch.arange(n) for n in seqlens]).to(device)

@@ -20,6 +20,7 @@ from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import Split
 
 PIECE_BYTES = 64 << 10
+_RUN_FOLDER = ".hydra"  # what the folder of a run holds
 _HEAD_BYTES = 8 << 10
 _BLOCK_BYTES = 1 << 20
 
@@ -68,6 +69,9 @@ def list_files(root: Path, *, leave_out: Path) -> tuple[list[SourceFile], Counte
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
             skipped["unreadable"] += 1
+            continue
+        if any(entry.name == _RUN_FOLDER for entry in entries):
+            skipped["run folder"] += 1  # logs and configurations of our own are no corpus
             continue
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__pycache__":

@@ -138,3 +138,23 @@ def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ, as `optim.lr 0.003 -> 1e-05`; `ckpt` itself is no difference."""
+    before, after = (_flat(config) for config in (saved, current))
+    return [
+        f"{key} {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key != "ckpt"
+    ]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:  # a tuple is saved as it is and typed as a list
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -13,8 +14,10 @@ from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums
 from xftrain.model import GPT
-from xftrain.training.checkpoint import refuse_other_model
+from xftrain.training.checkpoint import describe_differences, refuse_other_model
 from xftrain.training.optim.adamw import AdamW
+
+log = logging.getLogger(__name__)
 
 
 class TrainingModule(LightningModule):
@@ -47,6 +50,7 @@ class TrainingModule(LightningModule):
         self.last_sums: LossSums | None = None  # of the last batch
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.latest: dict[str, float] = {}  # last fetched metrics, by TensorBoard's names
+        self.recorded_at = -1  # optimizer step of the last fetched training metrics
         self.validated_at = -1  # optimizer step of the last validation
         self._val_sums: list[Tensor] = []
         self._val_bytes = 0
@@ -154,13 +158,28 @@ class TrainingModule(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says what differs from the run that is continued, and lets today's settings count.
+
+        Raises:
+            ConfigError: the checkpoint holds the weights of another model.
+        """
+        refuse_other_model(checkpoint["state_dict"], self.state_dict())
+        differences = describe_differences(checkpoint["xftrain"]["config"], self.saved["config"])
+        if differences:
+            log.info("ckpt: the configuration differs from its own: %s", ", ".join(differences))
+        if checkpoint["global_step"] >= self.trainer.max_steps:
+            log.warning(
+                "ckpt is at step %d and max_steps is %d: nothing is left to train",
+                checkpoint["global_step"],
+                self.trainer.max_steps,
+            )
+        optimizer, schedule = checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
+        self.optim.update_saved(optimizer, schedule, self.trainer.max_steps)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, as plain values."""
         checkpoint["xftrain"] = self.saved
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the weights of another model, in one sentence."""
-        refuse_other_model(checkpoint["state_dict"], self.state_dict())
 
 
 def training_module(pl_module: LightningModule) -> TrainingModule:

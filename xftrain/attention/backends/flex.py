@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from xftrain.compilation import allow_many_shapes
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 
 _ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -31,11 +32,7 @@ class _Handle:
 @cache
 def _compiled() -> Callable[..., Tensor]:
     """flex_attention, compiled once a process; uncompiled it would materialize the scores."""
-    # Each shape and bias is one compilation. Past torch's limit of 8 it would quietly run
-    # unfused; raise the limits, and fail loudly should they ever be hit.
-    torch._dynamo.config.recompile_limit = 1024
-    torch._dynamo.config.accumulated_recompile_limit = 4096
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    allow_many_shapes()
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -150,7 +147,11 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
     """What is added to the scores: slopes times the distance, or one tensor where asked for."""
-    slopes_H = None if bias.slopes is None else torch.tensor(bias.slopes, device=device)
+    slopes_H = (
+        None
+        if bias.slopes is None
+        else torch.tensor(bias.slopes, dtype=torch.float32, device=device)
+    )
     if _is_tensor(bias):
         # the block mask hides what this tensor would, so its own -inf cost nothing
         dense_HMM = bias.materialize(num_positions, device, torch.float32)

@@ -41,9 +41,7 @@ class Checkpoint(LightningCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the best one when it is."""
         loss = training_module(pl_module).latest["val/loss"]
-        # between the batches of one step; a run that went on from there would lose half a gradient
-        within_step = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches
-        if trainer.sanity_checking or trainer.state.fn != "fit" or within_step:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or within_step(trainer):
             return
         if loss < self.best_loss:
             self.best_loss = loss
@@ -57,8 +55,11 @@ class Checkpoint(LightningCheckpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Saves where a run was stopped from outside; after an error the last save stands."""
-        if isinstance(exception, KeyboardInterrupt | SystemExit):
+        """Saves where SIGTERM stopped the run, which Lightning answers between two batches.
+
+        Ctrl-C and errors end it anywhere inside a batch: there the last save stands.
+        """
+        if isinstance(exception, SystemExit) and not within_step(trainer):
             self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,6 +78,14 @@ class Checkpoint(LightningCheckpoint):
     def _save(trainer: Trainer, name: str) -> None:
         with not_training(trainer, trainer.strategy.root_device):
             trainer.save_checkpoint(_folder(trainer) / name, weights_only=False)
+
+
+def within_step(trainer: Trainer) -> bool:
+    """Whether the run is between the batches of one optimizer step.
+
+    A run that went on from there would make that step with part of its gradient.
+    """
+    return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches)
 
 
 def _folder(trainer: Trainer) -> Path:

@@ -6,21 +6,25 @@ import logging
 import math
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from xftrain.errors import RunError
 from xftrain.interfaces import Batch
 from xftrain.training.flops import describe_peak, flops_per_token, peak_flops
 from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.text import log_text
 
 log = logging.getLogger(__name__)
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class Metrics(Callback):
@@ -42,7 +46,7 @@ class Metrics(Callback):
     def typical_tokens_per_s(self) -> float | None:
         """Median over the intervals, the first left out where there are others (it warms up)."""
         if not self.tokens_per_s:
-            return None  # no step was made
+            return None  # the run ended before its first record
         return statistics.median(self.tokens_per_s[1:] or self.tokens_per_s)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,8 +57,6 @@ class Metrics(Callback):
         said = describe_peak(device, dtype)
         log.info("%s", said)
         log_text(trainer.loggers, "speed/mfu_formula", said)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
         self._steps_at_record = trainer.global_step
         self._started = time.perf_counter()
 
@@ -85,6 +87,11 @@ class Metrics(Callback):
         assert sums is not None and sums.num_correct is not None
         num_labels = int(sums.num_labels)  # waits for the device
         loss = float(sums.loss) / num_labels
+        if not math.isfinite(loss):
+            raise RunError(
+                f"train/loss is {loss} at step {step}: lower optim.lr or raise optim.warmup_steps; "
+                "checkpoints saved before are in the run folder."
+            )
         now = time.perf_counter()
         elapsed, self._started = now - self._started, now  # what follows counts as training
         steps = step - self._steps_at_record
@@ -105,6 +112,7 @@ class Metrics(Callback):
             flops_per_s = tokens_per_s * self._flops_per_token
             record["speed/mfu"] = flops_per_s / (self._peak * trainer.world_size)
         module.latest.update(record)
+        module.recorded_at = step
         for logger in trainer.loggers:
             logger.log_metrics(record, step=step)
         self._tokens, self._steps_at_record = 0, step
@@ -152,9 +160,22 @@ def _unit(module: TrainingModule, batch: Batch, loss_sum: float, loss: float) ->
     return {"train/perplexity": math.exp(min(loss, 700.0))}
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new peak, so that a run in a sweep does not report the one before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5")  # proc(5): resets VmHWM
+
+
 def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory so far, MiB: allocated on a GPU, resident on the CPU."""
+    """Largest memory since the reset, MiB: allocated on a GPU, resident on the CPU.
+
+    Off Linux, resident memory is the process's largest ever.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    if _STATUS.exists():
+        line = next(x for x in _STATUS.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS

@@ -39,7 +39,7 @@ class Progress(Callback):
         on_terminal = sys.stdout.isatty()
         self.style = style if style != "auto" else ("rich" if on_terminal else "line")
         self.every_n_steps = every_n_steps
-        self._last_line = -1
+        self._next_line = every_n_steps
 
     def bar(self) -> Callback | None:
         """The bar to add to the trainer's callbacks; None where there is none."""
@@ -48,15 +48,13 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A line every so many steps, from the metrics that were fetched last."""
-        step = trainer.global_step
-        due = step % self.every_n_steps == 0 and step != self._last_line
-        if self.style != "line" or not due:
+        """A line every so many steps, at a step whose own metrics were fetched."""
+        step, module = trainer.global_step, training_module(pl_module)
+        has_figures = module.recorded_at in (step, -1)  # -1: none are ever fetched, or not yet
+        if self.style != "line" or step < self._next_line or not has_figures:
             return
-        self._last_line = step
-        log.info(
-            "step %d/%d  %s", step, trainer.max_steps, shown(training_module(pl_module).latest)
-        )
+        self._next_line = (step // self.every_n_steps + 1) * self.every_n_steps
+        log.info("step %d/%d  %s", step, trainer.max_steps, shown(module.latest))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The validation results."""

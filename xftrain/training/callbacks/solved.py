@@ -4,6 +4,7 @@ import logging
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from xftrain.training.callbacks.checkpoint import within_step
 from xftrain.training.module import training_module
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ class Solved(Callback):
         module = training_module(pl_module)
         target = module.data.stop_at_accuracy
         accuracy = module.latest["val/accuracy"]
-        if target is None or accuracy < target or trainer.sanity_checking:
+        if target is None or accuracy < target or trainer.sanity_checking or within_step(trainer):
             return
         log.info(
             "solved at step %d: validation accuracy %.2f %% (data.stop_at_accuracy=null goes on)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -48,8 +48,8 @@ class AdamW:
         """
         decayed, free = decay_groups(model)
         groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": free, "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": self.weight_decay, "decays": True},
+            {"params": free, "weight_decay": 0.0, "decays": False},
         ]
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -59,6 +59,19 @@ class AdamW:
             fused=True,
         )
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, max_steps))
+
+    def update_saved(
+        self, optimizer: dict[str, Any], schedule: dict[str, Any], max_steps: int
+    ) -> None:
+        """Puts these settings into the saved state of a run that goes on, in place.
+
+        Without it torch would restore the old ones, whatever the configuration says.
+        """
+        lr = self.lr * self.factor(schedule["last_epoch"], max_steps)
+        for group in optimizer["param_groups"]:
+            group.update(lr=lr, initial_lr=self.lr, betas=self.betas, eps=self.eps)
+            group["weight_decay"] = self.weight_decay if group["decays"] else 0.0
+        schedule["base_lrs"] = [self.lr] * len(optimizer["param_groups"])
 
     def factor(self, step: int, max_steps: int) -> float:
         """The rate of the step after `step` steps, as a share of `lr`."""

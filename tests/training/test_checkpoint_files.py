@@ -1,0 +1,192 @@
+"""No checkpoint file is ever half, and none does harm."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.runs import last, result_of, run
+from xftrain.errors import ConfigError, RunError
+from xftrain.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> bytes:
+    run_dir = tmp_path_factory.mktemp("good")
+    run(run_dir, "max_steps=1")
+    return last(run_dir).read_bytes()
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit among the numbers of the first tensor, 64 x 32 of them."""
+    at = content.index(b"/data/0") + 2000
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content[1:],
+        flipped,  # torch loads such a file without a word
+        lambda content: b"\0" * len(content),
+        lambda content: b"step,loss\n1,2\n",
+    ],
+    ids=["empty", "half", "all but a byte", "shifted", "a bit flipped", "zeros", "text"],
+)
+def test_a_damaged_file_is_refused(tmp_path, good, damage):
+    path = tmp_path / "bad.ckpt"
+    path.write_bytes(damage(good))
+    check_refused(tmp_path, path, "cannot be read")
+
+
+def check_refused(tmp_path: Path, path: Path, why: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run(tmp_path / "run", f"ckpt={path}")
+    said = str(refused.value)
+    assert said.startswith(f"ckpt={path} ") and said.endswith(".") and "\n" not in said
+    assert why in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch", "torch, inside", "torch, old"])
+def test_a_file_that_would_execute_something_is_refused_and_executes_nothing(tmp_path, form):
+    path, marker = tmp_path / "bomb.ckpt", tmp_path / "marker"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(marker)))
+    else:
+        inside = {"xftrain": {}, "state_dict": {}, "global_step": Bomb(marker)}
+        content = inside if "inside" in form else Bomb(marker)
+        torch.save(content, path, _use_new_zipfile_serialization="old" not in form)
+    check_refused(tmp_path, path, "cannot be read")
+    assert not marker.exists()
+    torch.load(path, weights_only=False) if form == "torch" else None
+    assert marker.exists() == (form == "torch")  # it would have
+
+
+@pytest.mark.parametrize(
+    "content", [{"state_dict": {}}, [1, 2], torch.zeros(3), {"xftrain": {}, "global_step": 1}]
+)
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.ckpt")
+    check_refused(tmp_path, tmp_path / "other.ckpt", "is no checkpoint of xftrain")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is not a file"):
+        read_checkpoint(tmp_path / "nothing.ckpt")
+    with pytest.raises(ConfigError, match="is not a file"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        (
+            "model.dim=16",
+            "10 of its tensors differ from this one's, first model.embed.weight, [64, 32] there "
+            "and [64, 16] here",
+        ),
+        ("model.ffn=gelu", "1 of its tensors differ"),
+        (
+            "model.num_layers=2",
+            "6 of its tensors differ from this one's, first model.blocks.1.norm_attn.weight, "
+            "absent there and [32] here",
+        ),
+        ("model.pos=none", "first model.pos.table.weight, [16, 32] there and absent here"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, good, override, difference):
+    # it was a RuntimeError of many lines
+    (tmp_path / "one.ckpt").write_bytes(good)
+    with pytest.raises(ConfigError) as refused:
+        run(tmp_path / "run", override, f"ckpt={tmp_path / 'one.ckpt'}")
+    said = str(refused.value)
+    assert said.startswith("ckpt holds another model: ") and difference in said
+    assert said.endswith("; set model as in its run's config.yaml.")
+
+
+# ---- writing
+
+
+def no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def half_a_file(content: Any, file: Any) -> None:
+    file.write(b"half")
+    raise RuntimeError("PytorchStreamWriter failed writing file data/2: file write failed")
+
+
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [("os.fsync", no_space), ("torch.save", no_space), ("torch.save", half_a_file)],
+)
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_a_file(
+    tmp_path, monkeypatch, place, fault, earlier
+):
+    folder = tmp_path / "checkpoints"
+    if earlier:
+        run(tmp_path, "max_steps=2")
+    before = {path.name: path.read_bytes() for path in folder.glob("*")}
+    module, name = place.split(".")
+    monkeypatch.setattr({"os": os, "torch": torch}[module], name, fault)
+    with pytest.raises(RunError) as failed:
+        run(tmp_path, "max_steps=2", "callbacks.checkpoint.every_n_steps=1")
+    said = str(failed.value)
+    assert str(last(tmp_path)) in said and "free space" in said and "\n" not in said
+    result = result_of(tmp_path)
+    assert (result["status"], result["error"]) == ("failed", said)
+    assert {path.name: path.read_bytes() for path in folder.glob("*")} == before
+    assert list(folder.glob(".*")) == []
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(RunError, match=r"last\.ckpt could not be written \(FileExistsError"):
+        run(tmp_path, "max_steps=1")
+
+
+def test_a_result_that_cannot_be_written_is_said(tmp_path):
+    # with the disk full, the traceback of this hid the sentence on the checkpoint
+    (tmp_path / ".result.json.partial").mkdir()
+    with pytest.raises(RunError, match=r"result\.json could not be written.*free space"):
+        run(tmp_path, "max_steps=1")
+
+
+def test_a_checkpoint_comes_back_as_it_was_and_goes_when_told(tmp_path):
+    content = {
+        "xftrain": {"config": {"seed": 0, "betas": (0.9, 0.95), "ckpt": None}},
+        "state_dict": {"w": torch.randn(3, 2).bfloat16()},
+        "global_step": 3,
+        "pytorch-lightning_version": "2.6.6",
+    }
+    path = tmp_path / "deep" / "one.ckpt"
+    io = AtomicCheckpointIO()
+    io.save_checkpoint(content, path)
+    loaded = io.load_checkpoint(path)
+    assert torch.equal(loaded["state_dict"].pop("w"), content["state_dict"].pop("w"))
+    assert loaded == content
+    io.remove_checkpoint(path)
+    io.remove_checkpoint(path)
+    assert list(path.parent.iterdir()) == []
