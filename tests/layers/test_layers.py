@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from tests.models import gpt
 from xftrain import registry
 from xftrain.errors import ConfigError
+from xftrain.layers.feedforward import gated_width
 from xftrain.layers.ffn.swiglu import SwiGLU
 from xftrain.layers.positions.learned import Learned
 from xftrain.layers.positions.rope import RoPE, rotate
-from xftrain.layers.widths import gated_width
 
 WIDTHS = {"gelu": 512, "relu2": 512, "swiglu": 384, "geglu": 384}  # of a model of width 128
 

@@ -1,29 +1,14 @@
 """Feed-forward with the squared ReLU (So et al., Primer, 2021, arXiv:2109.08668)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from xftrain.fields import PositiveInt
-from xftrain.layers.widths import plain_width
+from xftrain.layers.feedforward import FeedForward
 
 
-class ReLU2(nn.Module):
-    """`relu(x up)^2 down`.
+class ReLU2(FeedForward):
+    """`relu(x)^2` between the matrices."""
 
-    Args:
-        dim: D.
-        linear_bias: whether the linear layers add biases.
-        hidden_dim: inner width; None is 4 x dim.
-    """
-
-    def __init__(
-        self, dim: int, linear_bias: bool, *, hidden_dim: PositiveInt | None = None
-    ) -> None:
-        super().__init__()
-        hidden_dim = hidden_dim or plain_width(dim)
-        self.up = nn.Linear(dim, hidden_dim, bias=linear_bias)
-        self.down = nn.Linear(hidden_dim, dim, bias=linear_bias)
-
-    def forward(self, x_BMD: Tensor) -> Tensor:
-        """[B, M, D] to [B, M, D]."""
-        return self.down(F.relu(self.up(x_BMD)).square())
+    def activation(self, x: Tensor) -> Tensor:
+        """`relu(x)^2`."""
+        return F.relu(x).square()

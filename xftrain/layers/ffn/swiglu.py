@@ -4,15 +4,15 @@ import importlib.util
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from xftrain.attention.xformers_ops.loading import xformers_ops
 from xftrain.fields import PositiveInt
-from xftrain.layers.widths import gated_width
+from xftrain.layers.feedforward import GatedFeedForward
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(GatedFeedForward):
     """`(silu(x gate) * (x value)) down`; `up` holds gate and value.
 
     Args:
@@ -32,11 +32,8 @@ class SwiGLU(nn.Module):
         hidden_dim: PositiveInt | None = None,
         impl: Literal["auto", "torch", "xformers", "liger"] = "auto",
     ) -> None:
-        super().__init__()
-        hidden_dim = hidden_dim or gated_width(dim)
+        super().__init__(dim, linear_bias, hidden_dim=hidden_dim)
         self.impl = impl
-        self.up = nn.Linear(dim, 2 * hidden_dim, bias=linear_bias)
-        self.down = nn.Linear(hidden_dim, dim, bias=linear_bias)
 
     def unsupported(self, device: torch.device) -> list[str]:
         """Reasons why `impl` cannot run on this device; empty means that it runs."""
@@ -51,16 +48,23 @@ class SwiGLU(nn.Module):
                 return [f"model.ffn.impl=xformers cannot run: {error}, or use auto"]
         return []
 
+    def activation(self, x: Tensor) -> Tensor:
+        """`silu(x)`."""
+        return F.silu(x)
+
     def forward(self, x_BMD: Tensor) -> Tensor:
         """[B, M, D] to [B, M, D]."""
         if self.impl == "xformers":
             return self._xformers(x_BMD)
-        gate, value = self.up(x_BMD).chunk(2, dim=-1)
         if self.impl == "liger":
-            from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+            return self._liger(x_BMD)
+        return super().forward(x_BMD)
 
-            return self.down(LigerSiLUMulFunction.apply(gate, value))
-        return self.down(F.silu(gate) * value)
+    def _liger(self, x_BMD: Tensor) -> Tensor:
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+        gate, value = self.up(x_BMD).chunk(2, dim=-1)
+        return self.down(LigerSiLUMulFunction.apply(gate, value))
 
     def _xformers(self, x_BMD: Tensor) -> Tensor:
         w_gate, w_value = self.up.weight.chunk(2)

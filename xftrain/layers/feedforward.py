@@ -1,0 +1,72 @@
+"""What feed-forward variants share: two matrices, with or without a gate between them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from xftrain.fields import PositiveInt
+
+
+def plain_width(dim: int) -> int:
+    """4 x dim (Vaswani et al., 2017)."""
+    return 4 * dim
+
+
+def gated_width(dim: int) -> int:
+    """8/3 x dim, which gives three matrices the size of plain ones' two, to a multiple of 64."""
+    return -(-8 * dim // 3 // 64) * 64
+
+
+class FeedForward(nn.Module):
+    """`activation(x up) down`.
+
+    Args:
+        dim: D.
+        linear_bias: whether the linear layers add biases.
+        hidden_dim: inner width; None is 4 x dim.
+    """
+
+    def __init__(
+        self, dim: int, linear_bias: bool, *, hidden_dim: PositiveInt | None = None
+    ) -> None:
+        super().__init__()
+        hidden_dim = hidden_dim or plain_width(dim)
+        self.up = nn.Linear(dim, hidden_dim, bias=linear_bias)
+        self.down = nn.Linear(hidden_dim, dim, bias=linear_bias)
+
+    @abstractmethod
+    def activation(self, x: Tensor) -> Tensor:
+        """Element by element."""
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        """[B, M, D] to [B, M, D]."""
+        return self.down(self.activation(self.up(x_BMD)))
+
+
+class GatedFeedForward(nn.Module):
+    """`(activation(x gate) * (x value)) down`; `up` holds gate and value.
+
+    Args:
+        dim: D.
+        linear_bias: whether the linear layers add biases.
+        hidden_dim: inner width; None is 8/3 x dim, to a multiple of 64.
+    """
+
+    def __init__(
+        self, dim: int, linear_bias: bool, *, hidden_dim: PositiveInt | None = None
+    ) -> None:
+        super().__init__()
+        hidden_dim = hidden_dim or gated_width(dim)
+        self.up = nn.Linear(dim, 2 * hidden_dim, bias=linear_bias)
+        self.down = nn.Linear(hidden_dim, dim, bias=linear_bias)
+
+    @abstractmethod
+    def activation(self, x: Tensor) -> Tensor:
+        """Element by element, of the gate."""
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        """[B, M, D] to [B, M, D]."""
+        gate, value = self.up(x_BMD).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * value)
