@@ -7,6 +7,7 @@ import logging
 import math
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def write_result(result: Mapping[str, Any], run_dir: Path) -> None:
         partial.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(run_dir / "result.json")
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise RunError(
             f"{run_dir / 'result.json'} could not be written ({error}): free space on its disk or "
             "choose another hydra.run.dir."

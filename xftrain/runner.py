@@ -58,24 +58,30 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     (run_dir / "result.json").unlink(missing_ok=True)  # of an earlier run in this folder
     result = empty_result(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
+    failure: BaseException | None = None
     try:
         options = config.validate(cfg)
         _save_config(cfg, run_dir)
         _train(options, run_dir, result)
         result["status"] = "completed"
     except BaseException as error:
+        failure = error
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            error = RunError(
+            failure = RunError(
                 f"the disk of {run_dir} is full: free space on it or choose another hydra.run.dir."
             )
-        is_sentence = isinstance(error, ConfigError | RunError)
-        result["status"] = status_after(error)
-        result["error"] = str(error) if is_sentence else f"{type(error).__name__}: {error}"
-        raise error
-    finally:
-        torch.use_deterministic_algorithms(was_deterministic)
-        result["wall_s"] = round(time.perf_counter() - started, 3)
+            failure.__cause__ = error
+        is_sentence = isinstance(failure, ConfigError | RunError)
+        result["status"] = status_after(failure)
+        result["error"] = str(failure) if is_sentence else f"{type(failure).__name__}: {failure}"
+    torch.use_deterministic_algorithms(was_deterministic)
+    result["wall_s"] = round(time.perf_counter() - started, 3)
+    try:
         write_result(result, run_dir)
+    except RunError as unwritten:
+        failure = failure or unwritten  # what ended the run matters more
+    if failure is not None:
+        raise failure
     say_how_it_went(result)
     return result
 

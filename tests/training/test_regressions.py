@@ -141,3 +141,28 @@ def test_compiled_code_never_turns_eager_in_silence():
     xftrain.build_model(small()).compile_blocks(packed=False)
     assert torch._dynamo.config.recompile_limit >= 1024
     assert torch._dynamo.config.fail_on_recompile_limit_hit
+
+
+def test_a_result_that_cannot_be_written_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+    def full(self: Path, *args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)  # of result.json into its place
+    with pytest.raises(ConfigError, match="model.attn=flex cannot run"):
+        run(tmp_path, "model.attn=flex")
+    assert not list(tmp_path.glob(".result.json*")), "half a file is left"
+
+
+def test_memory_is_a_figure_where_the_system_keeps_no_peak(monkeypatch):
+    # without VmHWM, or with /proc closed, counting memory ended the run
+    cpu = torch.device("cpu")
+    usual = peak_memory_mib(cpu)
+
+    def closed(self: Path, *args: object, **kwargs: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    for reader in (closed, lambda self: "VmRSS: 1 kB"):
+        monkeypatch.setattr(Path, "read_text", reader)
+        monkeypatch.setattr(Path, "write_text", closed)
+        reset_peak_memory(cpu)
+        assert 0.5 * usual < peak_memory_mib(cpu) < 20 * usual

@@ -77,9 +77,7 @@ def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.dev
     """
     assert bias.slopes is not None
     if reasons := folding_reasons(bias, shape.M, dtype):
-        raise ConfigError(
-            f"{reasons[0]}: shorten the documents, set model.bias.window, or use model.attn=flex."
-        )
+        raise ConfigError(f"{reasons[0]}: shorten the documents, or use model.attn=flex.")
     bits, num_pieces, _ = _PIECES[dtype]
     seqlens = bias.seqlens or (shape.M,)
     positions_M = torch.cat([torch.arange(n) for n in seqlens]).to(device)

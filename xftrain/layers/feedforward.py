@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ def gated_width(dim: int) -> int:
     return -(-8 * dim // 3 // 64) * 64
 
 
-class FeedForward(nn.Module):
+class FeedForward(nn.Module, ABC):
     """`activation(x up) down`.
 
     Args:
@@ -45,7 +45,7 @@ class FeedForward(nn.Module):
         return self.down(self.activation(self.up(x_BMD)))
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(nn.Module, ABC):
     """`(activation(x gate) * (x value)) down`; `up` holds gate and value.
 
     Args:

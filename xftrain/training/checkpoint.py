@@ -74,9 +74,8 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
     if ckpt is None:
         return None
     if ckpt != "auto":
-        path = Path(ckpt).expanduser()
-        read_checkpoint(path)
-        return path
+        read_checkpoint(ckpt)
+        return Path(ckpt)
     files = sorted(run_dir.glob("checkpoints/*.ckpt"), key=lambda f: f.stat().st_mtime_ns)
     if not files:
         log.info("ckpt=auto: no checkpoint in %s yet, starting at step 0", run_dir)

@@ -147,11 +147,6 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
     """What is added to the scores: slopes times the distance, or one tensor where asked for."""
-    slopes_H = (
-        None
-        if bias.slopes is None
-        else torch.tensor(bias.slopes, dtype=torch.float32, device=device)
-    )
     if _is_tensor(bias):
         # the block mask hides what this tensor would, so its own -inf cost nothing
         dense_HMM = bias.materialize(num_positions, device, torch.float32)
@@ -161,8 +156,9 @@ def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _Sco
             return s + dense_HMM[h if per_head else 0, i, j]
 
         return score_tensor
-    if slopes_H is None:
+    if bias.slopes is None:
         return None
+    slopes_H = torch.tensor(bias.slopes, dtype=torch.float32, device=device)
 
     def score_alibi(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return s + slopes_H[h] * (j - i)

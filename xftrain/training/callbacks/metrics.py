@@ -6,9 +6,10 @@ import logging
 import math
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,6 @@ from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.text import log_text
 
 log = logging.getLogger(__name__)
-
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class Metrics(Callback):
@@ -164,18 +162,21 @@ def reset_peak_memory(device: torch.device) -> None:
     """Starts a new peak, so that a run in a sweep does not report the one before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR_REFS.exists():
-        _CLEAR_REFS.write_text("5")  # proc(5): resets VmHWM
+    else:
+        with suppress(OSError):  # no Linux, or a sandbox that forbids it
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
 
 
 def peak_memory_mib(device: torch.device) -> float:
     """Largest memory since the reset, MiB: allocated on a GPU, resident on the CPU.
 
-    Off Linux, resident memory is the process's largest ever.
+    Where the system keeps no such figure, resident memory is the process's largest ever.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if _STATUS.exists():
-        line = next(x for x in _STATUS.read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / 2**20 if sys.platform == "darwin" else largest / 2**10
