@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.attention.reference import relative_error
+from xftrain.benchmark.reference import relative_error
 from xftrain.interfaces import IGNORED_LABEL, Loss, LossSums
 from xftrain.losses import auto
 from xftrain.losses.auto import Auto

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import xftrain
 from tests.attention.cells import BACKENDS, BIASES, NUM_KV_HEADS, PACKED_LENGTHS
-from tests.attention.reference import relative_error
 from tests.models import VOCAB, gpt, options, random_tokens
 from xftrain import registry
+from xftrain.benchmark.reference import relative_error
 from xftrain.builder import assemble
 from xftrain.config import compose, validate
 from xftrain.data.counting_packed import CountingPacked

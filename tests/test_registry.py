@@ -45,7 +45,8 @@ def test_every_group_has_options_on_disk():
 def test_every_yaml_has_a_python_file_and_the_other_way_round(group):
     files = {path.stem: path for path in (conf_dir() / group).glob("*.yaml")}
     choices = {stem for stem, path in files.items() if "name:" in path.read_text()}
-    modules = source_of(PACKAGES[group]).parent.glob("[!_]*.py")
+    folders = [source_of(package).parent for package in PACKAGES[group]]
+    modules = [path for folder in folders for path in folder.glob("[!_]*.py")]
     classes = {path.stem for path in modules if option_class(path)}
 
     assert choices == set(names(group)) == classes - HELPERS.get(group, set())

@@ -62,7 +62,16 @@ class Root:
     logger: Any = MISSING
 
 
+@dataclass
+class DoctorRoot:
+    """The root keys of `--config-name doctor`, which trains nothing."""
+
+    accelerator: Any = "auto"
+    callbacks: Any = MISSING
+
+
 ConfigStore.instance().store(name="root_schema", node=Root)
+ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
 
 
@@ -140,26 +149,38 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     values = _plain(cfg)
     if not isinstance(cfg, DictConfig):
         _refuse_targets(values)
-    options = check_fields("", _root_fields(), values, owner="the configuration")
-    options["model"] = _checked_model(options["model"])
-    for group in ("loss", "data", "optim"):
-        options[group] = _checked_option(group, options[group])
-    options["trainer"] = check_fields(
-        "trainer",
-        fields_of("xftrain.training.trainer", "build_trainer"),
-        _mapping("trainer", options["trainer"]),
-        owner="trainer",
-    )
+    root = root_of(cfg)
+    options = check_fields("", _root_fields(root), values, owner="the configuration")
+    if root is Root:
+        options |= _checked_groups(options)
     for group in ENTRY_GROUPS:
-        entries = _mapping(group, options[group])
-        options[group] = {
-            name: _checked_option(f"{group}.{name}", entry)
-            for name, entry in entries.items()
-            if entry is not None  # callbacks.sample=null leaves it out
-        }
-    _check_sizes(options["model"])
-    _check_files(options)
+        if group in options:
+            options[group] = {
+                name: _checked_option(f"{group}.{name}", entry)
+                for name, entry in _mapping(group, options[group]).items()
+                if entry is not None  # callbacks.sample=null leaves it out
+            }
+    if root is Root:
+        _check_sizes(options["model"])
+        _check_files(options)
     return options
+
+
+def root_of(cfg: DictConfig | Mapping[str, Any]) -> type:
+    """The schema that a configuration was composed from: what its command is."""
+    is_doctor = isinstance(cfg, DictConfig) and OmegaConf.get_type(cfg) is DoctorRoot
+    return DoctorRoot if is_doctor else Root
+
+
+def _checked_groups(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The groups of a run that take one option each."""
+    checked: dict[str, Any] = {"model": _checked_model(options["model"])}
+    for group in ("loss", "data", "optim"):
+        checked[group] = _checked_option(group, options[group])
+    checked["trainer"] = check_fields(
+        "trainer", _trainer_fields(), _mapping("trainer", options["trainer"]), owner="trainer"
+    )
+    return checked
 
 
 def batch_size(options: Mapping[str, Any]) -> int:
@@ -209,14 +230,20 @@ def _refuse_targets(node: Any) -> None:
         _refuse_targets(child)
 
 
-def _root_fields() -> dict[str, Field]:
-    hints = get_type_hints(Root, include_extras=True)
+def _root_fields(schema: type) -> dict[str, Field]:
+    hints = get_type_hints(schema, include_extras=True)
     root = {}
-    for item in fields(Root):
+    for item in fields(schema):
         default = item.default if item.default_factory is NO_DEFAULT else item.default_factory()
         # an absent group is reported by _mapping, which lists its options
         root[item.name] = Field(hints[item.name], None if default == MISSING else default)
+    if schema is DoctorRoot:  # OmegaConf knows no Literal
+        root["accelerator"] = _trainer_fields()["accelerator"]
     return root
+
+
+def _trainer_fields() -> dict[str, Field]:
+    return fields_of("xftrain.training.trainer", "build_trainer")
 
 
 def _checked_model(node: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ class without importing it, so the annotations there are built-in types, `Litera
 the names below.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -17,12 +17,16 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 Probability = Annotated[float, Ge(0), Lt(1)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # what numpy takes
 VocabSize = Annotated[int, Ge(2)]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Option = str | dict[str, Any]  # of a group: its word, or a node with a name or a _target_
 
 __all__ = [
     "Any",
+    "Dtype",
     "Fraction",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "Option",
     "PositiveFloat",
     "PositiveInt",
     "Probability",

@@ -26,17 +26,17 @@ from xftrain.fields import PositiveInt
 from xftrain.signatures import REQUIRED, Field, fields_of, option_class, source_of
 
 PACKAGES = {
-    "model/attn": "xftrain.attention.backends",
-    "model/bias": "xftrain.attention.biases",
-    "model/pos": "xftrain.layers.positions",
-    "model/heads": "xftrain.layers.heads",
-    "model/ffn": "xftrain.layers.ffn",
-    "model/norm": "xftrain.layers.norms",
-    "loss": "xftrain.losses",
-    "data": "xftrain.data",
-    "optim": "xftrain.training.optim",
-    "callbacks": "xftrain.training.callbacks",
-    "logger": "xftrain.training.loggers",
+    "model/attn": ("xftrain.attention.backends",),
+    "model/bias": ("xftrain.attention.biases",),
+    "model/pos": ("xftrain.layers.positions",),
+    "model/heads": ("xftrain.layers.heads",),
+    "model/ffn": ("xftrain.layers.ffn",),
+    "model/norm": ("xftrain.layers.norms",),
+    "loss": ("xftrain.losses",),
+    "data": ("xftrain.data",),
+    "optim": ("xftrain.training.optim",),
+    "callbacks": ("xftrain.training.callbacks", "xftrain.benchmark.callbacks"),
+    "logger": ("xftrain.training.loggers",),
 }
 ENTRY_GROUPS = ("callbacks", "logger")  # a dictionary of options, each under a key of its own
 # Fields beside an option's own, which the framework reads and passes by position.
@@ -60,8 +60,8 @@ def conf_dir() -> Path:
 
 def names(group: str) -> list[str]:
     """The options of a group, sorted: a YAML and a Python file with the class of that name."""
-    package, files = PACKAGES[group], (conf_dir() / group).glob("*.yaml")
-    return sorted(f.stem for f in files if option_class(source_of(f"{package}.{f.stem}")))
+    files = (conf_dir() / group).glob("*.yaml")
+    return sorted(file.stem for file in files if _find(group, file.stem))
 
 
 def schema(group: str, name: str) -> dict[str, Field]:
@@ -173,10 +173,16 @@ def unknown_key(key: str, known: list[str], owner: str) -> str:
 
 
 def _module_and_class(group: str, name: str) -> tuple[str, str]:
-    module = f"{PACKAGES[group]}.{name}"
-    class_name = option_class(source_of(module))
-    assert class_name is not None, f"{module} has no class of that name"
-    return module, class_name
+    found = _find(group, name)
+    assert found is not None, f"{group} has no file with a class for {name}"
+    return found
+
+
+def _find(group: str, name: str) -> tuple[str, str] | None:
+    for package in PACKAGES[group]:
+        if class_name := option_class(source_of(f"{package}.{name}")):
+            return f"{package}.{name}", class_name
+    return None
 
 
 def _nearest(value: Any, known: list[str]) -> str:

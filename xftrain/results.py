@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import platform
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,40 @@ def status_after(error: BaseException) -> str:
     if isinstance(error, ConfigError):
         return "refused"
     return "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+
+
+@contextmanager
+def recorded(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The record of a run, to be filled in; `result.json` is written however the run ends.
+
+    Raises:
+        RunError: in place of the system's own error, where the disk is full.
+    """
+    started = time.perf_counter()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "result.json").unlink(missing_ok=True)  # of an earlier run in this folder
+    result = empty_result(run_dir)
+    failure: BaseException | None = None
+    try:
+        yield result
+        result["status"] = "completed"
+    except BaseException as error:
+        failure = error
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            failure = RunError(
+                f"the disk of {run_dir} is full: free space on it or choose another hydra.run.dir."
+            )
+            failure.__cause__ = error
+        is_sentence = isinstance(failure, ConfigError | RunError)
+        result["status"] = status_after(failure)
+        result["error"] = str(failure) if is_sentence else f"{type(failure).__name__}: {failure}"
+    result["wall_s"] = round(time.perf_counter() - started, 3)
+    try:
+        write_result(result, run_dir)
+    except RunError as unwritten:
+        failure = failure or unwritten  # what ended the run matters more
+    if failure is not None:
+        raise failure
 
 
 def empty_result(run_dir: Path) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -16,13 +14,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from xftrain import builder, config, registry
-from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import Batch
+from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
 from xftrain.preflight import check_runs
-from xftrain.results import empty_result, say_how_it_went, status_after, write_result
+from xftrain.results import recorded, say_how_it_went
 from xftrain.training import hardware
-from xftrain.training.callbacks.metrics import Metrics, peak_memory_mib, reset_peak_memory
+from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
 from xftrain.training.checkpoint import checkpoint_to_load
 from xftrain.training.module import TrainingModule
@@ -49,39 +47,18 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         ConfigError: the configuration is wrong.
         RunError: the run failed for a reason outside the code.
     """
-    started = time.perf_counter()
     quiet_lightning()
     run_dir = run_dir or Path("outputs", *datetime.now().strftime("%Y-%m-%d %H-%M-%S").split())
     if run_dir.is_relative_to(Path.cwd()):
         run_dir = run_dir.relative_to(Path.cwd())
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "result.json").unlink(missing_ok=True)  # of an earlier run in this folder
-    result = empty_result(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
-    failure: BaseException | None = None
-    try:
-        options = config.validate(cfg)
-        _save_config(cfg, run_dir)
-        _train(options, run_dir, result)
-        result["status"] = "completed"
-    except BaseException as error:
-        failure = error
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            failure = RunError(
-                f"the disk of {run_dir} is full: free space on it or choose another hydra.run.dir."
-            )
-            failure.__cause__ = error
-        is_sentence = isinstance(failure, ConfigError | RunError)
-        result["status"] = status_after(failure)
-        result["error"] = str(failure) if is_sentence else f"{type(failure).__name__}: {failure}"
-    torch.use_deterministic_algorithms(was_deterministic)
-    result["wall_s"] = round(time.perf_counter() - started, 3)
-    try:
-        write_result(result, run_dir)
-    except RunError as unwritten:
-        failure = failure or unwritten  # what ended the run matters more
-    if failure is not None:
-        raise failure
+    with recorded(run_dir) as result:
+        try:
+            options = config.validate(cfg)
+            _save_config(cfg, run_dir)
+            _train(options, run_dir, result)
+        finally:
+            torch.use_deterministic_algorithms(was_deterministic)
     say_how_it_went(result)
     return result
 

@@ -12,8 +12,9 @@ from tests.models import gpt, random_tokens
 from tests.training.runs import rows_of, run
 from xftrain.data.counting import Counting
 from xftrain.interfaces import Batch, positions_of
+from xftrain.memory import peak_memory_mib
 from xftrain.training import flops
-from xftrain.training.callbacks.metrics import Metrics, peak_memory_mib
+from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import shown
 from xftrain.training.checkpoint import AtomicCheckpointIO
 from xftrain.training.flops import describe_peak, flops_per_token, peak_flops

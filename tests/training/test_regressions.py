@@ -15,7 +15,7 @@ from xftrain.data.corpus import list_files
 from xftrain.errors import ConfigError, RunError
 from xftrain.generate import _LayerCache, cached_attention
 from xftrain.interfaces import AttnBias
-from xftrain.training.callbacks.metrics import peak_memory_mib, reset_peak_memory
+from xftrain.memory import peak_memory_mib, reset_peak_memory
 
 
 def test_a_continued_run_takes_todays_rate_and_says_so(tmp_path, caplog):

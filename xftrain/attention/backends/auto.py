@@ -6,8 +6,9 @@ Nothing is kept on disk, where it would go stale, and nothing is compiled just t
 from __future__ import annotations
 
 import logging
-import time
+import statistics
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from xftrain import registry
 from xftrain.attention.backends.naive import Naive
 from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.timing import in_turns, wall_ms
 
 log = logging.getLogger(__name__)
 
@@ -169,27 +171,14 @@ def _time_all(
     q, k, v, grad = fresh(H), fresh(G), fresh(G), fresh(H).detach()
     handles = [backend.prepare(bias, shape, dtype, device) for backend in backends]
 
-    def once(index: int) -> float:
-        _synchronize(device)
-        start = time.perf_counter()
-        out = backends[index](q, k, v, handles[index])
-        torch.autograd.grad(out, (q, k, v), grad)
-        _synchronize(device)
-        return (time.perf_counter() - start) * 1e3
+    def call(index: int) -> None:
+        torch.autograd.grad(backends[index](q, k, v, handles[index]), (q, k, v), grad)
 
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        for index in range(len(backends)):
-            once(index)  # loads kernels
-        times = [[once(index)] for index in range(len(backends))]
-        fits = [int(_BUDGET_S * 1e3 / max(series[0], 1e-3)) for series in times]
-        repeats = [min(max(count, _MIN_REPEATS), _MAX_REPEATS) for count in fits]
-        for turn in range(max(repeats)):
-            for index in range(len(backends)):
-                if turn < repeats[index]:
-                    times[index].append(once(index))
-    return [sorted(series)[len(series) // 2] for series in times]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        times = in_turns(
+            [partial(wall_ms, partial(call, index), device) for index in range(len(backends))],
+            budget_s=_BUDGET_S,
+            min_repeats=_MIN_REPEATS,
+            max_repeats=_MAX_REPEATS,
+        )
+    return [statistics.median(series) for series in times]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from xftrain.errors import RunError
 from xftrain.interfaces import Batch
+from xftrain.memory import peak_memory_mib
 from xftrain.training.flops import describe_peak, flops_per_token, peak_flops
 from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.text import log_text
@@ -102,13 +100,14 @@ class Metrics(Callback):
             "optim/lr": self._lr,
             "speed/tokens_per_s": tokens_per_s,
             "speed/step_ms": elapsed / steps * 1e3,
+            "speed/tflops": tokens_per_s * self._flops_per_token / 1e12,
             "memory/peak_mib": peak_memory_mib(pl_module.device),
         }
         if module.grad_norm is not None:
             record["train/grad_norm"] = float(module.grad_norm)
         if self._peak is not None:
-            flops_per_s = tokens_per_s * self._flops_per_token
-            record["speed/mfu"] = flops_per_s / (self._peak * trainer.world_size)
+            peak_tflops = self._peak * trainer.world_size / 1e12
+            record["speed/mfu"] = record["speed/tflops"] / peak_tflops
         module.latest.update(record)
         module.recorded_at = step
         for logger in trainer.loggers:
@@ -156,27 +155,3 @@ def _unit(module: TrainingModule, batch: Batch, loss_sum: float, loss: float) ->
     if num_bytes:
         return {"train/bits_per_byte": loss_sum / math.log(2) / num_bytes}
     return {"train/perplexity": math.exp(min(loss, 700.0))}
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Starts a new peak, so that a run in a sweep does not report the one before it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # no Linux, or a sandbox that forbids it
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory since the reset, MiB: allocated on a GPU, resident on the CPU.
-
-    Where the system keeps no such figure, resident memory is the process's largest ever.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**10
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest / 2**20 if sys.platform == "darwin" else largest / 2**10

@@ -15,10 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xftrain.interfaces import AttnBias, AttnShape
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+RESULTS = ("out", "dq", "dk", "dv")  # what output_and_grads returns
 
 
 def poisoned(
-    shape: AttnShape, heads: int, dtype: torch.dtype, device: str, generator: torch.Generator
+    shape: AttnShape,
+    heads: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    generator: torch.Generator,
 ) -> Tensor:
     """randn of [B, M, heads, K], a view into memory that is NaN everywhere else."""
     wide = torch.full((shape.B, shape.M + 3, heads, shape.K), torch.nan, dtype=dtype, device=device)

@@ -1,0 +1,69 @@
+"""Compares the benchmark's times with triton.testing.do_bench on the same calls.
+
+Five attention calls, forward and backward, each timed by both, three times in turn. Prints one
+table; exits with 1 where the medians differ by more than 5 %. Needs an NVIDIA GPU.
+
+    python scripts/check_timing.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+
+import torch
+from triton.testing import do_bench
+
+from xftrain.benchmark.attention import ready
+from xftrain.benchmark.cells import attention_cell
+from xftrain.benchmark.measure import Stopwatch
+from xftrain.benchmark.tables import table
+from xftrain.timing import in_turns
+
+LIMIT = 0.05
+ROUNDS = 3
+CALLS = [  # backend, bias, M: each long enough for the device rather than Python to set the time
+    ("naive", "full", 4096),
+    ("xformers", "full", 16384),
+    ("xformers", "causal", 32768),
+    ("sdpa", "causal", 32768),
+    ("sdpa", "alibi", 16384),
+]
+
+
+def main() -> int:
+    device = torch.device("cuda")
+    stopwatch = Stopwatch(device)
+    lines, worst = [], 0.0
+    for backend, bias, length in CALLS:
+        cell = attention_cell(
+            "check",
+            {"name": backend},
+            {"name": bias},
+            {"name": "mha"},
+            rows=2,
+            num_heads=8,
+            head_dim=64,
+            length=length,
+            dtype="float16",
+            device="cuda",
+        )
+        call = ready(cell).both
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            timed = [stopwatch.once(call)]
+            (series,) = in_turns(timed, budget_s=0.3, min_repeats=5, max_repeats=50)
+            ours.append(statistics.median(series))
+            theirs.append(do_bench(call, warmup=50, rep=300, return_mode="median"))
+        mine, other = statistics.median(ours), statistics.median(theirs)
+        difference = mine / other - 1
+        worst = max(worst, abs(difference))
+        lines.append(
+            [f"{backend} {bias} M={length:,}", f"{mine:.3f}", f"{other:.3f}", f"{difference:+.1%}"]
+        )
+    print(table(["call", "xftrain ms", "do_bench ms", "difference"], lines))
+    return int(worst > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""xFormers' operators, one by one, for finding out which of them run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xftrain.attention.xformers_ops.loading import xformers_ops
+
+
+def operator_pairs() -> dict[str, tuple[Any, Any]]:
+    """Forward and backward operators by the forward one's name; None where there is no backward.
+
+    Raises:
+        ImportError: xFormers cannot be imported.
+    """
+    fmha = xformers_ops().fmha
+    backwards = {op.__module__: op for op in fmha.ALL_BW_OPS}  # a family is a module
+    return {op.NAME: (op, backwards.get(op.__module__)) for op in fmha.ALL_FW_OPS}

@@ -1,0 +1,264 @@
+"""Measures attention calls: memory one by one, times in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xftrain.benchmark.cells import AttentionCell
+from xftrain.benchmark.measure import Stopwatch, memory_of, settle, spread, warm_up
+from xftrain.benchmark.reference import RESULTS, exact, output_and_grads, relative_error
+from xftrain.benchmark.worker import Reporter, Unsupported, free_memory, outcome
+from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.timing import in_turns, synchronize, wall_ms
+
+_BUDGET_S = 0.3  # of timing, a cell and direction
+_MIN_REPEATS, _MAX_REPEATS = 5, 50
+_SHARE = 0.6  # of the memory that cells measured in turns may take together
+_FORWARD, _BACKWARD = 2, 5  # products of M x M x K: q k^T and p v; the same and three gradients
+
+
+@dataclass
+class _Call:
+    """Inputs and kernel of a cell, ready to be called."""
+
+    backend: Backend
+    handle: Any
+    inputs: tuple[Tensor, Tensor, Tensor]
+    grad: Tensor
+
+    def forward(self) -> Tensor:
+        """As in training: what the backward pass needs is kept."""
+        return self.backend(*self.inputs, self.handle)
+
+    def both(self) -> tuple[Tensor, ...]:
+        """Forward and backward."""
+        return torch.autograd.grad(self.forward(), self.inputs, self.grad)
+
+
+def measure_attention(cells: Sequence[AttentionCell], reporter: Reporter) -> None:
+    """Rows of cells with the same sizes: a job."""
+    warm_up(cells[0].torch_device)
+    rows: dict[int, dict[str, Any]] = {}
+    for index, cell in enumerate(cells):
+        row = reporter.attempt(index, _memory_and_errors, cell)
+        if row is not None and not cell.is_timed:
+            reporter.row(index, "ok", **row)
+        elif row is not None:
+            rows[index] = row
+    for turn in _turns(rows, cells[0].torch_device):
+        times = _time(cells, turn, reporter)
+        for index, fields in times.items():
+            reporter.row(index, "ok", **rows[index], **fields)
+        free_memory()
+
+
+def _turns(rows: dict[int, dict[str, Any]], device: torch.device) -> list[list[int]]:
+    """Cells that are timed together: as many as fit into memory."""
+    total_mib = float("inf")
+    if device.type == "cuda":
+        total_mib = torch.cuda.get_device_properties(device).total_memory / 2**20
+    turns: list[list[int]] = []
+    kept = 0.0
+    for index, row in rows.items():
+        needs = row["inputs_mib"] + (row["mask_mib"] or 0)
+        if not turns or kept + needs + (row["extra_mib"] or 0) > _SHARE * total_mib:
+            turns.append([])
+            kept = 0.0
+        turns[-1].append(index)
+        kept += needs
+    return turns
+
+
+def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
+    """All of a row but the times."""
+    bias, backend, device = cell.facts(), cell.build_backend(), cell.torch_device
+    reasons = backend.unsupported(bias, cell.shape, cell.torch_dtype, device)
+    if reasons:
+        raise Unsupported("; ".join(reasons))
+    prepare = partial(backend.prepare, bias, cell.shape, cell.torch_dtype, device)
+    call = _Call(backend, prepare(), *_inputs(cell))
+    call.both()  # loads kernels and compiles, so that this is not measured
+    call.handle = None
+    memory = memory_of(prepare, partial(_with_handle, call), device)
+    mask_ms = min(wall_ms(prepare, device) for _ in range(3))
+    pairs = visible_pairs(bias, cell.shape.M)
+    row = {
+        "kernel": backend.kernel(bias, cell.shape, cell.torch_dtype, device),
+        "inputs_mib": sum(x.numel() * x.element_size() for x in (*call.inputs, call.grad)) / 2**20,
+        "extra_mib": memory.extra_mib,
+        "peak_mib": memory.peak_mib,
+        "mask_mib": memory.mask_mib,
+        "mask_ms": mask_ms,
+        "gflop": 2 * (_FORWARD + _BACKWARD) * cell.shape.B * cell.shape.H * pairs * cell.shape.K
+        / 1e9,
+    }  # fmt: skip
+    if cell.check == "exact":
+        return row | errors(backend, bias, _one_row(cell.shape), cell.torch_dtype, device)
+    if cell.check == "segments":
+        return row | _segment_errors(backend, bias, cell)
+    return row
+
+
+def fits(cell: AttentionCell) -> bool:
+    """Whether the call runs, forward and backward, before memory runs out."""
+    reasons = cell.build_backend().unsupported(
+        cell.facts(), cell.shape, cell.torch_dtype, cell.torch_device
+    )
+    if reasons:
+        raise Unsupported("; ".join(reasons))
+    try:
+        ready(cell).both()
+        synchronize(cell.torch_device)
+    except Exception as error:
+        if outcome(error)[0] != "oom":
+            raise
+        return False
+    finally:
+        free_memory()
+    return True
+
+
+def _with_handle(call: _Call, handle: Any) -> None:
+    call.handle = handle
+    call.both()
+    call.handle = None
+
+
+def _time(
+    cells: Sequence[AttentionCell], turn: Sequence[int], reporter: Reporter
+) -> dict[int, dict[str, Any]]:
+    """The times of some cells, by index; those that fail have their row already."""
+    device = cells[0].torch_device
+    settle(device)
+    stopwatch = Stopwatch(device)
+    calls = {
+        index: made for index in turn if (made := reporter.attempt(index, ready, cells[index]))
+    }
+    failed: set[int] = set()
+
+    def once(index: int, timed: Any) -> float:
+        if index in failed:
+            return 0.0
+        ms: float | None = reporter.attempt(index, timed)
+        if ms is None:
+            failed.add(index)
+        return ms or 0.0
+
+    timed = [
+        partial(once, index, stopwatch.once(call))
+        for index, ready in calls.items()
+        for call in (ready.forward, ready.both)
+    ]
+    series = in_turns(timed, budget_s=_BUDGET_S, min_repeats=_MIN_REPEATS, max_repeats=_MAX_REPEATS)
+    found: dict[int, dict[str, Any]] = {}
+    for place, (index, ready) in enumerate(calls.items()):
+        if index in failed:
+            continue
+        fields = spread("fwd_ms", series[2 * place]) | spread("ms", series[2 * place + 1])
+        fields["repetitions"] = len(series[2 * place + 1])
+        fields["loop_ms"] = None
+        if device.type == "cuda":
+            fields["loop_ms"] = reporter.attempt(index, stopwatch.loop_ms, ready.both, fields["ms"])
+            if fields["loop_ms"] is None:
+                continue
+        found[index] = fields
+    return found
+
+
+def ready(cell: AttentionCell) -> _Call:
+    """A call with fresh inputs."""
+    backend = cell.build_backend()
+    handle = backend.prepare(cell.facts(), cell.shape, cell.torch_dtype, cell.torch_device)
+    return _Call(backend, handle, *_inputs(cell))
+
+
+def _inputs(cell: AttentionCell) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """q, k, v and the gradient of the output, drawn anew."""
+    B, M, H, G, K = (getattr(cell.shape, name) for name in "BMHGK")
+
+    def fresh(heads: int) -> Tensor:
+        return torch.randn(B, M, heads, K, device=cell.torch_device).to(cell.torch_dtype)
+
+    q, k, v = (fresh(heads).requires_grad_() for heads in (H, G, G))
+    return (q, k, v), fresh(H)
+
+
+def errors(
+    backend: Backend,
+    bias: AttnBias,
+    shape: AttnShape,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Relative errors of the output and of each gradient against float64."""
+    qkv, grad = _random(shape, dtype, device)
+    handle = backend.prepare(bias, shape, dtype, device)
+    results = output_and_grads(_bound(backend, handle), qkv, grad)
+    truth = output_and_grads(
+        lambda q, k, v: exact(q, k, v, bias), tuple(x.double() for x in qkv), grad.double()
+    )
+    pairs = zip(RESULTS, results, truth, strict=True)
+    return {f"error_{name}": relative_error(mine, right) for name, mine, right in pairs}
+
+
+def _segment_errors(backend: Backend, bias: AttnBias, cell: AttentionCell) -> dict[str, Any]:
+    """The largest relative error of packed documents, and of the same ones run one by one."""
+    shape, dtype, device = cell.shape, cell.torch_dtype, cell.torch_device
+    qkv, grad = _random(shape, dtype, device)
+    handle = backend.prepare(bias, shape, dtype, device)
+    packed = output_and_grads(_bound(backend, handle), qkv, grad)
+    alone_bias = AttnBias(causal=bias.causal, window=bias.window, slopes=bias.slopes)
+    worst_packed = worst_alone = 0.0
+    for start, end in bias.segments(shape.M):
+        part = tuple(x[:, start:end] for x in qkv)
+        part_grad = grad[:, start:end]
+        truth = output_and_grads(
+            lambda q, k, v: exact(q, k, v, alone_bias),
+            tuple(x.double() for x in part),
+            part_grad.double(),
+        )
+        alone_shape = AttnShape(1, end - start, shape.H, shape.G, shape.K)
+        alone_handle = backend.prepare(alone_bias, alone_shape, dtype, device)
+        alone = output_and_grads(_bound(backend, alone_handle), part, part_grad)
+        for mine, single, right in zip(packed, alone, truth, strict=True):
+            worst_packed = max(worst_packed, relative_error(mine[:, start:end], right))
+            worst_alone = max(worst_alone, relative_error(single, right))
+    return {"error_packed": worst_packed, "error_alone": worst_alone}
+
+
+def _bound(backend: Backend, handle: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return lambda q, k, v: backend(q, k, v, handle)
+
+
+def _random(
+    shape: AttnShape, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    drawn = [
+        torch.randn(shape.B, shape.M, heads, shape.K, device=device).to(dtype)
+        for heads in (shape.H, shape.G, shape.G, shape.H)
+    ]
+    return tuple(drawn[:3]), drawn[3]
+
+
+def _one_row(shape: AttnShape) -> AttnShape:
+    """The float64 reference needs no second row to say the same."""
+    return AttnShape(1, shape.M, shape.H, shape.G, shape.K)
+
+
+def visible_pairs(bias: AttnBias, num_positions: int) -> int:
+    """Pairs of query and key that are not hidden: what a kernel cannot avoid computing."""
+    pairs = 0
+    for start, end in bias.segments(num_positions):
+        length = end - start
+        if not bias.causal:
+            pairs += length**2
+            continue
+        window = min(bias.window or length, length)
+        pairs += window * length - window * (window - 1) // 2
+    return pairs

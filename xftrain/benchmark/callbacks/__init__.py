@@ -1,0 +1,1 @@
+"""Sweeps, one a file: callbacks that measure when training has ended."""

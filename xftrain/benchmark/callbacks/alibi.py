@@ -1,0 +1,134 @@
+"""ALiBi folded into the features, as one dense tensor, and as a score function, by length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from xftrain.benchmark import tables
+from xftrain.benchmark.attention import measure_attention
+from xftrain.benchmark.cells import Row, attention_cell, node_of
+from xftrain.benchmark.reference import RESULTS
+from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.worker import Job
+from xftrain.fields import Dtype, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FOLDED, _DENSE = {"name": "alibi"}, {"name": "alibi", "impl": "dense"}
+# How ALiBi can be had, and plain causal attention, which it cannot beat.
+_WAYS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("no bias, sdpa", "sdpa", {"name": "causal"}),
+    ("folded, sdpa", "sdpa", _FOLDED),
+    ("folded, xformers", "xformers", _FOLDED),
+    ("score function, flex", "flex", _FOLDED),
+    ("dense, xformers", "xformers", _DENSE),
+    ("dense, sdpa", "sdpa", _DENSE),
+    ("dense, naive", "naive", _FOLDED),
+)
+_LENGTHS_CUDA, _LENGTHS_CPU = (1024, 2048, 4096, 8192), (128, 256, 512)
+_EXACT_CUDA, _EXACT_CPU = 4096, 512  # the float64 reference holds M x M scores a head
+
+
+class Alibi(Sweep):
+    """Time, memory and error of each way.
+
+    Args:
+        lengths: M; None is 1,024 to 8,192 on a GPU and 128 to 512 on a CPU.
+        rows: B.
+        num_heads: H.
+        head_dim: K.
+        dtype: `auto` is the dtype in which the run computes.
+        timeout_s: longest time without a sign of life from a cell.
+        resume: keep the rows that are in the run folder already.
+    """
+
+    name = "alibi"
+    title = "ALiBi by sequence length"
+
+    def __init__(
+        self,
+        *,
+        lengths: list[PositiveInt] | None = None,
+        rows: PositiveInt = 2,
+        num_heads: PositiveInt = 16,
+        head_dim: PositiveInt = 64,
+        dtype: Dtype = "auto",
+        timeout_s: PositiveFloat = 120.0,
+        resume: bool = True,
+    ) -> None:
+        super().__init__(timeout_s=timeout_s, resume=resume)
+        self.lengths, self.dtype = lengths, dtype
+        self.shape: dict[str, Any] = {"rows": rows, "num_heads": num_heads, "head_dim": head_dim}
+
+    def jobs(self, context: Context) -> list[Job]:
+        """A job for all ways at one length."""
+        on_gpu = context.device.type == "cuda"
+        dtype = context.dtype_for(self.dtype)
+        lengths = sorted(self.lengths or (_LENGTHS_CUDA if on_gpu else _LENGTHS_CPU))
+        exact_up_to = _EXACT_CUDA if on_gpu else _EXACT_CPU
+        jobs = self.peak_jobs(context, dtype)
+        for length in lengths:
+            cells = [
+                attention_cell(
+                    self.name,
+                    node_of("model/attn", backend),
+                    bias,
+                    node_of("model/heads", "mha"),
+                    length=length,
+                    dtype=dtype,
+                    device=context.device.type,
+                    check="exact" if length <= exact_up_to else None,
+                    way=way,
+                    **self.shape,
+                )
+                for way, backend, bias in _WAYS
+            ]
+            jobs.append(Job(measure_attention, tuple(cells)))
+        return jobs
+
+    @classmethod
+    def section(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """One table, with the share of plain causal attention's speed."""
+        if not rows:
+            return ""
+        plain = {r["M"]: r["ms"] for r in rows if r["bias"] == "causal" and r["status"] == "ok"}
+
+        def of_plain(row: Row) -> str:
+            if row["status"] != "ok" or row["M"] not in plain:
+                return "-"
+            return f"{plain[row['M']] / row['ms']:.0%}"
+
+        columns: dict[str, str | tables.Format] = {
+            "way": "way",
+            "M": "M",
+            "of plain": of_plain,
+            **tables.TIMES,
+            **tables.MEMORY,
+            **{f"{name} error": f"error_{name}" for name in RESULTS},
+            **tables.KERNEL,
+        }
+        first = rows[0]
+        parts = [
+            f"B = {first['B']}, {first['H']} heads of width {first['K']}, {first['dtype']}. `of "
+            "plain` is the speed as a share of causal attention without ALiBi; errors are relative "
+            "to float64, at the lengths where that can be had.",
+            tables.columns_of(rows, columns),
+            tables.reasons(rows, lambda row: f"{row['way']} M={row['M']:,}"),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    @classmethod
+    def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
+        """Time and memory against length."""
+        from xftrain.benchmark.plots import over_length
+
+        as_one = [{**row, "panel": "ALiBi"} for row in rows]
+        return {
+            name: over_length(as_one, field, label, curves="way", panels="panel")
+            for name, field, label in (
+                ("time", "ms", "forward + backward, ms"),
+                ("memory", "extra_mib", "memory above the inputs, MiB"),
+            )
+        }

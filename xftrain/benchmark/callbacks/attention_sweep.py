@@ -1,0 +1,245 @@
+"""Time and memory of attention: backend x bias x heads x sequence length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from xftrain.benchmark import growth, tables
+from xftrain.benchmark.attention import measure_attention
+from xftrain.benchmark.cells import Row, attention_cell, nodes_of
+from xftrain.benchmark.longest import longest_job, longest_section
+from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.tables import figure
+from xftrain.benchmark.worker import Job
+from xftrain.fields import Dtype, NonNegativeInt, Option, PositiveFloat, PositiveInt
+from xftrain.interfaces import Backend
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LENGTHS_CUDA = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+_LENGTHS_CPU = (128, 256, 512, 1024)
+_MB = 2**20 / 1e6
+
+
+class AttentionSweep(Sweep):
+    """Forward, and forward and backward, of single attention calls.
+
+    Args:
+        backends: options of `model/attn`; None is all, and the run's own class.
+        biases: options of `model/bias`.
+        heads: options of `model/heads`.
+        lengths: M; None is 512 to 65,536 on a GPU, as the tutorial's table and on, and 128 to
+            1,024 on a CPU.
+        num_compiled_lengths: backends that compile for each length take part at so many of them.
+        rows: B.
+        num_heads: H.
+        head_dim: K.
+        dtype: `auto` is float16 on a GPU, as in the tutorial's table, and float32 on a CPU.
+        longest: also find the longest length that fits into memory, by bisection, up to so many
+            tokens; 0 does not.
+        timeout_s: longest time without a sign of life from a cell.
+        resume: keep the rows that are in the run folder already.
+    """
+
+    name = "attention_sweep"
+    title = "Attention by sequence length"
+
+    def __init__(
+        self,
+        *,
+        backends: list[Option] | None = None,
+        biases: tuple[Option, ...] = ("full", "causal", "window", "alibi"),
+        heads: tuple[Option, ...] = ("mha",),
+        lengths: list[PositiveInt] | None = None,
+        num_compiled_lengths: PositiveInt | None = 3,
+        rows: PositiveInt = 2,
+        num_heads: PositiveInt = 8,
+        head_dim: PositiveInt = 64,
+        dtype: Dtype = "auto",
+        longest: NonNegativeInt = 0,
+        timeout_s: PositiveFloat = 120.0,
+        resume: bool = True,
+    ) -> None:
+        super().__init__(timeout_s=timeout_s, resume=resume)
+        self.backends, self.lengths, self.dtype = backends, lengths, dtype
+        self.biases = nodes_of("model/bias", list(biases))
+        self.heads = nodes_of("model/heads", list(heads))
+        self.num_compiled_lengths, self.longest = num_compiled_lengths, longest
+        self.shape: dict[str, Any] = {"rows": rows, "num_heads": num_heads, "head_dim": head_dim}
+
+    def jobs(self, context: Context) -> list[Job]:
+        """A job for all backends at one length, bias and head grouping."""
+        on_gpu = context.device.type == "cuda"
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "float16" if on_gpu else "float32"
+        lengths = sorted(self.lengths or (_LENGTHS_CUDA if on_gpu else _LENGTHS_CPU))
+        few = set(_few(lengths, self.num_compiled_lengths))
+        backends = context.backends(self.backends)
+        common: dict[str, Any] = {**self.shape, "dtype": dtype, "device": context.device.type}
+        jobs = self.peak_jobs(context, dtype)
+        for length, heads, bias in product(lengths, self.heads, self.biases):
+            cells = [
+                attention_cell(self.name, backend, bias, heads, length=length, **common)
+                for backend in backends
+                if length in few or not _compiles(backend)
+            ]
+            jobs.append(Job(measure_attention, tuple(cells)))
+        if self.longest:
+            jobs += [
+                longest_job(
+                    attention_cell(self.name, backend, bias, heads, length=lengths[0], **common),
+                    self.longest,
+                )
+                for backend, bias, heads in product(backends, self.biases, self.heads)
+                if not _compiles(backend)
+            ]
+        return jobs
+
+    @classmethod
+    def section(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """Tables, growth, and why rows have no figures."""
+        timed = [row for row in rows if "longest_limit" not in row]
+        parts = [
+            *_head(timed),
+            "The longest length that fits:\n\n" + longest_section(rows)
+            if len(timed) < len(rows)
+            else "",
+            "All rows:",
+            tables.columns_of(
+                timed,
+                {"backend": "backend", "bias": "bias", "heads": "heads", "M": "M"}
+                | tables.TIMES
+                | tables.MEMORY
+                | tables.KERNEL,
+            ),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    @classmethod
+    def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
+        """Time, memory and rate against length; rate by backend and bias."""
+        from xftrain.benchmark.plots import heat_map, over_length
+
+        timed = [row for row in rows if "longest_limit" not in row]
+        timed = [row for row in timed if row["heads"] == timed[0]["heads"]]
+        made = {
+            "time": over_length(timed, "ms", "forward + backward, ms"),
+            "memory": over_length(timed, "extra_mib", "memory above the inputs, MiB"),
+            "rate": over_length(timed, "tflops", "forward + backward, TF/s"),
+        }
+        ran = [row["M"] for row in timed if row["status"] == "ok"]
+        if ran:
+            length = _common_length(timed)
+            at = [row for row in timed if row["M"] == length]
+            made["heat"] = heat_map(at, "tflops", f"TF/s, forward + backward, M = {length:,}")
+        return made
+
+
+def _head(rows: Sequence[Row]) -> list[str]:
+    """All but the table of all rows."""
+    heads = list(dict.fromkeys(row["heads"] for row in rows))
+    return [
+        part
+        for part in (
+            tutorial_table([row for row in rows if row["heads"] == heads[0]]) if heads else "",
+            _fastest(rows),
+            _growth(rows),
+            tables.reasons(rows, lambda row: f"{row['backend']} {row['bias']} M={row['M']:,}"),
+        )
+        if part
+    ]
+
+
+def tutorial_table(rows: Sequence[Row]) -> str:
+    """Naive against xFormers without a mask, in the form of the tutorial's table.
+
+    MB are 10^6 bytes, the process's peak; ms are of a loop of calls where that was timed.
+    """
+    pairs = {
+        (row["backend"], row["M"]): row
+        for row in rows
+        if row["bias"] == "full" and row["backend"] in ("naive", "xformers")
+    }
+    lengths = sorted({length for _, length in pairs})
+    if {backend for backend, _ in pairs} != {"naive", "xformers"}:
+        return ""
+
+    def cell(backend: str, length: int, field: str) -> str:
+        row = pairs.get((backend, length))
+        if row is None:
+            return "-"
+        if row["status"] != "ok":
+            return tables.STATUS[row["status"]]
+        if field == "ms":
+            return f"{row.get('loop_ms') or row['ms']:.2f}"
+        return "-" if row["peak_mib"] is None else f"{row['peak_mib'] * _MB:,.0f}"
+
+    fields = [("naive", "mb"), ("xformers", "mb"), ("naive", "ms"), ("xformers", "ms")]
+    lines = [[str(m), *(cell(backend, m, field) for backend, field in fields)] for m in lengths]
+    header = ["seqlen", "naive MB", "xformers MB", "naive ms", "xf ms"]
+    return (
+        "As in the tutorial: not causal, forward and backward, peak memory in MB (10^6 bytes).\n\n"
+        + tables.table(header, lines)
+    )
+
+
+def _fastest(rows: Sequence[Row]) -> str:
+    """The answer: which backend to use, by bias and length."""
+    ran = [row for row in rows if row["status"] == "ok"]
+    if not ran:
+        return ""
+    columns = list(dict.fromkeys((row["bias"], row["heads"]) for row in rows))
+    lines = []
+    for length in sorted({row["M"] for row in rows}):
+        line = [f"{length:,}"]
+        for column in columns:
+            at = [r for r in ran if r["M"] == length and (r["bias"], r["heads"]) == column]
+            best = min(at, key=lambda row: row["ms"], default=None)
+            line.append("-" if best is None else f"{best['backend']} {figure(best['ms'])} ms")
+        lines.append(line)
+    several = len({heads for _, heads in columns}) > 1
+    header = [f"{bias} {heads}" if several else bias for bias, heads in columns]
+    return "The fastest, forward and backward on the device:\n\n" + tables.table(
+        ["seqlen", *header], lines
+    )
+
+
+def _growth(rows: Sequence[Row]) -> str:
+    """How memory and time of each backend grow."""
+    grown = []
+    for name in dict.fromkeys((row["backend"], row["bias"], row["heads"]) for row in rows):
+        own = [row for row in rows if (row["backend"], row["bias"], row["heads"]) == name]
+        ran = [row for row in own if row["status"] == "ok"]
+        memory, time = (
+            growth.fit([(row["M"], row[field] or 0.0) for row in ran])
+            for field in ("extra_mib", "ms")
+        )
+        grown.append((name, memory, time))
+    return growth.section(grown)
+
+
+def _few(lengths: Sequence[int], number: int | None) -> list[int]:
+    """So many of them, the last first and evenly spread."""
+    if number is None or number >= len(lengths):
+        return list(lengths)
+    step = (len(lengths) - 1) / max(number - 1, 1)
+    return [lengths[len(lengths) - 1 - round(n * step)] for n in range(number)]
+
+
+def _compiles(backend: dict[str, Any]) -> bool:
+    from xftrain import registry
+
+    built: Backend = registry.build("model/attn", "model.attn", backend)
+    return built.needs_compilation
+
+
+def _common_length(rows: Sequence[Row]) -> int:
+    """The length at which most ran; of several, the longest."""
+    counts: dict[int, int] = {}
+    for row in rows:
+        counts[row["M"]] = counts.get(row["M"], 0) + (row["status"] == "ok")
+    return max(counts, key=lambda length: (counts[length], length))

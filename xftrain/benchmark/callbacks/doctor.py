@@ -1,0 +1,137 @@
+"""Which attention kernels run on this machine, found by running them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+
+from xftrain.benchmark import tables
+from xftrain.benchmark.cells import Cell, Row
+from xftrain.benchmark.kernels import Kernel, kernels
+from xftrain.benchmark.reference import exact, output_and_grads, relative_error
+from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.worker import Job, Reporter, Unsupported
+from xftrain.fields import PositiveFloat
+from xftrain.interfaces import AttnBias
+
+_SHAPE = (2, 128, 4, 64)  # B, M, H, K
+_RIGHT = 0.05  # relative error: far above rounding, far below a wrong mask
+
+
+@dataclass(frozen=True)
+class KernelCell(Cell):
+    """One kernel in one dtype."""
+
+    kernel: str
+    dtype: str
+    device: str
+
+
+class Doctor(Sweep):
+    """Calls each kernel, forward and backward, on a small causal attention.
+
+    Args:
+        dtypes: to try each kernel in.
+        timeout_s: longest time without a sign of life from a cell.
+        resume: keep the rows that are in the run folder already.
+    """
+
+    name = "doctor"
+    title = "Which kernels run here"
+    num_workers = 4
+
+    def __init__(
+        self,
+        *,
+        dtypes: tuple[Literal["float32", "float16", "bfloat16"], ...] = (
+            "float32",
+            "float16",
+            "bfloat16",
+        ),
+        timeout_s: PositiveFloat = 120.0,
+        resume: bool = True,
+    ) -> None:
+        super().__init__(timeout_s=timeout_s, resume=resume)
+        self.dtypes = dtypes
+
+    def jobs(self, context: Context) -> list[Job]:
+        """A job for each dtype."""
+        kind, names = context.device.type, list(kernels(context.device))
+        return [
+            Job(
+                measure_kernels,
+                tuple(
+                    KernelCell(self.name, {"kernel": name, "dtype": dtype}, name, dtype, kind)
+                    for name in names
+                ),
+            )
+            for dtype in self.dtypes
+        ]
+
+    @classmethod
+    def section(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """A table of kernels and dtypes, and the reasons."""
+        dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+        found = {(row["kernel"], row["dtype"]): row for row in rows}
+        lines = [
+            [kernel, *(_verdict(found.get((kernel, dtype))) for dtype in dtypes)]
+            for kernel in dict.fromkeys(row["kernel"] for row in rows)
+        ]
+        parts = [
+            "Each kernel was called, forward and backward, and its results compared with float64.",
+            tables.table(["kernel", *dtypes], lines),
+            tables.reasons(rows, lambda row: f"{row['kernel']} {row['dtype']}"),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+
+def measure_kernels(cells: Sequence[KernelCell], reporter: Reporter) -> None:
+    """Rows with `backward` and the largest error."""
+    found = kernels(torch.device(cells[0].device))
+    for index, cell in enumerate(cells):
+        row = reporter.attempt(index, _try, found[cell.kernel], cell)
+        if row is not None:
+            reporter.row(index, "ok", **row)
+
+
+def _try(kernel: Kernel, cell: KernelCell) -> dict[str, Any]:
+    dtype = getattr(torch, cell.dtype)
+    q, k, v, grad = (torch.randn(_SHAPE, device=cell.device).to(dtype) for _ in range(4))
+    exactly = partial(exact, bias=AttnBias())
+    truth = output_and_grads(exactly, (q.double(), k.double(), v.double()), grad.double())
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    try:
+        out = kernel(*leaves)
+    except Exception as error:  # each library refuses with exceptions of its own
+        raise Unsupported(_line(error)) from error
+    results = [out.detach()]
+    backward = out.requires_grad
+    why = None
+    if backward:
+        try:
+            results += torch.autograd.grad(out, leaves, grad)
+        except Exception as error:
+            backward, why = False, _line(error)
+    worst = max(relative_error(x, right) for x, right in zip(results, truth, strict=False))
+    return {"backward": backward, "backward_reason": why, "error": worst, "right": worst < _RIGHT}
+
+
+def _verdict(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    if row["status"] != "ok":
+        return "no" if row["status"] == "unsupported" else tables.STATUS[row["status"]]
+    if not row["right"]:
+        return "WRONG"
+    return "runs" if row["backward"] else "forward only"
+
+
+def _line(error: Exception) -> str:
+    """Its text as one line, without the list of inputs that xFormers puts first."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and ": shape=" not in line]
+    return " ".join(kept)[:400] or type(error).__name__

@@ -1,0 +1,202 @@
+"""Every backend x bias x head grouping against float64, beside torch's own attention."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from xftrain.benchmark import tables
+from xftrain.benchmark.cells import AttentionCell, Row, attention_cell, nodes_of
+from xftrain.benchmark.measure import warm_up
+from xftrain.benchmark.reference import RESULTS
+from xftrain.benchmark.rule import LIMIT, judge
+from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.worker import Job, Reporter, Unsupported
+from xftrain.fields import Dtype, Option, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PACKED = (37, 120, 8, 91)  # documents of the packed layout: the lengths of one row of 256
+_BIASES = (
+    "full",
+    "causal",
+    {"name": "window", "window": 64},
+    "alibi",
+    {"name": "alibi", "impl": "dense"},
+)
+
+
+class Parity(Sweep):
+    """Output and gradients on random inputs whose surroundings in memory are NaN.
+
+    Args:
+        backends: options of `model/attn`; None is all, and the run's own class.
+        biases: options of `model/bias`.
+        heads: options of `model/heads`.
+        layouts: `rows` of equal length, `packed` documents in one row.
+        rows: B.
+        length: M.
+        num_heads: H.
+        head_dim: K.
+        dtype: `auto` is the dtype in which the run computes.
+        timeout_s: longest time without a sign of life from a cell.
+        resume: keep the rows that are in the run folder already.
+    """
+
+    name = "parity"
+    title = "Parity with float64"
+    num_workers = 8
+
+    def __init__(
+        self,
+        *,
+        backends: list[Option] | None = None,
+        biases: tuple[Option, ...] = _BIASES,
+        heads: tuple[Option, ...] = ("mha", "gqa", "mqa"),
+        layouts: tuple[Literal["rows", "packed"], ...] = ("rows", "packed"),
+        rows: PositiveInt = 2,
+        length: PositiveInt = 256,
+        num_heads: PositiveInt = 8,
+        head_dim: PositiveInt = 64,
+        dtype: Dtype = "auto",
+        timeout_s: PositiveFloat = 120.0,
+        resume: bool = True,
+    ) -> None:
+        super().__init__(timeout_s=timeout_s, resume=resume)
+        self.backends, self.layouts, self.dtype = backends, layouts, dtype
+        self.biases = nodes_of("model/bias", list(biases))
+        self.heads = nodes_of("model/heads", list(heads))
+        self.rows, self.length = rows, length
+        self.shape: dict[str, Any] = {"num_heads": num_heads, "head_dim": head_dim}
+
+    def jobs(self, context: Context) -> list[Job]:
+        """A job for each backend and bias: whatever has to be compiled goes on beside others."""
+        common: dict[str, Any] = {
+            **self.shape,
+            "dtype": context.dtype_for(self.dtype),
+            "device": context.device.type,
+        }
+        jobs = []
+        for backend, bias in product(context.backends(self.backends), self.biases):
+            cells = []
+            for heads, layout in product(self.heads, self.layouts):
+                is_packed = layout == "packed"
+                cells.append(
+                    attention_cell(
+                        self.name,
+                        backend,
+                        bias,
+                        heads,
+                        rows=1 if is_packed else self.rows,
+                        length=self.length,
+                        seqlens=_documents(self.length) if is_packed else None,
+                        layout=layout,
+                        **common,
+                    )
+                )
+            jobs.append(Job(measure_parity, tuple(cells)))
+        return jobs
+
+    @classmethod
+    def section(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """The verdict, the worst of each backend, and all rows."""
+        columns: dict[str, str | tables.Format] = {
+            **{name: name for name in ("backend", "bias", "heads", "layout", "dtype")},
+            "verdict": _verdict,
+            **{f"{name} error": f"error_{name}" for name in RESULTS},
+            "worst x torch's": "worst",
+            "kernel": "kernel",
+        }
+        return f"{cls.summary(rows, peak)}\n\n{tables.columns_of(rows, columns)}"
+
+    @classmethod
+    def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """The verdict and the worst of each backend."""
+        wrong = [row for row in rows if row["status"] == "ok" and row["faults"]]
+        lines = []
+        for backend in dict.fromkeys(row["backend"] for row in rows):
+            own = [row for row in rows if row["backend"] == backend]
+            ran = [row for row in own if row["status"] == "ok"]
+            worst = max((row["worst"] for row in ran), default=None)
+            right = sum(not row["faults"] for row in ran)
+            lines.append(
+                [
+                    backend,
+                    f"{right} of {len(ran)}",
+                    tables.show(worst),
+                    str(sum(row["status"] == "unsupported" for row in own)),
+                    str(sum(row["status"] not in ("ok", "unsupported") for row in own)),
+                ]
+            )
+        header = ["backend", "right", "worst x torch's", "refused", "lost"]
+        said = [
+            f"Relative errors of out, dq, dk and dv against float64. Right is at most {LIMIT:g} x "
+            "the error of torch's own attention at the same dtype, of its least exact way to run "
+            "the same, and within xFormers' tolerances.",
+            tables.table(header, lines),
+            *(f"- WRONG: {_name(row)}: {row['faults']}" for row in wrong),
+            tables.reasons(rows, _name),
+        ]
+        return "\n\n".join(part for part in said if part)
+
+    @classmethod
+    def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
+        """The worst error by backend and bias."""
+        from xftrain.benchmark.plots import heat_map
+
+        worst: dict[tuple[str, str], Row] = {}
+        for row in rows:
+            place = (row["backend"], row["bias"])
+            if place not in worst or (row.get("worst") or 0) > (worst[place].get("worst") or 0):
+                worst[place] = row
+        label = "worst error as a multiple of torch's (at most 2 is right)"
+        return {"errors": heat_map(list(worst.values()), "worst", label)}
+
+
+def measure_parity(cells: Sequence[AttentionCell], reporter: Reporter) -> None:
+    """Rows with the errors and the verdict."""
+    warm_up(cells[0].torch_device)
+    for index, cell in enumerate(cells):
+        row = reporter.attempt(index, _compare, cell)
+        if row is not None:
+            reporter.row(index, "ok", **row)
+
+
+def _compare(cell: AttentionCell) -> dict[str, Any]:
+    bias, backend = cell.facts(), cell.build_backend()
+    dtype, device = cell.torch_dtype, cell.torch_device
+    if reasons := backend.unsupported(bias, cell.shape, dtype, device):
+        raise Unsupported("; ".join(reasons))
+    seed = secrets.randbelow(2**31)  # fresh each run; the row names it
+    generator = torch.Generator().manual_seed(seed)
+    verdict = judge(backend, bias, cell.shape, dtype, device, generator)
+    return {
+        "kernel": backend.kernel(bias, cell.shape, dtype, device),
+        **{f"error_{name}": error for name, error in verdict.errors.items()},
+        **{f"torch_error_{name}": error for name, error in verdict.torch_errors.items()},
+        "worst": verdict.worst,
+        "faults": "; ".join(verdict.faults),
+        "seed": seed,
+    }
+
+
+def _documents(length: int) -> tuple[int, ...]:
+    """The lengths of the packed layout, stretched to fill a row."""
+    ends = [round(length * sum(_PACKED[: n + 1]) / sum(_PACKED)) for n in range(len(_PACKED))]
+    lengths = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return tuple(n for n in lengths if n)
+
+
+def _verdict(row: Row) -> str:
+    if row["status"] != "ok":
+        return tables.STATUS[row["status"]]
+    return "WRONG" if row["faults"] else "right"
+
+
+def _name(row: Row) -> str:
+    return f"{row['backend']} {row['bias']} {row['heads']} {row['layout']}"

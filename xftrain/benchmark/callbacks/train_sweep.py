@@ -1,0 +1,106 @@
+"""Whole training steps of the run's model: attention x bias x heads x feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+from xftrain.benchmark import tables
+from xftrain.benchmark.cells import Row, name_of, nodes_of
+from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.training import TrainCell, measure_training
+from xftrain.benchmark.worker import Job
+from xftrain.fields import Option, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STEPS_CUDA, _STEPS_CPU = 10, 1
+
+
+class TrainSweep(Sweep):
+    """Short runs of the run's own configuration, with other options in its model.
+
+    Args:
+        attn: options of `model/attn`; None is all, and the run's own class.
+        bias: options of `model/bias`.
+        heads: options of `model/heads`.
+        ffn: options of `model/ffn`.
+        interval_steps: optimizer steps of one timed interval, six of which make a row; None is 10
+            on a GPU and 1 on a CPU.
+        timeout_s: longest time without a sign of life from a cell.
+        resume: keep the rows that are in the run folder already.
+    """
+
+    name = "train_sweep"
+    title = "Training steps"
+
+    def __init__(
+        self,
+        *,
+        attn: list[Option] | None = None,
+        bias: tuple[Option, ...] = ("causal", "alibi"),
+        heads: tuple[Option, ...] = ("mha", "gqa"),
+        ffn: tuple[Option, ...] = ("swiglu", "gelu"),
+        interval_steps: PositiveInt | None = None,
+        timeout_s: PositiveFloat = 300.0,
+        resume: bool = True,
+    ) -> None:
+        super().__init__(timeout_s=timeout_s, resume=resume)
+        self.attn, self.interval_steps = attn, interval_steps
+        self.bias = nodes_of("model/bias", list(bias))
+        self.heads = nodes_of("model/heads", list(heads))
+        self.ffn = nodes_of("model/ffn", list(ffn))
+
+    def jobs(self, context: Context) -> list[Job]:
+        """One job: all runs in turn."""
+        steps = _STEPS_CUDA if context.device.type == "cuda" else _STEPS_CPU
+        options = context.options
+        cells = []
+        groups = (context.backends(self.attn), self.bias, self.heads, self.ffn)
+        for attn, bias, heads, ffn in product(*groups):
+            chosen = {"attn": attn, "bias": bias, "heads": heads, "ffn": ffn}
+            columns = {
+                **{"backend" if k == "attn" else k: name_of(node) for k, node in chosen.items()},
+                "seq": options["seq"],
+                "dtype": context.dtype,
+            }
+            changed = {**options, "model": {**options["model"], **chosen}}
+            cells.append(TrainCell(self.name, columns, changed, self.interval_steps or steps))
+        return [*self.peak_jobs(context, context.dtype), Job(measure_training, tuple(cells))]
+
+    @classmethod
+    def section(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """One table, the fastest first."""
+        ran = [row for row in rows if row["status"] == "ok"]
+        ran.sort(key=lambda row: -row["tokens_per_s"])
+        columns: dict[str, str | tables.Format] = {
+            **{name: name for name in ("backend", "bias", "heads", "ffn")},
+            "tokens/s": "tokens_per_s",
+            "p10 to p90": lambda row: tables.span(row, "tokens_per_s"),
+            "step ms": "step_ms",
+            "n": "repetitions",
+            "MFU": lambda row: f"{row['mfu']:.1%}" if row["mfu"] else "-",
+            "of peak": lambda row: f"{row['peak_share']:.1%}" if row.get("peak_share") else "-",
+            "peak MiB": "peak_mib",
+            "kernel": "kernel",
+        }
+        parts = [
+            "The run's own model, data, optimizer and precision, the fastest first. MFU is against "
+            "the vendor's peak, `of peak` against the matrix product measured here.",
+            tables.columns_of(ran, columns) if ran else "",
+            tables.reasons(
+                rows, lambda row: " ".join(row[n] for n in ("backend", "bias", "heads", "ffn"))
+            ),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    @classmethod
+    def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
+        """Speed by backend and bias, the first grouping and feed-forward."""
+        from xftrain.benchmark.plots import heat_map
+
+        same = [r for r in rows if (r["heads"], r["ffn"]) == (rows[0]["heads"], rows[0]["ffn"])]
+        label = f"tokens/s, {rows[0]['heads']} {rows[0]['ffn']}"
+        return {"speed": heat_map(same, "tokens_per_s", label)}

@@ -1,0 +1,167 @@
+"""What a sweep measures: a cell is one row of the report, before it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from xftrain import registry
+from xftrain.interfaces import AttnBias, AttnShape, Backend
+
+# ok: it ran. oom: memory ran out. unsupported: refused, with reasons. failed: it raised.
+# crashed: its process died. timeout: it did not come to an end.
+Status = Literal["ok", "oom", "unsupported", "failed", "crashed", "timeout"]
+Row = dict[str, Any]  # a measured cell, as it stands in rows.jsonl
+Node = Mapping[str, Any]  # an option of a group: a name or a _target_, and its fields
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row.
+
+    Attributes:
+        sweep: the callback that it belongs to.
+        columns: what tells it from the other rows of the sweep, as the report shows it.
+    """
+
+    sweep: str
+    columns: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Its name, the same in every run of the same sweep."""
+        return f"{self.sweep}: " + " ".join(f"{k}={v}" for k, v in self.columns.items())
+
+    @property
+    def label(self) -> str:
+        """Its name for a progress bar: words, and the length."""
+        words = [value for value in self.columns.values() if isinstance(value, str)]
+        length = [f"M={self.columns['M']}"] if "M" in self.columns else []
+        return f"{self.sweep}: " + " ".join(words + length)
+
+
+@dataclass(frozen=True)
+class AttentionCell(Cell):
+    """One attention call.
+
+    Attributes:
+        backend: node of `model/attn`.
+        bias: node of `model/bias`.
+        shape: sizes of the call.
+        seqlens: document lengths of a packed row, or None.
+        dtype: of q, k and v, as in `bfloat16`.
+        device: `cuda` or `cpu`.
+        check: `exact` adds the errors against float64; `segments` those of packed documents and
+            of the same documents run one by one.
+        is_timed: False leaves out the times.
+    """
+
+    backend: Node
+    bias: Node
+    shape: AttnShape
+    seqlens: tuple[int, ...] | None
+    dtype: str
+    device: str
+    check: Literal["exact", "segments"] | None = None
+    is_timed: bool = True
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype itself."""
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device itself."""
+        return torch.device(self.device)
+
+    def facts(self) -> AttnBias:
+        """What a query may see."""
+        recipe = registry.build("model/bias", "model.bias", self.bias)
+        bias: AttnBias = recipe.build(self.shape.H, self.seqlens)
+        return bias.simplified(self.shape.M)
+
+    def build_backend(self) -> Backend:
+        """A backend of its own."""
+        backend: Backend = registry.build("model/attn", "model.attn", self.backend)
+        return backend
+
+
+def attention_cell(
+    sweep: str,
+    backend: Node,
+    bias: Node,
+    heads: Node,
+    *,
+    rows: int,
+    num_heads: int,
+    head_dim: int,
+    length: int | None = None,
+    seqlens: tuple[int, ...] | None = None,
+    dtype: str,
+    device: str,
+    check: Literal["exact", "segments"] | None = None,
+    is_timed: bool = True,
+    **more: Any,
+) -> AttentionCell:
+    """The cell with its columns; `more` are further ones.
+
+    Raises:
+        ConfigError: an option that does not exist, or head counts that do not fit.
+    """
+    num_kv_heads = kv_heads(heads, num_heads, head_dim)
+    length = sum(seqlens) if seqlens is not None else length
+    assert length is not None
+    columns = {
+        "backend": name_of(backend),
+        "bias": name_of(bias),
+        "heads": name_of(heads),
+        **more,
+        "M": length,
+        "B": rows,
+        "H": num_heads,
+        "G": num_kv_heads,
+        "K": head_dim,
+        "dtype": dtype,
+    }
+    shape = AttnShape(rows, length, num_heads, num_kv_heads, head_dim)
+    return AttentionCell(
+        sweep, columns, backend, bias, shape, seqlens, dtype, device, check, is_timed
+    )
+
+
+def kv_heads(heads: Node, num_heads: int, head_dim: int) -> int:
+    """G of a head grouping."""
+    with torch.device("meta"):
+        made = registry.build(
+            "model/heads", "model.heads", heads, num_heads * head_dim, num_heads, False
+        )
+    return int(made.num_kv_heads)
+
+
+def node_of(group: str, option: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The node that a word or a node in a list of options stands for, checked.
+
+    Raises:
+        ConfigError: there is no such option, or it has no such field.
+    """
+    node = {"name": option} if isinstance(option, str) else dict(option)
+    registry.factory(group, group.replace("/", "."), node)
+    return node
+
+
+def nodes_of(group: str, options: list[str | dict[str, Any]]) -> list[dict[str, Any]]:
+    """The nodes of a list of options."""
+    return [node_of(group, option) for option in options]
+
+
+def name_of(node: Node) -> str:
+    """A node in words: `alibi`, `alibi impl=dense`, the class of a user's own."""
+    name = node.get("name") or str(node["_target_"]).rpartition(".")[2]
+    fields = [f"{key}={value}" for key, value in node.items() if key not in ("name", "_target_")]
+    return " ".join([name, *fields])

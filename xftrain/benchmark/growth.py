@@ -1,0 +1,104 @@
+"""How time and memory grow with the sequence: the exponent, and the sentence it supports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from xftrain.benchmark import tables
+
+_LAST = 4  # lengths to fit: the shortest ones show what a call costs however short it is
+_LEAST = 3
+
+
+class Growth(NamedTuple):
+    """`y ~ length ** exponent`, by least squares on logarithms.
+
+    Attributes:
+        exponent: the slope.
+        deviation: its standard error; 0 where the fit is exact.
+        first: the shortest length of the fit.
+        last: the longest length of the fit.
+    """
+
+    exponent: float
+    deviation: float
+    first: int
+    last: int
+
+
+def fit(points: Sequence[tuple[int, float]]) -> Growth | None:
+    """The growth over the longest lengths; None where there are fewer than three points.
+
+    Args:
+        points: (length in tokens, value) pairs; values that are not positive do not count.
+    """
+    chosen = sorted((length, value) for length, value in points if value > 0)[-_LAST:]
+    if len(chosen) < _LEAST:
+        return None
+    xs = [math.log(length) for length, _ in chosen]
+    ys = [math.log(value) for _, value in chosen]
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread = sum((x - mean_x) ** 2 for x in xs)
+    if spread == 0:
+        return None
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread
+    rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in zip(xs, ys, strict=True))
+    deviation = math.sqrt(rest / (len(xs) - 2) / spread)
+    return Growth(slope, deviation, chosen[0][0], chosen[-1][0])
+
+
+def words(growth: Growth) -> str:
+    """What the fit supports: `in proportion to the length`."""
+    exponent = growth.exponent
+    if abs(exponent - 2) <= 0.2:
+        return "with the square of the length"
+    if abs(exponent - 1) <= 0.2:
+        return "in proportion to the length"
+    if exponent < 0.2:
+        return "hardly at all"
+    if exponent < 0.8:
+        return "more slowly than the length"
+    if exponent < 1.8:
+        return "faster than the length, more slowly than its square"
+    return "faster than the square of the length"
+
+
+def section(grown: Sequence[tuple[tuple[str, ...], Growth | None, Growth | None]]) -> str:
+    """The exponents of memory and time, each with its standard error, and what they say.
+
+    Args:
+        grown: names (backend, bias, heads), growth of memory, growth of time.
+    """
+    known = [item for item in grown if item[1] or item[2]]
+    if not known:
+        return ""
+    lines = [[*names, _power(memory), _power(time)] for names, memory, time in known]
+    header = ["backend", "bias", "heads", "memory", "time"]
+    said = [
+        f"- {what} grows {how}: {', '.join(' '.join(names[:2]) for names in all_names)}"
+        for what, place in (("memory", 1), ("time", 2))
+        for how, all_names in _by_words(known, place).items()
+    ]
+    return (
+        f"Growth with the length M, fitted over up to {_LAST} of the longest lengths:\n\n"
+        + tables.table(header, lines)
+        + "\n\n"
+        + "\n".join(said)
+    )
+
+
+def _by_words(
+    known: Sequence[tuple[tuple[str, ...], Growth | None, Growth | None]], place: int
+) -> dict[str, list[tuple[str, ...]]]:
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for item in known:
+        growth = item[place]
+        if isinstance(growth, Growth):
+            found.setdefault(words(growth), []).append(item[0])
+    return found
+
+
+def _power(growth: Growth | None) -> str:
+    return "-" if growth is None else f"M^{growth.exponent:.2f} ± {growth.deviation:.2f}"

@@ -1,0 +1,70 @@
+"""Every attention kernel that this machine might have, each to be called by itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from xftrain import registry
+from xftrain.attention.xformers_ops.loading import xformers_ops
+from xftrain.attention.xformers_ops.operators import operator_pairs
+from xftrain.interfaces import AttnBias, AttnShape
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal, [B, M, H, K] each
+
+_SDPA = {
+    "sdpa-math": SDPBackend.MATH,
+    "sdpa-flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+_OTHERS = ("naive", "flex")  # backends with one kernel each
+
+
+def kernels(device: torch.device) -> dict[str, Kernel]:
+    """By name; which of them run is found by calling them."""
+    found: dict[str, Kernel] = {name: partial(_backend, name) for name in _OTHERS}
+    found |= {name: partial(_sdpa, backend) for name, backend in _SDPA.items()}
+    try:
+        pairs = operator_pairs()
+    except ImportError:
+        return found | {"xformers": partial(_backend, "xformers")}  # says what is missing
+    if device.type == "cpu":
+        return found | {"xformers cpu-flash": partial(_backend, "xformers")}
+    return found | {f"xformers {name}": partial(_xformers, pair) for name, pair in pairs.items()}
+
+
+def _backend(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    backend = registry.build("model/attn", "model.attn", {"name": name})
+    bias, shape = AttnBias(), AttnShape(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.shape[3])
+    if reasons := backend.unsupported(bias, shape, q.dtype, q.device):
+        raise NotImplementedError("; ".join(reasons))
+    out: Tensor = backend(q, k, v, backend.prepare(bias, shape, q.dtype, q.device))
+    return out
+
+
+def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    with sdpa_kernel(backend), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        except RuntimeError as error:
+            why = dict.fromkeys(" ".join(str(w.message).split()) for w in said)
+            raise NotImplementedError("; ".join(why) or str(error)) from error
+
+
+def _xformers(pair: tuple[Any, Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    ops = xformers_ops()
+    mask = ops.fmha.attn_bias.LowerTriangularMask()
+    if pair[1] is None:  # an operator for inference
+        q, k, v = q.detach(), k.detach(), v.detach()
+    out: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=mask, op=pair)
+    return out

@@ -1,0 +1,89 @@
+"""The longest sequence that fits into memory, by doubling and bisection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from xftrain.benchmark import tables
+from xftrain.benchmark.attention import fits
+from xftrain.benchmark.cells import AttentionCell, Row
+from xftrain.benchmark.worker import Job, Reporter
+
+_STEP = 128  # lengths tried are multiples of it
+_PRECISION = 1 / 32  # of the length, where the bisection ends
+
+
+@dataclass(frozen=True)
+class LongestCell(AttentionCell):
+    """A search that starts at the length of its shape, up to `limit` tokens."""
+
+    limit: int = 0
+
+
+def longest_job(cell: AttentionCell, limit: int) -> Job:
+    """The search for one backend, bias and head grouping."""
+    columns = {k: v for k, v in cell.columns.items() if k != "M"} | {"longest_limit": limit}
+    made = LongestCell(**{**vars(cell), "columns": columns, "is_timed": False, "limit": limit})
+    return Job(measure_longest, (made,))
+
+
+def measure_longest(cells: Sequence[LongestCell], reporter: Reporter) -> None:
+    """Rows with `longest_tokens`: the longest length that ran, forward and backward."""
+    for index, cell in enumerate(cells):
+        row = reporter.attempt(index, partial(_search, cell, partial(reporter.begin, index)))
+        if row is not None:
+            reporter.row(index, "ok", **row)
+
+
+def _search(cell: LongestCell, sign_of_life: Any) -> dict[str, Any]:
+    tried = 0
+
+    def runs(length: int) -> bool:
+        nonlocal tried
+        tried += 1
+        sign_of_life()
+        return fits(replace(cell, shape=replace(cell.shape, M=length)))
+
+    good, bad = 0, None
+    length = min(cell.shape.M, cell.limit)
+    while bad is None and good < cell.limit:
+        if runs(length):
+            good, length = length, min(2 * length, cell.limit)
+        else:
+            bad = length
+    while bad is not None and bad - good > max(_STEP, int(good * _PRECISION)):
+        middle = (good + bad) // 2 // _STEP * _STEP
+        if middle <= good:
+            break
+        if runs(middle):
+            good = middle
+        else:
+            bad = middle
+    return {"longest_tokens": good, "fails_tokens": bad, "tried": tried}
+
+
+def longest_section(rows: Sequence[Row]) -> str:
+    """A table of the searches."""
+    return tables.columns_of(
+        [row for row in rows if "longest_limit" in row],
+        {
+            "backend": "backend",
+            "bias": "bias",
+            "heads": "heads",
+            "fits": lambda row: _fits(row),
+            "does not fit": lambda row: (
+                f"{row['fails_tokens']:,}" if row.get("fails_tokens") else "-"
+            ),
+            "tried": "tried",
+        },
+    )
+
+
+def _fits(row: Row) -> str:
+    if row["status"] != "ok":
+        return tables.STATUS[row["status"]]
+    at_least = "" if row["fails_tokens"] else " (the limit)"
+    return f"{row['longest_tokens']:,}{at_least}"

@@ -1,0 +1,64 @@
+"""The matrix product that achieved rates are compared with, measured in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from xftrain.benchmark.cells import Cell, Row
+from xftrain.benchmark.measure import Stopwatch, spread
+from xftrain.benchmark.worker import Job, Reporter
+from xftrain.timing import in_turns
+
+SWEEP = "peak"
+_SIZE_CUDA, _SIZE_CPU = 8192, 2048
+_BUDGET_S = 0.5
+
+
+@dataclass(frozen=True)
+class MatmulCell(Cell):
+    """A square product of random matrices."""
+
+    size: int
+    dtype: str
+    device: str
+
+
+def peak_job(dtype: str, device: torch.device) -> Job:
+    """The job that measures it."""
+    size = _SIZE_CUDA if device.type == "cuda" else _SIZE_CPU
+    columns = {"kernel": "matmul", "size": size, "dtype": dtype}
+    return Job(measure_matmul, (MatmulCell(SWEEP, columns, size, dtype, device.type),))
+
+
+def measure_matmul(cells: Sequence[MatmulCell], reporter: Reporter) -> None:
+    """Rows with `tflops`."""
+    for index, cell in enumerate(cells):
+        row = reporter.attempt(index, _measure, cell)
+        if row is not None:
+            reporter.row(index, "ok", **row)
+
+
+def peak_tflops(rows: Sequence[Row], dtype: str | None) -> float | None:
+    """The rate of the product in this dtype; None where it was not measured."""
+    for row in rows:
+        if row["sweep"] == SWEEP and row["dtype"] == dtype and row["status"] == "ok":
+            return float(row["tflops"])
+    return None
+
+
+def _measure(cell: MatmulCell) -> dict[str, Any]:
+    device, dtype = torch.device(cell.device), getattr(torch, cell.dtype)
+    a, b = (torch.randn(cell.size, cell.size, device=device).to(dtype) for _ in range(2))
+    (times,) = in_turns(
+        [Stopwatch(device).once(lambda: a @ b)], budget_s=_BUDGET_S, min_repeats=5, max_repeats=50
+    )
+    fields = spread("ms", times)
+    return {
+        **fields,
+        "repetitions": len(times),
+        "tflops": 2 * cell.size**3 / fields["ms"] / 1e9,
+    }

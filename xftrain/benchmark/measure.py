@@ -1,0 +1,156 @@
+"""Time and memory of one call, on a GPU and on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from xftrain.memory import memory_mib, peak_memory_mib, reset_peak_memory
+from xftrain.timing import synchronize, wall_ms
+
+_FLUSH_CUDA, _FLUSH_CPU = 256 * 2**20, 16 * 2**20  # larger than a GPU's L2, than a core's L2
+_HOST_MARGIN = 1.3  # of the time that Python takes to issue a call
+_MAX_FLUSHES = 100
+_LOOP_MS = 100.0  # of calls back to back
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a call needs, MiB; None where the system does not tell.
+
+    Attributes:
+        mask_mib: the kernel's own form of the bias.
+        extra_mib: all that is allocated above the inputs at the worst moment, the mask included.
+        peak_mib: the largest memory of the process, allocated on a GPU, resident on the CPU.
+    """
+
+    mask_mib: float | None
+    extra_mib: float | None
+    peak_mib: float | None
+
+
+class Stopwatch:
+    """Times single calls with a cold cache.
+
+    On CUDA by device events. Before each call a buffer larger than the L2 cache is overwritten, as
+    `triton.testing.do_bench` does, and as many times as it takes for Python to issue the call
+    meanwhile: what is timed is the device's work, not Python's. `loop_ms` has both.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        size = _FLUSH_CUDA if device.type == "cuda" else _FLUSH_CPU
+        self._flush = torch.empty(size, dtype=torch.int8, device=device)
+        self._flush_ms = wall_ms(self._flush.zero_, device)
+        if device.type == "cuda":
+            self._flush_ms = statistics.median(self._event_ms(self._flush.zero_) for _ in range(5))
+
+    def once(self, call: Call) -> Callable[[], float]:
+        """A function that makes the call and returns its time, ms."""
+        if self.device.type != "cuda":
+            return lambda: self._once_cpu(call)
+        num_flushes = 0
+
+        def timed() -> float:
+            nonlocal num_flushes
+            if not num_flushes:  # the first call, which also loads kernels
+                call()
+                host_ms = self._issue_ms(call)
+                num_flushes = math.ceil(_HOST_MARGIN * host_ms / self._flush_ms)
+                num_flushes = min(max(num_flushes, 1), _MAX_FLUSHES)
+            for _ in range(num_flushes):
+                self._flush.zero_()
+            return self._event_ms(call)
+
+        return timed
+
+    def loop_ms(self, call: Call, estimate_ms: float) -> float:
+        """Mean time of calls made back to back, Python's part included where it is the slower."""
+        repeats = min(max(int(_LOOP_MS / max(estimate_ms, 1e-3)), 5), 100)
+        call()
+        return wall_ms(lambda: [call() for _ in range(repeats)] and None, self.device) / repeats
+
+    def _once_cpu(self, call: Call) -> float:
+        self._flush.zero_()
+        return wall_ms(call, self.device)
+
+    def _event_ms(self, call: Call) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def _issue_ms(self, call: Call) -> float:
+        synchronize(self.device)
+        start = time.perf_counter()
+        call()
+        issued = (time.perf_counter() - start) * 1e3
+        synchronize(self.device)
+        return issued
+
+
+def spread(name: str, times_ms: Sequence[float]) -> dict[str, Any]:
+    """Median, 10th and 90th percentile as fields of a row."""
+    ordered = sorted(times_ms)
+    return {
+        name: _percentile(ordered, 0.5),
+        f"{name}_p10": _percentile(ordered, 0.1),
+        f"{name}_p90": _percentile(ordered, 0.9),
+    }
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    """With linear interpolation."""
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def memory_of(
+    prepare: Callable[[], Any], call: Callable[[Any], object], device: torch.device
+) -> Memory:
+    """Memory of `call(prepare())`, with nothing else in the process but the inputs."""
+    settle(device)
+    before = memory_mib(device)
+    if before is None or not reset_peak_memory(device):
+        return Memory(None, None, None)
+    handle = prepare()
+    synchronize(device)
+    mask_mib = (memory_mib(device) or before) - before
+    call(handle)
+    synchronize(device)
+    peak_mib = peak_memory_mib(device)
+    return Memory(max(mask_mib, 0.0), max(peak_mib - before, 0.0), peak_mib)
+
+
+def settle(device: torch.device) -> None:
+    """Gives freed memory back, so that it is not taken for memory in use or for room to use."""
+    gc.collect()
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.empty_cache()
+        return
+    with suppress(OSError, AttributeError):  # not every C library has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def warm_up(device: torch.device) -> None:
+    """Workspaces and thread pools that stay, so that no cell pays for them: both directions."""
+    for dtype in (torch.float32, torch.float16):
+        x = torch.randn(64, 64, device=device, dtype=dtype, requires_grad=True)
+        (x @ x).softmax(-1).sum().backward()
+    synchronize(device)

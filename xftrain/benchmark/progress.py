@@ -1,0 +1,87 @@
+"""How a sweep shows that it moves: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from xftrain.benchmark.cells import Cell
+
+log = logging.getLogger(__name__)
+
+_LINE_S = 15.0  # between two lines
+
+
+class Progress:
+    """Counts cells, names the one under way, and estimates the time left.
+
+    Args:
+        name: of the sweep.
+        num_cells: all of them.
+        num_done: those that have a row already.
+    """
+
+    def __init__(self, name: str, num_cells: int, num_done: int) -> None:
+        self.name, self.num_cells, self.num_done = name, num_cells, num_done
+        self._first, self._started = num_done, time.monotonic()
+        self._next_line = self._started + _LINE_S
+        self._begun: set[str] = set()
+        self._bar: Bar | None = None
+        if sys.stdout.isatty():
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                transient=True,
+            )
+            self._task = self._bar.add_task(name, total=num_cells, completed=num_done)
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, cell: Cell) -> None:
+        """Names the cell that is under way."""
+        if cell.sweep == self.name:
+            self._begun.add(cell.key)
+        if self._bar is not None:
+            self._bar.update(self._task, description=cell.label, completed=self._share())
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _LINE_S
+            log.info("%d/%d  %s%s", self.num_done, self.num_cells, cell.label, self._time_left())
+
+    def advance(self, cell: Cell) -> None:
+        """One more has its row."""
+        if cell.sweep != self.name:
+            return
+        self.num_done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._share())
+
+    def _share(self) -> float:
+        """Cells, those that are measured in turns with others and have no row yet as halves."""
+        measured = self.num_done - self._first
+        return self._first + (measured + max(len(self._begun), measured)) / 2
+
+    def _time_left(self) -> str:
+        measured = self._share() - self._first
+        if not measured:
+            return ""
+        each_s = (time.monotonic() - self._started) / measured
+        return f"  about {each_s * (self.num_cells - self._share()):.0f} s left"

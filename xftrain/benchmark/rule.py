@@ -1,0 +1,93 @@
+"""The rule by which a backend counts as right.
+
+The error of the output and of each gradient against float64 is at most twice that of torch's own
+attention at the same dtype, and each value is within xFormers' own tolerances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from xftrain.benchmark.reference import (
+    RESULTS,
+    exact,
+    output_and_grads,
+    poisoned,
+    relative_error,
+    torch_errors,
+)
+from xftrain.interfaces import AttnBias, AttnShape, Backend
+
+LIMIT = 2.0  # times torch's error
+# xFormers' absolute and relative tolerances (tests/test_mem_eff_attention.py, v0.0.35)
+FORWARD_TOLERANCE = {
+    torch.float32: (3e-4, 2e-5),
+    torch.float16: (4e-3, 4e-4),
+    torch.bfloat16: (2e-2, 5e-3),
+}
+BACKWARD_TOLERANCE = {
+    torch.float32: (9e-4, 1e-4),
+    torch.float16: (0.2, 2e-2),
+    torch.bfloat16: (0.9, 0.1),
+}
+
+
+@dataclass
+class Verdict:
+    """What the comparison of one backend showed.
+
+    Attributes:
+        errors: relative errors against float64 of out, dq, dk and dv.
+        torch_errors: the same of torch's own attention.
+        faults: what the rule forbids and was seen; empty means that the backend is right.
+    """
+
+    errors: dict[str, float] = field(default_factory=dict)
+    torch_errors: dict[str, float] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def worst(self) -> float:
+        """The largest error as a multiple of torch's."""
+        return max(self.errors[name] / self.torch_errors[name] for name in self.errors)
+
+
+def judge(
+    backend: Backend,
+    bias: AttnBias,
+    shape: AttnShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator,
+) -> Verdict:
+    """Runs the backend forward and backward on inputs whose surroundings in memory are NaN."""
+    heads = (shape.H, shape.G, shape.G)
+    qkv = tuple(poisoned(shape, n, dtype, device, generator) for n in heads)
+    grad = poisoned(shape, shape.H, dtype, device, generator)
+    truth = output_and_grads(
+        lambda q, k, v: exact(q, k, v, bias), tuple(x.double() for x in qkv), grad.double()
+    )
+    handle = backend.prepare(bias, shape, dtype, device)
+    results = output_and_grads(lambda q, k, v: backend(q, k, v, handle), qkv, grad)
+    yardstick = torch_errors(qkv, grad, bias, truth)
+
+    verdict = Verdict()
+    for name, mine, torchs, right in zip(RESULTS, results, yardstick, truth, strict=True):
+        if mine.dtype != dtype or mine.shape != right.shape:
+            verdict.faults.append(f"{name} is {mine.dtype} {list(mine.shape)}")
+            continue
+        verdict.errors[name] = error = relative_error(mine, right)
+        verdict.torch_errors[name] = torchs
+        if mine.isnan().any():
+            verdict.faults.append(f"{name} has NaN")
+            continue
+        atol, rtol = (FORWARD_TOLERANCE if name == "out" else BACKWARD_TOLERANCE)[dtype]
+        if not torch.allclose(mine.double(), right, atol=atol, rtol=rtol):
+            verdict.faults.append(f"{name} is outside xFormers' tolerances {atol:g}, {rtol:g}")
+        if error > LIMIT * torchs:
+            verdict.faults.append(
+                f"the error of {name}, {error:.2e}, is {error / torchs:.1f} x torch's {torchs:.2e}"
+            )
+    return verdict

@@ -1,0 +1,121 @@
+"""Rows as tables in Markdown, aligned so that they also read well on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from xftrain.benchmark.cells import Row
+
+Format = Callable[[Row], str]
+
+STATUS = {
+    "oom": "out of memory",
+    "unsupported": "refused",
+    "failed": "failed",
+    "crashed": "crashed",
+    "timeout": "timed out",
+}
+
+LEGEND = (
+    "`ms` is forward and backward on the device, with Python's part hidden, and `n` how often it "
+    "was measured; `loop ms` is a call in a loop of calls, Python's part included. `extra` is "
+    "memory above q, k, v and the output's gradient; `mask` is what the kernel's form of the bias "
+    "costs, once a batch."
+)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; columns of figures stand to the right."""
+    widths = [max(3, *(len(line[n]) for line in [header, *rows])) for n in range(len(header))]
+    right = [
+        bool(rows) and all(_is_figure(row[n]) for row in rows) and any(row[n] for row in rows)
+        for n in range(len(header))
+    ]
+
+    def line(cells: Sequence[str]) -> str:
+        places = zip(cells, widths, right, strict=True)
+        padded = [f"{c:>{w}}" if r else f"{c:<{w}}" for c, w, r in places]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [f"{'-' * (w - 1)}:" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    return "\n".join([line(header), f"| {' | '.join(rule)} |", *map(line, rows)])
+
+
+def columns_of(rows: Sequence[Row], columns: Mapping[str, str | Format]) -> str:
+    """A table of rows: title of a column to the field it shows, or to what writes it."""
+    lines = [
+        [show(row.get(f)) if isinstance(f, str) else f(row) for f in columns.values()]
+        for row in rows
+    ]
+    return table(list(columns), lines)
+
+
+def show(value: Any) -> str:
+    """A value as a cell."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return figure(value)
+    return str(value).replace("|", "\\|")
+
+
+def figure(value: float) -> str:
+    """Three significant digits, without an exponent where that can be read."""
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 100:
+        return f"{value:,.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    if size >= 1:
+        return f"{value:.2f}"
+    return f"{value:.3f}" if size >= 0.01 else f"{value:.1e}"
+
+
+def span(row: Row, field: str) -> str:
+    """From the 10th to the 90th percentile."""
+    low, high = row.get(f"{field}_p10"), row.get(f"{field}_p90")
+    return "-" if low is None or high is None else f"{figure(low)} to {figure(high)}"
+
+
+def outcome(field: str) -> Format:
+    """The field of a row that ran, else how it ended."""
+    return lambda row: show(row.get(field)) if row["status"] == "ok" else STATUS[row["status"]]
+
+
+def reasons(rows: Sequence[Row], name: Callable[[Row], str]) -> str:
+    """Why rows have no figures: a line for each reason, with the rows that share it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            found.setdefault((row["status"], row["reason"] or ""), []).append(name(row))
+    lines = []
+    for (status, reason), names in found.items():
+        shown = ", ".join(list(dict.fromkeys(names))[:6]) + (" ..." if len(names) > 6 else "")
+        lines.append(f"- {STATUS[status]} ({len(names)}): {shown}: {reason}")
+    return "\n".join(lines)
+
+
+def _is_figure(cell: str) -> bool:
+    return cell in ("", "-", *STATUS.values()) or cell[0].isdigit() or cell[0] == "-"
+
+
+# Of an attention call, by title.
+TIMES: dict[str, str | Format] = {
+    "ms": outcome("ms"),
+    "p10 to p90": lambda row: span(row, "ms"),
+    "n": "repetitions",
+    "forward ms": "fwd_ms",
+    "loop ms": "loop_ms",
+    "TF/s": "tflops",
+    "of peak": lambda row: f"{row['peak_share']:.0%}" if row.get("peak_share") else "-",
+}
+MEMORY: dict[str, str | Format] = {
+    "extra MiB": "extra_mib",
+    "peak MiB": "peak_mib",
+    "mask ms": "mask_ms",
+    "mask MiB": "mask_mib",
+}
+KERNEL: dict[str, str | Format] = {"kernel": "kernel"}

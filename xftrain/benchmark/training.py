@@ -1,0 +1,100 @@
+"""Measures training: the same run that a user would start, a few steps of it."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from xftrain import runner
+from xftrain.benchmark.cells import Cell
+from xftrain.benchmark.measure import settle, spread
+from xftrain.benchmark.worker import Reporter
+from xftrain.training import hardware
+
+_INTERVALS = 3  # timed intervals of a round; one more before them warms up
+_ROUNDS = 2  # all cells in turn, then all again, so that drift hits all alike
+
+
+@dataclass(frozen=True)
+class TrainCell(Cell):
+    """A run.
+
+    Attributes:
+        options: its whole configuration.
+        interval_steps: optimizer steps of one timed interval.
+    """
+
+    options: Mapping[str, Any]
+    interval_steps: int
+
+
+def measure_training(cells: Sequence[TrainCell], reporter: Reporter) -> None:
+    """Rows with `tokens_per_s`, `step_ms`, `mfu` and memory."""
+    found: dict[int, list[dict[str, Any]]] = {index: [] for index in range(len(cells))}
+    for _ in range(_ROUNDS):
+        for index in list(found):
+            record = reporter.attempt(index, _run, cells[index])
+            if record is None:
+                del found[index]
+            else:
+                found[index].append(record)
+    for index, records in found.items():
+        reporter.row(index, "ok", **_joined(records))
+
+
+def _run(cell: TrainCell) -> dict[str, Any]:
+    """One round of a cell."""
+    trainer = cell.options["trainer"]
+    device, _ = hardware.resolve(trainer["accelerator"], trainer["precision"])
+    settle(device)
+    options = {
+        **cell.options,
+        "max_steps": (_INTERVALS + 1) * cell.interval_steps,
+        "ckpt": None,
+        "callbacks": {"metrics": {"name": "metrics"}},
+        "logger": {"csv": {"name": "csv"}},
+        "trainer": {
+            **trainer,
+            "log_every_n_steps": cell.interval_steps,
+            "val_check_interval": 10**9,
+        },
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        result = runner.run(OmegaConf.create(options), Path(folder))
+        with (Path(folder) / "metrics.csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+
+    def series(name: str) -> list[float]:
+        return [float(line[name]) for line in lines if line.get(name)][1:]  # the first warms up
+
+    return {
+        "kernel": result["kernel"],
+        "peak_mib": result["peak_memory_mib"],
+        "step_ms": series("speed/step_ms"),
+        "tokens_per_s": series("speed/tokens_per_s"),
+        "tflops": series("speed/tflops"),
+        "mfu": series("speed/mfu"),
+    }
+
+
+def _joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rounds as one row."""
+
+    def all_of(name: str) -> list[float]:
+        return [value for record in records for value in record[name]]
+
+    row: dict[str, Any] = {"kernel": records[0]["kernel"]}
+    for name in ("step_ms", "tokens_per_s"):
+        row |= spread(name, all_of(name))
+    row["repetitions"] = len(all_of("step_ms"))
+    for name in ("tflops", "mfu"):
+        values = all_of(name)
+        row[name] = spread(name, values)[name] if values else None
+    row["peak_mib"] = max(record["peak_mib"] for record in records)
+    return row

@@ -1,0 +1,159 @@
+"""The process that measures: a cell that dies there takes nothing else along."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from xftrain.benchmark.cells import Cell, Status
+from xftrain.errors import ConfigError
+
+T = TypeVar("T")
+Message = tuple[str, int, dict[str, Any]]  # begin, row, ready, done; index of the cell; its fields
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Unsupported(Exception):
+    """A cell that is refused, with the reasons."""
+
+
+class _Poisoned(Exception):
+    """The device raised an error after which this process cannot use it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells that one process measures together, in turns.
+
+    Attributes:
+        measure: reports a row for each cell; a function of a module, since it travels by name.
+        cells: what to measure.
+    """
+
+    measure: Callable[[Sequence[Any], Reporter], None]
+    cells: tuple[Cell, ...]
+
+
+class Reporter:
+    """Tells the parent process which cell is under way, and what came of it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def begin(self, index: int) -> None:
+        """From here on, what happens to this process is laid to that cell."""
+        self._send("begin", index, {})
+
+    def row(self, index: int, status: Status, reason: str | None = None, **fields: Any) -> None:
+        """The cell's row."""
+        self._send("row", index, {"status": status, "reason": reason, **fields})
+
+    def attempt(self, index: int, function: Callable[..., T], *args: Any) -> T | None:
+        """The function's result; None where it raised, which is then the cell's row."""
+        self.begin(index)
+        try:
+            return function(*args)
+        except Exception as error:
+            status, reason = outcome(error)
+            if status == "failed":
+                traceback.print_exc()  # to the log of this process
+            self.row(index, status, reason)
+            if "CUDA error" in reason:
+                raise _Poisoned from None
+        free_memory()
+        return None
+
+    def _send(self, kind: str, index: int, fields: dict[str, Any]) -> None:
+        self._connection.send((kind, index, fields))
+
+
+def outcome(error: Exception) -> tuple[Status, str]:
+    """What an exception says about a cell."""
+    said = " ".join(str(error).split())
+    if isinstance(error, Unsupported | ConfigError):
+        return "unsupported", said
+    lowered = said.lower()
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in lowered or "can't allocate memory" in lowered)
+    ):
+        return "oom", said.partition(". GPU 0 has")[0][:300] or "out of memory"
+    return "failed", f"{type(error).__name__}: {said[:500]}"
+
+
+def free_memory() -> None:
+    """Gives back what is no longer used, so that the next cell finds it."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def serve(connection: Connection, log_file: str, deterministic: bool) -> None:
+    """Measures one job after the other until the parent hangs up."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _write_output_to(Path(log_file))
+    if not torch.cuda.is_available():
+        _limit_memory()  # else the kernel would kill a process, and perhaps not this one
+    torch.use_deterministic_algorithms(deterministic)
+    connection.send(("ready", -1, {}))
+    reporter = Reporter(connection)
+    while True:
+        try:
+            job: Job = connection.recv()
+        except EOFError:
+            return
+        try:
+            job.measure(job.cells, reporter)
+        except _Poisoned:
+            return  # a new process goes on
+        free_memory()
+        connection.send(("done", -1, {}))
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _write_output_to(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _limit_memory() -> None:
+    """Allocations beyond the free memory fail, so that running out of it is an error to catch."""
+    if sys.platform != "linux":
+        return
+    used = _kib("/proc/self/status", "VmData")
+    free = _kib("/proc/meminfo", "MemAvailable")
+    cgroup = Path("/sys/fs/cgroup/memory.max")
+    limit = cgroup.read_text().strip() if cgroup.is_file() else "max"
+    if limit.isdigit():
+        free = min(free, int(limit) // 1024)
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    wanted = (used + int(0.9 * free)) * 1024
+    if hard == resource.RLIM_INFINITY or wanted < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def _kib(file: str, key: str) -> int:
+    for line in Path(file).read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1])
+    raise OSError(f"{file} has no {key}")

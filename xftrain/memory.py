@@ -1,0 +1,57 @@
+"""Memory of this process: allocated on a GPU, resident on the CPU; MiB."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Starts a new peak, so that a run in a sweep does not report the one before it.
+
+    False where the system does not let it: no Linux, or a sandbox that forbids it.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Largest memory since the reset.
+
+    Where the system keeps no such figure, resident memory is the process's largest ever.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    with suppress(OSError):
+        if (mib := _resident_mib("VmHWM")) is not None:
+            return mib
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / 2**20 if sys.platform == "darwin" else largest / 2**10
+
+
+def memory_mib(device: torch.device) -> float | None:
+    """Memory in use now; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    with suppress(OSError):
+        return _resident_mib("VmRSS")
+    return None
+
+
+def _resident_mib(key: str) -> float | None:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 2**10
+    return None
