@@ -17,7 +17,7 @@ from xftrain.benchmark.worker import Reporter, Unsupported, free_memory, outcome
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 from xftrain.timing import in_turns, synchronize, wall_ms
 
-_BUDGET_S = 0.3  # of timing, a cell and direction
+_BUDGET_S = 0.2  # of timing, a cell and direction
 _MIN_REPEATS, _MAX_REPEATS = 5, 50
 _SHARE = 0.6  # of the memory that cells measured in turns may take together
 _FORWARD, _BACKWARD = 2, 5  # products of M x M x K: q k^T and p v; the same and three gradients
@@ -152,19 +152,19 @@ def _time(
 
     timed = [
         partial(once, index, stopwatch.once(call))
-        for index, ready in calls.items()
-        for call in (ready.forward, ready.both)
+        for index, made in calls.items()
+        for call in (made.forward, made.both)
     ]
     series = in_turns(timed, budget_s=_BUDGET_S, min_repeats=_MIN_REPEATS, max_repeats=_MAX_REPEATS)
     found: dict[int, dict[str, Any]] = {}
-    for place, (index, ready) in enumerate(calls.items()):
+    for place, (index, made) in enumerate(calls.items()):
         if index in failed:
             continue
         fields = spread("fwd_ms", series[2 * place]) | spread("ms", series[2 * place + 1])
         fields["repetitions"] = len(series[2 * place + 1])
         fields["loop_ms"] = None
         if device.type == "cuda":
-            fields["loop_ms"] = reporter.attempt(index, stopwatch.loop_ms, ready.both, fields["ms"])
+            fields["loop_ms"] = reporter.attempt(index, stopwatch.loop_ms, made.both, fields["ms"])
             if fields["loop_ms"] is None:
                 continue
         found[index] = fields

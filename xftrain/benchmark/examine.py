@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from xftrain import config, registry
 from xftrain.benchmark import environment
-from xftrain.benchmark.sweep import Context
+from xftrain.benchmark.sweep import Context, run_sweeps
 from xftrain.benchmark.tables import table
 from xftrain.results import recorded
 from xftrain.training import hardware
@@ -36,8 +36,9 @@ def examine(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         found = environment.describe(device)
         log.info("%s", table(["what", "here"], [[k, v] for k, v in found.items()]))
         dtype = str(hardware.compute_dtype(precision)).removeprefix("torch.")
-        for key, node in options["callbacks"].items():
-            sweep = registry.build("callbacks", f"callbacks.{key}", node)
-            sweep.sweep(Context(run_dir, device, dtype, options, []))
-    log.info("report: %s", run_dir / "report.md")
+        sweeps = [
+            registry.build("callbacks", f"callbacks.{key}", node)
+            for key, node in options["callbacks"].items()
+        ]
+        run_sweeps(sweeps, Context(run_dir, device, dtype, options, []))
     return result

@@ -57,8 +57,14 @@ def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         try:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
         except RuntimeError as error:
-            why = dict.fromkeys(" ".join(str(w.message).split()) for w in said)
-            raise NotImplementedError("; ".join(why) or str(error)) from error
+            raise NotImplementedError(_why(said) or str(error)) from error
+
+
+def _why(said: list[warnings.WarningMessage]) -> str:
+    """Torch's reasons, without the kernels that were left out on purpose."""
+    lines = [" ".join(str(w.message).partition("(Triggered")[0].split()) for w in said]
+    kept = [line for line in lines if "not used because" not in line and "disabled" not in line]
+    return "; ".join(dict.fromkeys(kept))
 
 
 def _xformers(pair: tuple[Any, Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:

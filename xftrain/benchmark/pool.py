@@ -61,44 +61,56 @@ class _Child:
         return f"{said}: {tail}" if tail else said
 
 
-def run_jobs(
-    jobs: Iterable[Job],
-    *,
-    timeout_s: float,
-    log_file: Path,
-    num_workers: int = 1,
-    deterministic: bool = False,
-    on_begin: Callable[[Cell], None] = lambda cell: None,
-) -> Iterator[tuple[Cell, Row]]:
-    """Each cell of each job with its row: `status`, `reason`, and what was measured.
+class Pool:
+    """Processes that stay between the sweeps of a run, since starting one takes seconds.
 
     Args:
-        jobs: in this order, each by one process.
-        timeout_s: longest time without a sign of life from a cell.
         log_file: gets what the processes print.
-        num_workers: processes at the same time; more than one where nothing is timed.
         deterministic: as in the run.
-        on_begin: called when a cell is taken up.
     """
-    waiting = deque(job for job in jobs if job.cells)
-    children: list[_Child] = []
-    try:
+
+    def __init__(self, log_file: Path, *, deterministic: bool = False) -> None:
+        self._log_file, self._deterministic = log_file, deterministic
+        self._children: list[_Child] = []
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for child in self._children:
+            child.end()
+        self._children.clear()
+        if self._log_file.is_file() and not self._log_file.stat().st_size:
+            self._log_file.unlink()
+
+    def run(
+        self,
+        jobs: Iterable[Job],
+        *,
+        timeout_s: float,
+        num_workers: int = 1,
+        on_begin: Callable[[Cell], None] = lambda cell: None,
+    ) -> Iterator[tuple[Cell, Row]]:
+        """Each cell of each job with its row: `status`, `reason`, and what was measured.
+
+        Args:
+            jobs: in this order, each by one process.
+            timeout_s: longest time without a sign of life from a cell.
+            num_workers: processes at the same time; more than one where nothing is timed.
+            on_begin: called when a cell is taken up.
+        """
+        waiting = deque(job for job in jobs if job.cells)
+        while len(self._children) > num_workers:  # an idle one, too, keeps memory of the device
+            self._children.pop().end()
         while True:
-            num_busy = sum(child.job is not None for child in children)
-            while len(children) < min(num_workers, num_busy + len(waiting)):
-                children.append(_Child(log_file, deterministic))
-            for child in [child for child in children if child.is_ready and child.job is None]:
-                if waiting:
-                    child.give(waiting.popleft(), timeout_s)
-                else:
-                    children.remove(child)
-                    child.end()
-            if not children:
+            self._assign(waiting, num_workers, timeout_s)
+            working = [child for child in self._children if child.job or not child.is_ready]
+            if not waiting and not any(child.job for child in working):
                 return
-            soonest = min(child.deadline for child in children)
-            connections = [child.connection for child in children]
+            soonest = min(child.deadline for child in working)
+            connections = [child.connection for child in working]
             awake = wait(connections, max(0.0, soonest - time.monotonic()))
-            for child in list(children):
+            for child in working:
                 row: Row
                 if child.connection in awake:
                     if (message := _receive(child)) is not None:
@@ -109,21 +121,26 @@ def run_jobs(
                     row = {"status": "timeout", "reason": f"no end after {timeout_s:g} s"}
                 else:
                     continue
-                children.remove(child)
+                self._children.remove(child)
                 child.end()
                 yield from _bury(child, row, waiting)
-    finally:
-        for child in children:
-            child.end()
-        if log_file.is_file() and not log_file.stat().st_size:
-            log_file.unlink()
+
+    def _assign(self, waiting: deque[Job], num_workers: int, timeout_s: float) -> None:
+        """Gives jobs to idle processes, and starts as many as there is work for."""
+        for child in self._children:
+            if waiting and child.is_ready and child.job is None:
+                child.give(waiting.popleft(), timeout_s)
+        num_starting = sum(not child.is_ready for child in self._children)
+        missing = min(num_workers - len(self._children), len(waiting) - num_starting)
+        for _ in range(missing):
+            self._children.append(_Child(self._log_file, self._deterministic))
 
 
 def _bury(child: _Child, row: Row, waiting: deque[Job]) -> Iterator[tuple[Cell, Row]]:
     """The row of the cell that ended the process; its other cells go to the next one."""
-    if child.job is None:  # it died while it started, as the next would: its job has all the rows
-        job = waiting.popleft()
-        yield from ((cell, row) for cell in job.cells)
+    if child.job is None:  # it died while it started, as the next would: a job gets all its rows
+        if waiting:
+            yield from ((cell, row) for cell in waiting.popleft().cells)
         return
     left = {index: child.job.cells[index] for index in sorted(child.open)}
     gave_up = child.current is None and len(left) < len(child.job.cells)

@@ -16,10 +16,11 @@ from lightning.pytorch.loggers import Logger
 from xftrain.attention.backends.auto import all_backends
 from xftrain.benchmark import board, environment, report
 from xftrain.benchmark.cells import Cell, Row, nodes_of
+from xftrain.benchmark.compiling import compile_ahead
 from xftrain.benchmark.matmul import peak_job, peak_tflops
-from xftrain.benchmark.pool import run_jobs
+from xftrain.benchmark.pool import Pool
 from xftrain.benchmark.progress import Progress
-from xftrain.benchmark.rows import RowStore
+from xftrain.benchmark.rows import RowStore, read_rows
 from xftrain.benchmark.tables import STATUS
 from xftrain.benchmark.worker import Job
 from xftrain.errors import ConfigError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_COMPILE_S = 300.0  # for one kernel on a slow host
 _FORWARD_SHARE = 2 / 7  # of the operations of forward and backward together
 
 
@@ -103,29 +105,27 @@ class Sweep(Callback, ABC):
         return {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sweeps; the model has left the GPU by now."""
-        if not trainer.is_global_zero:
+        """The first of the run's sweeps does all of them; the model has left the GPU by now."""
+        sweeps = [c for c in trainer.callbacks if isinstance(c, Sweep)]  # type: ignore[attr-defined]
+        if self is not sweeps[0] or not trainer.is_global_zero:
             return
         precision = str(trainer.precision)
-        self.sweep(
-            Context(
-                run_dir=Path(trainer.default_root_dir),
-                device=trainer.strategy.root_device,
-                dtype=str(compute_dtype(precision)).removeprefix("torch."),
-                options=training_module(pl_module).saved["config"],
-                loggers=trainer.loggers,
-            )
+        context = Context(
+            run_dir=Path(trainer.default_root_dir),
+            device=trainer.strategy.root_device,
+            dtype=str(compute_dtype(precision)).removeprefix("torch."),
+            options=training_module(pl_module).saved["config"],
+            loggers=trainer.loggers,
         )
+        run_sweeps(sweeps, context)
 
-    def sweep(self, context: Context) -> list[Row]:
+    def sweep(self, context: Context, pool: Pool) -> list[Row]:
         """Measures what has no row yet, and returns all rows in the order of the cells.
 
         Raises:
             ConfigError: an option that does not exist, or rows of another device in the folder.
             RunError: the rows cannot be written.
         """
-        if context.device.type == "cuda":
-            torch.cuda.empty_cache()  # the processes need it
         store = RowStore(context.run_dir, environment.row_fields(context.device))
         if not self.resume:
             store.forget(self.name)
@@ -146,12 +146,10 @@ class Sweep(Callback, ABC):
                 *(self.name, num_done, len(own), self.name),
             )
         with Progress(self.name, len(own), num_done) as progress:
-            for cell, measured in run_jobs(
+            for cell, measured in pool.run(
                 todo,
                 timeout_s=self.timeout_s,
-                log_file=context.run_dir / "worker.log",
                 num_workers=self.num_workers if context.device.type == "cuda" else 1,
-                deterministic=torch.are_deterministic_algorithms_enabled(),
                 on_begin=progress.begin,
             ):
                 store.add(_row(cell, measured, store.rows))
@@ -174,6 +172,21 @@ class Sweep(Callback, ABC):
     def peak_jobs(context: Context, *dtypes: str) -> list[Job]:
         """Matrix products to compare with, first."""
         return [peak_job(dtype, context.device) for dtype in dict.fromkeys(dtypes)]
+
+
+def run_sweeps(sweeps: Sequence[Sweep], context: Context) -> None:
+    """One sweep after the other, all with the same processes."""
+    if context.device.type == "cuda":
+        torch.cuda.empty_cache()  # the processes need it
+    log_file = context.run_dir / "worker.log"
+    with Pool(log_file, deterministic=torch.are_deterministic_algorithms_enabled()) as pool:
+        if context.device.type == "cuda":
+            cells = [cell for s in sweeps for job in s.jobs(context) for cell in job.cells]
+            done = {row["cell"] for row in read_rows(context.run_dir)}
+            compile_ahead([cell for cell in cells if cell.key not in done], pool, _COMPILE_S)
+        for sweep in sweeps:
+            sweep.sweep(context, pool)
+    log.info("report: %s", context.run_dir / "report.md")
 
 
 def count(rows: Sequence[Row]) -> str:

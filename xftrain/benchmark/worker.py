@@ -104,6 +104,8 @@ def free_memory() -> None:
 def serve(connection: Connection, log_file: str, deterministic: bool) -> None:
     """Measures one job after the other until the parent hangs up."""
     _die_with_parent()
+    # a kernel or two at a time are compiled: starting threads for more takes longer than they save
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _write_output_to(Path(log_file))
     if not torch.cuda.is_available():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -42,7 +43,7 @@ class Doctor(Sweep):
 
     name = "doctor"
     title = "Which kernels run here"
-    num_workers = 4
+    num_workers = 8
 
     def __init__(
         self,
@@ -59,17 +60,14 @@ class Doctor(Sweep):
         self.dtypes = dtypes
 
     def jobs(self, context: Context) -> list[Job]:
-        """A job for each dtype."""
+        """A job for each kernel and dtype."""
         kind, names = context.device.type, list(kernels(context.device))
         return [
             Job(
                 measure_kernels,
-                tuple(
-                    KernelCell(self.name, {"kernel": name, "dtype": dtype}, name, dtype, kind)
-                    for name in names
-                ),
+                (KernelCell(self.name, {"kernel": name, "dtype": dtype}, name, dtype, kind),),
             )
-            for dtype in self.dtypes
+            for dtype, name in product(self.dtypes, names)
         ]
 
     @classmethod
@@ -131,7 +129,8 @@ def _verdict(row: Row | None) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Its text as one line, without the list of inputs that xFormers puts first."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    """Its text as one line; of xFormers' only the reasons, which come after the inputs."""
+    text = str(error).rpartition("is not supported because:")[2]
+    lines = [line.strip().partition(" - see `python")[0] for line in text.splitlines()]
     kept = [line for line in lines if line and ": shape=" not in line]
-    return " ".join(kept)[:400] or type(error).__name__
+    return "; ".join(kept)[:400] or type(error).__name__

@@ -75,31 +75,28 @@ class Parity(Sweep):
         self.shape: dict[str, Any] = {"num_heads": num_heads, "head_dim": head_dim}
 
     def jobs(self, context: Context) -> list[Job]:
-        """A job for each backend and bias: whatever has to be compiled goes on beside others."""
+        """A job for each cell: what has to be compiled goes on beside others."""
         common: dict[str, Any] = {
             **self.shape,
             "dtype": context.dtype_for(self.dtype),
             "device": context.device.type,
         }
         jobs = []
-        for backend, bias in product(context.backends(self.backends), self.biases):
-            cells = []
-            for heads, layout in product(self.heads, self.layouts):
-                is_packed = layout == "packed"
-                cells.append(
-                    attention_cell(
-                        self.name,
-                        backend,
-                        bias,
-                        heads,
-                        rows=1 if is_packed else self.rows,
-                        length=self.length,
-                        seqlens=_documents(self.length) if is_packed else None,
-                        layout=layout,
-                        **common,
-                    )
-                )
-            jobs.append(Job(measure_parity, tuple(cells)))
+        axes = (context.backends(self.backends), self.biases, self.heads, self.layouts)
+        for backend, bias, heads, layout in product(*axes):
+            is_packed = layout == "packed"
+            cell = attention_cell(
+                self.name,
+                backend,
+                bias,
+                heads,
+                rows=1 if is_packed else self.rows,
+                length=self.length,
+                seqlens=_documents(self.length) if is_packed else None,
+                layout=layout,
+                **common,
+            )
+            jobs.append(Job(measure_parity, (cell,)))
         return jobs
 
     @classmethod

@@ -1,0 +1,47 @@
+"""Compiles kernels ahead, several at a time, so that the process that measures finds them.
+
+torch.compile keeps what it made on disk. One process at a time may measure, but compiling is the
+larger part of what a compiled backend takes, and it can go on in several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xftrain.benchmark.attention import ready
+from xftrain.benchmark.cells import AttentionCell, Cell
+from xftrain.benchmark.pool import Pool
+from xftrain.benchmark.progress import Progress
+from xftrain.benchmark.worker import Job, Reporter
+from xftrain.timing import synchronize
+
+NAME = "compiling"
+_NUM_WORKERS = 8
+
+
+def compile_ahead(cells: Sequence[Cell], pool: Pool, timeout_s: float) -> None:
+    """Calls what has to be compiled once; whatever goes wrong will do so again and be a row."""
+    todo = [
+        AttentionCell(**{**vars(cell), "sweep": NAME})
+        for cell in cells
+        if type(cell) is AttentionCell and cell.is_timed and cell.build_backend().needs_compilation
+    ]
+    jobs = [Job(compile_cells, (cell,)) for cell in todo]
+    with Progress(NAME, len(todo), 0) as progress:
+        for cell, _ in pool.run(
+            jobs, timeout_s=timeout_s, num_workers=_NUM_WORKERS, on_begin=progress.begin
+        ):
+            progress.advance(cell)
+
+
+def compile_cells(cells: Sequence[AttentionCell], reporter: Reporter) -> None:
+    """Rows without figures."""
+    for index, cell in enumerate(cells):
+        if reporter.attempt(index, _call, cell):
+            reporter.row(index, "ok")
+
+
+def _call(cell: AttentionCell) -> bool:
+    ready(cell).both()
+    synchronize(cell.torch_device)
+    return True
