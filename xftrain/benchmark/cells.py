@@ -55,7 +55,7 @@ class AttentionCell(Cell):
         dtype: of q, k and v, as in `bfloat16`.
         device: `cuda` or `cpu`.
         check: `exact` adds the errors against float64; `segments` those of packed documents and
-            of the same documents run one by one.
+            of the same documents run one by one; `loop` adds the peak memory of a script's loop.
         is_timed: False leaves out the times.
     """
 
@@ -65,7 +65,7 @@ class AttentionCell(Cell):
     seqlens: tuple[int, ...] | None
     dtype: str
     device: str
-    check: Literal["exact", "segments"] | None = None
+    check: Literal["exact", "segments", "loop"] | None = None
     is_timed: bool = True
 
     @property
@@ -105,7 +105,7 @@ def attention_cell(
     seqlens: tuple[int, ...] | None = None,
     dtype: str,
     device: str,
-    check: Literal["exact", "segments"] | None = None,
+    check: Literal["exact", "segments", "loop"] | None = None,
     is_timed: bool = True,
     **more: Any,
 ) -> AttentionCell:

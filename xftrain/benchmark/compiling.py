@@ -16,10 +16,9 @@ from xftrain.benchmark.worker import Job, Reporter
 from xftrain.timing import synchronize
 
 NAME = "compiling"
-_NUM_WORKERS = 8
 
 
-def compile_ahead(cells: Sequence[Cell], pool: Pool, timeout_s: float) -> None:
+def compile_ahead(cells: Sequence[Cell], pool: Pool, *, timeout_s: float, num_workers: int) -> None:
     """Calls what has to be compiled once; whatever goes wrong will do so again and be a row."""
     todo = [
         AttentionCell(**{**vars(cell), "sweep": NAME})
@@ -29,7 +28,7 @@ def compile_ahead(cells: Sequence[Cell], pool: Pool, timeout_s: float) -> None:
     jobs = [Job(compile_cells, (cell,)) for cell in todo]
     with Progress(NAME, len(todo), 0) as progress:
         for cell, _ in pool.run(
-            jobs, timeout_s=timeout_s, num_workers=_NUM_WORKERS, on_begin=progress.begin
+            jobs, timeout_s=timeout_s, num_workers=num_workers, on_begin=progress.begin
         ):
             progress.advance(cell)
 

@@ -64,11 +64,11 @@ class Stopwatch:
 
         def timed() -> float:
             nonlocal num_flushes
-            if not num_flushes:  # the first call, which also loads kernels
-                call()
-                host_ms = self._issue_ms(call)
+            if not num_flushes:  # the first call says how long Python takes to issue one
+                host_ms, total_ms = self._issue_ms(call)
                 num_flushes = math.ceil(_HOST_MARGIN * host_ms / self._flush_ms)
                 num_flushes = min(max(num_flushes, 1), _MAX_FLUSHES)
+                return total_ms
             for _ in range(num_flushes):
                 self._flush.zero_()
             return self._event_ms(call)
@@ -77,7 +77,7 @@ class Stopwatch:
 
     def loop_ms(self, call: Call, estimate_ms: float) -> float:
         """Mean time of calls made back to back, Python's part included where it is the slower."""
-        repeats = min(max(int(_LOOP_MS / max(estimate_ms, 1e-3)), 5), 100)
+        repeats = min(max(int(_LOOP_MS / max(estimate_ms, 1e-3)), 2), 100)
         call()
         return wall_ms(lambda: [call() for _ in range(repeats)] and None, self.device) / repeats
 
@@ -93,13 +93,14 @@ class Stopwatch:
         end.synchronize()
         return start.elapsed_time(end)
 
-    def _issue_ms(self, call: Call) -> float:
+    def _issue_ms(self, call: Call) -> tuple[float, float]:
+        """How long Python took to issue the call, and all of it."""
         synchronize(self.device)
         start = time.perf_counter()
         call()
         issued = (time.perf_counter() - start) * 1e3
         synchronize(self.device)
-        return issued
+        return issued, (time.perf_counter() - start) * 1e3
 
 
 def spread(name: str, times_ms: Sequence[float]) -> dict[str, Any]:

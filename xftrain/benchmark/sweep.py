@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COMPILE_S = 300.0  # for one kernel on a slow host
+_MAX_PROCESSES = 12  # each keeps about half a GiB of the GPU
 _FORWARD_SHARE = 2 / 7  # of the operations of forward and backward together
 
 
@@ -80,7 +82,7 @@ class Sweep(Callback, ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]  # of its section in the report
-    num_workers: ClassVar[int] = 1  # processes at a time; more where nothing is timed
+    is_timed: ClassVar[bool] = True  # then one process measures at a time; several else
 
     def __init__(self, *, timeout_s: float, resume: bool) -> None:
         self.timeout_s, self.resume = timeout_s, resume
@@ -145,11 +147,12 @@ class Sweep(Callback, ABC):
                 "measures them again",
                 *(self.name, num_done, len(own), self.name),
             )
+        on_gpu = context.device.type == "cuda"
         with Progress(self.name, len(own), num_done) as progress:
             for cell, measured in pool.run(
                 todo,
                 timeout_s=self.timeout_s,
-                num_workers=self.num_workers if context.device.type == "cuda" else 1,
+                num_workers=1 if self.is_timed or not on_gpu else _num_processes(),
                 on_begin=progress.begin,
             ):
                 store.add(_row(cell, measured, store.rows))
@@ -183,10 +186,20 @@ def run_sweeps(sweeps: Sequence[Sweep], context: Context) -> None:
         if context.device.type == "cuda":
             cells = [cell for s in sweeps for job in s.jobs(context) for cell in job.cells]
             done = {row["cell"] for row in read_rows(context.run_dir)}
-            compile_ahead([cell for cell in cells if cell.key not in done], pool, _COMPILE_S)
+            compile_ahead(
+                [cell for cell in cells if cell.key not in done],
+                pool,
+                timeout_s=_COMPILE_S,
+                num_workers=_num_processes(),
+            )
         for sweep in sweeps:
             sweep.sweep(context, pool)
     log.info("report: %s", context.run_dir / "report.md")
+
+
+def _num_processes() -> int:
+    """Side by side on one GPU: they compile and check, which takes little of it."""
+    return max(1, min(_MAX_PROCESSES, (os.cpu_count() or 2) - 2))
 
 
 def count(rows: Sequence[Row]) -> str:

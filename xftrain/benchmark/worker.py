@@ -118,6 +118,8 @@ def serve(connection: Connection, log_file: str, deterministic: bool) -> None:
             job: Job = connection.recv()
         except EOFError:
             return
+        gc.collect()
+        gc.freeze()  # the libraries' objects: going through them takes longer than many a cell
         try:
             job.measure(job.cells, reporter)
         except _Poisoned:

@@ -43,7 +43,7 @@ class Doctor(Sweep):
 
     name = "doctor"
     title = "Which kernels run here"
-    num_workers = 8
+    is_timed = False
 
     def __init__(
         self,

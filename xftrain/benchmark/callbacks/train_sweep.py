@@ -40,7 +40,7 @@ class TrainSweep(Sweep):
         self,
         *,
         attn: list[Option] | None = None,
-        bias: tuple[Option, ...] = ("causal", "alibi"),
+        bias: tuple[Option, ...] = ("causal",),
         heads: tuple[Option, ...] = ("mha", "gqa"),
         ffn: tuple[Option, ...] = ("swiglu", "gelu"),
         interval_steps: PositiveInt | None = None,

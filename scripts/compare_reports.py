@@ -1,0 +1,94 @@
+"""Compares two benchmark reports and flags what became slower or larger than the spread explains.
+
+A time counts as slower where its 10th percentile is above the other's 90th and its median at least
+5 % above the other's; memory where it grew by more than 2 % and 1 MiB; a row that ran and no longer
+does counts too. Exits with 1 where there is any.
+
+    python scripts/compare_reports.py outputs/before outputs/after [--all]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from xftrain.benchmark.rows import read_rows
+from xftrain.benchmark.tables import figure, table
+from xftrain.errors import ConfigError
+
+Row = dict[str, Any]
+
+SLOWER, LARGER, LARGER_MIB = 1.05, 1.02, 1.0
+TIMES = ("ms", "fwd_ms", "step_ms")
+MEMORY = ("extra_mib",)
+
+
+def compare(before: Row, after: Row) -> list[tuple[str, float | None, float | None, str]]:
+    """Field, both values, and what to say of each: empty where there is nothing to say."""
+    if before["status"] != after["status"]:
+        verdict = f"{before['status']} became {after['status']}"
+        return [("status", None, None, verdict if before["status"] == "ok" else f"({verdict})")]
+    found = []
+    for name in TIMES:
+        if not before.get(name) or not after.get(name):
+            continue
+        old, new = before[name], after[name]
+        verdict = ""
+        if after[f"{name}_p10"] > before[f"{name}_p90"] and new > SLOWER * old:
+            verdict = "SLOWER"
+        elif after[f"{name}_p90"] < before[f"{name}_p10"] and old > SLOWER * new:
+            verdict = "faster"
+        found.append((name, old, new, verdict))
+    for name in MEMORY:
+        old, new = before.get(name), after.get(name)
+        if old is None or new is None:
+            continue
+        verdict = ""
+        if new > LARGER * old and new > old + LARGER_MIB:
+            verdict = "LARGER"
+        elif old > LARGER * new and old > new + LARGER_MIB:
+            verdict = "smaller"
+        found.append((name, old, new, verdict))
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("--all", action="store_true", help="also what stayed the same")
+    args = parser.parse_args(argv)
+    sides = []
+    for folder in (args.before, args.after):
+        try:
+            rows = read_rows(folder)
+        except ConfigError as error:
+            parser.error(str(error))
+        if not rows:
+            parser.error(f"{folder} has no rows.jsonl of a benchmark")
+        sides.append({row["cell"]: row for row in rows})
+    before, after = sides
+    devices = [{row["device"] for row in side.values()} for side in sides]
+    if devices[0] != devices[1]:
+        print(f"other devices: {devices[0]} and {devices[1]}; times cannot be compared")
+    lines, regressions = [], 0
+    for key in [key for key in before if key in after]:
+        for name, old, new, verdict in compare(before[key], after[key]):
+            is_regression = verdict in ("SLOWER", "LARGER") or verdict.startswith("ok became")
+            regressions += is_regression
+            if verdict or args.all:
+                ratio = f"{new / old:.2f} x" if old and new else ""
+                values = ["" if value is None else figure(value) for value in (old, new)]
+                lines.append([key, name, *values, ratio, verdict])
+    if lines:
+        print(table(["cell", "figure", "before", "after", "after/before", "verdict"], lines))
+    only = [len(before.keys() - after.keys()), len(after.keys() - before.keys())]
+    both = len(before.keys() & after.keys())
+    print(f"{both} rows in both, {only[0]} only before, {only[1]} only after; {regressions} worse")
+    return int(regressions > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Writes the README's results from a benchmark's rows, between the two marks that are there.
+
+python scripts/readme_results.py docs/benchmarks/2026-11-24-h100 [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from xftrain import registry
+from xftrain.benchmark import tables
+from xftrain.benchmark.rows import read_rows
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- results -->", "<!-- end of results -->"
+PLOT = "attention_sweep-memory.png"
+
+
+def results(folder: Path) -> str:
+    """The section, in Markdown."""
+    rows = read_rows(folder)
+    found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    place = folder.resolve().relative_to(ROOT).as_posix()
+    sweep = registry.load("callbacks", "attention_sweep")
+    own = [row for row in rows if row["sweep"] == "attention_sweep"]
+    parity = registry.load("callbacks", "parity").summary(  # type: ignore[attr-defined]
+        [row for row in rows if row["sweep"] == "parity"], None
+    )
+    parts = [
+        f"{found['device']}, driver {found['driver']}, torch {found['torch']}, xformers "
+        f"{found['xformers']}, {found['date']}, `{found['command']}`. The whole report is "
+        f"[{place}/report.md]({place}/report.md).",
+        sweep.head(own),  # type: ignore[attr-defined]
+        f"![memory above the inputs against sequence length]({place}/plots/{PLOT})",
+        parity,
+        "ALiBi, forward and backward (16 heads of width 64, two rows):",
+        tables.columns_of(
+            [row for row in rows if row["sweep"] == "alibi"],
+            {
+                "way": "way",
+                "M": "M",
+                "ms": tables.outcome("ms"),
+                "extra MiB": "extra_mib",
+                "out error": "error_out",
+                "kernel": "kernel",
+            },
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if it would")
+    args = parser.parse_args()
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        parser.error(f"README.md has no {START} followed by {END}")
+    new = f"{before}{START}\n\n{results(args.folder)}\n\n{END}{after}"
+    if not args.check:
+        path.write_text(new, encoding="utf-8")
+    return int(args.check and new != text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

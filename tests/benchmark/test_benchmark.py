@@ -1,0 +1,243 @@
+"""The benchmark as a user runs it: all sweeps, small; what they leave; stopped and started anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from xftrain import compose, run
+from xftrain.benchmark.rows import read_rows
+from xftrain.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "model.attn=naive",
+    "batch_tokens=128",
+    "max_steps=2",
+    "callbacks.doctor.dtypes=[float32]",
+    "callbacks.parity.length=32",
+    "callbacks.parity.heads=[mha,gqa]",
+    "callbacks.packed.lengths=[3,12,1]",
+    "callbacks.grouped.length=32",
+    "callbacks.alibi.lengths=[16]",
+    "callbacks.attention_sweep.lengths=[16,32,64]",
+    "callbacks.attention_sweep.biases=[full,{name: window, window: 8}]",
+    "callbacks.attention_sweep.longest=256",
+    "callbacks.train_sweep.attn=[naive,sdpa]",
+    "callbacks.train_sweep.heads=[mha]",
+    "callbacks.train_sweep.ffn=[gelu]",
+]
+SWEEPS = ("doctor", "parity", "packed", "grouped", "alibi", "attention_sweep", "train_sweep")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("benchmark")
+    result = run(compose(*SMALL, config_name="benchmark"), run_dir)
+    assert result["status"] == "completed"
+    return run_dir
+
+
+def _of(run_dir: Path, sweep: str) -> list[dict[str, Any]]:
+    return [row for row in read_rows(run_dir) if row["sweep"] == sweep]
+
+
+def test_every_cell_is_a_row_and_what_did_not_run_says_why(finished: Path) -> None:
+    rows = read_rows(finished)
+    assert {row["sweep"] for row in rows} == {"peak", *SWEEPS}
+    assert max(Counter(row["cell"] for row in rows).values()) == 1
+    for row in rows:
+        assert row["status"] == "ok" or (row["status"] == "unsupported" and row["reason"])
+        assert row["device"] and row["torch"]
+    refused = [row for row in rows if row["status"] == "unsupported"]
+    assert {row["backend"] for row in refused if "backend" in row} == {"flex"}
+
+
+def test_doctor_says_what_runs(finished: Path) -> None:
+    rows = {row["kernel"]: row for row in _of(finished, "doctor")}
+    assert all(rows[name]["backward"] and rows[name]["right"] for name in ("naive", "sdpa-math"))
+    assert rows["flex"]["status"] == rows["sdpa-cudnn"]["status"] == "unsupported"
+
+
+def test_parity_is_right_on_every_backend_of_the_cpu(finished: Path) -> None:
+    rows = [row for row in _of(finished, "parity") if row["status"] == "ok"]
+    assert {row["backend"] for row in rows} == {"naive", "sdpa", "xformers"}
+    assert {row["layout"] for row in rows} == {"rows", "packed"}
+    for row in rows:
+        assert row["faults"] == "" and 0 < row["worst"] <= 2 and row["error_dq"] < 1e-5
+
+
+def test_packed_documents_are_those_run_alone(finished: Path) -> None:
+    rows = [row for row in _of(finished, "packed") if row["status"] == "ok"]
+    packed = [row for row in rows if row["layout"] == "packed"]
+    assert len(packed) == 3 and {row["tokens"] for row in packed} == {16}
+    for row in packed:
+        assert row["error_packed"] <= 2 * row["error_alone"] < 1e-5
+    assert {row["tokens"] for row in rows if row["layout"] == "padded"} == {36}
+
+
+def test_grouping_shrinks_the_cache(finished: Path) -> None:
+    by_heads = {row["heads"]: row for row in _of(finished, "grouped")}
+    cache = {heads: row["kv_bytes_per_token"] for heads, row in by_heads.items()}
+    assert cache["mha"] == 8 * cache["gqa"] == 16 * cache["mqa"] == 2 * 3 * 16 * 64 * 4
+    parameters = [by_heads[heads]["parameters"] for heads in ("mha", "gqa", "mqa")]
+    assert parameters == sorted(parameters, reverse=True)
+
+
+def test_alibi_has_every_way_and_its_errors(finished: Path) -> None:
+    rows = {row["way"]: row for row in _of(finished, "alibi") if row["status"] == "ok"}
+    assert {"folded, sdpa", "folded, xformers", "dense, xformers", "dense, naive"} <= rows.keys()
+    assert all(row["error_out"] < 1e-5 for row in rows.values())
+
+
+def test_times_have_their_spread_and_memory_its_parts(finished: Path) -> None:
+    rows = [r for r in _of(finished, "attention_sweep") if r["status"] == "ok" and "ms" in r]
+    assert {row["M"] for row in rows} == {16, 32, 64}
+    for row in rows:
+        assert 0 < row["ms_p10"] <= row["ms"] <= row["ms_p90"] and row["repetitions"] >= 5
+        assert 0 < row["fwd_ms"] < row["ms_p90"] and row["tflops"] > 0 and row["peak_share"] > 0
+        assert row["mask_ms"] >= 0
+    longest = [row for row in _of(finished, "attention_sweep") if "longest_tokens" in row]
+    assert {row["longest_tokens"] for row in longest} == {256}
+
+
+def test_training_rows_are_runs_of_the_same_model(finished: Path) -> None:
+    rows = _of(finished, "train_sweep")
+    assert [row["backend"] for row in rows] == ["naive", "sdpa"]
+    for row in rows:
+        assert row["tokens_per_s"] > 0 and row["repetitions"] == 6 and row["peak_mib"] > 50
+        assert row["step_ms"] * row["tokens_per_s"] / 1e3 == pytest.approx(128, rel=0.3)
+
+
+def test_the_report_has_tables_and_plots(finished: Path) -> None:
+    report = (finished / "report.md").read_text()
+    for heading in ("Which kernels run here", "Parity with float64", "Training steps"):
+        assert f"## {heading}" in report
+    assert "| seqlen | naive MB | xformers MB | naive ms | xf ms |" in report
+    assert "memory grows" in report and "matrix product" in report
+    plots = {path.name for path in (finished / "plots").iterdir()}
+    assert {f"attention_sweep-{n}.png" for n in ("time", "memory", "rate", "heat")} <= plots
+    for name in plots:
+        assert f"(plots/{name})" in report
+        assert (finished / "plots" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_has_scalars_over_length_images_and_text(finished: Path) -> None:
+    board = EventAccumulator(str(finished))
+    board.Reload()
+    tags = board.Tags()
+    points = board.Scalars("attention_sweep ms/full mha naive")
+    assert [point.step for point in points] == [16, 32, 64]
+    assert all(point.value > 0 for point in points)
+    assert "attention_sweep/time" in tags["images"]
+    assert "attention_sweep/text_summary" in tags["tensors"]
+
+
+def test_a_finished_benchmark_is_not_measured_again(
+    finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = (finished / "rows.jsonl").read_text()
+    caplog.set_level("INFO")
+    run(compose(*SMALL, config_name="benchmark"), finished)
+    assert (finished / "rows.jsonl").read_text() == before
+    assert "doctor: 7 of 7 cells are in the run folder already" in caplog.text
+
+
+def test_a_sweep_is_left_out_and_one_is_added_to_training(tmp_path: Path) -> None:
+    cfg = compose("~callbacks.packed", "~callbacks.parity", config_name="benchmark")
+    assert "packed" not in cfg.callbacks and "doctor" in cfg.callbacks
+    sweep = "callbacks.attention_sweep"
+    few = [f"{sweep}.lengths=[16]", f"{sweep}.backends=[naive]", f"{sweep}.biases=[causal]"]
+    cfg = compose("callbacks=[default,attention_sweep]", "batch_tokens=128", "max_steps=2", *few)
+    assert run(cfg, tmp_path)["status"] == "completed"
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    assert len(_of(tmp_path, "attention_sweep")) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("callbacks.parity.backends=[naiv]", "did you mean naive"),
+        ("callbacks.parity.biases=[{name: window, size: 3}]", "window"),
+        ("callbacks.attention_sweep.lengths=[0]", "callbacks.attention_sweep.lengths must be"),
+        ("callbacks.attention_sweep.dtype=float8", "must be one of auto, float32"),
+        ("callbacks.packed.lengths=zipf", "callbacks.packed.lengths must be"),
+        ("callbacks.grouped.backends=[naive,naive]", "lists"),
+        ("callbacks.grouped.num_heads=3 callbacks.grouped.heads=[gqa]", "num_kv_heads"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(tmp_path: Path, override: str, said: str) -> None:
+    wanted = override.split(".")[1]
+    others = [f"~callbacks.{name}" for name in SWEEPS if name != wanted]
+    words = override.split(" callbacks") if " callbacks" in override else [override]
+    typed = [words[0], *(f"callbacks{word}" for word in words[1:])]
+    with pytest.raises(ConfigError, match=said):
+        run(compose(*others, *SMALL[:3], *typed, config_name="benchmark"), tmp_path)
+
+
+def _children(pid: int) -> set[int]:
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
+    ).stdout
+    return {int(word) for word in listed.split()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes as Linux lists them")
+def test_a_killed_benchmark_does_the_rest_only_and_leaves_no_process(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    left_out = [name for name in SWEEPS if name not in ("parity", "attention_sweep")]
+    small = [o for o in SMALL if not any(f"callbacks.{name}." in o for name in left_out)]
+    command = [sys.executable, "-m", "xftrain", "--config-name", "benchmark", *small]
+    command += [f"~callbacks.{name}" for name in left_out]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*command, f"hydra.run.dir={run_dir}"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    first = start()
+    rows = run_dir / "rows.jsonl"
+    for _ in range(600):
+        if rows.is_file() and rows.read_text().count("\n") >= 10:
+            break
+        time.sleep(0.1)
+    workers = _children(first.pid)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    before = rows.read_text()
+    assert before.count("\n") >= 10 and "attention_sweep" not in before
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail(f"processes are left: {workers}")
+
+    second = start()
+    said, _ = second.communicate(timeout=240)
+    assert second.returncode == 0, said
+    after = rows.read_text()
+    complete = before[: before.rfind("\n") + 1]
+    assert after.startswith(complete)
+    kept = complete.count("\n")
+    found = [json.loads(line) for line in after.splitlines()]
+    total = sum(row["sweep"] == "parity" for row in found)
+    assert f"parity: {kept} of {total} cells are in the run folder already" in said
+    assert max(Counter(row["cell"] for row in found).values()) == 1

@@ -1,0 +1,281 @@
+"""The parts of the benchmark by themselves: figures, fits, rows, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xftrain.benchmark import growth, tables
+from xftrain.benchmark.attention import visible_pairs
+from xftrain.benchmark.callbacks.attention_sweep import tutorial_table
+from xftrain.benchmark.callbacks.grouped import kv_cache_bytes
+from xftrain.benchmark.callbacks.packed import draw_lengths, waste_of
+from xftrain.benchmark.cells import attention_cell, name_of, nodes_of
+from xftrain.benchmark.measure import Stopwatch, memory_of, spread
+from xftrain.benchmark.rows import RowStore, read_rows, write_csv
+from xftrain.benchmark.worker import Unsupported, outcome
+from xftrain.errors import ConfigError
+from xftrain.interfaces import AttnBias
+from xftrain.timing import in_turns
+
+CPU = torch.device("cpu")
+HERE = {"device": "cpu", "torch": "2.13"}
+
+
+# ---- measuring
+
+
+def test_memory_of_a_call_is_what_it_allocates_at_its_worst_moment() -> None:
+    def call(handle: torch.Tensor) -> None:
+        first = torch.ones(32 * 2**20)  # 128 MiB
+        del first
+        torch.ones(16 * 2**20)
+
+    memory = memory_of(lambda: torch.ones(8 * 2**20), call, CPU)  # 32 MiB
+    if memory.extra_mib is None:
+        pytest.skip("this system does not let a process reset its peak memory")
+    assert memory.mask_mib == pytest.approx(32, abs=4)
+    assert memory.extra_mib == pytest.approx(160, abs=8)
+    assert memory.peak_mib is not None and memory.peak_mib > memory.extra_mib
+
+
+def test_freed_memory_is_not_taken_for_room_to_use() -> None:
+    # a former call's memory that the allocator keeps would hide what the next one takes
+    blocks = [torch.ones(64 * 1024) for _ in range(400)]  # 100 MiB, below the mmap threshold
+    del blocks
+    memory = memory_of(lambda: None, lambda _: [torch.ones(64 * 1024) for _ in range(400)], CPU)
+    if memory.extra_mib is not None:
+        assert memory.extra_mib == pytest.approx(100, abs=10)
+
+
+def test_a_stopwatch_measures_the_call_alone() -> None:
+    once = Stopwatch(CPU).once(lambda: torch.ones(1))
+    assert 0 < min(once() for _ in range(20)) < 1.0
+
+
+@given(
+    times=st.lists(st.lists(st.floats(0.1, 1e4), min_size=1, max_size=3), min_size=1, max_size=4),
+    budget=st.floats(0.001, 1.0),
+)
+def test_calls_are_made_in_turns_and_within_the_limits(
+    times: list[list[float]], budget: float
+) -> None:
+    order: list[int] = []
+
+    def call(index: int) -> float:
+        order.append(index)
+        return times[index][0]
+
+    calls = [lambda index=index: call(index) for index in range(len(times))]
+    series = in_turns(calls, budget_s=budget, min_repeats=2, max_repeats=5)
+    for index, taken in enumerate(series):
+        fits = int(budget * 1e3 / times[index][0])
+        assert len(taken) == min(max(fits, 2), 5)
+    width = len(times)
+    assert order[: 3 * width] == list(range(width)) * 3  # one to warm up, two of the turns
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30))
+def test_percentiles_are_ordered_and_within_the_data(values: list[float]) -> None:
+    found = spread("ms", values)
+    low, middle, high = found["ms_p10"], found["ms"], found["ms_p90"]
+    assert min(values) <= low <= middle <= high <= max(values) or math.isclose(low, high)
+
+
+@given(
+    seqlens=st.lists(st.integers(1, 20), min_size=1, max_size=4).map(tuple),
+    packed=st.booleans(),
+    causal=st.booleans(),
+    window=st.none() | st.integers(1, 25),
+)
+def test_visible_pairs_are_counted(
+    seqlens: tuple[int, ...], packed: bool, causal: bool, window: int | None
+) -> None:
+    bias = AttnBias(causal, window if causal else None, seqlens if packed else None)
+    assert visible_pairs(bias, sum(seqlens)) == int(bias.visible_MM(sum(seqlens)).sum())
+
+
+# ---- growth
+
+
+@given(
+    exponent=st.floats(-1, 3),
+    factor=st.floats(0.01, 100),
+    lengths=st.sets(st.integers(16, 65536), min_size=3, max_size=8),
+)
+def test_a_power_is_found_again(exponent: float, factor: float, lengths: set[int]) -> None:
+    found = growth.fit([(length, factor * length**exponent) for length in lengths])
+    assert found is not None
+    assert found.exponent == pytest.approx(exponent, abs=1e-6)
+    assert found.deviation < 1e-5
+    assert (found.first, found.last) == (sorted(lengths)[-4:][0], max(lengths))
+
+
+def test_two_points_are_no_growth_and_neither_is_one_length() -> None:
+    assert growth.fit([(128, 1.0), (256, 2.0)]) is None
+    assert growth.fit([(128, 1.0), (256, 0.0), (512, 0.0), (1024, 0.0)]) is None
+    assert growth.fit([(128, 1.0), (128, 2.0), (128, 3.0)]) is None
+
+
+def test_what_a_fit_supports_is_said() -> None:
+    name = ("naive", "full", "mha")
+    square = growth.fit([(2**n, 4.0**n) for n in range(7, 11)])
+    line = growth.fit([(2**n, 2.0**n) for n in range(7, 11)])
+    said = growth.section([(name, square, line), (("sdpa", "full", "mha"), line, None)])
+    assert "- memory grows with the square of the length: naive full" in said
+    assert "- memory grows in proportion to the length: sdpa full" in said
+    assert "M^2.00 ± 0.00" in said
+
+
+# ---- rows
+
+
+def test_rows_survive_a_process_that_died_while_writing(tmp_path: Path) -> None:
+    store = RowStore(tmp_path, HERE)
+    store.add({"sweep": "a", "cell": "one", "status": "ok", "ms": 1.5})
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"sweep": "a", "cell": "tw')
+    again = RowStore(tmp_path, HERE)
+    assert [row["cell"] for row in again.rows] == ["one"]
+    again.add({"sweep": "b", "cell": "two", "status": "ok", "ms": math.nan})
+    assert [row["cell"] for row in read_rows(tmp_path)] == ["one", "two"]
+    assert read_rows(tmp_path)[1]["ms"] is None  # JSON has no NaN
+    again.forget("a")
+    assert [row["cell"] for row in read_rows(tmp_path)] == ["two"]
+
+
+def test_rows_of_another_device_are_refused(tmp_path: Path) -> None:
+    RowStore(tmp_path, HERE).add({"sweep": "a", "cell": "one", "status": "ok"})
+    with pytest.raises(ConfigError, match="measured with device cpu, and here it is H100: choose"):
+        RowStore(tmp_path, {**HERE, "device": "H100"})
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"sweep": "a"}\nnonsense\n')
+    with pytest.raises(ConfigError, match=r"rows\.jsonl, line 2, is damaged"):
+        read_rows(tmp_path)
+
+
+def test_a_csv_has_a_column_for_every_field(tmp_path: Path) -> None:
+    write_csv([{"a": 1}, {"b": "x,y"}], tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").read_text().splitlines() == ["a,b", "1,", ',"x,y"']
+
+
+# ---- cells
+
+
+def test_options_are_words_or_nodes_and_are_checked() -> None:
+    nodes = nodes_of("model/bias", ["causal", {"name": "alibi", "impl": "dense"}])
+    assert [name_of(node) for node in nodes] == ["causal", "alibi impl=dense"]
+    for wrong in ("casual", {"name": "alibi", "imp": "dense"}, {"impl": "dense"}):
+        with pytest.raises(ConfigError, match=r"model\.bias"):
+            nodes_of("model/bias", [wrong])
+
+
+def test_a_cell_has_a_key_of_its_own_and_the_heads_that_its_grouping_says() -> None:
+    def cell(heads: str, **more: int) -> object:
+        sizes = {"rows": 2, "num_heads": 16, "head_dim": 8, "length": 64} | more
+        nodes = ({"name": "naive"}, {"name": "causal"}, {"name": heads})
+        return attention_cell("s", *nodes, dtype="float32", device="cpu", **sizes)  # type: ignore[arg-type]
+
+    groups = {heads: cell(heads).shape.G for heads in ("mha", "gqa", "mqa")}  # type: ignore[attr-defined]
+    assert groups == {"mha": 16, "gqa": 2, "mqa": 1}
+    keys = {cell(h, length=m).key for h in groups for m in (64, 128)}  # type: ignore[attr-defined]
+    assert len(keys) == 6
+
+
+def test_lengths_are_drawn_alike_for_alike_seeds() -> None:
+    for kind in ("uniform", "lognormal"):
+        drawn = draw_lengths(kind, 200, 512, seed=3)
+        assert drawn == draw_lengths(kind, 200, 512, seed=3) != draw_lengths(kind, 200, 512, seed=4)
+        assert len(drawn) == 200 and 1 <= min(drawn) and max(drawn) <= 512
+
+
+def test_waste_is_what_padding_adds() -> None:
+    lengths = (37, 120, 8, 200)
+    assert waste_of(lengths, "packed")["waste"] == 0
+    padded = waste_of(lengths, "padded")
+    assert padded["tokens"] == 800 and padded["waste"] == pytest.approx(1 - 365 / 800)
+
+
+def test_the_cache_of_llama_2_7b_is_half_a_mib_a_token() -> None:
+    # 32 layers, 32 heads of width 128 in 16 bits: 524,288 bytes
+    assert kv_cache_bytes(32, 32, 128, torch.float16) == 2**19
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (Unsupported("no kernel"), "unsupported", "no kernel"),
+        (ConfigError("model.x must be y."), "unsupported", "model.x must be y."),
+        (MemoryError(), "oom", "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: x"), "oom", "can't allocate"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to"), "oom", "Tried to"),
+        (ValueError("two\nlines"), "failed", "ValueError: two lines"),
+    ],
+)
+def test_an_exception_says_how_a_cell_ended(error: Exception, status: str, said: str) -> None:
+    found, reason = outcome(error)
+    assert found == status and said in reason
+
+
+# ---- tables
+
+
+def test_a_table_is_markdown_that_can_be_read_as_it_is() -> None:
+    made = tables.table(["name", "n"], [["a", "1"], ["long name", "1,234"], ["c", "-"]])
+    assert made.splitlines() == [
+        "| name      |     n |",
+        "| --------- | ----: |",
+        "| a         |     1 |",
+        "| long name | 1,234 |",
+        "| c         |     - |",
+    ]
+
+
+def test_figures_have_three_digits() -> None:
+    shown = [tables.figure(x) for x in (0.0, 1234.5, 123.4, 12.345, 1.2345, 0.1234, 0.00123)]
+    assert shown == ["0", "1,234", "123", "12.3", "1.23", "0.123", "1.2e-03"]
+
+
+def test_reasons_are_said_once_with_all_that_share_them() -> None:
+    rows = [
+        {"status": "unsupported", "reason": "no GPU", "backend": name} for name in ("a", "b", "a")
+    ]
+    said = tables.reasons([*rows, {"status": "ok", "backend": "c"}], lambda row: row["backend"])
+    assert said == "- refused (3): a, b: no GPU"
+
+
+def test_the_tutorials_table_has_its_form() -> None:
+    def row(backend: str, length: int, **fields: object) -> dict[str, object]:
+        sizes = {"B": 2, "H": 8, "K": 64, "dtype": "float16", "device": "cpu"}
+        return {**sizes, "backend": backend, "bias": "full", "M": length, "status": "ok", **fields}
+
+    rows = [
+        row("naive", 512, ms=1.0, loop_ms=1.25, peak_mib=100.0, loop_peak_mib=200.0),
+        row("xformers", 512, ms=0.5, loop_ms=None, peak_mib=50.0),
+        row("naive", 1024, status="oom", reason="too much"),
+        row("xformers", 1024, ms=0.75, loop_ms=0.8, peak_mib=None),
+    ]
+    made = tutorial_table(rows).splitlines()
+    assert made[2:] == [
+        "| seqlen |      naive MB | xformers MB |      naive ms | xf ms |",
+        "| -----: | ------------: | ----------: | ------------: | ----: |",
+        "|    512 |           210 |          52 |          1.25 |  0.50 |",
+        "|   1024 | out of memory |           - | out of memory |  0.80 |",
+    ]
+    assert tutorial_table(rows[:1]) == ""  # half a comparison is none
+    beside = tutorial_table([{**row, "device": "NVIDIA H100 80GB HBM3"} for row in rows])
+    assert "| 148 " in beside and "tutorial's xf ms" in beside  # what its own script printed there
+
+
+def test_rows_are_plain_json(tmp_path: Path) -> None:
+    store = RowStore(tmp_path, HERE)
+    store.add({"sweep": "a", "cell": "é", "status": "ok", "seqlens": [1, 2]})
+    assert json.loads((tmp_path / "rows.jsonl").read_text())["seqlens"] == [1, 2]
