@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from xftrain.attention.backends.flex import Flex, block_mask
+from xftrain.benchmark.rule import judge
 from xftrain.interfaces import AttnBias, AttnShape
 
 
@@ -57,3 +58,13 @@ def test_forward_on_the_cpu_is_right():
     scores = torch.einsum("bihk,bjhk->bhij", q, k) / 4 + bias.materialize(300)
     want = scores.softmax(-1) @ v.transpose(1, 2)
     assert torch.allclose(out, want, atol=1e-6)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2), (8, 1)], ids=["mha", "gqa", "mqa"])
+def test_rows_shorter_than_a_block(heads: tuple[int, int]) -> None:
+    # torch's kernel for decoding takes these over and refuses the grouped ones
+    shape, device = AttnShape(4, 64, *heads, 16), torch.device("cuda")
+    generator = torch.Generator().manual_seed(0)
+    verdict = judge(Flex(), AttnBias(), shape, torch.bfloat16, device, generator)
+    assert not verdict.faults

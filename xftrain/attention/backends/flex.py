@@ -26,7 +26,7 @@ class _Handle:
     block_mask: BlockMask | None
     score_mod: _ScoreMod | None
     enable_gqa: bool
-    kernel_options: dict[str, int] | None
+    kernel_options: dict[str, int | bool]
 
 
 @cache
@@ -73,8 +73,7 @@ class Flex(Backend):
             block_mask=block_mask(bias, shape.M, device),
             score_mod=_score_mod(bias, shape.M, device),
             enable_gqa=shape.H != shape.G,
-            # a bias tensor is staged in shared memory too: three stages of it do not fit
-            kernel_options={"num_stages": 1} if _is_tensor(bias) else None,
+            kernel_options=_kernel_options(bias),
         )
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
@@ -95,6 +94,15 @@ class Flex(Backend):
     ) -> str:
         """The compiler's Triton template."""
         return "flex-triton"
+
+
+def _kernel_options(bias: AttnBias) -> dict[str, int | bool]:
+    # Below 128 queries torch takes its kernel for decoding, which has no form for grouped heads
+    # whose queries fill more than one block ("NoValidChoicesError", torch 2.11).
+    options: dict[str, int | bool] = {"FORCE_USE_FLEX_ATTENTION": True}
+    if _is_tensor(bias):  # staged in shared memory too: three stages of it do not fit
+        options["num_stages"] = 1
+    return options
 
 
 def block_mask(bias: AttnBias, num_positions: int, device: torch.device) -> BlockMask | None:
