@@ -96,7 +96,8 @@ def _composes(argv: list[str]) -> None:
     ]
     assert flags.multirun == any(item.is_sweep_override() for item in parsed)
     for job in product(*values):
-        validate(xftrain.compose(*job, config_dir=flags.config_dir))
+        name = flags.config_name or "train"
+        validate(xftrain.compose(*job, config_name=name, config_dir=flags.config_dir))
 
 
 def _check(command: str) -> None:
@@ -114,6 +115,8 @@ def _check(command: str) -> None:
             _composes(argv)
         case ["python", "-m", "pytest", *paths, "-k", _]:
             assert all((ROOT / path).is_file() for path in paths)
+        case ["python", "scripts/compare_reports.py", *folders]:
+            assert len(folders) == 2 and (ROOT / words[1]).is_file()
         case ["python", script, *argv]:
             source = (ROOT / script).read_text()
             assert all(f'"{word}"' in source for word in argv if word.startswith("--"))
@@ -338,8 +341,11 @@ def _positional(function: Callable[..., Any]) -> list[str]:
 
 def test_the_guide_has_every_group_its_folder_and_its_signatures() -> None:
     rows = {_word(row[0]): row[1:] for row in _table(ADDING, "group | Python file")}
-    folders = {group: name.replace(".", "/") + "/" for group, name in PACKAGES.items()}
-    assert {group: _word(row[0]) for group, row in rows.items()} == folders
+    folders = {
+        group: [name.replace(".", "/") + "/" for name in packages]
+        for group, packages in PACKAGES.items()
+    }
+    assert {group: re.findall(r"`(\S+)`", row[0]) for group, row in rows.items()} == folders
     for group, (_, positional, methods) in rows.items():
         for name in registry_names(group):
             option = load(group, name)
@@ -405,6 +411,13 @@ def test_quoted_figures_are_those_of_the_record() -> None:
     record = (ROOT / "docs/benchmarks/2026-11-22-h100-counting.md").read_text().splitlines()
     assert quoted
     assert set(quoted) <= set(record)
+
+
+def test_the_results_are_those_of_the_committed_rows() -> None:
+    (folder,) = set(re.findall(r"\((docs/benchmarks/\S+)/report.md\)", README))
+    command = [sys.executable, "scripts/readme_results.py", folder, "--check"]
+    process = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert process.returncode == 0, "run scripts/readme_results.py and commit the README"
 
 
 def test_what_is_planned_is_not_there() -> None:

@@ -17,7 +17,7 @@ from xftrain.benchmark.callbacks.attention_sweep import tutorial_table
 from xftrain.benchmark.callbacks.grouped import kv_cache_bytes
 from xftrain.benchmark.callbacks.packed import draw_lengths, waste_of
 from xftrain.benchmark.cells import attention_cell, name_of, nodes_of
-from xftrain.benchmark.measure import Stopwatch, memory_of, spread
+from xftrain.benchmark.measure import Stopwatch, hidden_ms, memory_of, spread
 from xftrain.benchmark.rows import RowStore, read_rows, write_csv
 from xftrain.benchmark.worker import Unsupported, outcome
 from xftrain.errors import ConfigError
@@ -57,6 +57,13 @@ def test_freed_memory_is_not_taken_for_room_to_use() -> None:
 def test_a_stopwatch_measures_the_call_alone() -> None:
     once = Stopwatch(CPU).once(lambda: torch.ones(1))
     assert 0 < min(once() for _ in range(20)) < 1.0
+
+
+def test_python_is_hidden_behind_short_calls_and_long_ones_come_soon_after_each_other() -> None:
+    assert hidden_ms(1.0, 1.0) == pytest.approx(1.0)  # Python sets the time: all of it, twice over
+    assert hidden_ms(1.0, 0.5) == pytest.approx(1.5)
+    assert hidden_ms(1.0, 7.0) == pytest.approx(0.5)
+    assert hidden_ms(0.0, 7.0) > 0
 
 
 @given(

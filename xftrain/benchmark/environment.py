@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("xftrain", "xformers", "triton", "liger-kernel", "lightning", "hydra-core")
+import xftrain
+
+_PACKAGES = ("xformers", "triton", "liger-kernel", "lightning", "hydra-core")
 
 
 def row_fields(device: torch.device) -> dict[str, str]:
@@ -29,6 +31,7 @@ def describe(device: torch.device) -> dict[str, str]:
         "CPU": f"{_cpu_name()}, {_num_cores()} cores, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "xftrain": xftrain.__version__,
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -19,6 +19,7 @@ from xftrain.timing import synchronize, wall_ms
 
 _FLUSH_CUDA, _FLUSH_CPU = 256 * 2**20, 16 * 2**20  # larger than a GPU's L2, than a core's L2
 _HOST_MARGIN = 2.0  # of the time that Python takes to issue a call: it varies
+_FIRST_KERNEL = 0.5  # of that time, until the device has something to do
 _MAX_FLUSHES = 100
 _LOOP_MS = 100.0  # of calls back to back
 
@@ -44,7 +45,7 @@ class Stopwatch:
     """Times single calls with a cold cache.
 
     On CUDA by device events. Before each call a buffer larger than the L2 cache is overwritten, as
-    `triton.testing.do_bench` does, and as many times as it takes for Python to issue the call
+    `triton.testing.do_bench` does, and as often as it takes for Python to issue the call
     meanwhile: what is timed is the device's work, not Python's. `loop_ms` has both.
     """
 
@@ -66,8 +67,8 @@ class Stopwatch:
             nonlocal num_flushes
             if not num_flushes:  # the first call says how long Python takes to issue one
                 host_ms, total_ms = self._issue_ms(call)
-                num_flushes = math.ceil(_HOST_MARGIN * host_ms / self._flush_ms)
-                num_flushes = min(max(num_flushes, 1), _MAX_FLUSHES)
+                hide_ms = hidden_ms(host_ms, total_ms)
+                num_flushes = min(math.ceil(hide_ms / self._flush_ms), _MAX_FLUSHES)
                 return total_ms
             for _ in range(num_flushes):
                 self._flush.zero_()
@@ -101,6 +102,15 @@ class Stopwatch:
         issued = (time.perf_counter() - start) * 1e3
         synchronize(self.device)
         return issued, (time.perf_counter() - start) * 1e3
+
+
+def hidden_ms(host_ms: float, total_ms: float) -> float:
+    """How long the device is to be kept busy before a call that Python takes so long to issue.
+
+    A call that takes the device longer hides most of Python's part itself, and a device that
+    rests before it would run it at a higher clock than training does.
+    """
+    return max(_HOST_MARGIN * host_ms - total_ms, _FIRST_KERNEL * host_ms, 1e-3)
 
 
 def spread(name: str, times_ms: Sequence[float]) -> dict[str, Any]:
