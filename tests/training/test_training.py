@@ -44,6 +44,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
         "optim/lr",
         "speed/tokens_per_s",
         "speed/step_ms",
+        "speed/tflops",
         "memory/peak_mib",
         "val/loss",
         "val/accuracy",

@@ -203,8 +203,8 @@ def tutorial_table(rows: Sequence[Row]) -> str:
             line += [f"{value:,}" for value in _TUTORIAL_H100.get(length, ())] or ["-"] * 4
     return (
         "As in the tutorial: not causal, a loop of `attention(q, k, v).sum().backward()`, peak "
-        "memory in MB (10^6 bytes). Short calls take Python longer than the device, so their ms say "
-        "more of the host's processor; the device's own time is below.\n\n"
+        "memory in MB (10^6 bytes). Short calls take Python longer than the device, so their ms "
+        "say more of the host's processor; the device's own time is below.\n\n"
         + tables.table(header, lines)
     )
 
