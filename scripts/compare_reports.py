@@ -1,8 +1,8 @@
 """Compares two benchmark reports and flags what became slower or larger than the spread explains.
 
 A time counts as slower where its 10th percentile is above the other's 90th and its median at least
-5 % above the other's; memory where it grew by more than 2 % and 1 MiB; a row that ran and no longer
-does counts too. Exits with 1 where there is any.
+5 % above the other's; memory where it grew by more than 2 % and 1 MiB; a row that ran, or was right,
+and no longer is counts too. Cells that are gone are named. Exits with 1 where anything is worse.
 
     python scripts/compare_reports.py outputs/before outputs/after [--all]
 """
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 SLOWER, LARGER, LARGER_MIB = 1.05, 1.02, 1.0
 TIMES = ("ms", "fwd_ms", "step_ms")
-MEMORY = ("extra_mib",)
+MEMORY = ("extra_mib", "peak_mib")  # the peak where that is all there is
 
 
 def compare(before: Row, after: Row) -> list[tuple[str, float | None, float | None, str]]:
@@ -41,7 +41,9 @@ def compare(before: Row, after: Row) -> list[tuple[str, float | None, float | No
         elif after[f"{name}_p90"] < before[f"{name}_p10"] and old > SLOWER * new:
             verdict = "faster"
         found.append((name, old, new, verdict))
-    for name in MEMORY:
+    if is_right(before) and not is_right(after):
+        found.append(("result", None, None, "WRONG"))
+    for name in MEMORY if before.get("extra_mib") is None else MEMORY[:1]:
         old, new = before.get(name), after.get(name)
         if old is None or new is None:
             continue
@@ -52,6 +54,13 @@ def compare(before: Row, after: Row) -> list[tuple[str, float | None, float | No
             verdict = "smaller"
         found.append((name, old, new, verdict))
     return found
+
+
+def is_right(row: Row) -> bool:
+    """Whether what a row computed was right, where it says so."""
+    if row.get("error_packed") is not None and row["error_packed"] > 2 * row["error_alone"]:
+        return False
+    return not row.get("faults") and row.get("right", True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,7 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     lines, regressions = [], 0
     for key in [key for key in before if key in after]:
         for name, old, new, verdict in compare(before[key], after[key]):
-            is_regression = verdict in ("SLOWER", "LARGER") or verdict.startswith("ok became")
+            is_regression = verdict in ("SLOWER", "LARGER", "WRONG") or verdict.startswith(
+                "ok became"
+            )
             regressions += is_regression
             if verdict or args.all:
                 ratio = f"{new / old:.2f} x" if old and new else ""
@@ -84,9 +95,13 @@ def main(argv: list[str] | None = None) -> int:
                 lines.append([key, name, *values, ratio, verdict])
     if lines:
         print(table(["cell", "figure", "before", "after", "after/before", "verdict"], lines))
-    only = [len(before.keys() - after.keys()), len(after.keys() - before.keys())]
-    both = len(before.keys() & after.keys())
-    print(f"{both} rows in both, {only[0]} only before, {only[1]} only after; {regressions} worse")
+    gone = [key for key in before if key not in after]
+    for key in gone:
+        print(f"only before: {key}")
+    both, new_ones = len(before) - len(gone), len(after.keys() - before.keys())
+    print(
+        f"{both} rows in both, {len(gone)} only before, {new_ones} only after; {regressions} worse"
+    )
     return int(regressions > 0)
 
 

@@ -32,7 +32,7 @@ def results(folder: Path) -> str:
     parts = [
         f"{found['device']}, driver {found['driver']}, torch {found['torch']}, xformers "
         f"{found['xformers']}, {found['date']}, `{found['command']}`. The whole report is "
-        f"[{place}/report.md]({place}/report.md).",
+        f"[{place}/report.md]({place}/report.md). {found.get('note', '')}".rstrip(),
         sweep.head(own),  # type: ignore[attr-defined]
         f"![memory above the inputs against sequence length]({place}/plots/{PLOT})",
         parity,

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
-    ["errors", "fields"],
+    ["errors", "fields", "version"],
     ["signatures"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["interfaces", "compilation", "memory", "timing"],
@@ -29,8 +29,9 @@ FLOORS = [
     ["preflight"],
     ["results"],
     ["runner"],
-    [""],  # xftrain/__init__.py, the public API
     ["benchmark"],  # its rows of training are runs
+    ["commands"],
+    [""],  # xftrain/__init__.py, the public API
     ["cli"],
     ["__main__"],
 ]

@@ -7,18 +7,19 @@ In notebooks and tests: `cfg = xftrain.compose("model.attn=naive")`, `xftrain.bu
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from xftrain.version import __version__
+
 if TYPE_CHECKING:
     from xftrain.builder import build_model
+    from xftrain.commands import run
     from xftrain.config import compose
-    from xftrain.runner import run
 
 __all__ = ["__version__", "build_model", "compose", "run"]
-__version__ = "0.1.0"
 
 _HOMES = {
     "build_model": "xftrain.builder",
     "compose": "xftrain.config",
-    "run": "xftrain.runner",
+    "run": "xftrain.commands",
 }
 
 

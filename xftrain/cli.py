@@ -23,7 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from xftrain import __version__
-from xftrain.config import COMPOSITION_ERRORS, DoctorRoot, refuse_merged, root_of, validate
+from xftrain.commands import run
+from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.errors import ConfigError, RunError
 from xftrain.overrides import all_groups, normalise_argv, sentence
 from xftrain.registry import conf_dir
@@ -128,12 +129,6 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
             }
             (run_dir / "result.json").write_text(json.dumps(refusal, indent=2) + "\n")
         raise
-    if root_of(cfg) is DoctorRoot:
-        from xftrain.benchmark.examine import examine
-
-        return examine(cfg, run_dir)
-    from xftrain.runner import run
-
     return run(cfg, run_dir)
 
 

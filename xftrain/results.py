@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from xftrain.errors import ConfigError, RunError
+from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,12 @@ def status_after(error: BaseException) -> str:
     if isinstance(error, ConfigError):
         return "refused"
     return "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+
+
+def folder_of(run_dir: Path | None) -> Path:
+    """The run's folder, relative where it is below the working directory."""
+    run_dir = run_dir or Path("outputs", *datetime.now().strftime("%Y-%m-%d %H-%M-%S").split())
+    return run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
 
 
 @contextmanager
@@ -96,6 +104,7 @@ def _versions() -> dict[str, str]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    versions["xftrain"] = __version__  # of this code, installed or not
     versions["torch"] = torch.__version__  # names the build: +cpu, +cu130
     return versions
 

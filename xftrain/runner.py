@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from xftrain.interfaces import Batch
 from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
 from xftrain.preflight import check_runs
-from xftrain.results import recorded, say_how_it_went
+from xftrain.results import folder_of, recorded, say_how_it_went
 from xftrain.training import hardware
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
@@ -48,9 +47,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         RunError: the run failed for a reason outside the code.
     """
     quiet_lightning()
-    run_dir = run_dir or Path("outputs", *datetime.now().strftime("%Y-%m-%d %H-%M-%S").split())
-    if run_dir.is_relative_to(Path.cwd()):
-        run_dir = run_dir.relative_to(Path.cwd())
+    run_dir = folder_of(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     with recorded(run_dir) as result:
         try:
@@ -124,6 +121,7 @@ def _train(options: dict[str, Any], run_dir: Path, result: dict[str, Any]) -> No
         result["metrics"] = _finish(trainer, module)
     finally:
         result["steps"] = trainer.global_step
+        result["metrics"] = result["metrics"] or dict(module.latest)  # of a run that was cut off
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
         speeds = [c.typical_tokens_per_s() for c in callbacks if isinstance(c, Metrics)]
         result["tokens_per_s"] = next(iter(speeds), None)

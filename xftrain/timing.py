@@ -19,11 +19,12 @@ def in_turns(
         min_repeats: repetitions that are made however slow a call is.
         max_repeats: repetitions that are made at most.
     """
-    first = [call() for call in once]  # loads kernels, and says how many repetitions fit
-    fits = [int(budget_s * 1e3 / max(ms, 1e-3)) for ms in first]
+    for call in once:
+        call()  # loads kernels, which says nothing of how many repetitions fit
+    series = [[call()] for call in once]
+    fits = [int(budget_s * 1e3 / max(first[0], 1e-3)) for first in series]
     repeats = [min(max(count, min_repeats), max_repeats) for count in fits]
-    series: list[list[float]] = [[] for _ in once]
-    for turn in range(max(repeats, default=0)):
+    for turn in range(1, max(repeats, default=0)):
         for index, call in enumerate(once):
             if turn < repeats[index]:
                 series[index].append(call())

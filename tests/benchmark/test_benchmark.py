@@ -241,3 +241,50 @@ def test_a_killed_benchmark_does_the_rest_only_and_leaves_no_process(tmp_path: P
     total = sum(row["sweep"] == "parity" for row in found)
     assert f"parity: {kept} of {total} cells are in the run folder already" in said
     assert max(Counter(row["cell"] for row in found).values()) == 1
+
+
+@pytest.mark.parametrize("name", ["progress", "grouped"])
+def test_doctor_takes_sweeps_that_need_no_run(tmp_path: Path, name: str) -> None:
+    cfg = compose(f"callbacks={name}", config_name="doctor")
+    with pytest.raises(ConfigError, match=f"callbacks.{name} needs a training run"):
+        run(cfg, tmp_path)
+
+
+def test_doctor_is_a_command_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    cfg = compose("callbacks.doctor.dtypes=[float32]", "accelerator=cpu", config_name="doctor")
+    result = run(cfg, tmp_path)
+    assert (result["status"], result["steps"], result["device"]) == ("completed", 0, "cpu")
+    assert "| naive              | runs    |" in caplog.text
+    assert (tmp_path / "report.md").is_file() and (tmp_path / "result.json").is_file()
+
+
+def test_sigterm_in_a_sweep_ends_with_143_and_says_so(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xftrain", "--config-name", "doctor", f"hydra.run.dir={run_dir}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(600):
+        if (run_dir / "environment.json").is_file():
+            break
+        time.sleep(0.1)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and said == "xftrain: stopped by SIGTERM.\n"
+    assert json.loads((run_dir / "result.json").read_text())["status"] == "stopped"
+
+
+@pytest.mark.cuda
+def test_the_benchmark_on_cuda(tmp_path: Path) -> None:
+    result = run(compose(*SMALL[1:], "trainer=gpu", config_name="benchmark"), tmp_path)
+    assert result["status"] == "completed"
+    rows = read_rows(tmp_path)
+    assert {row["status"] for row in rows} <= {"ok", "unsupported"}
+    timed = [row for row in rows if row.get("ms") and row["sweep"] == "attention_sweep"]
+    assert {row["backend"] for row in timed} == {"naive", "sdpa", "xformers", "flex"}
+    assert all(row["loop_ms"] > 0 and row["extra_mib"] > 0 for row in timed)

@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xftrain.attention.backends.naive import Naive
 from xftrain.benchmark import growth, tables
-from xftrain.benchmark.attention import visible_pairs
+from xftrain.benchmark.attention import _segment_errors, visible_pairs
 from xftrain.benchmark.callbacks.attention_sweep import tutorial_table
 from xftrain.benchmark.callbacks.grouped import kv_cache_bytes
-from xftrain.benchmark.callbacks.packed import draw_lengths, waste_of
+from xftrain.benchmark.callbacks.packed import _verdict, draw_lengths, waste_of
 from xftrain.benchmark.cells import attention_cell, name_of, nodes_of
+from xftrain.benchmark.longest import LongestCell, _search
 from xftrain.benchmark.measure import Stopwatch, hidden_ms, memory_of, spread
+from xftrain.benchmark.reference import ratio
 from xftrain.benchmark.rows import RowStore, read_rows, write_csv
+from xftrain.benchmark.rule import judge
+from xftrain.benchmark.training import _DECISIVE, TrainCell
 from xftrain.benchmark.worker import Unsupported, outcome
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias
+from xftrain.interfaces import AttnBias, AttnShape
 from xftrain.timing import in_turns
 
 CPU = torch.device("cpu")
@@ -108,6 +114,70 @@ def test_visible_pairs_are_counted(
     assert visible_pairs(bias, sum(seqlens)) == int(bias.visible_MM(sum(seqlens)).sum())
 
 
+# ---- results that are no numbers
+
+
+class _NaN(Naive):
+    """NaN in the output, or in a gradient only."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __call__(self, q: Any, k: Any, v: Any, handle: Any) -> torch.Tensor:
+        out = super().__call__(q, k, v, handle)
+        if self.where == "out":
+            return out * math.nan
+        if out.requires_grad:
+            out.register_hook(lambda grad: grad * math.nan)
+        return out
+
+
+@pytest.mark.parametrize("where", ["out", "grad"])
+def test_nan_is_never_right(where: str) -> None:
+    # max(0.0, nan) is 0.0 in Python: such kernels once counted as exact
+    shape = AttnShape(1, 9, 2, 2, 8)
+    verdict = judge(_NaN(where), AttnBias(), shape, torch.float32, CPU, torch.Generator())
+    assert verdict.faults and verdict.worst == math.inf
+
+    cell = attention_cell(
+        *("s", {"name": "naive"}, {"name": "causal"}, {"name": "mha"}),
+        **{"rows": 1, "num_heads": 2, "head_dim": 8, "seqlens": (4, 1, 3)},
+        **{"dtype": "float32", "device": "cpu"},
+    )
+    found = _segment_errors(_NaN(where), cell.facts(), cell)
+    assert found["error_packed"] == math.inf
+    row = {"status": "ok", "error_packed": None, "error_alone": 1e-7}  # as JSON keeps it
+    assert _verdict(row) == "WRONG"
+
+
+@pytest.mark.parametrize(
+    ("error", "size", "want"),
+    [(1.0, 2.0, 0.5), (0.0, 0.0, 0.0), (1.0, 0.0, math.inf), (math.nan, 1.0, math.inf)],
+)
+def test_a_ratio_is_a_number_or_infinite(error: float, size: float, want: float) -> None:
+    assert ratio(error, size) == want
+
+
+# ---- the longest length
+
+
+@given(limit=st.integers(100, 10**6), longest=st.integers(0, 10**6), start=st.integers(1, 4096))
+def test_bisection_finds_the_longest_length(limit: int, longest: int, start: int) -> None:
+    cell = LongestCell(
+        "s", {}, {}, {}, AttnShape(1, start, 1, 1, 8), None, "float32", "cpu", limit=limit
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xftrain.benchmark.longest.fits", lambda c: longest >= c.shape.M)
+        noted: list[dict[str, Any]] = []
+        found = _search(cell, lambda **fields: noted.append(fields))
+    good, bad = found["longest_tokens"], found["fails_tokens"]
+    assert good <= min(longest, limit) and found["tried"] == len(noted) < 60
+    if bad is None:
+        assert good == limit
+    else:
+        assert longest < bad and bad - good <= max(2 * 128, good / 32 + 128)
+
+
 # ---- growth
 
 
@@ -163,6 +233,17 @@ def test_rows_of_another_device_are_refused(tmp_path: Path) -> None:
         RowStore(tmp_path, {**HERE, "device": "H100"})
 
 
+def test_what_failed_is_not_kept_and_its_new_row_takes_its_place(tmp_path: Path) -> None:
+    store = RowStore(tmp_path, HERE)
+    for name, status in (("a", "ok"), ("b", "timeout"), ("c", "oom"), ("d", "unsupported")):
+        store.add({"sweep": "s", "cell": name, "status": status})
+    assert store.kept() == {"a", "c", "d"}
+    store.add({"sweep": "s", "cell": "b", "status": "ok"})
+    assert [(row["cell"], row["status"]) for row in read_rows(tmp_path)] == [
+        *(("a", "ok"), ("c", "oom"), ("d", "unsupported"), ("b", "ok"))
+    ]
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"sweep": "a"}\nnonsense\n')
     with pytest.raises(ConfigError, match=r"rows\.jsonl, line 2, is damaged"):
@@ -195,6 +276,19 @@ def test_a_cell_has_a_key_of_its_own_and_the_heads_that_its_grouping_says() -> N
     assert groups == {"mha": 16, "gqa": 2, "mqa": 1}
     keys = {cell(h, length=m).key for h in groups for m in (64, 128)}  # type: ignore[attr-defined]
     assert len(keys) == 6
+
+
+def test_a_key_tells_all_that_a_figure_depends_on() -> None:
+    # rows of another model were once taken for this one's, where the columns were the same
+    options = {key: key for key in _DECISIVE}
+    changed = {**options, "model": "other"}
+    keys = {TrainCell("t", {"a": 1}, o, 1).key for o in (options, changed)}
+    assert len(keys) == 2
+    assert TrainCell("t", {"a": 1}, {**options, "tags": ["x"]}, 1).key in keys
+    lengths = [(37, 120, 8, 200), (50, 107, 8, 200)]
+    nodes = ("s", {"name": "naive"}, {"name": "causal"}, {"name": "mha"})
+    sizes = {"rows": 1, "num_heads": 2, "head_dim": 8, "dtype": "float32", "device": "cpu"}
+    assert len({attention_cell(*nodes, **sizes, seqlens=n).key for n in lengths}) == 2
 
 
 def test_lengths_are_drawn_alike_for_alike_seeds() -> None:

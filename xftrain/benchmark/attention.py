@@ -13,7 +13,13 @@ from torch import Tensor
 from xftrain.attention.backends.sdpa import SDPA
 from xftrain.benchmark.cells import AttentionCell
 from xftrain.benchmark.measure import Stopwatch, memory_of, settle, spread, warm_up
-from xftrain.benchmark.reference import RESULTS, exact, output_and_grads, relative_error
+from xftrain.benchmark.reference import (
+    RESULTS,
+    exact,
+    output_and_grads,
+    ratio,
+    relative_error,
+)
 from xftrain.benchmark.worker import Reporter, Unsupported, free_memory, outcome
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 from xftrain.timing import in_turns, synchronize, wall_ms
@@ -69,12 +75,13 @@ def _turns(rows: dict[int, dict[str, Any]], device: torch.device) -> list[list[i
     if device.type == "cuda":
         total_mib = torch.cuda.get_device_properties(device).total_memory / 2**20
     turns: list[list[int]] = []
-    kept = 0.0
+    kept = most = 0.0
     for index, row in rows.items():
-        needs = row["inputs_mib"] + (row["mask_mib"] or 0)
-        if not turns or kept + needs + (row["extra_mib"] or 0) > _SHARE * total_mib:
+        needs, extra = row["inputs_mib"] + (row["mask_mib"] or 0), row["extra_mib"] or 0
+        most = max(most, extra)
+        if not turns or kept + needs + most > _SHARE * total_mib:
             turns.append([])
-            kept = 0.0
+            kept, most = 0.0, extra
         turns[-1].append(index)
         kept += needs
     return turns
@@ -91,7 +98,7 @@ def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
     call.both()  # loads kernels and compiles, so that this is not measured
     call.handle = None
     memory = memory_of(prepare, partial(_with_handle, call), device)
-    mask_ms = min(wall_ms(prepare, device) for _ in range(3))
+    mask_times = [wall_ms(prepare, device) for _ in range(5)]
     pairs = visible_pairs(bias, cell.shape.M)
     row = {
         "kernel": backend.kernel(bias, cell.shape, cell.torch_dtype, device),
@@ -99,21 +106,30 @@ def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
         "extra_mib": memory.extra_mib,
         "peak_mib": memory.peak_mib,
         "mask_mib": memory.mask_mib,
-        "mask_ms": mask_ms,
+        **spread("mask_ms", mask_times),
         "gflop": 2 * (_FORWARD + _BACKWARD) * cell.shape.B * cell.shape.H * pairs * cell.shape.K
         / 1e9,
     }  # fmt: skip
     if cell.check == "loop":
         call.handle = prepare()
-        call.loop()  # leaves gradients behind, as every call but a script's first finds them
-        return row | {
-            "loop_peak_mib": memory_of(lambda: None, lambda _: call.loop(), device).peak_mib
-        }
+        return row | {"loop_peak_mib": _loop_peak_mib(call, device)}
     if cell.check == "exact":
         return row | errors(backend, bias, _one_row(cell.shape), cell.torch_dtype, device)
     if cell.check == "segments":
         return row | _segment_errors(backend, bias, cell)
     return row
+
+
+def _loop_peak_mib(call: _Call, device: torch.device) -> float | None:
+    """Peak memory of a loop of calls; None where only single calls fit."""
+    try:
+        call.loop()  # leaves gradients behind, as every call but a script's first finds them
+        return memory_of(lambda: None, lambda _: call.loop(), device).peak_mib
+    except Exception as error:
+        if outcome(error)[0] != "oom":
+            raise
+    free_memory()
+    return None
 
 
 def fits(cell: AttentionCell) -> bool:
@@ -173,13 +189,23 @@ def _time(
             continue
         fields = spread("fwd_ms", series[2 * place]) | spread("ms", series[2 * place + 1])
         fields["repetitions"] = len(series[2 * place + 1])
-        fields["loop_ms"] = None
-        if device.type == "cuda":
-            fields["loop_ms"] = reporter.attempt(index, stopwatch.loop_ms, made.loop, fields["ms"])
-            if fields["loop_ms"] is None:
-                continue
-        found[index] = fields
+        loops = reporter.attempt(index, _loop_times, stopwatch, made, fields["ms"])
+        if loops is not None:
+            found[index] = fields | loops
     return found
+
+
+def _loop_times(stopwatch: Stopwatch, call: _Call, estimate_ms: float) -> dict[str, Any]:
+    """Of calls back to back, on a GPU; nothing where their gradients do not fit."""
+    if stopwatch.device.type != "cuda":
+        return {"loop_ms": None}
+    try:
+        return spread("loop_ms", stopwatch.loops_ms(call.loop, estimate_ms))
+    except Exception as error:
+        if outcome(error)[0] != "oom":
+            raise
+    free_memory()
+    return {"loop_ms": None}
 
 
 def ready(cell: AttentionCell) -> _Call:
@@ -243,9 +269,13 @@ def _segment_errors(backend: Backend, bias: AttnBias, cell: AttentionCell) -> di
             right = truth[index]
             # a single token attends to itself whatever q and k are: their gradients are 0
             size = right.norm().clamp(min=float(whole) * right.numel() ** 0.5)
-            worst_packed = max(worst_packed, float((mine[:, start:end] - right).norm() / size))
-            worst_alone = max(worst_alone, float((alone[index] - right).norm() / size))
+            worst_packed = max(worst_packed, _error(mine[:, start:end], right, size))
+            worst_alone = max(worst_alone, _error(alone[index], right, size))
     return {"error_packed": worst_packed, "error_alone": worst_alone}
+
+
+def _error(value: Tensor, truth: Tensor, size: Tensor) -> float:
+    return ratio(float((value - truth).norm()), float(size))
 
 
 def _bound(backend: Backend, handle: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

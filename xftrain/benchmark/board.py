@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
     from xftrain.benchmark.sweep import Context, Sweep
 
-_SCALARS = ("fwd_ms", "ms", "loop_ms", "extra_mib", "peak_mib", "tflops", "peak_share", "error_out")
-_NAMES = ("bias", "heads", "layout", "backend", "kernel")  # of a curve; the step is the length
+_SCALARS = (
+    *("fwd_ms", "ms", "loop_ms", "extra_mib", "peak_mib", "tflops", "peak_share", "error_out"),
+    *("tokens_per_s", "step_ms", "mfu"),
+)
+# Of a curve, whose points stand at their length.
+_NAMES = ("bias", "heads", "ffn", "layout", "way", "backend", "kernel")
 
 
 def log_sweep(

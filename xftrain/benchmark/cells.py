@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,8 +33,15 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Its name, the same in every run of the same sweep."""
-        return f"{self.sweep}: " + " ".join(f"{k}={v}" for k, v in self.columns.items())
+        """Its name, the same wherever the same is measured, and only there."""
+        digest = hashlib.sha256(repr(self.decides).encode()).hexdigest()[:8]
+        named = " ".join(f"{k}={v}" for k, v in self.columns.items())
+        return f"{self.sweep}: {named} #{digest}"
+
+    @property
+    def decides(self) -> Any:
+        """All that its figures depend on but the machine."""
+        return self.columns
 
     @property
     def label(self) -> str:
@@ -67,6 +75,13 @@ class AttentionCell(Cell):
     device: str
     check: Literal["exact", "segments", "loop"] | None = None
     is_timed: bool = True
+
+    @property
+    def decides(self) -> Any:
+        """All that its figures depend on but the machine."""
+        nodes = [sorted(node.items()) for node in (self.backend, self.bias)]
+        place = (self.dtype, self.device, self.check, self.is_timed)
+        return (nodes, self.shape, self.seqlens, place)
 
     @property
     def torch_dtype(self) -> torch.dtype:

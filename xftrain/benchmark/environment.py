@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -13,14 +14,22 @@ from pathlib import Path
 
 import torch
 
-import xftrain
+from xftrain.version import __version__
 
+FILE = "environment.json"
 _PACKAGES = ("xformers", "triton", "liger-kernel", "lightning", "hydra-core")
 
 
 def row_fields(device: torch.device) -> dict[str, str]:
     """What every row says of where it was measured."""
-    return {"device": device_name(device), "torch": torch.__version__}
+    return {
+        "device": device_name(device),
+        "host": _cpu_name(),
+        "torch": torch.__version__,
+        "xformers": _version("xformers"),
+        "xftrain": __version__,
+        "date": datetime.now().strftime("%Y-%m-%d"),
+    }
 
 
 def describe(device: torch.device) -> dict[str, str]:
@@ -31,7 +40,7 @@ def describe(device: torch.device) -> dict[str, str]:
         "CPU": f"{_cpu_name()}, {_num_cores()} cores, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "xftrain": xftrain.__version__,
+        "xftrain": __version__,
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -43,12 +52,13 @@ def describe(device: torch.device) -> dict[str, str]:
             "CUDA": str(torch.version.cuda),
             "cuDNN": str(torch.backends.cudnn.version()),
         }
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | {package: _version(package) for package in _PACKAGES}
+
+
+def write(run_dir: Path, device: torch.device) -> None:
+    """What the report says of the machine, the versions and the command."""
+    found = describe(device) | {"command": command()}
+    (run_dir / FILE).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def command() -> str:
@@ -61,6 +71,13 @@ def command() -> str:
 def device_name(device: torch.device) -> str:
     """`NVIDIA H100 80GB HBM3`, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _cpu_name() -> str:
@@ -81,5 +98,8 @@ def _driver() -> str:
     if program is None:
         return "unknown (no nvidia-smi)"
     query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        return "unknown (nvidia-smi does not answer)"
     return answer.stdout.strip().partition("\n")[0] or "unknown (nvidia-smi says nothing)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,28 @@ from omegaconf import DictConfig
 
 from xftrain import config, registry
 from xftrain.benchmark import environment
-from xftrain.benchmark.sweep import Context, run_sweeps
+from xftrain.benchmark.session import run_sweeps
+from xftrain.benchmark.sweep import Context, Sweep
 from xftrain.benchmark.tables import table
-from xftrain.results import recorded
+from xftrain.errors import ConfigError
+from xftrain.results import folder_of, recorded
 from xftrain.training import hardware
 
 log = logging.getLogger(__name__)
 
 
-def examine(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+def examine(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     """Runs the doctor and returns what `result.json` holds.
 
     Args:
         cfg: what `xftrain.compose(config_name="doctor")` returns.
-        run_dir: the run's folder.
+        run_dir: the run's folder; made under `outputs/` where it is not given.
 
     Raises:
         ConfigError: the configuration is wrong.
         RunError: the rows cannot be written.
     """
+    run_dir = folder_of(run_dir)
     with recorded(run_dir) as result:
         options = config.validate(cfg)
         device, precision = hardware.resolve(options["accelerator"], "auto")
@@ -36,9 +40,16 @@ def examine(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         found = environment.describe(device)
         log.info("%s", table(["what", "here"], [[k, v] for k, v in found.items()]))
         dtype = str(hardware.compute_dtype(precision)).removeprefix("torch.")
-        sweeps = [
-            registry.build("callbacks", f"callbacks.{key}", node)
-            for key, node in options["callbacks"].items()
-        ]
-        run_sweeps(sweeps, Context(run_dir, device, dtype, options, []))
+        sweeps = [_sweep(key, node) for key, node in options["callbacks"].items()]
+        run_sweeps(sweeps, Context(run_dir, device, dtype, {}, []))
     return result
+
+
+def _sweep(key: str, node: Mapping[str, Any]) -> Sweep:
+    made = registry.build("callbacks", f"callbacks.{key}", node)
+    if not isinstance(made, Sweep) or made.needs_model:
+        raise ConfigError(
+            f"callbacks.{key} needs a training run, which --config-name doctor has not; use it "
+            "with --config-name benchmark."
+        )
+    return made

@@ -82,10 +82,8 @@ def section(grown: Sequence[tuple[tuple[str, ...], Growth | None, Growth | None]
         for how, all_names in _by_words(known, place).items()
     ]
     return (
-        f"Growth with the length M, fitted over up to {_LAST} of the longest lengths:\n\n"
-        + tables.table(header, lines)
-        + "\n\n"
-        + "\n".join(said)
+        f"Growth with the length M, fitted over up to {_LAST} of the longest lengths that ran (in "
+        "brackets):\n\n" + tables.table(header, lines) + "\n\n" + "\n".join(said)
     )
 
 
@@ -101,4 +99,6 @@ def _by_words(
 
 
 def _power(growth: Growth | None) -> str:
-    return "-" if growth is None else f"M^{growth.exponent:.2f} ± {growth.deviation:.2f}"
+    if growth is None:
+        return "-"
+    return f"M^{growth.exponent:.2f} ± {growth.deviation:.2f} ({growth.first:,} to {growth.last:,})"

@@ -72,5 +72,8 @@ def _xformers(pair: tuple[Any, Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     mask = ops.fmha.attn_bias.LowerTriangularMask()
     if pair[1] is None:  # an operator for inference
         q, k, v = q.detach(), k.detach(), v.detach()
-    out: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=mask, op=pair)
+    try:
+        out: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=mask, op=pair)
+    except ValueError as error:  # how it refuses inputs that an operator does not take
+        raise NotImplementedError(str(error)) from error
     return out

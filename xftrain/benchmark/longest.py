@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,11 @@ class LongestCell(AttentionCell):
 
     limit: int = 0
 
+    @property
+    def decides(self) -> Any:
+        """All that its figure depends on but the machine."""
+        return (super().decides, self.limit)
+
 
 def longest_job(cell: AttentionCell, limit: int) -> Job:
     """The search for one backend, bias and head grouping."""
@@ -33,21 +38,22 @@ def longest_job(cell: AttentionCell, limit: int) -> Job:
 def measure_longest(cells: Sequence[LongestCell], reporter: Reporter) -> None:
     """Rows with `longest_tokens`: the longest length that ran, forward and backward."""
     for index, cell in enumerate(cells):
-        row = reporter.attempt(index, partial(_search, cell, partial(reporter.begin, index)))
+        row = reporter.attempt(index, partial(_search, cell, partial(reporter.note, index)))
         if row is not None:
             reporter.row(index, "ok", **row)
 
 
-def _search(cell: LongestCell, sign_of_life: Any) -> dict[str, Any]:
-    tried = 0
+def _search(cell: LongestCell, note: Callable[..., None]) -> dict[str, Any]:
+    tried, good = 0, 0
+    bad: int | None = None
 
     def runs(length: int) -> bool:
         nonlocal tried
         tried += 1
-        sign_of_life()
+        # a sign of life, and what is known should the next length be the end of the process
+        note(longest_tokens=good, fails_tokens=bad, tried=tried)
         return fits(replace(cell, shape=replace(cell.shape, M=length)))
 
-    good, bad = 0, None
     length = min(cell.shape.M, cell.limit)
     while bad is None and good < cell.limit:
         if runs(length):
@@ -84,6 +90,7 @@ def longest_section(rows: Sequence[Row]) -> str:
 
 def _fits(row: Row) -> str:
     if row["status"] != "ok":
-        return tables.STATUS[row["status"]]
+        found = f"at least {row['longest_tokens']:,}, then " if row.get("longest_tokens") else ""
+        return found + tables.STATUS[row["status"]]
     at_least = "" if row["fails_tokens"] else " (the limit)"
     return f"{row['longest_tokens']:,}{at_least}"

@@ -21,7 +21,7 @@ _FLUSH_CUDA, _FLUSH_CPU = 256 * 2**20, 16 * 2**20  # larger than a GPU's L2, tha
 _HOST_MARGIN = 2.0  # of the time that Python takes to issue a call: it varies
 _FIRST_KERNEL = 0.5  # of that time, until the device has something to do
 _MAX_FLUSHES = 100
-_LOOP_MS = 100.0  # of calls back to back
+_LOOPS, _LOOP_MS = 3, 40.0  # of calls back to back
 
 Call = Callable[[], object]
 
@@ -46,7 +46,7 @@ class Stopwatch:
 
     On CUDA by device events. Before each call a buffer larger than the L2 cache is overwritten, as
     `triton.testing.do_bench` does, and as often as it takes for Python to issue the call
-    meanwhile: what is timed is the device's work, not Python's. `loop_ms` has both.
+    meanwhile: what is timed is the device's work, not Python's. `loops_ms` has both.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,25 +62,32 @@ class Stopwatch:
         if self.device.type != "cuda":
             return lambda: self._once_cpu(call)
         num_flushes = 0
+        is_warm = False
 
         def timed() -> float:
-            nonlocal num_flushes
-            if not num_flushes:  # the first call says how long Python takes to issue one
-                host_ms, total_ms = self._issue_ms(call)
-                hide_ms = hidden_ms(host_ms, total_ms)
+            nonlocal num_flushes, is_warm
+            if not is_warm:
+                is_warm = True
+                return wall_ms(call, self.device)
+            if not num_flushes:
+                hide_ms = hidden_ms(*self._issue_ms(call))
                 num_flushes = min(math.ceil(hide_ms / self._flush_ms), _MAX_FLUSHES)
-                return total_ms
             for _ in range(num_flushes):
                 self._flush.zero_()
             return self._event_ms(call)
 
         return timed
 
-    def loop_ms(self, call: Call, estimate_ms: float) -> float:
-        """Mean time of calls made back to back, Python's part included where it is the slower."""
-        repeats = min(max(int(_LOOP_MS / max(estimate_ms, 1e-3)), 2), 100)
+    def loops_ms(self, call: Call, estimate_ms: float) -> list[float]:
+        """Mean times of loops of calls, Python's part included where it is the slower."""
+        repeats = min(max(int(_LOOP_MS / max(estimate_ms, 1e-3)), 1), 50)
+
+        def loop() -> None:
+            for _ in range(repeats):
+                call()
+
         call()
-        return wall_ms(lambda: [call() for _ in range(repeats)] and None, self.device) / repeats
+        return [wall_ms(loop, self.device) / repeats for _ in range(_LOOPS)]
 
     def _once_cpu(self, call: Call) -> float:
         self._flush.zero_()

@@ -26,7 +26,7 @@ def over_length(
 ) -> Figure:
     """A field against M, both axes logarithmic: a panel for each bias, a curve for each backend.
 
-    Rows that did not run are named where the curve ends.
+    Where memory or time ran out at a greater length, the end of the curve says so.
     """
     titles = list(dict.fromkeys(str(row[panels]) for row in rows))
     names = list(dict.fromkeys(str(row[curves]) for row in rows))

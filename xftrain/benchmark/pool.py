@@ -14,19 +14,20 @@ from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.worker import Job, Message, serve
 
 _START_S = 300.0  # imports on a slow disk
+_STARTS = 3  # tries to start a process, before a job is given up
 _LOG_TAIL = 400  # characters of the log that go into the reason of a crash
 
 
 class _Child:
     """One process, the job that it has, and what is left of that."""
 
-    def __init__(self, log_file: Path, deterministic: bool) -> None:
+    def __init__(self, log_file: Path, device: str, deterministic: bool) -> None:
         context = multiprocessing.get_context("spawn")
-        self.log_file = log_file
-        self._log_start = log_file.stat().st_size if log_file.is_file() else 0
+        self._log_file = log_file
+        self._log_start = 0  # where the cell under way began
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
-            target=serve, args=(theirs, str(log_file), deterministic), daemon=True
+            target=serve, args=(theirs, str(log_file), device, deterministic), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -34,19 +35,39 @@ class _Child:
         self.job: Job | None = None
         self.open: set[int] = set()  # cells without a row
         self.current: int | None = None
+        self.notes: Row = {}  # what is known of the current cell
         self.deadline = time.monotonic() + _START_S
 
-    def give(self, job: Job, timeout_s: float) -> None:
+    def give(self, job: Job, timeout_s: float) -> bool:
+        """Sends the job; False where the process is dead."""
+        try:
+            self.connection.send(job)
+        except OSError:
+            return False
         self.job, self.open, self.current = job, set(range(len(job.cells))), None
         self.deadline = time.monotonic() + timeout_s
-        self.connection.send(job)
+        return True
 
-    def end(self) -> None:
+    def begin(self, index: int) -> None:
+        """Lays what happens from here on to that cell."""
+        if self.current != index:
+            self.notes = {}
+        self.current = index
+        self._log_start = self._log_file.stat().st_size if self._log_file.is_file() else 0
+
+    def end(self) -> str:
+        """Ends the process; what it printed, for the log of them all."""
         self.process.kill()
         self.process.join()
         self.connection.close()
+        if not self._log_file.is_file():
+            return ""
+        text = self._log_file.read_text(errors="replace")
+        self._log_file.unlink()
+        return text
 
     def cause_of_death(self) -> str:
+        """How the process ended, and what it printed last of the cell under way."""
         self.process.join(5)
         code = self.process.exitcode
         if code is not None and code < 0:
@@ -55,9 +76,12 @@ class _Child:
                 said += ", as the system does where memory runs out"
         else:
             said = f"the process ended with code {code}"
-        with self.log_file.open(errors="replace") as log:
-            log.seek(self._log_start)
-            tail = " ".join(log.read()[-_LOG_TAIL:].split())
+        tail = ""
+        if self._log_file.is_file():
+            with self._log_file.open(errors="replace") as log:
+                log.seek(self._log_start)
+                text = log.read().partition("Extension modules:")[0]  # faulthandler's long list
+            tail = " ".join(text[-_LOG_TAIL:].split())
         return f"{said}: {tail}" if tail else said
 
 
@@ -66,22 +90,21 @@ class Pool:
 
     Args:
         log_file: gets what the processes print.
+        device: `cuda` or `cpu`.
         deterministic: as in the run.
     """
 
-    def __init__(self, log_file: Path, *, deterministic: bool = False) -> None:
-        self._log_file, self._deterministic = log_file, deterministic
+    def __init__(self, log_file: Path, *, device: str = "cpu", deterministic: bool = False) -> None:
+        self._log_file, self._device, self._deterministic = log_file, device, deterministic
         self._children: list[_Child] = []
+        self._num_started = self._num_failed = 0
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for child in self._children:
-            child.end()
-        self._children.clear()
-        if self._log_file.is_file() and not self._log_file.stat().st_size:
-            self._log_file.unlink()
+        for child in list(self._children):
+            self._end(child)
 
     def run(
         self,
@@ -101,7 +124,7 @@ class Pool:
         """
         waiting = deque(job for job in jobs if job.cells)
         while len(self._children) > num_workers:  # an idle one, too, keeps memory of the device
-            self._children.pop().end()
+            self._end(self._children[-1])
         while True:
             self._assign(waiting, num_workers, timeout_s)
             working = [child for child in self._children if child.job or not child.is_ready]
@@ -118,36 +141,51 @@ class Pool:
                         continue
                     row = {"status": "crashed", "reason": child.cause_of_death()}
                 elif time.monotonic() > child.deadline:
-                    row = {"status": "timeout", "reason": f"no end after {timeout_s:g} s"}
+                    limit_s = timeout_s if child.is_ready else _START_S
+                    row = {"status": "timeout", "reason": f"no end after {limit_s:g} s"}
                 else:
                     continue
-                self._children.remove(child)
-                child.end()
-                yield from _bury(child, row, waiting)
+                self._end(child)
+                yield from self._bury(child, row, waiting)
 
     def _assign(self, waiting: deque[Job], num_workers: int, timeout_s: float) -> None:
         """Gives jobs to idle processes, and starts as many as there is work for."""
-        for child in self._children:
-            if waiting and child.is_ready and child.job is None:
-                child.give(waiting.popleft(), timeout_s)
+        for child in list(self._children):
+            if child.is_ready and child.job is None and waiting:
+                if child.give(waiting[0], timeout_s):
+                    waiting.popleft()
+                else:  # it died while it had nothing to do
+                    self._end(child)
         num_starting = sum(not child.is_ready for child in self._children)
         missing = min(num_workers - len(self._children), len(waiting) - num_starting)
         for _ in range(missing):
-            self._children.append(_Child(self._log_file, self._deterministic))
+            self._num_started += 1
+            own_log = self._log_file.with_suffix(f".{self._num_started}.log")
+            self._children.append(_Child(own_log, self._device, self._deterministic))
 
+    def _bury(self, child: _Child, row: Row, waiting: deque[Job]) -> Iterator[tuple[Cell, Row]]:
+        """The row of the cell that ended the process; its other cells go to the next one."""
+        if child.is_ready:
+            self._num_failed = 0
+        if child.job is None:
+            self._num_failed += not child.is_ready
+            # it died while it started; after some more the next will not fare better
+            if waiting and self._num_failed >= _STARTS:
+                yield from ((cell, row) for cell in waiting.popleft().cells)
+            return
+        left = {index: child.job.cells[index] for index in sorted(child.open)}
+        gave_up = child.current is None and len(left) < len(child.job.cells)
+        if not gave_up:  # a device that had failed, after the row that says so
+            index = min(left) if child.current is None else child.current
+            yield left.pop(index), child.notes | row
+        if left:
+            waiting.appendleft(Job(child.job.measure, tuple(left.values())))
 
-def _bury(child: _Child, row: Row, waiting: deque[Job]) -> Iterator[tuple[Cell, Row]]:
-    """The row of the cell that ended the process; its other cells go to the next one."""
-    if child.job is None:  # it died while it started, as the next would: a job gets all its rows
-        if waiting:
-            yield from ((cell, row) for cell in waiting.popleft().cells)
-        return
-    left = {index: child.job.cells[index] for index in sorted(child.open)}
-    gave_up = child.current is None and len(left) < len(child.job.cells)
-    if not gave_up:  # a device that had failed, after the row that says so
-        yield left.pop(min(left) if child.current is None else child.current), row
-    if left:
-        waiting.appendleft(Job(child.job.measure, tuple(left.values())))
+    def _end(self, child: _Child) -> None:
+        self._children.remove(child)
+        if text := child.end():
+            with self._log_file.open("a") as log:
+                log.write(text)
 
 
 def _receive(child: _Child) -> Message | None:
@@ -173,9 +211,11 @@ def _heed(
         assert child.job is not None
         if child.current != index:
             on_begin(child.job.cells[index])
-        child.current = index
+        child.begin(index)
+    elif kind == "note":
+        child.notes = fields
     else:
         assert child.job is not None
         child.open.discard(index)
-        child.current = None
+        child.current, child.notes = None, {}
         yield child.job.cells[index], fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -93,5 +94,14 @@ def output_and_grads(attention: Attention, qkv: tuple[Tensor, ...], grad: Tensor
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
-    """|value - truth| / |truth|, Frobenius."""
-    return float((value.double() - truth).norm() / truth.norm())
+    """|value - truth| / |truth|, Frobenius; infinite where the value has NaN."""
+    return ratio(float((value.double() - truth).norm()), float(truth.norm()))
+
+
+def ratio(error: float, size: float) -> float:
+    """One through the other; an error that is no number, or of something that is 0, is infinite."""
+    if math.isnan(error) or math.isnan(size):
+        return math.inf
+    if size == 0:
+        return 0.0 if error == 0 else math.inf
+    return error / size

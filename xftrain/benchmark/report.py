@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from xftrain import registry
 from xftrain.benchmark import environment, tables
@@ -19,40 +17,33 @@ from xftrain.benchmark.rows import write_csv
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from xftrain.benchmark.sweep import Sweep
-
 _PLOTS = "plots"
-_ENVIRONMENT = "environment.json"
+Shown = Mapping[str, tuple[Any, Sequence[Row]]]  # the class of a sweep and its rows, by its name
 
 
 def write(
-    run_dir: Path,
-    rows: Sequence[Row],
-    device: torch.device,
-    sweep: Sweep,
-    figures: Mapping[str, Figure],
+    run_dir: Path, rows: Sequence[Row], shown: Shown, name: str, figures: Mapping[str, Figure]
 ) -> None:
     """Saves a sweep's plots, and the report on all sweeps of the folder."""
-    path = run_dir / _ENVIRONMENT
-    if not path.is_file():
-        found = environment.describe(device) | {"command": environment.command()}
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if figures:
         (run_dir / _PLOTS).mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(run_dir / _PLOTS / f"{sweep.name}-{name}.png")
+    for title, figure in figures.items():
+        figure.savefig(run_dir / _PLOTS / f"{name}-{title}.png")
     write_csv(rows, run_dir / "results.csv")
-    (run_dir / "report.md").write_text(render(run_dir, rows), encoding="utf-8")
+    (run_dir / "report.md").write_text(render(run_dir, rows, shown), encoding="utf-8")
 
 
-def render(run_dir: Path, rows: Sequence[Row]) -> str:
-    """The report as Markdown."""
-    found: dict[str, str] = json.loads((run_dir / _ENVIRONMENT).read_text(encoding="utf-8"))
-    parts = [
-        f"# Benchmark: {found['device']}",
-        f"`{found.pop('command')}`",
-        tables.table(["what", "measured on"], [[k, v] for k, v in found.items()]),
-    ]
+def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> str:
+    """The report as Markdown.
+
+    Args:
+        run_dir: has `environment.json` and the plots.
+        rows: of all sweeps.
+        shown: of some sweeps the rows to show, where others of the folder have other settings.
+    """
+    found: dict[str, str] = json.loads((run_dir / environment.FILE).read_text(encoding="utf-8"))
+    parts = [f"# Benchmark: {found['device']}", f"`{found.pop('command')}`", found.pop("note", "")]
+    parts.append(tables.table(["what", "measured on"], [[k, v] for k, v in found.items()]))
     peaks = [row for row in rows if row["sweep"] == PEAK and row["status"] == "ok"]
     parts += [
         f"A {row['size']} x {row['size']} matrix product in {row['dtype']} ran at "
@@ -61,10 +52,13 @@ def render(run_dir: Path, rows: Sequence[Row]) -> str:
     ]
     parts.append(tables.LEGEND)
     for name in dict.fromkeys(row["sweep"] for row in rows if row["sweep"] != PEAK):
-        kind = registry.load("callbacks", name)
-        own = [row for row in rows if row["sweep"] == name]
-        peak = peak_tflops(rows, own[0].get("dtype"))
-        parts += [f"## {kind.title}", kind.section(own, peak)]  # type: ignore[attr-defined]
+        kind, own = (shown or {}).get(name, (None, []))
+        if kind is None and name in registry.names("callbacks"):
+            kind, own = registry.load("callbacks", name), [r for r in rows if r["sweep"] == name]
+        if kind is None:
+            continue  # a class of the user's own that is not part of this run: see rows.jsonl
+        peak = peak_tflops(rows, own[0].get("dtype") if own else None)
+        parts += [f"## {kind.title}", kind.section(own, peak)]
         plots = sorted((run_dir / _PLOTS).glob(f"{name}-*.png"))
         parts += [f"![{plot.stem}]({_PLOTS}/{plot.name})" for plot in plots]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -14,7 +14,8 @@ from xftrain.benchmark.cells import Row
 from xftrain.errors import ConfigError, RunError
 
 FILE = "rows.jsonl"
-_SAME = ("device", "torch")  # of rows that may stand in one table
+_SAME = ("device", "host", "torch", "xformers", "xftrain")  # of rows that may stand together
+KEPT = ("ok", "unsupported", "oom")  # what a sweep that is run again does not measure again
 
 
 def read_rows(run_dir: Path) -> list[Row]:
@@ -50,7 +51,7 @@ class RowStore:
     def __init__(self, run_dir: Path, environment: Mapping[str, Any]) -> None:
         self.run_dir, self.environment = run_dir, dict(environment)
         self.rows = read_rows(run_dir)
-        for row in self.rows[:1]:
+        for row in self.rows:
             for name in _SAME:
                 if row.get(name) != self.environment.get(name):
                     raise ConfigError(
@@ -61,9 +62,9 @@ class RowStore:
         if self.rows:
             self._rewrite()  # without an unfinished line
 
-    def of(self, sweep: str) -> dict[str, Row]:
-        """The rows of one sweep, by the key of their cell."""
-        return {row["cell"]: row for row in self.rows if row["sweep"] == sweep}
+    def kept(self) -> set[str]:
+        """The cells that need not be measured again."""
+        return {row["cell"] for row in self.rows if row["status"] in KEPT}
 
     def forget(self, sweep: str) -> None:
         """Drops the rows of one sweep."""
@@ -71,10 +72,15 @@ class RowStore:
         self._rewrite()
 
     def add(self, row: Row) -> Row:
-        """Adds a row, with the environment, and writes it down."""
+        """Adds a row, with the environment, or puts it in the place of the cell's former one."""
         full = {**row, **self.environment}
-        self.rows.append(full)
-        self._write([full], "a")
+        others = [other for other in self.rows if other["cell"] != full["cell"]]
+        is_new = len(others) == len(self.rows)
+        self.rows = [*others, full]
+        if is_new:
+            self._write([full], "a")
+        else:
+            self._rewrite()
         return full
 
     def _rewrite(self) -> None:

@@ -15,6 +15,7 @@ from xftrain.benchmark.reference import (
     exact,
     output_and_grads,
     poisoned,
+    ratio,
     relative_error,
     torch_errors,
 )
@@ -51,7 +52,7 @@ class Verdict:
     @property
     def worst(self) -> float:
         """The largest error as a multiple of torch's."""
-        return max(self.errors[name] / self.torch_errors[name] for name in self.errors)
+        return max(ratio(self.errors[name], self.torch_errors[name]) for name in self.errors)
 
 
 def judge(
@@ -87,7 +88,8 @@ def judge(
         if not torch.allclose(mine.double(), right, atol=atol, rtol=rtol):
             verdict.faults.append(f"{name} is outside xFormers' tolerances {atol:g}, {rtol:g}")
         if error > LIMIT * torchs:
+            times = ratio(error, torchs)
             verdict.faults.append(
-                f"the error of {name}, {error:.2e}, is {error / torchs:.1f} x torch's {torchs:.2e}"
+                f"the error of {name}, {error:.2e}, is {times:.1f} x torch's {torchs:.2e}"
             )
     return verdict

@@ -18,6 +18,10 @@ from xftrain.benchmark.worker import Reporter
 from xftrain.training import hardware
 
 _INTERVALS = 3  # timed intervals of a round; one more before them warms up
+_DECISIVE = (  # root keys that change what a step does
+    *("model", "data", "loss", "optim", "trainer"),
+    *("seq", "batch_tokens", "seed", "compile", "deterministic"),
+)
 _ROUNDS = 2  # all cells in turn, then all again, so that drift hits all alike
 
 
@@ -32,6 +36,11 @@ class TrainCell(Cell):
 
     options: Mapping[str, Any]
     interval_steps: int
+
+    @property
+    def decides(self) -> Any:
+        """All that its figures depend on but the machine."""
+        return ({key: self.options[key] for key in _DECISIVE}, self.interval_steps)
 
 
 def measure_training(cells: Sequence[TrainCell], reporter: Reporter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import os
 import resource
@@ -21,7 +22,8 @@ from xftrain.benchmark.cells import Cell, Status
 from xftrain.errors import ConfigError
 
 T = TypeVar("T")
-Message = tuple[str, int, dict[str, Any]]  # begin, row, ready, done; index of the cell; its fields
+# ready, begin, note, row or done; the index of the cell; fields
+Message = tuple[str, int, dict[str, Any]]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -56,6 +58,10 @@ class Reporter:
     def begin(self, index: int) -> None:
         """From here on, what happens to this process is laid to that cell."""
         self._send("begin", index, {})
+
+    def note(self, index: int, **fields: Any) -> None:
+        """A sign of life, and fields for the row should this process end before it has one."""
+        self._send("note", index, fields)
 
     def row(self, index: int, status: Status, reason: str | None = None, **fields: Any) -> None:
         """The cell's row."""
@@ -101,14 +107,15 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def serve(connection: Connection, log_file: str, deterministic: bool) -> None:
+def serve(connection: Connection, log_file: str, device: str, deterministic: bool) -> None:
     """Measures one job after the other until the parent hangs up."""
     _die_with_parent()
     # a kernel or two at a time are compiled: starting threads for more takes longer than they save
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _write_output_to(Path(log_file))
-    if not torch.cuda.is_available():
+    faulthandler.enable()  # where a segmentation fault came from
+    if device == "cpu":
         _limit_memory()  # else the kernel would kill a process, and perhaps not this one
     torch.use_deterministic_algorithms(deterministic)
     connection.send(("ready", -1, {}))
@@ -146,14 +153,20 @@ def _limit_memory() -> None:
         return
     used = _kib("/proc/self/status", "VmData")
     free = _kib("/proc/meminfo", "MemAvailable")
-    cgroup = Path("/sys/fs/cgroup/memory.max")
-    limit = cgroup.read_text().strip() if cgroup.is_file() else "max"
-    if limit.isdigit():
-        free = min(free, int(limit) // 1024)
+    limit, taken = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
+    if limit is not None:
+        free = min(free, (limit - (taken or 0)) // 1024)
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     wanted = (used + int(0.9 * free)) * 1024
     if hard == resource.RLIM_INFINITY or wanted < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def _cgroup_bytes(name: str) -> int | None:
+    """A limit of the container; None where there is none."""
+    path = Path("/sys/fs/cgroup", name)
+    text = path.read_text().strip() if path.is_file() else ""
+    return int(text) if text.isdigit() else None
 
 
 def _kib(file: str, key: str) -> int:

@@ -119,7 +119,8 @@ class AttentionSweep(Sweep):
         timed = [row for row in rows if "longest_limit" not in row]
         parts = [
             cls.head(rows),
-            "The longest length that fits:\n\n" + longest_section(rows)
+            "The longest length that fits (backends that compile for each length are left out):\n\n"
+            + longest_section(rows)
             if len(timed) < len(rows)
             else "",
             "All rows:",
@@ -202,9 +203,9 @@ def tutorial_table(rows: Sequence[Row]) -> str:
         for line, length in zip(lines, lengths, strict=True):
             line += [f"{value:,}" for value in _TUTORIAL_H100.get(length, ())] or ["-"] * 4
     return (
-        "As in the tutorial: not causal, a loop of `attention(q, k, v).sum().backward()`, peak "
-        "memory in MB (10^6 bytes). Short calls take Python longer than the device, so their ms "
-        "say more of the host's processor; the device's own time is below.\n\n"
+        "As in the tutorial: not causal, a loop of `attention(q, k, v).sum().backward()` (on a CPU "
+        "the time of single calls), peak memory in MB (10^6 bytes). Short calls take Python longer "
+        "than a GPU, so their ms say more of the host's processor; the GPU's own time is below.\n\n"
         + tables.table(header, lines)
     )
 

@@ -82,6 +82,11 @@ class Doctor(Sweep):
         parts = [
             "Each kernel was called, forward and backward, and its results compared with float64.",
             tables.table(["kernel", *dtypes], lines),
+            "\n".join(
+                f"- forward only: {row['kernel']} {row['dtype']}: {row['backward_reason']}"
+                for row in rows
+                if row.get("backward_reason")
+            ),
             tables.reasons(rows, lambda row: f"{row['kernel']} {row['dtype']}"),
         ]
         return "\n\n".join(part for part in parts if part)
@@ -104,15 +109,15 @@ def _try(kernel: Kernel, cell: KernelCell) -> dict[str, Any]:
     leaves = [x.requires_grad_() for x in (q, k, v)]
     try:
         out = kernel(*leaves)
-    except Exception as error:  # each library refuses with exceptions of its own
+    except NotImplementedError as error:
         raise Unsupported(_line(error)) from error
     results = [out.detach()]
     backward = out.requires_grad
-    why = None
+    why = None if backward else "an operator for inference"
     if backward:
         try:
             results += torch.autograd.grad(out, leaves, grad)
-        except Exception as error:
+        except NotImplementedError as error:
             backward, why = False, _line(error)
     worst = max(relative_error(x, right) for x, right in zip(results, truth, strict=False))
     return {"backward": backward, "backward_reason": why, "error": worst, "right": worst < _RIGHT}

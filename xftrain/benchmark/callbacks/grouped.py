@@ -39,6 +39,7 @@ class Grouped(Sweep):
 
     name = "grouped"
     title = "Head groupings"
+    needs_model = True
 
     def __init__(
         self,

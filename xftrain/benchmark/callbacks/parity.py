@@ -121,7 +121,8 @@ class Parity(Sweep):
         for backend in dict.fromkeys(row["backend"] for row in rows):
             own = [row for row in rows if row["backend"] == backend]
             ran = [row for row in own if row["status"] == "ok"]
-            worst = max((row["worst"] for row in ran), default=None)
+            known = [row["worst"] for row in ran if row["worst"] is not None]
+            worst = max(known, default=None) if len(known) == len(ran) else None
             right = sum(not row["faults"] for row in ran)
             lines.append(
                 [

@@ -35,6 +35,7 @@ class TrainSweep(Sweep):
 
     name = "train_sweep"
     title = "Training steps"
+    needs_model = True
 
     def __init__(
         self,

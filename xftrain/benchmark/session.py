@@ -1,0 +1,167 @@
+"""The sweeps of one run: one after the other, with the same processes and the same rows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from xftrain.benchmark import board, environment, report
+from xftrain.benchmark.cells import Cell, Row
+from xftrain.benchmark.compiling import compile_ahead
+from xftrain.benchmark.matmul import SWEEP as PEAK
+from xftrain.benchmark.matmul import peak_tflops
+from xftrain.benchmark.pool import Pool
+from xftrain.benchmark.progress import Progress
+from xftrain.benchmark.rows import RowStore
+from xftrain.benchmark.tables import STATUS
+from xftrain.benchmark.worker import Job
+
+if TYPE_CHECKING:
+    from xftrain.benchmark.sweep import Context, Sweep
+
+log = logging.getLogger(__name__)
+
+_COMPILE_S = 300.0  # for one kernel on a slow host
+_MAX_PROCESSES, _PROCESS_GIB = 12, 1.0  # side by side on one GPU, and the memory of each
+_FORWARD_SHARE = 2 / 7  # of the operations of forward and backward together
+
+
+def run_sweeps(sweeps: Sequence[Sweep], context: Context) -> None:
+    """Measures what has no row yet; rows, report and TensorBoard grow with every sweep.
+
+    Raises:
+        ConfigError: an option that does not exist, or rows of another machine in the folder.
+        RunError: the rows cannot be written.
+        SystemExit: SIGTERM; the rows so far are kept.
+    """
+    with _sigterm_raised():
+        _Session(sweeps, context).run()
+
+
+class _Session:
+    def __init__(self, sweeps: Sequence[Sweep], context: Context) -> None:
+        self.sweeps, self.context = sweeps, context
+        self.on_gpu = context.device.type == "cuda"
+        self.store = RowStore(context.run_dir, environment.row_fields(context.device))
+        self.shown: dict[str, tuple[type[Sweep], list[Row]]] = {}  # of this run, by sweep
+        self.peaks: set[str] = set()  # products measured in this run
+        for sweep in sweeps:
+            if not sweep.resume:
+                self.store.forget(sweep.name)
+
+    def run(self) -> None:
+        if self.on_gpu:
+            torch.cuda.empty_cache()  # the processes need it
+        jobs = [sweep.checked_jobs(self.context) for sweep in self.sweeps]
+        environment.write(self.context.run_dir, self.context.device)
+        with Pool(
+            self.context.run_dir / "worker.log",
+            device=self.context.device.type,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        ) as pool:
+            if self.on_gpu:
+                todo = [job for listed in jobs for job in self._todo(listed)]
+                compile_ahead(
+                    [cell for job in todo for cell in job.cells],
+                    pool,
+                    timeout_s=_COMPILE_S,
+                    num_workers=self._num_processes(),
+                )
+            for sweep, listed in zip(self.sweeps, jobs, strict=True):
+                self._measure(sweep, listed, pool)
+        log.info("report: %s", self.context.run_dir / "report.md")
+
+    def _todo(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs without the cells that have a row; products where anything is to compare."""
+        kept = self.store.kept()
+        todo = [
+            Job(job.measure, tuple(c for c in job.cells if c.sweep != PEAK and c.key not in kept))
+            for job in jobs
+        ]
+        if not any(job.cells for job in todo):
+            return []
+        products = [job for job in jobs if job.cells[0].sweep == PEAK]
+        return [job for job in products if job.cells[0].key not in self.peaks] + todo
+
+    def _measure(self, sweep: Sweep, jobs: Sequence[Job], pool: Pool) -> None:
+        cells = [cell for job in jobs for cell in job.cells if cell.sweep == sweep.name]
+        kept = self.store.kept()
+        num_kept = sum(cell.key in kept for cell in cells)
+        if num_kept:
+            log.info(
+                "%s: %d of %d cells are in the run folder already; callbacks.%s.resume=false "
+                "measures them again",
+                *(sweep.name, num_kept, len(cells), sweep.name),
+            )
+        with Progress(sweep.name, len(cells), num_kept) as progress:
+            for cell, measured in pool.run(
+                self._todo(jobs),
+                timeout_s=sweep.timeout_s,
+                num_workers=1 if sweep.is_timed or not self.on_gpu else self._num_processes(),
+                on_begin=progress.begin,
+            ):
+                if cell.sweep == PEAK:
+                    self.peaks.add(cell.key)
+                self.store.add(_row(cell, measured, self.store.rows))
+                progress.advance(cell)
+        by_key = {row["cell"]: row for row in self.store.rows}
+        rows = [by_key[cell.key] for cell in cells]
+        self.shown[sweep.name] = (type(sweep), rows)
+        figures = sweep.figures(rows) if rows else {}
+        report.write(self.context.run_dir, self.store.rows, self.shown, sweep.name, figures)
+        peak = peak_tflops(self.store.rows, rows[0].get("dtype") if rows else None)
+        board.log_sweep(self.context, sweep, rows, peak, figures)
+        log.info("%s\n%s", sweep.title, sweep.summary(rows, peak))
+        log.info("%s: %s", sweep.name, count(rows))
+
+    def _num_processes(self) -> int:
+        """Side by side on one GPU: they compile and check, which takes little of it."""
+        free_gib = torch.cuda.mem_get_info(self.context.device)[0] / 2**30
+        most = min(_MAX_PROCESSES, (os.cpu_count() or 2) - 2, int(free_gib / _PROCESS_GIB))
+        return max(1, most)
+
+
+def count(rows: Sequence[Row]) -> str:
+    """How many rows ended how: `58 ok, 2 out of memory`."""
+    statuses = [row["status"] for row in rows]
+    parts = [
+        f"{statuses.count(status)} {words}"
+        for status, words in {"ok": "ok", **STATUS}.items()
+        if status in statuses
+    ]
+    return ", ".join(parts) or "no cells"
+
+
+def _row(cell: Cell, measured: Mapping[str, object], rows: Sequence[Row]) -> Row:
+    """The row of a cell, with what follows from its figures."""
+    row: Row = {"sweep": cell.sweep, "cell": cell.key, **cell.columns, **measured}
+    if row.get("ms") and row.get("gflop"):
+        row["tflops"] = row["gflop"] / row["ms"]
+        row["fwd_tflops"] = row["gflop"] * _FORWARD_SHARE / row["fwd_ms"]
+    if row.get("tflops") and (peak := peak_tflops(rows, row.get("dtype"))):
+        row["peak_share"] = row["tflops"] / peak
+    return row
+
+
+@contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """SIGTERM as an exception, so that the run says how it ended; Lightning's is gone by now."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
