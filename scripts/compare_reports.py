@@ -1,8 +1,9 @@
 """Compares two benchmark reports and flags what became slower or larger than the spread explains.
 
 A time counts as slower where its 10th percentile is above the other's 90th and its median at least
-5 % above the other's; memory where it grew by more than 2 % and 1 MiB; a row that ran, or was right,
-and no longer is counts too. Cells that are gone are named. Exits with 1 where anything is worse.
+5 % above the other's; memory where it grew by more than 2 % and 1 MiB; a row that ran, or was
+right, and no longer is counts too. Cells that are gone are named. Exits with 1 where anything is
+worse.
 
     python scripts/compare_reports.py outputs/before outputs/after [--all]
 """
@@ -22,6 +23,7 @@ Row = dict[str, Any]
 
 SLOWER, LARGER, LARGER_MIB = 1.05, 1.02, 1.0
 TIMES = ("ms", "fwd_ms", "step_ms")
+WORSE = ("SLOWER", "LARGER", "WRONG")
 MEMORY = ("extra_mib", "peak_mib")  # the peak where that is all there is
 
 
@@ -85,10 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     lines, regressions = [], 0
     for key in [key for key in before if key in after]:
         for name, old, new, verdict in compare(before[key], after[key]):
-            is_regression = verdict in ("SLOWER", "LARGER", "WRONG") or verdict.startswith(
-                "ok became"
-            )
-            regressions += is_regression
+            regressions += verdict in WORSE or verdict.startswith("ok became")
             if verdict or args.all:
                 ratio = f"{new / old:.2f} x" if old and new else ""
                 values = ["" if value is None else figure(value) for value in (old, new)]
@@ -99,9 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     for key in gone:
         print(f"only before: {key}")
     both, new_ones = len(before) - len(gone), len(after.keys() - before.keys())
-    print(
-        f"{both} rows in both, {len(gone)} only before, {new_ones} only after; {regressions} worse"
-    )
+    print(f"{both} rows in both, {len(gone)} gone, {new_ones} new; {regressions} worse")
     return int(regressions > 0)
 
 

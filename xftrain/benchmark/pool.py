@@ -80,8 +80,7 @@ class _Child:
         if self._log_file.is_file():
             with self._log_file.open(errors="replace") as log:
                 log.seek(self._log_start)
-                text = log.read().partition("Extension modules:")[0]  # faulthandler's long list
-            tail = " ".join(text[-_LOG_TAIL:].split())
+                tail = _last_words(log.read())
         return f"{said}: {tail}" if tail else said
 
 
@@ -186,6 +185,13 @@ class Pool:
         if text := child.end():
             with self._log_file.open("a") as log:
                 log.write(text)
+
+
+def _last_words(text: str) -> str:
+    """What a dying process says: faulthandler puts the last call first, a traceback last."""
+    _, fatal, stack = text.rpartition("Fatal Python error: ")
+    kept = (fatal + stack)[:_LOG_TAIL] if fatal else text[-_LOG_TAIL:]
+    return " ".join(kept.split())
 
 
 def _receive(child: _Child) -> Message | None:

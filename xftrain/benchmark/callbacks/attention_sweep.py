@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _LENGTHS_CUDA = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 _LENGTHS_CPU = (128, 256, 512, 1024)
 _MB = 2**20 / 1e6
+_LONGEST = "The longest length that fits; backends that compile for each length are left out:"
 _TUTORIAL = ("naive", "xformers")  # the backends of its table, without a mask
 # What its own script printed on an H100 80GB (torch 2.11, xformers 0.0.35): MB, MB, ms, ms.
 _TUTORIAL_H100 = {
@@ -119,10 +120,7 @@ class AttentionSweep(Sweep):
         timed = [row for row in rows if "longest_limit" not in row]
         parts = [
             cls.head(rows),
-            "The longest length that fits (backends that compile for each length are left out):\n\n"
-            + longest_section(rows)
-            if len(timed) < len(rows)
-            else "",
+            f"{_LONGEST}\n\n{longest_section(rows)}" if len(timed) < len(rows) else "",
             "All rows:",
             tables.columns_of(
                 timed,
