@@ -1,10 +1,13 @@
 """How a command ends: its exit code, and the one sentence that it says."""
 
+import csv
 import io
 import json
 import logging
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import types
@@ -16,7 +19,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import xftrain
-from xftrain import cli
+from xftrain import cli, sweeps
 from xftrain.errors import ConfigError, RunError
 from xftrain.overrides import all_groups, normalise
 from xftrain.registry import names
@@ -283,35 +286,103 @@ def test_any_other_exit_keeps_its_code(command, runner):
 # ---- sweeps
 
 
-def test_a_sweep_goes_on_after_a_failing_job_and_ends_with_1(command, runner, tmp_path):
-    runner.errors[16] = RunError("the disk is full.")
+@pytest.fixture
+def jobs(monkeypatch) -> list[list[str]]:
+    """Stands for the processes of a sweep's jobs: notes their arguments and leaves a result."""
+    started: list[list[str]] = []
 
-    ended = command("-m", "seq=8,-1,16,32", "hydra.sweep.dir=sweep")
+    class Process:
+        def __init__(self, code: int) -> None:
+            self.code = code
+
+        def wait(self) -> int:
+            return self.code
+
+    def start(command, cwd):
+        started.append(command[3:])
+        overrides = [word for word in command if re.match(r"(seq|model)", word)]
+        run_dir = Path(re.search(r'hydra.run.dir="(.*)"', " ".join(command))[1])
+        if "seq=13" in overrides:
+            return Process(-9)
+        failed = "seq=16" in overrides
+        result = {
+            "status": "failed" if failed else "completed",
+            "error": "the disk is full." if failed else None,
+            "overrides": overrides,
+            "metrics": {"val/loss": 0.5},
+        }
+        (run_dir / "result.json").write_text(json.dumps(result))
+        return Process(int(failed))
+
+    monkeypatch.setattr(sweeps, "start", start)
+    return started
+
+
+def test_a_sweep_goes_on_after_failing_jobs_and_ends_with_1_and_a_table(command, jobs, tmp_path):
+    ended = command("-m", "seq=8,-1,16,13,32", "hydra.sweep.dir=sweep")
 
     assert ended.code == 1
-    assert [seq for seq, _ in runner.calls] == [8, 16, 32]
+    assert [words[2] for words in jobs] == ["seq=8", "seq=16", "seq=13", "seq=32"]
     assert ended.err.splitlines() == [
         "xftrain: job 1: seq must be an integer >= 1, got -1.",
         "xftrain: job 2: the disk is full.",
-        "xftrain: the sweep has failed jobs, the first of them job 1: "
-        "seq must be an integer >= 1, got -1.",
+        "xftrain: job 3: the process was ended by SIGKILL, as the system does where memory runs "
+        "out",
+        "xftrain: 3 of 5 jobs failed (job 1: seq must be an integer >= 1, got -1); "
+        f"resume_sweep={tmp_path / 'sweep'} runs them again.",
     ]
-    assert _result(tmp_path / "sweep" / "1_seq=-1")["status"] == "refused"
+    with (tmp_path / "sweep" / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["job"], row["status"], row["seq"]) for row in rows] == [
+        ("0", "completed", "8"),
+        ("1", "refused", "-1"),
+        ("2", "failed", "16"),
+        ("3", "crashed", "13"),
+        ("4", "completed", "32"),
+    ]
+    summary = (tmp_path / "sweep" / "summary.md").read_text()
+    assert summary in ended.out and "- job 2: the disk is full." in summary
 
 
-def test_a_sweep_over_a_group_has_flat_folders(command, runner, tmp_path):
-    ended = command("-m", "model.attn=naive,sdpa", "model.ffn=gelu", "hydra.sweep.dir=sweep")
+def test_a_resumed_sweep_runs_what_failed_and_what_is_missing(command, jobs, tmp_path):
+    command("-m", "seq=8,16,13,32", "hydra.sweep.dir=sweep")
+    shutil.rmtree(tmp_path / "sweep" / "3_seq=32")
+    jobs.clear()
+
+    ended = command("resume_sweep=sweep")  # what it ran stands in its multirun.yaml
+
+    assert ended.code == 1
+    assert [words[2] for words in jobs] == ["seq=16", "seq=13", "seq=32"]
+    assert len((tmp_path / "sweep" / "summary.csv").read_text().splitlines()) == 5
+    jobs.clear()
+    command("-m", "seq=8,32", "hydra.sweep.dir=sweep")
+    assert [words[2] for words in jobs] == ["seq=8", "seq=32"]  # not resumed: all of them
+    assert "resume_sweep must be the folder of a sweep" in command("resume_sweep=nowhere").err
+
+
+def test_a_job_gets_the_flags_and_the_folder_of_its_sweep(command, jobs, tmp_path):
+    (tmp_path / "own" / "model" / "attn").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "attn" / "mine.yaml").write_text("name: naive\n")
+    ended = command(
+        *("-m", "--config-dir", "own", "model.attn=mine,sdpa", "model.ffn=gelu"),
+        *("hydra.sweep.dir=a b", "+hydra.job.env_set.X=1"),
+    )
 
     assert (ended.code, ended.err) == (0, "")
-    assert [folder.relative_to(tmp_path).as_posix() for _, folder in runner.calls] == [
-        "sweep/0_model.attn=naive,model.ffn=gelu",
-        "sweep/1_model.attn=sdpa,model.ffn=gelu",
+    place = tmp_path / "a b" / "0_model.attn=mine,model.ffn=gelu"
+    assert jobs[0] == [
+        *("--config-name", "train", "--config-dir", str(tmp_path / "own")),
+        *("model/attn=mine", "model/ffn=gelu", "+hydra.job.env_set.X=1"),
+        *(f'hydra.run.dir="{place}"', "hydra.mode=RUN", "hydra.output_subdir=null"),
     ]
 
 
-def test_flags_may_stand_between_overrides(command, runner):
+def test_flags_may_stand_between_overrides(command, jobs):
     assert command("seq=8", "-m", "model.attn=naive,sdpa", "--config-name", "train").code == 0
-    assert [seq for seq, _ in runner.calls] == [8, 8]
+    assert [words[2:4] for words in jobs] == [
+        ["seq=8", "model/attn=naive"],
+        ["seq=8", "model/attn=sdpa"],
+    ]
 
 
 def test_a_sweep_with_an_unknown_option_runs_no_job(command, runner):

@@ -30,7 +30,7 @@ FLOORS = [
     ["results"],
     ["runner"],
     ["benchmark"],  # its rows of training are runs
-    ["commands"],
+    ["commands", "sweeps"],
     [""],  # xftrain/__init__.py, the public API
     ["cli"],
     ["__main__"],
@@ -38,7 +38,7 @@ FLOORS = [
 
 # Answering --help and refusing a wrong configuration must not wait seconds for these.
 HEAVY = {"torch", "lightning", "torchmetrics", "xformers", "matplotlib", "tensorboard"}
-LIGHT_ROOMS = ["", "registry", "config", "cli", "__main__"]
+LIGHT_ROOMS = ["", "registry", "config", "sweeps", "cli", "__main__"]
 
 # Importing xFormers has traps, so one room does it for the others.
 XFORMERS_ROOM = "attention.xformers_ops"

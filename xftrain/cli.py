@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from xftrain import __version__
+from xftrain import __version__, sweeps
 from xftrain.commands import run
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.errors import ConfigError, RunError
@@ -56,6 +56,7 @@ def main() -> int:
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
             )
             decorate(_job)()
+        return _end_of_sweep()
     except JobFailed as failure:
         return _end(failure.sentence, failure.code)
     except ConfigError as error:
@@ -72,7 +73,6 @@ def main() -> int:
         if stop.code is None:  # and SIGTERM
             return _end("stopped by SIGTERM.", 143)
         raise
-    return 0
 
 
 def _normalised(argv: list[str]) -> list[str]:
@@ -95,22 +95,29 @@ def _normalised(argv: list[str]) -> list[str]:
     config_dirs = [Path(flags.config_dir)] if flags.config_dir else []
     config_dirs += [package / flags.config_path] if flags.config_path else []
     first = [arg for arg in argv if arg not in flags.overrides]
-    return first + normalise_argv(flags.overrides, all_groups(*config_dirs))
+    overrides = sweeps.resumed(flags.overrides)
+    if overrides != flags.overrides and not flags.multirun:
+        first.append("--multirun")
+    return first + normalise_argv(overrides, all_groups(*config_dirs))
 
 
 def _job(cfg: DictConfig) -> float | None:
     """One job: the whole of a run, one of many in a sweep. Returns what a sweeper minimizes."""
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
+    is_sweep = settings.mode == RunMode.MULTIRUN
     try:
         result = _checked_run(cfg, settings, run_dir)
     except Exception as error:
         said = _report(error, run_dir)
-        if settings.mode == RunMode.MULTIRUN:
-            said = f"job {settings.job.num}: {said}"
-            _say(said)
-            raise JobFailed(f"the sweep has failed jobs, the first of them {said}", 1) from error
-        raise JobFailed(said, 2 if isinstance(error, ConfigError) else 1) from error
+        if not is_sweep:
+            raise JobFailed(said, 2 if isinstance(error, ConfigError) else 1) from error
+        result = {"status": "failed", "error": said}
+    if is_sweep:
+        sweeps.write_summary(Path(settings.sweep.dir).absolute())
+        if result["status"] != "completed":
+            _say(f"job {settings.job.num}: {result['error']}")
+            return math.nan  # the other jobs go on; for a sweeper that optimizes, a failed trial
     metrics: dict[str, float] = result.get("metrics", {})
     return metrics.get("val/loss")
 
@@ -127,9 +134,29 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
                 "overrides": list(settings.overrides.task),
                 "run_dir": str(run_dir),
             }
-            (run_dir / "result.json").write_text(json.dumps(refusal, indent=2) + "\n")
+            sweeps.write_json(refusal, run_dir / "result.json")
         raise
+    if settings.mode == RunMode.MULTIRUN:
+        return sweeps.run_job(settings, run_dir)
     return run(cfg, run_dir)
+
+
+def _end_of_sweep() -> int:
+    """The table of a sweep, and 1 if a job of it failed; 0 after a single run."""
+    folder, sweeps.SweepTable.folder = sweeps.SweepTable.folder, None
+    if folder is None or not folder.is_dir():
+        return 0
+    rows = sweeps.write_summary(folder)
+    failed = [row for row in rows if row["status"] != "completed"]
+    sys.stdout.write(f"{sweeps.table(rows)}\n{folder / 'summary.csv'}\n")
+    if failed:
+        first, reason = failed[0]["job"], failed[0]["error"].rstrip(".")
+        return _end(
+            f"{len(failed)} of {len(rows)} jobs failed (job {first}: {reason}); "
+            f"{sweeps.RESUME}={folder} runs them again.",
+            1,
+        )
+    return 0
 
 
 def _report(error: Exception, run_dir: Path) -> str:
@@ -192,7 +219,8 @@ def _wants_traceback() -> bool:
 
 
 def _end(said: str, code: int) -> int:
-    _say(said)
+    if sweeps.JOB not in os.environ:  # of a job, the sweep says it
+        _say(said)
     return code
 
 
