@@ -26,7 +26,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import xftrain
 from tests.attention import test_parity
 from tests.attention.cells import CELLS
-from xftrain import cli
+from xftrain import cli, sweeps
 from xftrain.attention.backends.auto import all_backends
 from xftrain.attention.biases.alibi import Alibi
 from xftrain.attention.folding import folding_reasons
@@ -81,6 +81,9 @@ def _word(cell: str) -> str:
 def _composes(argv: list[str]) -> None:
     """Each job of a command has a configuration without a fault; the files it names are made."""
     flags = get_args_parser().parse_intermixed_args(argv)
+    if [word for word in flags.overrides if word.startswith(f"{sweeps.RESUME}=")]:
+        assert len(flags.overrides) == 1  # what it runs is in the folder
+        return
     own = [Path(flags.config_dir)] if flags.config_dir else []
     typed = normalise_argv(flags.overrides, all_groups(*own))
     for path in [word.partition("=")[2] for word in typed if word.startswith("ckpt=")]:
@@ -175,8 +178,9 @@ def test_the_first_block_is_the_two_commands() -> None:
 def _run(command: str, folder: Path, *more: str, path: Path = ROOT) -> str:
     """What the command prints."""
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+    small = [] if sweeps.RESUME in command else ["batch_tokens=128", "max_steps=3"]
     process = subprocess.run(
-        [*words, "batch_tokens=128", "max_steps=3", *more],
+        [*words, *small, *filter(None, more)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(path)},
         capture_output=True,
@@ -254,12 +258,17 @@ def test_a_run_can_be_continued(
 @pytest.mark.slow
 def test_the_sweep_runs(folder: Path) -> None:
     _run(_command(" -m model.attn="), folder)
-    results = [_result(path.parent) for path in folder.glob("outputs/*/*/*/result.json")]
+    results = [_result(path.parent) for path in folder.glob("outputs/sweep/*/result.json")]
     assert sorted(" ".join(result["overrides"][:2]) for result in results) == [
         f"model/attn={attn} model/ffn={ffn}"
         for attn in ("naive", "sdpa")
         for ffn in ("gelu", "swiglu")
     ]
+    summary = (folder / "outputs" / "sweep" / "summary.csv").read_text()
+    before = {path: path.stat().st_mtime for path in folder.glob("outputs/sweep/*/result.json")}
+    _run(_command(f"{sweeps.RESUME}="), folder, "")
+    assert before == {path: path.stat().st_mtime for path in before}  # all were completed
+    assert len(summary.splitlines()) == 5
 
 
 def test_the_readers_own_option_runs(folder: Path) -> None:

@@ -27,7 +27,7 @@ from xftrain.commands import run
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.errors import ConfigError, RunError
 from xftrain.overrides import all_groups, normalise_argv, sentence
-from xftrain.registry import conf_dir
+from xftrain.registry import conf_dir, measures_times
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +137,19 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
             sweeps.write_json(refusal, run_dir / "result.json")
         raise
     if settings.mode == RunMode.MULTIRUN:
+        _refuse_side_by_side(cfg, settings)
         return sweeps.run_job(settings, run_dir)
     return run(cfg, run_dir)
+
+
+def _refuse_side_by_side(cfg: DictConfig, settings: Any) -> None:
+    launcher = settings.runtime.choices.get("hydra/launcher", "basic")
+    for key, node in (cfg.get("callbacks") or {}).items():
+        if launcher != "basic" and node and measures_times(node.get("name")):
+            raise ConfigError(
+                f"callbacks.{key} measures times, which jobs side by side on one device falsify: "
+                "leave hydra/launcher at basic."
+            )
 
 
 def _end_of_sweep() -> int:

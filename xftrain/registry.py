@@ -64,6 +64,12 @@ def names(group: str) -> list[str]:
     return sorted(file.stem for file in files if _find(group, file.stem))
 
 
+def measures_times(name: str | None) -> bool:
+    """Whether this callback is a sweep of the benchmark."""
+    found = _find("callbacks", name) if name else None
+    return found is not None and found[0].startswith("xftrain.benchmark.")
+
+
 def schema(group: str, name: str) -> dict[str, Field]:
     """The fields of an option, by name, those that its whole group shares included."""
     return SHARED_FIELDS.get(group, {}) | fields_of(*_module_and_class(group, name))

@@ -21,13 +21,23 @@ from xftrain.results import folder_of, recorded, say_how_it_went
 from xftrain.training import hardware
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
-from xftrain.training.checkpoint import checkpoint_to_load
+from xftrain.training.checkpoint import checkpoint_to_load, flat
+from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule
 from xftrain.training.quiet import quiet_lightning
 from xftrain.training.text import log_text
 from xftrain.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
+
+_NO_HPARAMS = ("callbacks", "logger", "ckpt", "tags")
+_HPARAM_METRICS = (
+    "val/loss",
+    "val/accuracy",
+    "train/loss",
+    "speed/tokens_per_s",
+    "memory/peak_mib",
+)
 
 
 def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
@@ -116,15 +126,26 @@ def _train(options: dict[str, Any], run_dir: Path, result: dict[str, Any]) -> No
     )
     log_text(loggers, "kernel", kernel)
     log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(options)))
+    boards = [logger for logger in loggers if isinstance(logger, TensorBoard)]
+    for board in boards:
+        board.begin_hparams(_hparams(options), _HPARAM_METRICS)
     try:
         trainer.fit(module, ckpt_path=ckpt, weights_only=True)
         result["metrics"] = _finish(trainer, module)
+        for board in boards:
+            board.end_hparams()
+            board.save()
     finally:
         result["steps"] = trainer.global_step
         result["metrics"] = result["metrics"] or dict(module.latest)  # of a run that was cut off
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
         speeds = [c.typical_tokens_per_s() for c in callbacks if isinstance(c, Metrics)]
         result["tokens_per_s"] = next(iter(speeds), None)
+
+
+def _hparams(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is made of, by dotted keys; the same keys in every run with the same options."""
+    return flat({key: value for key, value in options.items() if key not in _NO_HPARAMS})
 
 
 def _finish(trainer: pl.Trainer, module: TrainingModule) -> dict[str, float]:

@@ -141,7 +141,7 @@ def _first_line(error: Exception) -> str:
 
 def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Keys whose values differ, as `optim.lr 0.003 -> 1e-05`; `ckpt` itself is no difference."""
-    before, after = (_flat(config) for config in (saved, current))
+    before, after = (flat(config) for config in (saved, current))
     return [
         f"{key} {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
@@ -149,11 +149,12 @@ def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -
     ]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration by their dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:  # a tuple is saved as it is and typed as a list
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -1,8 +1,13 @@
 """Events for TensorBoard, in the run folder itself, so that one `--logdir outputs` shows all."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 
 class TensorBoard(TensorBoardLogger):
@@ -10,3 +15,26 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False)
+
+    def begin_hparams(self, options: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Tells the HParams tab what the run is made of; a run that is cut off is there too.
+
+        Only the records: Lightning's `log_hyperparams` would also write a point for each metric,
+        of a value that nobody measured. The tab shows the last point of each metric instead.
+        """
+        self._hparams = (_plain(options), dict.fromkeys(metrics, 0.0))
+        experiment, start, _ = hparams(*self._hparams)
+        for record in (experiment, start):
+            self.experiment._get_file_writer().add_summary(record)
+
+    def end_hparams(self) -> None:
+        """Tells it that the run came to its end."""
+        self.experiment._get_file_writer().add_summary(hparams(*self._hparams)[2])
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Values that the tab can show."""
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in options.items()
+    }
