@@ -1,0 +1,54 @@
+"""Every experiment on disk composes, and trains where it is made small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xftrain import compose, run
+from xftrain.config import validate
+from xftrain.errors import ConfigError
+from xftrain.registry import conf_dir
+
+NAMES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+SMALL = ["max_steps=2", "batch_tokens=128", "trainer.precision=32-true", "compile=false"]
+MORE = {
+    "tutorial": ["data.batch_size=2"],
+    "text_124m": [
+        "model.dim=48",
+        "model.num_heads=4",
+        "model.num_layers=1",
+        "seq=64",
+        "data.vocab_size=300",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_trains(tmp_path: Path, name: str) -> None:
+    (tmp_path / "corpus.txt").write_text("a line of text, and another one\n" * 500)
+    text = [f"data.path={tmp_path / 'corpus.txt'}"] if name.startswith("text") else []
+    cfg = compose(f"experiment={name}", *SMALL, *MORE.get(name, []), *text)
+    assert run(cfg, tmp_path / "run")["steps"] == 2
+
+
+def test_the_command_line_beats_an_experiment() -> None:
+    cfg = compose("experiment=alibi_gqa", "model.bias=causal", "seq=32")
+    assert (cfg.model.bias.name, cfg.model.heads.name, cfg.seq) == ("causal", "gqa", 32)
+
+
+def test_the_tutorials_experiment_is_the_tutorials_loop() -> None:
+    options = validate(compose("experiment=tutorial"))
+    model, optim, trainer = (options[name] for name in ("model", "optim", "trainer"))
+    sizes = (model["dim"], model["num_layers"], model["num_heads"], model["ffn"]["hidden_dim"])
+    assert sizes == (128, 3, 8, 4 * 128) and not model["tie_embeddings"]
+    assert (options["seq"], options["data"]["batch_size"], options["max_steps"]) == (63, 64, 400)
+    assert (optim["lr"], optim["schedule"], optim["warmup_steps"]) == (3e-3, "constant", 0)
+    assert (trainer["precision"], trainer["gradient_clip_val"]) == ("16-mixed", None)
+
+
+def test_an_experiment_that_needs_a_path_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.path has no value"):
+        run(compose("experiment=text_124m"), tmp_path)
