@@ -298,12 +298,15 @@ def jobs(monkeypatch) -> list[list[str]]:
         def wait(self) -> int:
             return self.code
 
-    def start(command, cwd):
+    def start(command, cwd, last_words):
         started.append(command[3:])
         overrides = [word for word in command if re.match(r"(seq|model)", word)]
-        run_dir = Path(re.search(r'hydra.run.dir="(.*)"', " ".join(command))[1])
+        run_dir = Path(re.search(r'hydra.run.dir="(.*?)"', " ".join(command))[1])
         if "seq=13" in overrides:
             return Process(-9)
+        if "seq=14" in overrides:  # it could not even make its folder
+            last_words.write_text("the run folder cannot be made.")
+            return Process(1)
         failed = "seq=16" in overrides
         result = {
             "status": "failed" if failed else "completed",
@@ -319,16 +322,17 @@ def jobs(monkeypatch) -> list[list[str]]:
 
 
 def test_a_sweep_goes_on_after_failing_jobs_and_ends_with_1_and_a_table(command, jobs, tmp_path):
-    ended = command("-m", "seq=8,-1,16,13,32", "hydra.sweep.dir=sweep")
+    ended = command("-m", "seq=8,-1,16,13,14,32", "hydra.sweep.dir=sweep")
 
     assert ended.code == 1
-    assert [words[2] for words in jobs] == ["seq=8", "seq=16", "seq=13", "seq=32"]
+    assert [words[2] for words in jobs] == ["seq=8", "seq=16", "seq=13", "seq=14", "seq=32"]
     assert ended.err.splitlines() == [
         "xftrain: job 1: seq must be an integer >= 1, got -1.",
         "xftrain: job 2: the disk is full.",
         "xftrain: job 3: the process was ended by SIGKILL, as the system does where memory runs "
-        "out",
-        "xftrain: 3 of 5 jobs failed (job 1: seq must be an integer >= 1, got -1); "
+        "out and left no result",
+        "xftrain: job 4: the run folder cannot be made.",
+        "xftrain: 4 of 6 jobs failed (job 1: seq must be an integer >= 1, got -1); "
         f"resume_sweep={tmp_path / 'sweep'} runs them again.",
     ]
     with (tmp_path / "sweep" / "summary.csv").open(newline="") as file:
@@ -338,7 +342,8 @@ def test_a_sweep_goes_on_after_failing_jobs_and_ends_with_1_and_a_table(command,
         ("1", "refused", "-1"),
         ("2", "failed", "16"),
         ("3", "crashed", "13"),
-        ("4", "completed", "32"),
+        ("4", "crashed", "14"),
+        ("5", "completed", "32"),
     ]
     summary = (tmp_path / "sweep" / "summary.md").read_text()
     assert summary in ended.out and "- job 2: the disk is full." in summary
@@ -355,9 +360,62 @@ def test_a_resumed_sweep_runs_what_failed_and_what_is_missing(command, jobs, tmp
     assert [words[2] for words in jobs] == ["seq=16", "seq=13", "seq=32"]
     assert len((tmp_path / "sweep" / "summary.csv").read_text().splitlines()) == 5
     jobs.clear()
-    command("-m", "seq=8,32", "hydra.sweep.dir=sweep")
+    again = command("-m", "seq=8,32", "hydra.sweep.dir=sweep")
     assert [words[2] for words in jobs] == ["seq=8", "seq=32"]  # not resumed: all of them
+    assert again.code == 0  # what an earlier sweep left in the folder is no job of this one
+    assert len((tmp_path / "sweep" / "summary.csv").read_text().splitlines()) == 3
     assert "resume_sweep must be the folder of a sweep" in command("resume_sweep=nowhere").err
+
+
+def test_a_resumed_sweep_is_the_same_command(command, jobs, tmp_path):
+    place = ['hydra.sweep.dir="a (b), c"', "hydra.sweep.subdir=j${hydra.job.num}"]
+    command("-m", "--config-name", "benchmark", "seq=8,16", *place)
+    names = ["--config-name", "benchmark"]
+    assert [words[:3] for words in jobs] == [[*names, "seq=8"], [*names, "seq=16"]]
+    jobs.clear()
+
+    ended = command("resume_sweep=a (b), c")
+
+    assert [words[:3] for words in jobs] == [[*names, "seq=16"]]
+    assert "'resume_sweep=" in ended.err  # quoted for the shell
+    command("-m", "--config-dir", str(tmp_path), "seq=8,13", "hydra.sweep.dir=own")
+    assert "repeat its whole command" in command("resume_sweep=own").err
+    assert command("-m", "--config-dir", str(tmp_path), "seq=8,13", "resume_sweep=own").code == 1
+
+
+def test_side_by_side_a_benchmark_is_refused(command, jobs, monkeypatch):
+    # its sweeps measure times; a job that is refused is a row like any other
+    monkeypatch.setattr(cli, "_refuse_side_by_side", _refuse)
+    ended = command("-m", "seq=8,16", "hydra.sweep.dir=sweep")
+    assert ended.code == 1 and jobs == [] and "2 of 2 jobs failed" in ended.err
+
+
+def _refuse(cfg, settings):
+    raise ConfigError("callbacks.alibi measures times.")
+
+
+def test_sigterm_ends_the_job_and_then_the_sweep(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xftrain", "-m", "seed=1,2", "max_steps=100000", "model.attn=naive"]
+        + ["data.stop_at_accuracy=null", "hydra.sweep.dir=sweep", "batch_tokens=128"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    line = ""
+    while "step 20/" not in line:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 143 and said == "xftrain: stopped by SIGTERM.\n"
+    (job,) = (tmp_path / "sweep").glob("0_*")
+    assert _result(job)["status"] == "stopped"  # it was told, and saved
+    assert (job / "checkpoints" / "last.ckpt").is_file()
+    assert "stopped" in (tmp_path / "sweep" / "summary.csv").read_text()
 
 
 def test_a_job_gets_the_flags_and_the_folder_of_its_sweep(command, jobs, tmp_path):
@@ -373,7 +431,8 @@ def test_a_job_gets_the_flags_and_the_folder_of_its_sweep(command, jobs, tmp_pat
     assert jobs[0] == [
         *("--config-name", "train", "--config-dir", str(tmp_path / "own")),
         *("model/attn=mine", "model/ffn=gelu", "+hydra.job.env_set.X=1"),
-        *(f'hydra.run.dir="{place}"', "hydra.mode=RUN", "hydra.output_subdir=null"),
+        *(f'hydra.run.dir="{place}"', f'hydra.sweep.dir="{place.parent}"'),
+        *("hydra.job.num=0", 'hydra.job.id="0"', "hydra.mode=RUN", "hydra.output_subdir=null"),
     ]
 
 

@@ -10,6 +10,8 @@ import io
 import logging
 import math
 import os
+import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -26,7 +28,8 @@ from xftrain import __version__, sweeps
 from xftrain.commands import run
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.errors import ConfigError, RunError
-from xftrain.overrides import all_groups, normalise_argv, sentence
+from xftrain.overrides import all_groups, as_typed, normalise_argv, sentence
+from xftrain.processes import die_with_parent, sigterm_raised
 from xftrain.registry import conf_dir, measures_times
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,9 @@ log = logging.getLogger(__name__)
 # Set beside Hydra's HYDRA_FULL_ERROR where main() set that one rather than the user, so that child
 # processes, which inherit both, know as well.
 _QUIET = "XFTRAIN_QUIET_ERRORS"
+
+
+_last_words: Path | None = None  # of a sweep's job: the file for its sentence
 
 
 class JobFailed(Exception):
@@ -46,6 +52,11 @@ class JobFailed(Exception):
 
 def main() -> int:
     """Runs the command in `sys.argv` and returns its exit code."""
+    global _last_words
+    words = os.environ.pop(sweeps.JOB, None)  # not for the commands that this one may start
+    _last_words = Path(words) if words else None
+    if words:
+        die_with_parent(signal.SIGTERM)
     if "--version" in sys.argv[1:]:
         sys.stdout.write(f"xftrain {__version__}\n")
         return 0
@@ -73,6 +84,8 @@ def main() -> int:
         if stop.code is None:  # and SIGTERM
             return _end("stopped by SIGTERM.", 143)
         raise
+    finally:
+        sweeps.SweepTable.folder = None
 
 
 def _normalised(argv: list[str]) -> list[str]:
@@ -95,31 +108,52 @@ def _normalised(argv: list[str]) -> list[str]:
     config_dirs = [Path(flags.config_dir)] if flags.config_dir else []
     config_dirs += [package / flags.config_path] if flags.config_path else []
     first = [arg for arg in argv if arg not in flags.overrides]
-    overrides = sweeps.resumed(flags.overrides)
-    if overrides != flags.overrides and not flags.multirun:
-        first.append("--multirun")
-    return first + normalise_argv(overrides, all_groups(*config_dirs))
+    rest = sweeps.resumed(flags.overrides, has_flags=bool(flags.config_name or config_dirs))
+    return first + normalise_argv(rest, all_groups(*config_dirs))
 
 
 def _job(cfg: DictConfig) -> float | None:
     """One job: the whole of a run, one of many in a sweep. Returns what a sweeper minimizes."""
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
-    is_sweep = settings.mode == RunMode.MULTIRUN
+    if settings.mode == RunMode.MULTIRUN:
+        return _one_of_many(cfg, settings, run_dir)
     try:
         result = _checked_run(cfg, settings, run_dir)
     except Exception as error:
         said = _report(error, run_dir)
-        if not is_sweep:
-            raise JobFailed(said, 2 if isinstance(error, ConfigError) else 1) from error
-        result = {"status": "failed", "error": said}
-    if is_sweep:
-        sweeps.write_summary(Path(settings.sweep.dir).absolute())
-        if result["status"] != "completed":
-            _say(f"job {settings.job.num}: {result['error']}")
-            return math.nan  # the other jobs go on; for a sweeper that optimizes, a failed trial
+        raise JobFailed(said, 2 if isinstance(error, ConfigError) else 1) from error
     metrics: dict[str, float] = result.get("metrics", {})
     return metrics.get("val/loss")
+
+
+def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
+    """A job of a sweep: whatever becomes of it, the others go on."""
+    run_dir = Path(settings.runtime.cwd) / run_dir
+    sweeps.note_job(settings, run_dir)
+    try:
+        with sigterm_raised():
+            _refuse_side_by_side(cfg, settings)
+            result = _checked_run(cfg, settings, run_dir)
+    except Exception as error:
+        result = {
+            "status": "refused" if isinstance(error, ConfigError) else "failed",
+            "error": _report(error, run_dir),
+            "overrides": as_typed(settings.overrides.task),
+            "run_dir": str(run_dir),
+        }
+        sweeps.write_json(result, run_dir / "result.json")
+    finally:
+        sweeps.write_summary(sweeps.folder_of(settings))
+    if result["status"] == "completed":
+        metrics: dict[str, float] = result["metrics"]
+        return metrics.get("val/loss")
+    _say(f"job {settings.job.num}: {result['error']}")
+    if settings.runtime.choices.get("hydra/sweeper", "basic") == "basic":
+        return None
+    # the worst there is, for a sweeper that learns from it and would end at an error
+    maximizes = "MAXIMIZE" in str(settings.sweeper.get("direction")).upper()
+    return -math.inf if maximizes else math.inf
 
 
 def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any]:
@@ -131,13 +165,12 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
             refusal = {
                 "status": "refused",
                 "error": str(error),
-                "overrides": list(settings.overrides.task),
+                "overrides": as_typed(settings.overrides.task),
                 "run_dir": str(run_dir),
             }
             sweeps.write_json(refusal, run_dir / "result.json")
         raise
     if settings.mode == RunMode.MULTIRUN:
-        _refuse_side_by_side(cfg, settings)
         return sweeps.run_job(settings, run_dir)
     return run(cfg, run_dir)
 
@@ -154,7 +187,7 @@ def _refuse_side_by_side(cfg: DictConfig, settings: Any) -> None:
 
 def _end_of_sweep() -> int:
     """The table of a sweep, and 1 if a job of it failed; 0 after a single run."""
-    folder, sweeps.SweepTable.folder = sweeps.SweepTable.folder, None
+    folder = sweeps.SweepTable.folder
     if folder is None or not folder.is_dir():
         return 0
     rows = sweeps.write_summary(folder)
@@ -164,7 +197,7 @@ def _end_of_sweep() -> int:
         first, reason = failed[0]["job"], failed[0]["error"].rstrip(".")
         return _end(
             f"{len(failed)} of {len(rows)} jobs failed (job {first}: {reason}); "
-            f"{sweeps.RESUME}={folder} runs them again.",
+            f"{shlex.quote(f'{sweeps.RESUME}={folder}')} runs them again.",
             1,
         )
     return 0
@@ -230,8 +263,10 @@ def _wants_traceback() -> bool:
 
 
 def _end(said: str, code: int) -> int:
-    if sweeps.JOB not in os.environ:  # of a job, the sweep says it
+    if _last_words is None:
         _say(said)
+    else:  # of a job, the sweep says it
+        _last_words.write_text(said, encoding="utf-8")
     return code
 
 

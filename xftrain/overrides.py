@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Set
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -62,6 +62,12 @@ def normalise(override: str, groups: Set[str]) -> str:
 def normalise_argv(argv: Iterable[str], groups: Set[str]) -> list[str]:
     """Command-line arguments with dotted group overrides made slashed; flags pass unchanged."""
     return [arg if arg.startswith("-") else normalise(arg, groups) for arg in argv]
+
+
+def as_typed(overrides: Any) -> list[str]:
+    """Hydra's list of overrides as plain words, `${...}` in them left as it is."""
+    plain = OmegaConf.to_container(overrides, resolve=False)
+    return [str(override) for override in plain] if isinstance(plain, list) else []
 
 
 def slug(text: str) -> str:

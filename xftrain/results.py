@@ -19,6 +19,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from xftrain.errors import ConfigError, RunError
+from xftrain.overrides import as_typed
 from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
 def _overrides() -> list[str]:
     if not HydraConfig.initialized():
         return []
-    return [str(override) for override in HydraConfig.get().overrides.task]
+    return as_typed(HydraConfig.get().overrides.task)
 
 
 def _versions() -> dict[str, str]:

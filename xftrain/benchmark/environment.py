@@ -28,6 +28,7 @@ def row_fields(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "xformers": _version("xformers"),
         "xftrain": __version__,
+        "deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
         "date": datetime.now().strftime("%Y-%m-%d"),
     }
 

@@ -84,6 +84,8 @@ def heat_map(rows: Sequence[Row], field: str, label: str) -> Figure:
             row = found.get((backend, bias), {"status": ""})
             is_number = np.isfinite(values[y, x])
             text = figure(values[y, x]) if is_number else STATUS.get(row["status"], "-")
+            if row["status"] == "ok" and not is_number and field in row:
+                text = "inf"
             dark = is_number and values[y, x] > 0.6 * highest
             axis.text(x, y, text, ha="center", va="center", color="white" if dark else "#222222")
     axis.set_title(label, loc="left", fontsize=10)

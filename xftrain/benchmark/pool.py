@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.worker import Job, Message, serve
+from xftrain.processes import cause_of_death
 
 _START_S = 300.0  # imports on a slow disk
 _STARTS = 3  # tries to start a process, before a job is given up
@@ -48,12 +48,11 @@ class _Child:
         self.deadline = time.monotonic() + timeout_s
         return True
 
-    def begin(self, index: int) -> None:
+    def begin(self, index: int, log_bytes: int) -> None:
         """Lays what happens from here on to that cell."""
         if self.current != index:
             self.notes = {}
-        self.current = index
-        self._log_start = self._log_file.stat().st_size if self._log_file.is_file() else 0
+        self.current, self._log_start = index, log_bytes
 
     def end(self) -> str:
         """Ends the process; what it printed, for the log of them all."""
@@ -69,13 +68,7 @@ class _Child:
     def cause_of_death(self) -> str:
         """How the process ended, and what it printed last of the cell under way."""
         self.process.join(5)
-        code = self.process.exitcode
-        if code is not None and code < 0:
-            said = f"the process was ended by {signal.Signals(-code).name}"
-            if -code == signal.SIGKILL:
-                said += ", as the system does where memory runs out"
-        else:
-            said = f"the process ended with code {code}"
+        said = cause_of_death(self.process.exitcode)
         tail = ""
         if self._log_file.is_file():
             with self._log_file.open(errors="replace") as log:
@@ -136,6 +129,7 @@ class Pool:
                 row: Row
                 if child.connection in awake:
                     if (message := _receive(child)) is not None:
+                        self._num_failed *= not child.is_ready
                         yield from _heed(child, message, timeout_s, on_begin)
                         continue
                     row = {"status": "crashed", "reason": child.cause_of_death()}
@@ -164,8 +158,6 @@ class Pool:
 
     def _bury(self, child: _Child, row: Row, waiting: deque[Job]) -> Iterator[tuple[Cell, Row]]:
         """The row of the cell that ended the process; its other cells go to the next one."""
-        if child.is_ready:
-            self._num_failed = 0
         if child.job is None:
             self._num_failed += not child.is_ready
             # it died while it started; after some more the next will not fare better
@@ -217,7 +209,7 @@ def _heed(
         assert child.job is not None
         if child.current != index:
             on_begin(child.job.cells[index])
-        child.begin(index)
+        child.begin(index, fields["log_bytes"])
     elif kind == "note":
         child.notes = fields
     else:

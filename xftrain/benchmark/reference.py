@@ -100,7 +100,7 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
 
 def ratio(error: float, size: float) -> float:
     """One through the other; an error that is no number, or of something that is 0, is infinite."""
-    if math.isnan(error) or math.isnan(size):
+    if not math.isfinite(error) or not math.isfinite(size):
         return math.inf
     if size == 0:
         return 0.0 if error == 0 else math.inf

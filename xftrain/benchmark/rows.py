@@ -14,7 +14,8 @@ from xftrain.benchmark.cells import Row
 from xftrain.errors import ConfigError, RunError
 
 FILE = "rows.jsonl"
-_SAME = ("device", "host", "torch", "xformers", "xftrain")  # of rows that may stand together
+# Of rows that may stand together.
+_SAME = ("device", "host", "torch", "xformers", "xftrain", "deterministic")
 KEPT = ("ok", "unsupported", "oom")  # what a sweep that is run again does not measure again
 
 

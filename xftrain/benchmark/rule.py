@@ -87,7 +87,7 @@ def judge(
         atol, rtol = (FORWARD_TOLERANCE if name == "out" else BACKWARD_TOLERANCE)[dtype]
         if not torch.allclose(mine.double(), right, atol=atol, rtol=rtol):
             verdict.faults.append(f"{name} is outside xFormers' tolerances {atol:g}, {rtol:g}")
-        if error > LIMIT * torchs:
+        if not error <= LIMIT * torchs:
             times = ratio(error, torchs)
             verdict.faults.append(
                 f"the error of {name}, {error:.2e}, is {times:.1f} x torch's {torchs:.2e}"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +19,7 @@ from xftrain.benchmark.progress import Progress
 from xftrain.benchmark.rows import RowStore
 from xftrain.benchmark.tables import STATUS
 from xftrain.benchmark.worker import Job
+from xftrain.processes import sigterm_raised
 
 if TYPE_CHECKING:
     from xftrain.benchmark.sweep import Context, Sweep
@@ -41,7 +39,7 @@ def run_sweeps(sweeps: Sequence[Sweep], context: Context) -> None:
         RunError: the rows cannot be written.
         SystemExit: SIGTERM; the rows so far are kept.
     """
-    with _sigterm_raised():
+    with sigterm_raised():
         _Session(sweeps, context).run()
 
 
@@ -148,20 +146,3 @@ def _row(cell: Cell, measured: Mapping[str, object], rows: Sequence[Row]) -> Row
     if row.get("tflops") and (peak := peak_tflops(rows, row.get("dtype"))):
         row["peak_share"] = row["tflops"] / peak
     return row
-
-
-@contextmanager
-def _sigterm_raised() -> Iterator[None]:
-    """SIGTERM as an exception, so that the run says how it ended; Lightning's is gone by now."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import gc
 import os
@@ -20,12 +19,11 @@ import torch
 
 from xftrain.benchmark.cells import Cell, Status
 from xftrain.errors import ConfigError
+from xftrain.processes import die_with_parent
 
 T = TypeVar("T")
 # ready, begin, note, row or done; the index of the cell; fields
 Message = tuple[str, int, dict[str, Any]]
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Unsupported(Exception):
@@ -57,7 +55,9 @@ class Reporter:
 
     def begin(self, index: int) -> None:
         """From here on, what happens to this process is laid to that cell."""
-        self._send("begin", index, {})
+        sys.stdout.flush()
+        # what the log has by now is not of this cell
+        self._send("begin", index, {"log_bytes": os.fstat(1).st_size})
 
     def note(self, index: int, **fields: Any) -> None:
         """A sign of life, and fields for the row should this process end before it has one."""
@@ -109,7 +109,7 @@ def free_memory() -> None:
 
 def serve(connection: Connection, log_file: str, device: str, deterministic: bool) -> None:
     """Measures one job after the other until the parent hangs up."""
-    _die_with_parent()
+    die_with_parent(signal.SIGKILL)
     # a kernel or two at a time are compiled: starting threads for more takes longer than they save
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
@@ -133,11 +133,6 @@ def serve(connection: Connection, log_file: str, device: str, deterministic: boo
             return  # a new process goes on
         free_memory()
         connection.send(("done", -1, {}))
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _write_output_to(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -170,6 +171,7 @@ def _gain(rows: Sequence[Row]) -> list[str]:
 def _verdict(row: Row) -> str:
     if row["status"] != "ok" or "error_packed" not in row:
         return "-"
-    if row["error_packed"] is None or row["error_alone"] is None:  # JSON has no infinity
+    errors = [row["error_packed"], row["error_alone"]]
+    if any(error is None or not math.isfinite(error) for error in errors):  # JSON has no infinity
         return "WRONG"
     return "right" if row["error_packed"] <= _LIMIT * row["error_alone"] else "WRONG"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from itertools import product
@@ -152,7 +153,7 @@ class Parity(Sweep):
         worst: dict[tuple[str, str], Row] = {}
         for row in rows:
             place = (row["backend"], row["bias"])
-            if place not in worst or (row.get("worst") or 0) > (worst[place].get("worst") or 0):
+            if place not in worst or _size(row) > _size(worst[place]):
                 worst[place] = row
         label = "worst error as a multiple of torch's (at most 2 is right)"
         return {"errors": heat_map(list(worst.values()), "worst", label)}
@@ -190,6 +191,13 @@ def _documents(length: int) -> tuple[int, ...]:
     ends = [round(length * sum(_PACKED[: n + 1]) / sum(_PACKED)) for n in range(len(_PACKED))]
     lengths = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     return tuple(n for n in lengths if n)
+
+
+def _size(row: Row) -> float:
+    """The worst error: an infinite one, which is none in a file, above all others."""
+    if row["status"] != "ok":
+        return -1.0
+    return math.inf if row["worst"] is None else float(row["worst"])
 
 
 def _verdict(row: Row) -> str:

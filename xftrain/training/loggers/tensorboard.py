@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 
@@ -16,6 +17,7 @@ class TensorBoard(TensorBoardLogger):
     def __init__(self, run_dir: Path) -> None:
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False)
 
+    @rank_zero_only
     def begin_hparams(self, options: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """Tells the HParams tab what the run is made of; a run that is cut off is there too.
 
@@ -27,6 +29,7 @@ class TensorBoard(TensorBoardLogger):
         for record in (experiment, start):
             self.experiment._get_file_writer().add_summary(record)
 
+    @rank_zero_only
     def end_hparams(self) -> None:
         """Tells it that the run came to its end."""
         self.experiment._get_file_writer().add_summary(hparams(*self._hparams)[2])
