@@ -270,7 +270,7 @@ def test_sigterm_in_a_sweep_ends_with_143_and_says_so(tmp_path: Path) -> None:
         text=True,
     )
     for _ in range(600):
-        if (run_dir / "environment.json").is_file():
+        if (run_dir / "rows.jsonl").is_file():
             break
         time.sleep(0.1)
     process.terminate()

@@ -29,7 +29,12 @@ class _Child:
         self.process = context.Process(
             target=serve, args=(theirs, str(log_file), device, deterministic), daemon=True
         )
-        self.process.start()
+        try:
+            self.process.start()
+        except BaseException:  # SIGTERM, say: nobody else knows of the process yet
+            if self.process.pid is not None:
+                self.process.kill()
+            raise
         theirs.close()
         self.is_ready = False
         self.job: Job | None = None
