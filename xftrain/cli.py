@@ -28,7 +28,7 @@ from xftrain import __version__, sweeps
 from xftrain.commands import run
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.errors import ConfigError, RunError
-from xftrain.overrides import all_groups, as_typed, normalise_argv, sentence
+from xftrain.overrides import all_groups, normalise_argv, sentence
 from xftrain.processes import die_with_parent, sigterm_raised
 from xftrain.registry import conf_dir, measures_times
 
@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 # Set beside Hydra's HYDRA_FULL_ERROR where main() set that one rather than the user, so that child
 # processes, which inherit both, know as well.
 _QUIET = "XFTRAIN_QUIET_ERRORS"
-
-
 _last_words: Path | None = None  # of a sweep's job: the file for its sentence
 
 
@@ -134,15 +132,12 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
     try:
         with sigterm_raised():
             _refuse_side_by_side(cfg, settings)
-            result = _checked_run(cfg, settings, run_dir)
+            refuse_merged(settings)
+            validate(cfg)
+            result = sweeps.run_job(settings, run_dir)
     except Exception as error:
-        result = {
-            "status": "refused" if isinstance(error, ConfigError) else "failed",
-            "error": _report(error, run_dir),
-            "overrides": as_typed(settings.overrides.task),
-            "run_dir": str(run_dir),
-        }
-        sweeps.write_json(result, run_dir / "result.json")
+        status = "refused" if isinstance(error, ConfigError) else "failed"
+        result = sweeps.write_end(status, _report(error, run_dir), settings, run_dir)
     finally:
         sweeps.write_summary(sweeps.folder_of(settings))
     if result["status"] == "completed":
@@ -162,16 +157,8 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         validate(cfg)
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            refusal = {
-                "status": "refused",
-                "error": str(error),
-                "overrides": as_typed(settings.overrides.task),
-                "run_dir": str(run_dir),
-            }
-            sweeps.write_json(refusal, run_dir / "result.json")
+            sweeps.write_end("refused", str(error), settings, run_dir)
         raise
-    if settings.mode == RunMode.MULTIRUN:
-        return sweeps.run_job(settings, run_dir)
     return run(cfg, run_dir)
 
 

@@ -9,9 +9,8 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from xftrain.errors import ConfigError, RunError
+from xftrain.files import replace_text
 from xftrain.overrides import as_typed
-from xftrain.version import __version__
+from xftrain.version import __version__, installed
 
 log = logging.getLogger(__name__)
 
-_PACKAGES = ("xftrain", "torch", "xformers", "lightning", "hydra-core", "omegaconf")
+_PACKAGES = ("xformers", "lightning", "hydra-core", "omegaconf")
 
 
 def status_after(error: BaseException) -> str:
@@ -99,15 +99,12 @@ def _overrides() -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    versions["xftrain"] = __version__  # of this code, installed or not
-    versions["torch"] = torch.__version__  # names the build: +cpu, +cu130
-    return versions
+    return {
+        "python": platform.python_version(),
+        "xftrain": __version__,  # of this code, installed or not
+        "torch": torch.__version__,  # names the build: +cpu, +cu130
+        **{package: installed(package) for package in _PACKAGES},
+    }
 
 
 def write_result(result: Mapping[str, Any], run_dir: Path) -> None:
@@ -120,13 +117,10 @@ def write_result(result: Mapping[str, Any], run_dir: Path) -> None:
         **result,
         "metrics": {name: _json_number(value) for name, value in result["metrics"].items()},
     }
-    partial = run_dir / ".result.json.partial"
+    text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
     try:
-        partial.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(run_dir / "result.json")
+        replace_text(run_dir / "result.json", text)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise RunError(
             f"{run_dir / 'result.json'} could not be written ({error}): free space on its disk or "
             "choose another hydra.run.dir."

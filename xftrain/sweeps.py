@@ -19,15 +19,16 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from xftrain import markdown
 from xftrain.errors import ConfigError
+from xftrain.files import replace_text
 from xftrain.overrides import as_typed
 from xftrain.processes import cause_of_death
 from xftrain.registry import conf_dir
 
 RESUME = "resume_sweep"  # the override that goes on with a sweep
-JOB = (
-    "XFTRAIN_SWEEP_JOB"  # in a job's process: the file for its last sentence, which the sweep says
-)
+# In a job's process: the file for its last sentence, which the sweep says.
+JOB = "XFTRAIN_SWEEP_JOB"
 _RESUMED = "XFTRAIN_RESUMED_SWEEP"  # in the sweep's processes, whoever starts them
 _RECORD, _JOBS = ".sweep.json", ".jobs"  # what a sweep runs; a file for each of its jobs
 _OWN = ("command-line", "hydra.searchpath in main", "hydra.searchpath in command-line")
@@ -101,14 +102,21 @@ def run_job(settings: Any, run_dir: Path) -> dict[str, Any]:
     result = read_result(run_dir)
     if result is None:
         said = last_words.read_text(encoding="utf-8") if last_words.is_file() else ""
-        result = {
-            "status": "crashed",
-            "error": said or f"{cause_of_death(code)} and left no result",
-            "overrides": overrides,
-            "run_dir": str(run_dir),
-        }
-        write_json(result, run_dir / "result.json")
+        said = said or f"{cause_of_death(code)} and left no result"
+        result = write_end("crashed", said, settings, run_dir)
     last_words.unlink(missing_ok=True)
+    return result
+
+
+def write_end(status: str, error: str, settings: Any, run_dir: Path) -> dict[str, Any]:
+    """The `result.json` of a run that ended before it could write its own."""
+    result = {
+        "status": status,
+        "error": error,
+        "overrides": as_typed(settings.overrides.task),
+        "run_dir": str(run_dir),
+    }
+    write_json(result, run_dir / "result.json")
     return result
 
 
@@ -196,8 +204,8 @@ def write_summary(folder: Path) -> list[Row]:
     """`summary.csv` and `summary.md` of a sweep's folder, from the results that are there."""
     rows = read_rows(folder)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    _replace(folder / "summary.csv", _csv(rows, columns))
-    _replace(folder / "summary.md", table(rows) + "\n")
+    replace_text(folder / "summary.csv", _csv(rows, columns))
+    replace_text(folder / "summary.md", table(rows) + "\n")
     return rows
 
 
@@ -224,16 +232,12 @@ def read_rows(folder: Path) -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown: what differs between the jobs, their figures, and why some failed."""
     keys = [key for row in rows for key in row]
-    overridden = [k for k in dict.fromkeys(keys) if k not in _known()]
+    known = {"job", "status", *_FIGURES, "run_dir", "error"}
+    overridden = [k for k in dict.fromkeys(keys) if k not in known]
     changed = [k for k in overridden if len({row.get(k) for row in rows}) > 1] or overridden
     columns = ["job", "status", *changed, *_FIGURES, "run_dir"]
     lines = [[_shown(row.get(column)) for column in columns] for row in rows]
-    widths = [max(3, *(len(line[n]) for line in [columns, *lines])) for n in range(len(columns))]
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(c.ljust(w) for c, w in zip(cells, widths, strict=True))} |"
-
-    made = [line(columns), line(["-" * width for width in widths]), *map(line, lines)]
+    made = [markdown.table(columns, lines, left=True)]
     made += [f"- job {row['job']}: {row['error']}" for row in rows if row["error"]]
     return "\n".join(made)
 
@@ -253,7 +257,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def write_json(result: Mapping[str, Any], path: Path) -> None:
     """The file, whole or absent."""
-    _replace(path, json.dumps(result, indent=2) + "\n")
+    replace_text(path, json.dumps(result, indent=2) + "\n")
 
 
 def _completed(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -261,10 +265,6 @@ def _completed(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any] | None
     if result is None or result["status"] != "completed":
         return None
     return result if result["overrides"] == list(overrides) else None
-
-
-def _known() -> set[str]:
-    return {"job", "status", *_FIGURES, "run_dir", "error"}
 
 
 def _at(result: Mapping[str, Any], place: Sequence[str]) -> Any:
@@ -288,9 +288,3 @@ def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 
 def test_a_result_that_cannot_be_written_is_said(tmp_path):
     # with the disk full, the traceback of this hid the sentence on the checkpoint
-    (tmp_path / ".result.json.partial").mkdir()
+    (tmp_path / f".result.json.{os.getpid()}.partial").mkdir()
     with pytest.raises(RunError, match=r"result\.json could not be written.*free space"):
         run(tmp_path, "max_steps=1")
 

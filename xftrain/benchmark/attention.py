@@ -216,14 +216,9 @@ def ready(cell: AttentionCell) -> _Call:
 
 
 def _inputs(cell: AttentionCell) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """q, k, v and the gradient of the output, drawn anew."""
-    B, M, H, G, K = (getattr(cell.shape, name) for name in "BMHGK")
-
-    def fresh(heads: int) -> Tensor:
-        return torch.randn(B, M, heads, K, device=cell.torch_device).to(cell.torch_dtype)
-
-    q, k, v = (fresh(heads).requires_grad_() for heads in (H, G, G))
-    return (q, k, v), fresh(H)
+    """q, k and v that want gradients, and the gradient of the output."""
+    (q, k, v), grad = _random(cell.shape, cell.torch_dtype, cell.torch_device)
+    return (q.requires_grad_(), k.requires_grad_(), v.requires_grad_()), grad
 
 
 def errors(
@@ -284,12 +279,13 @@ def _bound(backend: Backend, handle: Any) -> Callable[[Tensor, Tensor, Tensor], 
 
 def _random(
     shape: AttnShape, dtype: torch.dtype, device: torch.device
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    drawn = [
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """q, k, v and the gradient of the output, drawn anew."""
+    q, k, v, grad = (
         torch.randn(shape.B, shape.M, heads, shape.K, device=device).to(dtype)
         for heads in (shape.H, shape.G, shape.G, shape.H)
-    ]
-    return tuple(drawn[:3]), drawn[3]
+    )
+    return (q, k, v), grad
 
 
 def _one_row(shape: AttnShape) -> AttnShape:

@@ -121,7 +121,6 @@ def attention_cell(
     dtype: str,
     device: str,
     check: Literal["exact", "segments", "loop"] | None = None,
-    is_timed: bool = True,
     **more: Any,
 ) -> AttentionCell:
     """The cell with its columns; `more` are further ones.
@@ -145,9 +144,7 @@ def attention_cell(
         "dtype": dtype,
     }
     shape = AttnShape(rows, length, num_heads, num_kv_heads, head_dim)
-    return AttentionCell(
-        sweep, columns, backend, bias, shape, seqlens, dtype, device, check, is_timed
-    )
+    return AttentionCell(sweep, columns, backend, bias, shape, seqlens, dtype, device, check)
 
 
 def kv_heads(heads: Node, num_heads: int, head_dim: int) -> int:

@@ -9,12 +9,11 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from xftrain.version import __version__
+from xftrain.version import __version__, installed
 
 FILE = "environment.json"
 _PACKAGES = ("xformers", "triton", "liger-kernel", "lightning", "hydra-core")
@@ -26,7 +25,7 @@ def row_fields(device: torch.device) -> dict[str, str]:
         "device": device_name(device),
         "host": _cpu_name(),
         "torch": torch.__version__,
-        "xformers": _version("xformers"),
+        "xformers": installed("xformers"),
         "xftrain": __version__,
         "deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
         "date": datetime.now().strftime("%Y-%m-%d"),
@@ -53,7 +52,7 @@ def describe(device: torch.device) -> dict[str, str]:
             "CUDA": str(torch.version.cuda),
             "cuDNN": str(torch.backends.cudnn.version()),
         }
-    return found | {package: _version(package) for package in _PACKAGES}
+    return found | {package: installed(package) for package in _PACKAGES}
 
 
 def write(run_dir: Path, device: torch.device) -> None:
@@ -72,13 +71,6 @@ def command() -> str:
 def device_name(device: torch.device) -> str:
     """`NVIDIA H100 80GB HBM3`, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _cpu_name() -> str:

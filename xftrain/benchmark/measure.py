@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from xftrain.memory import memory_mib, peak_memory_mib, reset_peak_memory
@@ -122,20 +123,8 @@ def hidden_ms(host_ms: float, total_ms: float) -> float:
 
 def spread(name: str, times_ms: Sequence[float]) -> dict[str, Any]:
     """Median, 10th and 90th percentile as fields of a row."""
-    ordered = sorted(times_ms)
-    return {
-        name: _percentile(ordered, 0.5),
-        f"{name}_p10": _percentile(ordered, 0.1),
-        f"{name}_p90": _percentile(ordered, 0.9),
-    }
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    """With linear interpolation."""
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    low, middle, high = np.percentile(times_ms, (10, 50, 90)).tolist()
+    return {name: middle, f"{name}_p10": low, f"{name}_p90": high}
 
 
 def memory_of(

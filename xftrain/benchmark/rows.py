@@ -72,7 +72,7 @@ class RowStore:
         self.rows = [row for row in self.rows if row["sweep"] != sweep]
         self._rewrite()
 
-    def add(self, row: Row) -> Row:
+    def add(self, row: Row) -> None:
         """Adds a row, with the environment, or puts it in the place of the cell's former one."""
         full = {**row, **self.environment}
         others = [other for other in self.rows if other["cell"] != full["cell"]]
@@ -82,7 +82,6 @@ class RowStore:
             self._write([full], "a")
         else:
             self._rewrite()
-        return full
 
     def _rewrite(self) -> None:
         path = self.run_dir / FILE

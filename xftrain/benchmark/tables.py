@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from xftrain import markdown
 from xftrain.benchmark.cells import Row
 
 Format = Callable[[Row], str]
@@ -26,20 +27,8 @@ LEGEND = (
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; columns of figures stand to the right."""
-    widths = [max(3, *(len(line[n]) for line in [header, *rows])) for n in range(len(header))]
-    right = [
-        bool(rows) and all(_is_figure(row[n]) for row in rows) and any(row[n] for row in rows)
-        for n in range(len(header))
-    ]
-
-    def line(cells: Sequence[str]) -> str:
-        places = zip(cells, widths, right, strict=True)
-        padded = [f"{c:>{w}}" if r else f"{c:<{w}}" for c, w, r in places]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [f"{'-' * (w - 1)}:" if r else "-" * w for w, r in zip(widths, right, strict=True)]
-    return "\n".join([line(header), f"| {' | '.join(rule)} |", *map(line, rows)])
+    """A Markdown table; how a row ended stands among figures like one."""
+    return markdown.table(header, rows, figures=tuple(STATUS.values()))
 
 
 def columns_of(rows: Sequence[Row], columns: Mapping[str, str | Format]) -> str:
@@ -96,10 +85,6 @@ def reasons(rows: Sequence[Row], name: Callable[[Row], str]) -> str:
         shown = ", ".join(list(dict.fromkeys(names))[:6]) + (" ..." if len(names) > 6 else "")
         lines.append(f"- {STATUS[status]} ({len(names)}): {shown}: {reason}")
     return "\n".join(lines)
-
-
-def _is_figure(cell: str) -> bool:
-    return cell in ("", "-", *STATUS.values()) or cell[0].isdigit() or cell[0] == "-"
 
 
 # Of an attention call, by title.

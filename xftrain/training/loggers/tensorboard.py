@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.tensorboard.summary import hparams
 
 
 class TensorBoard(TensorBoardLogger):
@@ -24,15 +23,16 @@ class TensorBoard(TensorBoardLogger):
         Only the records: Lightning's `log_hyperparams` would also write a point for each metric,
         of a value that nobody measured. The tab shows the last point of each metric instead.
         """
-        self._hparams = (_plain(options), dict.fromkeys(metrics, 0.0))
-        experiment, start, _ = hparams(*self._hparams)
+        from torch.utils.tensorboard.summary import hparams  # imports TensorBoard
+
+        experiment, start, self._end_record = hparams(_plain(options), dict.fromkeys(metrics, 0.0))
         for record in (experiment, start):
             self.experiment._get_file_writer().add_summary(record)
 
     @rank_zero_only
     def end_hparams(self) -> None:
         """Tells it that the run came to its end."""
-        self.experiment._get_file_writer().add_summary(hparams(*self._hparams)[2])
+        self.experiment._get_file_writer().add_summary(self._end_record)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

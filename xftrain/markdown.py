@@ -1,0 +1,38 @@
+"""Tables in Markdown, aligned so that they also read well on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    figures: Sequence[str] = (),
+    left: bool = False,
+) -> str:
+    """A table; columns of figures stand to the right.
+
+    Args:
+        header: titles of the columns.
+        rows: their cells.
+        figures: words that stand in the place of a figure.
+        left: all columns stand to the left.
+    """
+    words = ("", "-", *figures)
+
+    def is_figure(cell: str) -> bool:
+        return cell in words or cell[0].isdigit() or cell[0] == "-"
+
+    columns = [[row[n] for row in rows] for n in range(len(header))]
+    widths = [max(3, *map(len, (title, *c))) for title, c in zip(header, columns, strict=True)]
+    right = [not left and any(column) and all(map(is_figure, column)) for column in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        places = zip(cells, widths, right, strict=True)
+        padded = [f"{c:>{w}}" if r else f"{c:<{w}}" for c, w, r in places]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [f"{'-' * (w - 1)}:" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    return "\n".join([line(header), f"| {' | '.join(rule)} |", *map(line, rows)])
