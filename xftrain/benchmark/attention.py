@@ -25,7 +25,7 @@ from xftrain.interfaces import AttnBias, AttnShape, Backend
 from xftrain.timing import in_turns, synchronize, wall_ms
 
 _BUDGET_S = 0.2  # of timing, a cell and direction
-_MIN_REPEATS, _MAX_REPEATS = 5, 50
+_MIN_REPEATS, _MAX_REPEATS = 3, 50
 _SHARE = 0.6  # of the memory that cells measured in turns may take together
 _FORWARD, _BACKWARD = 2, 5  # products of M x M x K: q k^T and p v; the same and three gradients
 

@@ -47,12 +47,23 @@ class Context:
         """What `auto` stands for: the dtype of the run."""
         return self.dtype if asked == "auto" else asked
 
-    def backends(self, asked: list[str | dict[str, Any]] | None) -> list[dict[str, Any]]:
-        """Nodes of the backends asked for; for None all built-in ones, and the run's own class."""
+    def backends(
+        self, asked: list[str | dict[str, Any]] | None, *, compiled: bool = True
+    ) -> list[dict[str, Any]]:
+        """Nodes of the backends asked for; for None all built-in ones, and the run's own.
+
+        Args:
+            asked: options of `model/attn`.
+            compiled: for None, also those that have to be compiled.
+        """
         if asked is not None:
             return nodes_of("model/attn", asked)
         own = self.options.get("model", {}).get("attn", {})
-        built_in: list[str | dict[str, Any]] = [b.name for b in all_backends()]
+        built_in: list[str | dict[str, Any]] = [
+            backend.name
+            for backend in all_backends()
+            if compiled or not backend.needs_compilation or backend.name == own.get("name")
+        ]
         return nodes_of("model/attn", built_in) + ([dict(own)] if "_target_" in own else [])
 
 

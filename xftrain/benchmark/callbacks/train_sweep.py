@@ -23,7 +23,7 @@ class TrainSweep(Sweep):
     """Short runs of the run's own configuration, with other options in its model.
 
     Args:
-        attn: options of `model/attn`; None is all, and the run's own class.
+        attn: options of `model/attn`; None is all that need not be compiled, and the run's own.
         bias: options of `model/bias`.
         heads: options of `model/heads`.
         ffn: options of `model/ffn`.
@@ -59,7 +59,7 @@ class TrainSweep(Sweep):
         steps = _STEPS_CUDA if context.device.type == "cuda" else _STEPS_CPU
         options = context.options
         cells = []
-        groups = (context.backends(self.attn), self.bias, self.heads, self.ffn)
+        groups = (context.backends(self.attn, compiled=False), self.bias, self.heads, self.ffn)
         for attn, bias, heads, ffn in product(*groups):
             chosen = {"attn": attn, "bias": bias, "heads": heads, "ffn": ffn}
             columns = {
