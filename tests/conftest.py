@@ -6,6 +6,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.commands import command, jobs, runner  # noqa: F401  # fixtures
+
 # Small tensors gain nothing from threads, and two test processes would fight over the cores. The
 # variable is for the commands that tests start.
 torch.set_num_threads(1)
@@ -20,6 +22,10 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("xftrain")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", action="store_true", help="all faults of tests/reliability")
 
 
 def _missing_gpus(item: pytest.Item) -> str | None:

@@ -1,25 +1,19 @@
 """How a command ends: its exit code, and the one sentence that it says."""
 
 import csv
-import io
 import json
-import logging
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
-import types
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 import xftrain
-from xftrain import cli, sweeps
+from tests.commands import one_sentence
+from xftrain import cli, sweep_table
 from xftrain.errors import ConfigError, RunError
 from xftrain.overrides import all_groups, normalise
 from xftrain.registry import names
@@ -44,66 +38,6 @@ for argv, code in ((["--help"], 0), (["--cfg", "job", "model.attn=naive"], 0), (
     assert "xformers" in out.getvalue() or "--help" not in argv
     assert "torch" not in sys.modules, argv
 """
-
-
-class Ended(NamedTuple):
-    code: int | str | None
-    out: str
-    err: str
-
-
-class Runner:
-    """Stands for xftrain.runner: notes what it was called with and does what the test says."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, Path]] = []
-        self.errors: dict[int, BaseException] = {}  # by seq
-
-    def run(self, cfg, run_dir):
-        self.calls.append((cfg.seq, run_dir))
-        if cfg.seq in self.errors:
-            raise self.errors[cfg.seq]
-        return {"metrics": {"val/loss": 0.5}}
-
-
-@pytest.fixture
-def runner(monkeypatch) -> Runner:
-    fake = Runner()
-    module = types.ModuleType("xftrain.runner")
-    module.run = fake.run
-    monkeypatch.setitem(sys.modules, "xftrain.runner", module)
-    return fake
-
-
-@pytest.fixture
-def command(monkeypatch, tmp_path, runner):
-    """Runs main() in a folder of its own, in this process."""
-    monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-
-    def run(*argv: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["xftrain", *argv])
-        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-            try:
-                code = cli.main()
-            except SystemExit as stop:
-                code = stop.code
-        for handler in root.handlers:
-            if handler not in handlers:
-                handler.close()
-        return Ended(code, out.getvalue(), err.getvalue())
-
-    yield run
-    root.handlers, root.level = handlers, level
-    assert not GlobalHydra.instance().is_initialized()
-
-
-def _one_sentence(ended: Ended, code: int) -> str:
-    assert ended.code == code
-    assert ended.err.startswith("xftrain: ")
-    assert ended.err.endswith("\n") and ended.err.count("\n") == 1
-    return ended.err.removeprefix("xftrain: ").rstrip("\n")
 
 
 def _result(folder: Path) -> dict:
@@ -167,7 +101,7 @@ def test_a_run_gets_the_configuration_and_its_folder(command, runner, tmp_path):
     ],
 )
 def test_what_cannot_be_composed_ends_with_2_and_leaves_nothing(command, tmp_path, typed, sentence):
-    assert _one_sentence(command(typed), 2).startswith(sentence)
+    assert one_sentence(command(typed), 2).startswith(sentence)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -184,7 +118,7 @@ def test_what_cannot_be_composed_ends_with_2_and_leaves_nothing(command, tmp_pat
 def test_what_the_checks_refuse_ends_with_2_and_says_so_in_the_run_folder(
     command, runner, tmp_path, typed, sentence
 ):
-    said = _one_sentence(command(typed, "hydra.run.dir=here"), 2)
+    said = one_sentence(command(typed, "hydra.run.dir=here"), 2)
 
     assert said.startswith(sentence)
     assert runner.calls == []
@@ -204,13 +138,13 @@ def test_what_the_checks_refuse_ends_with_2_and_says_so_in_the_run_folder(
 def test_a_sentence_of_the_runner_is_all_that_is_said(command, runner, error, code):
     runner.errors[64] = error
 
-    assert _one_sentence(command(), code) == str(error)
+    assert one_sentence(command(), code) == str(error)
 
 
 def test_any_other_error_ends_with_1_and_its_traceback_is_in_the_log(command, runner, tmp_path):
     runner.errors[64] = ValueError("no luck\nat all")
 
-    said = _one_sentence(command("hydra.run.dir=here"), 1)
+    said = one_sentence(command("hydra.run.dir=here"), 1)
 
     log = tmp_path / "here" / "xftrain.log"
     assert said == f"ValueError: no luck (traceback in {log})"
@@ -248,7 +182,7 @@ def test_the_variable_of_hydra_shows_the_traceback_and_is_put_back(
 def test_a_folder_that_cannot_be_made_ends_with_1(command, tmp_path):
     (tmp_path / "file").touch()
 
-    said = _one_sentence(command("hydra.run.dir=file/run"), 1)
+    said = one_sentence(command("hydra.run.dir=file/run"), 1)
 
     assert "file/run" in said
 
@@ -267,13 +201,13 @@ def _as_lightning_does() -> SystemExit:
 def test_an_interrupt_ends_with_130(command, runner, interrupt):
     runner.errors[64] = interrupt
 
-    assert _one_sentence(command(), 130) == "interrupted."
+    assert one_sentence(command(), 130) == "interrupted."
 
 
 def test_a_stop_by_sigterm_ends_with_143(command, runner):
     runner.errors[64] = SystemExit()  # as Lightning's SIGTERMException
 
-    assert _one_sentence(command(), 143) == "stopped by SIGTERM."
+    assert one_sentence(command(), 143) == "stopped by SIGTERM."
 
 
 def test_any_other_exit_keeps_its_code(command, runner):
@@ -284,41 +218,6 @@ def test_any_other_exit_keeps_its_code(command, runner):
 
 
 # ---- sweeps
-
-
-@pytest.fixture
-def jobs(monkeypatch) -> list[list[str]]:
-    """Stands for the processes of a sweep's jobs: notes their arguments and leaves a result."""
-    started: list[list[str]] = []
-
-    class Process:
-        def __init__(self, code: int) -> None:
-            self.code = code
-
-        def wait(self) -> int:
-            return self.code
-
-    def start(command, cwd, last_words):
-        started.append(command[3:])
-        overrides = [word for word in command if re.match(r"(seq|model)", word)]
-        run_dir = Path(re.search(r'hydra.run.dir="(.*?)"', " ".join(command))[1])
-        if "seq=13" in overrides:
-            return Process(-9)
-        if "seq=14" in overrides:  # it could not even make its folder
-            last_words.write_text("the run folder cannot be made.")
-            return Process(1)
-        failed = "seq=16" in overrides
-        result = {
-            "status": "failed" if failed else "completed",
-            "error": "the disk is full." if failed else None,
-            "overrides": overrides,
-            "metrics": {"val/loss": 0.5},
-        }
-        (run_dir / "result.json").write_text(json.dumps(result))
-        return Process(int(failed))
-
-    monkeypatch.setattr(sweeps, "start", start)
-    return started
 
 
 def test_a_sweep_goes_on_after_failing_jobs_and_ends_with_1_and_a_table(command, jobs, tmp_path):
@@ -347,6 +246,31 @@ def test_a_sweep_goes_on_after_failing_jobs_and_ends_with_1_and_a_table(command,
     ]
     summary = (tmp_path / "sweep" / "summary.md").read_text()
     assert summary in ended.out and "- job 2: the disk is full." in summary
+    assert (tmp_path / "sweep" / "summary.png").is_file()
+
+
+def test_a_sweep_that_cannot_be_drawn_has_ended_all_the_same(command, jobs, tmp_path):
+    (tmp_path / "sweep" / "summary.png").mkdir(parents=True)
+    ended = command("-m", "seq=8,32", "hydra.sweep.dir=sweep")
+    assert ended.code == 0 and "| job | status" in ended.out
+    (line,) = ended.err.splitlines()
+    assert line.startswith("xftrain: warning: no ") and "summary.png" in line
+
+
+def test_a_sweep_whose_launcher_ends_early_has_a_table(command, jobs, monkeypatch):
+    """As joblib's does where the kernel kills a worker of it."""
+    note_job = sweep_table.note_job
+
+    def lose(folder, number, run_dir):
+        if number == 1:
+            raise RuntimeError("a worker was killed.\nThat is all.")
+        note_job(folder, number, run_dir)
+
+    monkeypatch.setattr(sweep_table, "note_job", lose)
+    ended = command("-m", "seq=8,32", "hydra.sweep.dir=sweep")
+
+    assert ended.code == 1 and "| 0   | completed |" in ended.out
+    assert "the launcher lost jobs (RuntimeError: a worker was killed); resume_sweep=" in ended.err
 
 
 def test_a_resumed_sweep_runs_what_failed_and_what_is_missing(command, jobs, tmp_path):
@@ -368,7 +292,7 @@ def test_a_resumed_sweep_runs_what_failed_and_what_is_missing(command, jobs, tmp
 
 
 def test_a_resumed_sweep_is_the_same_command(command, jobs, tmp_path):
-    place = ['hydra.sweep.dir="a (b), c"', "hydra.sweep.subdir=j${hydra.job.num}"]
+    place = ['hydra.sweep.dir="a (b), c"']
     command("-m", "--config-name", "benchmark", "seq=8,16", *place)
     names = ["--config-name", "benchmark"]
     assert [words[:3] for words in jobs] == [[*names, "seq=8"], [*names, "seq=16"]]
@@ -378,6 +302,8 @@ def test_a_resumed_sweep_is_the_same_command(command, jobs, tmp_path):
 
     assert [words[:3] for words in jobs] == [[*names, "seq=16"]]
     assert "'resume_sweep=" in ended.err  # quoted for the shell
+    command("-m", "seq=8,13", "hydra.sweep.dir=own", "hydra.sweep.subdir=j${hydra.job.num}")
+    assert "repeat its whole command" in command("resume_sweep=own").err
     command("-m", "--config-dir", str(tmp_path), "seq=8,13", "hydra.sweep.dir=own")
     assert "repeat its whole command" in command("resume_sweep=own").err
     assert command("-m", "--config-dir", str(tmp_path), "seq=8,13", "resume_sweep=own").code == 1
@@ -427,12 +353,13 @@ def test_a_job_gets_the_flags_and_the_folder_of_its_sweep(command, jobs, tmp_pat
     )
 
     assert (ended.code, ended.err) == (0, "")
-    place = tmp_path / "a b" / "0_model.attn=mine,model.ffn=gelu"
+    place = tmp_path / "a b" / "0_attn=mine"
     assert jobs[0] == [
         *("--config-name", "train", "--config-dir", str(tmp_path / "own")),
         *("model/attn=mine", "model/ffn=gelu", "+hydra.job.env_set.X=1"),
-        *(f'hydra.run.dir="{place}"', f'hydra.sweep.dir="{place.parent}"'),
-        *("hydra.job.num=0", 'hydra.job.id="0"', "hydra.mode=RUN", "hydra.output_subdir=null"),
+        'hydra.job.config.override_dirname.exclude_keys=["model/ffn"]',  # what all jobs share
+        *(f'hydra.run.dir="{place}"', "hydra.mode=RUN", "hydra.output_subdir=null"),
+        *(f'hydra.sweep.dir="{place.parent}"', "hydra.job.num=0", 'hydra.job.id="0"'),
     ]
 
 
@@ -445,7 +372,7 @@ def test_flags_may_stand_between_overrides(command, jobs):
 
 
 def test_a_sweep_with_an_unknown_option_runs_no_job(command, runner):
-    said = _one_sentence(command("-m", "model.attn=naive,xfomers"), 2)
+    said = one_sentence(command("-m", "model.attn=naive,xfomers"), 2)
 
     assert said.startswith("model.attn=xfomers: no such option; ")
     assert runner.calls == []
@@ -469,7 +396,7 @@ def test_a_rerun_is_refused_since_it_unpickles(command, tmp_path, flag):
 
     (tmp_path / "job.pickle").write_bytes(pickle.dumps(Bomb()))
 
-    assert "refused" in _one_sentence(command(flag, "job.pickle"), 2)
+    assert "refused" in one_sentence(command(flag, "job.pickle"), 2)
     assert not (tmp_path / "executed").exists()
 
 
@@ -486,4 +413,32 @@ def test_groups_of_the_user_can_be_dotted_as_well(command, runner, tmp_path, fla
 
 
 def test_version(command):
-    assert command("--version") == Ended(0, f"xftrain {xftrain.__version__}\n", "")
+    assert command("--version") == (0, f"xftrain {xftrain.__version__}\n", "")
+
+
+# ---- completion
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("model/attn=", "model/attn=auto model/attn=flex model/attn=naive"),
+        ("model.attn=", "model.attn=auto model.attn=flex model.attn=naive"),
+        ("seq=8 model.ffn=g", "model.ffn=geglu model.ffn=gelu"),
+        ("optim.l", "optim.lr="),
+        ("trainer=", "trainer=auto trainer=cpu trainer=ddp"),
+    ],
+)
+def test_a_shell_completes_dotted_and_slashed(command, monkeypatch, typed, offered):
+    line = f"xftrain {typed}"
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    ended = command("-sc", "query=bash")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.strip().startswith(offered)
+
+
+def test_bash_learns_of_the_command(command):
+    assert "complete -o nospace -o default -F hydra_bash_completion xftrain" in (
+        command("--shell-completion", "install=bash").out
+    )

@@ -130,7 +130,7 @@ def test_an_experiment_sets_root_keys_and_options_and_the_command_line_wins(own_
         ("value", "In 'experiment/value': seq must be an integer >= 1, got 'abc'."),
         ("group", "In 'experiment/group': model.atn is not a group; did you mean model.attn?"),
         ("syntax", "mapping values are not allowed here"),
-        ("e2", "experiment=e2: no such option; choose one of alibi_gqa, e1, group, merged, "),
+        ("e2", "experiment=e2: no such option; choose one of alibi_gqa, e1, group, "),
     ],
 )
 def test_a_fault_in_a_file_is_one_sentence(own_dir, experiment, sentence):
@@ -232,3 +232,11 @@ def test_a_home_folder_is_written_out(tmp_path, monkeypatch):
 )
 def test_the_batch_holds_batch_tokens(overrides, rows):
     assert batch_size(validate(compose(*overrides))) == rows
+
+
+def test_the_settings_of_one_machine_are_taken_where_there_are_some(tmp_path):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "default.yaml").write_text("# @package _global_\nseq: 32\nseed: 5\n")
+    assert compose(config_dir=tmp_path).seq == 32
+    assert compose("seq=16", config_dir=tmp_path).seq == 16  # what is typed counts more
+    assert compose().seq == 64

@@ -15,6 +15,7 @@ NAMES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 SMALL = ["max_steps=2", "batch_tokens=128", "trainer.precision=32-true", "compile=false"]
 MORE = {
     "tutorial": ["data.batch_size=2"],
+    "long_context": ["model.dim=48", "model.num_heads=4", "model.num_layers=1", "seq=128"],
     "text_124m": [
         "model.dim=48",
         "model.num_heads=4",

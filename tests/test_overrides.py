@@ -117,7 +117,10 @@ def test_a_slug_is_the_name_of_one_folder(text):
 
 def test_a_slug_keeps_what_a_person_reads_but_fits_a_file_system():
     assert len(slug("tags=" + "x" * 300)) == 150
-    assert slug("model/attn=naive,batch_tokens=64") == "model.attn=naive,batch_tokens=64"
+    assert slug("+model/attn=naive,optim.lr=1e-3,seq=64") == "_attn=naive,lr=1e-3,seq=64"
+    both = "callbacks.alibi.rows=1,callbacks.packed.rows=2"  # one word for two keys
+    assert slug(both) == f"_{both}"
+    assert slug("") == ""  # of jobs that differ in nothing
 
 
 # ---- what is refused

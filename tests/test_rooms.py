@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
-    ["errors", "fields", "files", "markdown", "processes", "version"],
+    ["completion", "config_tree", "console", "errors", "fields", "files", "markdown"]
+    + ["processes", "version"],
     ["signatures"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["interfaces", "compilation", "memory", "timing"],
@@ -26,11 +27,13 @@ FLOORS = [
     ["overrides"],
     ["config"],
     ["builder"],
-    ["preflight"],
+    ["preflight", "oom"],
     ["results"],
     ["runner"],
     ["benchmark"],  # its rows of training are runs
-    ["commands", "sweeps"],
+    ["commands", "sweep_record", "sweep_table"],
+    ["sweeps"],
+    ["ranks", "sweep_checks", "sweep_plot"],
     [""],  # xftrain/__init__.py, the public API
     ["cli"],
     ["__main__"],
@@ -38,7 +41,8 @@ FLOORS = [
 
 # Answering --help and refusing a wrong configuration must not wait seconds for these.
 HEAVY = {"torch", "lightning", "torchmetrics", "xformers", "matplotlib", "tensorboard"}
-LIGHT_ROOMS = ["", "registry", "config", "sweeps", "cli", "__main__"]
+LIGHT_ROOMS = ["", "registry", "config", "sweeps", "sweep_record", "sweep_table", "sweep_checks"]
+LIGHT_ROOMS += ["cli", "__main__"]
 
 # Importing xFormers has traps, so one room does it for the others.
 XFORMERS_ROOM = "attention.xformers_ops"

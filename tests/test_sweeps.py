@@ -1,9 +1,9 @@
-"""A sweep of real jobs, of which one raises, one exits hard and one is killed."""
+"""A sweep of eight jobs, of which one raises, one exits hard and one is killed."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,17 +11,31 @@ from pathlib import Path
 
 import pytest
 
+from tests.tensorboards import are_last_metrics, hparams_tab, steps_of
+
 ROOT = Path(__file__).parents[1]
-LAUNCHERS = {
-    "basic": "hydra",
-    "joblib": "hydra_plugins.hydra_joblib_launcher",
-    "submitit_local": "submitit",
-}
+LAUNCHERS = ("basic", "joblib", "submitit_local")
 ENDS = ("fine", "raise", "also", "exit", "well", "kill", "good", "last")
-BAD = """
+BAD = {"raise": "failed", "exit": "crashed", "kill": "crashed"}
+FILES = {
+    "own/callbacks/ends.yaml": "ends:\n  _target_: callback.Ends\n  how: fine\n",
+    "ends.py": """
 import os
 import signal
 
+
+def end(how):
+    if os.path.exists("mended"):
+        return
+    if how == "raise":
+        raise ValueError("on purpose")
+    if how == "exit":
+        os._exit(9)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+""",
+    "callback.py": """
+from ends import end
 from lightning.pytorch import Callback
 
 
@@ -30,35 +44,47 @@ class Ends(Callback):
         self.how = how
 
     def on_train_start(self, trainer, pl_module):
-        if os.path.exists("mended"):
-            return
-        if self.how == "raise":
-            raise ValueError("on purpose")
-        if self.how == "exit":
-            os._exit(9)
-        if self.how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
+        end(self.how)
+""",
+}
+# In place of training, which takes 5 s to start: what a launcher changes comes before that.
+STAND_IN = """
+import json
+import sys
+import types
+
+from ends import end
 
 
-def _installed(module: str) -> bool:
+def run(cfg, run_dir):
+    from xftrain.overrides import as_typed
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = as_typed(HydraConfig.get().overrides.task)
+    result = {"status": "completed", "error": None, "overrides": overrides}
+    result["metrics"] = {"val/loss": 1.0}
     try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+        end(cfg.callbacks.ends.how)
+    except ValueError as error:
+        result |= {"status": "failed", "error": f"ValueError: {error}"}
+        raise
+    finally:
+        (run_dir / "result.json").write_text(json.dumps(result))
+
+
+sys.modules["xftrain.runner"] = types.ModuleType("xftrain.runner")
+sys.modules["xftrain.runner"].run = run
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_eight_jobs_three_of_which_end_badly(tmp_path: Path, launcher: str) -> None:
-    if not _installed(LAUNCHERS[launcher]):
-        pytest.skip(f"the launcher {launcher} is an extra that is not installed")
-    (tmp_path / "bad.py").write_text(BAD)
-    (tmp_path / "own" / "callbacks").mkdir(parents=True)
-    (tmp_path / "own" / "callbacks" / "ends.yaml").write_text(
-        "ends:\n  _target_: bad.Ends\n  how: fine\n"
-    )
-
+    is_basic = launcher == "basic"
+    files = FILES if is_basic else {**FILES, "sitecustomize.py": STAND_IN}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     path = [str(ROOT), str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -75,33 +101,49 @@ def test_eight_jobs_three_of_which_end_badly(tmp_path: Path, launcher: str) -> N
         with (tmp_path / "sweep" / "summary.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
-    small = ["callbacks=ends", "batch_tokens=128", "max_steps=1", "model.num_layers=1"]
-    small += ["model.attn=naive", "logger=none"]
-    chosen = [] if launcher == "basic" else [f"hydra/launcher={launcher}"]
+    small = [
+        "callbacks=[ends,metrics]",
+        "seq=16",
+        "batch_tokens=64",
+        "max_steps=2",
+        "model.attn=naive",
+    ]
+    small += ["model.dim=16", "model.num_layers=1", "model.num_heads=2", "logger=tensorboard"]
+    small += ["seed=${hydra:job.num}", f"hydra/launcher={launcher}"]  # no two results alike
     sweep = f"callbacks.ends.how={','.join(ENDS)}"
-    ended = command("-m", sweep, *small, *chosen, "hydra.sweep.dir=sweep")
+    ended = command("-m", sweep, *small, "hydra.sweep.dir=sweep")
 
     assert ended.returncode == 1, ended.stderr
     found = {row["callbacks.ends.how"]: row for row in rows()}
     assert list(found) == list(ENDS)
-    bad = {"raise": "failed", "exit": "crashed", "kill": "crashed"}
     assert {how: row["status"] for how, row in found.items()} == {
-        how: bad.get(how, "completed") for how in ENDS
+        how: BAD.get(how, "completed") for how in ENDS
     }
     assert "ValueError: on purpose" in found["raise"]["error"]
     assert "code 9" in found["exit"]["error"] and "SIGKILL" in found["kill"]["error"]
-    assert all(float(row["val/loss"]) > 0 for how, row in found.items() if how not in bad)
+    assert all(float(row["val/loss"]) > 0 for how, row in found.items() if how not in BAD)
     assert "3 of 8 jobs failed" in ended.stderr and "| job | status" in ended.stdout
 
     (tmp_path / "mended").touch()
-    kept = {how: Path(row["run_dir"], "result.json").stat().st_mtime for how, row in found.items()}
-    again = command("-m", sweep, *small, *chosen, "resume_sweep=sweep")
+    results = {how: Path(row["run_dir"], "result.json") for how, row in found.items()}
+    kept = {how: result.stat().st_mtime_ns for how, result in results.items()}
+    again = command("-m", sweep, *small, "resume_sweep=sweep")
 
     assert again.returncode == 0, again.stderr
     assert [row["status"] for row in rows()] == ["completed"] * 8
-    changed = {
-        row["callbacks.ends.how"]
-        for row in rows()
-        if Path(row["run_dir"], "result.json").stat().st_mtime != kept[row["callbacks.ends.how"]]
-    }
-    assert changed == set(bad)
+    assert {how for how in ENDS if results[how].stat().st_mtime_ns != kept[how]} == set(BAD)
+    if is_basic:
+        _check_tensorboard(tmp_path / "sweep", list(results.values()))
+
+
+def _check_tensorboard(sweep: Path, results: list[Path]) -> None:
+    """All jobs are in the HParams tab with their last metrics, and no point was made up."""
+    shown = hparams_tab(sweep, ["seed"], num_runs=len(results))
+    assert set(shown) == {result.parent.name for result in results}
+    for job, result in enumerate(results):
+        hparams, values = shown[result.parent.name]
+        assert hparams["seed"] == job
+        are_last_metrics(values, json.loads(result.read_text())["metrics"])
+        steps = steps_of(result.parent)
+        assert {step for at in steps.values() for step in at} == {2}, steps
+    assert len({values["val/loss"] for _, values in shown.values()}) == len(results)

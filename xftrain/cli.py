@@ -1,6 +1,7 @@
 """The command line: one sentence and an exit code for every way that a command can end.
 
-0 done, 1 the run failed, 2 the configuration is wrong, 130 interrupted, 143 stopped by SIGTERM.
+0 done, 1 the run failed, 2 the configuration is wrong, 75 stopped by SIGUSR1 or SIGUSR2,
+130 interrupted, 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from xftrain import __version__, sweeps
+from xftrain import __version__, ranks, sweep_record, sweep_table, sweeps
 from xftrain.commands import run
+from xftrain.completion import dotted_groups
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
-from xftrain.errors import ConfigError, RunError
+from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.overrides import all_groups, normalise_argv, sentence
 from xftrain.processes import die_with_parent, sigterm_raised
 from xftrain.registry import conf_dir, measures_times
+from xftrain.sweep_checks import SweepChecks, SweepRefused
 
 log = logging.getLogger(__name__)
 
@@ -64,24 +67,34 @@ def main() -> int:
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
             )
-            decorate(_job)()
+            with dotted_groups(all_groups()):
+                decorate(_job)()
         return _end_of_sweep()
     except JobFailed as failure:
         return _end(failure.sentence, failure.code)
-    except ConfigError as error:
+    except (ConfigError, SweepRefused) as error:
         return _end(str(error), 2)
     except COMPOSITION_ERRORS as error:
         return _end(sentence(error, sys.argv[1:]), 2)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        return 1
     except OSError as error:
         return _end(f"the run folder cannot be made ({error}): choose another hydra.run.dir.", 1)
     except KeyboardInterrupt:
         return _end("interrupted.", 130)
+    except Stopped as stop:
+        return _end(f"{stop}.", int(stop.code or 1))
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # how Lightning answers Ctrl-C
             return _end("interrupted.", 130)
         if stop.code is None:  # and SIGTERM
             return _end("stopped by SIGTERM.", 143)
         raise
+    except Exception as error:
+        if sweeps.SweepTable.folder is None:
+            raise
+        return _end_of_sweep(error)
     finally:
         sweeps.SweepTable.folder = None
 
@@ -106,7 +119,7 @@ def _normalised(argv: list[str]) -> list[str]:
     config_dirs = [Path(flags.config_dir)] if flags.config_dir else []
     config_dirs += [package / flags.config_path] if flags.config_path else []
     first = [arg for arg in argv if arg not in flags.overrides]
-    rest = sweeps.resumed(flags.overrides, has_flags=bool(flags.config_name or config_dirs))
+    rest = sweep_record.resumed(flags.overrides, has_flags=bool(flags.config_name or config_dirs))
     return first + normalise_argv(rest, all_groups(*config_dirs))
 
 
@@ -128,7 +141,7 @@ def _job(cfg: DictConfig) -> float | None:
 def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
     """A job of a sweep: whatever becomes of it, the others go on."""
     run_dir = Path(settings.runtime.cwd) / run_dir
-    sweeps.note_job(settings, run_dir)
+    sweep_table.note_job(sweeps.folder_of(settings), settings.job.num, run_dir)
     try:
         with sigterm_raised():
             _refuse_side_by_side(cfg, settings)
@@ -139,13 +152,14 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
         status = "refused" if isinstance(error, ConfigError) else "failed"
         result = sweeps.write_end(status, _report(error, run_dir), settings, run_dir)
     finally:
-        sweeps.write_summary(sweeps.folder_of(settings))
-    if result["status"] == "completed":
-        metrics: dict[str, float] = result["metrics"]
-        return metrics.get("val/loss")
-    _say(f"job {settings.job.num}: {result['error']}")
-    if settings.runtime.choices.get("hydra/sweeper", "basic") == "basic":
-        return None
+        sweep_table.write_summary(sweeps.folder_of(settings))
+    val_loss: float | None = result.get("metrics", {}).get("val/loss")  # null where it was NaN
+    if result["status"] != "completed":
+        val_loss = None
+        _say(f"job {settings.job.num}: {result['error']}")
+    is_search = settings.runtime.choices.get("hydra/sweeper", "basic") != "basic"
+    if val_loss is not None or not is_search:
+        return val_loss
     # the worst there is, for a sweeper that learns from it and would end at an error
     maximizes = "MAXIMIZE" in str(settings.sweeper.get("direction")).upper()
     return -math.inf if maximizes else math.inf
@@ -159,7 +173,9 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         if os.environ.get("LOCAL_RANK", "0") == "0":
             sweeps.write_end("refused", str(error), settings, run_dir)
         raise
-    return run(cfg, run_dir)
+    devices = (cfg.get("trainer") or {}).get("devices", 1)
+    with ranks.started(devices, settings, run_dir):
+        return run(cfg, run_dir)
 
 
 def _refuse_side_by_side(cfg: DictConfig, settings: Any) -> None:
@@ -172,22 +188,41 @@ def _refuse_side_by_side(cfg: DictConfig, settings: Any) -> None:
             )
 
 
-def _end_of_sweep() -> int:
-    """The table of a sweep, and 1 if a job of it failed; 0 after a single run."""
+def _end_of_sweep(lost: Exception | None = None) -> int:
+    """The table and the picture of a sweep, and 1 if a job failed; 0 after a single run.
+
+    Args:
+        lost: what its launcher raised, as where a process of the launcher's own was killed.
+    """
     folder = sweeps.SweepTable.folder
     if folder is None or not folder.is_dir():
         return 0
-    rows = sweeps.write_summary(folder)
+    rows = sweep_table.write_summary(folder)
     failed = [row for row in rows if row["status"] != "completed"]
-    sys.stdout.write(f"{sweeps.table(rows)}\n{folder / 'summary.csv'}\n")
-    if failed:
-        first, reason = failed[0]["job"], failed[0]["error"].rstrip(".")
-        return _end(
-            f"{len(failed)} of {len(rows)} jobs failed (job {first}: {reason}); "
-            f"{shlex.quote(f'{sweeps.RESUME}={folder}')} runs them again.",
-            1,
-        )
-    return 0
+    sys.stdout.write(f"{sweep_table.table(rows)}\n{folder / 'summary.csv'}\n")
+    _draw(rows, folder)
+    if lost is not None:
+        reason = f"{type(lost).__name__}: " + str(lost).strip().partition("\n")[0].rstrip(".")
+        said, which = f"the launcher lost jobs ({reason})", "what is missing"
+    elif failed:
+        reason = f"job {failed[0]['job']}: " + failed[0]["error"].rstrip(".")
+        said, which = f"{len(failed)} of {len(rows)} jobs failed ({reason})", "them again"
+    else:
+        return 0
+    again = f"; {shlex.quote(f'{sweep_record.RESUME}={folder}')} runs {which}"
+    return _end(f"{said}{'' if SweepChecks.is_stored else again}.", 1)
+
+
+def _draw(rows: list[sweep_table.Row], folder: Path) -> None:
+    """The picture of a sweep, which has ended whether or not it can be drawn."""
+    try:
+        from xftrain import sweep_plot  # imports matplotlib
+
+        if path := sweep_plot.draw(rows, folder):
+            sys.stdout.write(f"{path}\n")
+    except Exception as error:
+        said = " ".join(str(error).split())
+        _say(f"warning: no {folder / 'summary.png'} ({type(error).__name__}: {said}).")
 
 
 def _report(error: Exception, run_dir: Path) -> str:

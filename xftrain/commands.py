@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from omegaconf import DictConfig
@@ -25,6 +30,26 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         from xftrain.benchmark.examine import examine
 
         return examine(cfg, run_dir)
-    from xftrain.runner import run as train
+    with _without_scipy_signal():
+        from xftrain.runner import run as train
 
     return train(cfg, run_dir)
+
+
+@contextmanager
+def _without_scipy_signal() -> Iterator[None]:
+    """Spares the start of a run a second where SciPy is installed, as it is beside Optuna.
+
+    torchmetrics, which Lightning imports, loads all of `scipy.signal` to add a name to it that only
+    a metric of speech uses. It finds that name here.
+    """
+    name = "scipy.signal"
+    hide = not {name, "torchmetrics"} & sys.modules.keys() and importlib.util.find_spec("scipy")
+    if hide:
+        sys.modules[name] = ModuleType(name)
+        vars(sys.modules[name])["hamming"] = None
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules[name]

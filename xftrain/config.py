@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING as NO_DEFAULT
@@ -24,7 +26,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from xftrain.errors import ConfigError
-from xftrain.fields import PositiveInt, Seed
+from xftrain.fields import NonNegativeInt, PositiveInt, Seed
 from xftrain.overrides import all_groups, normalise_argv, sentence, slug
 from xftrain.registry import (
     ENTRY_GROUPS,
@@ -38,6 +40,7 @@ from xftrain.registry import (
 )
 from xftrain.signatures import Field, fields_of
 
+GUARD_KEYS = ("on_nonfinite", "max_skipped_steps")  # root keys of the NonFiniteGuard
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError)
 
 
@@ -52,6 +55,9 @@ class Root:
     compile: bool = False
     deterministic: bool = False
     ckpt: str | None = None
+    ckpt_allow: list[str] = field(default_factory=list)
+    on_nonfinite: Any = "stop"
+    max_skipped_steps: NonNegativeInt = 10
     tags: list[str] = field(default_factory=list)
     model: Any = MISSING
     data: Any = MISSING
@@ -72,7 +78,13 @@ class DoctorRoot:
 
 ConfigStore.instance().store(name="root_schema", node=Root)
 ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
+# Hydra copies the whole store for each group that it lists, though what it loads is a copy anyway:
+# half of the time of --help.
+setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
+OmegaConf.register_new_resolver(
+    "xf.unless", lambda condition, value: None if condition else value, replace=True
+)
 
 
 def compose(
@@ -166,6 +178,38 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def without_secrets(cfg: DictConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as they may be written down: what comes from the environment by its name alone.
+
+    A value composed with `${oc.env:TOKEN}` has that again in place of what TOKEN holds, also where
+    it came by way of another key.
+
+    Args:
+        cfg: what the options were composed as.
+        options: what `validate` made of it, or its plain values.
+    """
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    named = {name.strip() for name in re.findall(r"oc\.env:\s*([^},]+)", str(raw))}
+    held = {name: value for name in sorted(named) if (value := os.environ.get(name))}
+
+    def cleared(value: Any, source: Any) -> Any:
+        if isinstance(value, Mapping):
+            children = source if isinstance(source, Mapping) else {}
+            return {key: cleared(child, children.get(key)) for key, child in value.items()}
+        if isinstance(value, list | tuple):
+            listed = source if isinstance(source, list) else [source] * len(value)
+            return [cleared(child, part) for child, part in zip(value, listed, strict=False)]
+        if not isinstance(source, str) or "${" not in source:
+            return value
+        if not isinstance(value, str):
+            return source if "oc.env" in source else value
+        for name, secret in held.items():
+            value = value.replace(secret, f"${{oc.env:{name}}}")
+        return value
+
+    return cleared(options, raw) if held else dict(options)
+
+
 def root_of(cfg: DictConfig | Mapping[str, Any]) -> type:
     """The schema that a configuration was composed from: what its command is."""
     is_doctor = isinstance(cfg, DictConfig) and OmegaConf.get_type(cfg) is DoctorRoot
@@ -237,8 +281,11 @@ def _root_fields(schema: type) -> dict[str, Field]:
         default = item.default if item.default_factory is NO_DEFAULT else item.default_factory()
         # an absent group is reported by _mapping, which lists its options
         root[item.name] = Field(hints[item.name], None if default == MISSING else default)
-    if schema is DoctorRoot:  # OmegaConf knows no Literal
+    # OmegaConf knows no Literal
+    if schema is DoctorRoot:
         root["accelerator"] = _trainer_fields()["accelerator"]
+    else:
+        root |= fields_of("xftrain.training.nonfinite", "NonFiniteGuard")
     return root
 
 

@@ -1,4 +1,6 @@
-"""Errors that are meant for the person who typed the command."""
+"""Errors that are meant for the person who typed the command, and the end by a signal."""
+
+import signal
 
 
 class ConfigError(ValueError):
@@ -13,3 +15,19 @@ class RunError(RuntimeError):
 
     The command line prints the sentence and exits with code 1, without a traceback.
     """
+
+
+class Stopped(SystemExit):
+    """A signal ended the run: an exit with the code that says which.
+
+    143 for SIGTERM and 130 for Ctrl-C, as shells have it; 75 for SIGUSR1 and SIGUSR2, one of which
+    a scheduler sends before it takes the machine away: the code that asks to be run again.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        requeue = number in (signal.SIGUSR1, signal.SIGUSR2)
+        super().__init__(75 if requeue else 128 + number)  # EX_TEMPFAIL
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}"

@@ -17,6 +17,7 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 Probability = Annotated[float, Ge(0), Lt(1)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # what numpy takes
 VocabSize = Annotated[int, Ge(2)]
+ImageSide = Annotated[int, Ge(1), Le(1024)]  # of a square, in pixels or in what takes a pixel
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Option = str | dict[str, Any]  # of a group: its word, or a node with a name or a _target_
 
@@ -24,6 +25,7 @@ __all__ = [
     "Any",
     "Dtype",
     "Fraction",
+    "ImageSide",
     "NonNegativeFloat",
     "NonNegativeInt",
     "Option",

@@ -50,6 +50,16 @@ def memory_mib(device: torch.device) -> float | None:
     return None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator, of a GPU or of the CPU, had no more to give."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in said or "can't allocate memory" in said
+    )
+
+
 def _resident_mib(key: str) -> float | None:
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{key}:"):

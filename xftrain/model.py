@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -168,6 +169,18 @@ class GPT(nn.Module):
             block.compile()
         if packed:
             self.attention = torch.compiler.disable(self.backend)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Runs the blocks as they are written, for hooks that compiled code does not call."""
+        compiled = [block._compiled_call_impl for block in self.blocks]
+        for block in self.blocks:
+            block._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for block, call in zip(self.blocks, compiled, strict=True):
+                block._compiled_call_impl = call
 
     def check_length(self, num_positions: int) -> None:
         """Raises ConfigError where a document is longer than the model has positions."""

@@ -24,12 +24,23 @@ from xftrain.registry import PACKAGES, conf_dir, describe, group_of, show, unkno
 # Hydra's own groups, whose options come with Hydra and its plug-ins rather than from conf/
 HYDRA_GROUPS = frozenset(
     f"hydra/{group}"
-    for group in ("help", "hydra_logging", "job_logging", "launcher", "output", "sweeper")
+    for group in (
+        *("help", "hydra_logging", "job_logging", "launcher", "output"),
+        *("sweeper", "sweeper/sampler"),
+    )
 )
+# Their options that come with an extra of this package, and its name.
+_EXTRAS = {
+    "hydra/launcher/joblib": "sweep",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/sweeper/optuna": "optuna",
+}
 _DOTTED = re.compile(
     r"(?P<sign>\+\+|\+|~|)(?P<key>[A-Za-z_]\w*(?:\.\w+)+)(?P<package>@[^=]*)?(?P<value>=.*)?",
     re.DOTALL,
 )
+_KEY = re.compile(r"(?:(?<=,)|^)[+~]*(?:\w+[./])*(\w+)=")  # of each of several overrides
 
 
 def groups_in(folder: Path) -> set[str]:
@@ -71,8 +82,15 @@ def as_typed(overrides: Any) -> list[str]:
 
 
 def slug(text: str) -> str:
-    """Overrides as the name of one folder: no slashes, no longer than file systems allow."""
-    return re.sub(r"[^\w.,=+-]+", ".", text, flags=re.ASCII)[:150]
+    """Overrides as the end of a folder's name: no slashes, no longer than file systems allow.
+
+    A key is its last word alone, where that tells it from the others.
+    """
+    words = _KEY.findall(text)
+    if len(set(words)) == len(words):
+        text = _KEY.sub(r"\1=", text)
+    safe = re.sub(r"[^\w.,=+-]+", ".", text, flags=re.ASCII)[:149]
+    return f"_{safe}" if safe else ""
 
 
 def sentence(error: BaseException, overrides: Iterable[str] = ()) -> str:
@@ -81,6 +99,9 @@ def sentence(error: BaseException, overrides: Iterable[str] = ()) -> str:
     cause = error if isinstance(error, OmegaConfBaseException) else chained
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        if extra := _EXTRAS.get(error.missing_cfg_file):
+            group, _, name = error.missing_cfg_file.rpartition("/")
+            return f'{_dotted(group)}={name} needs an extra: pip install ".[{extra}]".'
         return _no_such_file(error.missing_cfg_file, list(error.options or []), text)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
@@ -92,6 +113,11 @@ def sentence(error: BaseException, overrides: Iterable[str] = ()) -> str:
         return f"{_dotted(found[1])} is chosen twice; choose one option, without + or a list."
     if found := re.search(r"force-add of config groups is not supported: '(.*)'", text):
         return f"{_dotted(found[1])} chooses an option of a group; leave out the ++."
+    if re.search("dynamic value space|different distribution kind", text):  # of Optuna
+        return (
+            "the study in hydra.sweeper.storage was made with other choices: repeat them, or "
+            "choose another hydra.sweeper.study_name."
+        )
     if text.startswith("Config group override must be"):
         return _no_word(overrides) or f"{_line(text)}."
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
@@ -180,3 +206,9 @@ def _dotted(text: str) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split()).rstrip(".")
+
+
+def quoted(value: Path | str) -> str:
+    """A value as Hydra's grammar takes it, whatever characters it has."""
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -9,7 +9,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from xftrain.errors import ConfigError, RunError
+from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.files import replace_text
 from xftrain.overrides import as_typed
 from xftrain.version import __version__, installed
@@ -41,12 +41,19 @@ def folder_of(run_dir: Path | None) -> Path:
 
 
 @contextmanager
-def recorded(run_dir: Path) -> Iterator[dict[str, Any]]:
+def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]:
     """The record of a run, to be filled in; `result.json` is written however the run ends.
+
+    Args:
+        run_dir: the run's folder.
+        is_kept: whether it is written at all; of several ranks one does.
 
     Raises:
         RunError: in place of the system's own error, where the disk is full.
     """
+    if not is_kept:
+        yield empty_result(run_dir)
+        return
     started = time.perf_counter()
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "result.json").unlink(missing_ok=True)  # of an earlier run in this folder
@@ -62,7 +69,7 @@ def recorded(run_dir: Path) -> Iterator[dict[str, Any]]:
                 f"the disk of {run_dir} is full: free space on it or choose another hydra.run.dir."
             )
             failure.__cause__ = error
-        is_sentence = isinstance(failure, ConfigError | RunError)
+        is_sentence = isinstance(failure, ConfigError | RunError | Stopped)
         result["status"] = status_after(failure)
         result["error"] = str(failure) if is_sentence else f"{type(failure).__name__}: {failure}"
     result["wall_s"] = round(time.perf_counter() - started, 3)
@@ -72,6 +79,12 @@ def recorded(run_dir: Path) -> Iterator[dict[str, Any]]:
         failure = failure or unwritten  # what ended the run matters more
     if failure is not None:
         raise failure
+
+
+def abandon(result: dict[str, Any], run_dir: Path, error: str) -> None:
+    """Writes the record of a run whose process is about to be ended from within."""
+    with suppress(RunError):
+        write_result({**result, "status": "failed", "error": error}, run_dir)
 
 
 def empty_result(run_dir: Path) -> dict[str, Any]:
@@ -96,6 +109,15 @@ def _overrides() -> list[str]:
     if not HydraConfig.initialized():
         return []
     return as_typed(HydraConfig.get().overrides.task)
+
+
+def varied_keys() -> list[str]:
+    """Dotted keys of what was typed for this run, less what all jobs of its sweep share."""
+    if not HydraConfig.initialized():
+        return []
+    shared = HydraConfig.get().job.config.override_dirname.exclude_keys
+    typed = [override.lstrip("+~").partition("=")[0] for override in _overrides()]
+    return [key.replace("/", ".") for key in typed if key not in shared]
 
 
 def _versions() -> dict[str, str]:

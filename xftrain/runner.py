@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +15,33 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from xftrain import builder, config, registry
-from xftrain.interfaces import Batch
-from xftrain.memory import peak_memory_mib, reset_peak_memory
+from xftrain.attention.backends.auto import Auto
+from xftrain.config_tree import config_tree
+from xftrain.errors import ConfigError
+from xftrain.files import replace_text
+from xftrain.interfaces import Batch, DataSource, Loss
+from xftrain.memory import is_out_of_memory, peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
+from xftrain.oom import out_of_memory
 from xftrain.preflight import check_runs
-from xftrain.results import folder_of, recorded, say_how_it_went
-from xftrain.training import hardware
+from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied_keys
+from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
+from xftrain.training.callbacks.watchdog import Watchdog
 from xftrain.training.checkpoint import checkpoint_to_load, flat
 from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule
+from xftrain.training.nonfinite import NonFiniteGuard
+from xftrain.training.profilers import end_profile
 from xftrain.training.quiet import quiet_lightning
+from xftrain.training.signals import StopSignals
 from xftrain.training.text import log_text
 from xftrain.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
-_NO_HPARAMS = ("callbacks", "logger", "ckpt", "tags")
+_NO_HPARAMS = ("callbacks", "logger", "ckpt", "ckpt_allow", "tags")
 _HPARAM_METRICS = (
     "val/loss",
     "val/accuracy",
@@ -59,47 +70,116 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     quiet_lightning()
     run_dir = folder_of(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
-    with recorded(run_dir) as result:
+    with recorded(run_dir, is_kept=distributed.rank() == 0) as result:
         try:
             options = config.validate(cfg)
-            _save_config(cfg, run_dir)
-            _train(options, run_dir, result)
+            shown = config.without_secrets(cfg, options)
+            _refuse_lonely_rank(options)
+            if distributed.rank() == 0:
+                _save_config(cfg, run_dir)
+            log.info("%s", config_tree(shown))
+            with StopSignals() as stop:
+                _train(_prepare(options, shown, run_dir), run_dir, result, stop)
         finally:
+            distributed.disconnect()
             torch.use_deterministic_algorithms(was_deterministic)
     say_how_it_went(result)
     return result
 
 
-def _train(options: dict[str, Any], run_dir: Path, result: dict[str, Any]) -> None:
-    """Builds everything and fits; the result gains each figure as soon as it is known."""
-    accelerator, asked = options["trainer"]["accelerator"], options["trainer"]["precision"]
-    device, precision = hardware.resolve(accelerator, asked)
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known of a run before anything is allocated.
+
+    Attributes:
+        options: the checked configuration.
+        shown: the same as it may be written down.
+        device: where it runs.
+        precision: Lightning's word.
+        dtype: of matrix products and attention.
+        ckpt: the checkpoint to go on from.
+        data: where batches come from.
+        loss: cross-entropy.
+        vocab_size: V.
+        batch: the first.
+    """
+
+    options: dict[str, Any]
+    shown: dict[str, Any]
+    device: torch.device
+    precision: str
+    dtype: torch.dtype
+    ckpt: Path | None
+    data: DataSource
+    loss: Loss
+    vocab_size: int
+    batch: Batch
+
+
+def _prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> _Prepared:
+    """All that can be refused is refused here."""
+    trainer, rank = options["trainer"], distributed.rank()
+    devices = trainer["devices"]
+    device, precision = hardware.resolve(
+        trainer["accelerator"], trainer["precision"], devices, rank
+    )
+    distributed.connect(device, devices)
     dtype = hardware.compute_dtype(precision)
     _set_determinism(options["deterministic"])
     reset_peak_memory(device)
     pl.seed_everything(options["seed"], verbose=False)
     # refused now rather than after the data is prepared
     ckpt = checkpoint_to_load(options["ckpt"], run_dir)
-    if ckpt is None:
+    if ckpt is None and rank == 0:
         (run_dir / "metrics.csv").unlink(missing_ok=True)  # of another run in this folder
-
-    data = builder.build_data(options)
+    data = builder.build_data(options, devices)
+    if data.num_val_batches < devices:
+        raise ConfigError(
+            f"trainer.devices must be at most the number of validation batches, "
+            f"{data.num_val_batches}, got {devices}: each rank validates some of them."
+        )
     loss = builder.build_loss(options)
     vocab_size = builder.vocab_size(options, data)
-    batch = data.batch("train", 0)
+    batch = data.batch("train", 0, rank)
     check_runs(options, loss, vocab_size, batch, device, dtype)
+    return _Prepared(options, shown, device, precision, dtype, ckpt, data, loss, vocab_size, batch)
+
+
+def _train(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
+    """Fits; where memory runs out, says what would save some."""
+    try:
+        _fit(prepared, run_dir, result, stop)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        p = prepared
+        raise out_of_memory(error, p.options, p.vocab_size, p.batch, p.device) from error
+
+
+def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
+    """Builds everything and fits; the result gains each figure as soon as it is known."""
+    options, shown, data, batch = prepared.options, prepared.shown, prepared.data, prepared.batch
+    device, precision = prepared.device, prepared.precision
     torch.manual_seed(options["seed"])
-    model = builder.assemble(options, vocab_size)
+    model = builder.assemble(options, prepared.vocab_size)
     _say_what_is_trained(model, options, batch, device, precision)
     result["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    result["kernel"] = kernel = _choose_kernel(model, batch, device, dtype)
+    result["kernel"] = kernel = _choose_kernel(model, batch, device, prepared.dtype)
     if options["compile"]:
         torch._dynamo.reset()  # of a former run in this process, whose blocks were others
         model.compile_blocks(packed=batch.seqlens is not None)
 
     optim = registry.build("optim", "optim", options["optim"])
+    guard = NonFiniteGuard(**{key: options[key] for key in config.GUARD_KEYS})
     module = TrainingModule(
-        model, loss, data, optim, seed=options["seed"], saved={"config": options}
+        model,
+        prepared.loss,
+        data,
+        optim,
+        seed=options["seed"],
+        saved={"config": shown},
+        guard=guard,
+        overfit_batches=options["trainer"]["overfit_batches"],
     )
     loggers = [
         # a logger of the user's own knows its places itself
@@ -110,10 +190,13 @@ def _train(options: dict[str, Any], run_dir: Path, result: dict[str, Any]) -> No
         registry.build("callbacks", f"callbacks.{key}", node)
         for key, node in options["callbacks"].items()
     ]
+    for callback in callbacks:
+        if isinstance(callback, Watchdog):
+            callback.on_hang = partial(abandon, result, run_dir)
     bars = [bar for c in callbacks if isinstance(c, Progress) and (bar := c.bar())]
     trainer = build_trainer(
         run_dir,
-        [*callbacks, *bars],
+        [*callbacks, *bars, stop],
         loggers,
         options["max_steps"],
         options["deterministic"],
@@ -125,13 +208,15 @@ def _train(options: dict[str, Any], run_dir: Path, result: dict[str, Any]) -> No
         },
     )
     log_text(loggers, "kernel", kernel)
-    log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(options)))
+    log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
     boards = [logger for logger in loggers if isinstance(logger, TensorBoard)]
     for board in boards:
-        board.begin_hparams(_hparams(options), _HPARAM_METRICS)
+        board.begin_hparams(_hparams(shown), _HPARAM_METRICS, varied_keys())
     try:
-        trainer.fit(module, ckpt_path=ckpt, weights_only=True)
-        result["metrics"] = _finish(trainer, module)
+        trainer.fit(module, ckpt_path=prepared.ckpt, weights_only=True)
+        if options["trainer"]["profiler"]:
+            end_profile(trainer, run_dir)
+        result["metrics"] = _finish(trainer, module, options["trainer"])
         for board in boards:
             board.end_hparams()
             board.save()
@@ -148,11 +233,15 @@ def _hparams(options: Mapping[str, Any]) -> dict[str, Any]:
     return flat({key: value for key, value in options.items() if key not in _NO_HPARAMS})
 
 
-def _finish(trainer: pl.Trainer, module: TrainingModule) -> dict[str, float]:
+def _finish(
+    trainer: pl.Trainer, module: TrainingModule, keys: Mapping[str, Any]
+) -> dict[str, float]:
     """Validates where the run ended, and returns all metrics with the data's own baseline."""
     if module.validated_at != trainer.global_step:
         trainer.validate(module, verbose=False, weights_only=True)
-    baseline = module.data.baseline()
+    # it is of all validation batches, and comparable with nothing else
+    is_whole = keys["limit_val_batches"] is None and not keys["overfit_batches"]
+    baseline = module.data.baseline() if is_whole else {}
     for logger in trainer.loggers:
         if baseline:
             logger.log_metrics(baseline, step=trainer.global_step)
@@ -163,6 +252,12 @@ def _finish(trainer: pl.Trainer, module: TrainingModule) -> dict[str, float]:
 def _choose_kernel(model: GPT, batch: Batch, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the attention kernel that will run; `auto` measures and chooses here."""
     bias, shape = model.attention_facts(*batch.shape_BM, batch.seqlens)
+    if isinstance(model.backend, Auto) and distributed.world_size() > 1:
+        if distributed.rank() == 0:
+            model.backend.choose(bias, shape, dtype, device)
+        # clocks differ from rank to rank, and so would the choice
+        chosen = model.backend.chosen
+        model.backend.take(distributed.from_rank_0(chosen and chosen.name))
     kernel = model.backend.kernel(bias, shape, dtype, device)
     log.info("attention kernel: %s", kernel)
     return kernel
@@ -179,6 +274,9 @@ def _say_what_is_trained(
     )
     log.info("model: %s parameters, %s", f"{num_params:,}", chosen)
     log.info("batch: %d x %d tokens on %s, %s", rows, positions, device.type, precision)
+    log.debug("%s", model)
+    if overfit_batches := options["trainer"]["overfit_batches"]:
+        log.info("overfitting: training batches, validated on as well: %d", overfit_batches)
     if model.uninitialized:
         log.info("kept their own initialization: %s", ", ".join(model.uninitialized))
 
@@ -190,6 +288,18 @@ def _set_determinism(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
+def _refuse_lonely_rank(options: Mapping[str, Any]) -> None:
+    devices = options["trainer"]["devices"]
+    if devices > 1 and int(os.environ.get("WORLD_SIZE", "1")) != devices:
+        raise ConfigError(
+            f"trainer.devices={devices} needs as many processes: start it as `python -m xftrain "
+            "trainer=ddp`, which makes them, or with torchrun."
+        )
+
+
 def _save_config(cfg: DictConfig, run_dir: Path) -> None:
     """The resolved configuration, as typed; what `_target_` it has is the user's own."""
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    shown = config.without_secrets(cfg, {str(key): value for key, value in values.items()})
+    replace_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))

@@ -6,44 +6,28 @@ Nothing that ends a job ends the sweep. Imports no torch: every command imports 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, flag_override
 
-from xftrain import markdown
-from xftrain.errors import ConfigError
-from xftrain.files import replace_text
-from xftrain.overrides import as_typed
+from xftrain.files import write_json
+from xftrain.overrides import as_typed, quoted
 from xftrain.processes import cause_of_death
 from xftrain.registry import conf_dir
+from xftrain.sweep_record import MODE, is_resumed, kept, write_record
+from xftrain.sweep_table import forget_jobs, read_result
 
-RESUME = "resume_sweep"  # the override that goes on with a sweep
 # In a job's process: the file for its last sentence, which the sweep says.
 JOB = "XFTRAIN_SWEEP_JOB"
-_RESUMED = "XFTRAIN_RESUMED_SWEEP"  # in the sweep's processes, whoever starts them
-_RECORD, _JOBS = ".sweep.json", ".jobs"  # what a sweep runs; a file for each of its jobs
-_OWN = ("command-line", "hydra.searchpath in main", "hydra.searchpath in command-line")
-# Overrides that are about the sweep rather than about a job, or about what is run.
-_MODE = ("hydra.mode", "hydra.run", "hydra.sweep.dir", "hydra.output_subdir")
+_SHARED = "hydra.job.config.override_dirname.exclude_keys"  # of the names of jobs
 _END_S = 30.0  # for a job to save and end
-_FIGURES = {  # of a job, by column: where result.json has them
-    "val/loss": ("metrics", "val/loss"),
-    "val/accuracy": ("metrics", "val/accuracy"),
-    "tokens_per_s": ("tokens_per_s",),
-    "peak_memory_mib": ("peak_memory_mib",),
-    "wall_s": ("wall_s",),
-}
-
-Row = dict[str, Any]
 
 
 class SweepTable(Callback):
@@ -54,28 +38,28 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before the first job."""
         folder = Path(config.hydra.sweep.dir).absolute()
-        (folder / _JOBS).mkdir(parents=True, exist_ok=True)
-        for path in (folder / _JOBS).iterdir():  # of an earlier sweep in this folder
-            path.unlink()
-        hydra = config.hydra
-        record = {
-            "config_name": hydra.job.config_name,
-            "config_dirs": [s.path for s in hydra.runtime.config_sources if s.provider in _OWN],
-            "overrides": as_typed(hydra.overrides.task) + _kept(hydra.overrides.hydra, _MODE),
-        }
-        write_json(record, folder / _RECORD)
+        forget_jobs(folder)
+        write_record(config, folder)
         SweepTable.folder = folder
+        _name_by_changes(config)
+
+
+def _name_by_changes(config: DictConfig) -> None:
+    """Leaves what all jobs share out of the names of their folders: TensorBoard has little room.
+
+    Each job gets this with the other overrides of Hydra's own, and can tell what makes it special.
+    """
+    typed = OverridesParser.create().parse_overrides(as_typed(config.hydra.overrides.task))
+    shared = [one.key_or_group for one in typed if not one.is_sweep_override()]
+    left_out = [*config.hydra.job.config.override_dirname.exclude_keys, *shared]
+    listed = ",".join(map(quoted, left_out))
+    with flag_override(config, ["readonly", "struct"], False):
+        config.hydra.overrides.hydra.append(f"{_SHARED}=[{listed}]")
 
 
 def folder_of(settings: Any) -> Path:
     """The folder of the sweep that a job belongs to."""
     return Path(settings.runtime.cwd) / str(settings.sweep.dir)
-
-
-def note_job(settings: Any, run_dir: Path) -> None:
-    """Lists a job of the sweep, with the number that it has there."""
-    entry = {"job": int(settings.job.num), "run_dir": str(run_dir.absolute())}
-    write_json(entry, folder_of(settings) / _JOBS / f"{settings.job.num}.json")
 
 
 def run_job(settings: Any, run_dir: Path) -> dict[str, Any]:
@@ -88,7 +72,7 @@ def run_job(settings: Any, run_dir: Path) -> dict[str, Any]:
         run_dir: the job's folder.
     """
     overrides = as_typed(settings.overrides.task)
-    if os.environ.get(_RESUMED) and (done := _completed(run_dir, overrides)):
+    if is_resumed() and (done := _completed(run_dir, overrides)):
         return done
     (run_dir / "result.json").unlink(missing_ok=True)
     last_words = run_dir / ".job_said"
@@ -143,121 +127,19 @@ def job_command(settings: Any, run_dir: Path, overrides: Sequence[str]) -> list[
             flags += ["--config-dir", source.path]
         elif source.provider == "main" and Path(source.path) != conf_dir():
             flags += ["--config-path", source.path]
-    own = _kept(settings.overrides.hydra, (*_MODE, "hydra.sweep", "hydra.launcher"))
+    own = kept(settings.overrides.hydra, (*MODE, "hydra.sweep", "hydra.launcher"))
     place = [
-        f"hydra.run.dir={_quoted(run_dir.absolute())}",
-        f"hydra.sweep.dir={_quoted(folder_of(settings))}",
-        f"hydra.job.num={settings.job.num}",
-        f"hydra.job.id={_quoted(str(settings.job.id))}",
+        f"hydra.run.dir={quoted(run_dir.absolute())}",
         "hydra.mode=RUN",
         "hydra.output_subdir=null",
     ]
+    if not OmegaConf.is_missing(settings.job, "num"):  # one of a sweep
+        place += [
+            f"hydra.sweep.dir={quoted(folder_of(settings))}",
+            f"hydra.job.num={settings.job.num}",
+            f"hydra.job.id={quoted(str(settings.job.id))}",
+        ]
     return [sys.executable, "-m", "xftrain", *flags, *overrides, *own, *place]
-
-
-def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
-    """The arguments with `resume_sweep=<folder>` worked in; the overrides where it is not there.
-
-    Args:
-        overrides: what was typed.
-        has_flags: whether flags were typed too, as `--config-name`.
-
-    Raises:
-        ConfigError: there is no such sweep, or its command has to be typed again.
-    """
-    os.environ.pop(_RESUMED, None)
-    named = [override for override in overrides if override.startswith(f"{RESUME}=")]
-    if not named:
-        return list(overrides)
-    folder = Path(named[-1].partition("=")[2]).expanduser()
-    others = [override for override in overrides if not override.startswith(f"{RESUME}=")]
-    record = _read(folder / _RECORD)
-    if record is None:
-        raise ConfigError(f"{RESUME} must be the folder of a sweep, got {str(folder)!r}.")
-    arguments = ["--multirun", *others]
-    if not others and not has_flags:
-        typed = [str(override) for override in record["overrides"]]
-        # a folder may come from anyone; what names code of its own has to be typed
-        if record["config_dirs"] or any("_target_" in override for override in typed):
-            raise ConfigError(
-                f"the sweep in {str(folder)!r} used options of its own folder or _target_: repeat "
-                f"its whole command and add {RESUME}={folder}."
-            )
-        arguments = ["--multirun", "--config-name", str(record["config_name"]), *typed]
-    os.environ[_RESUMED] = "1"
-    return [*arguments, f"hydra.sweep.dir={_quoted(folder)}"]
-
-
-def _kept(overrides: Any, left_out: tuple[str, ...]) -> list[str]:
-    """Overrides of Hydra's own configuration but those that begin so."""
-    named = [(o, o.lstrip("+~").replace("/", ".")) for o in as_typed(overrides)]
-    return [override for override, key in named if not key.startswith(left_out)]
-
-
-def _quoted(path: Path | str) -> str:
-    """A value as Hydra's grammar takes it, whatever characters it has."""
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def write_summary(folder: Path) -> list[Row]:
-    """`summary.csv` and `summary.md` of a sweep's folder, from the results that are there."""
-    rows = read_rows(folder)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    replace_text(folder / "summary.csv", _csv(rows, columns))
-    replace_text(folder / "summary.md", table(rows) + "\n")
-    return rows
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """A row for each job of the sweep that has a result, in the jobs' order."""
-    rows: list[Row] = []
-    for path in (folder / _JOBS).glob("*.json"):
-        entry = _read(path)
-        result = read_result(Path(entry["run_dir"])) if entry else None
-        if entry is None or result is None:
-            continue
-        row: Row = {"job": entry["job"], "status": result["status"]}
-        for override in result["overrides"]:
-            key, _, value = override.partition("=")
-            row[key.lstrip("+").replace("/", ".")] = value
-        for column, place in _FIGURES.items():
-            row[column] = _at(result, place)
-        row["run_dir"] = entry["run_dir"]
-        row["error"] = " ".join(str(result.get("error") or "").split())
-        rows.append(row)
-    return sorted(rows, key=lambda row: row["job"])
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown: what differs between the jobs, their figures, and why some failed."""
-    keys = [key for row in rows for key in row]
-    known = {"job", "status", *_FIGURES, "run_dir", "error"}
-    overridden = [k for k in dict.fromkeys(keys) if k not in known]
-    changed = [k for k in overridden if len({row.get(k) for row in rows}) > 1] or overridden
-    columns = ["job", "status", *changed, *_FIGURES, "run_dir"]
-    lines = [[_shown(row.get(column)) for column in columns] for row in rows]
-    made = [markdown.table(columns, lines, left=True)]
-    made += [f"- job {row['job']}: {row['error']}" for row in rows if row["error"]]
-    return "\n".join(made)
-
-
-def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """What `result.json` holds; None where there is none, or half of one."""
-    return _read(run_dir / "result.json")
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    return found
-
-
-def write_json(result: Mapping[str, Any], path: Path) -> None:
-    """The file, whole or absent."""
-    replace_text(path, json.dumps(result, indent=2) + "\n")
 
 
 def _completed(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -265,26 +147,3 @@ def _completed(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any] | None
     if result is None or result["status"] != "completed":
         return None
     return result if result["overrides"] == list(overrides) else None
-
-
-def _at(result: Mapping[str, Any], place: Sequence[str]) -> Any:
-    value: Any = result
-    for name in place:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value)
-
-
-def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -147,16 +147,59 @@ def test_auto_starts_at_the_beginning_where_there_is_none(tmp_path, caplog):
 
 
 def test_auto_takes_the_newest_that_is_whole(tmp_path, caplog):
-    run(tmp_path, *STEPS)  # best.ckpt of step 4, last.ckpt of step 7
+    run(tmp_path, *STEPS)  # best.ckpt of step 4, previous.ckpt of step 6, last.ckpt of step 7
     last(tmp_path).write_bytes(last(tmp_path).read_bytes()[:-100])
     with caplog.at_level("INFO"):
         assert run(tmp_path, *STEPS, "ckpt=auto")["steps"] == 7
     assert "skipped: ckpt=" in caplog.text
-    assert "best.ckpt, step 4" in caplog.text
+    assert "previous.ckpt, step 6" in caplog.text
     assert read_checkpoint(last(tmp_path))["global_step"] == 7
 
     for path in tmp_path.glob("checkpoints/*.ckpt"):
         path.write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"found 2 checkpoint\(s\).*none can be read"):
+    with pytest.raises(ConfigError, match=r"found 3 checkpoint\(s\).*none can be read"):
         run(tmp_path, *STEPS, "ckpt=auto")
     assert result_of(tmp_path)["status"] == "refused"
+
+
+# ---- going on as another run
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("begun")
+    run(run_dir, "max_steps=2", "model.dropout=0.1")
+    return last(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["seed=1"], "seed 0 -> 1"),
+        (["data=counting_packed"], "data.name 'counting' -> 'counting_packed'"),
+        (["batch_tokens=64"], "batch_tokens 128 -> 64"),
+        (["data.batch_size=3"], "data.batch_size None -> 3"),
+        (["model.dropout=0.2"], "model.dropout 0.1 -> 0.2"),
+        (["model.bias=window"], "model.bias.name 'causal' -> 'window'"),
+        (["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches 1 -> 2"),
+    ],
+)
+def test_another_run_is_refused_with_the_keys_or_allowed_by_name(tmp_path, begun, overrides, said):
+    more = ["model.dropout=0.1", *overrides, f"ckpt={begun}"]
+    with pytest.raises(ConfigError) as refused:
+        run(tmp_path, *more)
+    assert said in str(refused.value) and "ckpt_allow=[" in str(refused.value)
+    allow = str(refused.value).rpartition("with ")[2].rstrip(".")
+    assert run(tmp_path, *more, allow)["steps"] == 6
+
+
+def test_what_changes_nothing_of_the_run_is_not_refused(tmp_path, begun):
+    same = ("model.attn=sdpa", "data.stop_at_accuracy=null", "optim.lr=1e-3", "max_steps=3")
+    assert run(tmp_path, "model.dropout=0.1", *same, f"ckpt={begun}")["steps"] == 3
+
+
+def test_a_whole_group_can_be_allowed_and_a_wrong_name_is_refused(tmp_path, begun):
+    more = ("model.dropout=0.2", "seed=3", f"ckpt={begun}", "max_steps=3")
+    assert run(tmp_path, *more, "ckpt_allow=[model,seed]")["steps"] == 3
+    with pytest.raises(ConfigError, match="ckpt_allow names 'sead', which is no key"):
+        run(tmp_path, *more, "ckpt_allow=[model,sead]")

@@ -52,7 +52,8 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     }
     names = {path.name.partition(".1")[0] for path in run_dir.iterdir()}
     assert names >= {"config.yaml", "metrics.csv", "result.json", "checkpoints"}
-    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    saved = {path.name for path in (run_dir / "checkpoints").iterdir()}
+    assert saved == {"last.ckpt", "best.ckpt", "weights.safetensors"}
     # the configuration is complete: it gives the same run again
     assert validate(OmegaConf.load(run_dir / "config.yaml")) == validate(
         small("model.attn=sdpa", "tags=[one]")
@@ -72,7 +73,7 @@ def test_tensorboard_and_csv_have_the_same_figures_at_the_same_steps(tmp_path):
         assert list(written) == ([4, 5] if tag.startswith("val/") else [2, 4, 5])
         assert written[5] == pytest.approx(result["metrics"][tag], rel=1e-6)
     texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
-    assert texts == {"kernel", "config", "speed/mfu_formula"}
+    assert texts == {"kernel", "config", "speed/mfu_formula", "attention/pattern"}
 
 
 def test_the_validation_figures_are_those_of_the_weights_that_were_saved(tmp_path):

@@ -19,6 +19,7 @@ import torch
 
 from xftrain.benchmark.cells import Cell, Status
 from xftrain.errors import ConfigError
+from xftrain.memory import is_out_of_memory
 from xftrain.processes import die_with_parent
 
 T = TypeVar("T")
@@ -91,11 +92,7 @@ def outcome(error: Exception) -> tuple[Status, str]:
     said = " ".join(str(error).split())
     if isinstance(error, Unsupported | ConfigError):
         return "unsupported", said
-    lowered = said.lower()
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("out of memory" in lowered or "can't allocate memory" in lowered)
-    ):
+    if is_out_of_memory(error):
         return "oom", said.partition(". GPU 0 has")[0][:300] or "out of memory"
     return "failed", f"{type(error).__name__}: {said[:500]}"
 

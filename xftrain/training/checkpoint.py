@@ -5,18 +5,48 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from xftrain.errors import ConfigError, RunError
 
-_KEYS = {"xftrain", "state_dict", "global_step", "pytorch-lightning_version"}
+_KEYS: dict[str, type] = {
+    "xftrain": Mapping,
+    "state_dict": Mapping,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+}
+
+_HOW_TO_GO_ON = ("ckpt", "ckpt_allow")
+# Keys, and groups of keys, without which a run that goes on would be another one; and those of
+# them that change how it is computed or watched, not what.
+_DECISIVE = (
+    "seed",
+    "seq",
+    "batch_tokens",
+    "data",
+    "model",
+    "trainer.accumulate_grad_batches",
+    "trainer.devices",
+    "trainer.overfit_batches",
+)
+_HARMLESS = (
+    "data.cache_dir",
+    "data.num_val_batches",
+    "data.stop_at_accuracy",
+    "model.activation_checkpointing",
+    "model.attn",
+    "model.bias.impl",
+    "model.ffn.impl",
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +63,11 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> None:
         """A complete file at `path`, or the one that was there before.
 
+        Args:
+            checkpoint: what to save.
+            path: its place.
+            storage_options: `{"previous": name}` keeps the file that was there under that name.
+
         Raises:
             RunError: the disk is full, or the folder cannot be written.
         """
@@ -44,7 +79,10 @@ class AtomicCheckpointIO(CheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if storage_options and path.exists():
+                _link(path, path.with_name(storage_options["previous"]))
             partial.replace(path)
+            _flush_folder(path.parent)
         except (OSError, RuntimeError) as error:
             # torch reports a full disk as a RuntimeError of its zip writer
             with suppress(OSError):
@@ -63,6 +101,53 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes the file."""
         Path(path).unlink(missing_ok=True)
+
+
+def _link(path: Path, other: Path) -> None:
+    """The file under another name as well; without a moment at which it has none."""
+    partial = other.with_name(f".{other.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    partial.hardlink_to(path)
+    partial.replace(other)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename outlast a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep_partial_files(folder: Path) -> None:
+    """Removes what writers left that were killed; nobody else writes in the folder of a run."""
+    for path in folder.glob(".*.partial"):
+        path.unlink(missing_ok=True)
+
+
+def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """The weights alone as safetensors, whole or absent; tied ones once, under their first name.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    first: dict[int, str] = {}
+    for name, tensor in weights.items():
+        first.setdefault(tensor.data_ptr(), name)
+    once = {name: weights[name].detach().contiguous() for name in first.values()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(once, partial, {"format": "pt"})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise RunError(
+            f"the weights {path} could not be written ({_first_line(error)}): free space on its "
+            "disk; the checkpoints are untouched."
+        ) from error
 
 
 def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
@@ -112,9 +197,18 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"ckpt={path} cannot be read ({_first_line(error)}): it is damaged or no checkpoint of "
             "xftrain; give another one."
         ) from error
-    if not isinstance(loaded, dict) or not _KEYS <= loaded.keys():
+    if not isinstance(loaded, dict) or not _is_ours(loaded):
         raise ConfigError(f"ckpt={path} is no checkpoint of xftrain: give a .ckpt file of a run.")
     return loaded
+
+
+def _is_ours(loaded: Mapping[str, Any]) -> bool:
+    right = all(isinstance(loaded.get(key), kind) for key, kind in _KEYS.items())
+    return (
+        right
+        and isinstance(loaded["xftrain"].get("config"), Mapping)
+        and all(isinstance(weight, Tensor) for weight in loaded["state_dict"].values())
+    )
 
 
 def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
@@ -139,14 +233,57 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
-def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ, as `optim.lr 0.003 -> 1e-05`; `ckpt` itself is no difference."""
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
+    """Keys whose values differ, each as `optim.lr 0.003 -> 1e-05`, but those of going on."""
     before, after = (flat(config) for config in (saved, current))
-    return [
-        f"{key} {before.get(key)!r} -> {after.get(key)!r}"
+    return {
+        key: f"{key} {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key != "ckpt"
+        if before.get(key) != after.get(key) and key not in _HOW_TO_GO_ON
+    }
+
+
+def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Compares two configurations in what decides which batches are seen and what is learned.
+
+    Args:
+        saved: of the checkpoint.
+        current: of the run that goes on; its `ckpt_allow` names keys, or groups of them, that may
+            differ.
+
+    Raises:
+        ConfigError: the keys that differ, and how to allow them.
+    """
+    allowed, known = current["ckpt_allow"], flat(current)
+    for name in allowed:
+        if not any(_is_in(key, (name,)) for key in known):
+            raise ConfigError(f"ckpt_allow names {name!r}, which is no key of the configuration.")
+    there = flat(saved)
+    differing = [
+        (key, text)
+        for key, text in differences(saved, current).items()
+        if _decides(key, there, known) and not _is_in(key, allowed)
     ]
+    if differing:
+        keys = ",".join(key for key, _ in differing)
+        raise ConfigError(
+            f"ckpt is of a run with another configuration: {', '.join(t for _, t in differing)}; "
+            f"set them as there, or allow them to change with ckpt_allow=[{keys}]."
+        )
+
+
+def _decides(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether a run with another value, or without the key, would be another run."""
+    if key.endswith("_target_"):  # a class of somebody's own
+        return True
+    if key not in there or key not in here:  # new since, which says nothing of the former run
+        return False
+    return _is_in(key, _DECISIVE) and not _is_in(key, _HARMLESS)
+
+
+def _is_in(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these, or in a group that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,8 +18,10 @@ _COMPUTE_DTYPE = {
 }
 
 
-def resolve(accelerator: str, precision: str) -> tuple[torch.device, str]:
-    """The device and the precision that `auto` stands for.
+def resolve(
+    accelerator: str, precision: str, devices: int = 1, rank: int = 0
+) -> tuple[torch.device, str]:
+    """The device of this rank and the precision that `auto` stands for.
 
     Raises:
         ConfigError: a GPU was asked for and there is none, or Lightning would quietly run
@@ -31,7 +33,13 @@ def resolve(accelerator: str, precision: str) -> tuple[torch.device, str]:
             "trainer.accelerator=gpu needs a CUDA GPU and torch sees none: use trainer=cpu, or "
             "check the driver with nvidia-smi."
         )
-    device = torch.device("cuda" if has_gpu and accelerator != "cpu" else "cpu")
+    device = torch.device("cpu")
+    if has_gpu and accelerator != "cpu":
+        if (found := torch.cuda.device_count()) < devices:
+            raise ConfigError(
+                f"trainer.devices must be at most the GPUs of this machine, {found}, got {devices}."
+            )
+        device = torch.device("cuda", rank) if devices > 1 else torch.device("cuda")
     if precision == "auto":
         if device.type == "cpu":
             return device, "32-true"

@@ -14,7 +14,9 @@ from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums
 from xftrain.model import GPT
-from xftrain.training.checkpoint import describe_differences, refuse_other_model
+from xftrain.training.checkpoint import differences, refuse_other_model, refuse_other_run
+from xftrain.training.distributed import sum_over_ranks
+from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.optim.adamw import AdamW
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ class TrainingModule(LightningModule):
         optim: builds the optimizer and its schedule.
         seed: of dropout.
         saved: plain values to store in every checkpoint: the configuration.
+        guard: what becomes of a step whose loss or gradient is not finite.
+        overfit_batches: the only training batches, and what is validated on; 0 is no limit.
     """
 
     def __init__(
@@ -43,9 +47,12 @@ class TrainingModule(LightningModule):
         optim: AdamW,
         seed: int,
         saved: dict[str, Any],
+        guard: NonFiniteGuard,
+        overfit_batches: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.loss, self.data, self.optim = model, loss, data, optim
+        self.guard, self.overfit_batches = guard, overfit_batches
         self.seed, self.saved = seed, saved
         self.last_sums: LossSums | None = None  # of the last batch
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
@@ -57,11 +64,13 @@ class TrainingModule(LightningModule):
 
     def train_dataloader(self) -> TrainStream:
         """Endless batches of this rank."""
-        return TrainStream(self.data, self.global_rank)
+        self.stream = TrainStream(self.data, self.global_rank, self.overfit_batches)
+        return self.stream
 
     def val_dataloader(self) -> ValBatches:
         """This rank's validation batches."""
-        return ValBatches(self.data, self.global_rank, self.trainer.world_size)
+        world_size = self.trainer.world_size
+        return ValBatches(self.data, self.global_rank, world_size, self.overfit_batches)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -91,7 +100,10 @@ class TrainingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the batch's labels, in nats."""
         sums = self.forward_loss(batch, with_accuracy=self.logs_this_step())
-        loss = sums.loss / sums.num_labels
+        num_labels = sums.num_labels
+        if self.trainer.world_size > 1:  # of all ranks, as DDP takes the mean of their gradients
+            num_labels = sum_over_ranks(num_labels) / self.trainer.world_size
+        loss = sums.loss / num_labels
         self.last_sums = LossSums(sums.loss.detach(), sums.num_labels, sums.num_correct)
         return loss
 
@@ -146,9 +158,10 @@ class TrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips to the norm and keeps it for the logs, without waiting for the device."""
-        if gradient_clip_val is None and not self.logs_this_step():
-            return
+        """Clips to the norm, keeps it for the logs, and leaves out a step that is not finite.
+
+        Waits for the device at the steps whose metrics are recorded, and at no other.
+        """
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
@@ -157,17 +170,24 @@ class TrainingModule(LightningModule):
         # the optimizer's own list: walking the modules again would cost more than the clipping
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        assert self.last_sums is not None
+        step, loss = self.trainer.global_step + 1, self.last_sums.loss
+        self.guard.judge(optimizer, loss, self.grad_norm, step, scaled=scaler is not None)
+        if self.logs_this_step() or self.guard.is_full():
+            self.guard.check(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says what differs from the run that is continued, and lets today's settings count.
 
         Raises:
-            ConfigError: the checkpoint holds the weights of another model.
+            ConfigError: the checkpoint holds the weights of another model, or is of a run with
+                other data or another seed.
         """
         refuse_other_model(checkpoint["state_dict"], self.state_dict())
-        differences = describe_differences(checkpoint["xftrain"]["config"], self.saved["config"])
-        if differences:
-            log.info("ckpt: the configuration differs from its own: %s", ", ".join(differences))
+        saved, current = checkpoint["xftrain"]["config"], self.saved["config"]
+        refuse_other_run(saved, current)
+        if changed := differences(saved, current).values():
+            log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
         if checkpoint["global_step"] >= self.trainer.max_steps:
             log.warning(
                 "ckpt is at step %d and max_steps is %d: nothing is left to train",

@@ -11,6 +11,7 @@ _NAMED_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
     r".*does not have many workers",  # batches are made in place, see data/loader.py
     r"The dataloader, .*, does not have",
+    r"It is recommended to use `self.log\(.*sync_dist=True",  # they are sums over all ranks
     r".*`IterableDataset` has `__len__` defined",
 )
 

@@ -8,9 +8,11 @@ from typing import Literal
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from xftrain.fields import NonNegativeInt, PositiveFloat, PositiveInt
 from xftrain.training.checkpoint import AtomicCheckpointIO
+from xftrain.training.profilers import build_profiler
 
 
 def build_trainer(
@@ -22,14 +24,18 @@ def build_trainer(
     show_bar: bool,
     *,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
-    devices: Literal[1] = 1,
-    strategy: Literal["auto"] = "auto",
+    devices: PositiveInt = 1,
+    strategy: Literal["auto", "ddp"] = "auto",
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true"] = "auto",
     accumulate_grad_batches: PositiveInt = 1,
     gradient_clip_val: PositiveFloat | None = 1.0,
     log_every_n_steps: PositiveInt = 10,
     val_check_interval: PositiveInt = 20,
     num_sanity_val_steps: NonNegativeInt = 0,
+    limit_val_batches: PositiveInt | None = None,
+    overfit_batches: NonNegativeInt = 0,
+    detect_anomaly: bool = False,
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None,
 ) -> Trainer:
     """The trainer of one run; the keyword-only parameters are Lightning's own keys.
 
@@ -41,19 +47,24 @@ def build_trainer(
         deterministic: refuse operations that differ from run to run.
         show_bar: whether one of the callbacks is a progress bar.
         accelerator: auto, cpu or gpu.
-        devices: number of devices.
-        strategy: how several devices work together.
+        devices: number of devices, each with a process of its own, see `ranks`.
+        strategy: how several devices work together; auto is ddp.
         precision: already resolved, see `hardware.resolve`.
         accumulate_grad_batches: batches an optimizer step.
         gradient_clip_val: largest gradient norm; None does not clip.
         log_every_n_steps: optimizer steps between records of the training metrics.
         val_check_interval: training batches between validations.
         num_sanity_val_steps: validation batches before the first step.
+        limit_val_batches: validation batches to use; None is all.
+        overfit_batches: the only training batches there are, and what is validated on; 0 is no
+            limit. Our loaders do it, as Lightning's own way is to replace samplers.
+        detect_anomaly: NaN in the backward pass is an error that names the operation.
+        profiler: what measures where the time goes, see `build_profiler`.
     """
     return Trainer(
         accelerator=accelerator,
         devices=devices,
-        strategy=strategy,
+        strategy="ddp" if devices > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]
         accumulate_grad_batches=accumulate_grad_batches,
         gradient_clip_val=gradient_clip_val,
@@ -61,12 +72,16 @@ def build_trainer(
         val_check_interval=val_check_interval,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=num_sanity_val_steps,
+        limit_val_batches=limit_val_batches,
+        detect_anomaly=detect_anomaly,
+        profiler=build_profiler(profiler, run_dir),
         max_steps=max_steps,
         max_epochs=-1,
         deterministic=deterministic,
         callbacks=callbacks,
         logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
+        # the ranks are there already; under Slurm, Lightning would take over its signals
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         default_root_dir=run_dir,
         # true without a checkpoint callback would add Lightning's own
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),

@@ -119,6 +119,10 @@ class Auto(Backend):
         self.trials = sorted(trials.values(), key=lambda trial: trial.ms or float("inf"))
         log.info("%s", self.table(shape, dtype))
 
+    def take(self, name: str) -> None:
+        """Takes a backend by name, as another rank's measurement chose it."""
+        (self.chosen,) = (backend for backend in all_backends() if backend.name == name)
+
     def table(self, shape: AttnShape, dtype: torch.dtype) -> str:
         """The trials as text."""
         sizes = f"B={shape.B} M={shape.M} H={shape.H} G={shape.G} K={shape.K}"

@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
-from xftrain.fields import PositiveInt
+from xftrain.errors import RunError
+from xftrain.fields import NonNegativeInt, PositiveInt
+from xftrain.training import distributed
 from xftrain.training.callbacks.metrics import not_training
+from xftrain.training.checkpoint import export_weights, sweep_partial_files
 from xftrain.training.module import training_module
+
+log = logging.getLogger(__name__)
+
+_EVERY, _SHARE = 100, 0.02  # steps between saves, and how much of the time they may take
+_SAVE_S, _BYTES_A_S = 0.02, 1e9  # what the first one is expected to take
 
 
 class Checkpoint(LightningCheckpoint):
     """`checkpoints/last.ckpt` every so many steps and at the end, `best.ckpt` by `val/loss`.
 
+    `previous.ckpt` is the last one before, for `ckpt=auto` where a disk has damaged `last.ckpt`. At
+    the end also `weights.safetensors`, the weights alone.
+
     Args:
-        every_n_steps: optimizer steps between two saves.
+        every_n_steps: optimizer steps between two saves of `last.ckpt`. With None it is 100, and
+            neither file is saved where saving would come to more than 2 % of the run's time.
+        max_failed_saves: saves in a row that may fail, as on a full disk, before the run ends; the
+            last one of a run may not.
     """
 
-    def __init__(self, *, every_n_steps: PositiveInt = 100) -> None:
-        self.every_n_steps = every_n_steps
+    def __init__(
+        self, *, every_n_steps: PositiveInt | None = None, max_failed_saves: NonNegativeInt = 3
+    ) -> None:
+        self.every_n_steps, self.max_failed_saves = every_n_steps, max_failed_saves
         self.best_loss = math.inf
         self._saved_step = -1
+        self._num_failed = 0  # in a row
+        self._began = self._spent_s = self._last_s = 0.0  # saving, in all and the last time
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that continues has its first step on the disk."""
         self._saved_step = trainer.global_step
+        self._began = time.monotonic()
+        # with the two moments of each weight
+        self._last_s = _SAVE_S + 3 * _num_bytes(training_module(pl_module).model) / _BYTES_A_S
+        if trainer.is_global_zero:
+            sweep_partial_files(_folder(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves the last one when it is due."""
         step = trainer.global_step
-        if step % self.every_n_steps == 0 and step != self._saved_step:
+        is_due = step % (self.every_n_steps or _EVERY) == 0 and step != self._saved_step
+        if is_due and self._is_affordable():
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,14 +70,18 @@ class Checkpoint(LightningCheckpoint):
         loss = training_module(pl_module).latest["val/loss"]
         if trainer.sanity_checking or trainer.state.fn != "fit" or within_step(trainer):
             return
-        if loss < self.best_loss:
-            self.best_loss = loss
-            self._save(trainer, "best.ckpt")
+        if loss < self.best_loss and self._is_affordable():
+            beaten, self.best_loss = self.best_loss, loss  # which the file is to hold
+            if not self._save(trainer, "best.ckpt"):
+                self.best_loss = beaten
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves where the run ended."""
         if trainer.global_step != self._saved_step:
-            self._save_last(trainer)
+            self._save_last(trainer, may_fail=False)
+        if trainer.is_global_zero and trainer.global_step:
+            weights = training_module(pl_module).model.state_dict()
+            export_weights(weights, _folder(trainer) / "weights.safetensors")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -70,14 +101,54 @@ class Checkpoint(LightningCheckpoint):
         """The loss to beat."""
         self.best_loss = float(state_dict["best_loss"])
 
-    def _save_last(self, trainer: Trainer) -> None:
-        self._save(trainer, "last.ckpt")
-        self._saved_step = trainer.global_step
+    def _is_affordable(self) -> bool:
+        """Whether one more save is within its share of the time."""
+        if self.every_n_steps is not None:
+            return True
+        budget_s = _SHARE * (time.monotonic() - self._began)
+        fits = self._spent_s + self._last_s <= budget_s
+        return bool(distributed.from_rank_0(fits))  # clocks differ
 
-    @staticmethod
-    def _save(trainer: Trainer, name: str) -> None:
+    def _save_last(self, trainer: Trainer, *, may_fail: bool = True) -> None:
+        if self._save(trainer, "last.ckpt", previous="previous.ckpt", may_fail=may_fail):
+            self._saved_step = trainer.global_step
+
+    def _save(
+        self, trainer: Trainer, name: str, *, previous: str | None = None, may_fail: bool = True
+    ) -> bool:
+        """Whether it was saved."""
+        module = training_module(trainer.lightning_module)
+        started = time.monotonic()
         with not_training(trainer, trainer.strategy.root_device):
-            trainer.save_checkpoint(_folder(trainer) / name, weights_only=False)
+            module.guard.check(module)  # no weights after a step that had to be left out
+            try:
+                trainer.save_checkpoint(
+                    _folder(trainer) / name,
+                    weights_only=False,
+                    storage_options={"previous": previous} if previous else None,
+                )
+            except RunError as error:
+                self._num_failed += 1
+                if not may_fail or self._num_failed > self.max_failed_saves:
+                    raise
+                log.warning(
+                    "%s Training goes on, and the next save tries again (failed in a row: %d of "
+                    "at most %d).",
+                    error,
+                    self._num_failed,
+                    self.max_failed_saves,
+                )
+                trainer.strategy.barrier()  # where the other ranks wait for this save
+                return False
+        self._num_failed = 0
+        self._last_s = time.monotonic() - started
+        self._spent_s += self._last_s
+        return True
+
+
+def _num_bytes(module: torch.nn.Module) -> int:
+    """Of the weights."""
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters())
 
 
 def within_step(trainer: Trainer) -> bool:

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from xftrain.errors import RunError
 from xftrain.interfaces import Batch
 from xftrain.memory import peak_memory_mib
+from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.flops import describe_peak, flops_per_token, peak_flops
 from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.text import log_text
@@ -81,9 +82,13 @@ class Metrics(Callback):
             return
         sums = module.last_sums
         assert sums is not None and sums.num_correct is not None
-        num_labels = int(sums.num_labels)  # waits for the device
-        loss = float(sums.loss) / num_labels
-        if not math.isfinite(loss):
+        total = sum_over_ranks(
+            torch.stack([sums.loss.double(), sums.num_labels.double(), sums.num_correct.double()])
+        )
+        loss_sum, num_labels, num_correct = total.tolist()  # waits for the device
+        loss = loss_sum / num_labels
+        guard = module.guard
+        if not math.isfinite(loss) and guard.last_skipped != step:  # its gradient was finite
             raise RunError(
                 f"train/loss is {loss} at step {step}: lower optim.lr or raise optim.warmup_steps; "
                 "checkpoints saved before are in the run folder."
@@ -95,7 +100,7 @@ class Metrics(Callback):
         self.tokens_per_s.append(tokens_per_s)
         record = {
             "train/loss": loss,
-            "train/accuracy": int(sums.num_correct) / num_labels,
+            "train/accuracy": num_correct / num_labels,
             **_unit(module, batch, float(sums.loss), loss),
             "optim/lr": self._lr,
             "speed/tokens_per_s": tokens_per_s,
@@ -105,6 +110,8 @@ class Metrics(Callback):
         }
         if module.grad_norm is not None:
             record["train/grad_norm"] = float(module.grad_norm)
+        if not guard.stops:
+            record["train/skipped_steps"] = guard.num_skipped
         if self._peak is not None:
             peak_tflops = self._peak * trainer.world_size / 1e12
             record["speed/mfu"] = record["speed/tflops"] / peak_tflops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from xftrain.training.module import training_module
 
 log = logging.getLogger(__name__)
 
+_LINES = 50  # of a run
 _SHOWN = {
     "train/loss": "loss {:.4f}",
     "train/accuracy": "accuracy {:.2%}",
@@ -25,56 +27,94 @@ _SHOWN = {
 class Progress(Callback):
     """Lines in the log; with a bar, only the validation results.
 
+    Training and validation have a line each every so many steps and at the end, the first ones
+    closer together. So the log of a long run can be read and begins at once; `metrics.csv` and
+    TensorBoard have every record and every validation.
+
     Args:
         style: `auto` is `rich` on a terminal and `line` elsewhere; `none` shows nothing.
-        every_n_steps: optimizer steps between two lines.
+        every_n_steps: optimizer steps between two lines; None is what `interval_at` gives.
     """
 
     def __init__(
         self,
         *,
         style: Literal["auto", "rich", "line", "none"] = "auto",
-        every_n_steps: PositiveInt = 20,
+        every_n_steps: PositiveInt | None = None,
     ) -> None:
         on_terminal = sys.stdout.isatty()
         self.style = style if style != "auto" else ("rich" if on_terminal else "line")
         self.every_n_steps = every_n_steps
-        self._next_line = every_n_steps
+        self._next_step_line = self._next_validation_line = 0
 
     def bar(self) -> Callback | None:
         """The bar to add to the trainer's callbacks; None where there is none."""
         return _Bar() if self.style == "rich" else None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first lines that are due."""
+        step = trainer.global_step
+        self._next_step_line = self._next_validation_line = self._next_after(step, trainer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A line every so many steps, at a step whose own metrics were fetched."""
+        """A line where one is due, at a step whose own metrics were fetched."""
         step, module = trainer.global_step, training_module(pl_module)
         has_figures = module.recorded_at in (step, -1)  # -1: none are ever fetched, or not yet
-        if self.style != "line" or step < self._next_line or not has_figures:
+        if self.style != "line" or step < self._next_step_line or not has_figures:
             return
-        self._next_line = (step // self.every_n_steps + 1) * self.every_n_steps
+        self._next_step_line = self._next_after(step, trainer)
         log.info("step %d/%d  %s", step, trainer.max_steps, shown(module.latest))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The validation results."""
-        if self.style == "none" or trainer.sanity_checking:
+        """The validation results, where a line is due or training is over."""
+        step = trainer.global_step
+        is_due = step >= self._next_validation_line or trainer.state.fn != "fit"
+        if self.style == "none" or trainer.sanity_checking or not is_due:
             return
+        self._next_validation_line = self._next_after(step, trainer)
         latest = training_module(pl_module).latest
         parts = [f"loss {latest['val/loss']:.4f}", f"accuracy {latest['val/accuracy']:.2%}"]
         if "val/bits_per_byte" in latest:
             parts.append(f"bits/byte {latest['val/bits_per_byte']:.3f}")
-        log.info("validation at step %d  %s", trainer.global_step, "  ".join(parts))
+        log.info("validation at step %d  %s", step, "  ".join(parts))
+
+    def _next_after(self, step: int, trainer: Trainer) -> int:
+        """The next step with a line: a multiple of the interval, or the last one of the run."""
+        interval = self.every_n_steps or interval_at(step, trainer.max_steps)
+        return min((step // interval + 1) * interval, max(trainer.max_steps, step + 1))
 
 
 class _Bar(RichProgressBar):
-    """Lightning's bar with the figures that are on the host anyway."""
+    """Lightning's bar, over the batches of the whole run, with the figures that are on the host."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=10)  # a second
+
+    @property
+    def total_train_batches(self) -> int:
+        """Those of the whole run; Lightning's own is the optimizer steps that are left."""
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"  # there are no epochs
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         latest = training_module(pl_module).latest
         return {name.rpartition("/")[2]: value for name, value in latest.items() if name in _SHOWN}
+
+
+def interval_at(step: int, max_steps: int) -> int:
+    """Steps from one line to the next: 20, 50, 100, 200, ...
+
+    A fiftieth of the run, but at least 20, and at first about as many as were made.
+    """
+    least = max(20.0, min(step, max_steps / _LINES))
+    ten: int = 10 ** math.floor(math.log10(least))
+    return next(digit * ten for digit in (1, 2, 5, 10) if digit * ten >= least)
 
 
 def shown(latest: dict[str, float]) -> str:

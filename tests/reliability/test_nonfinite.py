@@ -1,0 +1,122 @@
+"""NaN and inf stop a run before they reach the weights, or are left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.training.runs import last, result_of, rows_of, run, same_weights, weights_of
+from xftrain.attention.backends.auto import all_backends
+from xftrain.errors import RunError
+from xftrain.layers.ffn.swiglu import SwiGLU
+from xftrain.training.checkpoint import read_checkpoint
+from xftrain.training.optim.adamw import AdamW
+
+ON_CPU = [b.name for b in all_backends() if b.name != "flex"]  # flex trains on GPUs alone
+
+
+@pytest.mark.fault("NaN at a step")
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_nan_in_a_step_stops_before_it_is_made(tmp_path, poison, backend):
+    attn = f"model.attn={backend}"
+    run(tmp_path / "good", attn, "max_steps=2", "optim.schedule=constant")
+    poison(backend, 2)  # step 3, which is noticed at the record of step 4
+    with pytest.raises(RunError) as stopped:
+        run(
+            tmp_path / "bad",
+            attn,
+            "optim.schedule=constant",
+            "callbacks.checkpoint.every_n_steps=2",
+        )
+    said = str(stopped.value)
+    assert "of step 3 is not finite (first in what reaches blocks.0.out)" in said
+    result = result_of(tmp_path / "bad")
+    assert (result["status"], result["error"]) == ("failed", said)
+    assert same_weights(last(tmp_path / "good"), last(tmp_path / "bad"))
+    assert read_checkpoint(last(tmp_path / "bad"))["global_step"] == 2
+
+
+@pytest.mark.fault("NaN at a step")
+def test_no_checkpoint_is_written_after_it(tmp_path, poison):
+    poison("naive", 2)
+    every = ("callbacks.checkpoint.every_n_steps=1", "trainer.log_every_n_steps=6")
+    with pytest.raises(RunError, match="of step 3 is not finite"):
+        run(tmp_path, *every)
+    assert read_checkpoint(last(tmp_path))["global_step"] == 2
+
+
+@pytest.mark.fault("NaN at a step, skipped")
+def test_skip_leaves_the_step_out_and_counts_it(tmp_path, poison, caplog):
+    poison("naive", 2, 3)
+    result = run(tmp_path, "on_nonfinite=skip", "max_skipped_steps=2")
+    assert (result["status"], result["steps"]) == ("completed", 6)
+    assert "not finite: step 3, 4 (2 of at most 2)" in caplog.text
+    assert rows_of(tmp_path, "train/skipped_steps") == {2: 0, 4: 2, 6: 2}
+    assert all(torch.isfinite(weight).all() for weight in weights_of(last(tmp_path)).values())
+
+
+@pytest.mark.fault("NaN at a step, skipped")
+def test_skip_has_a_budget(tmp_path, poison):
+    poison("naive", 1, 2, 3)
+    with pytest.raises(RunError, match="of step 4 .*max_skipped_steps=2 is used up"):
+        run(tmp_path, "on_nonfinite=skip", "max_skipped_steps=2")
+
+
+@pytest.mark.fault("NaN at a step, skipped")
+def test_a_skipped_step_changes_nothing(tmp_path, poison):
+    run(tmp_path / "two", "max_steps=2", "optim.schedule=constant", "optim.warmup_steps=0")
+    poison("naive", 2)
+    last_left_out = ("max_steps=3", "optim.schedule=constant", "optim.warmup_steps=0")
+    run(tmp_path / "three", *last_left_out, "on_nonfinite=skip")
+    assert same_weights(last(tmp_path / "two"), last(tmp_path / "three"))
+
+
+@pytest.mark.fault("NaN at a step")
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_an_optimizer_without_the_flag_is_kept_from_it_too(tmp_path, poison, monkeypatch, policy):
+    build = AdamW.build
+
+    def plain(self, model, max_steps):
+        optimizer, schedule = build(self, model, max_steps)
+        optimizer._step_supports_amp_scaling = False
+        for group in optimizer.param_groups:
+            group["fused"] = False
+        return optimizer, schedule
+
+    monkeypatch.setattr(AdamW, "build", plain)
+    poison("naive", 2)
+    if policy == "stop":
+        with pytest.raises(RunError, match="of step 3"):
+            run(tmp_path)
+    else:
+        run(tmp_path, "on_nonfinite=skip")
+        assert all(torch.isfinite(weight).all() for weight in weights_of(last(tmp_path)).values())
+
+
+@pytest.mark.fault("weights that are not finite")
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    run(tmp_path, "max_steps=2")
+    content = torch.load(last(tmp_path))
+    content["state_dict"]["model.blocks.0.out.weight"][0, 0] = float("inf")
+    torch.save(content, tmp_path / "bad.ckpt")
+    with pytest.raises(RunError, match=r"of step 3 .*weights that are not finite: blocks\.0\.out"):
+        run(tmp_path / "on", f"ckpt={tmp_path / 'bad.ckpt'}")
+
+
+@pytest.mark.fault("inf in a gradient")
+def test_a_gradient_alone_is_named(tmp_path, monkeypatch):
+    class Bad(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * float("inf")
+
+    forward = SwiGLU.forward
+    monkeypatch.setattr(SwiGLU, "forward", lambda self, x: Bad.apply(forward(self, x)))
+    with pytest.raises(
+        RunError, match=r"the loss is finite; first in the gradient of embed\.weight"
+    ):
+        run(tmp_path)

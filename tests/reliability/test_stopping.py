@@ -1,0 +1,198 @@
+"""How a run ends from outside: signals, a hang, memory that runs out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.runs import last, result_of, run, same_weights
+from xftrain.attention.backends.naive import Naive
+from xftrain.data.counting import Counting
+from xftrain.errors import RunError, Stopped
+from xftrain.training.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+STEPS = ("max_steps=6", "model.dropout=0.1")
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Sends this process a signal in training batch `index`: while it is made, or computed."""
+
+    def send(number: int, index: int, *, computing: bool) -> None:
+        at: list[int] = []
+        batch, call = Counting.batch, Naive.__call__
+
+        def note(self, split, step, rank=0):
+            at[:] = [step] if split == "train" else []
+            if at == [index] and not computing:
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)
+            return batch(self, split, step, rank)
+
+        def attention(self, q, k, v, handle):
+            if at == [index] and computing:
+                at.clear()
+                os.kill(os.getpid(), number)
+            return call(self, q, k, v, handle)
+
+        monkeypatch.setattr(Counting, "batch", note)
+        monkeypatch.setattr(Naive, "__call__", attention)
+
+    return send
+
+
+@pytest.mark.fault("SIGTERM, SIGUSR1, Ctrl-C")
+@pytest.mark.parametrize(
+    ("number", "code", "computing", "accumulate", "index", "saved"),
+    [
+        (signal.SIGTERM, 143, True, 1, 3, 4),  # the step under way is finished
+        (signal.SIGTERM, 143, False, 1, 3, 3),  # a batch that does not come is not waited for
+        (signal.SIGTERM, 143, True, 2, 6, 4),  # a step is whole or was not begun
+        (signal.SIGUSR1, 75, False, 2, 7, 4),
+        (signal.SIGUSR2, 75, True, 1, 3, 4),
+        (signal.SIGINT, 130, True, 1, 3, 4),
+    ],
+)
+def test_a_signal_saves_at_the_end_of_the_step_and_the_run_can_go_on(
+    tmp_path, signalled, monkeypatch, number, code, computing, accumulate, index, saved
+):
+    steps = (*STEPS, f"trainer.accumulate_grad_batches={accumulate}")
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    with monkeypatch.context():
+        signalled(number, index, computing=computing)
+        with pytest.raises(Stopped) as stopped:
+            run(tmp_path / "cut", *steps)
+    monkeypatch.undo()
+    assert stopped.value.code == code
+    result = result_of(tmp_path / "cut")
+    name = signal.Signals(number).name
+    assert (result["status"], result["error"]) == ("stopped", f"stopped by {name}")
+    assert read_checkpoint(last(tmp_path / "cut"))["global_step"] == saved
+    assert handlers == [
+        signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    ]
+    run(tmp_path / "cut", *steps, "ckpt=auto")
+    run(tmp_path / "whole", *steps)
+    assert same_weights(last(tmp_path / "whole"), last(tmp_path / "cut"))
+
+
+@pytest.mark.fault("signal while the run is built")
+def test_a_signal_while_the_run_is_built_ends_it_at_once(tmp_path, monkeypatch):
+    def built(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("xftrain.runner.check_runs", built)
+    with pytest.raises(Stopped):
+        run(tmp_path)
+    assert result_of(tmp_path)["status"] == "stopped"
+
+
+@pytest.mark.fault("Ctrl-C twice")
+def test_ctrl_c_twice_does_not_wait(tmp_path, monkeypatch):
+    call = Naive.__call__
+
+    def attention(self, q, k, v, handle):
+        if torch.is_grad_enabled():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+        return call(self, q, k, v, handle)
+
+    monkeypatch.setattr(Naive, "__call__", attention)
+    with pytest.raises(SystemExit):
+        run(tmp_path)
+    assert not last(tmp_path).exists()
+
+
+# ---- hangs
+
+
+HANGS = """
+import time
+from tests.training.runs import SMALL
+from xftrain import compose, run
+from xftrain.data.counting import Counting
+from pathlib import Path
+batch = Counting.batch
+def hangs(self, split, step, rank=0):
+    while (split, step) == ("train", 3):
+        time.sleep(0.05)
+    return batch(self, split, step, rank)
+Counting.batch = hangs
+run(compose(*SMALL, "callbacks.watchdog.timeout_s=0.5"), Path("run"))
+"""
+
+
+@pytest.mark.fault("loader that hangs")
+def test_a_run_that_hangs_ends_with_its_stacks(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", HANGS],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert process.returncode == 1
+    said = process.stderr.strip().splitlines()[-1]
+    assert said.startswith("xftrain: nothing has moved for 0.5 s: ")
+    result = result_of(tmp_path / "run")
+    assert result["status"] == "failed" and "nothing has moved for" in result["error"]
+    assert "hangs" in (tmp_path / "run" / "stacks.txt").read_text()
+
+
+def test_a_run_that_moves_is_left_alone(tmp_path):
+    assert run(tmp_path, "callbacks.watchdog.timeout_s=30")["status"] == "completed"
+    assert not (tmp_path / "stacks.txt").exists()
+
+
+# ---- memory
+
+
+@pytest.mark.fault("out of memory")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_running_out_of_memory_says_what_would_save_some(tmp_path, monkeypatch, error):
+    def none_left(self, *_: object) -> None:
+        if torch.is_grad_enabled():
+            raise error
+
+    monkeypatch.setattr(Naive, "__call__", none_left)
+    with pytest.raises(RunError) as failed:
+        run(tmp_path, "seq=512", "batch_tokens=4096", "loss=full")
+    said = str(failed.value)
+    assert said.startswith("out of memory on cpu at 8 x 512 tokens with a peak of ")
+    assert said.count("(about ") == 3 and "\n" not in said
+    assert "model.attn=auto" in said  # 2 layers' scores of 512 x 512 are the most
+    assert result_of(tmp_path)["error"] == said
+
+
+# ---- secrets
+
+
+@pytest.mark.fault("secret in the environment")
+def test_a_secret_of_the_environment_is_never_written_down(tmp_path, monkeypatch):
+    monkeypatch.setenv("XFTRAIN_TEST_TOKEN", "hunter2-hunter2")
+    tags = "tags=['${oc.env:XFTRAIN_TEST_TOKEN}','run-${oc.env:XFTRAIN_TEST_TOKEN}']"
+    run(tmp_path, "max_steps=2", tags)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 5
+    assert [path.name for path in files if b"hunter2" in path.read_bytes()] == []
+    assert "run-${oc.env:XFTRAIN_TEST_TOKEN}" in (tmp_path / "config.yaml").read_text()
+    run(tmp_path, "max_steps=3", tags, "ckpt=auto")

@@ -1,0 +1,122 @@
+"""The picture of the attention pattern is the bias that the first batch is trained with."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.training.runs import model_and_data, run
+from xftrain.attention.biases.alibi import slopes
+from xftrain.interfaces import AttnBias
+from xftrain.training.callbacks import attention_pattern
+from xftrain.training.callbacks.attention_pattern import cropped, differing_heads, draw
+
+SMALL = ("model.dim=16", "batch_tokens=64", "max_steps=1")
+M, N = 200, 96  # positions, and how many are drawn
+SEQLENS = (40, 1, 70, 89)
+
+BIASES = {
+    "causal": AttnBias(),
+    "window": AttnBias(window=9),
+    "full-packed": AttnBias(causal=False, seqlens=SEQLENS),
+    "window-packed": AttnBias(window=9, seqlens=SEQLENS),
+    "alibi": AttnBias(slopes=slopes(8)),
+    "alibi-packed": AttnBias(slopes=slopes(8), seqlens=SEQLENS),
+    # a query that sees nothing, and biases that favor a key: no row's largest is 0
+    "tensor": AttnBias(additive_HMM=torch.randn(2, M, M).masked_fill(torch.eye(M) > 0, -torch.inf)),
+}
+
+
+class Own:
+    """A bias of the user's own, a tensor of which gradients are taken."""
+
+    def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
+        """ALiBi of one slope, on both sides of the query."""
+        distance = (torch.arange(16.0)[:, None] - torch.arange(16.0)).abs()
+        return AttnBias(additive_HMM=-distance.expand(2, 16, 16).clone().requires_grad_())
+
+
+def _heads(image: np.ndarray, num_heads: int) -> list[np.ndarray]:
+    """The pixel at the middle of each pair of query and key, head by head."""
+    side = image.shape[0]
+    zoom, panel = side // N, side + attention_pattern._GAP
+    assert image.shape == (side, num_heads * panel - attention_pattern._GAP, 3) and zoom >= 3
+    return [
+        image[zoom // 2 :: zoom, h * panel :][:, zoom // 2 : side : zoom] for h in range(num_heads)
+    ]
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_the_picture_is_the_beginning_of_what_the_bias_means(name: str) -> None:
+    bias = BIASES[name]
+    heads = differing_heads(bias)
+    assert heads == {"alibi": [0, 2, 5, 7], "tensor": [0, 1]}.get(name.partition("-")[0], [0])
+    whole_HMM = bias.materialize(M)
+    drawn = _heads(draw(cropped(bias, N, heads), N), len(heads))
+    for head, pixels in zip(heads, drawn, strict=True):
+        meant_NN = whole_HMM[head, :N, :N].numpy()
+        grey, orange = (
+            (pixels == color).all(-1)
+            for color in (attention_pattern._HIDDEN, attention_pattern._EDGE)
+        )
+        assert ((grey | orange) == np.isneginf(meant_NN)).all()
+        assert orange.any() == (name in ("window-packed", "alibi-packed"))
+        for shades, row in zip(pixels[..., 0].astype(int), meant_NN, strict=True):
+            seen = row > -np.inf
+            if seen.any():
+                weight = np.exp(row[seen] - row[seen].max())
+                assert np.abs(shades[seen] - (222 - (222 - 8) * weight)).max() <= 1
+
+
+def test_documents_have_an_edge() -> None:
+    (pixels,) = _heads(draw(cropped(BIASES["window-packed"], N, [0]), N), 1)
+    orange = (pixels == attention_pattern._EDGE).all(-1)
+    assert orange[41, 42:].all() and orange[41:-1, -1].all()  # the second long one, cut at the end
+    assert orange[9:40, 0].all() and not orange[:9, 0].any()  # what is seen stays as it is
+    assert not orange[41:, :41].any() and not orange[1:39, 1:39].any()
+
+
+def test_a_million_positions_are_no_work() -> None:
+    bias = AttnBias(slopes=slopes(4), seqlens=(2**20,))  # M x M would be terabytes
+    assert draw(cropped(bias, 8, [0]), 8).shape[0] == 384
+
+
+def _shown(run_dir) -> tuple[np.ndarray, str]:
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    (image,) = events.Images("attention/pattern")
+    (text,) = events.Tensors("attention/pattern/text_summary")[0].tensor_proto.string_val
+    said = " ".join(text.decode().split())  # it stands on several lines
+    return np.asarray(Image.open(io.BytesIO(image.encoded_image_string))), said
+
+
+def test_a_run_shows_the_pattern_of_its_first_batch(tmp_path) -> None:
+    packed = ("data=counting_packed", "model.bias=alibi", "model.bias.window=7", *SMALL)
+    run(tmp_path, *packed, "callbacks.attention_pattern.num_positions=20")
+    image, said = _shown(tmp_path)
+    seqlens = model_and_data(*packed)[1].batch("train", 0).seqlens
+    bias = AttnBias(window=7, slopes=slopes(2), seqlens=seqlens)
+    assert (image == draw(cropped(bias, 20, [0, 1]), 20)).all()
+    assert "the first 20 of 64 positions" in said and "heads 1, 2" in said
+    assert "causal, a window of 7 keys, ALiBi, documents packed into the row: 3, " in said
+
+
+def test_a_bias_of_the_users_own_is_drawn(tmp_path) -> None:
+    (tmp_path / "model" / "bias").mkdir(parents=True)
+    own = "_target_: tests.training.test_attention_pattern.Own\n"
+    (tmp_path / "model" / "bias" / "own.yaml").write_text(own)
+    run(tmp_path / "run", "model.bias=own", *SMALL, config_dir=tmp_path)
+    image, said = _shown(tmp_path / "run")
+    bias = AttnBias(additive_HMM=Own().build(2, None).additive_HMM)
+    assert (image == draw(cropped(bias, 16, [0, 1]), 16)).all()
+    assert "causal, a bias tensor" in said
+
+
+def test_nothing_is_drawn_where_there_is_no_tensorboard(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(attention_pattern, "draw", None)
+    run(tmp_path, "logger=csv", *SMALL)

@@ -1,0 +1,136 @@
+"""The processes of a run on several devices: each rank is this command again.
+
+Lightning would start them itself, from `sys.argv`: in a sweep each would run the whole sweep, and
+one that dies takes the sweep with it. Started here, Lightning finds ranks that are already there,
+as under torchrun, which works as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from xftrain import sweeps
+from xftrain.errors import ConfigError, RunError, Stopped
+from xftrain.overrides import as_typed
+from xftrain.processes import cause_of_death
+
+_GRACE_S = 10.0  # for this rank to notice by itself that another is gone
+_END_S = 30.0  # for the ranks to end after this one
+_POLL_S = 0.2
+
+Ranks = Sequence["subprocess.Popen[bytes]"]
+
+
+@contextlib.contextmanager
+def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
+    """Starts the other ranks of the run that the body is rank 0 of, and ends with them.
+
+    Args:
+        num_ranks: processes in all; with 1, or where something else has started them, nothing is
+            done.
+        settings: Hydra's own configuration of the run.
+        run_dir: the run's folder.
+
+    Raises:
+        RunError: another rank died; its last words are part of the sentence.
+    """
+    if num_ranks == 1 or "LOCAL_RANK" in os.environ:
+        yield
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ours = {
+        "LOCAL_RANK": "0",
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    words = [run_dir / f".rank{rank}_said" for rank in range(1, num_ranks)]
+    ranks: list[subprocess.Popen[bytes]] = []
+    over = threading.Event()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for rank, place in enumerate(words, start=1):
+            place.unlink(missing_ok=True)
+            ranks.append(_start(rank, settings, run_dir, place))
+        watch = (ranks, words, over, settings, run_dir)
+        threading.Thread(target=_watch, args=watch, daemon=True, name="ranks").start()
+        yield
+    except (ConfigError, Stopped, KeyboardInterrupt):
+        raise  # which the others find as well
+    except BaseException as error:
+        if said := _first_death(ranks, words, wait_s=_POLL_S * 5):
+            raise RunError(said) from error
+        raise
+    finally:
+        over.set()
+        _end(ranks, is_failing=sys.exc_info()[0] is not None)
+        for place in words:
+            place.unlink(missing_ok=True)
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _start(rank: int, settings: Any, run_dir: Path, words: Path) -> subprocess.Popen[bytes]:
+    command = sweeps.job_command(settings, run_dir, as_typed(settings.overrides.task))
+    quiet = [*command, "hydra/job_logging=disabled"]  # rank 0 says it
+    environment = {**os.environ, "LOCAL_RANK": str(rank), sweeps.JOB: str(words.absolute())}
+    return subprocess.Popen(quiet, cwd=settings.runtime.cwd, env=environment)
+
+
+def _watch(
+    ranks: Ranks, words: Sequence[Path], over: threading.Event, settings: Any, run_dir: Path
+) -> None:
+    """Ends this process where a rank died and this one waits for it, as NCCL does for long."""
+    died_at: float | None = None
+    while not over.wait(_POLL_S):
+        if died_at is None and any(process.poll() not in (None, 0) for process in ranks):
+            died_at = time.monotonic()
+        if died_at is not None and time.monotonic() - died_at > _GRACE_S:
+            said = _first_death(ranks, words) or "another rank died."
+            sweeps.write_end("failed", said, settings, run_dir)
+            sys.stderr.write(f"xftrain: {said}\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+
+def _first_death(ranks: Ranks, words: Sequence[Path], wait_s: float = 0.0) -> str | None:
+    """Which rank died, and what it said; None where all live or ended well."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        for rank, (process, place) in enumerate(zip(ranks, words, strict=False), start=1):
+            if process.poll() in (None, 0):
+                continue
+            said = place.read_text(encoding="utf-8") if place.is_file() else ""
+            return f"rank {rank} ended the run: {said or cause_of_death(process.returncode) + '.'}"
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(_POLL_S)
+
+
+def _end(ranks: Ranks, *, is_failing: bool) -> None:
+    """Waits for the ranks, which end with this one; those that do not are ended."""
+    deadline = time.monotonic() + (_GRACE_S if is_failing else _END_S)
+    for process in ranks:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(deadline - time.monotonic(), 0.0))
+    for stop in ("terminate", "kill"):
+        for process in ranks:
+            if process.poll() is None:
+                getattr(process, stop)()
+        for process in ranks:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)

@@ -1,0 +1,111 @@
+"""What a sweep runs, written down so that it can go on; read as a file that may come from anyone.
+
+Imports no torch: every command imports this.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from xftrain.errors import ConfigError
+from xftrain.files import read_json, write_json
+from xftrain.overrides import as_typed, quoted
+from xftrain.registry import conf_dir
+
+RESUME = "resume_sweep"  # the override that goes on with a sweep
+_RESUMED = "XFTRAIN_RESUMED_SWEEP"  # in the sweep's processes, whoever starts them
+_RECORD = ".sweep.json"
+_OWN = ("command-line", "hydra.searchpath in main", "hydra.searchpath in command-line")
+# Overrides that are about the sweep rather than about a job, or about what is run.
+MODE = ("hydra.mode", "hydra.run", "hydra.sweep.dir", "hydra.output_subdir")
+# Of a record that may come from anyone: an override rather than a flag, and those of Hydra's own
+# that name no code, folder or command.
+_OVERRIDE = re.compile(r"[+~]*\w[\w./@]*(=.*)?", re.DOTALL)
+_HARMLESS = re.compile(
+    r"\+?hydra[./](launcher|sweeper)=\w+|hydra\.launcher\.n_jobs=\d+"
+    r"|hydra\.sweeper\.(n_trials|n_jobs|max_trials|study_name|direction|seed|sampler\.seed)=\w+"
+)
+
+
+def write_record(config: DictConfig, folder: Path) -> None:
+    """What `resumed` reads.
+
+    Args:
+        config: of the sweep, Hydra's own part included.
+        folder: of the sweep.
+    """
+    hydra = config.hydra
+    record = {
+        "config_name": hydra.job.config_name,
+        "config_dirs": [s.path for s in hydra.runtime.config_sources if s.provider in _OWN],
+        "overrides": as_typed(hydra.overrides.task) + kept(hydra.overrides.hydra, MODE),
+    }
+    write_json(record, folder / _RECORD)
+
+
+def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
+    """The arguments with `resume_sweep=<folder>` worked in; the overrides where it is not there.
+
+    Args:
+        overrides: what was typed.
+        has_flags: whether flags were typed too, as `--config-name`.
+
+    Raises:
+        ConfigError: there is no such sweep, or its command has to be typed again.
+    """
+    os.environ.pop(_RESUMED, None)
+    named = [override for override in overrides if override.startswith(f"{RESUME}=")]
+    if not named:
+        return list(overrides)
+    folder = Path(named[-1].partition("=")[2]).expanduser()
+    others = [override for override in overrides if not override.startswith(f"{RESUME}=")]
+    record = read_json(folder / _RECORD)
+    if record is None:
+        raise ConfigError(f"{RESUME} must be the folder of a sweep, got {str(folder)!r}.")
+    arguments = ["--multirun", *others]
+    if not others and not has_flags:
+        typed, name = _trusted(record)
+        if typed is None:
+            raise ConfigError(
+                f"the sweep in {str(folder)!r} used options of its own folder, _target_, an "
+                "interpolation or Hydra's own keys, which are not taken from a file: repeat its "
+                f"whole command and add {RESUME}={folder}."
+            )
+        arguments = ["--multirun", "--config-name", name, *typed]
+    os.environ[_RESUMED] = "1"
+    return [*arguments, f"hydra.sweep.dir={quoted(folder)}"]
+
+
+def _trusted(record: Mapping[str, Any]) -> tuple[list[str] | None, str]:
+    """What a record says to run; None where it could run code: a folder may come from anyone."""
+    name = str(record.get("config_name"))
+    typed = record.get("overrides")
+    if not isinstance(typed, list) or not all(isinstance(one, str) for one in typed):
+        return None, name
+    roots = {path.stem for path in conf_dir().glob("*.yaml")}
+    if record.get("config_dirs") != [] or name not in roots:
+        return None, name
+    for override in typed:
+        key = override.lstrip("+~").partition("=")[0].replace("/", ".")
+        if "_target_" in override or "${" in override or not _OVERRIDE.fullmatch(override):
+            return None, name
+        if key.partition(".")[0] == "hydra" and not _HARMLESS.fullmatch(override):
+            return None, name
+    return typed, name
+
+
+def is_resumed() -> bool:
+    """Whether this sweep goes on with one that was there."""
+    return _RESUMED in os.environ
+
+
+def kept(overrides: Any, left_out: tuple[str, ...]) -> list[str]:
+    """Overrides of Hydra's own configuration but those that begin so."""
+    named = [(o, o.lstrip("+~").replace("/", ".")) for o in as_typed(overrides)]
+    return [override for override, key in named if not key.startswith(left_out)]

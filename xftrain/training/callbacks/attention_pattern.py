@@ -1,0 +1,143 @@
+"""Draws what a query may see: the mask and bias of the first batch, as an image in TensorBoard."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from xftrain.fields import ImageSide
+from xftrain.interfaces import AttnBias, Batch
+from xftrain.training.callbacks.metrics import not_training
+from xftrain.training.module import training_module
+from xftrain.training.text import log_text
+
+_TAG = "attention/pattern"
+_SIDE = 384  # pixels of a head, about
+_GAP = 8  # pixels between heads
+_NUM_HEADS = 4  # drawn at most
+_HIDDEN = (189, 189, 189)  # grey
+_FAINT, _STRONG = np.array([(222, 235, 247), (8, 69, 148)], np.float32)  # blue
+_EDGE = (213, 94, 0)  # orange
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class AttentionPattern(Callback):
+    """The attention pattern of the chosen bias and packing, drawn once, before the first step.
+
+    Args:
+        num_positions: how many of a row's positions to draw, from the first on; the whole pattern
+            would be quadratic in the sequence.
+    """
+
+    def __init__(self, *, num_positions: ImageSide = 128) -> None:
+        self.num_positions = num_positions
+        self._is_drawn = False
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Draws the first batch's."""
+        boards = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)]
+        if self._is_drawn or not boards or not trainer.is_global_zero:
+            return
+        self._is_drawn = True
+        num_rows, num_positions = batch.shape_BM
+        num_drawn = min(self.num_positions, num_positions)
+        with not_training(trainer, pl_module.device):
+            model = training_module(pl_module).model
+            bias, _ = model.attention_facts(num_rows, num_positions, batch.seqlens)
+            heads = differing_heads(bias)
+            part = cropped(bias, num_drawn, heads)
+            image = draw(part, num_drawn)
+            for board in boards:
+                board.experiment.add_image(_TAG, image, trainer.global_step, dataformats="HWC")
+            said = (
+                f"Query (row) and key (column), the first {num_drawn} of {num_positions} positions "
+                f"of the first batch, {describe(part)}: grey is hidden, and the darker the blue, "
+                f"the larger exp(bias) in its row; {_whose(heads)}."
+            )
+            log_text(boards, _TAG, textwrap.fill(said, 100), trainer.global_step)
+
+
+def differing_heads(bias: AttnBias) -> list[int]:
+    """Some heads, from the first to the last; one where all have the same pattern."""
+    num_heads = len(bias.slopes or ())
+    if bias.additive_HMM is not None:
+        num_heads = max(num_heads, bias.additive_HMM.shape[0])
+    last = max(num_heads - 1, 0)
+    return sorted({round(last * n / (_NUM_HEADS - 1)) for n in range(_NUM_HEADS)})
+
+
+def cropped(bias: AttnBias, num_positions: int, heads: list[int]) -> AttnBias:
+    """What the bias means for the first positions of a row, in some heads."""
+    seqlens, slopes, additive_HMM = bias.seqlens, bias.slopes, bias.additive_HMM
+    if seqlens is not None:
+        seqlens = tuple(
+            min(end, num_positions) - start
+            for start, end in bias.segments(num_positions)
+            if start < num_positions
+        )
+    if slopes is not None:
+        slopes = tuple(slopes[head] for head in heads)
+    if additive_HMM is not None:
+        own = heads if additive_HMM.shape[0] > 1 else [0]
+        additive_HMM = additive_HMM[own, :num_positions, :num_positions]
+    return replace(bias, seqlens=seqlens, slopes=slopes, additive_HMM=additive_HMM)
+
+
+def draw(bias: AttnBias, num_positions: int) -> Pixels:
+    """The pattern as pixels [height, width, 3], its heads side by side.
+
+    Blue is `exp(bias)` divided by the largest of its row: the attention of a query to whose scores
+    nothing else contributes. Of what is hidden, the edge of each packed document is orange.
+    """
+    # numpy: torch would wake its threads, which costs more than the work is
+    bias_HMM = bias.materialize(num_positions, dtype=torch.float32).detach().numpy()
+    is_hidden = np.isneginf(bias_HMM)
+    highest_HM1 = bias_HMM.max(-1, keepdims=True, initial=-np.inf, where=~is_hidden)
+    weight_HMM = np.exp(bias_HMM - np.where(np.isneginf(highest_HM1), 0.0, highest_HM1))
+    pixels = (_FAINT + (_STRONG - _FAINT) * weight_HMM[..., None]).astype(np.uint8)
+    pixels[is_hidden] = _HIDDEN
+    if bias.seqlens is not None:
+        pixels[is_hidden & _edges(bias, num_positions)] = _EDGE
+
+    zoom = max(1, _SIDE // num_positions)
+    pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    gap = np.full((pixels.shape[1], _GAP, 3), 255, np.uint8)
+    return np.concatenate([part for head in pixels for part in (gap, head)][1:], axis=1)
+
+
+def _edges(bias: AttnBias, num_positions: int) -> npt.NDArray[np.bool_]:
+    """The outermost pairs of query and key of each document."""
+    edges = np.zeros((num_positions, num_positions), np.bool_)
+    for start, end in bias.segments(num_positions):
+        for edge in (start, end - 1):
+            edges[edge, start:end] = edges[start:end, edge] = True
+    return edges
+
+
+def describe(bias: AttnBias) -> str:
+    """The facts in words."""
+    facts = ["causal" if bias.causal else "bidirectional"]
+    if bias.window is not None:
+        facts.append(f"a window of {bias.window} keys")
+    if bias.slopes is not None:
+        facts.append("ALiBi")
+    if bias.additive_HMM is not None:
+        facts.append("a bias tensor")
+    if bias.seqlens is not None:
+        facts.append(f"documents packed into the row: {len(bias.seqlens)}, orange at their edges")
+    return ", ".join(facts)
+
+
+def _whose(heads: list[int]) -> str:
+    if len(heads) == 1:
+        return "all heads are alike"
+    return f"from left to right the heads {', '.join(str(head + 1) for head in heads)}"

@@ -1,0 +1,88 @@
+"""Ends a run that no longer moves, and says where it hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from xftrain.fields import PositiveFloat
+
+log = logging.getLogger(__name__)
+
+_GRACE_S = 30.0  # for the message, before the interpreter itself is ended
+
+
+class Watchdog(Callback):
+    """An error in place of a run that hangs for ever: in a step, or waiting for a batch or a rank.
+
+    Args:
+        timeout_s: seconds without a batch, of training or of validation, after which the stacks of
+            all threads are written to `stacks.txt` and the process ends with code 1.
+    """
+
+    def __init__(self, *, timeout_s: PositiveFloat = 1800.0) -> None:
+        self.timeout_s = timeout_s
+        self.on_hang: Callable[[str], None] = lambda said: None  # to leave a record
+        self._moved = 0.0
+        self._over = threading.Event()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to watch."""
+        self._moved = time.monotonic()
+        self._over.clear()
+        place = Path(trainer.default_root_dir) / "stacks.txt"
+        threading.Thread(target=self._watch, args=(place,), daemon=True, name="watchdog").start()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """It moves."""
+        self._moved = time.monotonic()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """It moves."""
+        self._moved = time.monotonic()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """It moves."""
+        self._moved = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What follows takes as long as it takes."""
+        self._over.set()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """It has ended by itself."""
+        self._over.set()
+
+    def _watch(self, place: Path) -> None:
+        with place.open("w", encoding="utf-8") as stacks:
+            while not self._over.wait(min(self.timeout_s / 4, 10.0)):
+                # for a thread that never lets this one run: no Python is needed to end it
+                faulthandler.dump_traceback_later(self.timeout_s + _GRACE_S, exit=True, file=stacks)
+                if time.monotonic() - self._moved > self.timeout_s:
+                    self._give_up(stacks)
+            faulthandler.cancel_dump_traceback_later()
+        place.unlink(missing_ok=True)
+
+    def _give_up(self, stacks: Any) -> None:
+        faulthandler.dump_traceback(stacks, all_threads=True)
+        stacks.flush()
+        said = (
+            f"nothing has moved for {self.timeout_s:g} s: a step, a batch or another rank hangs "
+            f"({stacks.name} shows where); callbacks.watchdog.timeout_s allows more."
+        )
+        log.error(said)
+        self.on_hang(said)
+        sys.stderr.write(f"xftrain: {said}\n")
+        sys.stderr.flush()
+        os._exit(1)  # the thread that hangs cannot be reached

@@ -1,0 +1,195 @@
+"""Keeps NaN and inf out of the weights, without a wait for the device in any step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from xftrain.errors import RunError
+from xftrain.fields import NonNegativeInt
+
+if TYPE_CHECKING:
+    from xftrain.training.module import TrainingModule
+
+log = logging.getLogger(__name__)
+
+_MAX_STEPS = 1024  # between two checks
+_NAMED = 3  # parameters in a message
+
+
+class NonFiniteGuard:
+    """Leaves out the optimizer steps whose loss or gradient is not finite, and says so.
+
+    The device itself decides and skips: torch's fused optimizers take a flag, `found_inf`, that
+    is there for GradScaler. The host asks at the steps whose metrics are recorded and before each
+    checkpoint. From the first such step on, `stop` makes no other, so the weights that a
+    checkpoint or a message sees are those before it. In fp16 an infinite gradient is GradScaler's
+    own affair and not counted; an infinite loss is.
+
+    Args:
+        on_nonfinite: `stop` ends the run; `skip` leaves the step out and goes on.
+        max_skipped_steps: with `skip`, steps that may be left out before the run ends.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        max_skipped_steps: NonNegativeInt = 10,
+    ) -> None:
+        self.stops = on_nonfinite == "stop"
+        self.budget = 0 if self.stops else max_skipped_steps
+        self.num_skipped = 0  # steps left out, as of the last check
+        self.last_skipped = -1  # the last of them
+        self._flags: Tensor | None = None  # 1 for each step since the last check that is not finite
+        self._any: Tensor | None = None  # whether there was one at all
+        self._steps: list[int] = []  # since the last check
+
+    def judge(
+        self,
+        optimizer: torch.optim.Optimizer,
+        loss: Tensor,
+        norm: Tensor,
+        step: int,
+        *,
+        scaled: bool,
+    ) -> None:
+        """Looks at the step that is about to be made; three small kernels.
+
+        Args:
+            optimizer: with the gradients in place.
+            loss: of the last batch.
+            norm: of the gradients, of all ranks where there are several.
+            step: its number, from 1.
+            scaled: whether GradScaler steps the optimizer, and skips by itself.
+        """
+        seen = (loss if scaled else norm).detach()
+        if self._flags is None or self._any is None:
+            self._flags = torch.zeros(_MAX_STEPS, device=seen.device)
+            self._any = torch.zeros((), device=seen.device)
+        is_bad = self._flags[len(self._steps) % _MAX_STEPS]
+        torch.ne(seen - seen, 0, out=is_bad)  # of NaN and inf, what is left is NaN
+        torch.maximum(self._any, is_bad, out=self._any)
+        self._steps.append(step)
+        if scaled:
+            return
+        left_out = self._any if self.stops else is_bad
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.found_inf = left_out  # type: ignore[attr-defined]
+        elif left_out:  # an optimizer of the user's own: the host has to wait
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def is_full(self) -> bool:
+        """Whether the next step needs a check before it, for the place to note it."""
+        return len(self._steps) >= _MAX_STEPS
+
+    def check(self, module: TrainingModule) -> None:
+        """Ends the run where steps were left out that may not be; waits for the device.
+
+        Raises:
+            RunError: which step it was, where NaN or inf came from first, and what to do.
+        """
+        steps, self._steps = self._steps, []
+        if self._flags is None or not steps:
+            return
+        flags = self._flags[: len(steps)].tolist()
+        bad = [step for step, flag in zip(steps, flags, strict=True) if flag]
+        if not bad:
+            return
+        self.num_skipped += len(bad)
+        self.last_skipped = bad[-1]
+        if self.num_skipped <= self.budget:
+            log.warning(
+                "left out, since loss or gradient are not finite: step %s (%d of at most %d)",
+                ", ".join(map(str, bad)),
+                self.num_skipped,
+                self.budget,
+            )
+            return
+        step = bad[0] if self.stops else bad[-1]
+        if self.stops:
+            remedy = "on_nonfinite=skip leaves such steps out"
+        else:
+            remedy = f"max_skipped_steps={self.budget} is used up"
+        raise RunError(
+            f"the loss or the gradient of step {step} is not finite ({origin(module, step)}); the "
+            "step was not made and the checkpoints are of steps before it: lower optim.lr, raise "
+            f"optim.warmup_steps, or train in another trainer.precision; {remedy}."
+        )
+
+
+def origin(module: TrainingModule, step: int) -> str:
+    """Where NaN or inf comes from first, found by making the step's batches once more.
+
+    Args:
+        module: with the weights that the step began with, or others not far from them.
+        step: its number, from 1.
+    """
+    parameters = dict(module.model.named_parameters())
+    if named := _named(parameters):
+        return f"weights that are not finite: {named}"
+    accumulate = int(module.trainer.accumulate_grad_batches)
+    for index in range((step - 1) * accumulate, step * accumulate):
+        batch = module.stream.batch(index).to(module.device)
+        module.on_train_batch_start(batch, index)  # the same dropout
+        with module.model.uncompiled(), _watched(module.model) as bad:  # for the hooks to be called
+            with module.trainer.precision_plugin.forward_context():
+                sums = module.forward_loss(batch, with_accuracy=False)
+                loss = sums.loss / sums.num_labels
+        if bad:
+            return f"first in {bad[0]}"
+        if not torch.isfinite(loss):
+            return "first in the loss"
+        # the gradients that the parameters hold, and DDP's hooks on them, are left alone
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        if named := _named(dict(zip(parameters, grads, strict=True))):
+            return f"the loss is finite; first in the gradient of {named}"
+    return "it did not come again when the step's batches were repeated"
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[str]]:
+    """What is not finite while the model computes, in that order."""
+    bad: list[str] = []
+
+    def hook_of(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if not _is_finite(args):  # attention is no module: it is seen where it arrives
+                bad.append(f"what reaches {name}")
+            elif not _is_finite(output):
+                bad.append(f"the output of {name}")
+
+        return hook
+
+    handles = [
+        child.register_forward_hook(hook_of(name)) for name, child in model.named_modules() if name
+    ]
+    try:
+        yield bad
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_finite(values: Any) -> bool:
+    tensors = values if isinstance(values, tuple) else (values,)
+    floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in floats)
+
+
+def _named(tensors: Mapping[str, Tensor | None]) -> str:
+    """Those that are not finite; a few of them by name."""
+    names = [
+        name
+        for name, tensor in tensors.items()
+        if tensor is not None and not torch.isfinite(tensor).all()
+    ]
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
