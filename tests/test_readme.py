@@ -266,7 +266,10 @@ def test_a_run_can_be_continued(
 ) -> None:
     monkeypatch.chdir(first_run[0])
     caplog.set_level("INFO")
-    folders = {"max_steps=800 ckpt=auto": Path("outputs/first"), "ckpt=.*/last.ckpt": Path("outputs/other")}
+    folders = {
+        "max_steps=800 ckpt=auto": Path("outputs/first"),
+        "ckpt=.*/last.ckpt": Path("outputs/other"),
+    }
     for steps, (pattern, folder) in enumerate(folders.items(), start=4):
         overrides = shlex.split(_command(pattern))[3:]
         assert ("hydra.run.dir=outputs/first" in overrides) == (folder.name == "first")
@@ -293,9 +296,21 @@ def test_the_sweep_runs(folder: Path) -> None:
 
 
 def test_the_readers_own_option_runs(folder: Path) -> None:
-    said = _run(_command("--config-dir own"), folder)
+    said = _run(_command("--config-dir own model.bias"), folder)
     assert "bias=custom" in said
     assert "folded ALiBi" in _kernel(said)
+    assert _kernel(_run(_command("--config-dir own model.attn"), folder)) == "matmul"
+
+
+@pytest.mark.slow
+def test_the_readers_own_backend_is_compared_with_float64(folder: Path) -> None:
+    others = [f"callbacks.{name}=null" for name in ("doctor", "packed", "grouped", "alibi")]
+    others += ["callbacks.attention_sweep=null", "callbacks.train_sweep=null"]
+    small = ["callbacks.parity.length=32", "callbacks.parity.heads=[mha]"]
+    _run(_command("--config-name benchmark model.attn=matmul"), folder, *others, *small)
+    (report,) = folder.glob("outputs/*/*/report.md")
+    rows = [row for row in report.read_text().splitlines() if row.startswith("| Matmul")]
+    assert "10 of 10" in rows[0]
 
 
 def test_the_notebook_example_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
