@@ -309,15 +309,31 @@ def test_a_resumed_sweep_is_the_same_command(command, jobs, tmp_path):
     assert command("-m", "--config-dir", str(tmp_path), "seq=8,13", "resume_sweep=own").code == 1
 
 
-def test_side_by_side_a_benchmark_is_refused(command, jobs, monkeypatch):
+def test_side_by_side_a_benchmark_is_refused(command, jobs, tmp_path):
     # its sweeps measure times; a job that is refused is a row like any other
-    monkeypatch.setattr(cli, "_refuse_side_by_side", _refuse)
-    ended = command("-m", "seq=8,16", "hydra.sweep.dir=sweep")
+    side_by_side = ("--config-name", "benchmark", "hydra/launcher=joblib")
+    ended = command("-m", *side_by_side, "seq=8,16", "hydra.sweep.dir=sweep")
     assert ended.code == 1 and jobs == [] and "2 of 2 jobs failed" in ended.err
+    assert "measures times, which jobs side by side on one device falsify" in ended.err
 
 
-def _refuse(cfg, settings):
-    raise ConfigError("callbacks.alibi measures times.")
+def test_a_resumed_sweep_takes_overrides_of_hydras_and_no_others(command, jobs, tmp_path):
+    # one override made another sweep of it, and its table was lost
+    command("-m", "seq=8,13", "hydra.sweep.dir=sweep")
+    before = (tmp_path / "sweep" / "summary.csv").read_text()
+    jobs.clear()
+    ended = command("resume_sweep=sweep", "seed=3")
+    assert "had seq=8,13, which this command has not" in one_sentence(ended, 2)
+    assert jobs == [] and (tmp_path / "sweep" / "summary.csv").read_text() == before
+    command("resume_sweep=sweep", "hydra.sweep.dir=sweep")
+    assert [words[2] for words in jobs] == ["seq=13"]
+
+
+def test_a_sweep_folder_that_cannot_be_written_is_said(command, jobs, tmp_path):
+    # it ended with 0, without a table, whatever became of the jobs
+    (tmp_path / "sweep" / ".sweep.json").mkdir(parents=True)
+    ended = command("-m", "seq=8,13", "hydra.sweep.dir=sweep")
+    assert "cannot be written" in one_sentence(ended, 2) and jobs == []
 
 
 def test_sigterm_ends_the_job_and_then_the_sweep(tmp_path):

@@ -29,11 +29,12 @@ from xftrain import __version__, ranks, sweep_record, sweep_table, sweeps
 from xftrain.commands import run
 from xftrain.completion import dotted_groups
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
-from xftrain.errors import ConfigError, RunError, Stopped
+from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused
 from xftrain.overrides import all_groups, normalise_argv, sentence
 from xftrain.processes import die_with_parent, sigterm_raised
 from xftrain.registry import conf_dir, measures_times
-from xftrain.sweep_checks import SweepChecks, SweepRefused
+from xftrain.secrets import hidden
+from xftrain.sweep_checks import SweepChecks
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def main() -> int:
         sys.stdout.write(f"xftrain {__version__}\n")
         return 0
     try:
+        _find_own_classes()
         with _errors_raised():
             sys.argv[1:] = _normalised(sys.argv[1:])  # Lightning reads it again
             decorate = hydra.main(
@@ -97,6 +99,12 @@ def main() -> int:
         return _end_of_sweep(error)
     finally:
         sweeps.SweepTable.folder = None
+
+
+def _find_own_classes() -> None:
+    """In the working folder, by the command `xftrain` too, as `python -m` does."""
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _normalised(argv: list[str]) -> list[str]:
@@ -171,7 +179,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         validate(cfg)
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            sweeps.write_end("refused", str(error), settings, run_dir)
+            sweeps.write_end("refused", hidden(str(error)), settings, run_dir)
         raise
     devices = (cfg.get("trainer") or {}).get("devices", 1)
     with ranks.started(devices, settings, run_dir):
@@ -209,7 +217,9 @@ def _end_of_sweep(lost: Exception | None = None) -> int:
         said, which = f"{len(failed)} of {len(rows)} jobs failed ({reason})", "them again"
     else:
         return 0
-    again = f"; {shlex.quote(f'{sweep_record.RESUME}={folder}')} runs {which}"
+    resume = shlex.quote(f"{sweep_record.RESUME}={folder}")
+    whole = "" if sweep_record.is_trusted(folder) else "the same command with "
+    again = f"; {whole}{resume} runs {which}"
     return _end(f"{said}{'' if SweepChecks.is_stored else again}.", 1)
 
 
@@ -228,9 +238,9 @@ def _draw(rows: list[sweep_table.Row], folder: Path) -> None:
 def _report(error: Exception, run_dir: Path) -> str:
     """The sentence for an error; what it leaves out goes to the run's log file."""
     if isinstance(error, ConfigError | RunError):
-        _to_log_file(str(error), None)
-        return str(error)
-    first_line = f"{type(error).__name__}: " + str(error).strip().partition("\n")[0]
+        _to_log_file(hidden(str(error)), None)
+        return hidden(str(error))
+    first_line = hidden(f"{type(error).__name__}: " + str(error).strip().partition("\n")[0])
     if _to_log_file("the run failed", error):
         return f"{first_line} (traceback in {run_dir / 'xftrain.log'})"
     traceback.print_exception(error)

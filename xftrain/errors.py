@@ -17,6 +17,10 @@ class RunError(RuntimeError):
     """
 
 
+class SweepRefused(BaseException):
+    """A sweep cannot begin. No Exception, which Hydra would turn into a warning in a callback."""
+
+
 class Stopped(SystemExit):
     """A signal ended the run: an exit with the code that says which.
 

@@ -33,9 +33,9 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What the file holds; None where there is none, or half of one."""
+    """The mapping that the file holds; None where there is none, or half of one."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    return found
+    return found if isinstance(found, dict) else None

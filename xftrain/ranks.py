@@ -16,16 +16,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from signal import SIGINT, SIGTERM, SIGUSR1
 from typing import Any
 
 from xftrain import sweeps
 from xftrain.errors import ConfigError, RunError, Stopped
+from xftrain.files import read_json, write_json
 from xftrain.overrides import as_typed
 from xftrain.processes import cause_of_death
 
 _GRACE_S = 10.0  # for this rank to notice by itself that another is gone
 _END_S = 30.0  # for the ranks to end after this one
 _POLL_S = 0.2
+
+_STOPS = {Stopped(number).code: int(number) for number in (SIGTERM, SIGUSR1, SIGINT)}
 
 Ranks = Sequence["subprocess.Popen[bytes]"]
 
@@ -69,11 +73,15 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
         watch = (ranks, words, over, settings, run_dir)
         threading.Thread(target=_watch, args=watch, daemon=True, name="ranks").start()
         yield
-    except (ConfigError, Stopped, KeyboardInterrupt):
-        raise  # which the others find as well
-    except BaseException as error:
-        if said := _first_death(ranks, words, wait_s=_POLL_S * 5):
+    except Exception as error:
+        if isinstance(error, ConfigError | RunError) or not _is_of_another(error):
+            raise
+        if said := _first_death(ranks, words, wait_s=_GRACE_S):
+            _correct(run_dir, said)
             raise RunError(said) from error
+        if number := _stopped_by(ranks):
+            _correct(run_dir, str(Stopped(number)), "stopped")
+            raise Stopped(number) from error
         raise
     finally:
         over.set()
@@ -97,13 +105,16 @@ def _watch(
     """Ends this process where a rank died and this one waits for it, as NCCL does for long."""
     died_at: float | None = None
     while not over.wait(_POLL_S):
-        if died_at is None and any(process.poll() not in (None, 0) for process in ranks):
-            died_at = time.monotonic()
-        if died_at is not None and time.monotonic() - died_at > _GRACE_S:
-            said = _first_death(ranks, words) or "another rank died."
+        said = _first_death(ranks, words)
+        died_at = died_at or (time.monotonic() if said else None)
+        if said and died_at is not None and time.monotonic() - died_at > _GRACE_S:
             sweeps.write_end("failed", said, settings, run_dir)
             sys.stderr.write(f"xftrain: {said}\n")
             sys.stderr.flush()
+            for process in ranks:
+                process.kill()
+            for place in words:
+                place.unlink(missing_ok=True)
             os._exit(1)
 
 
@@ -112,13 +123,32 @@ def _first_death(ranks: Ranks, words: Sequence[Path], wait_s: float = 0.0) -> st
     deadline = time.monotonic() + wait_s
     while True:
         for rank, (process, place) in enumerate(zip(ranks, words, strict=False), start=1):
-            if process.poll() in (None, 0):
+            if process.poll() in (None, 0, *_STOPS):  # a stop is no death
                 continue
             said = place.read_text(encoding="utf-8") if place.is_file() else ""
             return f"rank {rank} ended the run: {said or cause_of_death(process.returncode) + '.'}"
         if time.monotonic() > deadline:
             return None
         time.sleep(_POLL_S)
+
+
+def _is_of_another(error: Exception) -> bool:
+    """Whether this rank failed because another one is gone."""
+    said = f"{type(error).__name__}: {error}"
+    return any(word in said for word in ("Connection", "gloo", "NCCL", "DistBackendError"))
+
+
+def _stopped_by(ranks: Ranks) -> int | None:
+    """The signal that ended one of the ranks before it could tell the others."""
+    codes = [process.poll() for process in ranks]
+    return next((_STOPS[code] for code in codes if code in _STOPS), None)
+
+
+def _correct(run_dir: Path, error: str, status: str = "failed") -> None:
+    """Puts the cause into `result.json`, which has what this rank saw of it."""
+    result = read_json(run_dir / "result.json")
+    if result is not None:
+        write_json({**result, "status": status, "error": error}, run_dir / "result.json")
 
 
 def _end(ranks: Ranks, *, is_failing: bool) -> None:

@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.files import replace_text
 from xftrain.overrides import as_typed
+from xftrain.secrets import hidden
 from xftrain.version import __version__, installed
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
             failure.__cause__ = error
         is_sentence = isinstance(failure, ConfigError | RunError | Stopped)
         result["status"] = status_after(failure)
-        result["error"] = str(failure) if is_sentence else f"{type(failure).__name__}: {failure}"
+        said = str(failure) if is_sentence else f"{type(failure).__name__}: {failure}"
+        result["error"] = hidden(said)
     result["wall_s"] = round(time.perf_counter() - started, 3)
     try:
         write_result(result, run_dir)
@@ -111,13 +113,13 @@ def _overrides() -> list[str]:
     return as_typed(HydraConfig.get().overrides.task)
 
 
-def varied_keys() -> list[str]:
-    """Dotted keys of what was typed for this run, less what all jobs of its sweep share."""
+def varied() -> dict[str, str]:
+    """What was typed for this run by dotted keys, less what all jobs of its sweep share."""
     if not HydraConfig.initialized():
-        return []
+        return {}
     shared = HydraConfig.get().job.config.override_dirname.exclude_keys
-    typed = [override.lstrip("+~").partition("=")[0] for override in _overrides()]
-    return [key.replace("/", ".") for key in typed if key not in shared]
+    typed = [override.lstrip("+~").partition("=") for override in _overrides()]
+    return {key.replace("/", "."): value for key, _, value in typed if key not in shared}
 
 
 def _versions() -> dict[str, str]:
@@ -153,8 +155,8 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def say_how_it_went(result: Mapping[str, Any]) -> None:
-    """The last lines of a run: figures, folder, and how to look at it."""
+def say_how_it_went(result: Mapping[str, Any], *, has_board: bool) -> None:
+    """The last lines of a run: figures, folder, and how to look at it where TensorBoard can."""
     metrics = result["metrics"]
     parts = [f"loss {metrics['val/loss']:.4f}", f"accuracy {metrics['val/accuracy']:.2%}"]
     if "val/bits_per_byte" in metrics:
@@ -167,7 +169,8 @@ def say_how_it_went(result: Mapping[str, Any]) -> None:
     log.info("validation: %s", ", ".join(parts))
     log.info("run folder: %s", result["run_dir"])
     folder = Path(result["run_dir"])
-    log.info("tensorboard --logdir %s", folder.parts[0] if _is_below(folder) else folder)
+    if has_board:
+        log.info("tensorboard --logdir %s", folder.parts[0] if _is_below(folder) else folder)
 
 
 def _is_below(folder: Path) -> bool:

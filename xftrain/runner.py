@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from xftrain import builder, config, registry
+from xftrain import builder, config, registry, secrets
 from xftrain.attention.backends.auto import Auto
 from xftrain.config_tree import config_tree
 from xftrain.errors import ConfigError
@@ -24,7 +24,7 @@ from xftrain.memory import is_out_of_memory, peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
 from xftrain.oom import out_of_memory
 from xftrain.preflight import check_runs
-from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied_keys
+from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied
 from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
@@ -83,7 +83,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         finally:
             distributed.disconnect()
             torch.use_deterministic_algorithms(was_deterministic)
-    say_how_it_went(result)
+    say_how_it_went(result, has_board=any(map(_is_board, options["logger"].values())))
     return result
 
 
@@ -177,7 +177,7 @@ def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopS
         data,
         optim,
         seed=options["seed"],
-        saved={"config": shown},
+        saved={"config": shown, "environment": secrets.digests()},
         guard=guard,
         overfit_batches=options["trainer"]["overfit_batches"],
     )
@@ -211,9 +211,10 @@ def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopS
     log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
     boards = [logger for logger in loggers if isinstance(logger, TensorBoard)]
     for board in boards:
-        board.begin_hparams(_hparams(shown), _HPARAM_METRICS, varied_keys())
+        board.begin_hparams(_hparams(shown, varied()), _HPARAM_METRICS, varied())
     try:
         trainer.fit(module, ckpt_path=prepared.ckpt, weights_only=True)
+        stop.end_if_received()
         if options["trainer"]["profiler"]:
             end_profile(trainer, run_dir)
         result["metrics"] = _finish(trainer, module, options["trainer"])
@@ -228,9 +229,18 @@ def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopS
         result["tokens_per_s"] = next(iter(speeds), None)
 
 
-def _hparams(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is made of, by dotted keys; the same keys in every run with the same options."""
-    return flat({key: value for key, value in options.items() if key not in _NO_HPARAMS})
+def _hparams(options: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
+    """What a run is made of, by dotted keys; the same keys in every run with the same options.
+
+    With what was typed and is no value of its own there, as `model` or `experiment`.
+    """
+    found = flat({key: value for key, value in options.items() if key not in _NO_HPARAMS})
+    more = {key: value for key, value in typed.items() if f"{key}.name" not in found}
+    return more | found
+
+
+def _is_board(logger: Mapping[str, Any]) -> bool:
+    return logger.get("name") == "tensorboard"
 
 
 def _finish(

@@ -18,13 +18,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from xftrain.config import COMPOSITION_ERRORS
-from xftrain.errors import ConfigError
+from xftrain.errors import ConfigError, SweepRefused
 from xftrain.overrides import all_groups, as_typed, normalise_argv, sentence
 from xftrain.sweep_record import RESUME, is_resumed
-
-
-class SweepRefused(BaseException):
-    """One sentence. Not an Exception, which Hydra would turn into a warning in a callback."""
 
 
 class SweepChecks(Callback):

@@ -96,8 +96,8 @@ def figure(rows: Sequence[Row]) -> Figure | None:
     made = Figure(figsize=size, layout="constrained", dpi=_DPI)
     panels = made.subplots(len(keys), len(columns), squeeze=False, sharey="col")
     for key, line in zip(keys, panels, strict=True):
-        others = [other for other in keys if other is not key]
-        if len(others) > 2 or any(len(other.values) > len(_COLORS) for other in others):
+        others = [o for o in keys if o is not key and len(o.values) <= len(_COLORS)]
+        if len(others) > 2:
             others = []
         for column, axis in zip(columns, line, strict=True):
             _panel(made, axis, rows, key, column, others)

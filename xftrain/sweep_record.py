@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from xftrain.errors import ConfigError
 from xftrain.files import read_json, write_json
-from xftrain.overrides import as_typed, quoted
+from xftrain.overrides import all_groups, as_typed, quoted
 from xftrain.registry import conf_dir
 
 RESUME = "resume_sweep"  # the override that goes on with a sweep
@@ -27,6 +27,7 @@ MODE = ("hydra.mode", "hydra.run", "hydra.sweep.dir", "hydra.output_subdir")
 # Of a record that may come from anyone: an override rather than a flag, and those of Hydra's own
 # that name no code, folder or command.
 _OVERRIDE = re.compile(r"[+~]*\w[\w./@]*(=.*)?", re.DOTALL)
+_OPTIONS = re.compile(r"[\w, ()\[\]*-]*")
 _HARMLESS = re.compile(
     r"\+?hydra[./](launcher|sweeper)=\w+|hydra\.launcher\.n_jobs=\d+"
     r"|hydra\.sweeper\.(n_trials|n_jobs|max_trials|study_name|direction|seed|sampler\.seed)=\w+"
@@ -69,7 +70,7 @@ def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
     if record is None:
         raise ConfigError(f"{RESUME} must be the folder of a sweep, got {str(folder)!r}.")
     arguments = ["--multirun", *others]
-    if not others and not has_flags:
+    if not has_flags and all(_key(override).startswith("hydra.") for override in others):
         typed, name = _trusted(record)
         if typed is None:
             raise ConfigError(
@@ -77,9 +78,35 @@ def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
                 "interpolation or Hydra's own keys, which are not taken from a file: repeat its "
                 f"whole command and add {RESUME}={folder}."
             )
-        arguments = ["--multirun", "--config-name", name, *typed]
+        arguments = ["--multirun", "--config-name", name, *typed, *others]
+    elif missing := _missing(record, others):
+        raise ConfigError(
+            f"the sweep in {str(folder)!r} had {missing}, which this command has not: type "
+            f"{RESUME}={folder} alone, or repeat its whole command with it."
+        )
     os.environ[_RESUMED] = "1"
     return [*arguments, f"hydra.sweep.dir={quoted(folder)}"]
+
+
+def is_trusted(folder: Path) -> bool:
+    """Whether `resume_sweep=<folder>` alone goes on with the sweep there."""
+    record = read_json(folder / _RECORD)
+    return record is not None and _trusted(record)[0] is not None
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].replace("/", ".")
+
+
+def _missing(record: Mapping[str, Any], typed: Sequence[str]) -> str | None:
+    """An override of the sweep that is not among those typed: that would be another sweep."""
+    recorded = record.get("overrides")
+    mine = {(_key(override), override.partition("=")[2]) for override in typed}
+    for override in recorded if isinstance(recorded, list) else []:
+        key = _key(str(override))
+        if not key.startswith("hydra.") and (key, str(override).partition("=")[2]) not in mine:
+            return str(override)
+    return None
 
 
 def _trusted(record: Mapping[str, Any]) -> tuple[list[str] | None, str]:
@@ -91,11 +118,16 @@ def _trusted(record: Mapping[str, Any]) -> tuple[list[str] | None, str]:
     roots = {path.stem for path in conf_dir().glob("*.yaml")}
     if record.get("config_dirs") != [] or name not in roots:
         return None, name
+    groups = all_groups()
     for override in typed:
-        key = override.lstrip("+~").partition("=")[0].replace("/", ".")
+        key, value = _key(override), override.partition("=")[2]
         if "_target_" in override or "${" in override or not _OVERRIDE.fullmatch(override):
             return None, name
         if key.partition(".")[0] == "hydra" and not _HARMLESS.fullmatch(override):
+            return None, name
+        # an option is a word: a path would lead out of the folder of options
+        is_group = key.partition("@")[0].replace(".", "/") in groups
+        if ".." in key or (is_group and not _OPTIONS.fullmatch(value)):
             return None, name
     return typed, name
 

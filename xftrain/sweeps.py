@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from xftrain.errors import SweepRefused
 from xftrain.files import write_json
 from xftrain.overrides import as_typed, quoted
 from xftrain.processes import cause_of_death
@@ -38,8 +39,13 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before the first job."""
         folder = Path(config.hydra.sweep.dir).absolute()
-        forget_jobs(folder)
-        write_record(config, folder)
+        try:
+            forget_jobs(folder)
+            write_record(config, folder)
+        except OSError as error:
+            raise SweepRefused(
+                f"hydra.sweep.dir={folder} cannot be written ({error}): choose another folder."
+            ) from error
         SweepTable.folder = folder
         _name_by_changes(config)
 

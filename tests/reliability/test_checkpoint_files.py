@@ -230,6 +230,7 @@ def test_a_checkpoint_comes_back_as_it_was_and_goes_when_told(tmp_path):
         "state_dict": {"w": torch.randn(3, 2).bfloat16()},
         "global_step": 3,
         "pytorch-lightning_version": "2.6.6",
+        **{"optimizer_states": [{}], "lr_schedulers": [{}], "loops": {}, "callbacks": {}},
     }
     path = tmp_path / "deep" / "one.ckpt"
     io = AtomicCheckpointIO()

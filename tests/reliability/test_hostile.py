@@ -162,6 +162,11 @@ RECORDS: dict[str, dict[str, Any]] = {
     "a folder to write to": {"overrides": ["hydra.sweep.subdir=../../../../tmp/x"]},
     "another root": {"config_name": "../../evil"},
     "no list": {"overrides": "model.attn=naive"},
+    "an option outside the folder": {"overrides": ["model/bias=../../../../tmp/evil/x"]},
+    "one in a list": {"overrides": ["callbacks=[default,../../../../tmp/evil/x]"]},
+    "one in a choice": {"overrides": ["model.bias=choice(causal,../../evil)"]},
+    "an absolute one": {"overrides": ["experiment=/tmp/evil"]},
+    "one of a dotted key": {"overrides": ["+model/../../tmp/evil@model=x"]},
 }
 
 
@@ -225,3 +230,12 @@ def test_a_hostile_tokenizer_file_is_made_anew_or_refused(tmp_path, monkeypatch,
 def test_a_url_is_no_checkpoint(tmp_path, override):
     with pytest.raises(ConfigError, match="must be auto or an existing checkpoint file"):
         run(tmp_path, override)
+
+
+@pytest.mark.fault("hostile record of a sweep")
+@pytest.mark.parametrize("content", [b"[]", b'"x"', b"5", b"\xff", b"{", b""])
+def test_a_record_that_is_none_is_said(tmp_path, monkeypatch, capsys, content):
+    (tmp_path / ".sweep.json").write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["xftrain", f"resume_sweep={tmp_path}"])
+    assert cli.main() == 2
+    assert "resume_sweep must be the folder of a sweep" in capsys.readouterr().err

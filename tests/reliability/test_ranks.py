@@ -135,3 +135,66 @@ def test_more_ranks_than_validation_batches_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("xftrain.training.distributed.connect", lambda *_: None)
     with pytest.raises(ConfigError, match="at most the number of validation batches, 2, got 3"):
         run(tmp_path, "trainer.devices=3")
+
+
+OWN = """
+import torch
+from lightning.pytorch import Callback
+from xftrain.errors import RunError
+
+
+class Fault(Callback):
+    def __init__(self, how):
+        self.how = how
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.how == "raise" and trainer.global_rank == 1 and batch_idx == 2:
+            raise RunError("shard 17 has vanished.")
+
+    def on_train_start(self, trainer, pl_module):
+        if self.how == "disk" and trainer.global_rank == 0:
+            save, left = torch.save, [2]
+
+            def full(*args):
+                left[0] -= 1
+                if left[0] == 0:
+                    raise OSError(28, "No space left on device")
+                save(*args)
+
+            torch.save = full
+"""
+
+
+def with_fault(folder: Path, how: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    (folder / "own.py").write_text(OWN)
+    fault = f"+callbacks.fault={{_target_: own.Fault, how: {how}}}"
+    path = os.pathsep.join([str(ROOT), str(folder)])
+    return subprocess.run(
+        command(folder / "run", fault, *overrides),
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.fault("an error on one of two ranks")
+def test_what_a_rank_says_last_is_the_error(tmp_path):
+    ended = with_fault(tmp_path, "raise", "max_steps=9")
+    said = ended.stderr.strip().splitlines()[-1]
+    assert (ended.returncode, said) == (
+        1,
+        "xftrain: rank 1 ended the run: shard 17 has vanished.",
+    )
+    assert result_of(tmp_path / "run")["error"] == said.removeprefix("xftrain: ")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("full disk, two ranks")
+def test_a_save_that_fails_leaves_the_ranks_together(tmp_path):
+    # the other rank took it for saved, and each waited for the other in another place
+    ended = with_fault(tmp_path, "disk", "max_steps=6", "callbacks.checkpoint.every_n_steps=2")
+    assert ended.returncode == 0, ended.stderr
+    assert read_checkpoint(last(tmp_path / "run"))["global_step"] == 6
+    assert "failed in a row: 1 of at most 3" in ended.stdout

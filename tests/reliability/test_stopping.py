@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from tests.training.runs import last, result_of, run, same_weights
 from xftrain.attention.backends.naive import Naive
 from xftrain.data.counting import Counting
-from xftrain.errors import RunError, Stopped
+from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.training.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -196,3 +197,38 @@ def test_a_secret_of_the_environment_is_never_written_down(tmp_path, monkeypatch
     assert [path.name for path in files if b"hunter2" in path.read_bytes()] == []
     assert "run-${oc.env:XFTRAIN_TEST_TOKEN}" in (tmp_path / "config.yaml").read_text()
     run(tmp_path, "max_steps=3", tags, "ckpt=auto")
+
+
+@pytest.mark.fault("secret in the environment")
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optim.lr=${oc.env:XFTRAIN_TEST_TOKEN}",  # wrong, and quoted in the sentence that says so
+        "tags=['${oc.env:\"XFTRAIN_TEST_TOKEN\"}']",
+        "tags=['${oc.decode:${oc.env:XFTRAIN_TEST_TOKEN}}']",
+    ],
+)
+def test_nor_in_an_error_nor_by_another_way(tmp_path, monkeypatch, override):
+    monkeypatch.setenv("XFTRAIN_TEST_TOKEN", "hunter2-hunter2")
+    with suppress(ConfigError):
+        run(tmp_path, "max_steps=1", override)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and [path.name for path in files if b"hunter2" in path.read_bytes()] == []
+
+
+@pytest.mark.fault("SIGTERM, SIGUSR1, Ctrl-C")
+def test_a_second_signal_does_not_spoil_the_save(tmp_path, signalled, monkeypatch):
+    # as Slurm sends SIGUSR1 and then SIGTERM
+    save = torch.save
+
+    def saved(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        save(*args)
+
+    monkeypatch.setattr(torch, "save", saved)
+    signalled(signal.SIGUSR1, 2, computing=True)
+    with pytest.raises(Stopped) as stopped:
+        run(tmp_path, *STEPS)
+    assert stopped.value.code == 75
+    assert read_checkpoint(last(tmp_path))["global_step"] == 3

@@ -203,3 +203,15 @@ def test_a_whole_group_can_be_allowed_and_a_wrong_name_is_refused(tmp_path, begu
     assert run(tmp_path, *more, "ckpt_allow=[model,seed]")["steps"] == 3
     with pytest.raises(ConfigError, match="ckpt_allow names 'sead', which is no key"):
         run(tmp_path, *more, "ckpt_allow=[model,sead]")
+
+
+def test_another_seed_by_way_of_the_environment_is_noticed(tmp_path, monkeypatch):
+    seed = ("seed=${oc.env:XFTRAIN_TEST_SEED}", "max_steps=2")
+    tag = ("tags=['${oc.env:XFTRAIN_TEST_SEED}']", "max_steps=2")
+    monkeypatch.setenv("XFTRAIN_TEST_SEED", "1")
+    run(tmp_path / "seed", *seed)
+    run(tmp_path / "tag", *tag)
+    monkeypatch.setenv("XFTRAIN_TEST_SEED", "2")
+    run(tmp_path / "tag", *tag, "ckpt=auto")  # which decides nothing
+    with pytest.raises(ConfigError, match=r"seed .*oc\.env:XFTRAIN_TEST_SEED"):
+        run(tmp_path / "seed", *seed, "ckpt=auto")

@@ -23,6 +23,10 @@ _KEYS: dict[str, type] = {
     "state_dict": Mapping,
     "global_step": int,
     "pytorch-lightning_version": str,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": Mapping,
+    "callbacks": Mapping,
 }
 
 _HOW_TO_GO_ON = ("ckpt", "ckpt_allow")
@@ -84,9 +88,11 @@ class AtomicCheckpointIO(CheckpointIO):
             partial.replace(path)
             _flush_folder(path.parent)
         except (OSError, RuntimeError) as error:
-            # torch reports a full disk as a RuntimeError of its zip writer
             with suppress(OSError):
                 partial.unlink()
+            # torch reports a full disk as a RuntimeError of its zip writer
+            if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
+                raise
             raise RunError(
                 f"the checkpoint {path} could not be written ({_first_line(error)}): free space on "
                 "its disk or choose another hydra.run.dir; the checkpoint before it is untouched."
@@ -107,8 +113,11 @@ def _link(path: Path, other: Path) -> None:
     """The file under another name as well; without a moment at which it has none."""
     partial = other.with_name(f".{other.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
-    partial.hardlink_to(path)
-    partial.replace(other)
+    try:
+        partial.hardlink_to(path)
+        partial.replace(other)
+    except OSError as error:  # a file system without links
+        log.warning("%s is not kept: %s", other.name, error)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -276,9 +285,32 @@ def _decides(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> boo
     """Whether a run with another value, or without the key, would be another run."""
     if key.endswith("_target_"):  # a class of somebody's own
         return True
-    if key not in there or key not in here:  # new since, which says nothing of the former run
-        return False
+    parents = [key[:at] for at, letter in enumerate(key) if letter == "."]
+    is_own = any(f"{parent}._target_" in {**there, **here} for parent in parents)
+    if not is_own and (key not in there or key not in here):
+        return False  # new since, which says nothing of the former run
     return _is_in(key, _DECISIVE) and not _is_in(key, _HARMLESS)
+
+
+def with_digests(config: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration with a digest behind each variable's name, so that values can be compared.
+
+    Args:
+        config: as it is written down, with names of variables in place of their values.
+        environment: digests by these names.
+    """
+
+    def told(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: told(child) for key, child in value.items()}
+        if isinstance(value, list | tuple):
+            return [told(child) for child in value]
+        if isinstance(value, str):
+            for name, digest in environment.items():
+                value = value.replace(f"${{oc.env:{name}}}", f"${{oc.env:{name}}} ({digest})")
+        return value
+
+    return {key: told(value) for key, value in config.items()}
 
 
 def _is_in(key: str, names: Sequence[str]) -> bool:

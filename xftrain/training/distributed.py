@@ -54,3 +54,20 @@ def sum_over_ranks(value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value)
     return value
+
+
+def largest_over_ranks(value: Tensor) -> Tensor:
+    """The largest of all ranks' tensors, element by element, on every rank."""
+    if world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
+def from_all_ranks(value: str) -> list[str]:
+    """What each rank has, on every rank."""
+    if world_size() == 1:
+        return [value]
+    held: list[Any] = [None] * world_size()
+    dist.all_gather_object(held, value)
+    return held

@@ -14,7 +14,12 @@ from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums
 from xftrain.model import GPT
-from xftrain.training.checkpoint import differences, refuse_other_model, refuse_other_run
+from xftrain.training.checkpoint import (
+    differences,
+    refuse_other_model,
+    refuse_other_run,
+    with_digests,
+)
 from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.optim.adamw import AdamW
@@ -164,8 +169,8 @@ class TrainingModule(LightningModule):
         """
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            scaler.unscale_(optimizer)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # of others Lightning has done it
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
         # the optimizer's own list: walking the modules again would cost more than the clipping
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -184,8 +189,13 @@ class TrainingModule(LightningModule):
                 other data or another seed.
         """
         refuse_other_model(checkpoint["state_dict"], self.state_dict())
-        saved, current = checkpoint["xftrain"]["config"], self.saved["config"]
-        refuse_other_run(saved, current)
+        held = checkpoint["xftrain"]
+        saved, current = held["config"], self.saved["config"]
+        refuse_other_run(
+            with_digests(saved, held.get("environment", {})),
+            with_digests(current, self.saved.get("environment", {})),
+        )
+        self.guard.num_skipped = int(held.get("num_skipped", 0))
         if changed := differences(saved, current).values():
             log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
         if checkpoint["global_step"] >= self.trainer.max_steps:
@@ -199,7 +209,7 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, as plain values."""
-        checkpoint["xftrain"] = self.saved
+        checkpoint["xftrain"] = {**self.saved, "num_skipped": self.guard.num_skipped}
 
 
 def training_module(pl_module: LightningModule) -> TrainingModule:

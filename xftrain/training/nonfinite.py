@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xftrain.errors import RunError
 from xftrain.fields import NonNegativeInt
+from xftrain.training import distributed
 
 if TYPE_CHECKING:
     from xftrain.training.module import TrainingModule
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_STEPS = 1024  # between two checks
+_NOT_AGAIN = "it did not come again when the step's batches were repeated"
 _NAMED = 3  # parameters in a message
 
 
@@ -68,7 +70,9 @@ class NonFiniteGuard:
             step: its number, from 1.
             scaled: whether GradScaler steps the optimizer, and skips by itself.
         """
-        seen = (loss if scaled else norm).detach()
+        # with several ranks the norm alone, which is the same on all of them
+        seen = loss if scaled else norm if distributed.world_size() > 1 else loss + norm
+        seen = seen.detach()
         if self._flags is None or self._any is None:
             self._flags = torch.zeros(_MAX_STEPS, device=seen.device)
             self._any = torch.zeros((), device=seen.device)
@@ -99,7 +103,7 @@ class NonFiniteGuard:
         steps, self._steps = self._steps, []
         if self._flags is None or not steps:
             return
-        flags = self._flags[: len(steps)].tolist()
+        flags = distributed.largest_over_ranks(self._flags[: len(steps)]).tolist()
         bad = [step for step, flag in zip(steps, flags, strict=True) if flag]
         if not bad:
             return
@@ -119,10 +123,20 @@ class NonFiniteGuard:
         else:
             remedy = f"max_skipped_steps={self.budget} is used up"
         raise RunError(
-            f"the loss or the gradient of step {step} is not finite ({origin(module, step)}); the "
+            f"the loss or the gradient of step {step} is not finite ({_found(module, step)}); the "
             "step was not made and the checkpoints are of steps before it: lower optim.lr, raise "
             f"optim.warmup_steps, or train in another trainer.precision; {remedy}."
         )
+
+
+def _found(module: TrainingModule, step: int) -> str:
+    """`origin`, of the first rank that has it: batches differ from rank to rank."""
+    try:
+        found = origin(module, step)
+    except Exception as error:  # as where memory runs out
+        found = f"where it began could not be looked for, {type(error).__name__}"
+    all_found = distributed.from_all_ranks(found)
+    return next((one for one in all_found if one != _NOT_AGAIN), found)
 
 
 def origin(module: TrainingModule, step: int) -> str:
@@ -151,7 +165,7 @@ def origin(module: TrainingModule, step: int) -> str:
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         if named := _named(dict(zip(parameters, grads, strict=True))):
             return f"the loss is finite; first in the gradient of {named}"
-    return "it did not come again when the step's batches were repeated"
+    return _NOT_AGAIN
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, tensor
 
 from xftrain.errors import Stopped
-from xftrain.training.callbacks.checkpoint import within_step
+from xftrain.training.callbacks.checkpoint import Checkpoint, within_step
 from xftrain.training.module import training_module
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class StopSignals(Callback):
     def __init__(self) -> None:
         self.received: int | None = None
         self._trainer: Trainer | None = None  # while it trains
+        self._savers: list[Checkpoint] = []
         self._before: dict[int, Any] = {}
         self._agreed: tuple[Tensor, Any] | None = None  # what the ranks are telling each other
         self._group: Any = None
@@ -60,6 +61,8 @@ class StopSignals(Callback):
         self.received = self.received or number
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if again or any(callback.is_saving for callback in self._savers):
+            return  # what is being saved is what the signal is to leave
         if trainer is None:
             raise Stopped(number)
         waits = training_module(trainer.lightning_module).stream.is_waiting
@@ -74,6 +77,7 @@ class StopSignals(Callback):
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")  # host memory: no wait for the device
         self._trainer = trainer
+        self._savers = [c for c in trainer.callbacks if isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
         if self.received is not None:
             raise Stopped(self.received)
 
@@ -84,18 +88,9 @@ class StopSignals(Callback):
         if not within_step(trainer):
             self._end_if_all_know(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """A validation can be long; of several ranks it is not cut, since their shares differ."""
-        if self.received and trainer.world_size == 1 and not within_step(trainer):
-            raise Stopped(self.received)
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation is not cut: a run that goes on would be without it."""
+        self._install()  # Lightning has put its own there again, for a validation of its own
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What follows can be cut anywhere."""
@@ -106,6 +101,11 @@ class StopSignals(Callback):
     ) -> None:
         """Nothing is left that could end after a step."""
         self._trainer = None
+
+    def end_if_received(self) -> None:
+        """Ends the run where a signal came when it was being saved for the last time."""
+        if self.received is not None:
+            raise Stopped(self.received)
 
     def _end_if_all_know(self, trainer: Trainer) -> None:
         """One rank alone cannot stop: the others would wait for it for ever."""

@@ -25,7 +25,6 @@ def build_trainer(
     *,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
     devices: PositiveInt = 1,
-    strategy: Literal["auto", "ddp"] = "auto",
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true"] = "auto",
     accumulate_grad_batches: PositiveInt = 1,
     gradient_clip_val: PositiveFloat | None = 1.0,
@@ -47,8 +46,8 @@ def build_trainer(
         deterministic: refuse operations that differ from run to run.
         show_bar: whether one of the callbacks is a progress bar.
         accelerator: auto, cpu or gpu.
-        devices: number of devices, each with a process of its own, see `ranks`.
-        strategy: how several devices work together; auto is ddp.
+        devices: number of devices, each with a process of its own, see `ranks`; several make
+            DistributedDataParallel of it.
         precision: already resolved, see `hardware.resolve`.
         accumulate_grad_batches: batches an optimizer step.
         gradient_clip_val: largest gradient norm; None does not clip.

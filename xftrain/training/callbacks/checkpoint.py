@@ -45,6 +45,7 @@ class Checkpoint(LightningCheckpoint):
         self.best_loss = math.inf
         self._saved_step = -1
         self._num_failed = 0  # in a row
+        self.is_saving = False
         self._began = self._spent_s = self._last_s = 0.0  # saving, in all and the last time
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,6 +61,12 @@ class Checkpoint(LightningCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves the last one when it is due."""
+        # that of a step with a validation comes after it: a run that goes on from a checkpoint
+        # before it would never make it
+        if (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_interval:
+            self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
         step = trainer.global_step
         is_due = step % (self.every_n_steps or _EVERY) == 0 and step != self._saved_step
         if is_due and self._is_affordable():
@@ -74,6 +81,7 @@ class Checkpoint(LightningCheckpoint):
             beaten, self.best_loss = self.best_loss, loss  # which the file is to hold
             if not self._save(trainer, "best.ckpt"):
                 self.best_loss = beaten
+        self._save_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves where the run ended."""
@@ -86,9 +94,9 @@ class Checkpoint(LightningCheckpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Saves where SIGTERM stopped the run, which Lightning answers between two batches.
+        """Saves where a signal stopped the run, which is between two steps.
 
-        Ctrl-C and errors end it anywhere inside a batch: there the last save stands.
+        Errors end it anywhere inside a batch: there the last save stands.
         """
         if isinstance(exception, SystemExit) and not within_step(trainer):
             self.on_train_end(trainer, pl_module)
@@ -119,31 +127,39 @@ class Checkpoint(LightningCheckpoint):
         """Whether it was saved."""
         module = training_module(trainer.lightning_module)
         started = time.monotonic()
+        failure: RunError | None = None
         with not_training(trainer, trainer.strategy.root_device):
             module.guard.check(module)  # no weights after a step that had to be left out
+            self.is_saving = True
             try:
                 trainer.save_checkpoint(
                     _folder(trainer) / name,
                     weights_only=False,
                     storage_options={"previous": previous} if previous else None,
                 )
-            except RunError as error:
-                self._num_failed += 1
-                if not may_fail or self._num_failed > self.max_failed_saves:
-                    raise
-                log.warning(
-                    "%s Training goes on, and the next save tries again (failed in a row: %d of "
-                    "at most %d).",
-                    error,
-                    self._num_failed,
-                    self.max_failed_saves,
-                )
+            except RunError as error:  # on rank 0, which writes
+                failure = error
                 trainer.strategy.barrier()  # where the other ranks wait for this save
-                return False
-        self._num_failed = 0
+            finally:
+                self.is_saving = False
+        # all ranks go on alike, or they would wait for each other in different places
+        said = distributed.from_rank_0(failure and str(failure))
         self._last_s = time.monotonic() - started
         self._spent_s += self._last_s
-        return True
+        if said is None:
+            self._num_failed = 0
+            return True
+        self._num_failed += 1
+        if not may_fail or self._num_failed > self.max_failed_saves:
+            raise failure or RunError(said)
+        log.warning(
+            "%s Training goes on, and the next save tries again (failed in a row: %d of at most "
+            "%d).",
+            said,
+            self._num_failed,
+            self.max_failed_saves,
+        )
+        return False
 
 
 def _num_bytes(module: torch.nn.Module) -> int:

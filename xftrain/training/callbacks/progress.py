@@ -24,6 +24,14 @@ _SHOWN = {
 }
 
 
+_IN_BAR = {  # short, as a terminal may have 80 columns
+    "train/loss": ("loss", "{:.4f}"),
+    "train/accuracy": ("acc", "{:.1%}"),
+    "train/bits_per_byte": ("bits/byte", "{:.3f}"),
+    "speed/tokens_per_s": ("tok/s", "{:,.0f}"),
+}
+
+
 class Progress(Callback):
     """Lines in the log; with a bar, only the validation results.
 
@@ -103,8 +111,13 @@ class _Bar(RichProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        latest = training_module(pl_module).latest
-        return {name.rpartition("/")[2]: value for name, value in latest.items() if name in _SHOWN}
+        return in_bar(training_module(pl_module).latest)
+
+
+def in_bar(latest: dict[str, float]) -> dict[str, int | str | float | dict[str, float]]:
+    """The figures beside the bar that are known by now."""
+    known = [(name, *how) for name, how in _IN_BAR.items() if name in latest]
+    return {short: text.format(latest[name]) for name, short, text in known}
 
 
 def interval_at(step: int, max_steps: int) -> int:

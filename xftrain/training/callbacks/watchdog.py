@@ -34,13 +34,18 @@ class Watchdog(Callback):
         self.on_hang: Callable[[str], None] = lambda said: None  # to leave a record
         self._moved = 0.0
         self._over = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to watch."""
         self._moved = time.monotonic()
         self._over.clear()
-        place = Path(trainer.default_root_dir) / "stacks.txt"
-        threading.Thread(target=self._watch, args=(place,), daemon=True, name="watchdog").start()
+        rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+        place = Path(trainer.default_root_dir) / f"stacks{rank}.txt"
+        self._thread = threading.Thread(
+            target=self._watch, args=(place,), daemon=True, name="watchdog"
+        )
+        self._thread.start()
 
     def on_train_batch_start(self, *_: Any) -> None:
         """It moves."""
@@ -56,13 +61,19 @@ class Watchdog(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What follows takes as long as it takes."""
-        self._over.set()
+        self._end()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """It has ended by itself."""
+        self._end()
+
+    def _end(self) -> None:
         self._over.set()
+        if self._thread is not None:
+            self._thread.join(_GRACE_S)
+            self._thread = None
 
     def _watch(self, place: Path) -> None:
         with place.open("w", encoding="utf-8") as stacks:
@@ -75,6 +86,7 @@ class Watchdog(Callback):
         place.unlink(missing_ok=True)
 
     def _give_up(self, stacks: Any) -> None:
+        faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=stacks)
         faulthandler.dump_traceback(stacks, all_threads=True)
         stacks.flush()
         said = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def begin_hparams(
-        self, options: Mapping[str, Any], metrics: Sequence[str], varied: Sequence[str]
+        self, options: Mapping[str, Any], metrics: Sequence[str], varied: Collection[str]
     ) -> None:
         """Tells the HParams tab what the run is made of; a run that is cut off is there too.
 
