@@ -67,8 +67,11 @@ def _savings(
     if rows > 1:
         half = f"data.batch_size={rows // 2} with trainer.accumulate_grad_batches doubled"
         found.append(((activations + logits) / 2, half))
+    elif options["seq"] < tokens:  # a row of packed documents
+        found.append(((activations + logits) / 2, f"batch_tokens={tokens // 2}"))
     else:
-        found.append(((activations + logits) / 2, f"seq={tokens // 2}"))
+        shorter = f"seq={tokens // 2} batch_tokens={tokens // 2}"
+        found.append(((activations + logits) / 2, shorter))
     if options["trainer"]["precision"] == "32-true":
         found.append((activations / 2, "trainer.precision=bf16-mixed"))
     else:

@@ -184,6 +184,23 @@ def test_running_out_of_memory_says_what_would_save_some(tmp_path, monkeypatch, 
     assert result_of(tmp_path)["error"] == said
 
 
+@pytest.mark.parametrize(
+    ("overrides", "half"),
+    [
+        (["seq=256", "batch_tokens=256"], "seq=128 batch_tokens=128 ("),
+        (["data=counting_packed", "seq=64", "batch_tokens=256"], "batch_tokens=128 ("),
+    ],
+)
+def test_what_is_said_to_save_some_does(tmp_path, monkeypatch, overrides, half):
+    def none_left(self, *_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Naive, "__call__", none_left)
+    with pytest.raises(RunError) as failed:
+        run(tmp_path, *overrides, "loss=chunked", "model.activation_checkpointing=true")
+    assert half in str(failed.value)
+
+
 # ---- secrets
 
 
