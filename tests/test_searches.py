@@ -143,7 +143,8 @@ def test_a_search_in_memory_is_resumed_trial_by_trial(
 
     assert ended.code == 1 and 0 < len(jobs) < 3
     assert jobs == failed and _rows(tmp_path / "search") == before
-    unseeded = _search(1, "hydra.sweeper.sampler.seed=null", "resume_sweep=search")
+    unseeded = _search(1, "seq=choice(8,16)", "hydra.sweeper.sampler.seed=null")
+    unseeded = [*unseeded, "resume_sweep=search"]
     assert "hydra.sweeper.sampler.seed must be" in one_sentence(command(*unseeded), 2)
     assert _rows(tmp_path / "search") == before and len(jobs) == len(failed)
 
