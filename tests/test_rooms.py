@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
     ["completion", "config_tree", "console", "errors", "fields", "files", "markdown"]
-    + ["processes", "secrets", "version"],
+    + ["processes", "redaction", "version"],
     ["signatures"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["interfaces", "compilation", "memory", "timing"],

@@ -29,11 +29,11 @@ from xftrain import __version__, ranks, sweep_record, sweep_table, sweeps
 from xftrain.commands import run
 from xftrain.completion import dotted_groups
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
-from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused
+from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.overrides import all_groups, normalise_argv, sentence
-from xftrain.processes import die_with_parent, sigterm_raised
+from xftrain.processes import die_with_parent, environment, rank, sigterm_raised
+from xftrain.redaction import hidden
 from xftrain.registry import conf_dir, measures_times
-from xftrain.secrets import hidden
 from xftrain.sweep_checks import SweepChecks
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def main() -> int:
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
             )
-            with dotted_groups(all_groups()):
+            with dotted_groups(all_groups):
                 decorate(_job)()
         return _end_of_sweep()
     except JobFailed as failure:
@@ -178,7 +178,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         refuse_merged(settings)
         validate(cfg)
     except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if rank() == 0:
             sweeps.write_end("refused", hidden(str(error)), settings, run_dir)
         raise
     devices = (cfg.get("trainer") or {}).get("devices", 1)
@@ -210,7 +210,7 @@ def _end_of_sweep(lost: Exception | None = None) -> int:
     sys.stdout.write(f"{sweep_table.table(rows)}\n{folder / 'summary.csv'}\n")
     _draw(rows, folder)
     if lost is not None:
-        reason = f"{type(lost).__name__}: " + str(lost).strip().partition("\n")[0].rstrip(".")
+        reason = first_line(lost).rstrip(".")
         said, which = f"the launcher lost jobs ({reason})", "what is missing"
     elif failed:
         reason = f"job {failed[0]['job']}: " + failed[0]["error"].rstrip(".")
@@ -240,11 +240,11 @@ def _report(error: Exception, run_dir: Path) -> str:
     if isinstance(error, ConfigError | RunError):
         _to_log_file(hidden(str(error)), None)
         return hidden(str(error))
-    first_line = hidden(f"{type(error).__name__}: " + str(error).strip().partition("\n")[0])
+    said = hidden(first_line(error))
     if _to_log_file("the run failed", error):
-        return f"{first_line} (traceback in {run_dir / 'xftrain.log'})"
+        return f"{said} (traceback in {run_dir / 'xftrain.log'})"
     traceback.print_exception(error)
-    return first_line
+    return said
 
 
 def _to_log_file(message: str, error: Exception | None) -> bool:
@@ -275,19 +275,16 @@ class _WithoutBoilerplate:
 def _errors_raised() -> Iterator[None]:
     """Makes Hydra raise its errors instead of printing them: that is what HYDRA_FULL_ERROR does."""
     ours = {} if _wants_traceback() else {"HYDRA_FULL_ERROR": "1", _QUIET: "1"}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
     stderr, sys.stderr = sys.stderr, cast(TextIO, _WithoutBoilerplate(sys.stderr))
     try:
-        yield
+        with environment(ours):
+            yield
     except Exception:
         if not ours:
             traceback.print_exc()
         raise
     finally:
         sys.stderr = stderr
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _wants_traceback() -> bool:

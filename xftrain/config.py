@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xftrain import secrets
+from xftrain import redaction
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeInt, PositiveInt, Seed
 from xftrain.overrides import all_groups, normalise_argv, sentence, slug
@@ -81,7 +81,7 @@ ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 # half of the time of --help.
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
-OmegaConf.register_new_resolver("oc.env", secrets.read, replace=True)
+OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
 OmegaConf.register_new_resolver(
     "xf.unless", lambda condition, value: None if condition else value, replace=True
 )
@@ -176,39 +176,6 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         _check_sizes(options["model"])
         _check_files(options)
     return options
-
-
-def without_secrets(cfg: DictConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as they may be written down: what comes from the environment by its name alone.
-
-    A value composed with `${oc.env:TOKEN}` has that again in place of what TOKEN holds, also where
-    it came by way of another key.
-
-    Args:
-        cfg: what the options were composed as.
-        options: what `validate` made of it, or its plain values.
-    """
-    raw = OmegaConf.to_container(cfg, resolve=False)
-
-    def cleared(value: Any, source: Any) -> Any:
-        if isinstance(value, Mapping):
-            children = source if isinstance(source, Mapping) else {}
-            return {
-                key: cleared(child, children.get(key, source if source is not children else None))
-                for key, child in value.items()
-            }
-        if isinstance(value, list | tuple):
-            listed = source if isinstance(source, list) else [source] * len(value)
-            return [cleared(child, part) for child, part in zip(value, listed, strict=False)]
-        if not isinstance(source, str) or "${" not in source:
-            return value
-        if not isinstance(value, str):  # a number that was read from a text
-            return source if "oc." in source or str(value) in secrets.READ.values() else value
-        for name, secret in secrets.READ.items():
-            value = value.replace(secret, f"${{oc.env:{name}}}") if secret else value
-        return value
-
-    return cleared(options, raw) if secrets.READ else dict(options)
 
 
 def root_of(cfg: DictConfig | Mapping[str, Any]) -> type:

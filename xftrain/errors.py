@@ -35,3 +35,8 @@ class Stopped(SystemExit):
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.number).name}"
+
+
+def first_line(error: BaseException) -> str:
+    """An error of somebody else's, short enough for a sentence."""
+    return f"{type(error).__name__}: " + str(error).strip().partition("\n")[0]

@@ -19,11 +19,11 @@ from pathlib import Path
 from signal import SIGINT, SIGTERM, SIGUSR1
 from typing import Any
 
-from xftrain import sweeps
+from xftrain import processes, sweeps
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.files import read_json, write_json
 from xftrain.overrides import as_typed
-from xftrain.processes import cause_of_death
+from xftrain.processes import Process, cause_of_death
 
 _GRACE_S = 10.0  # for this rank to notice by itself that another is gone
 _END_S = 30.0  # for the ranks to end after this one
@@ -31,7 +31,7 @@ _POLL_S = 0.2
 
 _STOPS = {Stopped(number).code: int(number) for number in (SIGTERM, SIGUSR1, SIGINT)}
 
-Ranks = Sequence["subprocess.Popen[bytes]"]
+Ranks = Sequence[Process]
 
 
 @contextlib.contextmanager
@@ -60,10 +60,13 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
+    with processes.environment(ours):
+        yield from _with_others(num_ranks, settings, run_dir)
+
+
+def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
     words = [run_dir / f".rank{rank}_said" for rank in range(1, num_ranks)]
-    ranks: list[subprocess.Popen[bytes]] = []
+    ranks: list[Process] = []
     over = threading.Event()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -85,14 +88,13 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
         raise
     finally:
         over.set()
-        _end(ranks, is_failing=sys.exc_info()[0] is not None)
+        patience_s = _GRACE_S if sys.exc_info()[0] is not None else _END_S
+        processes.end(ranks, patience_s=patience_s, wait_s=_GRACE_S)
         for place in words:
             place.unlink(missing_ok=True)
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _start(rank: int, settings: Any, run_dir: Path, words: Path) -> subprocess.Popen[bytes]:
+def _start(rank: int, settings: Any, run_dir: Path, words: Path) -> Process:
     command = sweeps.job_command(settings, run_dir, as_typed(settings.overrides.task))
     quiet = [*command, "hydra/job_logging=disabled"]  # rank 0 says it
     environment = {**os.environ, "LOCAL_RANK": str(rank), sweeps.JOB: str(words.absolute())}
@@ -149,18 +151,3 @@ def _correct(run_dir: Path, error: str, status: str = "failed") -> None:
     result = read_json(run_dir / "result.json")
     if result is not None:
         write_json({**result, "status": status, "error": error}, run_dir / "result.json")
-
-
-def _end(ranks: Ranks, *, is_failing: bool) -> None:
-    """Waits for the ranks, which end with this one; those that do not are ended."""
-    deadline = time.monotonic() + (_GRACE_S if is_failing else _END_S)
-    for process in ranks:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(deadline - time.monotonic(), 0.0))
-    for stop in ("terminate", "kill"):
-        for process in ranks:
-            if process.poll() is None:
-                getattr(process, stop)()
-        for process in ranks:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_S)

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.files import replace_text
 from xftrain.overrides import as_typed
-from xftrain.secrets import hidden
+from xftrain.redaction import hidden
 from xftrain.version import __version__, installed
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from xftrain import builder, config, registry, secrets
+from xftrain import builder, config, redaction, registry
 from xftrain.attention.backends.auto import Auto
 from xftrain.config_tree import config_tree
 from xftrain.errors import ConfigError
@@ -24,6 +24,7 @@ from xftrain.memory import is_out_of_memory, peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
 from xftrain.oom import out_of_memory
 from xftrain.preflight import check_runs
+from xftrain.processes import rank
 from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied
 from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
@@ -70,12 +71,12 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     quiet_lightning()
     run_dir = folder_of(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
-    with recorded(run_dir, is_kept=distributed.rank() == 0) as result:
+    with recorded(run_dir, is_kept=rank() == 0) as result:
         try:
             options = config.validate(cfg)
-            shown = config.without_secrets(cfg, options)
+            shown = redaction.without_secrets(cfg, options)
             _refuse_lonely_rank(options)
-            if distributed.rank() == 0:
+            if rank() == 0:
                 _save_config(cfg, run_dir)
             log.info("%s", config_tree(shown))
             with StopSignals() as stop:
@@ -118,10 +119,10 @@ class _Prepared:
 
 def _prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> _Prepared:
     """All that can be refused is refused here."""
-    trainer, rank = options["trainer"], distributed.rank()
+    trainer, own_rank = options["trainer"], rank()
     devices = trainer["devices"]
     device, precision = hardware.resolve(
-        trainer["accelerator"], trainer["precision"], devices, rank
+        trainer["accelerator"], trainer["precision"], devices, own_rank
     )
     distributed.connect(device, devices)
     dtype = hardware.compute_dtype(precision)
@@ -130,7 +131,7 @@ def _prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> _
     pl.seed_everything(options["seed"], verbose=False)
     # refused now rather than after the data is prepared
     ckpt = checkpoint_to_load(options["ckpt"], run_dir)
-    if ckpt is None and rank == 0:
+    if ckpt is None and own_rank == 0:
         (run_dir / "metrics.csv").unlink(missing_ok=True)  # of another run in this folder
     data = builder.build_data(options, devices)
     if data.num_val_batches < devices:
@@ -140,7 +141,7 @@ def _prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> _
         )
     loss = builder.build_loss(options)
     vocab_size = builder.vocab_size(options, data)
-    batch = data.batch("train", 0, rank)
+    batch = data.batch("train", 0, own_rank)
     check_runs(options, loss, vocab_size, batch, device, dtype)
     return _Prepared(options, shown, device, precision, dtype, ckpt, data, loss, vocab_size, batch)
 
@@ -177,7 +178,7 @@ def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopS
         data,
         optim,
         seed=options["seed"],
-        saved={"config": shown, "environment": secrets.digests()},
+        saved={"config": shown, "environment": redaction.digests()},
         guard=guard,
         overfit_batches=options["trainer"]["overfit_batches"],
     )
@@ -210,8 +211,9 @@ def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopS
     log_text(loggers, "kernel", kernel)
     log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
     boards = [logger for logger in loggers if isinstance(logger, TensorBoard)]
+    typed = varied()
     for board in boards:
-        board.begin_hparams(_hparams(shown, varied()), _HPARAM_METRICS, varied())
+        board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, typed)
     try:
         trainer.fit(module, ckpt_path=prepared.ckpt, weights_only=True)
         stop.end_if_received()
@@ -263,7 +265,7 @@ def _choose_kernel(model: GPT, batch: Batch, device: torch.device, dtype: torch.
     """The name of the attention kernel that will run; `auto` measures and chooses here."""
     bias, shape = model.attention_facts(*batch.shape_BM, batch.seqlens)
     if isinstance(model.backend, Auto) and distributed.world_size() > 1:
-        if distributed.rank() == 0:
+        if rank() == 0:
             model.backend.choose(bias, shape, dtype, device)
         # clocks differ from rank to rank, and so would the choice
         chosen = model.backend.chosen
@@ -311,5 +313,5 @@ def _save_config(cfg: DictConfig, run_dir: Path) -> None:
     """The resolved configuration, as typed; what `_target_` it has is the user's own."""
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
-    shown = config.without_secrets(cfg, {str(key): value for key, value in values.items()})
+    shown = redaction.without_secrets(cfg, {str(key): value for key, value in values.items()})
     replace_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))

@@ -71,14 +71,14 @@ def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
         raise ConfigError(f"{RESUME} must be the folder of a sweep, got {str(folder)!r}.")
     arguments = ["--multirun", *others]
     if not has_flags and all(_key(override).startswith("hydra.") for override in others):
-        typed, name = _trusted(record)
-        if typed is None:
+        command = _trusted(record)
+        if command is None:
             raise ConfigError(
                 f"the sweep in {str(folder)!r} used options of its own folder, _target_, an "
                 "interpolation or Hydra's own keys, which are not taken from a file: repeat its "
                 f"whole command and add {RESUME}={folder}."
             )
-        arguments = ["--multirun", "--config-name", name, *typed, *others]
+        arguments = ["--multirun", *command, *others]
     elif missing := _missing(record, others):
         raise ConfigError(
             f"the sweep in {str(folder)!r} had {missing}, which this command has not: type "
@@ -91,7 +91,7 @@ def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
 def is_trusted(folder: Path) -> bool:
     """Whether `resume_sweep=<folder>` alone goes on with the sweep there."""
     record = read_json(folder / _RECORD)
-    return record is not None and _trusted(record)[0] is not None
+    return record is not None and _trusted(record) is not None
 
 
 def _key(override: str) -> str:
@@ -109,27 +109,26 @@ def _missing(record: Mapping[str, Any], typed: Sequence[str]) -> str | None:
     return None
 
 
-def _trusted(record: Mapping[str, Any]) -> tuple[list[str] | None, str]:
-    """What a record says to run; None where it could run code: a folder may come from anyone."""
-    name = str(record.get("config_name"))
-    typed = record.get("overrides")
+def _trusted(record: Mapping[str, Any]) -> list[str] | None:
+    """The command of a record; None where it could run code: a folder may come from anyone."""
+    name, typed = record.get("config_name"), record.get("overrides")
     if not isinstance(typed, list) or not all(isinstance(one, str) for one in typed):
-        return None, name
+        return None
     roots = {path.stem for path in conf_dir().glob("*.yaml")}
-    if record.get("config_dirs") != [] or name not in roots:
-        return None, name
+    if record.get("config_dirs") != [] or not isinstance(name, str) or name not in roots:
+        return None
     groups = all_groups()
     for override in typed:
         key, value = _key(override), override.partition("=")[2]
         if "_target_" in override or "${" in override or not _OVERRIDE.fullmatch(override):
-            return None, name
+            return None
         if key.partition(".")[0] == "hydra" and not _HARMLESS.fullmatch(override):
-            return None, name
+            return None
         # an option is a word: a path would lead out of the folder of options
         is_group = key.partition("@")[0].replace(".", "/") in groups
         if ".." in key or (is_group and not _OPTIONS.fullmatch(value)):
-            return None, name
-    return typed, name
+            return None
+    return ["--config-name", name, *typed]
 
 
 def is_resumed() -> bool:
@@ -139,5 +138,4 @@ def is_resumed() -> bool:
 
 def kept(overrides: Any, left_out: tuple[str, ...]) -> list[str]:
     """Overrides of Hydra's own configuration but those that begin so."""
-    named = [(o, o.lstrip("+~").replace("/", ".")) for o in as_typed(overrides)]
-    return [override for override, key in named if not key.startswith(left_out)]
+    return [one for one in as_typed(overrides) if not _key(one).startswith(left_out)]

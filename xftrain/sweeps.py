@@ -5,7 +5,6 @@ Nothing that ends a job ends the sweep. Imports no torch: every command imports 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from xftrain.errors import SweepRefused
 from xftrain.files import write_json
 from xftrain.overrides import as_typed, quoted
-from xftrain.processes import cause_of_death
+from xftrain.processes import Process, cause_of_death, end
 from xftrain.registry import conf_dir
 from xftrain.sweep_record import MODE, is_resumed, kept, write_record
 from xftrain.sweep_table import forget_jobs, read_result
@@ -87,7 +86,9 @@ def run_job(settings: Any, run_dir: Path) -> dict[str, Any]:
     try:
         code = process.wait()
     except BaseException as error:
-        _end(process, is_told=isinstance(error, KeyboardInterrupt))
+        # a job may still save a checkpoint; of Ctrl-C it knows by itself
+        patience_s = _END_S if isinstance(error, KeyboardInterrupt) else 0.0
+        end([process], patience_s=patience_s, wait_s=_END_S)
         raise
     result = read_result(run_dir)
     if result is None:
@@ -110,19 +111,10 @@ def write_end(status: str, error: str, settings: Any, run_dir: Path) -> dict[str
     return result
 
 
-def start(command: Sequence[str], cwd: str, last_words: Path) -> subprocess.Popen[bytes]:
+def start(command: Sequence[str], cwd: str, last_words: Path) -> Process:
     """Starts the process of a job, which leaves its last sentence in a file."""
     environment = {**os.environ, JOB: str(last_words.absolute())}
     return subprocess.Popen(command, cwd=cwd, env=environment)
-
-
-def _end(process: subprocess.Popen[bytes], *, is_told: bool) -> None:
-    """Ends a job, which may still save a checkpoint; of Ctrl-C it knows by itself."""
-    for stop in ([process.poll] if is_told else []) + [process.terminate, process.kill]:
-        stop()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_END_S)
-            return
 
 
 def job_command(settings: Any, run_dir: Path, overrides: Sequence[str]) -> list[str]:

@@ -31,12 +31,12 @@ from xftrain.data.token_files import (
     dtype_of,
     read_tokenizer,
     seal,
-    sync,
     unseal,
     write_token_files,
 )
 from xftrain.data.tokenizer import NUM_BYTES_VOCAB, Tokenizer
 from xftrain.errors import ConfigError, RunError
+from xftrain.files import sync
 from xftrain.interfaces import Split
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from xftrain.data.bigram import BigramCounts
 from xftrain.data.corpus import PIECE_BYTES, Document, read_pieces
 from xftrain.data.tokenizer import Bpe, Bytes, Tokenizer
+from xftrain.files import sync
 from xftrain.interfaces import Split
 
 log = logging.getLogger(__name__)
@@ -155,12 +155,3 @@ def _canonical(meta: dict[str, Any]) -> bytes:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

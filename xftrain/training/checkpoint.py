@@ -6,7 +6,6 @@ import logging
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xftrain.errors import ConfigError, RunError
+from xftrain.errors import ConfigError, RunError, first_line
+from xftrain.files import replacing, sync
 
 _KEYS: dict[str, type] = {
     "xftrain": Mapping,
@@ -76,25 +76,22 @@ class AtomicCheckpointIO(CheckpointIO):
             RunError: the disk is full, or the folder cannot be written.
         """
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if storage_options and path.exists():
-                _link(path, path.with_name(storage_options["previous"]))
-            partial.replace(path)
-            _flush_folder(path.parent)
+            with replacing(path) as partial:
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if storage_options and path.exists():
+                    _link(path, path.with_name(storage_options["previous"]))
+            sync(path.parent)  # a rename is to outlast a power cut
         except (OSError, RuntimeError) as error:
-            with suppress(OSError):
-                partial.unlink()
             # torch reports a full disk as a RuntimeError of its zip writer
             if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
                 raise
             raise RunError(
-                f"the checkpoint {path} could not be written ({_first_line(error)}): free space on "
+                f"the checkpoint {path} could not be written ({first_line(error)}): free space on "
                 "its disk or choose another hydra.run.dir; the checkpoint before it is untouched."
             ) from error
 
@@ -111,22 +108,12 @@ class AtomicCheckpointIO(CheckpointIO):
 
 def _link(path: Path, other: Path) -> None:
     """The file under another name as well; without a moment at which it has none."""
-    partial = other.with_name(f".{other.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
     try:
-        partial.hardlink_to(path)
-        partial.replace(other)
+        with replacing(other) as partial:
+            partial.unlink(missing_ok=True)
+            partial.hardlink_to(path)
     except OSError as error:  # a file system without links
         log.warning("%s is not kept: %s", other.name, error)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes a rename outlast a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sweep_partial_files(folder: Path) -> None:
@@ -145,16 +132,13 @@ def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     for name, tensor in weights.items():
         first.setdefault(tensor.data_ptr(), name)
     once = {name: weights[name].detach().contiguous() for name in first.values()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(once, partial, {"format": "pt"})
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(once, partial, {"format": "pt"})
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink()
         raise RunError(
-            f"the weights {path} could not be written ({_first_line(error)}): free space on its "
+            f"the weights {path} could not be written ({first_line(error)}): free space on its "
             "disk; the checkpoints are untouched."
         ) from error
 
@@ -203,7 +187,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         loaded = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # unpickling can raise anything
         raise ConfigError(
-            f"ckpt={path} cannot be read ({_first_line(error)}): it is damaged or no checkpoint of "
+            f"ckpt={path} cannot be read ({first_line(error)}): it is damaged or no checkpoint of "
             "xftrain; give another one."
         ) from error
     if not isinstance(loaded, dict) or not _is_ours(loaded):
@@ -236,10 +220,6 @@ def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) 
             f"ckpt holds another model: {len(differ)} of its tensors differ from this one's, first "
             f"{differ[0]}, {there} there and {here} here; set model as in its run's config.yaml."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -10,12 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from xftrain.processes import rank
+
 _TIMEOUT = timedelta(minutes=30)  # for the slowest of the ranks, as when one makes token files
-
-
-def rank() -> int:
-    """Of this process; 0 where there is one."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def world_size() -> int:

@@ -21,7 +21,7 @@ from xftrain.training.checkpoint import (
     with_digests,
 )
 from xftrain.training.distributed import sum_over_ranks
-from xftrain.training.nonfinite import NonFiniteGuard
+from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
 from xftrain.training.optim.adamw import AdamW
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class TrainingModule(LightningModule):
         """
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        if scaler is not None and takes_flag(optimizer):
             scaler.unscale_(optimizer)  # of others Lightning has done it
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
         # the optimizer's own list: walking the modules again would cost more than the clipping

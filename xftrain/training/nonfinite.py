@@ -61,7 +61,7 @@ class NonFiniteGuard:
         *,
         scaled: bool,
     ) -> None:
-        """Looks at the step that is about to be made; three small kernels.
+        """Looks at the step that is about to be made, with a few small kernels.
 
         Args:
             optimizer: with the gradients in place.
@@ -83,7 +83,7 @@ class NonFiniteGuard:
         if scaled:
             return
         left_out = self._any if self.stops else is_bad
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
+        if takes_flag(optimizer):
             optimizer.found_inf = left_out  # type: ignore[attr-defined]
         elif left_out:  # an optimizer of the user's own: the host has to wait
             for group in optimizer.param_groups:
@@ -127,6 +127,11 @@ class NonFiniteGuard:
             "step was not made and the checkpoints are of steps before it: lower optim.lr, raise "
             f"optim.warmup_steps, or train in another trainer.precision; {remedy}."
         )
+
+
+def takes_flag(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it skips a step itself where `found_inf` says so, as torch's fused ones do."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def _found(module: TrainingModule, step: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -43,12 +43,7 @@ class StopSignals(Callback):
             self._install()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -68,8 +63,7 @@ class StopSignals(Callback):
         waits = training_module(trainer.lightning_module).stream.is_waiting
         if waits and trainer.world_size == 1 and not within_step(trainer):
             raise Stopped(number)
-        if not again:
-            log.info("%s: the run ends after this step", signal.Signals(number).name)
+        log.info("%s: the run ends after this step", signal.Signals(number).name)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on signals wait for the end of a step."""
@@ -78,8 +72,7 @@ class StopSignals(Callback):
             self._group = dist.new_group(backend="gloo")  # host memory: no wait for the device
         self._trainer = trainer
         self._savers = [c for c in trainer.callbacks if isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
-        if self.received is not None:
-            raise Stopped(self.received)
+        self.end_if_received()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,15 +96,14 @@ class StopSignals(Callback):
         self._trainer = None
 
     def end_if_received(self) -> None:
-        """Ends the run where a signal came when it was being saved for the last time."""
+        """Ends the run where a signal was noted: at a step's end, or when the last save is made."""
         if self.received is not None:
             raise Stopped(self.received)
 
     def _end_if_all_know(self, trainer: Trainer) -> None:
         """One rank alone cannot stop: the others would wait for it for ever."""
         if trainer.world_size == 1:
-            if self.received is not None:
-                raise Stopped(self.received)
+            self.end_if_received()
             return
         if self._agreed is not None:  # of the step before, long since there
             number, work = self._agreed
