@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -249,3 +250,34 @@ def test_a_second_signal_does_not_spoil_the_save(tmp_path, signalled, monkeypatc
         run(tmp_path, *STEPS)
     assert stopped.value.code == 75
     assert read_checkpoint(last(tmp_path))["global_step"] == 3
+
+
+class OneAtATime(logging.Handler):
+    """Sends SIGTERM while it writes a line, as one may come, and notes what comes in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way = self.was_interrupted = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.was_interrupted |= self.under_way
+        self.under_way = True
+        if record.getMessage().startswith("step 2/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+        self.under_way = False
+
+
+@pytest.mark.fault("SIGTERM, SIGUSR1, Ctrl-C")
+def test_a_signal_while_a_line_is_logged_does_not_log_inside_it(tmp_path, caplog):
+    # Python's streams refuse that: a traceback stood on the console
+    handler = OneAtATime()
+    logger = logging.getLogger("xftrain")
+    logger.addHandler(handler)
+    try:
+        with caplog.at_level("INFO"), pytest.raises(Stopped):
+            run(tmp_path, *STEPS, "callbacks.progress.every_n_steps=2")
+    finally:
+        logger.removeHandler(handler)
+    assert not handler.was_interrupted
+    assert "SIGTERM: the run ends after this step" in caplog.text

@@ -63,7 +63,9 @@ class StopSignals(Callback):
         waits = training_module(trainer.lightning_module).stream.is_waiting
         if waits and trainer.world_size == 1 and not within_step(trainer):
             raise Stopped(number)
-        log.info("%s: the run ends after this step", signal.Signals(number).name)
+        said = f"{signal.Signals(number).name}: the run ends after this step"
+        # in a thread: the signal may have come in the midst of a line of the log
+        threading.Thread(target=log.info, args=(said,), daemon=True).start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on signals wait for the end of a step."""
