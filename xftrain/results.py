@@ -70,10 +70,8 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
                 f"the disk of {run_dir} is full: free space on it or choose another hydra.run.dir."
             )
             failure.__cause__ = error
-        is_sentence = isinstance(failure, ConfigError | RunError | Stopped)
         result["status"] = status_after(failure)
-        said = str(failure) if is_sentence else f"{type(failure).__name__}: {failure}"
-        result["error"] = hidden(said)
+        result["error"] = hidden(_said(failure))
     result["wall_s"] = round(time.perf_counter() - started, 3)
     try:
         write_result(result, run_dir)
@@ -81,6 +79,15 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
         failure = failure or unwritten  # what ended the run matters more
     if failure is not None:
         raise failure
+
+
+def _said(error: BaseException) -> str:
+    """A sentence of ours as it is, and any other error with its name."""
+    if isinstance(error, ConfigError | RunError | Stopped):
+        return str(error)
+    if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+        return "interrupted"  # twice: how Lightning answers Ctrl-C
+    return f"{type(error).__name__}: {error}"
 
 
 def abandon(result: dict[str, Any], run_dir: Path, error: str) -> None:

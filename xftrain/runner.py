@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from xftrain import builder, config, redaction, registry
 from xftrain.attention.backends.auto import Auto
 from xftrain.config_tree import config_tree
-from xftrain.errors import ConfigError
+from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.files import replace_text
 from xftrain.interfaces import Batch, DataSource, Loss
 from xftrain.memory import is_out_of_memory, peak_memory_mib, reset_peak_memory
@@ -130,7 +130,8 @@ def _prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> _
     reset_peak_memory(device)
     pl.seed_everything(options["seed"], verbose=False)
     # refused now rather than after the data is prepared
-    ckpt = checkpoint_to_load(options["ckpt"], run_dir)
+    ckpt = checkpoint_to_load(options["ckpt"], run_dir) if own_rank == 0 else None
+    ckpt = distributed.from_rank_0(ckpt)  # files may change while ranks look at them
     if ckpt is None and own_rank == 0:
         (run_dir / "metrics.csv").unlink(missing_ok=True)  # of another run in this folder
     data = builder.build_data(options, devices)
@@ -191,9 +192,9 @@ def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopS
         registry.build("callbacks", f"callbacks.{key}", node)
         for key, node in options["callbacks"].items()
     ]
-    for callback in callbacks:
-        if isinstance(callback, Watchdog):
-            callback.on_hang = partial(abandon, result, run_dir)
+    # first, to be done with before another callback's `on_fit_end`
+    watchdogs = [callback for callback in callbacks if isinstance(callback, Watchdog)]
+    callbacks = [*watchdogs, *(callback for callback in callbacks if callback not in watchdogs)]
     bars = [bar for c in callbacks if isinstance(c, Progress) and (bar := c.bar())]
     trainer = build_trainer(
         run_dir,
@@ -208,6 +209,13 @@ def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopS
             "precision": precision,
         },
     )
+
+    def known() -> dict[str, Any]:
+        reached = {"steps": trainer.global_step, "metrics": dict(module.latest)}
+        return {**result, **reached}
+
+    for watchdog in watchdogs if rank() == 0 else []:
+        watchdog.on_hang = lambda said: abandon(known(), run_dir, said)
     log_text(loggers, "kernel", kernel)
     log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
     boards = [logger for logger in loggers if isinstance(logger, TensorBoard)]
@@ -215,7 +223,8 @@ def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopS
     for board in boards:
         board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, typed)
     try:
-        trainer.fit(module, ckpt_path=prepared.ckpt, weights_only=True)
+        with _restoring(prepared.ckpt, module):
+            trainer.fit(module, ckpt_path=prepared.ckpt, weights_only=True)
         stop.end_if_received()
         if options["trainer"]["profiler"]:
             end_profile(trainer, run_dir)
@@ -224,11 +233,28 @@ def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopS
             board.end_hparams()
             board.save()
     finally:
-        result["steps"] = trainer.global_step
-        result["metrics"] = result["metrics"] or dict(module.latest)  # of a run that was cut off
+        for watchdog in watchdogs:
+            watchdog.end()
+        cut_off = not result["metrics"]
+        result |= known() if cut_off else {"steps": trainer.global_step}
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
         speeds = [c.typical_tokens_per_s() for c in callbacks if isinstance(c, Metrics)]
         result["tokens_per_s"] = next(iter(speeds), None)
+
+
+@contextmanager
+def _restoring(ckpt: Path | None, module: TrainingModule) -> Iterator[None]:
+    """Says of an error before the first step that the checkpoint is to blame."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        is_told = isinstance(error, ConfigError | RunError) or is_out_of_memory(error)
+        if ckpt is None or module.has_begun or is_told:
+            raise
+        raise ConfigError(
+            f"ckpt={ckpt} cannot be gone on from ({first_line(error)}): what it holds is not what "
+            "this version of xftrain saves; give another one, or none to start afresh."
+        ) from error
 
 
 def _hparams(options: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import pickle
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.runs import last, result_of, run, weights_of
+from xftrain.data.counting import Counting
 from xftrain.errors import ConfigError, RunError
-from xftrain.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from xftrain.training.checkpoint import (
+    AtomicCheckpointIO,
+    checkpoint_to_load,
+    read_checkpoint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,44 @@ def test_a_file_that_would_execute_something_is_refused_and_executes_nothing(tmp
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.ckpt")
     check_refused(tmp_path, tmp_path / "other.ckpt", "is no checkpoint of xftrain")
+
+
+@pytest.mark.parametrize(
+    ("key", "inside"),
+    [("optimizer_states", [{}]), ("lr_schedulers", [{"last_epoch": "x"}]), ("loops", {"x": 1})],
+)
+def test_a_checkpoint_with_a_wrong_part_is_refused(tmp_path, good, key, inside):
+    # it was a KeyError or TypeError from within Lightning
+    (tmp_path / "one.ckpt").write_bytes(good)
+    content = torch.load(tmp_path / "one.ckpt")
+    torch.save({**content, key: inside}, tmp_path / "one.ckpt")
+    check_refused(tmp_path, tmp_path / "one.ckpt", "cannot be gone on from")
+
+
+def test_auto_goes_by_the_steps_that_files_hold(tmp_path, caplog):
+    every = ("callbacks.checkpoint.every_n_steps=1", "trainer.val_check_interval=9")
+    run(tmp_path, "max_steps=4", *every)
+    newest, older = last(tmp_path), last(tmp_path).with_name("previous.ckpt")
+    os.utime(newest, (1, 1))  # as a copy of the folder may have them
+    assert checkpoint_to_load("auto", tmp_path) == newest
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert checkpoint_to_load("auto", tmp_path) == older
+    assert f"skipped: ckpt={newest} cannot be read" in caplog.text
+
+
+def test_a_run_that_goes_on_elsewhere_has_its_own_checkpoint_at_once(tmp_path, monkeypatch):
+    run(tmp_path / "one", "max_steps=2")
+    batch = Counting.batch
+
+    def stopped(self, split, step, rank=0):
+        if (split, step) == ("train", 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, split, step, rank)
+
+    monkeypatch.setattr(Counting, "batch", stopped)
+    with pytest.raises(SystemExit):
+        run(tmp_path / "two", f"ckpt={last(tmp_path / 'one')}", "optim.warmup_steps=0")
+    assert read_checkpoint(last(tmp_path / "two"))["global_step"] == 2
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):

@@ -98,9 +98,10 @@ def _zip_bomb(path: Path, good: dict[str, Any], marker: Path) -> None:
 
 
 def _outside_the_archive(path: Path, good: dict[str, Any], marker: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
+    torch.save(good, path)  # a good one, and a file that an unpacker would put elsewhere
+    with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(f"../../../../../..{marker}", b"written")
-        archive.writestr("archive/data.pkl", pickle.dumps({}))
+        archive.writestr(f"archive/../../../../../..{marker}", b"written")
 
 
 def _numbers_for_strings(path: Path, good: dict[str, Any], marker: Path) -> None:

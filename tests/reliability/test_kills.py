@@ -86,8 +86,8 @@ def step_of(run_dir: Path) -> int:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path, whole, amount, record):
-    draw = random.Random(0)
-    wanted, kills, chain = amount(5, 50), 0, 0
+    draw, fault = random.Random(0), "kill -9 at a random time"
+    wanted, kills, survived, chain = amount(5, 50), 0, 0, 0
     while kills < wanted:
         run_dir, before = tmp_path / str(chain), 0
         chain += 1
@@ -99,6 +99,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path, whole, amo
             process.kill()
             process.join()
             kills += 1
+            record(fault, 1, 0)
             now = step_of(run_dir)
             assert now >= before  # nothing that was saved is lost
             before = now
@@ -106,12 +107,14 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path, whole, amo
         process.join(60)
         assert process.exitcode == 0
         assert same_weights(last(run_dir), whole)
-    record("kill -9 at a random time", kills, kills)
+        record(fault, 0, kills - survived)
+        survived = kills
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_run_that_is_killed_inside_a_save_ends_the_same(tmp_path, whole, amount, record, place):
-    kills = amount(1, 5)
+    kills, fault = amount(1, 5), f"kill -9 inside a save: {place}"
+    record(fault, kills, 0)
     for kill in range(kills):
         killed = start(tmp_path, place, 4 + kill)
         killed.join(60)
@@ -122,7 +125,7 @@ def test_a_run_that_is_killed_inside_a_save_ends_the_same(tmp_path, whole, amoun
     assert process.exitcode == 0
     assert same_weights(last(tmp_path), whole)
     assert not list(tmp_path.rglob("*.partial"))
-    record(f"kill -9 inside a save: {place}", kills, kills)
+    record(fault, 0, kills)
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

@@ -10,6 +10,8 @@ from xftrain.attention.backends.auto import all_backends
 from xftrain.errors import RunError
 from xftrain.layers.ffn.swiglu import SwiGLU
 from xftrain.training.checkpoint import read_checkpoint
+from xftrain.training.module import TrainingModule
+from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.optim.adamw import AdamW
 
 ON_CPU = [b.name for b in all_backends() if b.name != "flex"]  # flex trains on GPUs alone
@@ -120,3 +122,62 @@ def test_a_gradient_alone_is_named(tmp_path, monkeypatch):
         RunError, match=r"the loss is finite; first in the gradient of embed\.weight"
     ):
         run(tmp_path)
+
+
+@pytest.mark.fault("inf in the loss of one of a step's batches")
+def test_the_loss_of_every_batch_of_a_step_counts(tmp_path, monkeypatch):
+    forward = TrainingModule.forward_loss
+
+    def infinite(self, batch, *, with_accuracy):
+        sums = forward(self, batch, with_accuracy=with_accuracy)
+        is_second_step = self.training and self.trainer.fit_loop.total_batch_idx == 2
+        return sums._replace(loss=sums.loss + (float("inf") if is_second_step else 0.0))
+
+    monkeypatch.setattr(TrainingModule, "forward_loss", infinite)
+    with pytest.raises(RunError, match="of step 2 is not finite"):
+        run(tmp_path, "trainer.accumulate_grad_batches=2")
+
+
+# ---- with GradScaler, which Lightning has on GPUs alone
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_an_infinite_loss_is_left_out_by_grad_scaler_too(on_nonfinite):
+    # its gradient may be finite, of which GradScaler sees nothing
+    weights = [torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(2, 3))]
+    optimizer = torch.optim.AdamW(weights, lr=0.1, fused=True)
+    scaler, guard = torch.amp.GradScaler("cpu"), NonFiniteGuard(on_nonfinite=on_nonfinite)
+    moved = []
+    for step, extra in enumerate([0.0, float("inf"), 0.0], start=1):
+        before = [weight.detach().clone() for weight in weights]
+        loss = sum(weight.square().sum() for weight in weights) + extra
+        optimizer.zero_grad()
+        scaler.scale(loss - extra if extra else loss).backward()
+        guard.judge(optimizer, loss.detach(), None, step)
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        moved.append([not torch.equal(a, b) for a, b in zip(before, weights, strict=True)])
+    after = [False, False] if on_nonfinite == "stop" else [True, True]
+    assert moved == [[True, True], [False, False], after]
+
+
+@pytest.mark.cuda
+@pytest.mark.fault("NaN in every gradient, fp16")
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_a_scale_that_falls_for_ever_is_an_error(tmp_path, monkeypatch, on_nonfinite):
+    class Bad(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * float("nan")
+
+    forward = SwiGLU.forward
+    monkeypatch.setattr(SwiGLU, "forward", lambda self, x: Bad.apply(forward(self, x)))
+    here = ("trainer=gpu", "trainer.precision=16-mixed", "max_steps=60", "callbacks.sample=null")
+    with pytest.raises(RunError, match=r"its scale is .*first in the gradient of embed\.weight"):
+        run(tmp_path, *here, f"on_nonfinite={on_nonfinite}")
+    assert 20 < result_of(tmp_path)["steps"] < 40

@@ -114,31 +114,47 @@ def test_ctrl_c_twice_does_not_wait(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         run(tmp_path)
     assert not last(tmp_path).exists()
+    assert (result_of(tmp_path)["status"], result_of(tmp_path)["error"]) == (
+        "stopped",
+        "interrupted",
+    )
 
 
 # ---- hangs
 
 
 HANGS = """
-import time
+import sys, time
 from tests.training.runs import SMALL
 from xftrain import compose, run
 from xftrain.data.counting import Counting
+from xftrain.training.callbacks.checkpoint import Checkpoint
 from pathlib import Path
-batch = Counting.batch
+place = sys.argv[1]
+batch, save = Counting.batch, Checkpoint._save
 def hangs(self, split, step, rank=0):
-    while (split, step) == ("train", 3):
+    steps = {"a batch": ("train", 3), "the last validation": ("val", 0)}
+    while (split, step) == steps.get(place):
         time.sleep(0.05)
     return batch(self, split, step, rank)
-Counting.batch = hangs
-run(compose(*SMALL, "callbacks.watchdog.timeout_s=0.5"), Path("run"))
+def save_hangs(self, trainer, name, **how):
+    while place == "the last save" and trainer.global_step == 3:
+        time.sleep(0.05)
+    return save(self, trainer, name, **how)
+Counting.batch, Checkpoint._save = hangs, save_hangs
+words = ("max_steps=5", "trainer.val_check_interval=9", "callbacks.watchdog.timeout_s=0.5")
+words += ("max_steps=3",) * (place == "the last save")
+run(compose(*SMALL, *words), Path("run"))
 """
 
 
-@pytest.mark.fault("loader that hangs")
-def test_a_run_that_hangs_ends_with_its_stacks(tmp_path):
+@pytest.mark.fault("hang")
+@pytest.mark.parametrize(
+    ("place", "steps"), [("a batch", 3), ("the last save", 3), ("the last validation", 5)]
+)
+def test_a_run_that_hangs_ends_with_its_stacks(tmp_path, place, steps):
     process = subprocess.run(
-        [sys.executable, "-c", HANGS],
+        [sys.executable, "-c", HANGS, place],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -150,6 +166,7 @@ def test_a_run_that_hangs_ends_with_its_stacks(tmp_path):
     assert said.startswith("xftrain: nothing has moved for 0.5 s: ")
     result = result_of(tmp_path / "run")
     assert result["status"] == "failed" and "nothing has moved for" in result["error"]
+    assert result["steps"] == steps and "train/loss" in result["metrics"]
     assert "hangs" in (tmp_path / "run" / "stacks.txt").read_text()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -144,7 +145,7 @@ def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
-    """The file to go on from: the path given, or for `auto` the newest valid one of the run.
+    """The file to go on from: the path given, or for `auto` the valid one of the latest step.
 
     Raises:
         ConfigError: the file is damaged; for `auto`, every file of the run is.
@@ -154,7 +155,8 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
     if ckpt != "auto":
         read_checkpoint(ckpt)
         return Path(ckpt)
-    files = sorted(run_dir.glob("checkpoints/*.ckpt"), key=lambda f: f.stat().st_mtime_ns)
+    # by what they hold: a copy of the folder has other times
+    files = sorted(run_dir.glob("checkpoints/*.ckpt"), key=lambda f: (_step(f), f.stat().st_mtime))
     if not files:
         log.info("ckpt=auto: no checkpoint in %s yet, starting at step 0", run_dir)
         return None
@@ -170,6 +172,18 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
         f"ckpt=auto found {len(files)} checkpoint(s) in {run_dir / 'checkpoints'} and none can be "
         "read: give the path of a good one, or another hydra.run.dir to start afresh."
     )
+
+
+def _step(path: Path) -> float:
+    """The step of a checkpoint, without a look at its weights.
+
+    Infinite where it cannot be read: such a file comes first, to be said to be skipped.
+    """
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return float(held["global_step"])
+    except Exception:  # unpickling can raise anything
+        return math.inf
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

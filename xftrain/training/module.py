@@ -64,8 +64,14 @@ class TrainingModule(LightningModule):
         self.latest: dict[str, float] = {}  # last fetched metrics, by TensorBoard's names
         self.recorded_at = -1  # optimizer step of the last fetched training metrics
         self.validated_at = -1  # optimizer step of the last validation
+        self.has_begun = False  # to train; before that, a checkpoint is restored
+        self._step_loss: Tensor | None = None  # of the batches of the step so far
         self._val_sums: list[Tensor] = []
         self._val_bytes = 0
+
+    def on_train_start(self) -> None:
+        """All is restored that a checkpoint held."""
+        self.has_begun = True
 
     def train_dataloader(self) -> TrainStream:
         """Endless batches of this rank."""
@@ -110,6 +116,9 @@ class TrainingModule(LightningModule):
             num_labels = sum_over_ranks(num_labels) / self.trainer.world_size
         loss = sums.loss / num_labels
         self.last_sums = LossSums(sums.loss.detach(), sums.num_labels, sums.num_correct)
+        is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        before = None if is_first else self._step_loss
+        self._step_loss = self.last_sums.loss if before is None else before + self.last_sums.loss
         return loss
 
     def logs_this_step(self) -> bool:
@@ -167,17 +176,20 @@ class TrainingModule(LightningModule):
 
         Waits for the device at the steps whose metrics are recorded, and at no other.
         """
+        assert self._step_loss is not None
+        step, loss = self.trainer.global_step + 1, self._step_loss
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None and takes_flag(optimizer):
-            scaler.unscale_(optimizer)  # of others Lightning has done it
+        if scaler is not None:
+            self.guard.judge(optimizer, loss, None, step)
+            if takes_flag(optimizer):
+                scaler.unscale_(optimizer)  # of others Lightning has done it
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
         # the optimizer's own list: walking the modules again would cost more than the clipping
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        assert self.last_sums is not None
-        step, loss = self.trainer.global_step + 1, self.last_sums.loss
-        self.guard.judge(optimizer, loss, self.grad_norm, step, scaled=scaler is not None)
+        if scaler is None:
+            self.guard.judge(optimizer, loss, self.grad_norm, step)
         if self.logs_this_step() or self.guard.is_full():
             self.guard.check(self)
 

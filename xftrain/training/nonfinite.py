@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _MAX_STEPS = 1024  # between two checks
 _NOT_AGAIN = "it did not come again when the step's batches were repeated"
+_MIN_SCALE = 2.0**-8  # GradScaler's own start is 2^16
 _NAMED = 3  # parameters in a message
 
 
@@ -31,7 +32,8 @@ class NonFiniteGuard:
     is there for GradScaler. The host asks at the steps whose metrics are recorded and before each
     checkpoint. From the first such step on, `stop` makes no other, so the weights that a
     checkpoint or a message sees are those before it. In fp16 an infinite gradient is GradScaler's
-    own affair and not counted; an infinite loss is.
+    own affair and not counted, until its scale has fallen to what no gradient needs; an infinite
+    loss is.
 
     Args:
         on_nonfinite: `stop` ends the run; `skip` leaves the step out and goes on.
@@ -56,22 +58,22 @@ class NonFiniteGuard:
         self,
         optimizer: torch.optim.Optimizer,
         loss: Tensor,
-        norm: Tensor,
+        norm: Tensor | None,
         step: int,
-        *,
-        scaled: bool,
     ) -> None:
         """Looks at the step that is about to be made, with a few small kernels.
 
         Args:
             optimizer: with the gradients in place.
-            loss: of the last batch.
-            norm: of the gradients, of all ranks where there are several.
+            loss: of the step's batches.
+            norm: of the gradients, of all ranks where there are several; None where GradScaler
+                steps the optimizer, which looks at them, and has not done so yet.
             step: its number, from 1.
-            scaled: whether GradScaler steps the optimizer, and skips by itself.
         """
-        # with several ranks the norm alone, which is the same on all of them
-        seen = loss if scaled else norm if distributed.world_size() > 1 else loss + norm
+        if norm is None:
+            seen = distributed.sum_over_ranks(loss)
+        else:  # with several ranks the norm alone, which is the same on all of them
+            seen = norm if distributed.world_size() > 1 else loss + norm
         seen = seen.detach()
         if self._flags is None or self._any is None:
             self._flags = torch.zeros(_MAX_STEPS, device=seen.device)
@@ -80,15 +82,17 @@ class NonFiniteGuard:
         torch.ne(seen - seen, 0, out=is_bad)  # of NaN and inf, what is left is NaN
         torch.maximum(self._any, is_bad, out=self._any)
         self._steps.append(step)
-        if scaled:
-            return
         left_out = self._any if self.stops else is_bad
-        if takes_flag(optimizer):
-            optimizer.found_inf = left_out  # type: ignore[attr-defined]
-        elif left_out:  # an optimizer of the user's own: the host has to wait
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if not takes_flag(optimizer):  # one of the user's own: the host has to wait
+            if left_out:
+                for parameter in parameters:
                     parameter.grad = None
+        elif norm is not None:
+            optimizer.found_inf = left_out  # type: ignore[attr-defined]
+        else:  # GradScaler sets the flag itself, and is to find what makes it skip
+            grad = next(p.grad for p in reversed(parameters) if p.grad is not None)
+            grad.view(-1)[:1].add_(torch.where(left_out > 0, torch.nan, 0.0))
 
     def is_full(self) -> bool:
         """Whether the next step needs a check before it, for the place to note it."""
@@ -103,6 +107,7 @@ class NonFiniteGuard:
         steps, self._steps = self._steps, []
         if self._flags is None or not steps:
             return
+        _refuse_lost_scale(module, steps[-1])
         flags = distributed.largest_over_ranks(self._flags[: len(steps)]).tolist()
         bad = [step for step, flag in zip(steps, flags, strict=True) if flag]
         if not bad:
@@ -127,6 +132,18 @@ class NonFiniteGuard:
             "step was not made and the checkpoints are of steps before it: lower optim.lr, raise "
             f"optim.warmup_steps, or train in another trainer.precision; {remedy}."
         )
+
+
+def _refuse_lost_scale(module: TrainingModule, step: int) -> None:
+    """GradScaler goes on for ever where each gradient is NaN, and every step is left out."""
+    scaler = getattr(module.trainer.precision_plugin, "scaler", None)
+    if scaler is None or scaler.get_scale() >= _MIN_SCALE:
+        return
+    raise RunError(
+        f"the gradients are not finite however they are scaled: by step {step} GradScaler had left "
+        f"out so many that its scale is {scaler.get_scale():.1g} ({_found(module, step)}); the "
+        "checkpoints are of steps before it: use trainer.precision=bf16-mixed, or lower optim.lr."
+    )
 
 
 def takes_flag(optimizer: torch.optim.Optimizer) -> bool:

@@ -60,7 +60,7 @@ def build_trainer(
         detect_anomaly: NaN in the backward pass is an error that names the operation.
         profiler: what measures where the time goes, see `build_profiler`.
     """
-    return Trainer(
+    trainer = Trainer(
         accelerator=accelerator,
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
@@ -89,3 +89,7 @@ def build_trainer(
         use_distributed_sampler=False,  # every batch knows its rank
         inference_mode=False,  # validation shares the training step's compiled code
     )
+    # Its own word on SIGTERM, by which each of several ranks would wait for the device in each
+    # step; see `signals`
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer

@@ -49,8 +49,9 @@ class Checkpoint(LightningCheckpoint):
         self._began = self._spent_s = self._last_s = 0.0  # saving, in all and the last time
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that continues has its first step on the disk."""
-        self._saved_step = trainer.global_step
+        """A run that goes on from its own folder has its first step on the disk."""
+        from_here = trainer.ckpt_path is None or Path(trainer.ckpt_path).parent == _folder(trainer)
+        self._saved_step = trainer.global_step if from_here else -1
         self._began = time.monotonic()
         # with the two moments of each weight
         self._last_s = _SAVE_S + 3 * _num_bytes(training_module(pl_module).model) / _BYTES_A_S

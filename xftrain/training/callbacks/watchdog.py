@@ -22,7 +22,11 @@ _GRACE_S = 30.0  # for the message, before the interpreter itself is ended
 
 
 class Watchdog(Callback):
-    """An error in place of a run that hangs for ever: in a step, or waiting for a batch or a rank.
+    """An error in place of a run that hangs for ever: in a step, a save, or waiting for a rank.
+
+    It watches from the first step until `end`, which whoever runs the trainer calls, so that the
+    last save and the last validation are watched too; not between `fit` and what follows it, where
+    benchmarks take as long as they take.
 
     Args:
         timeout_s: seconds without a batch, of training or of validation, after which the stacks of
@@ -38,7 +42,17 @@ class Watchdog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to watch."""
+        self._begin(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watches a validation of its own, after `fit`, as well."""
+        if trainer.state.fn == "validate":
+            self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
         self._moved = time.monotonic()
+        if self._thread is not None:
+            return
         self._over.clear()
         rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         place = Path(trainer.default_root_dir) / f"stacks{rank}.txt"
@@ -59,17 +73,20 @@ class Watchdog(Callback):
         """It moves."""
         self._moved = time.monotonic()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What follows takes as long as it takes."""
-        self._end()
+    def on_train_end(self, *_: Any) -> None:
+        """It moves: the last save follows."""
+        self._moved = time.monotonic()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """It has ended by itself."""
-        self._end()
+    def on_exception(self, *_: Any) -> None:
+        """It moves: after a signal, a save follows."""
+        self._moved = time.monotonic()
 
-    def _end(self) -> None:
+    def on_fit_end(self, *_: Any) -> None:
+        """What other callbacks do now takes as long as it takes."""
+        self.end()
+
+    def end(self) -> None:
+        """Watches no more."""
         self._over.set()
         if self._thread is not None:
             self._thread.join(_GRACE_S)
