@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
     torch.float32: (11, 3, 2.0**-11),  # 11 bits: exact also where kernels multiply in TF32
     torch.float64: (26, 2, 2.0**-30),
 }
-_ALIGN = 8  # kernels want head widths in multiples of this
+_ALIGN = 16  # of head widths: 80 is faster than 72 or 96, and 144 than 136 or 160
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,23 @@ class Fold:
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor) -> tuple[Tensor, Tensor]:
         """q and k with the features in front: [B, M, H, F+K] and [B, M, G, F+K]."""
-        q_feat = self.q_1MHF.expand(*q_BMHK.shape[:3], -1)
-        k_feat = self.k_1M1F.expand(k_BMGK.shape[0], -1, k_BMGK.shape[2], -1)
-        return torch.cat([q_feat, q_BMHK], dim=-1), torch.cat([k_feat, k_BMGK], dim=-1)
+        return _Prepend.apply(q_BMHK, self.q_1MHF), _Prepend.apply(k_BMGK, self.k_1M1F)
+
+
+class _Prepend(torch.autograd.Function):
+    """Features in front of x. Two plain copies: `cat` reads features that repeat slowly."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BMHK: Tensor, features: Tensor) -> Tensor:
+        ctx.width = width = features.shape[-1]
+        joined = x_BMHK.new_empty(*x_BMHK.shape[:-1], width + x_BMHK.shape[-1])
+        joined[..., :width] = features
+        joined[..., width:] = x_BMHK
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad[..., ctx.width :], None
 
 
 def folding_reasons(bias: AttnBias, num_positions: int, dtype: torch.dtype) -> list[str]:

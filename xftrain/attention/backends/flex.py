@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ _BLOCK = 128
 
 @dataclass(frozen=True)
 class _Handle:
+    attend: Any  # the compiled function: compiled code must not look it up
     scale: float
     block_mask: BlockMask | None
     score_mod: _ScoreMod | None
@@ -69,6 +71,7 @@ class Flex(Backend):
     ) -> _Handle:
         """The block mask and the score function."""
         return _Handle(
+            attend=_compiled(),
             scale=shape.scale,
             block_mask=block_mask(bias, shape.M, device),
             score_mod=_score_mod(bias, shape.M, device),
@@ -78,7 +81,7 @@ class Flex(Backend):
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
         """Attention; grouped heads go to the kernel as they are."""
-        return _compiled()(
+        return handle.attend(
             q_BMHK.transpose(1, 2),
             k_BMGK.transpose(1, 2),
             v_BMGK.transpose(1, 2),

@@ -7,7 +7,7 @@ dispatches to on CUDA; on the CPU, where it ships none, this project's operator 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ _ALIGN = 8  # cutlass reads a bias in rows that start on 16 bytes
 
 @dataclass(frozen=True)
 class _Handle:
-    attend: Any  # memory_efficient_attention: compiled code must not look it up
+    attend: Any  # memory_efficient_attention, or ours: compiled code must not look it up
+    expands: bool  # K/V of grouped heads
     scale: float
     mask: Any  # None, a tensor, or one of xFormers' bias classes
     fold: Fold | None
@@ -33,7 +34,7 @@ class _Handle:
 
 
 class XFormers(Backend):
-    """`memory_efficient_attention`; K/V of grouped heads are expanded before the call."""
+    """`memory_efficient_attention`; K/V of grouped heads are expanded where its kernel wants it."""
 
     name = "xformers"
     rank = 20
@@ -67,6 +68,19 @@ class XFormers(Backend):
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> _Handle:
         """xFormers' own mask, and ALiBi's features."""
+        handle = self._expanded(bias, shape, dtype, device)
+        if shape.G == shape.H or device.type != "cuda":
+            return handle
+        from xftrain.attention.xformers_ops.grouped import grouped_attention, runs_grouped
+
+        if not runs_grouped(*self._ops(bias, shape, dtype, device, needs_grad=True)):
+            return handle
+        return replace(handle, attend=grouped_attention, expands=False)
+
+    def _expanded(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> _Handle:
+        """For K/V with as many heads as q."""
         folded = bias.slopes is not None and not bias.dense
         alive = None
         mask: Any
@@ -76,6 +90,7 @@ class XFormers(Backend):
             mask = _mask(bias, device)
         return _Handle(
             attend=xformers_ops().memory_efficient_attention,
+            expands=shape.G != shape.H,
             scale=shape.scale,
             mask=mask,
             fold=fold(bias, shape, dtype, device) if folded else None,
@@ -90,11 +105,12 @@ class XFormers(Backend):
             q_BMHK, k_BMGK = handle.fold(q_BMHK, k_BMGK)
             # flash wants one width for q, k and v
             v_BMGK = F.pad(v_BMGK, (0, q_BMHK.shape[-1] - width))
-        num_heads = q_BMHK.shape[2]
+        if handle.expands:
+            k_BMGK, v_BMGK = (_expand(x, q_BMHK.shape[2]) for x in (k_BMGK, v_BMGK))
         out_BMHK = handle.attend(
             q_BMHK,
-            _expand(k_BMGK, num_heads),
-            _expand(v_BMGK, num_heads),
+            k_BMGK,
+            v_BMGK,
             attn_bias=handle.mask,
             scale=handle.scale,
             op=handle.op,
@@ -108,13 +124,14 @@ class XFormers(Backend):
     ) -> str:
         """The operator that xFormers dispatches to, with the form of bias and heads."""
         forward, backward = self._ops(bias, shape, dtype, device, needs_grad=True)
+        handle = self.prepare(bias, shape, dtype, device)
         name = forward.NAME
         if backward.NAME.replace("B", "F", 1) != name and not name.startswith("cpu"):
             name += f"+{backward.NAME}"
         notes = [
             "folded ALiBi" if bias.slopes is not None and not bias.dense else "",
             "bias tensor" if bias.dense else "",
-            "expanded K/V" if 1 < shape.G < shape.H else "",
+            "expanded K/V" if shape.G > 1 and handle.expands else "",
         ]
         said = ", ".join(note for note in notes if note)
         return f"{name} ({said})" if said else name
@@ -130,7 +147,7 @@ class XFormers(Backend):
     ) -> tuple[Any, Any]:
         """The forward and backward operators that would run; raises NotImplementedError."""
         fmha = xformers_ops().fmha
-        handle = self.prepare(bias, shape, dtype, device)
+        handle = self._expanded(bias, shape, dtype, device)
         pad = 0 if handle.fold is None else handle.fold.k_1M1F.shape[-1]
         q, k, v = (
             torch.empty(shape.B, shape.M, shape.H, shape.K + pad, dtype=dtype, device=device)
