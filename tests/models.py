@@ -30,7 +30,7 @@ def options(
         bias: an option or one of the variants of cells.py; `full`, too, which runs refuse.
         pos: an option.
         heads: an option.
-        model: further keys; a string chooses an option of a group.
+        model: further keys; the string of a group chooses its option.
     """
     chosen = deepcopy(_composed())
     name, fields = VARIANTS.get(bias, (bias, {}))
@@ -38,7 +38,8 @@ def options(
     if pos == "learned":
         nodes["pos"]["max_positions"] = 130
     for key, value in ({"attn": "naive"} | model).items():
-        nodes[key] = {"name": value} if isinstance(value, str) else value
+        is_option = isinstance(value, str) and isinstance(chosen["model"].get(key), dict)
+        nodes[key] = {"name": value} if is_option else value
     chosen["model"] |= nodes
     return chosen
 

@@ -16,7 +16,9 @@ from xftrain.losses import auto
 from xftrain.losses.auto import Auto
 from xftrain.losses.chunked import Chunked
 from xftrain.losses.full import Full
+from xftrain.losses.fused import Fused
 from xftrain.losses.liger import Liger
+from xftrain.memory import total_memory_bytes
 
 
 def inputs(num_tokens: int, vocab: int, dim: int, ignored: float, seed: int) -> tuple[Tensor, ...]:
@@ -43,15 +45,16 @@ def sums_and_grads(
     ignored=st.sampled_from([0.0, 0.3, 1.0]),
     seed=st.integers(0, 99),
 )
-def test_chunked_equals_full(num_tokens, chunk_tokens, vocab, ignored, seed):
+def test_in_chunks_it_is_the_same_as_in_full(num_tokens, chunk_tokens, vocab, ignored, seed):
     x, weight, labels = inputs(num_tokens, vocab, 6, ignored, seed)
     full, full_grads = sums_and_grads(Full(), x, weight, labels)
-    chunked, grads = sums_and_grads(Chunked(chunk_tokens=chunk_tokens), x, weight, labels)
-    assert torch.allclose(chunked.loss, full.loss, rtol=1e-5, atol=1e-5)
-    assert chunked.num_labels == full.num_labels
-    assert chunked.num_correct == full.num_correct
-    for mine, right in zip(grads, full_grads, strict=True):
-        assert torch.allclose(mine, right, rtol=1e-4, atol=1e-5)
+    for kind in (Chunked, Fused):
+        sums, grads = sums_and_grads(kind(chunk_tokens=chunk_tokens), x, weight, labels)
+        assert torch.allclose(sums.loss, full.loss, rtol=1e-5, atol=1e-5)
+        assert sums.num_labels == full.num_labels
+        assert sums.num_correct == full.num_correct
+        for mine, right in zip(grads, full_grads, strict=True):
+            assert torch.allclose(mine, right, rtol=1e-4, atol=1e-5)
 
 
 @given(num_tokens=st.integers(1, 20), vocab=st.integers(2, 30), seed=st.integers(0, 99))
@@ -70,7 +73,7 @@ def test_full_is_what_loops_say(num_tokens, vocab, seed):
     assert (int(sums.num_labels), int(sums.num_correct)) == (counted, correct)
 
 
-@pytest.mark.parametrize("loss", [Full(), Chunked(chunk_tokens=3), Auto()])
+@pytest.mark.parametrize("loss", [Full(), Chunked(chunk_tokens=3), Fused(chunk_tokens=3), Auto()])
 def test_accuracy_is_counted_where_it_is_asked_for(loss):
     x, weight, labels = inputs(10, 5, 6, 0.3, 0)
     assert loss(x, weight, labels, with_accuracy=False).num_correct is None
@@ -78,11 +81,12 @@ def test_accuracy_is_counted_where_it_is_asked_for(loss):
         assert loss(x, weight, labels, with_accuracy=True).num_correct is not None
 
 
-def test_chunked_keeps_no_logits():
+def test_no_logits_are_kept():
     # what autograd keeps for the backward pass must not hold N x V numbers
     x, weight, labels = inputs(64, 500, 6, 0.0, 0)
     kept = {}
-    for name, loss in (("full", Full()), ("chunked", Chunked(chunk_tokens=8))):
+    losses = (("full", Full()), ("chunked", Chunked(chunk_tokens=8)), ("fused", Fused()))
+    for name, loss in losses:
         sizes: dict[int, int] = {}  # by place, as the weight is kept for every chunk
         x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
 
@@ -96,21 +100,34 @@ def test_chunked_keeps_no_logits():
         del sums
     assert kept["full"] > 64 * 500
     assert kept["chunked"] < 64 * 500 // 8
+    assert kept["fused"] < 64 * 500 // 8
 
 
-def test_chunked_under_autocast_recomputes_in_the_same_dtype():
+def test_under_autocast_all_compute_in_the_same_dtype():
     x, weight, labels = inputs(32, 20, 16, 0.2, 0)
     results = []
-    for loss in (Full(), Chunked(chunk_tokens=5)):
+    for loss in (Full(), Chunked(chunk_tokens=5), Fused(chunk_tokens=5)):
         with torch.autocast("cpu", torch.bfloat16):
             results.append(sums_and_grads(loss, x, weight, labels))
-    (full, full_grads), (chunked, grads) = results
-    assert full.loss.dtype == chunked.loss.dtype == torch.float32
-    assert torch.allclose(chunked.loss, full.loss, rtol=1e-5)
-    assert all(relative_error(a, b.double()) < 1e-2 for a, b in zip(grads, full_grads, strict=True))
+    (full, full_grads), *others = results
+    for sums, grads in others:
+        assert full.loss.dtype == sums.loss.dtype == torch.float32
+        assert torch.allclose(sums.loss, full.loss, rtol=1e-5)
+        for mine, right in zip(grads, full_grads, strict=True):
+            assert mine.dtype == right.dtype
+            assert relative_error(mine, right.double()) < 1e-2
 
 
-@pytest.mark.parametrize("loss", [Full(), Chunked(chunk_tokens=5)])
+def test_a_second_backward_pass_of_fused_is_refused():
+    # it would scale the gradients, which it has at hand, a second time
+    x, weight, labels = inputs(8, 5, 6, 0.0, 0)
+    sums = Fused()(x, weight.requires_grad_(), labels, with_accuracy=False)
+    sums.loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward"):
+        sums.loss.backward()
+
+
+@pytest.mark.parametrize("loss", [Full(), Chunked(chunk_tokens=5), Fused(chunk_tokens=5)])
 def test_the_softmax_is_taken_in_float32(loss):
     # as with trainer.precision=bf16-true, where nothing else widens the logits
     x, weight, labels = inputs(32, 20, 16, 0.2, 0)
@@ -127,40 +144,50 @@ def test_auto_takes_chunks_where_the_logits_would_be_large(monkeypatch, caplog):
     logits_bytes = 64 * 50 * 4
     want = Full()(x, weight, labels, with_accuracy=False)
     for memory, kind in ((8 * logits_bytes, Full), (8 * logits_bytes - 8, Chunked)):
-        monkeypatch.setattr(auto, "_memory_bytes", lambda device, memory=memory: memory)
+        monkeypatch.setattr(auto, "total_memory_bytes", lambda device, memory=memory: memory)
         loss = Auto()
         with caplog.at_level(logging.INFO):
             got = loss(x, weight, labels, with_accuracy=False)
-        assert isinstance(loss._chosen[1], kind)
+        assert isinstance(loss.choice(64, 50, x.device), kind)
         assert torch.allclose(got.loss, want.loss, rtol=1e-5)
         # another size is another choice
         loss(x[:1], weight, labels[:1], with_accuracy=False)
-        assert isinstance(loss._chosen[1], Full)
+        assert isinstance(loss.choice(1, 50, x.device), Full)
     assert "loss: auto takes chunked" in caplog.text
 
 
+def test_auto_is_fused_on_a_gpu_with_logits_of_a_bounded_size():
+    gpu = torch.device("cuda")  # which is not touched
+    for vocab, tokens in ((64, 16384), (50304, 16384), (128256, 8371), (10**7, 1024)):
+        loss = Auto().choice(2**20, vocab, gpu)
+        assert isinstance(loss, Fused) and loss.chunk_tokens == tokens
+
+
 def test_memory_of_this_machine_is_plausible():
-    assert auto._memory_bytes(torch.device("cpu")) > 2**28
+    assert total_memory_bytes(torch.device("cpu")) > 2**28
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_liger_equals_full_on_cuda(dtype):
-    pytest.importorskip("liger_kernel")
-    assert Liger().unsupported(torch.device("cuda")) == []
-    x, weight, labels = (t.cuda() for t in inputs(300, 1000, 64, 0.2, 0))
+@pytest.mark.parametrize("vocab", [1000, 50304])
+@pytest.mark.parametrize("loss", [Liger(), Fused(chunk_tokens=128)], ids=["liger", "fused"])
+def test_a_kernel_equals_full_on_cuda(loss, dtype, vocab):
+    if isinstance(loss, Liger):
+        pytest.importorskip("liger_kernel")
+    assert loss.unsupported(torch.device("cuda")) == []
+    x, weight, labels = (t.cuda() for t in inputs(300, vocab, 64, 0.2, 0))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             full, full_grads = sums_and_grads(Full(), x, weight, labels, 0.01)
-            liger, grads = sums_and_grads(Liger(), x, weight, labels, 0.01)
+            sums, grads = sums_and_grads(loss, x, weight, labels, 0.01)
     finally:
         torch.set_float32_matmul_precision(before)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    assert torch.allclose(liger.loss, full.loss, rtol=tolerance)
-    assert liger.num_labels == full.num_labels
-    if dtype == torch.float32:
-        assert liger.num_correct == full.num_correct
+    assert torch.allclose(sums.loss, full.loss, rtol=tolerance)
+    assert sums.num_labels == full.num_labels
+    if dtype == torch.float32 or isinstance(loss, Fused):
+        assert sums.num_correct == full.num_correct
     for mine, right in zip(grads, full_grads, strict=True):
         assert relative_error(mine, right.double()) < tolerance

@@ -272,6 +272,28 @@ def test_activation_checkpointing_changes_nothing(attn):
     assert all(torch.equal(grads[name], other_grads[name]) for name in grads)
 
 
+@pytest.mark.parametrize("norm", registry.names("model/norm"))
+def test_in_bf16_blocks_add_to_bfloat16_and_stay_near_float32(norm):
+    reached, results = {}, {}
+    for kind in ("auto", "float32", "not mixed"):
+        model = gpt(norm=norm, pos="rope", residual_dtype=kind if kind != "not mixed" else "auto")
+        seen: list[torch.dtype] = []
+        for block in model.blocks:
+            block.register_forward_hook(lambda _, x, y, seen=seen: seen.append(x[0].dtype))
+        model.norm.register_forward_hook(
+            lambda _, x, y, seen=seen: seen.extend([x[0].dtype, y.dtype])
+        )
+        weights = torch.randn(*TOKENS.shape, VOCAB, generator=torch.Generator().manual_seed(1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind != "not mixed"):
+            results[kind] = logits_and_grads(model, TOKENS, PACKED_LENGTHS, weights)[1]
+        (reached[kind],) = set(seen)
+    wide = torch.float32
+    assert reached == {"auto": torch.bfloat16, "float32": wide, "not mixed": wide}
+    for kind in ("auto", "float32"):
+        for name, grad in results["not mixed"].items():
+            assert relative_error(results[kind][name], grad.double()) < 0.05, (kind, name)
+
+
 def test_more_tokens_than_positions_are_refused():
     model = gpt()
     with pytest.raises(

@@ -134,7 +134,7 @@ def test_a_slug_keeps_what_a_person_reads_but_fits_a_file_system():
         ("seq=1e3", "seq must be an integer >= 1, got 1000.0."),
         ("seed=-1", "seed must be an integer >= 0 and <= 4294967295, got -1."),
         ("max_steps=0", "max_steps must be an integer >= 1, got 0."),
-        ("compile=abc", "compile must be true or false, got 'abc'."),
+        ("compile=abc", "compile must be true or false or cudagraphs, got 'abc'."),
         ("tags=x", "tags must be a list of values, each a string, got 'x'."),
         ("seq=${nope}", "seq: Interpolation key 'nope' not found."),
         ("model.num_layers=0", "model.num_layers must be an integer >= 1, got 0."),

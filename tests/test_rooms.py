@@ -16,7 +16,7 @@ FLOORS = [
     ["signatures"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["interfaces", "compilation", "memory", "timing"],
-    ["attention.dense", "attention.folding", "attention.xformers_ops"],
+    ["attention.dense", "attention.folding", "attention.xformers_ops", "kernels"],
     ["attention.biases", "attention.backends"],  # they meet in interfaces.AttnBias alone
     ["layers"],
     ["initialization", "losses"],
@@ -27,6 +27,7 @@ FLOORS = [
     ["overrides"],
     ["config"],
     ["builder"],
+    ["peak"],
     ["preflight", "oom"],
     ["results"],
     ["runner"],

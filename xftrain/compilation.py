@@ -1,6 +1,17 @@
 """How torch.compile behaves here: it compiles, or says that it cannot."""
 
 import torch
+import torch._functorch.config
+
+
+def begin_compiling(activation_budget: float = 1.0) -> None:
+    """Settings of torch.compile, which are of the whole process.
+
+    Args:
+        activation_budget: share of the activations to keep for the backward pass.
+    """
+    allow_many_shapes()
+    torch._functorch.config.activation_memory_budget = activation_budget
 
 
 def allow_many_shapes() -> None:

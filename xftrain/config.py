@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 from hydra import compose as hydra_compose
@@ -51,7 +51,7 @@ class Root:
     batch_tokens: PositiveInt = 4096
     max_steps: PositiveInt = 400
     seed: Seed = 0
-    compile: bool = False
+    compile: Any = False
     deterministic: bool = False
     ckpt: str | None = None
     ckpt_allow: list[str] = field(default_factory=list)
@@ -174,6 +174,7 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
             }
     if root is Root:
         _check_sizes(options["model"])
+        _check_compile(options)
         _check_files(options)
     return options
 
@@ -253,6 +254,7 @@ def _root_fields(schema: type) -> dict[str, Field]:
     if schema is DoctorRoot:
         root["accelerator"] = _trainer_fields()["accelerator"]
     else:
+        root["compile"] = Field(bool | Literal["cudagraphs"], False)
         root |= fields_of("xftrain.training.nonfinite", "NonFiniteGuard")
     return root
 
@@ -318,6 +320,21 @@ def _check_sizes(model: Mapping[str, Any]) -> None:
             "model.bias=full lets next-token training see its answers; choose causal, alibi or "
             "window (full is for the benchmark)."
         )
+
+
+def _check_compile(options: Mapping[str, Any]) -> None:
+    how, trainer = options["compile"], options["trainer"]
+    if not how and options["model"]["activation_budget"] < 1:
+        raise ConfigError(
+            "model.activation_budget is kept by compiled blocks alone, and compile is false: set "
+            "compile=true, or use model.activation_checkpointing."
+        )
+    for key in ("accumulate_grad_batches", "devices") if how == "cudagraphs" else ():
+        if trainer[key] > 1:
+            raise ConfigError(
+                f"trainer.{key} must be 1 with compile=cudagraphs, got {trainer[key]}: a graph "
+                "writes each batch's gradients to the same place; use compile=true."
+            )
 
 
 def _check_files(options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -48,6 +49,25 @@ def memory_mib(device: torch.device) -> float | None:
     with suppress(OSError):
         return _resident_mib("VmRSS")
     return None
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """What the GPU, or this machine, has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_memory_bytes(device: torch.device) -> int:
+    """What a run may plan with: 0.9 of all, and of what others leave free of a GPU.
+
+    The rest is for what is not foreseen: fragments, buffers of libraries, the CUDA context.
+    """
+    total = total_memory_bytes(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        total = min(total, free + torch.cuda.memory_reserved(device))  # which is ours
+    return int(0.9 * total)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from xftrain.compilation import allow_many_shapes
+from xftrain.compilation import begin_compiling
 from xftrain.errors import ConfigError
-from xftrain.fields import PositiveFloat, PositiveInt, Probability
+from xftrain.fields import Fraction, PositiveFloat, PositiveInt, Probability
 from xftrain.initialization import initialize
 from xftrain.interfaces import AttnBias, AttnShape, Backend, BiasRecipe, positions_of
 from xftrain.layers.positions.rope import rotate
@@ -76,7 +76,12 @@ class GPT(nn.Module):
         linear_bias: linear layers (and layer norms) add biases.
         dropout: on what each half of a block adds.
         init_std: standard deviation of the weights at the start.
-        activation_checkpointing: recompute each block in the backward pass.
+        activation_checkpointing: recompute each block in the backward pass; `auto`: as few of them,
+            from the first, as memory asks for, which a run sets as `num_recomputed`.
+        residual_dtype: of what the blocks add to: `auto` is bfloat16 where matrix products run in
+            it, which halves the memory and the traffic between the blocks; `float32` keeps it.
+        activation_budget: with compiled blocks, the share of what they keep for the backward pass
+            that they may keep; what is left out is recomputed, the cheapest first.
     """
 
     def __init__(
@@ -96,14 +101,17 @@ class GPT(nn.Module):
         linear_bias: bool = False,
         dropout: Probability = 0.0,
         init_std: PositiveFloat = 0.02,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | Literal["auto"] = False,
+        residual_dtype: Literal["auto", "float32"] = "auto",
+        activation_budget: Fraction = 1.0,
     ) -> None:
         super().__init__()
         assert vocab_size is not None, "the builder takes it from the data"
         self.backend, self.bias = backend, bias
         self.attention: Attention = backend
         self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.activation_checkpointing = activation_checkpointing
+        self.num_recomputed = num_layers if activation_checkpointing is True else 0
+        self.residual_dtype, self.activation_budget = residual_dtype, activation_budget
         self.embed = nn.Embedding(vocab_size, dim)
         self.pos = make_pos(dim, self.head_dim)
         self.blocks = nn.ModuleList(
@@ -123,6 +131,7 @@ class GPT(nn.Module):
             self.head.weight = self.embed.weight
         self.uninitialized = initialize(self, init_std, num_layers)
         self._handle: tuple[Any, Any] | None = None  # (facts, handle) of the last batch
+        self._graphed: Callable[..., Tensor] | None = None
 
     @property
     def num_kv_heads(self) -> int:
@@ -164,23 +173,34 @@ class GPT(nn.Module):
         Attention over packed documents stays outside: each batch has another layout, and would be
         compiled anew.
         """
-        allow_many_shapes()
-        for block in self.blocks:
+        begin_compiling(self.activation_budget)
+        for block in [*self.blocks, self.norm]:
             block.compile()
         if packed:
             self.attention = torch.compiler.disable(self.backend)
 
+    def compile_graphs(self) -> None:
+        """Compiles all of it into two CUDA graphs, forward and backward, for batches of one shape.
+
+        A small model waits for Python to launch its kernels; a graph is launched at once.
+        """
+        begin_compiling(self.activation_budget)
+        self._graphed = torch.compile(self._hidden, mode="reduce-overhead")
+
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
         """Runs the blocks as they are written, for hooks that compiled code does not call."""
-        compiled = [block._compiled_call_impl for block in self.blocks]
-        for block in self.blocks:
-            block._compiled_call_impl = None
+        graphed, self._graphed = self._graphed, None
+        parts = [*self.blocks, self.norm]
+        compiled = [part._compiled_call_impl for part in parts]
+        for part in parts:
+            part._compiled_call_impl = None
         try:
             yield
         finally:
-            for block, call in zip(self.blocks, compiled, strict=True):
-                block._compiled_call_impl = call
+            for part, call in zip(parts, compiled, strict=True):
+                part._compiled_call_impl = call
+            self._graphed = graphed
 
     def check_length(self, num_positions: int) -> None:
         """Raises ConfigError where a document is longer than the model has positions."""
@@ -213,15 +233,30 @@ class GPT(nn.Module):
             handles: what `prepare` gave, or a list of one handle a layer.
             attention: computes attention instead of the backend, and outside compiled code.
         """
+        if self._graphed is None or attention is not None:
+            return self._hidden(tokens_BM, positions_1M, handles, attention)
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._graphed(tokens_BM, positions_1M, handles)
+
+    def _hidden(
+        self,
+        tokens_BM: Tensor,
+        positions_1M: Tensor,
+        handles: Any,
+        attention: Attention | None = None,
+    ) -> Tensor:
         eager = attention is not None
         attention = self.attention if attention is None else attention
         x_BMD = self.pos.embed(self.embed(tokens_BM), positions_1M)
+        _, dtype = self.compute_device_dtype()
+        if dtype == torch.bfloat16 and self.residual_dtype == "auto":
+            x_BMD = x_BMD.to(dtype)  # float16 is left out: its largest number is 65,504
         rotation = self.pos.rotation(positions_1M)
         for index, block in enumerate(self.blocks):
             handle = handles[index] if isinstance(handles, list) else handles
             if eager:
                 x_BMD = block.forward(x_BMD, attention, handle, rotation)
-            elif self.activation_checkpointing and torch.is_grad_enabled():
+            elif index < self.num_recomputed and torch.is_grad_enabled():
                 x_BMD = checkpoint(block, x_BMD, attention, handle, rotation, use_reentrant=False)
             else:
                 x_BMD = block(x_BMD, attention, handle, rotation)

@@ -49,12 +49,25 @@ def check_runs(
             f"on {device.type}: {'; '.join(reasons)}. Nearest choice that works: "
             f"model.attn={works[0]}."
         )
+    _check_graphs(options, batch, device)
     for part in (model.blocks[0].ffn, loss):
         ask = getattr(part, "unsupported", None)
         if ask is not None and (why := ask(device)):
             raise ConfigError(f"{'; '.join(why)}.")
     for bias, shape in cases:
         model.check_length(max(bias.seqlens or (shape.M,)))
+
+
+def _check_graphs(options: Mapping[str, Any], batch: Batch, device: torch.device) -> None:
+    if options["compile"] != "cudagraphs":
+        return
+    if device.type != "cuda":
+        raise ConfigError(f"compile=cudagraphs needs a CUDA GPU, got {device.type}: use true.")
+    if batch.seqlens is not None:
+        raise ConfigError(
+            "compile=cudagraphs replays batches of one shape, and packed documents are of another "
+            "in each batch: use compile=true."
+        )
 
 
 def _name(options: Mapping[str, Any], group: str) -> str:

@@ -150,7 +150,7 @@ def describe(annotation: Any) -> str:
         rules = [(getattr(rule, signs[type(rule)][0]), signs[type(rule)][1]) for rule in args[1:]]
         return f"{describe(args[0])} " + " and ".join(f"{sign} {limit}" for limit, sign in rules)
     if origin is Literal:
-        return "one of " + ", ".join(str(value) for value in args)
+        return "one of " * (len(args) > 1) + ", ".join(str(value) for value in args)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(arg) for arg in args)
     if origin is tuple and args[-1] is not ...:

@@ -106,6 +106,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
         "metrics": {},
         "tokens_per_s": None,
         "peak_memory_mib": None,
+        "predicted_peak_mib": None,
         "wall_s": None,
         "steps": 0,
         "run_dir": str(run_dir),
@@ -172,6 +173,7 @@ def say_how_it_went(result: Mapping[str, Any], *, has_board: bool) -> None:
         parts.append(f"byte bigram {metrics['val/bits_per_byte_bigram']:.3f}")
     speed = result["tokens_per_s"]
     said = f", {speed:,.0f} tokens/s" if speed else ""
+    said += f", peak memory {result['peak_memory_mib']:,.0f} MiB"
     log.info("done in %.1f s: %d steps%s", result["wall_s"], result["steps"], said)
     log.info("validation: %s", ", ".join(parts))
     log.info("run folder: %s", result["run_dir"])

@@ -22,7 +22,8 @@ from xftrain.files import replace_text
 from xftrain.interfaces import Batch, DataSource, Loss
 from xftrain.memory import is_out_of_memory, peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
-from xftrain.oom import out_of_memory
+from xftrain.oom import Case, out_of_memory
+from xftrain.peak.plan import plan_memory
 from xftrain.preflight import check_runs
 from xftrain.processes import rank
 from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied
@@ -61,8 +62,8 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
 
     Returns:
         What `result.json` in the run folder holds: `status`, `error`, `kernel`, `overrides`,
-        `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`, `wall_s`, `steps`,
-        `run_dir`, `versions`, `device`.
+        `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
+        `predicted_peak_mib`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -155,7 +156,8 @@ def _train(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: Sto
         if not is_out_of_memory(error):
             raise
         p = prepared
-        raise out_of_memory(error, p.options, p.vocab_size, p.batch, p.device) from error
+        case = Case(p.options, p.vocab_size, p.loss, p.batch, p.dtype, p.device)
+        raise out_of_memory(error, case) from error
 
 
 def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
@@ -167,9 +169,14 @@ def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopS
     _say_what_is_trained(model, options, batch, device, precision)
     result["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     result["kernel"] = kernel = _choose_kernel(model, batch, device, prepared.dtype)
+    predicted = plan_memory(options, model, prepared.loss, batch, prepared.dtype, device)
+    result["predicted_peak_mib"] = predicted and round(predicted, 1)
     if options["compile"]:
         torch._dynamo.reset()  # of a former run in this process, whose blocks were others
-        model.compile_blocks(packed=batch.seqlens is not None)
+        if options["compile"] == "cudagraphs":
+            model.compile_graphs()
+        else:
+            model.compile_blocks(packed=batch.seqlens is not None)
 
     optim = registry.build("optim", "optim", options["optim"])
     guard = NonFiniteGuard(**{key: options[key] for key in config.GUARD_KEYS})

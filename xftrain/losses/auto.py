@@ -1,7 +1,6 @@
-"""Takes the whole logits tensor where it is small beside the device's memory, else chunks."""
+"""On a GPU `fused`; elsewhere the whole logits tensor where it is small, else chunks of it."""
 
 import logging
-import os
 
 import torch
 from torch import Tensor
@@ -9,17 +8,23 @@ from torch import Tensor
 from xftrain.interfaces import LossSums
 from xftrain.losses.chunked import Chunked
 from xftrain.losses.full import Full
+from xftrain.losses.fused import Fused
+from xftrain.memory import total_memory_bytes
 
 log = logging.getLogger(__name__)
 
 _SHARE = 8  # logits may take 1/8 of the device's memory
+_MAX_LOGITS = 2**30  # of the fused loss, at once
 
 
 class Auto:
-    """`full` where the float32 logits fit in an eighth of the device's memory, else `chunked`."""
+    """`fused` on a GPU, where it is the fastest and keeps no logits.
+
+    Elsewhere `full`, where the float32 logits fit in an eighth of the memory, or `chunked`.
+    """
 
     def __init__(self) -> None:
-        self._chosen: tuple[tuple[int, int], Full | Chunked] | None = None
+        self._chosen: tuple[tuple[int, int], Full | Chunked | Fused] | None = None
 
     def unsupported(self, device: torch.device) -> list[str]:
         """Runs everywhere."""
@@ -29,20 +34,25 @@ class Auto:
         self, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, with_accuracy: bool
     ) -> LossSums:
         """Sums over the labels that count."""
-        sizes = (x_ND.shape[0], weight_VD.shape[0])
-        if self._chosen is None or self._chosen[0] != sizes:
-            self._chosen = (sizes, self._choose(*sizes, x_ND.device))
-        return self._chosen[1](x_ND, weight_VD, labels_N, with_accuracy=with_accuracy)
+        loss = self.choice(x_ND.shape[0], weight_VD.shape[0], x_ND.device)
+        return loss(x_ND, weight_VD, labels_N, with_accuracy=with_accuracy)
 
-    def _choose(self, num_tokens: int, vocab_size: int, device: torch.device) -> Full | Chunked:
+    def choice(
+        self, num_tokens: int, vocab_size: int, device: torch.device
+    ) -> Full | Chunked | Fused:
+        """The loss for so many tokens, kept while batches stay alike."""
+        sizes = (num_tokens, vocab_size)
+        if self._chosen is None or self._chosen[0] != sizes:
+            self._chosen = (sizes, self._choose(*sizes, device))
+        return self._chosen[1]
+
+    def _choose(
+        self, num_tokens: int, vocab_size: int, device: torch.device
+    ) -> Full | Chunked | Fused:
+        if device.type == "cuda":
+            return Fused(chunk_tokens=max(1024, min(16384, _MAX_LOGITS // vocab_size)))
         logits_bytes = num_tokens * vocab_size * 4
-        if logits_bytes <= _memory_bytes(device) // _SHARE:
+        if logits_bytes <= total_memory_bytes(device) // _SHARE:
             return Full()
         log.info("loss: auto takes chunked, the logits alone would be %d MiB", logits_bytes >> 20)
         return Chunked()
-
-
-def _memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

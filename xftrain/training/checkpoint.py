@@ -47,6 +47,7 @@ _HARMLESS = (
     "data.cache_dir",
     "data.num_val_batches",
     "data.stop_at_accuracy",
+    "model.activation_budget",
     "model.activation_checkpointing",
     "model.attn",
     "model.bias.impl",

@@ -87,6 +87,7 @@ class TrainingModule(LightningModule):
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
         """The batch on the device, without waiting for it."""
+        batch = batch.pinned() if device.type == "cuda" else batch
         return batch.to(device, non_blocking=True)
 
     def forward_loss(self, batch: Batch, *, with_accuracy: bool) -> LossSums:

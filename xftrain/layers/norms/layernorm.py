@@ -1,6 +1,6 @@
 """Layer normalization (Ba, Kiros, Hinton, 2016, arXiv:1607.06450)."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from xftrain.fields import PositiveFloat
 
@@ -16,3 +16,7 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, dim: int, linear_bias: bool, *, eps: PositiveFloat = 1e-5) -> None:
         super().__init__(dim, eps=eps, bias=linear_bias)
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        """Computed in the dtype of the weights, which is float32 under autocast; in that of x."""
+        return super().forward(x_BMD.to(self.weight.dtype)).to(x_BMD.dtype)

@@ -1,6 +1,6 @@
 """Root-mean-square normalization (Zhang, Sennrich, 2019, arXiv:1910.07467)."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from xftrain.fields import PositiveFloat
 
@@ -16,3 +16,7 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, dim: int, linear_bias: bool, *, eps: PositiveFloat = 1e-5) -> None:
         super().__init__(dim, eps=eps)
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        """Computed in the dtype of the weights, which is float32 under autocast; in that of x."""
+        return super().forward(x_BMD.to(self.weight.dtype)).to(x_BMD.dtype)

@@ -1,0 +1,430 @@
+"""The predicted peak of memory against what autograd keeps, what is alive, and what a run does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import re
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.models import VOCAB, gpt, options, random_tokens
+from tests.training.runs import last, model_and_data, run, same_weights, small
+from xftrain import registry
+from xftrain.builder import assemble, build_loss
+from xftrain.config import validate
+from xftrain.interfaces import Batch, Loss, positions_of
+from xftrain.losses.full import Full
+from xftrain.memory import total_memory_bytes, usable_memory_bytes
+from xftrain.model import GPT, Block
+from xftrain.oom import Case, out_of_memory
+from xftrain.peak.figures import Peak
+from xftrain.peak.layers import run_layers
+from xftrain.peak.prediction import predict
+
+CPU = torch.device("cpu")
+ROWS, TOKENS = 3, 120
+VARIANTS = [
+    {},
+    *({"ffn": name} for name in registry.names("model/ffn")),
+    *({"norm": name} for name in registry.names("model/norm")),
+    *({"pos": name} for name in registry.names("model/pos")),
+    *({"heads": name, "pos": "rope"} for name in registry.names("model/heads")),
+    {"attn": "naive"},
+    {"attn": "naive", "heads": "gqa", "pos": "rope"},
+    {"bias": "alibi"},
+    {"bias": "alibi", "attn": "xformers"},
+    {"residual_dtype": "float32"},
+    {"linear_bias": True, "dropout": 0.1},
+]
+
+
+def batch_of(rows: int = ROWS, tokens: int = TOKENS) -> Batch:
+    tokens_BM = random_tokens(rows, tokens)
+    return Batch(tokens_BM, tokens_BM, positions_of(tokens, None))
+
+
+def autocast(is_mixed: bool, device: str = "cpu"):
+    return torch.autocast(device, torch.bfloat16) if is_mixed else contextlib.nullcontext()
+
+
+def kept_by_block(chosen: dict, is_mixed: bool, *, compiled: bool) -> tuple[int, int]:
+    """Bytes of activations, and of weights in another dtype, that a real block keeps on the CPU."""
+    torch._dynamo.reset()
+    model = gpt(**{"attn": "sdpa"} | chosen)
+    block, weights = model.blocks[0], list(model.blocks[0].parameters())
+    shapes = {tuple(w.shape) for w in weights} | {tuple(w.t().shape) for w in weights}
+    narrow = is_mixed and model.residual_dtype == "auto"
+    x_BMD = torch.randn(ROWS, TOKENS, 64, dtype=torch.bfloat16 if narrow else torch.float32)
+    rotation = model.pos.rotation(positions_of(TOKENS, None))
+    outside = {t.untyped_storage().data_ptr() for t in (*weights, *(rotation or ()))}
+    found: tuple[dict[int, int], dict[int, int]] = ({}, {})
+    held = []
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        held.append(storage)
+        if storage.data_ptr() not in outside:
+            found[tuple(tensor.shape) in shapes][storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    run = torch.compile(block, backend="aot_eager_decomp_partition") if compiled else block
+    with autocast(is_mixed), saved_tensors_hooks(note, lambda tensor: tensor):
+        handle = model.prepare(ROWS, TOKENS)
+        run(x_BMD.requires_grad_(), model.backend, handle, rotation)
+    activations, casts = (sum(sizes.values()) for sizes in found)
+    return activations, casts
+
+
+@pytest.mark.parametrize("is_mixed", [False, True], ids=["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("chosen", VARIANTS, ids=str)
+def test_a_block_keeps_what_is_predicted(chosen, is_mixed):
+    model = gpt(**{"attn": "sdpa"} | chosen)
+    dtype = torch.bfloat16 if is_mixed else torch.float32
+    layers = run_layers(model, batch_of(), dtype, CPU, is_mixed=is_mixed, is_compiled=False)
+    with warnings.catch_warnings():
+        # torch says that rmsnorm in two dtypes has no fused kernel
+        warnings.simplefilter("ignore")
+        activations, casts = kept_by_block(chosen, is_mixed, compiled=False)
+    assert layers.block.activations == pytest.approx(activations, rel=0.02)
+    assert layers.block.casts == casts
+
+
+@pytest.mark.parametrize("is_mixed", [False, True], ids=["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"ffn": "gelu"},
+        {"residual_dtype": "float32"},
+        {"ffn": "swiglu", "norm": "rmsnorm", "heads": "gqa", "pos": "rope"},
+        {"attn": "naive"},
+    ],
+    ids=str,
+)
+def test_a_compiled_block_keeps_what_is_predicted(chosen, is_mixed):
+    model = gpt(**{"attn": "sdpa"} | chosen)
+    dtype = torch.bfloat16 if is_mixed else torch.float32
+    layers = run_layers(model, batch_of(), dtype, CPU, is_mixed=is_mixed, is_compiled=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        activations, casts = kept_by_block(chosen, is_mixed, compiled=True)
+    assert layers.block.activations == pytest.approx(activations, rel=0.03)
+    assert layers.block.casts == casts
+
+
+# ---- the whole step
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes of tensors that are alive at once, of those that are ever used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, result)):
+            if isinstance(tensor, Tensor):
+                self.add(tensor)
+        self._alive = {key: one for key, one in self._alive.items() if not one[0].expired()}
+        self.peak = max(self.peak, sum(num_bytes for _, num_bytes in self._alive.values()))
+        return result
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._alive or self._alive[storage._cdata][0].expired():
+            self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+
+
+def steps(model: GPT, loss: Loss, batch: Batch, is_mixed: bool, device: str = "cpu"):
+    """A function that makes a training step as Lightning does, and the optimizer."""
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        with autocast(is_mixed, device):
+            handle = model.prepare(*batch.shape_BM)
+            x_BMD = model.hidden(batch.tokens_BM, batch.positions_1M, handle)
+            sums = loss(
+                x_BMD.flatten(0, 1),
+                model.head.weight,
+                batch.labels_BM.flatten(),
+                with_accuracy=False,
+            )
+            del x_BMD
+        optimizer.zero_grad()  # which comes after the forward pass
+        sums.loss.backward()
+        optimizer.step()
+
+    return step, optimizer
+
+
+@pytest.mark.parametrize("num_recomputed", [0, 2, 4])
+@pytest.mark.parametrize("is_mixed", [False, True], ids=["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("loss", "vocab_size", "chosen"),
+    [
+        ({"name": "full"}, 4096, {}),
+        ({"name": "full"}, VOCAB, {"attn": "naive"}),
+        ({"name": "full"}, VOCAB, {"bias": "alibi", "pos": "none"}),
+        ({"name": "chunked", "chunk_tokens": 64}, 4096, {"ffn": "gelu", "tie_embeddings": True}),
+        ({"name": "fused", "chunk_tokens": 64}, 4096, {"norm": "rmsnorm", "heads": "gqa"}),
+    ],
+)
+def test_a_step_has_as_much_alive_as_is_predicted(
+    loss, vocab_size, chosen, is_mixed, num_recomputed
+):
+    settings = options(**{"attn": "sdpa", "num_layers": 4} | chosen)
+    settings["trainer"]["precision"] = "bf16-mixed" if is_mixed else "32-true"
+    settings["loss"] = loss
+    model, loss = assemble(settings, vocab_size), build_loss(settings)
+    model.num_recomputed = num_recomputed
+    batch = batch_of(4, 128)
+    dtype = torch.bfloat16 if is_mixed else torch.float32
+    predicted = predict(settings, model, loss, batch, dtype, CPU)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step, optimizer = steps(model, loss, batch, is_mixed)
+        step()
+        weights = list(model.parameters())
+        moments = [
+            moment for state in optimizer.state.values() for moment in state.values() if moment.ndim
+        ]
+        assert predicted.weights == sum(weight.nbytes for weight in weights)
+        assert predicted.gradients == sum(weight.grad.nbytes for weight in weights)
+        assert predicted.optimizer == sum(moment.nbytes for moment in moments)
+        with Alive() as alive:
+            for tensor in (*weights, *moments, *(weight.grad for weight in weights)):
+                alive.add(tensor)
+            step()
+    assert 0.97 < predicted.total(num_recomputed) / alive.peak < 1.3
+
+
+def test_nothing_is_allocated_drawn_or_left_behind():
+    settings = options(dropout=0.1, heads="gqa", attn="sdpa")
+    model = assemble(settings, VOCAB)
+    state = torch.get_rng_state()
+    peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(isinstance(weight, FakeTensor) for weight in model.parameters())
+
+    with torch.device("meta"):
+        model = assemble(settings, VOCAB)
+    assert predict(settings, model, Full(), batch_of(), torch.float32, CPU) == peak
+
+    settings["model"] |= {"dim": 2**15, "num_heads": 2**9, "num_layers": 100}  # terabytes
+    with torch.device("meta"):
+        model = assemble(settings, VOCAB)
+    peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
+    assert peak.weights > 2**40 and peak.total(100) < peak.total(0)
+
+
+def test_the_state_in_other_settings():
+    settings = options(attn="sdpa")
+    model = assemble(settings, VOCAB)
+    usual = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
+    assert usual.casts == 0
+    settings["trainer"] |= {"precision": "bf16-true", "devices": 2}
+    half = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
+    assert (half.weights, half.optimizer) == (usual.weights // 2, usual.optimizer // 2)
+    assert half.gradients == 2 * half.weights and half.casts == 0
+    model.embed.weight.requires_grad_(False)
+    frozen = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
+    assert half.optimizer - frozen.optimizer == 2 * 2 * model.embed.weight.numel()
+    assert frozen.weights == half.weights
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.0])
+def test_compiled_blocks_with_a_budget_make_the_rest_again(budget):
+    settings = options(attn="sdpa") | {"compile": True}
+    model = assemble(settings, VOCAB)
+    whole = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
+    settings["model"]["activation_budget"] = budget
+    less = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
+    left_out = (1 - budget) * (whole.block - whole.block_input)
+    assert whole.block - less.block == pytest.approx(left_out, abs=1)
+    assert less.block + less.block_backward == whole.block + whole.block_backward
+
+
+def test_gpt_124m_on_an_h100_as_it_was_measured():
+    # 14.1 GiB with all logits at once in one chunk; compiled, bf16-mixed; the casts that CUDA's
+    # autocast makes for layer norms are none of what compiled blocks keep
+    settings = options(
+        **{"attn": "sdpa", "ffn": "gelu", "num_layers": 12, "num_heads": 12, "dim": 768},
+        tie_embeddings=True,
+    )
+    settings["model"]["pos"]["max_positions"] = 1024
+    settings |= {"compile": True, "trainer": settings["trainer"] | {"precision": "bf16-mixed"}}
+    with torch.device("meta"):
+        model = assemble(settings, 50304)
+    peak = predict(settings, model, Full(), batch_of(32, 1024), torch.bfloat16, CPU)
+    state = peak.weights + peak.gradients + peak.optimizer
+    assert state / 2**30 == pytest.approx(1.85, abs=0.01)
+    assert peak.block == pytest.approx(16 * 768 * 2 * 32 * 1024, rel=0.01)
+    logits = 32 * 1024 * 50304 * 2
+    assert (peak.state + peak.activations(0) + logits) / 2**30 == pytest.approx(14.1, rel=0.05)
+
+
+# ---- how many blocks
+
+
+peaks = st.builds(
+    Peak,
+    **dict.fromkeys(
+        [field.name for field in dataclasses.fields(Peak) if field.name != "num_blocks"],
+        st.integers(0, 1000),
+    ),
+    num_blocks=st.integers(1, 9),
+)
+
+
+@given(peak=peaks, limit=st.integers(0, 20000), more=st.integers(0, 2000))
+def test_the_least_that_fits(peak, limit, more):
+    least = peak.least(limit)
+    assert 0 <= least <= peak.num_blocks
+    assert not any(peak.fits(limit, fewer) for fewer in range(least))
+    assert peak.fits(limit, least) or least == peak.num_blocks
+    assert peak.least(limit + more) <= least
+
+
+def limited(monkeypatch, limit: int) -> None:
+    monkeypatch.setattr("xftrain.peak.plan.usable_memory_bytes", lambda device: limit)
+
+
+SMALL = ("model.num_layers=3", "max_steps=3", "model.dropout=0.1")
+AUTO = "model.activation_checkpointing=auto"
+
+
+def small_peak(*overrides: str) -> Peak:
+    settings = validate(small(*SMALL, *overrides))
+    model, data = model_and_data(*SMALL, *overrides)
+    batch = data.batch("train", 0)
+    return predict(settings, model, build_loss(settings), batch, torch.float32, CPU)
+
+
+def test_auto_recomputes_some_blocks_and_changes_nothing(tmp_path, monkeypatch, caplog):
+    forward, calls = Block.forward, []
+
+    def counted(self, x_BMD, *more):
+        if torch.is_grad_enabled() and not isinstance(x_BMD, FakeTensor):
+            calls.append(1)
+        return forward(self, x_BMD, *more)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    run(tmp_path / "kept", *SMALL)
+    assert len(calls) == 3 * 3
+
+    peak = small_peak()
+    limited(monkeypatch, peak.total(1))
+    calls.clear()
+    with caplog.at_level(logging.INFO):
+        result = run(tmp_path / "auto", *SMALL, AUTO)
+    assert len(calls) == 3 * (3 + 1)  # a block of three, in each of three steps
+    assert "; 1 of 3 blocks are recomputed to fit" in caplog.text
+    assert result["predicted_peak_mib"] == pytest.approx(peak.total(1) / 2**20, abs=0.1)
+    assert same_weights(last(tmp_path / "kept"), last(tmp_path / "auto"))
+
+
+def test_the_line_of_the_log_adds_up(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, *SMALL, AUTO, "model.dim=256", "seq=128", "batch_tokens=2048")
+    (line,) = re.findall("memory: .*", caplog.text)
+    assert line.endswith("GiB; no block is recomputed")
+    total = int(line.split("about ")[1].split()[0])
+    parts = [int(number) for number in re.findall(r" (\d+)[,)]", line)]
+    assert len(parts) == 3 and abs(total - sum(parts)) <= 2 and min(parts) > 0
+
+
+def test_where_nothing_fits_it_is_said_with_what_would_help(tmp_path, monkeypatch, caplog):
+    limited(monkeypatch, 2**20)
+    for override in (AUTO, "model.activation_checkpointing=false"):
+        caplog.clear()
+        assert run(tmp_path, *SMALL, override, "loss=full")["status"] == "completed"
+        (warning,) = [line for line in caplog.messages if "may not fit" in line]
+        assert "data.batch_size" in warning and "loss=auto" in warning and "\n" not in warning
+        assert (AUTO in warning) == (override != AUTO)
+
+
+class Foreign(nn.Module):
+    """A feed-forward that reads a number, which a fake tensor has not, and remembers tensors."""
+
+    def __init__(self, dim: int, linear_bias: bool) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, dim, bias=linear_bias)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        self.seen.append(x_BMD.detach())
+        assert not any(isinstance(tensor, FakeTensor) for tensor in self.seen[:-1])
+        return self.up(x_BMD) * float(x_BMD.detach().abs().amax().item() > -1)
+
+
+@pytest.mark.parametrize("word", ["auto", "false"])
+def test_a_layer_that_cannot_be_looked_into_is_survived(tmp_path, caplog, word):
+    own = tmp_path / "own" / "model" / "ffn" / "foreign.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(f"_target_: {__name__}.Foreign\n")
+    words = (*SMALL, "model.ffn=foreign", f"model.activation_checkpointing={word}")
+    with caplog.at_level(logging.DEBUG, logger="xftrain"):
+        result = run(tmp_path / "run", *words, config_dir=tmp_path / "own")
+    assert result["status"] == "completed" and result["predicted_peak_mib"] is None
+    assert "memory: not predicted: DataDependentOutputException" in caplog.text
+    assert ("so all 3 blocks are recomputed" in caplog.text) == (word == "auto")
+
+
+def test_the_limit_is_a_share_of_what_there_is():
+    assert 2**28 < usable_memory_bytes(CPU) < total_memory_bytes(CPU)
+
+
+def test_out_of_memory_names_what_saves_the_most_by_the_same_prediction():
+    settings = options(attn="sdpa", num_layers=12, ffn="gelu")
+    case = Case(settings, 50304, Full(), batch_of(32, 1024), torch.float32, CPU)
+    said = str(out_of_memory(MemoryError(), case))
+    found = re.findall(r"(?:most: |, )([^,]*)(?:, or auto[^,]*)? \(about ([\d.]+) GiB\)", said)
+    assert found[0][0] == "loss=chunked"
+    assert float(found[0][1]) == pytest.approx((32 - 4) * 1024 * 50304 * 12 / 2**30, rel=0.1)
+    assert "model.activation_checkpointing=true, or auto" in said
+    saved = [float(gib) for _, gib in found]
+    assert len(saved) == 3 and saved == sorted(saved, reverse=True)
+
+
+# ---- a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["full", "fused"])
+@pytest.mark.parametrize("num_recomputed", [0, 2, 4])
+def test_the_peak_of_a_gpu_is_as_predicted(name, compiled, num_recomputed):
+    device = torch.device("cuda", 0)
+    chosen = {"attn": "sdpa", "ffn": "gelu", "num_layers": 4, "dim": 512, "num_heads": 8}
+    settings = options(**chosen, pos="rope")
+    settings |= {"compile": compiled, "loss": {"name": name}}
+    settings["trainer"]["precision"] = "bf16-mixed"
+    model, loss = assemble(settings, 8192).to(device), build_loss(settings)
+    model.num_recomputed = num_recomputed
+    batch = batch_of(32, 512).to(device)
+    allocated = torch.cuda.memory_allocated(device)
+    peak = predict(settings, model, loss, batch, torch.bfloat16, device)
+    assert torch.cuda.memory_allocated(device) == allocated
+    if compiled:
+        model.compile_blocks(packed=False)
+    step, _ = steps(model, loss, batch, True, "cuda")
+    for _ in range(2):
+        step()
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    measured = torch.cuda.max_memory_allocated(device) - (allocated - peak.weights)
+    assert 0.9 < peak.total(num_recomputed) / measured < 1.3

@@ -1,0 +1,72 @@
+"""Logits to the gradient of their cross-entropy, in place: Triton on a GPU, torch elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from xftrain.interfaces import IGNORED_LABEL
+
+_BLOCK = 8192  # logits at a time; of 1,024 to 65,536 the fastest on an H100, with 16 warps
+
+
+def softmax_gradient_(
+    logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each row, and in place of the logits its gradient, softmax - one-hot.
+
+    Args:
+        logits_NV: contiguous; overwritten where `needs_grad`, by 0 in rows whose label does not
+            count.
+        labels_N: int64 labels.
+        needs_grad: whether to overwrite them.
+
+    Returns:
+        float32 losses [N] in nats and whether the first of the largest logits is the label [N];
+        0 and false where the label does not count.
+    """
+    if logits_NV.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        return _with_triton(logits_NV, labels_N, needs_grad=needs_grad)
+    return _with_torch(logits_NV, labels_N, needs_grad=needs_grad)
+
+
+def _with_torch(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tuple[Tensor, Tensor]:
+    counts_N = labels_N != IGNORED_LABEL
+    safe_N1 = labels_N.where(counts_N, 0)[:, None]
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    log_probs_NV = wide_NV.log_softmax(dim=-1)
+    losses_N = -log_probs_NV.gather(1, safe_N1)[:, 0] * counts_N
+    correct_N = (logits_NV.argmax(dim=-1) == labels_N) & counts_N
+    if needs_grad:
+        grad_NV = log_probs_NV.exp_()
+        minus_one_N1 = torch.full_like(safe_N1, -1, dtype=grad_NV.dtype)
+        grad_NV.scatter_add_(1, safe_N1, minus_one_N1)
+        # not a product with 0, which would let a NaN of a row that does not count through
+        logits_NV.copy_(grad_NV.masked_fill_(~counts_N[:, None], 0.0))
+    return losses_N.float(), correct_N
+
+
+def _with_triton(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tuple[Tensor, Tensor]:
+    from xftrain.kernels.softmax_gradient_triton import softmax_gradient_kernel  # imports triton
+
+    num_rows, vocab_size = logits_NV.shape
+    losses_N = torch.empty(num_rows, device=logits_NV.device, dtype=torch.float32)
+    correct_N = torch.empty(num_rows, device=logits_NV.device, dtype=torch.bool)
+    block = min(_BLOCK, 1 << (vocab_size - 1).bit_length())
+    with torch.cuda.device(logits_NV.device):
+        softmax_gradient_kernel[(num_rows,)](
+            logits_NV,
+            labels_N,
+            losses_N,
+            correct_N,
+            vocab_size,
+            logits_NV.stride(0),
+            IGNORED=IGNORED_LABEL,
+            NEEDS_GRAD=needs_grad,
+            LOWEST=torch.finfo(torch.float32).min,
+            BLOCK=block,
+            num_warps=16 if block >= 8192 else 4,
+        )
+    return losses_N, correct_N

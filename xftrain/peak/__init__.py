@@ -1,0 +1,1 @@
+"""The peak of memory of a training step, known before anything is trained."""

@@ -1,0 +1,136 @@
+"""What code keeps for its backward pass, in bytes, read off the autograd graph of its result.
+
+Code that runs as it is written keeps what its graph holds. torch.compile keeps less of it:
+
+- results of element-wise operations, casts and norms are computed again from what they were made
+  of, unless a matrix product, or a function with a backward of its own such as attention, reads
+  them;
+- what is widened for one of those is kept as it was before.
+
+tests/test_peak.py holds these rules against torch's own partition into forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_aten = torch.ops.aten
+# Beside those that torch itself tags as element-wise.
+_CHEAP = {
+    _aten._fused_rms_norm.default,
+    _aten._to_copy.default,
+    _aten._unsafe_view.default,
+    _aten.cat.default,
+    _aten.mean.dim,
+    _aten.native_layer_norm.default,
+}
+_PRODUCTS = {f"{name}Backward0" for name in ("Mm", "Addmm", "Bmm", "Baddbmm", "Convolution")}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that wait for the backward pass.
+
+    Attributes:
+        activations: of what was computed.
+        casts: of weights in another dtype.
+        largest: of the largest activation.
+    """
+
+    activations: int
+    casts: int
+    largest: int
+
+
+class Recorder(TorchDispatchMode):
+    """Notes of each tensor from what it is made, while it is on.
+
+    Args:
+        weights: what is kept anyway, and views of it.
+        shared: what else is, since others read it too.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], shared: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self._weights = {_key(tensor) for tensor in weights}
+        self._shared = {_key(tensor) for tensor in shared}
+        self._tensors: dict[int, Tensor] = {}  # held, or another would come to the same address
+        self._cheap: dict[int, list[int]] = {}  # what a cheap operation made, and of what
+        self._cast: dict[int, int] = {}  # a copy in another dtype, and of what
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Calls the operation."""
+        result = func(*args, **(kwargs or {}))
+        sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for tensor in sources:
+            self._tensors.setdefault(_key(tensor), tensor)
+        for tensor in tree_leaves(result):
+            # a storage that is known is only seen in another way, or written to
+            if not isinstance(tensor, Tensor) or _key(tensor) in self._tensors:
+                continue
+            self._tensors[_key(tensor)] = tensor
+            if torch.Tag.pointwise in func.tags or func in _CHEAP:
+                self._cheap[_key(tensor)] = [_key(source) for source in sources]
+            if func is _aten._to_copy.default:
+                self._cast[_key(tensor)] = _key(sources[0])
+        return result
+
+    def kept(self, result: Tensor, *, compiled: bool) -> Kept:
+        """What the graph of a result keeps."""
+        activations: dict[int, int] = {}
+        casts: dict[int, int] = {}
+        for tensor, by_product in _saved(result):
+            self._tensors.setdefault(_key(tensor), tensor)
+            keys = {_key(tensor)}
+            if compiled:
+                keys = {self._narrow(*keys)} if by_product else self._sources(*keys)
+            for key in keys:
+                if key in self._weights or key in self._shared:
+                    continue
+                found = casts if self._cast.get(key) in self._weights else activations
+                found[key] = self._tensors[key].untyped_storage().nbytes()
+        largest = max(activations.values(), default=0)
+        return Kept(sum(activations.values()), sum(casts.values()), largest)
+
+    def _narrow(self, key: int) -> int:
+        """What a copy in a wider dtype was made of; any other tensor itself."""
+        before = self._cast.get(key, key)
+        is_wider = self._tensors[before].itemsize < self._tensors[key].itemsize
+        return before if is_wider else key
+
+    def _sources(self, key: int) -> set[int]:
+        """What a tensor is computed again from: nothing that a cheap operation made."""
+        if key not in self._cheap:
+            return {key}
+        return {source for made_of in self._cheap[key] for source in self._sources(made_of)}
+
+
+def _saved(result: Tensor) -> Iterator[tuple[Tensor, bool]]:
+    """Each tensor that the graph holds, and whether a product or a function of its own reads it."""
+    todo, seen = [result.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [before for before, _ in node.next_functions]
+        is_own = isinstance(node, BackwardCFunction)
+        names = ["saved_tensors"] if is_own else [n for n in dir(node) if n.startswith("_saved_")]
+        for leaf in tree_leaves([getattr(node, name) for name in names]):
+            if isinstance(leaf, Tensor):
+                yield leaf, is_own or node.name() in _PRODUCTS
+
+
+def _key(tensor: Tensor) -> int:
+    """The same for all views of one piece of memory."""
+    return tensor.untyped_storage()._cdata

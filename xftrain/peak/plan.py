@@ -1,0 +1,95 @@
+"""Says before a run how much memory it needs, and recomputes as few blocks as that asks for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from xftrain.errors import first_line
+from xftrain.interfaces import Batch, Loss
+from xftrain.memory import total_memory_bytes, usable_memory_bytes
+from xftrain.model import GPT
+from xftrain.peak.figures import Peak
+from xftrain.peak.prediction import predict
+
+log = logging.getLogger(__name__)
+
+_GIB = 2**30
+
+
+def plan_memory(
+    options: Mapping[str, Any],
+    model: GPT,
+    loss: Loss,
+    batch: Batch,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> float | None:
+    """Predicts the peak, sets `model.num_recomputed` where it is `auto`, and logs both.
+
+    Args:
+        options: the checked configuration.
+        model: before it is compiled; its attention backend is chosen.
+        loss: cross-entropy.
+        batch: the first of the run.
+        dtype: of matrix products and attention.
+        device: where the run will be.
+
+    Returns:
+        MiB, or None where a layer of the user's own cannot be run on fake tensors.
+    """
+    is_auto = options["model"]["activation_checkpointing"] == "auto"
+    num_blocks = len(model.blocks)
+    try:
+        peak = predict(options, model, loss, batch, dtype, device)
+    except Exception as error:  # whatever a layer of the user's own may raise
+        log.debug("memory: not predicted: %s", first_line(error))
+        if is_auto:
+            model.num_recomputed = num_blocks
+            log.info("memory: not predicted, so all %d blocks are recomputed", num_blocks)
+        return None
+    limit = usable_memory_bytes(device)
+    if is_auto:
+        model.num_recomputed = peak.least(limit)
+    said = _said(peak, model.num_recomputed, total_memory_bytes(device))
+    if is_auto and model.num_recomputed:
+        said += f"; {model.num_recomputed} of {num_blocks} blocks are recomputed to fit"
+    elif is_auto:
+        said += "; no block is recomputed"
+    log.info("%s", said)
+    if not peak.fits(limit, model.num_recomputed):
+        log.warning("%s", _warning(options, peak, model, limit))
+    return peak.total(model.num_recomputed) / 2**20
+
+
+def _said(peak: Peak, num_recomputed: int, memory: int) -> str:
+    total, passing = peak.total(num_recomputed), peak.passing(num_recomputed)
+    # of a small model, GiB would say nothing
+    unit, name, digits = (_GIB, "GiB", 1) if total >= _GIB else (2**20, "MiB", 0)
+    parts = {
+        "weights, gradients and AdamW": peak.state,
+        "activations": peak.activations(num_recomputed),
+        "logits" if passing == peak.loss else "the backward pass of a block": passing,
+    }
+    listed = ", ".join(f"{part} {size / unit:,.{digits}f}" for part, size in parts.items())
+    return (
+        f"memory: about {total / unit:,.{digits}f} {name} at the peak ({listed}), "
+        f"of {memory / _GIB:.1f} GiB"
+    )
+
+
+def _warning(options: Mapping[str, Any], peak: Peak, model: GPT, limit: int) -> str:
+    remedies = ["a smaller data.batch_size with more trainer.accumulate_grad_batches"]
+    if model.num_recomputed < peak.num_blocks:
+        remedies.insert(0, "model.activation_checkpointing=auto")
+    if options["loss"].get("name") == "full":
+        remedies.append("loss=auto")
+    if options["trainer"]["precision"] == "32-true":
+        remedies.append("trainer.precision=bf16-mixed")
+    return (
+        f"memory: more than {limit / _GIB:.1f} GiB may not fit; what would help: "
+        f"{', '.join(remedies)}; the run goes on, as the prediction may be wrong"
+    )

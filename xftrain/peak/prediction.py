@@ -1,0 +1,97 @@
+"""Predicts the peak of a training step: state, activations, and the loss.
+
+Gradients count as if they were there all the time, though in most steps they come and go. Not
+counted: masks of M x M, copies inside kernels, what an allocator rounds up, the CUDA context,
+and on the CPU the process itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from xftrain.interfaces import Batch, Loss
+from xftrain.losses.auto import Auto
+from xftrain.losses.fused import Fused
+from xftrain.losses.liger import Liger
+from xftrain.model import GPT
+from xftrain.peak.figures import Peak
+from xftrain.peak.layers import run_layers
+
+
+def predict(
+    options: Mapping[str, Any],
+    model: GPT,
+    loss: Loss,
+    batch: Batch,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Peak:
+    """The peak of a training step with such a batch.
+
+    Args:
+        options: the checked configuration.
+        model: on any device, torch's meta device included.
+        loss: cross-entropy. One of the user's own counts as `chunked` if it has `chunk_tokens`,
+            else as `full`.
+        batch: the first of the run.
+        dtype: of matrix products and attention.
+        device: where the run will be.
+    """
+    is_mixed = dtype != torch.float32 and options["trainer"]["precision"] != "bf16-true"
+    is_compiled = bool(options["compile"])
+    layers = run_layers(model, batch, dtype, device, is_mixed=is_mixed, is_compiled=is_compiled)
+    whole = block = layers.block.activations
+    if is_compiled:  # what it may not keep, it makes again in its backward pass
+        share = options["model"]["activation_budget"]
+        block = layers.block_input + int(share * (whole - layers.block_input))
+    weights = trained = 0
+    for parameter in model.parameters():
+        narrowed = parameter.dtype == torch.float32 and not is_mixed
+        size = parameter.numel() * (dtype if narrowed else parameter.dtype).itemsize
+        weights += size
+        trained += size * parameter.requires_grad
+    head = model.head.weight.numel() * dtype.itemsize
+    return Peak(
+        weights=weights,
+        gradients=trained * (2 if options["trainer"]["devices"] > 1 else 1),
+        optimizer=2 * trained,
+        casts=len(model.blocks) * layers.block.casts + head if is_mixed else 0,
+        num_blocks=len(model.blocks),
+        block=block,
+        block_input=layers.block_input,
+        block_backward=layers.block_backward + whole - block,
+        rest=layers.norm + layers.norm_output,
+        loss=_loss_bytes(loss, batch.num_tokens, model, dtype, device),
+    )
+
+
+def chosen_loss(loss: Loss, num_tokens: int, vocab_size: int, device: torch.device) -> Loss:
+    """The loss itself, or what `auto` takes for a batch."""
+    return loss.choice(num_tokens, vocab_size, device) if isinstance(loss, Auto) else loss
+
+
+def _loss_bytes(
+    loss: Loss, num_tokens: int, model: GPT, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Logits, and what is made of them, at the worst moment.
+
+    torch's cross-entropy has three tensors in float32 then: the log-softmax, its gradient, and
+    that of the logits. The kernels of `fused` and `liger` overwrite the logits, and make the
+    gradients of the hidden states and of the matrix, in float32, in the forward pass.
+    """
+    vocab_size, dim = model.head.weight.shape
+    loss = chosen_loss(loss, num_tokens, vocab_size, device)
+    rows = min(num_tokens, getattr(loss, "chunk_tokens", num_tokens))
+    if isinstance(loss, Liger):  # as wide as the hidden states, all in all
+        chunks = -(-vocab_size // dim)
+        rows = min(num_tokens, 1 << (-(-num_tokens // chunks) - 1).bit_length())
+    if not isinstance(loss, Fused | Liger):
+        return 3 * 4 * rows * vocab_size
+    gradients = num_tokens * dim * dtype.itemsize + vocab_size * dim * (4 + dtype.itemsize)
+    has_kernel = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    in_torch = 0 if has_kernel else 2 * 4  # bytes: a logit in float32 and its log-softmax
+    return rows * vocab_size * (dtype.itemsize + in_torch) + gradients
