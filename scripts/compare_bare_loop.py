@@ -4,7 +4,9 @@ The bare loop is the one of the tutorial that xftrain grows from: the same model
 (vocabulary 64, width 128, 3 layers, 8 heads, FFN 512, xFormers causal attention), AdamW, autocast
 and GradScaler, 64 x 64 tokens a step. Prints steps per second of each, in alternating rounds.
 
-    python scripts/compare_bare_loop.py [--steps 300] [--rounds 3] [--device cuda]
+    python scripts/compare_bare_loop.py [--steps 300] [--rounds 3] [--device cuda] [overrides ...]
+
+With overrides, gpt_tiny is also trained with these, as `compile=cudagraphs trainer.precision=auto`.
 """
 
 from __future__ import annotations
@@ -121,6 +123,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     speeds: dict[str, list[float]] = {"bare loop": [], "gpt_tiny": [], "its own model": []}
     for _ in range(args.rounds):
@@ -129,6 +132,9 @@ def main() -> int:
         # the bare loop's layers have biases, and its FFN is 512 wide
         same = (f"model.ffn.hidden_dim={FFN}", "model.linear_bias=true")
         speeds["its own model"].append(framework(args.steps, args.device, *same))
+        if args.overrides:
+            told = speeds.setdefault("with overrides", [])
+            told.append(framework(args.steps, args.device, *args.overrides))
     bare = statistics.median(speeds["bare loop"])
     for name, series in speeds.items():
         figures = " ".join(f"{speed:6.1f}" for speed in series)

@@ -1,4 +1,4 @@
-"""Two reports are compared by what the spread explains."""
+"""The scripts that measure: two reports by what the spread explains, auto's choice, packing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from scripts import check_auto, compare_packing
 from scripts.compare_reports import compare, main
+from xftrain.attention.backends.auto import Auto
+from xftrain.attention.backends.naive import Naive
+from xftrain.interfaces import IGNORED_LABEL, Batch, positions_of
 
 
 def _row(ms: float, spread: float = 0.1, **more: Any) -> dict[str, Any]:
@@ -55,3 +60,56 @@ def test_the_script_ends_with_1_where_anything_is_worse(
     assert main([before, before]) == 0
     with pytest.raises(SystemExit):
         main([before, str(tmp_path)])
+
+
+# ---- auto's choice
+
+
+def test_a_choice_that_is_not_the_fastest_is_found(monkeypatch, capsys):
+    monkeypatch.setattr(check_auto, "CASES", [check_auto.Case("packed", 64, 64)])
+    monkeypatch.setattr("sys.argv", ["check_auto", "--device", "cpu", "--tokens", "64"])
+    # no clock decides in a test: sdpa is the fastest, and auto takes naive
+    fake = {"naive": 2.0, "sdpa": 1.0, "xformers": 1.5}
+    monkeypatch.setattr(check_auto, "_times", lambda backends, *_: [fake[b.name] for b in backends])
+    monkeypatch.setattr(Auto, "choose", lambda self, *_: setattr(self, "chosen", Naive()))
+    assert check_auto.main() == 1
+    assert "0 of 1 within 1.03" in capsys.readouterr().out
+    monkeypatch.setitem(fake, "naive", 1.02)
+    assert check_auto.main() == 0
+
+
+def test_every_shape_of_the_check_has_a_backend_beside_naive():
+    for case in check_auto.CASES:
+        bias, shape = case.facts(), case.shape()
+        assert sum(bias.seqlens or (shape.M,)) == shape.M
+        assert shape.B * shape.M == 16384 and shape.H * shape.K == 1024
+    assert len(set(check_auto.CASES)) == 20
+
+
+# ---- packing
+
+
+def test_padded_rows_hold_the_same_documents_and_labels():
+    tokens, labels = torch.arange(1, 10)[None], torch.arange(2, 11)[None]
+    batch = Batch(tokens, labels, positions_of(9, (4, 2, 3)), (4, 2, 3))
+    padded = compare_packing.padded(batch)
+    assert padded.tokens_BM.tolist() == [[1, 2, 3, 4], [5, 6, 0, 0], [7, 8, 9, 0]]
+    none = IGNORED_LABEL
+    assert padded.labels_BM.tolist() == [[2, 3, 4, 5], [6, 7, none, none], [8, 9, 10, none]]
+    assert padded.positions_1M.tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.slow
+def test_packed_and_padded_learn_the_same(tmp_path, monkeypatch, capsys):
+    for number in range(12):
+        (tmp_path / f"{number}.txt").write_text("some words " * (8 + number))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ["data.tokenizer=bytes", "seq=32", "batch_tokens=128", "model.num_layers=1"]
+    words += ["trainer=cpu", "model.attn=sdpa"]
+    arguments = ["--corpus", str(tmp_path), "--steps", "4", *words]
+    monkeypatch.setattr("sys.argv", ["compare_packing", *arguments])
+    assert compare_packing.main() == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| pa")]
+    packed, padded = (line.split("|") for line in lines)
+    assert packed[-2] == padded[-2]  # the loss
+    assert packed[2].strip() == "0%" != padded[2].strip()

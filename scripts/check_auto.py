@@ -1,0 +1,154 @@
+"""Whether `model.attn=auto` takes the fastest backend: its choice beside each backend, by shape.
+
+For each of 20 shapes, auto measures and chooses as it does at the start of a run; then every
+backend is timed, forward and backward, and the choice's time is divided by the best one's.
+
+    python scripts/check_auto.py [--device cuda] [--flex] [--limit 1.03]
+
+With `--flex`, FlexAttention is timed too, which auto does not try, as each shape is compiled anew.
+Exits with 1 where the choice takes more than `--limit` of the best time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from xftrain.attention.backends.auto import Auto, all_backends
+from xftrain.attention.biases.alibi import Alibi
+from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.markdown import table
+from xftrain.timing import in_turns, wall_ms
+
+
+class Case(NamedTuple):
+    """One attention call, 16 query heads at 64 and 8 at 128."""
+
+    bias: str
+    M: int
+    K: int
+    tokens: int = 16384
+    groups: int = 1
+
+    def shape(self) -> AttnShape:
+        """Rows such that there are so many tokens."""
+        heads = 1024 // self.K
+        return AttnShape(max(1, self.tokens // self.M), self.M, heads, heads // self.groups, self.K)
+
+    def facts(self) -> AttnBias:
+        """What a query sees."""
+        heads = self.shape().H
+        return {
+            "causal": AttnBias(),
+            "full": AttnBias(causal=False),
+            "window 256": AttnBias(window=256),
+            "alibi": Alibi().build(heads, None),
+            "packed": AttnBias(seqlens=_documents(self.tokens)),
+            "packed alibi": Alibi().build(heads, _documents(self.tokens)),
+        }[self.bias]
+
+
+CASES = [
+    *(Case("causal", M, 64) for M in (256, 1024, 2048, 8192)),
+    *(Case("causal", M, 128) for M in (1024, 4096, 16384)),
+    *(Case("causal", 2048, K, groups=4) for K in (64, 128)),
+    *(Case("full", M, 64) for M in (512, 4096)),
+    *(Case("window 256", M, 64) for M in (1024, 4096, 8192)),
+    *(Case("alibi", M, 64) for M in (1024, 8192)),
+    Case("alibi", 4096, 128),
+    *(Case("packed", 16384, K) for K in (64, 128)),
+    Case("packed alibi", 16384, 64),
+]
+
+
+def _documents(tokens: int) -> tuple[int, ...]:
+    """Lengths around 1,200 that fill a row."""
+    lengths = []
+    while (left := tokens - sum(lengths)) > 0:
+        lengths.append(min(left, 300 + 997 * (len(lengths) + 1) % 1800))
+    return tuple(lengths)
+
+
+def measure(case: Case, device: torch.device, dtype: torch.dtype, *, flex: bool) -> dict[str, str]:
+    """One line of the table."""
+    bias, shape = case.facts(), case.shape()
+    auto = Auto()
+    auto.choose(bias, shape, dtype, device)
+    assert auto.chosen is not None
+    backends = [
+        backend
+        for backend in all_backends()
+        if (flex or not backend.needs_compilation)
+        and (backend.name != "naive" or shape.B * shape.H * shape.M**2 < 2**30)
+        and not backend.unsupported(bias, shape, dtype, device)
+    ]
+    times = dict(
+        zip([b.name for b in backends], _times(backends, bias, shape, dtype, device), strict=True)
+    )
+    best = min(times, key=lambda name: times[name])
+    return {
+        "bias": case.bias,
+        "B x M": f"{shape.B} x {shape.M}",
+        "H, G, K": f"{shape.H}, {shape.G}, {shape.K}",
+        "auto takes": auto.chosen.name,
+        "the best": best,
+        "ratio": f"{times[auto.chosen.name] / times[best]:.3f}",
+        **{name: f"{ms:.3f}" for name, ms in sorted(times.items())},
+    }
+
+
+def _times(
+    backends: list[Backend],
+    bias: AttnBias,
+    shape: AttnShape,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[float]:
+    """Median milliseconds of forward and backward, with other inputs than auto's."""
+    sizes = [(shape.B, shape.M, heads, shape.K) for heads in (shape.H, shape.G, shape.G)]
+    q, k, v = (torch.randn(size, device=device, dtype=dtype, requires_grad=True) for size in sizes)
+    grad = torch.randn_like(q)
+
+    def call(backend: Backend, handle: object) -> None:
+        torch.autograd.grad(backend(q, k, v, handle), (q, k, v), grad)
+
+    calls = [partial(call, b, b.prepare(bias, shape, dtype, device)) for b in backends]
+    series = in_turns(
+        [partial(wall_ms, one, device) for one in calls],
+        budget_s=1.0,
+        min_repeats=5,
+        max_repeats=100,
+    )
+    return [statistics.median(times) for times in series]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--flex", action="store_true")
+    parser.add_argument("--limit", type=float, default=1.03)
+    parser.add_argument("--tokens", type=int, default=16384)
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+    device = torch.device(args.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    rows = []
+    for case in CASES:
+        fitted = case._replace(tokens=args.tokens, M=min(case.M, args.tokens))
+        rows.append(measure(fitted, device, dtype, flex=args.flex))
+        print(*rows[-1].values(), sep="  ", file=sys.stderr)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print(table(columns, [[row.get(column, "-") for column in columns] for row in rows]))
+    over = [row for row in rows if float(row["ratio"]) > args.limit]
+    print(f"{len(rows) - len(over)} of {len(rows)} within {args.limit:.2f} of the best backend")
+    return 1 if over else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What packing saves: the same documents trained on as one packed row, and as padded rows.
+
+The documents are those of a real corpus, read, tokenized, cut to `seq` and packed by `data=text`:
+by default the sources of Python's own library. Each batch is trained on twice, by the same GPT: as
+it is, with attention that keeps the documents apart, and as rows padded to the longest document of
+the batch. Prints tokens/s, of the documents' tokens alone, and peak memory.
+
+    python scripts/compare_packing.py [--corpus FOLDER] [--steps 20] [overrides ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import sysconfig
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xftrain import builder, compose, registry
+from xftrain.config import validate
+from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource
+from xftrain.markdown import table
+from xftrain.memory import peak_memory_mib, reset_peak_memory
+from xftrain.model import GPT
+from xftrain.timing import wall_ms
+from xftrain.training.hardware import compute_dtype, resolve
+
+DEFAULTS = ["data=text", "data.packing=true", "data.tokenizer=bpe", "seq=4096"]
+DEFAULTS += ["batch_tokens=16384", "data.val_fraction=0.05"]
+
+
+def padded(batch: Batch) -> Batch:
+    """The documents of a packed row as rows of the longest one's length."""
+    assert batch.seqlens is not None
+    longest = max(batch.seqlens)
+
+    def rows(packed_1M: Tensor, filler: int) -> Tensor:
+        documents = packed_1M[0].split(list(batch.seqlens or ()))
+        return torch.stack(
+            [
+                torch.nn.functional.pad(one, (0, longest - len(one)), value=filler)
+                for one in documents
+            ]
+        )
+
+    positions_1M = torch.arange(longest)[None]
+    return Batch(rows(batch.tokens_BM, 0), rows(batch.labels_BM, IGNORED_LABEL), positions_1M)
+
+
+def train(options: dict[str, Any], data: DataSource, batches: list[Batch]) -> list[list[float]]:
+    """Milliseconds and loss of each batch, in a fresh model, after three that warm up."""
+    trainer = options["trainer"]
+    device, precision = resolve(trainer["accelerator"], trainer["precision"])
+    dtype = compute_dtype(precision)
+    loss = builder.build_loss(options)
+    torch.manual_seed(0)
+    model: GPT = builder.build_model(options, data).to(device)
+    optimizer, _ = registry.build("optim", "optim", options["optim"]).build(model, 1000)
+    means: list[Tensor] = []
+
+    def step(batch: Batch) -> None:
+        there = batch.to(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            handle = model.prepare(*there.shape_BM, there.seqlens)
+            x_BMD = model.hidden(there.tokens_BM, there.positions_1M, handle)
+            flat = (x_BMD.flatten(0, 1), model.head.weight, there.labels_BM.flatten())
+            sums = loss(*flat, with_accuracy=False)
+        mean = sums.loss / sums.num_labels
+        mean.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        means.append(mean.detach())
+
+    for batch in batches[:3]:
+        step(batch)
+    reset_peak_memory(device)
+    times = [wall_ms(partial(step, batch), device) for batch in batches]
+    return [times, torch.stack(means[3:]).tolist(), [peak_memory_mib(device)]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--corpus", default=sysconfig.get_path("stdlib"))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+    options = validate(compose(*DEFAULTS, f"data.path={args.corpus}", *args.overrides))
+    data = builder.build_data(options)
+    batches = [data.batch("train", step) for step in range(args.steps)]
+    lengths = [batch.seqlens or () for batch in batches]
+    num_tokens = sum(batch.num_tokens for batch in batches)
+    mean = num_tokens / sum(map(len, lengths))
+    print(
+        f"{len(batches)} batches of {num_tokens / len(batches):,.0f} tokens: documents a batch "
+        f"{statistics.mean(map(len, lengths)):.1f}, their mean {mean:,.0f} tokens, the longest of "
+        f"a batch {statistics.mean(map(max, lengths)):,.0f}"
+    )
+    lines, speeds = [], []
+    for form, made in (("packed", batches), ("padded", [padded(batch) for batch in batches])):
+        times, losses, (peak_mib,) = train(options, data, made)
+        share = 1 - num_tokens / sum(batch.num_tokens for batch in made)
+        speeds.append(num_tokens / sum(times) * 1e3)
+        figures = f"{statistics.mean(times):.1f}", f"{speeds[-1]:,.0f}", f"{peak_mib:,.0f}"
+        lines.append([form, f"{share:.0%}", *figures, f"{statistics.mean(losses):.3f}"])
+    print(table(["rows", "padding", "ms/step", "tokens/s", "peak MiB", "loss"], lines))
+    print(f"packed: {speeds[0] / speeds[1]:.2f} times the tokens/s of padded")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
