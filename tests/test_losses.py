@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from xftrain.benchmark.reference import relative_error
 from xftrain.interfaces import IGNORED_LABEL, Loss, LossSums
+from xftrain.kernels import softmax_gradient
+from xftrain.kernels.softmax_gradient import has_kernel, softmax_gradient_
 from xftrain.losses import auto
 from xftrain.losses.auto import Auto
 from xftrain.losses.chunked import Chunked
@@ -118,6 +121,88 @@ def test_under_autocast_all_compute_in_the_same_dtype():
             assert relative_error(mine, right.double()) < 1e-2
 
 
+def test_fused_makes_no_gradient_that_is_not_asked_for():
+    x, weight, labels = inputs(8, 5, 6, 0.0, 0)
+    (want,) = torch.autograd.grad(
+        Full()(x.requires_grad_(), weight, labels, with_accuracy=False).loss, x
+    )
+    (got,) = torch.autograd.grad(Fused()(x, weight, labels, with_accuracy=False).loss, x)
+    assert torch.allclose(got, want, atol=1e-5)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        Fused()(x, weight, labels, with_accuracy=False)
+    assert [tensor.shape for tensor in kept] == [x.shape]
+
+
+def test_no_tokens_at_all_lose_nothing():
+    x, weight, labels = (t[:0] if n != 1 else t for n, t in enumerate(inputs(8, 5, 6, 0.0, 0)))
+    sums, grads = sums_and_grads(Fused(), x, weight, labels)
+    assert float(sums.loss.detach()) == 0.0 and not any(grad.any() for grad in grads)
+
+
+def test_in_float16_a_gradient_over_many_tokens_does_not_overflow():
+    # GradScaler's scale comes after the sum and could not prevent it: runs ended for no fault
+    tokens, dim = 8192, 4
+    x, weight = torch.full((tokens, dim), 16.0), torch.zeros(8, dim)
+    labels = torch.zeros(tokens, dtype=torch.int64)
+    with torch.autocast("cpu", torch.float16):
+        _, (_, grad) = sums_and_grads(Fused(), x, weight, labels, 1 / tokens)
+    assert torch.allclose(grad[0], torch.full((dim,), -16.0 * 7 / 8), rtol=1e-2)
+
+
+def test_what_a_row_without_a_label_holds_does_not_count():
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = float("nan")
+    labels = torch.tensor([1, IGNORED_LABEL, 3])
+    losses, correct = softmax_gradient_(logits, labels, needs_grad=True)
+    assert losses.tolist() == pytest.approx([math.log(4), 0.0, math.log(4)])
+    assert correct.tolist() == [False, False, False] and logits.isfinite().all()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab", [2, 7, 1000, 8192, 20000])
+def test_the_kernel_does_what_torch_does(dtype, vocab):
+    assert has_kernel(torch.device("cuda"))
+    draw = torch.Generator().manual_seed(0)
+    logits = (torch.randn(9, vocab, generator=draw) * 3).round().to(dtype)  # with several largest
+    labels = torch.randint(vocab, (9,), generator=draw)
+    labels[4] = IGNORED_LABEL
+    mine, right = logits.cuda(), logits.clone()
+    losses, correct = softmax_gradient_(mine, labels.cuda(), needs_grad=True)
+    want, want_correct = softmax_gradient_(right, labels, needs_grad=True)
+    assert torch.allclose(losses.cpu(), want, rtol=1e-3, atol=1e-3)
+    assert torch.equal(correct.cpu(), want_correct)
+    assert torch.allclose(mine.cpu().float(), right.float(), atol=1e-2)
+    untouched = logits.cuda()
+    softmax_gradient_(untouched, labels.cuda(), needs_grad=False)
+    assert torch.equal(untouched.cpu(), logits)
+
+
+@pytest.mark.cuda
+def test_the_kernel_hides_nothing_that_is_not_finite():
+    logits = torch.zeros(5, 100, device="cuda")
+    logits[0, 5], logits[1, 7], logits[4, 9] = float("nan"), float("inf"), float("-inf")
+    labels = torch.tensor([3, 3, 100, -1, 3], device="cuda")  # two that there are not
+    losses, _ = softmax_gradient_(logits, labels, needs_grad=True)
+    assert losses.isfinite().tolist() == [False] * 4 + [True]
+    assert [bool(row.isfinite().all()) for row in logits] == [False] * 4 + [True]
+
+
+def test_without_a_compiler_torch_takes_the_place_of_triton(monkeypatch, caplog):
+    def none(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+    monkeypatch.setattr(softmax_gradient, "_with_triton", none)
+    monkeypatch.setattr(softmax_gradient.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    try:
+        assert not has_kernel.__wrapped__(torch.device("cuda"))
+    finally:
+        monkeypatch.undo()
+    assert "Triton does not run here" in caplog.text and "C compiler" in caplog.text
+
+
 def test_a_second_backward_pass_of_fused_is_refused():
     # it would scale the gradients, which it has at hand, a second time
     x, weight, labels = inputs(8, 5, 6, 0.0, 0)
@@ -156,7 +241,8 @@ def test_auto_takes_chunks_where_the_logits_would_be_large(monkeypatch, caplog):
     assert "loss: auto takes chunked" in caplog.text
 
 
-def test_auto_is_fused_on_a_gpu_with_logits_of_a_bounded_size():
+def test_auto_is_fused_on_a_gpu_with_logits_of_a_bounded_size(monkeypatch):
+    monkeypatch.setattr(auto, "has_kernel", lambda device: True)
     gpu = torch.device("cuda")  # which is not touched
     for vocab, tokens in ((64, 16384), (50304, 16384), (128256, 8371), (10**7, 1024)):
         loss = Auto().choice(2**20, vocab, gpu)

@@ -14,6 +14,11 @@ def begin_compiling(activation_budget: float = 1.0) -> None:
     torch._functorch.config.activation_memory_budget = activation_budget
 
 
+def end_compiling() -> None:
+    """What compiles next in this process, as FlexAttention, keeps its activations."""
+    torch._functorch.config.activation_memory_budget = 1.0
+
+
 def allow_many_shapes() -> None:
     """Lifts torch's limit of 8 compilations a function, past which it would quietly run eagerly.
 

@@ -76,6 +76,8 @@ class Batch:
 
     def pinned(self) -> Batch:
         """The same batch in pinned memory: from other memory, `to` a GPU waits for its work."""
+        if self.tokens_BM.device.type != "cpu":
+            return self
         return replace(
             self,
             tokens_BM=self.tokens_BM.pin_memory(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,7 +56,15 @@ def total_memory_bytes(device: torch.device) -> int:
     """What the GPU, or this machine, has."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_container_limits()])
+
+
+def _container_limits() -> Iterator[int]:
+    """What control groups allow this process, version 2 and 1; `max` is no limit."""
+    for place in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            yield int(Path("/sys/fs/cgroup", place).read_text())
 
 
 def usable_memory_bytes(device: torch.device) -> int:

@@ -110,7 +110,7 @@ class GPT(nn.Module):
         self.backend, self.bias = backend, bias
         self.attention: Attention = backend
         self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.num_recomputed = num_layers if activation_checkpointing is True else 0
+        self.num_recomputed = num_layers if activation_checkpointing else 0  # until a run plans it
         self.residual_dtype, self.activation_budget = residual_dtype, activation_budget
         self.embed = nn.Embedding(vocab_size, dim)
         self.pos = make_pos(dim, self.head_dim)
@@ -260,7 +260,7 @@ class GPT(nn.Module):
                 x_BMD = checkpoint(block, x_BMD, attention, handle, rotation, use_reentrant=False)
             else:
                 x_BMD = block(x_BMD, attention, handle, rotation)
-        return self.norm(x_BMD)
+        return self.norm.forward(x_BMD) if eager else self.norm(x_BMD)
 
     def forward(self, tokens_BM: Tensor, seqlens: tuple[int, ...] | None = None) -> Tensor:
         """Logits [B, M, V]; with `seqlens`, of documents packed into the one row."""

@@ -61,8 +61,9 @@ def _remedies(case: Case) -> str:
         savings = [(now - _peak_bytes(changed), text) for text, changed in remedies]
     except Exception:  # whatever a layer of the user's own may raise
         return ", ".join(text for text, _ in remedies[:3])
-    best = sorted(savings, reverse=True)[:3]
-    return ", ".join(f"{text} (about {saved / 2**30:.1f} GiB)" for saved, text in best if saved > 0)
+    best = [(saved, text) for saved, text in sorted(savings, reverse=True)[:3] if saved > 0]
+    said = [f"{text} (about {saved / 2**30:.1f} GiB)" for saved, text in best]
+    return ", ".join(said or [text for text, _ in remedies[:3]])
 
 
 def _changed(case: Case) -> Iterator[tuple[str, Case]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xftrain import builder, config, redaction, registry
 from xftrain.attention.backends.auto import Auto
+from xftrain.compilation import end_compiling
 from xftrain.config_tree import config_tree
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.files import replace_text
@@ -85,6 +87,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         finally:
             distributed.disconnect()
             torch.use_deterministic_algorithms(was_deterministic)
+            end_compiling()
     say_how_it_went(result, has_board=any(map(_is_board, options["logger"].values())))
     return result
 
@@ -256,7 +259,9 @@ def _restoring(ckpt: Path | None, module: TrainingModule) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         is_told = isinstance(error, ConfigError | RunError) or is_out_of_memory(error)
-        if ckpt is None or module.has_begun or is_told:
+        frames = traceback.walk_tb(error.__traceback__)
+        places = {Path(frame.f_code.co_filename).name for frame, _ in frames}
+        if ckpt is None or module.has_begun or is_told or "checkpoint_connector.py" not in places:
             raise
         raise ConfigError(
             f"ckpt={ckpt} cannot be gone on from ({first_line(error)}): what it holds is not what "

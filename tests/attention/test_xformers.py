@@ -96,3 +96,38 @@ def test_window_tiles_of_the_cpu_operator_cover_long_rows(window):
         results.append([out.detach(), *torch.autograd.grad(out, leaves, grad)])
     for ours, right in zip(*results, strict=True):
         assert torch.allclose(ours, right, atol=1e-12)
+
+
+# ---- grouped heads
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+@pytest.mark.parametrize(
+    "bias", [AttnBias(), AttnBias(window=9), AttnBias(seqlens=(40, 24)), AttnBias(causal=False)]
+)
+def test_flash_reads_grouped_heads_as_they_are(bias, num_kv_heads):
+    backend, shape = XFormers(), AttnShape(1, 64, 4, num_kv_heads, 32)
+    device = torch.device("cuda")
+    assert not backend.prepare(bias, shape, torch.bfloat16, device).expands
+    assert "expanded" not in backend.kernel(bias, shape, torch.bfloat16, device)
+    wide = backend.prepare(bias, shape, torch.float32, device) if bias.window is None else None
+    assert wide is None or wide.expands  # cutlass wants as many heads as q has
+
+
+def test_operators_are_asked_for_once_for_batches_of_other_lengths(monkeypatch):
+    asked = []
+
+    def ops(self, bias, shape, dtype, device, *, needs_grad):
+        asked.append(bias.seqlens)
+        return None, None
+
+    monkeypatch.setattr(XFormers, "_ops", ops)
+    backend, gpu = XFormers(), torch.device("cuda")  # which is not touched
+    for seqlens in ((40, 24), (10, 54), (64,)):
+        facts = (AttnBias(seqlens=seqlens), AttnShape(1, 64, 4, 2, 32), torch.bfloat16, gpu)
+        assert not backend._runs_grouped(*facts)
+    assert asked == [(40, 24)]
+    for other in (torch.float16, torch.float32):
+        backend._runs_grouped(AttnBias(), AttnShape(1, 64, 4, 2, 32), other, gpu)
+    assert len(asked) == 3

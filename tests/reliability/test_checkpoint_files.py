@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tests.training.runs import last, result_of, run, weights_of
 from xftrain.data.counting import Counting
 from xftrain.errors import ConfigError, RunError
+from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.checkpoint import (
     AtomicCheckpointIO,
     checkpoint_to_load,
@@ -112,7 +113,7 @@ def test_a_checkpoint_with_a_wrong_part_is_refused(tmp_path, good, key, inside):
     check_refused(tmp_path, tmp_path / "one.ckpt", "cannot be gone on from")
 
 
-def test_auto_goes_by_the_steps_that_files_hold(tmp_path, caplog):
+def test_auto_goes_by_the_times_that_files_hold(tmp_path, caplog):
     every = ("callbacks.checkpoint.every_n_steps=1", "trainer.val_check_interval=9")
     run(tmp_path, "max_steps=4", *every)
     newest, older = last(tmp_path), last(tmp_path).with_name("previous.ckpt")
@@ -121,6 +122,32 @@ def test_auto_goes_by_the_steps_that_files_hold(tmp_path, caplog):
     newest.write_bytes(newest.read_bytes()[:-100])
     assert checkpoint_to_load("auto", tmp_path) == older
     assert f"skipped: ckpt={newest} cannot be read" in caplog.text
+
+
+def test_auto_does_not_go_back_to_a_history_that_was_given_up(tmp_path):
+    # by the step, previous.ckpt of the longer run would be the newest
+    every = ("callbacks.checkpoint.every_n_steps=4", "trainer.val_check_interval=9")
+    run(tmp_path, "max_steps=12", *every)
+    good = tmp_path / "good.ckpt"
+    good.write_bytes(last(tmp_path).with_name("previous.ckpt").read_bytes())
+    run(tmp_path, "max_steps=3", *every)  # afresh, in the same folder
+    assert read_checkpoint(last(tmp_path).with_name("previous.ckpt"))["global_step"] == 12
+    assert checkpoint_to_load("auto", tmp_path) == last(tmp_path)
+    rolled_back = (f"ckpt={good}", "max_steps=9", "optim.lr=1e-4")
+    run(tmp_path, *rolled_back, *every)
+    assert checkpoint_to_load("auto", tmp_path) == last(tmp_path)
+    assert read_checkpoint(last(tmp_path))["global_step"] == 9
+
+
+def test_a_bug_of_a_callback_is_not_the_checkpoints(tmp_path, monkeypatch):
+    run(tmp_path / "one", "max_steps=1")
+
+    def bug(self, *_):
+        raise ValueError("of a callback")
+
+    monkeypatch.setattr(Metrics, "on_train_start", bug, raising=False)
+    with pytest.raises(ValueError, match="of a callback"):
+        run(tmp_path / "two", f"ckpt={last(tmp_path / 'one')}")
 
 
 def test_a_run_that_goes_on_elsewhere_has_its_own_checkpoint_at_once(tmp_path, monkeypatch):

@@ -144,7 +144,8 @@ def test_the_loss_of_every_batch_of_a_step_counts(tmp_path, monkeypatch):
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_an_infinite_loss_is_left_out_by_grad_scaler_too(on_nonfinite):
     # its gradient may be finite, of which GradScaler sees nothing
-    weights = [torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(2, 3))]
+    # the last one stored transposed
+    weights = [torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(2, 3).t())]
     optimizer = torch.optim.AdamW(weights, lr=0.1, fused=True)
     scaler, guard = torch.amp.GradScaler("cpu"), NonFiniteGuard(on_nonfinite=on_nonfinite)
     moved = []
@@ -181,3 +182,20 @@ def test_a_scale_that_falls_for_ever_is_an_error(tmp_path, monkeypatch, on_nonfi
     with pytest.raises(RunError, match=r"its scale is .*first in the gradient of embed\.weight"):
         run(tmp_path, *here, f"on_nonfinite={on_nonfinite}")
     assert 20 < result_of(tmp_path)["steps"] < 40
+
+
+@pytest.mark.cuda
+def test_an_infinite_loss_is_told_long_after_its_step(tmp_path, monkeypatch):
+    # by then GradScaler, which is made to skip from there on, has halved its scale 47 times
+    forward = TrainingModule.forward_loss
+
+    def infinite(self, batch, *, with_accuracy):
+        sums = forward(self, batch, with_accuracy=with_accuracy)
+        is_third = self.training and self.trainer.global_step == 2
+        return sums._replace(loss=sums.loss + (float("inf") if is_third else 0.0))
+
+    monkeypatch.setattr(TrainingModule, "forward_loss", infinite)
+    rarely = ("max_steps=60", "trainer.log_every_n_steps=50", "trainer.val_check_interval=100")
+    here = ("trainer=gpu", "trainer.precision=16-mixed", "callbacks.sample=null")
+    with pytest.raises(RunError, match="of step 3 is not finite"):
+        run(tmp_path, *here, *rarely)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 from tests.training.runs import SMALL, last, model_and_data, result_of, rows_of, run, weights_of
 from xftrain.errors import ConfigError
@@ -57,6 +58,11 @@ def ended(process: subprocess.Popen[str], others: list[int]) -> tuple[int, str]:
     for pid in others:
         assert not Path(f"/proc/{pid}").exists(), "a rank is left"
     return process.returncode, said
+
+
+def test_lightning_still_has_what_is_replaced():
+    # its broadcast of SIGTERM, for which each of several ranks waits for the device in each step
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
 
 
 @pytest.mark.slow

@@ -170,6 +170,16 @@ def test_a_run_that_hangs_ends_with_its_stacks(tmp_path, place, steps):
     assert "hangs" in (tmp_path / "run" / "stacks.txt").read_text()
 
 
+def test_what_follows_the_last_validation_may_take_long(tmp_path, monkeypatch):
+    def slow(self):
+        time.sleep(1.5)
+        return {}
+
+    monkeypatch.setattr(Counting, "baseline", slow)
+    left_alone = ("callbacks.watchdog.timeout_s=0.5", "trainer.val_check_interval=9")
+    assert run(tmp_path, *left_alone)["status"] == "completed"
+
+
 def test_a_run_that_moves_is_left_alone(tmp_path):
     assert run(tmp_path, "callbacks.watchdog.timeout_s=30")["status"] == "completed"
     assert not (tmp_path / "stacks.txt").exists()

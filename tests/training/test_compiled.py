@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
-from tests.training.runs import run
+from tests.training.runs import model_and_data, run
+from xftrain.attention.backends.naive import Naive
+from xftrain.compilation import begin_compiling
 from xftrain.errors import ConfigError
+from xftrain.model import GPT
+
+CPU = torch.device("cpu")
 
 GPU = ("trainer=gpu", "model.attn=sdpa", "trainer.precision=bf16-mixed", "model.num_layers=2")
 
@@ -23,6 +30,9 @@ GPU = ("trainer=gpu", "model.attn=sdpa", "trainer.precision=bf16-mixed", "model.
     ids=" ".join,
 )
 def test_a_compiled_run_learns_the_same(tmp_path, how):
+    from torch._inductor.cudagraph_trees import get_manager  # imports much
+
+    counters.clear()
     # validation in the midst of it is another graph, and the last batch is not the last of a graph
     longer = ("max_steps=30", "trainer.val_check_interval=10", "optim.lr=0.01")
     plain = run(tmp_path / "plain", *GPU, *longer)["metrics"]
@@ -30,6 +40,45 @@ def test_a_compiled_run_learns_the_same(tmp_path, how):
     assert compiled["val/loss"] == pytest.approx(plain["val/loss"], rel=0.03)
     assert compiled["train/grad_norm"] == pytest.approx(plain["train/grad_norm"], rel=0.2)
     assert plain["val/loss"] < 3.0  # of log 64 = 4.16 at the start
+    if "compile=cudagraphs" in how:  # inductor leaves them out without a word where it cannot
+        assert counters["inductor"]["cudagraph_skips"] == 0
+        assert get_manager(torch.cuda.current_device(), create_if_none_exists=False) is not None
+
+
+@pytest.mark.cuda
+def test_a_smaller_budget_keeps_less(tmp_path):
+    large = ("compile=true", "batch_tokens=65536", "seq=64", "max_steps=3", "model.dim=128")
+    peaks = [
+        run(tmp_path / budget, *GPU, *large, f"model.activation_budget={budget}")["peak_memory_mib"]
+        for budget in ("1.0", "0.3")
+    ]
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+def test_a_budget_is_of_one_run(tmp_path, monkeypatch):
+    # FlexAttention is compiled in any run, and would have been under the budget of the last one
+    seen = []
+
+    def compile_blocks(self, *, packed):
+        begin_compiling(self.activation_budget)
+        seen.append(torch._functorch.config.activation_memory_budget)
+
+    monkeypatch.setattr(GPT, "compile_blocks", compile_blocks)
+    run(tmp_path, "compile=true", "model.activation_budget=0.3", "max_steps=1")
+    assert seen == [0.3]
+    assert torch._functorch.config.activation_memory_budget == 1.0
+
+
+def test_what_is_called_once_is_not_compiled():
+    # a sample's every prompt has another length: seconds for each
+    model, data = model_and_data()
+    batch = data.batch("train", 0)
+    model.compile_blocks(packed=False)
+    naive = Naive()
+    handle = naive.prepare(*model.attention_facts(*batch.shape_BM, None), torch.float32, CPU)
+    counters.clear()
+    model.hidden(batch.tokens_BM, batch.positions_1M, handle, naive)
+    assert counters["stats"]["calls_captured"] == 0
 
 
 @pytest.mark.parametrize(

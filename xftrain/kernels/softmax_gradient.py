@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from xftrain.errors import first_line
 from xftrain.interfaces import IGNORED_LABEL
+
+log = logging.getLogger(__name__)
 
 _BLOCK = 8192  # logits at a time; of 1,024 to 65,536 the fastest on an H100, with 16 warps
 
@@ -20,16 +25,30 @@ def softmax_gradient_(
     Args:
         logits_NV: contiguous; overwritten where `needs_grad`, by 0 in rows whose label does not
             count.
-        labels_N: int64 labels.
+        labels_N: int64 labels; contiguous.
         needs_grad: whether to overwrite them.
 
     Returns:
         float32 losses [N] in nats and whether the first of the largest logits is the label [N];
         0 and false where the label does not count.
     """
-    if logits_NV.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    if has_kernel(logits_NV.device):
         return _with_triton(logits_NV, labels_N, needs_grad=needs_grad)
     return _with_torch(logits_NV, labels_N, needs_grad=needs_grad)
+
+
+@cache
+def has_kernel(device: torch.device) -> bool:
+    """Whether Triton runs there: it needs a C compiler and Python's headers to start a kernel."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        label_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        _with_triton(torch.zeros(1, 2, device=device), label_1, needs_grad=True)
+    except Exception as error:  # of compilers, linkers and folders
+        log.warning("loss: Triton does not run here, torch does its part: %s", first_line(error))
+        return False
+    return True
 
 
 def _with_torch(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tuple[Tensor, Tensor]:
@@ -37,7 +56,7 @@ def _with_torch(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tup
     safe_N1 = labels_N.where(counts_N, 0)[:, None]
     wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     log_probs_NV = wide_NV.log_softmax(dim=-1)
-    losses_N = -log_probs_NV.gather(1, safe_N1)[:, 0] * counts_N
+    losses_N = -log_probs_NV.gather(1, safe_N1)[:, 0].masked_fill(~counts_N, 0.0)
     correct_N = (logits_NV.argmax(dim=-1) == labels_N) & counts_N
     if needs_grad:
         grad_NV = log_probs_NV.exp_()
@@ -58,7 +77,7 @@ def _with_triton(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tu
     with torch.cuda.device(logits_NV.device):
         softmax_gradient_kernel[(num_rows,)](
             logits_NV,
-            labels_N,
+            labels_N.contiguous(),
             losses_N,
             correct_N,
             vocab_size,

@@ -44,7 +44,9 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
             largest = new
         top = tl.max(largest, axis=0)
         log_total = top + tl.log(tl.sum(total * tl.exp(largest - top), axis=0))
-        own = tl.load(logits + label).to(tl.float32)
+        # a label that there is not makes the row NaN, which is noticed
+        is_there = (label >= 0) & (label < vocab_size)
+        own = tl.load(logits + label, is_there, other=float("nan")).to(tl.float32)
         tl.store(losses + row, log_total - own)
         tl.store(correct + row, tl.min(tl.where(largest == top, first, vocab_size)) == label)
         if NEEDS_GRAD:
@@ -52,5 +54,5 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
             for start in range(0, vocab_size, BLOCK):
                 at = start + columns
                 x = tl.load(logits + at, at < vocab_size, other=-float("inf")).to(tl.float32)
-                grad = tl.exp(x - log_total) - tl.where(at == label, 1.0, 0.0)
+                grad = tl.exp(x - log_total) - tl.where(at == label, 1.0, 0.0) + 0.0 * own
                 tl.store(logits + at, grad.to(logits.dtype.element_ty), at < vocab_size)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from xftrain.interfaces import LossSums
+from xftrain.kernels.softmax_gradient import has_kernel
 from xftrain.losses.chunked import Chunked
 from xftrain.losses.full import Full
 from xftrain.losses.fused import Fused
@@ -18,7 +19,7 @@ _MAX_LOGITS = 2**30  # of the fused loss, at once
 
 
 class Auto:
-    """`fused` on a GPU, where it is the fastest and keeps no logits.
+    """`fused` on a GPU where Triton runs: it is the fastest and keeps no logits.
 
     Elsewhere `full`, where the float32 logits fit in an eighth of the memory, or `chunked`.
     """
@@ -49,7 +50,7 @@ class Auto:
     def _choose(
         self, num_tokens: int, vocab_size: int, device: torch.device
     ) -> Full | Chunked | Fused:
-        if device.type == "cuda":
+        if has_kernel(device):
             return Fused(chunk_tokens=max(1024, min(16384, _MAX_LOGITS // vocab_size)))
         logits_bytes = num_tokens * vocab_size * 4
         if logits_bytes <= total_memory_bytes(device) // _SHARE:

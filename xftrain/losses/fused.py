@@ -66,7 +66,10 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             loss = torch.zeros((), device=x_ND.device, dtype=torch.float32)
             num_correct = torch.zeros((), device=x_ND.device, dtype=torch.int64)
             grad_x = torch.empty_like(x_ND) if needs_grad else None
-            grad_weight: Tensor | None = None
+            trains_weight = needs_grad and weight_VD.requires_grad
+            grad_weight = (
+                torch.zeros_like(weight_VD, dtype=torch.float32) if trains_weight else None
+            )
             num_tokens = x_ND.shape[0]
             sizes = (min(chunk_tokens, num_tokens), weight.shape[0])
             buffer = torch.empty(sizes, device=x_ND.device, dtype=dtype)
@@ -80,25 +83,34 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
                 if grad_x is None:
                     continue
                 grad_x[here] = logits @ weight  # the logits are their gradient by now
-                # each chunk's part is rounded to the dtype once, and they are added in float32
-                part = logits.t() @ x
-                if grad_weight is None:
-                    grad_weight = part.float()
-                else:
-                    grad_weight += part
-        if grad_x is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_x, grad_weight.to(weight_VD.dtype))
+                if grad_weight is not None:
+                    # each chunk's part is rounded to the dtype once, and they add up in float32
+                    grad_weight += _product(logits.t(), x)
+        if grad_x is not None:
+            kept = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
+            ctx.save_for_backward(grad_x, kept)
         ctx.is_spent, ctx.chunk_tokens = False, chunk_tokens
         ctx.mark_non_differentiable(num_correct)
         return loss, num_correct
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.is_spent:
             raise RuntimeError("loss=fused: a second backward pass through one forward pass")
         ctx.is_spent = True
         grad_x, grad_weight = ctx.saved_tensors
         # in place, as they are of this pass alone, and in float32: 1 / labels is no bfloat16
-        for part in (*grad_x.split(ctx.chunk_tokens), grad_weight):
+        weights = [] if grad_weight is None else [grad_weight]
+        for part in (*grad_x.split(ctx.chunk_tokens), *weights):
             part.copy_(part.float().mul_(grad))
         return grad_x, grad_weight, None, None, None, None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A sum over many tokens: in float16, whose largest number is 65,504, it is made in float32."""
+    if a.dtype != torch.float16:
+        return a @ b
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()

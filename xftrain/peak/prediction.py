@@ -7,13 +7,13 @@ and on the CPU the process itself.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from xftrain.interfaces import Batch, Loss
+from xftrain.kernels.softmax_gradient import has_kernel
 from xftrain.losses.auto import Auto
 from xftrain.losses.fused import Fused
 from xftrain.losses.liger import Liger
@@ -92,6 +92,5 @@ def _loss_bytes(
     if not isinstance(loss, Fused | Liger):
         return 3 * 4 * rows * vocab_size
     gradients = num_tokens * dim * dtype.itemsize + vocab_size * dim * (4 + dtype.itemsize)
-    has_kernel = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    in_torch = 0 if has_kernel else 2 * 4  # bytes: a logit in float32 and its log-softmax
+    in_torch = 0 if has_kernel(device) else 2 * 4  # bytes: a logit in float32 and its log-softmax
     return rows * vocab_size * (dtype.itemsize + in_torch) + gradients

@@ -146,7 +146,7 @@ def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
-    """The file to go on from: the path given, or for `auto` the valid one of the latest step.
+    """The file to go on from: the path given, or for `auto` the newest valid one of the run.
 
     Raises:
         ConfigError: the file is damaged; for `auto`, every file of the run is.
@@ -156,8 +156,8 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
     if ckpt != "auto":
         read_checkpoint(ckpt)
         return Path(ckpt)
-    # by what they hold: a copy of the folder has other times
-    files = sorted(run_dir.glob("checkpoints/*.ckpt"), key=lambda f: (_step(f), f.stat().st_mtime))
+    # by the times that they hold: a copy of the folder has others
+    files = sorted(run_dir.glob("checkpoints/*.ckpt"), key=_age)
     if not files:
         log.info("ckpt=auto: no checkpoint in %s yet, starting at step 0", run_dir)
         return None
@@ -175,16 +175,16 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
     )
 
 
-def _step(path: Path) -> float:
-    """The step of a checkpoint, without a look at its weights.
+def _age(path: Path) -> tuple[float, float]:
+    """When a checkpoint was saved, as it says itself, without a look at its weights.
 
     Infinite where it cannot be read: such a file comes first, to be said to be skipped.
     """
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return float(held["global_step"])
+        return float(held["xftrain"].get("saved_at", 0)), path.stat().st_mtime
     except Exception:  # unpickling can raise anything
-        return math.inf
+        return math.inf, 0.0
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from typing import Any
 
 import torch
@@ -222,7 +223,8 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, as plain values."""
-        checkpoint["xftrain"] = {**self.saved, "num_skipped": self.guard.num_skipped}
+        more = {"num_skipped": self.guard.num_skipped, "saved_at": time.time_ns()}
+        checkpoint["xftrain"] = {**self.saved, **more}
 
 
 def training_module(pl_module: LightningModule) -> TrainingModule:

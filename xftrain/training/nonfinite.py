@@ -66,14 +66,12 @@ class NonFiniteGuard:
         Args:
             optimizer: with the gradients in place.
             loss: of the step's batches.
-            norm: of the gradients, of all ranks where there are several; None where GradScaler
+            norm: of the gradients, which all ranks share; None where GradScaler
                 steps the optimizer, which looks at them, and has not done so yet.
             step: its number, from 1.
         """
-        if norm is None:
-            seen = distributed.sum_over_ranks(loss)
-        else:  # with several ranks the norm alone, which is the same on all of them
-            seen = norm if distributed.world_size() > 1 else loss + norm
+        # the same on all ranks, which are to decide alike
+        seen = distributed.sum_over_ranks(loss) + (0.0 if norm is None else norm)
         seen = seen.detach()
         if self._flags is None or self._any is None:
             self._flags = torch.zeros(_MAX_STEPS, device=seen.device)
@@ -92,7 +90,8 @@ class NonFiniteGuard:
             optimizer.found_inf = left_out  # type: ignore[attr-defined]
         else:  # GradScaler sets the flag itself, and is to find what makes it skip
             grad = next(p.grad for p in reversed(parameters) if p.grad is not None)
-            grad.view(-1)[:1].add_(torch.where(left_out > 0, torch.nan, 0.0))
+            first = grad[(slice(0, 1),) * grad.ndim]  # one number, however it is stored
+            first.add_(torch.where(left_out > 0, torch.nan, 0.0))
 
     def is_full(self) -> bool:
         """Whether the next step needs a check before it, for the place to note it."""
@@ -107,10 +106,10 @@ class NonFiniteGuard:
         steps, self._steps = self._steps, []
         if self._flags is None or not steps:
             return
-        _refuse_lost_scale(module, steps[-1])
         flags = distributed.largest_over_ranks(self._flags[: len(steps)]).tolist()
         bad = [step for step, flag in zip(steps, flags, strict=True) if flag]
         if not bad:
+            _refuse_lost_scale(module, steps[-1])
             return
         self.num_skipped += len(bad)
         self.last_skipped = bad[-1]

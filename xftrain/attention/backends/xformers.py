@@ -39,6 +39,9 @@ class XFormers(Backend):
     name = "xformers"
     rank = 20
 
+    def __init__(self) -> None:
+        self._grouped: dict[tuple[Any, ...], bool] = {}
+
     def unsupported(
         self,
         bias: AttnBias,
@@ -69,13 +72,31 @@ class XFormers(Backend):
     ) -> _Handle:
         """xFormers' own mask, and ALiBi's features."""
         handle = self._expanded(bias, shape, dtype, device)
-        if shape.G == shape.H or device.type != "cuda":
+        if not self._runs_grouped(bias, shape, dtype, device):
             return handle
-        from xftrain.attention.xformers_ops.grouped import grouped_attention, runs_grouped
+        from xftrain.attention.xformers_ops.grouped import grouped_attention
 
-        if not runs_grouped(*self._ops(bias, shape, dtype, device, needs_grad=True)):
-            return handle
         return replace(handle, attend=grouped_attention, expands=False)
+
+    def _runs_grouped(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> bool:
+        """Whether K/V need not be expanded; asked once for batches that differ in length alone."""
+        if shape.G == shape.H or device.type != "cuda":
+            return False
+        form = (bias.causal, bias.window is None, bias.seqlens is None, bias.slopes is None)
+        tensor = bias.dense or bias.additive_HMM is not None
+        is_strict = torch.are_deterministic_algorithms_enabled()
+        key = (*form, tensor, shape.H, shape.G, shape.K, dtype, device, is_strict)
+        if key not in self._grouped:
+            from xftrain.attention.xformers_ops.grouped import runs_grouped
+
+            try:
+                ops = self._ops(bias, shape, dtype, device, needs_grad=True)
+                self._grouped[key] = runs_grouped(*ops)
+            except NotImplementedError:  # forward alone, as in a validation
+                self._grouped[key] = False
+        return self._grouped[key]
 
     def _expanded(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device

@@ -18,5 +18,5 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(dim, eps=eps)
 
     def forward(self, x_BMD: Tensor) -> Tensor:
-        """Computed in the dtype of the weights, which is float32 under autocast; in that of x."""
+        """Computed in the dtype of the weights, float32 under autocast; returned in that of x."""
         return super().forward(x_BMD.to(self.weight.dtype)).to(x_BMD.dtype)

@@ -50,7 +50,8 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on from its own folder has its first step on the disk."""
-        from_here = trainer.ckpt_path is None or Path(trainer.ckpt_path).parent == _folder(trainer)
+        ckpt = trainer.ckpt_path
+        from_here = ckpt is None or Path(ckpt).resolve().parent == _folder(trainer).resolve()
         self._saved_step = trainer.global_step if from_here else -1
         self._began = time.monotonic()
         # with the two moments of each weight

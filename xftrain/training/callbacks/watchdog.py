@@ -24,13 +24,14 @@ _GRACE_S = 30.0  # for the message, before the interpreter itself is ended
 class Watchdog(Callback):
     """An error in place of a run that hangs for ever: in a step, a save, or waiting for a rank.
 
-    It watches from the first step until `end`, which whoever runs the trainer calls, so that the
-    last save and the last validation are watched too; not between `fit` and what follows it, where
-    benchmarks take as long as they take.
+    It watches from the first step to the last save, and a validation after that; not what other
+    callbacks do when `fit` has ended, where benchmarks take as long as they take. A run that ends
+    by an error is watched until `end` is called.
 
     Args:
-        timeout_s: seconds without a batch, of training or of validation, after which the stacks of
-            all threads are written to `stacks.txt` and the process ends with code 1.
+        timeout_s: seconds in which no batch, of training or of validation, begins or ends, nor the
+            run does; then the stacks of all threads are written to `stacks.txt` and the process
+            ends with code 1.
     """
 
     def __init__(self, *, timeout_s: PositiveFloat = 1800.0) -> None:
@@ -48,6 +49,11 @@ class Watchdog(Callback):
         """Watches a validation of its own, after `fit`, as well."""
         if trainer.state.fn == "validate":
             self._begin(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """And that alone, not what is done with its figures."""
+        if trainer.state.fn == "validate":
+            self.end()
 
     def _begin(self, trainer: Trainer) -> None:
         self._moved = time.monotonic()
@@ -107,8 +113,8 @@ class Watchdog(Callback):
         faulthandler.dump_traceback(stacks, all_threads=True)
         stacks.flush()
         said = (
-            f"nothing has moved for {self.timeout_s:g} s: a step, a batch or another rank hangs "
-            f"({stacks.name} shows where); callbacks.watchdog.timeout_s allows more."
+            f"nothing has moved for {self.timeout_s:g} s: a step, a batch, a save or another rank "
+            f"hangs ({stacks.name} shows where); callbacks.watchdog.timeout_s allows more."
         )
         log.error(said)
         self.on_hang(said)
