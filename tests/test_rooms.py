@@ -25,11 +25,12 @@ FLOORS = [
     ["data"],
     ["training"],
     ["overrides"],
+    ["config_checks"],
     ["config"],
     ["builder"],
     ["peak"],
     ["preflight", "oom"],
-    ["results"],
+    ["prepare", "results"],
     ["runner"],
     ["benchmark"],  # its rows of training are runs
     ["commands", "sweep_record", "sweep_table"],
@@ -42,7 +43,16 @@ FLOORS = [
 
 # Answering --help and refusing a wrong configuration must not wait seconds for these.
 HEAVY = {"torch", "lightning", "torchmetrics", "xformers", "matplotlib", "tensorboard"}
-LIGHT_ROOMS = ["", "registry", "config", "sweeps", "sweep_record", "sweep_table", "sweep_checks"]
+LIGHT_ROOMS = [
+    "",
+    "registry",
+    "config",
+    "config_checks",
+    "sweeps",
+    "sweep_record",
+    "sweep_table",
+    "sweep_checks",
+]
 LIGHT_ROOMS += ["cli", "__main__"]
 
 # Importing xFormers has traps, so one room does it for the others.

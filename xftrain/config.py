@@ -24,6 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from xftrain import redaction
+from xftrain.config_checks import check_compile, check_files, check_sizes
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeInt, PositiveInt, Seed
 from xftrain.overrides import all_groups, normalise_argv, sentence, slug
@@ -173,9 +174,9 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
                 if entry is not None  # callbacks.sample=null leaves it out
             }
     if root is Root:
-        _check_sizes(options["model"])
-        _check_compile(options)
-        _check_files(options)
+        check_sizes(options["model"])
+        check_compile(options)
+        check_files(options)
     return options
 
 
@@ -300,67 +301,3 @@ def _mapping(key: str, node: Any) -> dict[str, Any]:
         f"{key} is the plain value {show(node)} instead of an option; in a YAML file, "
         f"`override /{group}: <option>` in the defaults list chooses one of {options}."
     )
-
-
-def _check_sizes(model: Mapping[str, Any]) -> None:
-    dim, num_heads = model["dim"], model["num_heads"]
-    if dim % num_heads:
-        raise ConfigError(
-            f"model.dim must be a multiple of model.num_heads, got {dim} and {num_heads}; with "
-            f"this dim num_heads can be {_divisors(dim)}."
-        )
-    heads = model["heads"]
-    if "name" in heads and num_heads % (num_kv_heads := heads.get("num_kv_heads") or 1):
-        raise ConfigError(
-            f"model.heads.num_kv_heads must divide model.num_heads = {num_heads}, got "
-            f"{num_kv_heads}; choose one of {_divisors(num_heads)}."
-        )
-    if model["bias"].get("name") == "full":
-        raise ConfigError(
-            "model.bias=full lets next-token training see its answers; choose causal, alibi or "
-            "window (full is for the benchmark)."
-        )
-
-
-def _check_compile(options: Mapping[str, Any]) -> None:
-    how, trainer = options["compile"], options["trainer"]
-    if not how and options["model"]["activation_budget"] < 1:
-        raise ConfigError(
-            "model.activation_budget is kept by compiled blocks alone, and compile is false: set "
-            "compile=true, or use model.activation_checkpointing."
-        )
-    for key in ("accumulate_grad_batches", "devices") if how == "cudagraphs" else ():
-        if trainer[key] > 1:
-            raise ConfigError(
-                f"trainer.{key} must be 1 with compile=cudagraphs, got {trainer[key]}: a graph "
-                "writes each batch's gradients to the same place; use compile=true."
-            )
-
-
-def _check_files(options: dict[str, Any]) -> None:
-    """Files that are named must exist; a quoted `~` is expanded here."""
-    data, ckpt = options["data"], options["ckpt"]
-    if "name" in data and "path" in data:
-        path = _expanded("data.path", data["path"])
-        if not data["path"] or not path.exists():
-            raise ConfigError(
-                f"data.path must be an existing file or folder, got {data['path']!r}."
-            )
-        data["path"] = str(path)
-    if ckpt not in (None, "auto"):
-        path = _expanded("ckpt", ckpt)
-        if not path.is_file():
-            raise ConfigError(f"ckpt must be auto or an existing checkpoint file, got {ckpt!r}.")
-        options["ckpt"] = str(path)
-
-
-def _expanded(key: str, path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{key} names a home folder that is not there, got {path!r}.") from error
-
-
-def _divisors(number: int) -> str:
-    """Those that a person would choose from."""
-    return ", ".join(str(d) for d in range(1, min(number, 1024) + 1) if number % d == 0)

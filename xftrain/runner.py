@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +19,24 @@ from xftrain.compilation import end_compiling
 from xftrain.config_tree import config_tree
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.files import replace_text
-from xftrain.interfaces import Batch, DataSource, Loss
-from xftrain.memory import is_out_of_memory, peak_memory_mib, reset_peak_memory
+from xftrain.interfaces import Batch
+from xftrain.memory import is_out_of_memory, peak_memory_mib
 from xftrain.model import GPT
 from xftrain.oom import Case, out_of_memory
 from xftrain.peak.plan import plan_memory
-from xftrain.preflight import check_runs
+from xftrain.prepare import Prepared, prepare, refuse_lonely_rank
 from xftrain.processes import rank
 from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied
-from xftrain.training import distributed, hardware
+from xftrain.training import distributed
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
 from xftrain.training.callbacks.watchdog import Watchdog
-from xftrain.training.checkpoint import checkpoint_to_load, flat
 from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.profilers import end_profile
 from xftrain.training.quiet import quiet_lightning
+from xftrain.training.same_run import flat
 from xftrain.training.signals import StopSignals
 from xftrain.training.text import log_text
 from xftrain.training.trainer import build_trainer
@@ -78,12 +76,12 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         try:
             options = config.validate(cfg)
             shown = redaction.without_secrets(cfg, options)
-            _refuse_lonely_rank(options)
+            refuse_lonely_rank(options)
             if rank() == 0:
                 _save_config(cfg, run_dir)
             log.info("%s", config_tree(shown))
             with StopSignals() as stop:
-                _train(_prepare(options, shown, run_dir), run_dir, result, stop)
+                _train(prepare(options, shown, run_dir), run_dir, result, stop)
         finally:
             distributed.disconnect()
             torch.use_deterministic_algorithms(was_deterministic)
@@ -92,66 +90,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     return result
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What is known of a run before anything is allocated.
-
-    Attributes:
-        options: the checked configuration.
-        shown: the same as it may be written down.
-        device: where it runs.
-        precision: Lightning's word.
-        dtype: of matrix products and attention.
-        ckpt: the checkpoint to go on from.
-        data: where batches come from.
-        loss: cross-entropy.
-        vocab_size: V.
-        batch: the first.
-    """
-
-    options: dict[str, Any]
-    shown: dict[str, Any]
-    device: torch.device
-    precision: str
-    dtype: torch.dtype
-    ckpt: Path | None
-    data: DataSource
-    loss: Loss
-    vocab_size: int
-    batch: Batch
-
-
-def _prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> _Prepared:
-    """All that can be refused is refused here."""
-    trainer, own_rank = options["trainer"], rank()
-    devices = trainer["devices"]
-    device, precision = hardware.resolve(
-        trainer["accelerator"], trainer["precision"], devices, own_rank
-    )
-    distributed.connect(device, devices)
-    dtype = hardware.compute_dtype(precision)
-    _set_determinism(options["deterministic"])
-    reset_peak_memory(device)
-    pl.seed_everything(options["seed"], verbose=False)
-    # refused now rather than after the data is prepared
-    ckpt = checkpoint_to_load(options["ckpt"], run_dir) if own_rank == 0 else None
-    ckpt = distributed.from_rank_0(ckpt)  # files may change while ranks look at them
-    if ckpt is None and own_rank == 0:
-        (run_dir / "metrics.csv").unlink(missing_ok=True)  # of another run in this folder
-    data = builder.build_data(options, devices)
-    if data.num_val_batches < devices:
-        raise ConfigError(
-            f"trainer.devices must be at most the number of validation batches, "
-            f"{data.num_val_batches}, got {devices}: each rank validates some of them."
-        )
-    loss = builder.build_loss(options)
-    vocab_size = builder.vocab_size(options, data)
-    batch = data.batch("train", 0, own_rank)
-    check_runs(options, loss, vocab_size, batch, device, dtype)
-    return _Prepared(options, shown, device, precision, dtype, ckpt, data, loss, vocab_size, batch)
-
-
-def _train(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
+def _train(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
     """Fits; where memory runs out, says what would save some."""
     try:
         _fit(prepared, run_dir, result, stop)
@@ -163,7 +102,7 @@ def _train(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: Sto
         raise out_of_memory(error, case) from error
 
 
-def _fit(prepared: _Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
+def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
     """Builds everything and fits; the result gains each figure as soon as it is known."""
     options, shown, data, batch = prepared.options, prepared.shown, prepared.data, prepared.batch
     device, precision = prepared.device, prepared.precision
@@ -329,22 +268,6 @@ def _say_what_is_trained(
         log.info("overfitting: training batches, validated on as well: %d", overfit_batches)
     if model.uninitialized:
         log.info("kept their own initialization: %s", ", ".join(model.uninitialized))
-
-
-def _set_determinism(deterministic: bool) -> None:
-    """For this run; `run` puts back what was set before it."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
-
-
-def _refuse_lonely_rank(options: Mapping[str, Any]) -> None:
-    devices = options["trainer"]["devices"]
-    if devices > 1 and int(os.environ.get("WORLD_SIZE", "1")) != devices:
-        raise ConfigError(
-            f"trainer.devices={devices} needs as many processes: start it as `python -m xftrain "
-            "trainer=ddp`, which makes them, or with torchrun."
-        )
 
 
 def _save_config(cfg: DictConfig, run_dir: Path) -> None:

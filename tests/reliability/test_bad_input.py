@@ -18,7 +18,8 @@ from xftrain.builder import build_data
 from xftrain.config import validate
 from xftrain.errors import ConfigError
 from xftrain.registry import conf_dir
-from xftrain.training.checkpoint import flat, read_checkpoint
+from xftrain.training.checkpoint import read_checkpoint
+from xftrain.training.same_run import flat
 
 GROUPS = sorted(str(path.parent.relative_to(conf_dir())) for path in conf_dir().glob("*/**/*.yaml"))
 KEYS = sorted(flat(validate(compose())))

@@ -15,15 +15,15 @@ from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums
 from xftrain.model import GPT
-from xftrain.training.checkpoint import (
+from xftrain.training.distributed import sum_over_ranks
+from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
+from xftrain.training.optim.adamw import AdamW
+from xftrain.training.same_run import (
     differences,
     refuse_other_model,
     refuse_other_run,
     with_digests,
 )
-from xftrain.training.distributed import sum_over_ranks
-from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
-from xftrain.training.optim.adamw import AdamW
 
 log = logging.getLogger(__name__)
 

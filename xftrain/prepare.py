@@ -1,0 +1,110 @@
+"""What is known of a run before anything is allocated, and refused before it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from xftrain import builder
+from xftrain.errors import ConfigError
+from xftrain.interfaces import Batch, DataSource, Loss
+from xftrain.memory import reset_peak_memory
+from xftrain.preflight import check_runs
+from xftrain.processes import rank
+from xftrain.training import distributed, hardware
+from xftrain.training.checkpoint import checkpoint_to_load
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a run before anything is allocated.
+
+    Attributes:
+        options: the checked configuration.
+        shown: the same as it may be written down.
+        device: where it runs.
+        precision: Lightning's word.
+        dtype: of matrix products and attention.
+        ckpt: the checkpoint to go on from.
+        data: where batches come from.
+        loss: cross-entropy.
+        vocab_size: V.
+        batch: the first.
+    """
+
+    options: dict[str, Any]
+    shown: dict[str, Any]
+    device: torch.device
+    precision: str
+    dtype: torch.dtype
+    ckpt: Path | None
+    data: DataSource
+    loss: Loss
+    vocab_size: int
+    batch: Batch
+
+
+def prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> Prepared:
+    """Refuses all that can be, and joins the ranks.
+
+    Args:
+        options: the checked configuration.
+        shown: the same as it may be written down.
+        run_dir: the run's folder.
+
+    Raises:
+        ConfigError: what cannot run, why, and what would.
+    """
+    trainer, own_rank = options["trainer"], rank()
+    devices = trainer["devices"]
+    device, precision = hardware.resolve(
+        trainer["accelerator"], trainer["precision"], devices, own_rank
+    )
+    distributed.connect(device, devices)
+    dtype = hardware.compute_dtype(precision)
+    _set_determinism(options["deterministic"])
+    reset_peak_memory(device)
+    pl.seed_everything(options["seed"], verbose=False)
+    # refused now rather than after the data is prepared
+    ckpt = checkpoint_to_load(options["ckpt"], run_dir) if own_rank == 0 else None
+    ckpt = distributed.from_rank_0(ckpt)  # files may change while ranks look at them
+    if ckpt is None and own_rank == 0:
+        (run_dir / "metrics.csv").unlink(missing_ok=True)  # of another run in this folder
+    data = builder.build_data(options, devices)
+    if data.num_val_batches < devices:
+        raise ConfigError(
+            f"trainer.devices must be at most the number of validation batches, "
+            f"{data.num_val_batches}, got {devices}: each rank validates some of them."
+        )
+    loss = builder.build_loss(options)
+    vocab_size = builder.vocab_size(options, data)
+    batch = data.batch("train", 0, own_rank)
+    check_runs(options, loss, vocab_size, batch, device, dtype)
+    return Prepared(options, shown, device, precision, dtype, ckpt, data, loss, vocab_size, batch)
+
+
+def _set_determinism(deterministic: bool) -> None:
+    """For this run; `run` puts back what was set before it."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def refuse_lonely_rank(options: Mapping[str, Any]) -> None:
+    """Refuses a run on several devices that is alone.
+
+    Raises:
+        ConfigError: how to start its ranks.
+    """
+    devices = options["trainer"]["devices"]
+    if devices > 1 and int(os.environ.get("WORLD_SIZE", "1")) != devices:
+        raise ConfigError(
+            f"trainer.devices={devices} needs as many processes: start it as `python -m xftrain "
+            "trainer=ddp`, which makes them, or with torchrun."
+        )

@@ -1,0 +1,139 @@
+"""Whether a checkpoint is of the run that is to go on from it: the same model, data and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from xftrain.errors import ConfigError
+
+_HOW_TO_GO_ON = ("ckpt", "ckpt_allow")
+# Keys, and groups of keys, without which a run that goes on would be another one; and those of
+# them that change how it is computed or watched, not what.
+_DECISIVE = (
+    "seed",
+    "seq",
+    "batch_tokens",
+    "data",
+    "model",
+    "trainer.accumulate_grad_batches",
+    "trainer.devices",
+    "trainer.overfit_batches",
+)
+_HARMLESS = (
+    "data.cache_dir",
+    "data.num_val_batches",
+    "data.stop_at_accuracy",
+    "model.activation_budget",
+    "model.activation_checkpointing",
+    "model.attn",
+    "model.bias.impl",
+    "model.ffn.impl",
+)
+
+
+def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Compares names and shapes of two state dicts.
+
+    Raises:
+        ConfigError: they are not of the same model.
+    """
+    shapes = [
+        {name: list(value.shape) for name, value in weights.items()} for weights in (saved, ours)
+    ]
+    differ = [n for n in {**saved, **ours} if shapes[0].get(n) != shapes[1].get(n)]
+    if differ:
+        there, here = (named.get(differ[0], "absent") for named in shapes)
+        raise ConfigError(
+            f"ckpt holds another model: {len(differ)} of its tensors differ from this one's, first "
+            f"{differ[0]}, {there} there and {here} here; set model as in its run's config.yaml."
+        )
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
+    """Keys whose values differ, each as `optim.lr 0.003 -> 1e-05`, but those of going on."""
+    before, after = (flat(config) for config in (saved, current))
+    return {
+        key: f"{key} {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in _HOW_TO_GO_ON
+    }
+
+
+def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Compares two configurations in what decides which batches are seen and what is learned.
+
+    Args:
+        saved: of the checkpoint.
+        current: of the run that goes on; its `ckpt_allow` names keys, or groups of them, that may
+            differ.
+
+    Raises:
+        ConfigError: the keys that differ, and how to allow them.
+    """
+    allowed, known = current["ckpt_allow"], flat(current)
+    for name in allowed:
+        if not any(_is_in(key, (name,)) for key in known):
+            raise ConfigError(f"ckpt_allow names {name!r}, which is no key of the configuration.")
+    there = flat(saved)
+    differing = [
+        (key, text)
+        for key, text in differences(saved, current).items()
+        if _decides(key, there, known) and not _is_in(key, allowed)
+    ]
+    if differing:
+        keys = ",".join(key for key, _ in differing)
+        raise ConfigError(
+            f"ckpt is of a run with another configuration: {', '.join(t for _, t in differing)}; "
+            f"set them as there, or allow them to change with ckpt_allow=[{keys}]."
+        )
+
+
+def _decides(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether a run with another value, or without the key, would be another run."""
+    if key.endswith("_target_"):  # a class of somebody's own
+        return True
+    parents = [key[:at] for at, letter in enumerate(key) if letter == "."]
+    is_own = any(f"{parent}._target_" in {**there, **here} for parent in parents)
+    if not is_own and (key not in there or key not in here):
+        return False  # new since, which says nothing of the former run
+    return _is_in(key, _DECISIVE) and not _is_in(key, _HARMLESS)
+
+
+def with_digests(config: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration with a digest behind each variable's name, so that values can be compared.
+
+    Args:
+        config: as it is written down, with names of variables in place of their values.
+        environment: digests by these names.
+    """
+
+    def told(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: told(child) for key, child in value.items()}
+        if isinstance(value, list | tuple):
+            return [told(child) for child in value]
+        if isinstance(value, str):
+            for name, digest in environment.items():
+                value = value.replace(f"${{oc.env:{name}}}", f"${{oc.env:{name}}} ({digest})")
+        return value
+
+    return {key: told(value) for key, value in config.items()}
+
+
+def _is_in(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these, or in a group that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:  # a tuple is saved as it is and typed as a list
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found
