@@ -139,6 +139,23 @@ def test_auto_does_not_go_back_to_a_history_that_was_given_up(tmp_path):
     assert read_checkpoint(last(tmp_path))["global_step"] == 9
 
 
+def test_a_run_that_was_killed_in_its_last_saves_is_finished(tmp_path):
+    # best.ckpt was there with the last step, last.ckpt stayed the one before it for ever
+    every = ("callbacks.checkpoint.every_n_steps=1", "max_steps=4", "trainer.val_check_interval=4")
+    run(tmp_path, *every)
+    folder, whole = last(tmp_path).parent, weights_of(last(tmp_path))
+    (folder / "previous.ckpt").replace(last(tmp_path))
+    (folder / "weights.safetensors").unlink()
+    assert checkpoint_to_load("auto", tmp_path) == folder / "best.ckpt"
+    result = run(tmp_path, *every, "ckpt=auto")
+    assert (result["status"], result["steps"]) == ("completed", 4)
+    assert read_checkpoint(last(tmp_path))["global_step"] == 4
+    assert all(torch.equal(whole[name], w) for name, w in weights_of(last(tmp_path)).items())
+    assert (folder / "weights.safetensors").is_file()
+    run(tmp_path, *every, "ckpt=auto")  # and again, from itself
+    assert read_checkpoint(folder / "previous.ckpt")["global_step"] == 3
+
+
 def test_a_bug_of_a_callback_is_not_the_checkpoints(tmp_path, monkeypatch):
     run(tmp_path / "one", "max_steps=1")
 

@@ -93,6 +93,14 @@ class Checkpoint(LightningCheckpoint):
             weights = training_module(pl_module).model.state_dict()
             export_weights(weights, _folder(trainer) / "weights.safetensors")
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves a run that had nothing left to train, as one that was killed in its last saves."""
+        if self._began or trainer.ckpt_path is None:
+            return
+        at_end = Path(trainer.ckpt_path).resolve() == (_folder(trainer) / "last.ckpt").resolve()
+        self._saved_step = trainer.global_step if at_end else -1
+        self.on_train_end(trainer, pl_module)
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
