@@ -175,3 +175,13 @@ def test_the_run_folder_may_be_relative_and_is_named_so(tmp_path, monkeypatch):
     assert result["run_dir"].startswith("outputs/")
     assert (tmp_path / result["run_dir"] / "result.json").is_file()
     assert run(tmp_path / "here", "max_steps=1")["run_dir"] == "here"
+
+
+def test_a_solved_run_does_not_go_on_from_its_end(tmp_path):
+    # one that was killed after its last save trained on to the next validation
+    solved = ("data.stop_at_accuracy=0.0", "trainer.val_check_interval=2")
+    first = run(tmp_path, *solved)
+    again = run(tmp_path, *solved, "ckpt=auto")
+    assert (first["steps"], again["steps"]) == (2, 2)
+    assert first["metrics"]["val/loss"] == again["metrics"]["val/loss"]
+    assert run(tmp_path, "data.stop_at_accuracy=null", "ckpt=auto")["steps"] == 6

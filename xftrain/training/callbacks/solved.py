@@ -1,6 +1,7 @@
 """Stops the run when the task is solved."""
 
 import logging
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -12,6 +13,17 @@ log = logging.getLogger(__name__)
 
 class Solved(Callback):
     """Ends training at a validation accuracy of `data.stop_at_accuracy`; never where it is null."""
+
+    def __init__(self) -> None:
+        self.accuracy: float | None = None  # at which it ended
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that was solved when its checkpoint was saved does not go on from there."""
+        target = training_module(pl_module).data.stop_at_accuracy
+        if target is None or self.accuracy is None or self.accuracy < target:
+            return
+        log.info("ckpt was solved at its step %d: nothing is left to train", trainer.global_step)
+        trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the validation that just ended."""
@@ -25,4 +37,13 @@ class Solved(Callback):
             trainer.global_step,
             100 * accuracy,
         )
+        self.accuracy = accuracy
         trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether it is solved."""
+        return {"accuracy": self.accuracy}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Whether it was."""
+        self.accuracy = state_dict["accuracy"]
