@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import statistics
 import sys
-from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from xftrain.attention.backends.auto import Auto, all_backends
+from xftrain.attention.backends.auto import Auto, all_backends, times_ms
 from xftrain.attention.biases.alibi import Alibi
-from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.interfaces import AttnBias, AttnShape
 from xftrain.markdown import table
-from xftrain.timing import in_turns, wall_ms
 
 
 class Case(NamedTuple):
@@ -88,9 +85,9 @@ def measure(case: Case, device: torch.device, dtype: torch.dtype, *, flex: bool)
         and (backend.name != "naive" or shape.B * shape.H * shape.M**2 < 2**30)
         and not backend.unsupported(bias, shape, dtype, device)
     ]
-    times = dict(
-        zip([b.name for b in backends], _times(backends, bias, shape, dtype, device), strict=True)
-    )
+    # with other inputs than auto's, and more repetitions
+    medians = times_ms(backends, bias, shape, dtype, device, seed=1, max_repeats=100)
+    times = {backend.name: ms for backend, ms in zip(backends, medians, strict=True)}
     best = min(times, key=lambda name: times[name])
     return {
         "bias": case.bias,
@@ -101,31 +98,6 @@ def measure(case: Case, device: torch.device, dtype: torch.dtype, *, flex: bool)
         "ratio": f"{times[auto.chosen.name] / times[best]:.3f}",
         **{name: f"{ms:.3f}" for name, ms in sorted(times.items())},
     }
-
-
-def _times(
-    backends: list[Backend],
-    bias: AttnBias,
-    shape: AttnShape,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> list[float]:
-    """Median milliseconds of forward and backward, with other inputs than auto's."""
-    sizes = [(shape.B, shape.M, heads, shape.K) for heads in (shape.H, shape.G, shape.G)]
-    q, k, v = (torch.randn(size, device=device, dtype=dtype, requires_grad=True) for size in sizes)
-    grad = torch.randn_like(q)
-
-    def call(backend: Backend, handle: object) -> None:
-        torch.autograd.grad(backend(q, k, v, handle), (q, k, v), grad)
-
-    calls = [partial(call, b, b.prepare(bias, shape, dtype, device)) for b in backends]
-    series = in_turns(
-        [partial(wall_ms, one, device) for one in calls],
-        budget_s=1.0,
-        min_repeats=5,
-        max_repeats=100,
-    )
-    return [statistics.median(times) for times in series]
 
 
 def main() -> int:

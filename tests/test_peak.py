@@ -24,14 +24,16 @@ from tests.training.runs import last, model_and_data, run, same_weights, small
 from xftrain import registry
 from xftrain.builder import assemble, build_loss
 from xftrain.config import validate
+from xftrain.data.counting import Counting
 from xftrain.interfaces import Batch, Loss, positions_of
 from xftrain.losses.full import Full
 from xftrain.memory import total_memory_bytes, usable_memory_bytes
 from xftrain.model import GPT, Block
-from xftrain.oom import Case, out_of_memory
+from xftrain.oom import out_of_memory
 from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
 from xftrain.peak.prediction import predict
+from xftrain.prepare import Prepared
 
 CPU = torch.device("cpu")
 ROWS, TOKENS = 3, 120
@@ -87,18 +89,19 @@ def kept_by_block(chosen: dict, is_mixed: bool, *, compiled: bool) -> tuple[int,
     return activations, casts
 
 
+def check_block(chosen: dict, is_mixed: bool, *, compiled: bool, rel: float) -> None:
+    model = gpt(**{"attn": "sdpa"} | chosen)
+    dtype = torch.bfloat16 if is_mixed else torch.float32
+    layers = run_layers(model, batch_of(), dtype, CPU, is_mixed=is_mixed, is_compiled=compiled)
+    activations, casts = kept_by_block(chosen, is_mixed, compiled=compiled)
+    assert layers.block.activations == pytest.approx(activations, rel=rel)
+    assert layers.block.casts == casts
+
+
 @pytest.mark.parametrize("is_mixed", [False, True], ids=["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("chosen", VARIANTS, ids=str)
 def test_a_block_keeps_what_is_predicted(chosen, is_mixed):
-    model = gpt(**{"attn": "sdpa"} | chosen)
-    dtype = torch.bfloat16 if is_mixed else torch.float32
-    layers = run_layers(model, batch_of(), dtype, CPU, is_mixed=is_mixed, is_compiled=False)
-    with warnings.catch_warnings():
-        # torch says that rmsnorm in two dtypes has no fused kernel
-        warnings.simplefilter("ignore")
-        activations, casts = kept_by_block(chosen, is_mixed, compiled=False)
-    assert layers.block.activations == pytest.approx(activations, rel=0.02)
-    assert layers.block.casts == casts
+    check_block(chosen, is_mixed, compiled=False, rel=0.02)
 
 
 @pytest.mark.parametrize("is_mixed", [False, True], ids=["32-true", "bf16-mixed"])
@@ -113,14 +116,7 @@ def test_a_block_keeps_what_is_predicted(chosen, is_mixed):
     ids=str,
 )
 def test_a_compiled_block_keeps_what_is_predicted(chosen, is_mixed):
-    model = gpt(**{"attn": "sdpa"} | chosen)
-    dtype = torch.bfloat16 if is_mixed else torch.float32
-    layers = run_layers(model, batch_of(), dtype, CPU, is_mixed=is_mixed, is_compiled=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        activations, casts = kept_by_block(chosen, is_mixed, compiled=True)
-    assert layers.block.activations == pytest.approx(activations, rel=0.03)
-    assert layers.block.casts == casts
+    check_block(chosen, is_mixed, compiled=True, rel=0.03)
 
 
 # ---- the whole step
@@ -390,8 +386,9 @@ def test_the_limit_is_a_share_of_what_there_is():
 
 def test_out_of_memory_names_what_saves_the_most_by_the_same_prediction():
     settings = options(attn="sdpa", num_layers=12, ffn="gelu")
-    case = Case(settings, 50304, Full(), batch_of(32, 1024), torch.float32, CPU)
-    said = str(out_of_memory(MemoryError(), case))
+    batch = batch_of(32, 1024)
+    place, data = (CPU, "32-true", torch.float32), (Counting(1024, 32, 0), Full(), 50304, batch)
+    said = str(out_of_memory(MemoryError(), Prepared(settings, {}, *place, None, *data)))
     found = re.findall(r"(?:most: |, )([^,]*)(?:, or auto[^,]*)? \(about ([\d.]+) GiB\)", said)
     assert found[0][0] == "loss=chunked"
     assert float(found[0][1]) == pytest.approx((32 - 4) * 1024 * 50304 * 12 / 2**30, rel=0.1)

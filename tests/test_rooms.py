@@ -29,8 +29,9 @@ FLOORS = [
     ["config"],
     ["builder"],
     ["peak"],
-    ["preflight", "oom"],
+    ["preflight"],
     ["prepare", "results"],
+    ["oom"],
     ["runner"],
     ["benchmark"],  # its rows of training are runs
     ["commands", "sweep_record", "sweep_table"],

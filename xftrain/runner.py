@@ -22,7 +22,7 @@ from xftrain.files import replace_text
 from xftrain.interfaces import Batch
 from xftrain.memory import is_out_of_memory, peak_memory_mib
 from xftrain.model import GPT
-from xftrain.oom import Case, out_of_memory
+from xftrain.oom import out_of_memory
 from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare, refuse_lonely_rank
 from xftrain.processes import rank
@@ -97,9 +97,7 @@ def _train(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: Stop
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        p = prepared
-        case = Case(p.options, p.vocab_size, p.loss, p.batch, p.dtype, p.device)
-        raise out_of_memory(error, case) from error
+        raise out_of_memory(error, prepared) from error
 
 
 def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:

@@ -70,7 +70,9 @@ def test_a_choice_that_is_not_the_fastest_is_found(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["check_auto", "--device", "cpu", "--tokens", "64"])
     # no clock decides in a test: sdpa is the fastest, and auto takes naive
     fake = {"naive": 2.0, "sdpa": 1.0, "xformers": 1.5}
-    monkeypatch.setattr(check_auto, "_times", lambda backends, *_: [fake[b.name] for b in backends])
+    monkeypatch.setattr(
+        check_auto, "times_ms", lambda backends, *_, **__: [fake[b.name] for b in backends]
+    )
     monkeypatch.setattr(Auto, "choose", lambda self, *_: setattr(self, "chosen", Naive()))
     assert check_auto.main() == 1
     assert "0 of 1 within 1.03" in capsys.readouterr().out

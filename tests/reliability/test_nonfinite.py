@@ -105,19 +105,27 @@ def test_weights_that_are_not_finite_are_named(tmp_path):
         run(tmp_path / "on", f"ckpt={tmp_path / 'bad.ckpt'}")
 
 
+class Times(torch.autograd.Function):
+    """The same forward; backward, the gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None
+
+
+def spoil_gradients(monkeypatch, factor):
+    forward = SwiGLU.forward
+    monkeypatch.setattr(SwiGLU, "forward", lambda self, x: Times.apply(forward(self, x), factor))
+
+
 @pytest.mark.fault("inf in a gradient")
 def test_a_gradient_alone_is_named(tmp_path, monkeypatch):
-    class Bad(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad * float("inf")
-
-    forward = SwiGLU.forward
-    monkeypatch.setattr(SwiGLU, "forward", lambda self, x: Bad.apply(forward(self, x)))
+    spoil_gradients(monkeypatch, float("inf"))
     with pytest.raises(
         RunError, match=r"the loss is finite; first in the gradient of embed\.weight"
     ):
@@ -167,17 +175,7 @@ def test_an_infinite_loss_is_left_out_by_grad_scaler_too(on_nonfinite):
 @pytest.mark.fault("NaN in every gradient, fp16")
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_a_scale_that_falls_for_ever_is_an_error(tmp_path, monkeypatch, on_nonfinite):
-    class Bad(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad * float("nan")
-
-    forward = SwiGLU.forward
-    monkeypatch.setattr(SwiGLU, "forward", lambda self, x: Bad.apply(forward(self, x)))
+    spoil_gradients(monkeypatch, float("nan"))
     here = ("trainer=gpu", "trainer.precision=16-mixed", "max_steps=60", "callbacks.sample=null")
     with pytest.raises(RunError, match=r"its scale is .*first in the gradient of embed\.weight"):
         run(tmp_path, *here, f"on_nonfinite={on_nonfinite}")

@@ -111,11 +111,11 @@ class Auto(Backend):
             self.trials = list(trials.values())
             log.info("attention: auto takes %s, the first that runs", self.chosen.name)
             return
-        times_ms = _time_all(runnable, bias, shape, dtype, device)
-        for backend, ms in zip(runnable, times_ms, strict=True):
+        medians = times_ms(runnable, bias, shape, dtype, device)
+        for backend, ms in zip(runnable, medians, strict=True):
             kernel = backend.kernel(bias, shape, dtype, device)
             trials[backend.name] = Trial(backend.name, kernel, ms)
-        self.chosen = runnable[times_ms.index(min(times_ms))]
+        self.chosen = runnable[medians.index(min(medians))]
         self.trials = sorted(trials.values(), key=lambda trial: trial.ms or float("inf"))
         log.info("%s", self.table(shape, dtype))
 
@@ -157,16 +157,31 @@ def _too_large(shape: AttnShape) -> list[str]:
     return []
 
 
-def _time_all(
+def times_ms(
     backends: list[Backend],
     bias: AttnBias,
     shape: AttnShape,
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    seed: int = 0,
+    max_repeats: int = _MAX_REPEATS,
 ) -> list[float]:
-    """Median milliseconds of each, their repetitions interleaved so that drift hits all alike."""
+    """Median milliseconds of each, forward and backward.
+
+    Their repetitions are interleaved, so that drift hits all alike.
+
+    Args:
+        backends: those that run this.
+        bias: facts of the batch.
+        shape: sizes of the call.
+        dtype: of q, k and v.
+        device: where to time them.
+        seed: of q, k and v.
+        max_repeats: repetitions at most.
+    """
     B, M, H, G, K = shape.B, shape.M, shape.H, shape.G, shape.K
-    generator = torch.Generator(device).manual_seed(0)  # leaves the run's own random state alone
+    generator = torch.Generator(device).manual_seed(seed)  # leaves the run's own random state alone
 
     def fresh(heads: int) -> Tensor:
         x = torch.randn(B, M, heads, K, generator=generator, device=device, dtype=torch.float32)
@@ -183,6 +198,6 @@ def _time_all(
             [partial(wall_ms, partial(call, index), device) for index in range(len(backends))],
             budget_s=_BUDGET_S,
             min_repeats=_MIN_REPEATS,
-            max_repeats=_MAX_REPEATS,
+            max_repeats=max_repeats,
         )
     return [statistics.median(series) for series in times]
