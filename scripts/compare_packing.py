@@ -24,6 +24,7 @@ from torch import Tensor
 from xftrain import builder, compose, registry
 from xftrain.config import validate
 from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource
+from xftrain.kernels.matmul import begin_choosing
 from xftrain.markdown import table
 from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
@@ -58,6 +59,7 @@ def train(options: dict[str, Any], data: DataSource, batches: list[Batch]) -> li
     device, precision = resolve(trainer["accelerator"], trainer["precision"])
     dtype = compute_dtype(precision)
     loss = builder.build_loss(options)
+    begin_choosing(options["matmul"])
     torch.manual_seed(0)
     model: GPT = builder.build_model(options, data).to(device)
     optimizer, _ = registry.build("optim", "optim", options["optim"]).build(model, 1000)

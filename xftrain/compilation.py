@@ -1,7 +1,12 @@
 """How torch.compile behaves here: it compiles, or says that it cannot."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch._functorch.config
+
+_products: list[Any] = []  # operators of ours that are matrix products
 
 
 def begin_compiling(activation_budget: float = 1.0) -> None:
@@ -11,12 +16,35 @@ def begin_compiling(activation_budget: float = 1.0) -> None:
         activation_budget: share of the activations to keep for the backward pass.
     """
     allow_many_shapes()
+    _weigh_own_products()
     torch._functorch.config.activation_memory_budget = activation_budget
 
 
 def end_compiling() -> None:
     """What compiles next in this process, as FlexAttention, keeps its activations."""
     torch._functorch.config.activation_memory_budget = 1.0
+
+
+def declare_products(operators: Sequence[Any]) -> None:
+    """Says which operators are matrix products, for a budget to recompute others before them."""
+    _products.extend(operators)
+
+
+def _weigh_own_products() -> None:
+    """torch knows its own products; any other operator it takes for cheap, and drops it first."""
+    from torch._functorch import partitioners  # imports much
+
+    known: Callable[[], Any] = partitioners.get_default_op_list
+    if getattr(known, "has_ours", False):
+        return
+
+    def with_ours() -> Any:
+        found = known()
+        found.compute_intensive_ops.update(_products)
+        return found
+
+    with_ours.has_ours = True  # type: ignore[attr-defined]
+    partitioners.get_default_op_list = with_ours
 
 
 def allow_many_shapes() -> None:

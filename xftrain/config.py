@@ -53,6 +53,7 @@ class Root:
     max_steps: PositiveInt = 400
     seed: Seed = 0
     compile: Any = False
+    matmul: Any = "auto"
     deterministic: bool = False
     ckpt: str | None = None
     ckpt_allow: list[str] = field(default_factory=list)
@@ -256,6 +257,7 @@ def _root_fields(schema: type) -> dict[str, Field]:
         root["accelerator"] = _trainer_fields()["accelerator"]
     else:
         root["compile"] = Field(bool | Literal["cudagraphs"], False)
+        root["matmul"] = Field(Literal["auto", "torch"], "auto")
         root |= fields_of("xftrain.training.nonfinite", "NonFiniteGuard")
     return root
 

@@ -16,6 +16,7 @@ from xftrain.errors import ConfigError
 from xftrain.fields import Fraction, PositiveFloat, PositiveInt, Probability
 from xftrain.initialization import initialize
 from xftrain.interfaces import AttnBias, AttnShape, Backend, BiasRecipe, positions_of
+from xftrain.layers.linear import Linear
 from xftrain.layers.positions.rope import rotate
 
 Rotation = tuple[Tensor, Tensor] | None
@@ -38,7 +39,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm_attn, self.norm_ffn = norms
         self.heads, self.ffn = heads, ffn
-        self.out = nn.Linear(dim, dim, bias=linear_bias)
+        self.out = Linear(dim, dim, bias=linear_bias)
         self.dropout = dropout
 
     def forward(
@@ -126,12 +127,11 @@ class GPT(nn.Module):
             for _ in range(num_layers)
         )
         self.norm = make_norm(dim, linear_bias)
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.head = Linear(dim, vocab_size, bias=False)
         if tie_embeddings:
             self.head.weight = self.embed.weight
         self.uninitialized = initialize(self, init_std, num_layers)
         self._handle: tuple[Any, Any] | None = None  # (facts, handle) of the last batch
-        self._graphed: Callable[..., Tensor] | None = None
 
     @property
     def num_kv_heads(self) -> int:
@@ -179,18 +179,9 @@ class GPT(nn.Module):
         if packed:
             self.attention = torch.compiler.disable(self.backend)
 
-    def compile_graphs(self) -> None:
-        """Compiles all of it into two CUDA graphs, forward and backward, for batches of one shape.
-
-        A small model waits for Python to launch its kernels; a graph is launched at once.
-        """
-        begin_compiling(self.activation_budget)
-        self._graphed = torch.compile(self._hidden, mode="reduce-overhead")
-
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
         """Runs the blocks as they are written, for hooks that compiled code does not call."""
-        graphed, self._graphed = self._graphed, None
         parts = [*self.blocks, self.norm]
         compiled = [part._compiled_call_impl for part in parts]
         for part in parts:
@@ -200,7 +191,6 @@ class GPT(nn.Module):
         finally:
             for part, call in zip(parts, compiled, strict=True):
                 part._compiled_call_impl = call
-            self._graphed = graphed
 
     def check_length(self, num_positions: int) -> None:
         """Raises ConfigError where a document is longer than the model has positions."""
@@ -233,18 +223,6 @@ class GPT(nn.Module):
             handles: what `prepare` gave, or a list of one handle a layer.
             attention: computes attention instead of the backend, and outside compiled code.
         """
-        if self._graphed is None or attention is not None:
-            return self._hidden(tokens_BM, positions_1M, handles, attention)
-        torch.compiler.cudagraph_mark_step_begin()
-        return self._graphed(tokens_BM, positions_1M, handles)
-
-    def _hidden(
-        self,
-        tokens_BM: Tensor,
-        positions_1M: Tensor,
-        handles: Any,
-        attention: Attention | None = None,
-    ) -> Tensor:
         eager = attention is not None
         attention = self.attention if attention is None else attention
         x_BMD = self.pos.embed(self.embed(tokens_BM), positions_1M)

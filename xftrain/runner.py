@@ -20,6 +20,7 @@ from xftrain.config_tree import config_tree
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.files import replace_text
 from xftrain.interfaces import Batch
+from xftrain.kernels.matmul import begin_choosing, end_choosing
 from xftrain.memory import is_out_of_memory, peak_memory_mib
 from xftrain.model import GPT
 from xftrain.oom import out_of_memory
@@ -31,6 +32,7 @@ from xftrain.training import distributed
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
 from xftrain.training.callbacks.watchdog import Watchdog
+from xftrain.training.graphed_loop import GraphedLoop
 from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import NonFiniteGuard
@@ -86,6 +88,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             distributed.disconnect()
             torch.use_deterministic_algorithms(was_deterministic)
             end_compiling()
+            end_choosing()
     say_how_it_went(result, has_board=any(map(_is_board, options["logger"].values())))
     return result
 
@@ -111,12 +114,10 @@ def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSi
     result["kernel"] = kernel = _choose_kernel(model, batch, device, prepared.dtype)
     predicted = plan_memory(options, model, prepared.loss, batch, prepared.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
+    begin_choosing(options["matmul"])
     if options["compile"]:
         torch._dynamo.reset()  # of a former run in this process, whose blocks were others
-        if options["compile"] == "cudagraphs":
-            model.compile_graphs()
-        else:
-            model.compile_blocks(packed=batch.seqlens is not None)
+        model.compile_blocks(packed=batch.seqlens is not None)
 
     optim = registry.build("optim", "optim", options["optim"])
     guard = NonFiniteGuard(**{key: options[key] for key in config.GUARD_KEYS})
@@ -156,6 +157,8 @@ def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSi
             "precision": precision,
         },
     )
+    if options["compile"] == "cudagraphs":
+        trainer.fit_loop.epoch_loop = GraphedLoop(trainer, module)
 
     def known() -> dict[str, Any]:
         reached = {"steps": trainer.global_step, "metrics": dict(module.latest)}

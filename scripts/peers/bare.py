@@ -14,6 +14,7 @@ from peers.loop import Trained, options_of, train
 from peers.setup import Setup
 from xftrain import builder
 from xftrain.interfaces import positions_of
+from xftrain.kernels.matmul import begin_choosing
 from xftrain.training.hardware import compute_dtype
 
 
@@ -27,6 +28,7 @@ def measure(setup: Setup) -> dict[str, Any]:
     facts = model.attention_facts(*sizes, None)
     place = (compute_dtype(setup.precision), torch.device(setup.device))
     kernel = model.backend.kernel(*facts, *place)
+    begin_choosing(options["matmul"])
     if setup.compile:
         model.compile_blocks(packed=False)
     positions_1M = positions_of(setup.sizes.seq, None).to(setup.device)

@@ -59,11 +59,12 @@ def test_three_times_continued_is_the_same_run(tmp_path, case):
 @pytest.mark.cuda
 @pytest.mark.fault("continued three times, GPU")
 @pytest.mark.parametrize("backend", ["naive", "sdpa", "xformers", "flex", "auto"])
-@pytest.mark.parametrize("case", [*CASES, "fp16 with GradScaler", "compiled"])
+@pytest.mark.parametrize("case", [*CASES, "fp16 with GradScaler", "compiled", "graphed"])
 def test_three_times_continued_is_the_same_run_on_a_gpu(tmp_path, case, backend):
     more = {
         "fp16 with GradScaler": ("trainer.precision=16-mixed",),
         "compiled": ("compile=true", "trainer.precision=bf16-mixed"),
+        "graphed": ("compile=cudagraphs", "trainer.precision=bf16-mixed"),
     }
     overrides = ("trainer=gpu", f"model.attn={backend}", "seq=128", "batch_tokens=1024")
     try:

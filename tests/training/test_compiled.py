@@ -22,27 +22,18 @@ GPU = ("trainer=gpu", "model.attn=sdpa", "trainer.precision=bf16-mixed", "model.
     "how",
     [
         ["compile=true"],
-        ["compile=cudagraphs"],
-        ["compile=cudagraphs", "loss=full"],
         ["compile=true", "model.activation_budget=0.3"],
         ["compile=true", "model.activation_checkpointing=true"],
     ],
     ids=" ".join,
 )
 def test_a_compiled_run_learns_the_same(tmp_path, how):
-    from torch._inductor.cudagraph_trees import get_manager  # imports much
-
-    counters.clear()
-    # validation in the midst of it is another graph, and the last batch is not the last of a graph
     longer = ("max_steps=30", "trainer.val_check_interval=10", "optim.lr=0.01")
     plain = run(tmp_path / "plain", *GPU, *longer)["metrics"]
     compiled = run(tmp_path / "compiled", *GPU, *longer, *how)["metrics"]
     assert compiled["val/loss"] == pytest.approx(plain["val/loss"], rel=0.03)
     assert compiled["train/grad_norm"] == pytest.approx(plain["train/grad_norm"], rel=0.2)
     assert plain["val/loss"] < 3.0  # of log 64 = 4.16 at the start
-    if "compile=cudagraphs" in how:  # inductor leaves them out without a word where it cannot
-        assert counters["inductor"]["cudagraph_skips"] == 0
-        assert get_manager(torch.cuda.current_device(), create_if_none_exists=False) is not None
 
 
 @pytest.mark.cuda

@@ -14,7 +14,9 @@ from xftrain.interfaces import IGNORED_LABEL
 
 log = logging.getLogger(__name__)
 
-_BLOCK = 8192  # logits at a time; of 1,024 to 65,536 the fastest on an H100, with 16 warps
+# logits at a time, and neighbours of a thread: with 32 warps, few enough rows are under way on an
+# H100 to be found in its cache when they are read again
+_BLOCK, _GROUP = 8192, 8
 
 
 def softmax_gradient_(
@@ -73,7 +75,7 @@ def _with_triton(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tu
     num_rows, vocab_size = logits_NV.shape
     losses_N = torch.empty(num_rows, device=logits_NV.device, dtype=torch.float32)
     correct_N = torch.empty(num_rows, device=logits_NV.device, dtype=torch.bool)
-    block = min(_BLOCK, 1 << (vocab_size - 1).bit_length())
+    block = max(_GROUP, min(_BLOCK, 1 << (vocab_size - 1).bit_length()))
     with torch.cuda.device(logits_NV.device):
         softmax_gradient_kernel[(num_rows,)](
             logits_NV,
@@ -86,6 +88,7 @@ def _with_triton(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tu
             NEEDS_GRAD=needs_grad,
             LOWEST=torch.finfo(torch.float32).min,
             BLOCK=block,
-            num_warps=16 if block >= 8192 else 4,
+            GROUP=_GROUP,
+            num_warps=32 if block >= _BLOCK else 4,
         )
     return losses_N, correct_N

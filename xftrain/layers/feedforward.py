@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from xftrain.fields import PositiveInt
+from xftrain.layers.linear import Linear
 
 
 def plain_width(dim: int) -> int:
@@ -33,8 +34,8 @@ class FeedForward(nn.Module, ABC):
     ) -> None:
         super().__init__()
         hidden_dim = hidden_dim or plain_width(dim)
-        self.up = nn.Linear(dim, hidden_dim, bias=linear_bias)
-        self.down = nn.Linear(hidden_dim, dim, bias=linear_bias)
+        self.up = Linear(dim, hidden_dim, bias=linear_bias)
+        self.down = Linear(hidden_dim, dim, bias=linear_bias)
 
     @abstractmethod
     def activation(self, x: Tensor) -> Tensor:
@@ -59,8 +60,8 @@ class GatedFeedForward(nn.Module, ABC):
     ) -> None:
         super().__init__()
         hidden_dim = hidden_dim or gated_width(dim)
-        self.up = nn.Linear(dim, 2 * hidden_dim, bias=linear_bias)
-        self.down = nn.Linear(hidden_dim, dim, bias=linear_bias)
+        self.up = Linear(dim, 2 * hidden_dim, bias=linear_bias)
+        self.down = Linear(hidden_dim, dim, bias=linear_bias)
 
     @abstractmethod
     def activation(self, x: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from xftrain.layers.linear import Linear
+
 
 class QKVProjection(nn.Module):
     """One matrix product for q, k and v.
@@ -20,7 +22,7 @@ class QKVProjection(nn.Module):
         assert dim % num_heads == 0 and num_heads % num_kv_heads == 0
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = dim // num_heads
-        self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=linear_bias)
+        self.qkv = Linear(dim, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=linear_bias)
 
     def forward(self, x_BMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q_BMHK, k_BMGK and v_BMGK, as views of the product."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xftrain.fields import PositiveInt
 from xftrain.interfaces import IGNORED_LABEL, LossSums
+from xftrain.kernels.matmul import product_
 from xftrain.kernels.softmax_gradient import softmax_gradient_
 
 
@@ -76,7 +77,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             for start in range(0, num_tokens, chunk_tokens):
                 here = slice(start, start + chunk_tokens)
                 x = x_ND[here].to(dtype)
-                logits = torch.mm(x, weight.t(), out=buffer[: x.shape[0]])
+                logits = product_(x, weight.t(), buffer[: x.shape[0]])
                 losses, correct = softmax_gradient_(logits, labels_N[here], needs_grad=needs_grad)
                 loss += losses.sum()
                 num_correct += correct.sum()

@@ -62,6 +62,7 @@ class TrainingModule(LightningModule):
         self.seed, self.saved = seed, saved
         self.last_sums: LossSums | None = None  # of the last batch
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
+        self.lr = 0.0  # of the last step; after it, the schedule shows the next one's
         self.latest: dict[str, float] = {}  # last fetched metrics, by TensorBoard's names
         self.recorded_at = -1  # optimizer step of the last fetched training metrics
         self.validated_at = -1  # optimizer step of the last validation
@@ -179,19 +180,44 @@ class TrainingModule(LightningModule):
         Waits for the device at the steps whose metrics are recorded, and at no other.
         """
         assert self._step_loss is not None
-        step, loss = self.trainer.global_step + 1, self._step_loss
+        self.lr = optimizer.param_groups[0]["lr"]
+        self.grad_norm = self.clip(optimizer, self._step_loss)
+        self.end_step()
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What scales the loss in float16."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def clip(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """Clips to the norm, which it returns, and has the optimizer leave out what is not finite.
+
+        Args:
+            optimizer: with the gradients in place.
+            loss: of the step's batches.
+        """
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            self.guard.judge(optimizer, loss, None, step)
+        if self.scaler is not None:
+            self.guard.judge(optimizer, loss, None)
             if takes_flag(optimizer):
-                scaler.unscale_(optimizer)  # of others Lightning has done it
-        limit = math.inf if gradient_clip_val is None else gradient_clip_val
+                self.scaler.unscale_(optimizer)  # of others Lightning has done it
+        limit = self.trainer.gradient_clip_val
         # the optimizer's own list: walking the modules again would cost more than the clipping
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        if scaler is None:
-            self.guard.judge(optimizer, loss, self.grad_norm, step)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        if self.scaler is None:
+            self.guard.judge(optimizer, loss, norm)
+        return norm
+
+    def take(self, sums: LossSums, grad_norm: Tensor) -> None:
+        """What a step has left that was made in one piece, by way of `clip`."""
+        self.last_sums, self.grad_norm = sums, grad_norm
+        self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Notes what was judged; at a record, ends the run where a step was not finite."""
+        self.guard.note(self.trainer.global_step + 1)
         if self.logs_this_step() or self.guard.is_full():
             self.guard.check(self)
 

@@ -51,6 +51,7 @@ class NonFiniteGuard:
         self.num_skipped = 0  # steps left out, as of the last check
         self.last_skipped = -1  # the last of them
         self._flags: Tensor | None = None  # 1 for each step since the last check that is not finite
+        self._is_bad: Tensor | None = None  # the step that was judged last
         self._any: Tensor | None = None  # whether there was one at all
         self._steps: list[int] = []  # since the last check
 
@@ -59,28 +60,25 @@ class NonFiniteGuard:
         optimizer: torch.optim.Optimizer,
         loss: Tensor,
         norm: Tensor | None,
-        step: int,
     ) -> None:
         """Looks at the step that is about to be made, with a few small kernels.
+
+        It can be recorded in a CUDA graph, whose replays judge anew.
 
         Args:
             optimizer: with the gradients in place.
             loss: of the step's batches.
             norm: of the gradients, which all ranks share; None where GradScaler
                 steps the optimizer, which looks at them, and has not done so yet.
-            step: its number, from 1.
         """
         # the same on all ranks, which are to decide alike
         seen = distributed.sum_over_ranks(loss) + (0.0 if norm is None else norm)
         seen = seen.detach()
-        if self._flags is None or self._any is None:
-            self._flags = torch.zeros(_MAX_STEPS, device=seen.device)
-            self._any = torch.zeros((), device=seen.device)
-        is_bad = self._flags[len(self._steps) % _MAX_STEPS]
-        torch.ne(seen - seen, 0, out=is_bad)  # of NaN and inf, what is left is NaN
-        torch.maximum(self._any, is_bad, out=self._any)
-        self._steps.append(step)
-        left_out = self._any if self.stops else is_bad
+        if self._is_bad is None or self._any is None:
+            self._is_bad, self._any = torch.zeros(2, device=seen.device).unbind()
+        torch.ne(seen - seen, 0, out=self._is_bad)  # of NaN and inf, what is left is NaN
+        torch.maximum(self._any, self._is_bad, out=self._any)
+        left_out = self._any if self.stops else self._is_bad
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if not takes_flag(optimizer):  # one of the user's own: the host has to wait
             if left_out:
@@ -92,6 +90,18 @@ class NonFiniteGuard:
             grad = next(p.grad for p in reversed(parameters) if p.grad is not None)
             first = grad[(slice(0, 1),) * grad.ndim]  # one number, however it is stored
             first.add_(torch.where(left_out > 0, torch.nan, 0.0))
+
+    def note(self, step: int) -> None:
+        """Keeps what was judged, for the next check.
+
+        Args:
+            step: its number, from 1.
+        """
+        assert self._is_bad is not None
+        if self._flags is None:
+            self._flags = torch.zeros(_MAX_STEPS, device=self._is_bad.device)
+        self._flags[len(self._steps) % _MAX_STEPS].copy_(self._is_bad)
+        self._steps.append(step)
 
     def is_full(self) -> bool:
         """Whether the next step needs a check before it, for the place to note it."""
@@ -135,7 +145,7 @@ class NonFiniteGuard:
 
 def _refuse_lost_scale(module: TrainingModule, step: int) -> None:
     """GradScaler goes on for ever where each gradient is NaN, and every step is left out."""
-    scaler = getattr(module.trainer.precision_plugin, "scaler", None)
+    scaler = module.scaler
     if scaler is None or scaler.get_scale() >= _MIN_SCALE:
         return
     raise RunError(

@@ -3,6 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from xftrain.kernels.linear_functions import chooses, chosen_gelu_mlp
 from xftrain.layers.feedforward import FeedForward
 
 
@@ -12,3 +13,9 @@ class GELU(FeedForward):
     def activation(self, x: Tensor) -> Tensor:
         """`gelu(x)`."""
         return F.gelu(x, approximate="tanh")
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        """[B, M, D] to [B, M, D]; of large products on a GPU, GELU is a part."""
+        if chooses(x_BMD, self.up, self.down):
+            return chosen_gelu_mlp(x_BMD, self.up.weight, self.down.weight)
+        return super().forward(x_BMD)

@@ -33,7 +33,6 @@ class Metrics(Callback):
     def __init__(self) -> None:
         self.tokens_per_s: list[float] = []  # of each interval
         self._tokens = 0
-        self._lr = 0.0  # of the last optimizer step
         self._steps_at_record = 0
         self._started = 0.0
         self._paused_at: float | None = None
@@ -56,12 +55,6 @@ class Metrics(Callback):
         log_text(trainer.loggers, "speed/mfu_formula", said)
         self._steps_at_record = trainer.global_step
         self._started = time.perf_counter()
-
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Keeps the rate that this step takes; after it, the schedule shows the next one's."""
-        self._lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
         self,
@@ -102,7 +95,7 @@ class Metrics(Callback):
             "train/loss": loss,
             "train/accuracy": num_correct / num_labels,
             **_unit(module, batch, float(sums.loss), loss),
-            "optim/lr": self._lr,
+            "optim/lr": module.lr,
             "speed/tokens_per_s": tokens_per_s,
             "speed/step_ms": elapsed / steps * 1e3,
             "speed/tflops": tokens_per_s * self._flops_per_token / 1e12,

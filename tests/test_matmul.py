@@ -1,0 +1,216 @@
+"""Products by a chosen algorithm are the products that torch makes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.training.runs import run
+from xftrain.compilation import begin_compiling, end_compiling
+from xftrain.kernels import cublaslt, linear_functions, matmul
+from xftrain.kernels.linear_functions import chosen_gelu_mlp, chosen_linear
+from xftrain.layers.ffn.gelu import GELU
+from xftrain.layers.linear import Linear
+
+N, D, H = 24, 16, 40
+
+
+def mlp(x, up, down):
+    return F.gelu(x @ up.t(), approximate="tanh") @ down.t()
+
+
+def gradients(function, *inputs):
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    out = function(*inputs)
+    torch.manual_seed(1)
+    return [out, *torch.autograd.grad(out, inputs, torch.randn(out.shape).to(out))]
+
+
+def inputs(dtype=torch.float64, device="cpu", sizes=(N, D, H)):
+    torch.manual_seed(0)
+    n, d, h = sizes
+    x = torch.randn(2, n // 2, d, dtype=dtype, device=device)
+    up, down = (torch.randn(*s, dtype=dtype, device=device) / 4 for s in ((h, d), (d, h)))
+    return x, up, down
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_layers_and_their_gradients_are_torchs(compiled):
+    how = torch.compile if compiled else lambda function: function
+    x, up, down = inputs()
+    pairs = [
+        (gradients(how(chosen_linear), x, up), gradients(F.linear, x, up)),
+        (gradients(how(chosen_gelu_mlp), x, up, down), gradients(mlp, x, up, down)),
+    ]
+    for ours, expected in pairs:
+        for one, other in zip(ours, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_the_operators_are_what_torch_compile_takes_them_for():
+    x, up, down = (tensor.flatten(0, -2) for tensor in inputs())
+    h = x @ up.t()
+    for op, args in (
+        (matmul.linear, (x, up)),
+        (matmul.linear_input_gradient, (h, up)),
+        (matmul.linear_gelu, (x, up)),
+        (matmul.gelu_linear_gradient, (x, down, h)),
+    ):
+        torch.library.opcheck(op, args)
+
+
+def test_their_operations_are_counted():
+    x, up, down = (tensor.flatten(0, -2) for tensor in inputs())
+    with FlopCounterMode(display=False) as counter:
+        gradients(chosen_gelu_mlp, x, up, down)
+    assert counter.get_total_flops() == 3 * 2 * (2 * N * D * H)  # forward, and twice backward
+
+
+class Half(nn.Module):
+    """The half of a block that has most products."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = {"qkv": (3 * D, D), "out": (D, D), "up": (4 * D, D), "down": (D, 4 * D)}
+        for name, size in sizes.items():
+            setattr(self, name, nn.Parameter(torch.randn(size)))
+
+    def forward(self, x):
+        q, k, v = chosen_linear(F.layer_norm(x, (D,)), self.qkv)[:, None].split(D, -1)
+        y = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        x = x + chosen_linear(y, self.out)
+        return x + chosen_gelu_mlp(F.layer_norm(x, (D,)), self.up, self.down)
+
+
+def test_a_budget_drops_first_what_saves_most_for_its_price():
+    wide, kept = (2 * N, 4 * D), {}  # gelu(h) and h
+    for budget in (1.0, 0.5, 0.1):
+        torch._dynamo.reset()
+        begin_compiling(budget)
+        try:
+            out = torch.compile(Half())(torch.randn(2, N, D, requires_grad=True))
+        finally:
+            end_compiling()
+        kept[budget] = [tuple(tensor.shape) for tensor in out.grad_fn.saved_tensors]
+    attention = (2, 1, N, D)
+    assert [kept[budget].count(wide) for budget in kept] == [2, 0, 0]
+    assert [kept[budget].count(attention) >= 3 for budget in kept] == [True, True, False]
+
+
+def test_layers_ask_whether_to_choose(monkeypatch):
+    layer, ffn, asked = Linear(D, H, bias=False), GELU(D, linear_bias=False), []
+
+    def chooses(x, *layers):
+        asked.append(layers)
+        return True
+
+    for module in ("xftrain.layers.linear", "xftrain.layers.ffn.gelu"):
+        monkeypatch.setattr(f"{module}.chooses", chooses)
+    x = torch.randn(3, D)
+    torch.testing.assert_close(layer(x), nn.Linear.forward(layer, x))
+    torch.testing.assert_close(ffn(x), ffn.down(ffn.activation(ffn.up(x))))
+    assert asked[:2] == [(layer,), (ffn.up, ffn.down)]
+
+
+@pytest.mark.parametrize(
+    ("change", "chosen"),
+    [
+        ({}, True),
+        ({"sizes": (64, 64, 64)}, False),  # small
+        ({"dtype": torch.float32}, False),
+        ({"bias": True}, False),
+        ({"how": "torch"}, False),
+        ({"exact": True}, False),
+    ],
+    ids=str,
+)
+def test_what_is_chosen(monkeypatch, change, chosen):
+    case = {"sizes": (4096, 2048, 2048), "dtype": torch.bfloat16, "bias": False, "how": "auto"}
+    case |= {"exact": False} | change
+    n, d, h = case["sizes"]
+    monkeypatch.setattr(matmul, "has_cublaslt", lambda: True)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: case["exact"])
+    matmul.begin_choosing(case["how"])
+    try:
+        layer = Linear(d, h, bias=case["bias"])
+        x = torch.empty(n, d, dtype=case["dtype"])
+        monkeypatch.setattr(linear_functions, "_on_gpu", lambda tensor: True)
+        assert linear_functions.chooses(x, layer) is chosen
+    finally:
+        matmul.end_choosing()
+
+
+def test_a_run_ends_choosing(tmp_path):
+    run(tmp_path, "max_steps=1")
+    assert not matmul._is_chosen
+
+
+LARGE = (8192, 1024, 4096)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_gpu_they_are_as_exact_as_torchs(dtype):
+    exact = inputs(torch.float64, "cuda", LARGE)
+    halves = [tensor.to(dtype) for tensor in exact]
+    exact = [tensor.double() for tensor in halves]
+    matmul.begin_choosing("auto")
+    matmul._choices.clear()
+    try:
+        ours = gradients(chosen_gelu_mlp, *halves)
+        ours += gradients(chosen_linear, *halves[:2])
+    finally:
+        matmul.end_choosing()
+    # up, down and their gradients; the linear layer's input gradient is that of up
+    assert len(matmul._choices) == 5, "each product is measured once"
+    torchs = gradients(mlp, *halves) + gradients(F.linear, *halves[:2])
+    expected = gradients(mlp, *exact) + gradients(F.linear, *exact[:2])
+    for one, other, right in zip(ours, torchs, expected, strict=True):
+        error = (one.double() - right).norm() / right.norm()
+        assert error <= 1.05 * (other.double() - right).norm() / right.norm()
+
+
+@pytest.mark.cuda
+def test_every_algorithm_that_is_proposed_is_right():
+    made = inputs(torch.float32, "cuda", LARGE)
+    x, up, down = (tensor.to(torch.bfloat16).flatten(0, -2) for tensor in made)
+    h = x @ up.t()
+    grad = torch.randn_like(x)
+    epilogue = cublaslt.Epilogue
+    cases = [
+        (epilogue.NONE, x, up.t(), None, h),
+        (epilogue.GELU, x, up.t(), torch.empty_like(h), F.gelu(h, approximate="tanh")),
+        (
+            epilogue.GELU_GRADIENT,
+            grad,
+            down,
+            h,
+            torch.ops.aten.gelu_backward(grad @ down, h, approximate="tanh"),
+        ),
+    ]
+    for kind, a, b, second, expected in cases:
+        plan = cublaslt.Plan(a, b, kind)
+        assert len(plan.proposals) > 1
+        for index in range(len(plan.proposals)):
+            out = torch.full_like(expected, torch.nan)
+            plan.launch(index, a, b, out, second)
+            torch.testing.assert_close(out, expected, rtol=0.03, atol=0.03)
+        if kind == epilogue.GELU:
+            torch.testing.assert_close(second, h, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", ["compile=false", "compile=true", "compile=cudagraphs"])
+def test_a_run_that_chooses_learns_the_same(tmp_path, how):
+    words = ("trainer=gpu", "model.attn=sdpa", "trainer.precision=bf16-mixed", "model.dim=512")
+    large = ("model.num_layers=2", "model.ffn=gelu", "batch_tokens=16384", "seq=128")
+    longer = ("max_steps=25", "optim.lr=0.002", "data.stop_at_accuracy=null", how)
+    matmul._choices.clear()
+    ours = run(tmp_path / "auto", *words, *large, *longer)["metrics"]
+    assert len(matmul._choices) >= 6
+    torchs = run(tmp_path / "torch", *words, *large, *longer, "matmul=torch")["metrics"]
+    assert ours["train/loss"] == pytest.approx(torchs["train/loss"], rel=0.02)
+    assert ours["train/grad_norm"] == pytest.approx(torchs["train/grad_norm"], rel=0.2)

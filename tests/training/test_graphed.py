@@ -1,0 +1,178 @@
+"""Steps that are replayed as graphs make the run that is made without; on a CPU by a stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from tests.training.runs import last, rows_of, run, same_weights
+from xftrain import preflight, runner
+from xftrain.errors import ConfigError, RunError
+from xftrain.interfaces import LossSums
+from xftrain.model import GPT
+from xftrain.training import step_graphs
+from xftrain.training.checkpoint import read_checkpoint
+from xftrain.training.step_graphs import Outcome
+
+
+class Again:
+    """Replays by doing it again, and leaves the outcome in one place, as a graph does."""
+
+    made = 0
+    warming_up = nullcontext
+
+    def __call__(self, make: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
+        zeros = torch.zeros(4).unbind()
+        held = Outcome(LossSums(zeros[0], zeros[1].long(), zeros[2].long()), zeros[3])
+
+        def replay() -> None:
+            type(self).made += 1
+            sums, grad_norm = make()
+            held.grad_norm.copy_(grad_norm)
+            for place, value in zip(held.sums, sums, strict=True):
+                place.copy_(value) if value is not None else None
+
+        return replay, held
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(step_graphs, "Recorder", Again)
+    monkeypatch.setattr(preflight, "_check_graphs", lambda *args: None)
+    monkeypatch.setattr(GPT, "compile_blocks", lambda self, packed: None)
+    monkeypatch.setattr(Again, "made", 0)
+
+
+RUN = ("max_steps=12", "trainer.val_check_interval=5", "model.dropout=0.1", "optim.warmup_steps=3")
+FIGURES = ("train/loss", "train/accuracy", "train/grad_norm", "optim/lr", "val/loss")
+
+
+def test_a_graphed_run_is_the_run_without(tmp_path, on_cpu):
+    plain, graphed = tmp_path / "plain", tmp_path / "graphed"
+    run(plain, *RUN)
+    run(graphed, *RUN, "compile=cudagraphs")
+    assert Again.made == 10  # all but the first of each kind: with accuracy, and without
+    assert same_weights(last(plain), last(graphed))
+    for name in FIGURES:
+        assert rows_of(graphed, name) == rows_of(plain, name), name
+    one, two = read_checkpoint(last(plain)), read_checkpoint(last(graphed))
+    for part in ("loops", "lr_schedulers", "global_step"):
+        assert two[part] == one[part], part
+    groups = [held["optimizer_states"][0]["param_groups"] for held in (one, two)]
+    assert groups[0] == groups[1]
+
+
+def test_a_graphed_run_goes_on_where_it_was(tmp_path, on_cpu):
+    run(tmp_path / "cut", *RUN, "compile=cudagraphs", "max_steps=7")
+    run(tmp_path / "cut", *RUN, "compile=cudagraphs", "ckpt=auto")
+    run(tmp_path / "plain", *RUN, "max_steps=7")
+    run(tmp_path / "plain", *RUN, "ckpt=auto")
+    assert same_weights(last(tmp_path / "plain"), last(tmp_path / "cut"))
+
+
+def test_a_step_that_is_not_finite_is_left_out(tmp_path, on_cpu, monkeypatch):
+    forward_loss = runner.TrainingModule.forward_loss
+
+    def spoiled(self, batch, *, with_accuracy):
+        sums = forward_loss(self, batch, with_accuracy=with_accuracy)
+        at_7 = self.training and self.trainer.global_step + 1 == 7
+        return sums._replace(loss=sums.loss * float("nan")) if at_7 else sums
+
+    monkeypatch.setattr(runner.TrainingModule, "forward_loss", spoiled)
+    with pytest.raises(RunError, match="gradient of step 7 is not finite"):
+        run(tmp_path / "stopped", *RUN, "compile=cudagraphs")
+    result = run(tmp_path / "skipped", *RUN, "compile=cudagraphs", "on_nonfinite=skip")
+    assert result["metrics"]["train/skipped_steps"] == 1
+
+
+def test_a_step_that_cannot_be_recorded_is_told(tmp_path, on_cpu, monkeypatch):
+    def fails(self, make):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(Again, "__call__", fails)
+    with pytest.raises(
+        RunError, match=r"cannot record this step \(RuntimeError: CUDA .* capturing\)"
+    ):
+        run(tmp_path, *RUN, "compile=cudagraphs")
+
+
+class Meddles(Callback):
+    def on_after_backward(self, trainer, pl_module):
+        pass
+
+
+def test_hooks_within_a_step_are_refused(tmp_path, on_cpu):
+    mine = "+callbacks.mine={_target_: tests.training.test_graphed.Meddles}"
+    with pytest.raises(ConfigError, match="Meddles.on_after_backward would not be called"):
+        run(tmp_path, *RUN, "compile=cudagraphs", mine)
+
+
+def test_an_optimizer_that_waits_is_refused(tmp_path, on_cpu, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "_step_supports_amp_scaling", False, raising=False)
+    monkeypatch.setattr(step_graphs, "takes_flag", lambda optimizer: False)
+    with pytest.raises(ConfigError, match="AdamW is no fused optimizer of torch"):
+        run(tmp_path, *RUN, "compile=cudagraphs")
+
+
+def test_a_batch_of_another_shape_is_refused(tmp_path, on_cpu, monkeypatch):
+    from xftrain.data.counting import Counting
+
+    batch = Counting.batch
+
+    def shorter(self, split, step, rank=0):
+        made = batch(self, split, step, rank)
+        if split == "train" and step == 5:
+            made.tokens_BM, made.labels_BM = made.tokens_BM[1:], made.labels_BM[1:]
+        return made
+
+    monkeypatch.setattr(Counting, "batch", shorter)
+    with pytest.raises(RunError, match=r"one shape, \(8, 16\), and a later one is of \(7, 16\)"):
+        run(tmp_path, *RUN, "compile=cudagraphs")
+
+
+GPU = ("trainer=gpu", "model.attn=sdpa", "model.num_layers=2", "compile=cudagraphs")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
+@pytest.mark.parametrize("loss", ["auto", "full"])
+def test_a_graphed_run_learns_the_same_on_a_gpu(tmp_path, monkeypatch, precision, loss):
+    recorded, record = [], step_graphs.Recorder.__call__
+
+    def counted(self, make):
+        recorded.append(make)
+        return record(self, make)
+
+    monkeypatch.setattr(step_graphs.Recorder, "__call__", counted)
+    words = (f"trainer.precision={precision}", f"loss={loss}", "max_steps=30", "optim.lr=0.01")
+    often = ("trainer.val_check_interval=7", "trainer.log_every_n_steps=3")
+    compiled = run(tmp_path / "compiled", *GPU, *words, *often, "compile=true")["metrics"]
+    assert not recorded
+    graphed = run(tmp_path / "graphed", *GPU, *words, *often)["metrics"]
+    assert len(recorded) == 2  # with accuracy, and without
+    assert graphed["train/loss"] == pytest.approx(compiled["train/loss"], rel=0.02)
+    assert graphed["val/loss"] == pytest.approx(compiled["val/loss"], rel=0.02)
+    assert graphed["optim/lr"] == compiled["optim/lr"]
+    assert compiled["val/loss"] < 3.5  # of log 64 = 4.16 at the start
+
+
+class Spoils(Callback):
+    """A weight that is NaN after step 5."""
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step == 5:
+            with torch.no_grad():
+                pl_module.model.blocks[1].out.weight[0, 0] = float("nan")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_a_replayed_step_is_judged(tmp_path, precision):
+    spoils = "+callbacks.spoils={_target_: tests.training.test_graphed.Spoils}"
+    words = (f"trainer.precision={precision}", "max_steps=12", spoils)
+    with pytest.raises(RunError, match=r"step 6 .*weights that are not finite: blocks\.1\.out"):
+        run(tmp_path, *GPU, *words)

@@ -1,0 +1,220 @@
+"""Matrix products of cuBLASLt, by way of the library that torch has loaded.
+
+torch asks its heuristic for one algorithm. Here each that it proposes can be tried, and GELU or its
+derivative can be had in the product's epilogue. Names and numbers are of `cublasLt.h`, CUDA 12 and
+13: https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TYPES = {torch.float16: 2, torch.bfloat16: 14}  # CUDA_R_16F, CUDA_R_16BF
+_FLOAT32, _COMPUTE_32F = 0, 68
+_TRANSA, _TRANSB, _EPILOGUE, _AUX_POINTER, _AUX_LD, _AUX_TYPE = 3, 4, 7, 11, 12, 22
+_MAX_WORKSPACE = 1
+_WORKSPACE_BYTES = 32 << 20
+_NUM_ALGORITHMS = 16
+_ALIGNMENT = 256  # bytes, which the heuristic takes for granted
+_ALPHA, _BETA = c_float(1.0), c_float(0.0)  # read from the host at each launch
+
+
+class Epilogue(IntEnum):
+    """What is done to a product before it is stored."""
+
+    NONE = 1
+    GELU = 32 | 128  # its tanh form; the product itself goes to the second output
+    GELU_GRADIENT = 64 | 128  # multiplied by the derivative of GELU at the second input
+
+
+class CublasError(RuntimeError):
+    """A call that cuBLASLt refused."""
+
+
+class _Algorithm(ctypes.Structure):
+    _fields_ = (("data", c_uint64 * 8),)
+
+
+class _Proposal(ctypes.Structure):
+    _fields_ = (
+        ("algorithm", _Algorithm),
+        ("workspace_bytes", c_size_t),
+        ("state", c_int),
+        ("waves", c_float),
+        ("reserved", c_int * 4),
+    )
+
+
+_POINTER = c_void_p
+_SIGNATURES: dict[str, list[Any]] = {
+    "cublasLtCreate": [_POINTER],
+    "cublasLtMatmulDescCreate": [_POINTER, c_int, c_int],
+    "cublasLtMatmulDescSetAttribute": [_POINTER, c_int, _POINTER, c_size_t],
+    "cublasLtMatmulDescDestroy": [_POINTER],
+    "cublasLtMatrixLayoutCreate": [_POINTER, c_int, c_uint64, c_uint64, c_int64],
+    "cublasLtMatrixLayoutDestroy": [_POINTER],
+    "cublasLtMatmulPreferenceCreate": [_POINTER],
+    "cublasLtMatmulPreferenceSetAttribute": [_POINTER, c_int, _POINTER, c_size_t],
+    "cublasLtMatmulPreferenceDestroy": [_POINTER],
+    "cublasLtMatmulAlgoGetHeuristic": [*[_POINTER] * 7, c_int, _POINTER, _POINTER],
+    "cublasLtMatmul": [*[_POINTER] * 13, _POINTER, c_size_t, _POINTER],
+}
+
+
+@cache
+def library() -> Any:
+    """The library, as torch has loaded it.
+
+    Raises:
+        OSError: torch has none.
+    """
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    loaded = [line[line.index("/") :] for line in lines if "/libcublasLt.so" in line]
+    if not loaded:
+        raise OSError("torch has loaded no libcublasLt")
+    found = ctypes.CDLL(loaded[0])
+    for name, arguments in _SIGNATURES.items():
+        getattr(found, name).argtypes = arguments
+        getattr(found, name).restype = c_int
+    return found
+
+
+def _call(name: str, *arguments: Any) -> None:
+    if status := getattr(library(), name)(*arguments):
+        raise CublasError(f"{name}: status {status}")
+
+
+@cache
+def _handle(device: int) -> c_void_p:
+    """One for each device, for good."""
+    handle = c_void_p()
+    with torch.cuda.device(device):
+        _call("cublasLtCreate", byref(handle))
+    return handle
+
+
+class Plan:
+    """A product of matrices of two layouts, and the algorithms that cuBLASLt proposes for it.
+
+    Row-major `out = a b` is column-major `out^T = b^T a^T`, so its A is our b.
+
+    Args:
+        a: [M, K], row-major or the transpose of such a matrix.
+        b: [K, N], likewise.
+        epilogue: what is done to the product.
+
+    Raises:
+        CublasError: there is no algorithm for it.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, epilogue: Epilogue) -> None:
+        self._handle = _handle(a.device.index)
+        self._type, self._owned = _TYPES[a.dtype], list[tuple[str, c_void_p]]()
+        sizes_a, op_a = _stored(b)
+        sizes_b, op_b = _stored(a)
+        num_columns = b.shape[1]
+        self._a, self._b = self._layout(*sizes_a), self._layout(*sizes_b)
+        self._out = self._layout(num_columns, a.shape[0], num_columns)
+        self._product = self._make("cublasLtMatmulDesc", c_int(_COMPUTE_32F), c_int(_FLOAT32))
+        self._set(_TRANSA, c_int32(op_a))
+        self._set(_TRANSB, c_int32(op_b))
+        self._set(_EPILOGUE, c_uint32(epilogue))
+        self.has_second = epilogue != Epilogue.NONE
+        if self.has_second:
+            self._set(_AUX_LD, c_int64(num_columns))
+            self._set(_AUX_TYPE, c_int32(self._type))
+            self._set(_AUX_POINTER, c_void_p(_ALIGNMENT))  # the heuristic reads its alignment
+        self.proposals = self._ask()
+
+    def __del__(self) -> None:
+        for kind, thing in self._owned:
+            getattr(library(), f"{kind}Destroy")(thing)
+
+    def launch(self, index: int, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> None:
+        """Launches an algorithm on the current stream.
+
+        Args:
+            index: which of the proposals.
+            a: as the one that the plan was made for.
+            b: likewise.
+            out: [M, N], contiguous.
+            second: of an epilogue that has it: [M, N], contiguous.
+        """
+        if second is not None:
+            self._set(_AUX_POINTER, c_void_p(second.data_ptr()))  # a field on the host
+        proposal = self.proposals[index]
+        num_bytes = int(proposal.workspace_bytes)
+        workspace = torch.empty(num_bytes, dtype=torch.uint8, device=a.device)
+        _call(
+            "cublasLtMatmul",
+            *(self._handle, self._product, byref(_ALPHA)),
+            *(b.data_ptr(), self._a, a.data_ptr(), self._b, byref(_BETA)),
+            *(out.data_ptr(), self._out, out.data_ptr(), self._out),
+            *(byref(proposal.algorithm), workspace.data_ptr(), num_bytes),
+            torch.cuda.current_stream(a.device).cuda_stream,
+        )
+
+    def _ask(self) -> list[_Proposal]:
+        preference = self._make("cublasLtMatmulPreference")
+        limit = c_uint64(_WORKSPACE_BYTES)
+        size = ctypes.sizeof(limit)
+        _call(
+            "cublasLtMatmulPreferenceSetAttribute", preference, _MAX_WORKSPACE, byref(limit), size
+        )
+        found, count = (_Proposal * _NUM_ALGORITHMS)(), c_int(0)
+        _call(
+            "cublasLtMatmulAlgoGetHeuristic",
+            *(self._handle, self._product, self._a, self._b, self._out, self._out),
+            *(preference, _NUM_ALGORITHMS, byref(found), byref(count)),
+        )
+        proposals = [one for one in found[: count.value] if one.state == 0]
+        if not proposals:
+            raise CublasError("cublasLtMatmulAlgoGetHeuristic: no algorithm")
+        return proposals
+
+    def _layout(self, rows: int, columns: int, leading: int) -> c_void_p:
+        return self._make("cublasLtMatrixLayout", c_int(self._type), rows, columns, leading)
+
+    def _make(self, kind: str, *arguments: Any) -> c_void_p:
+        thing = c_void_p()
+        _call(f"{kind}Create", byref(thing), *arguments)
+        self._owned.append((kind, thing))
+        return thing
+
+    def _set(self, attribute: int, value: Any) -> None:
+        size = ctypes.sizeof(value)
+        name = "cublasLtMatmulDescSetAttribute"
+        _call(name, self._product, attribute, byref(value), size)
+
+
+def can_take(*matrices: Tensor) -> bool:
+    """Whether a plan can be made of them: type, layout and place in memory."""
+    return all(
+        matrix.is_cuda
+        and matrix.dtype in _TYPES
+        and matrix.dtype == matrices[0].dtype
+        and matrix.data_ptr() % _ALIGNMENT == 0
+        and 1 in matrix.stride()
+        and max(matrix.stride()) % 8 == 0
+        for matrix in matrices
+    )
+
+
+def _stored(matrix: Tensor) -> tuple[tuple[int, int, int], int]:
+    """Rows, columns and leading dimension as stored by columns, and whether to transpose that.
+
+    What is wanted is the transpose of the row-major matrix, which is how it is stored.
+    """
+    rows, columns = matrix.shape
+    if matrix.stride(1) == 1:
+        return (columns, rows, matrix.stride(0)), 0
+    return (rows, columns, matrix.stride(1)), 1

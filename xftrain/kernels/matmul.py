@@ -1,0 +1,222 @@
+"""Matrix products by the fastest algorithm that cuBLASLt has for their shape, as measured here.
+
+torch takes the first that cuBLASLt's heuristic proposes. On an H100 another of its proposals is up
+to 16 % faster, and it is another one for each shape. Training makes the same products thousands of
+times, so each shape is measured once.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from xftrain.compilation import declare_products
+from xftrain.errors import first_line
+from xftrain.kernels.cublaslt import CublasError, Epilogue, Plan, can_take, library
+from xftrain.timing import in_turns
+
+log = logging.getLogger(__name__)
+
+_SMALLEST = 1e10  # floating-point operations, about 15 us on an H100: below, Python's call shows
+_GAIN = 0.99  # of torch's time, to be worth another choice
+_ROUNDS, _LAUNCHES = 3, 5
+
+Call = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
+_choices: dict[tuple[object, ...], Call | None] = {}
+_is_chosen = False
+
+
+def begin_choosing(how: Literal["auto", "torch"]) -> None:
+    """From now on products are measured, or left to torch; a setting of the whole process."""
+    global _is_chosen
+    _is_chosen = how == "auto"
+
+
+def end_choosing() -> None:
+    """What follows in this process is left to torch."""
+    begin_choosing("torch")
+
+
+@torch.compiler.assume_constant_result
+def is_choosing() -> bool:
+    """Whether large products are measured: not where each run is to be bitwise the same."""
+    return _is_chosen and not torch.are_deterministic_algorithms_enabled() and has_cublaslt()
+
+
+@cache
+def has_cublaslt() -> bool:
+    """Whether there is a GPU whose products cuBLASLt makes."""
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return False
+    try:
+        torch.ones(8, 8, device="cuda", dtype=torch.float16).mm(
+            torch.ones(8, 8, device="cuda", dtype=torch.float16)
+        )  # loads it
+        library()
+    except (OSError, AttributeError, RuntimeError) as error:
+        log.warning("matmul: cuBLASLt is not found, torch chooses: %s", first_line(error))
+        return False
+    return True
+
+
+def is_large(num_rows: int, num_inner: int, num_columns: int) -> bool:
+    """Whether a product is worth a choice of its own."""
+    return 2.0 * num_rows * num_inner * num_columns >= _SMALLEST
+
+
+def product_(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """`a @ b` into `out`, by the fastest algorithm.
+
+    Args:
+        a: [M, K].
+        b: [K, N].
+        out: [M, N], contiguous, of their dtype.
+    """
+    _choice(Epilogue.NONE, a, b, out, None)(a, b, out, None)
+    return out
+
+
+@torch.library.custom_op("xftrain::linear", mutates_args=())
+def linear(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """`x weight^T`, [N, O]."""
+    out_NO = x_NI.new_empty(x_NI.shape[0], weight_OI.shape[0])
+    return product_(x_NI, weight_OI.t(), out_NO)
+
+
+@linear.register_fake
+def _(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    return x_NI.new_empty(x_NI.shape[0], weight_OI.shape[0])
+
+
+@torch.library.custom_op("xftrain::linear_input_gradient", mutates_args=())
+def linear_input_gradient(grad_NO: Tensor, weight_OI: Tensor) -> Tensor:
+    """`grad weight`, [N, I]."""
+    out_NI = grad_NO.new_empty(grad_NO.shape[0], weight_OI.shape[1])
+    return product_(grad_NO.contiguous(), weight_OI, out_NI)
+
+
+@linear_input_gradient.register_fake
+def _(grad_NO: Tensor, weight_OI: Tensor) -> Tensor:
+    return grad_NO.new_empty(grad_NO.shape[0], weight_OI.shape[1])
+
+
+@torch.library.custom_op("xftrain::linear_gelu", mutates_args=())
+def linear_gelu(x_NI: Tensor, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """`gelu(h)` and `h = x weight^T`, each [N, O]; GELU in its tanh form, of h in float32."""
+    sizes = x_NI.shape[0], weight_OI.shape[0]
+    out_NO, h_NO = x_NI.new_empty(sizes), x_NI.new_empty(sizes)
+    choose = _choice(Epilogue.GELU, x_NI, weight_OI.t(), out_NO, h_NO)
+    choose(x_NI, weight_OI.t(), out_NO, h_NO)
+    return out_NO, h_NO
+
+
+@linear_gelu.register_fake
+def _(x_NI: Tensor, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    sizes = x_NI.shape[0], weight_OI.shape[0]
+    return x_NI.new_empty(sizes), x_NI.new_empty(sizes)
+
+
+@torch.library.custom_op("xftrain::gelu_linear_gradient", mutates_args=())
+def gelu_linear_gradient(grad_NI: Tensor, weight_IO: Tensor, h_NO: Tensor) -> Tensor:
+    """`(grad weight) gelu'(h)`, [N, O]: of `gelu(h) weight^T` by h."""
+    out_NO = torch.empty_like(h_NO)
+    grad_NI = grad_NI.contiguous()
+    choose = _choice(Epilogue.GELU_GRADIENT, grad_NI, weight_IO, out_NO, h_NO)
+    choose(grad_NI, weight_IO, out_NO, h_NO)
+    return out_NO
+
+
+@gelu_linear_gradient.register_fake
+def _(grad_NI: Tensor, weight_IO: Tensor, h_NO: Tensor) -> Tensor:
+    return torch.empty_like(h_NO)
+
+
+_forward = [torch.ops.xftrain.linear, torch.ops.xftrain.linear_gelu]
+_backward = [torch.ops.xftrain.linear_input_gradient, torch.ops.xftrain.gelu_linear_gradient]
+declare_products([*_forward, *_backward])
+
+
+@register_flop_formula(_forward)
+def _(x_shape: torch.Size, weight_shape: torch.Size, **_: object) -> int:
+    return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
+
+
+@register_flop_formula(_backward)
+def _(grad_shape: torch.Size, weight_shape: torch.Size, *_: object, **__: object) -> int:
+    return 2 * grad_shape[0] * weight_shape[0] * weight_shape[1]
+
+
+def _with_torch(
+    epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None
+) -> None:
+    if second is None:
+        torch.mm(a, b, out=out)
+    elif epilogue == Epilogue.GELU:
+        torch.mm(a, b, out=second)
+        torch.ops.aten.gelu.out(second, approximate="tanh", out=out)
+    else:
+        torch.mm(a, b, out=out)
+        torch.ops.aten.gelu_backward.grad_input(out, second, approximate="tanh", grad_input=out)
+
+
+def _choice(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> Call:
+    """The fastest for operands like these; measured with them where it is not known."""
+    with_torch = partial(_with_torch, epilogue)
+    if not is_choosing() or not can_take(a, b, out, *([] if second is None else [second])):
+        return with_torch
+    key = (epilogue, a.device, a.dtype, a.shape, a.stride(), b.shape, b.stride())
+    if key not in _choices:
+        if torch.cuda.is_current_stream_capturing():  # which nothing can be measured in
+            return with_torch
+        _choices[key] = _measured(epilogue, a, b, out, second, with_torch)
+    return _choices[key] or with_torch
+
+
+def _measured(
+    epilogue: Epilogue,
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    second: Tensor | None,
+    with_torch: Call,
+) -> Call | None:
+    """The fastest, with these operands; None is torch. What they leave in `out` is of no use."""
+    try:
+        plan = Plan(a, b, epilogue)
+    except CublasError as error:
+        log.debug("matmul: %s for %s", error, epilogue.name)
+        return None
+    calls: list[Call] = [with_torch]
+    for index in range(len(plan.proposals)):
+        try:
+            plan.launch(index, a, b, out, second)
+        except CublasError:
+            continue
+        calls.append(partial(plan.launch, index))
+    once = [partial(_time_ms, partial(call, a, b, out, second)) for call in calls]
+    series = in_turns(once, budget_s=0.0, min_repeats=_ROUNDS, max_repeats=_ROUNDS)
+    medians = [statistics.median(times) for times in series]
+    best = min(range(len(calls)), key=medians.__getitem__)
+    log.debug(
+        "matmul: %s by %s, %s: %.3f ms by torch, %.3f by the fastest of %d",
+        *(tuple(a.shape), tuple(b.shape), epilogue.name),
+        *(medians[0], medians[best], len(calls)),
+    )
+    return calls[best] if medians[best] < _GAIN * medians[0] else None
+
+
+def _time_ms(call: Callable[[], None]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(_LAUNCHES):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / _LAUNCHES

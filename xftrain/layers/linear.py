@@ -1,0 +1,15 @@
+"""The linear layer of all variants."""
+
+from torch import Tensor, nn
+
+from xftrain.kernels.linear_functions import chooses, chosen_linear
+
+
+class Linear(nn.Linear):
+    """torch's, with large products on a GPU by the fastest algorithm, see `kernels.matmul`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] to [..., O]."""
+        if chooses(x, self):
+            return chosen_linear(x, self.weight)
+        return super().forward(x)
