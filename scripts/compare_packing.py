@@ -32,7 +32,7 @@ from xftrain.timing import wall_ms
 from xftrain.training.hardware import compute_dtype, resolve
 
 DEFAULTS = ["data=text", "data.packing=true", "data.tokenizer=bpe", "data.val_fraction=0.05"]
-DEFAULTS += ["seq=8192", "batch_tokens=32768", "model.pos=rope"]
+DEFAULTS += ["seq=8192", "batch_tokens=16384", "model.pos=rope"]
 
 
 def padded(batch: Batch) -> Batch:
