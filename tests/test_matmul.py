@@ -143,6 +143,27 @@ def test_what_is_chosen(monkeypatch, change, chosen):
         matmul.end_choosing()
 
 
+def test_batches_of_ever_new_sizes_are_measured_no_more(monkeypatch):
+    measured = []
+
+    def measure(*arguments):
+        measured.append(arguments)
+
+    monkeypatch.setattr(matmul, "has_cublaslt", lambda: True)
+    monkeypatch.setattr(matmul, "can_take", lambda *matrices: True)
+    monkeypatch.setattr(matmul, "_measured", measure)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(matmul, "_MOST_CHOICES", 2)
+    matmul.begin_choosing("auto")
+    try:
+        for n in (3, 4, 5, 3, 4, 5):
+            x, weight = torch.randn(n, D), torch.randn(H, D)
+            torch.testing.assert_close(matmul.linear(x, weight), F.linear(x, weight))
+    finally:
+        matmul.end_choosing()
+    assert len(measured) == 2
+
+
 def test_a_run_ends_choosing(tmp_path):
     run(tmp_path, "max_steps=1")
     assert not matmul._is_chosen
@@ -158,7 +179,6 @@ def test_on_a_gpu_they_are_as_exact_as_torchs(dtype):
     halves = [tensor.to(dtype) for tensor in exact]
     exact = [tensor.double() for tensor in halves]
     matmul.begin_choosing("auto")
-    matmul._choices.clear()
     try:
         ours = gradients(chosen_gelu_mlp, *halves)
         ours += gradients(chosen_linear, *halves[:2])
@@ -208,7 +228,6 @@ def test_a_run_that_chooses_learns_the_same(tmp_path, how):
     words = ("trainer=gpu", "model.attn=sdpa", "trainer.precision=bf16-mixed", "model.dim=512")
     large = ("model.num_layers=2", "model.ffn=gelu", "batch_tokens=16384", "seq=128")
     longer = ("max_steps=25", "optim.lr=0.002", "data.stop_at_accuracy=null", how)
-    matmul._choices.clear()
     ours = run(tmp_path / "auto", *words, *large, *longer)["metrics"]
     assert len(matmul._choices) >= 6
     torchs = run(tmp_path / "torch", *words, *large, *longer, "matmul=torch")["metrics"]

@@ -2,7 +2,7 @@
 
 torch takes the first that cuBLASLt's heuristic proposes. On an H100 another of its proposals is up
 to 16 % faster, and it is another one for each shape. Training makes the same products thousands of
-times, so each shape is measured once.
+times, so each shape is measured once, up to a number of them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from xftrain.timing import in_turns
 log = logging.getLogger(__name__)
 
 _SMALLEST = 1e10  # floating-point operations, about 15 us on an H100: below, Python's call shows
+_MOST_CHOICES = 48  # products of one run that are measured: batches of ever new sizes would not end
 _GAIN = 0.99  # of torch's time, to be worth another choice
 _ROUNDS, _LAUNCHES = 3, 5
 
@@ -37,11 +38,13 @@ def begin_choosing(how: Literal["auto", "torch"]) -> None:
     """From now on products are measured, or left to torch; a setting of the whole process."""
     global _is_chosen
     _is_chosen = how == "auto"
+    _choices.clear()
 
 
 def end_choosing() -> None:
     """What follows in this process is left to torch."""
-    begin_choosing("torch")
+    global _is_chosen
+    _is_chosen = False
 
 
 @torch.compiler.assume_constant_result
@@ -173,7 +176,8 @@ def _choice(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tenso
         return with_torch
     key = (epilogue, a.device, a.dtype, a.shape, a.stride(), b.shape, b.stride())
     if key not in _choices:
-        if torch.cuda.is_current_stream_capturing():  # which nothing can be measured in
+        # nothing can be measured in a recording
+        if len(_choices) >= _MOST_CHOICES or torch.cuda.is_current_stream_capturing():
             return with_torch
         _choices[key] = _measured(epilogue, a, b, out, second, with_torch)
     return _choices[key] or with_torch
