@@ -16,7 +16,7 @@ from peers.stopwatch import Stopwatch, device_peak, model_flops
 from xftrain import builder, compose, config
 from xftrain.interfaces import DataSource
 from xftrain.training.hardware import compute_dtype
-from xftrain.training.optim.adamw import decay_groups
+from xftrain.training.scheduled import decay_groups
 
 
 @dataclass(frozen=True)

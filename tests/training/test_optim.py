@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.models import gpt
-from tests.training.runs import rows_of, run
-from xftrain.training.optim.adamw import AdamW, decay_groups
+from tests.training.runs import last, rows_of, run, same_weights
+from xftrain.errors import ConfigError
+from xftrain.training.optim.adafactor import Adafactor
+from xftrain.training.optim.adamw import AdamW
+from xftrain.training.scheduled import decay_groups
 
 
 def names(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
@@ -59,6 +62,40 @@ def test_options_reach_the_optimizer():
     optimizer, _ = optim.build(gpt(num_layers=1), 10)
     assert optimizer.defaults["betas"] == (0.8, 0.85) and optimizer.defaults["eps"] == 1e-3
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+
+
+def test_options_reach_adafactor():
+    optim = Adafactor(lr=0.1, beta2_decay=-0.5, clip_threshold=2.0, weight_decay=0.2)
+    optimizer, _ = optim.build(gpt(num_layers=1), 10)
+    assert optimizer.defaults["d"] == 2.0 and optimizer.defaults["beta2_decay"] == -0.5
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+
+
+@pytest.mark.parametrize("optim", [AdamW(), Adafactor()], ids=lambda optim: type(optim).__name__)
+def test_what_an_optimizer_keeps_is_what_it_says(optim):
+    model = gpt(num_layers=2, linear_bias=True)
+    optimizer, _ = optim.build(model, 10)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    for parameter, state in optimizer.state.items():
+        kept = [value for name, value in state.items() if name != "step"]
+        assert sum(value.nbytes for value in kept) == optim.state_bytes(parameter)
+
+
+def test_adafactor_learns_and_goes_on_where_it_was(tmp_path):
+    words = ("optim=adafactor", "optim.schedule=constant", "data.stop_at_accuracy=null")
+    result = run(tmp_path / "whole", *words, "max_steps=120", "model.dropout=0.1")
+    assert result["metrics"]["val/loss"] < 3.0  # of log 64 = 4.16 at the start
+    run(tmp_path / "cut", *words, "max_steps=50", "model.dropout=0.1")
+    run(tmp_path / "cut", *words, "max_steps=120", "model.dropout=0.1", "ckpt=auto")
+    assert same_weights(last(tmp_path / "whole"), last(tmp_path / "cut"))
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path):
+    run(tmp_path, "max_steps=2")
+    with pytest.raises(ConfigError, match="optim=adamw, which optim=adafactor cannot go on from"):
+        run(tmp_path, "optim=adafactor", "ckpt=auto")
 
 
 def test_a_model_of_vectors_alone_has_one_group():

@@ -12,7 +12,7 @@ class Peak:
     Attributes:
         weights: parameters.
         gradients: of those that are trained; twice with several ranks, which sum them in copies.
-        optimizer: AdamW's two moments.
+        optimizer: what it keeps, as the two moments of AdamW.
         casts: copies of the weights in the dtype of matrix products.
         num_blocks: how many there are.
         block: what a block keeps for its backward pass.

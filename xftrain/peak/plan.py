@@ -70,7 +70,7 @@ def _said(peak: Peak, num_recomputed: int, memory: int) -> str:
     # of a small model, GiB would say nothing
     unit, name, digits = (_GIB, "GiB", 1) if total >= _GIB else (2**20, "MiB", 0)
     parts = {
-        "weights, gradients and AdamW": peak.state,
+        "weights, gradients and optimizer": peak.state,
         "activations": peak.activations(num_recomputed),
         "logits" if passing == peak.loss else "the backward pass of a block": passing,
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from xftrain import registry
 from xftrain.interfaces import Batch, Loss
 from xftrain.kernels.softmax_gradient import has_kernel
 from xftrain.losses.auto import Auto
@@ -20,6 +21,7 @@ from xftrain.losses.liger import Liger
 from xftrain.model import GPT
 from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
+from xftrain.training.scheduled import Scheduled
 
 
 def predict(
@@ -48,17 +50,22 @@ def predict(
     if is_compiled:  # what it may not keep, it makes again in its backward pass
         share = options["model"]["activation_budget"]
         block = layers.block_input + int(share * (whole - layers.block_input))
-    weights = trained = 0
+    optim = registry.build("optim", "optim", options["optim"])
+    weights = trained = state = 0
     for parameter in model.parameters():
         narrowed = parameter.dtype == torch.float32 and not is_mixed
         size = parameter.numel() * (dtype if narrowed else parameter.dtype).itemsize
         weights += size
         trained += size * parameter.requires_grad
+        if isinstance(optim, Scheduled) and parameter.requires_grad:
+            state += optim.state_bytes(parameter) * size // max(1, parameter.nbytes)
+        elif parameter.requires_grad:  # one of the user's own, taken for AdamW
+            state += 2 * size
     head = model.head.weight.numel() * dtype.itemsize
     return Peak(
         weights=weights,
         gradients=trained * (2 if options["trainer"]["devices"] > 1 else 1),
-        optimizer=2 * trained,
+        optimizer=state,
         casts=len(model.blocks) * layers.block.casts + head if is_mixed else 0,
         num_blocks=len(model.blocks),
         block=block,

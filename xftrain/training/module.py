@@ -17,13 +17,14 @@ from xftrain.interfaces import Batch, DataSource, Loss, LossSums
 from xftrain.model import GPT
 from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
-from xftrain.training.optim.adamw import AdamW
 from xftrain.training.same_run import (
     differences,
     refuse_other_model,
+    refuse_other_optimizer,
     refuse_other_run,
     with_digests,
 )
+from xftrain.training.scheduled import Scheduled
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class TrainingModule(LightningModule):
         model: GPT,
         loss: Loss,
         data: DataSource,
-        optim: AdamW,
+        optim: Scheduled,
         seed: int,
         saved: dict[str, Any],
         guard: NonFiniteGuard,
@@ -231,6 +232,7 @@ class TrainingModule(LightningModule):
         refuse_other_model(checkpoint["state_dict"], self.state_dict())
         held = checkpoint["xftrain"]
         saved, current = held["config"], self.saved["config"]
+        refuse_other_optimizer(saved, current)
         refuse_other_run(
             with_digests(saved, held.get("environment", {})),
             with_digests(current, self.saved.get("environment", {})),

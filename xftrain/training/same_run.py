@@ -52,6 +52,20 @@ def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) 
         )
 
 
+def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Compares the optimizers of two configurations: what one kept, another has no use for.
+
+    Raises:
+        ConfigError: which they are.
+    """
+    there, here = (config["optim"].get("name") for config in (saved, current))
+    if there is not None and here is not None and there != here:
+        raise ConfigError(
+            f"ckpt holds the state of optim={there}, which optim={here} cannot go on from: set "
+            f"optim={there}."
+        )
+
+
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
     """Keys whose values differ, each as `optim.lr 0.003 -> 1e-05`, but those of going on."""
     before, after = (flat(config) for config in (saved, current))

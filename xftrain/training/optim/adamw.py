@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from xftrain.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
+from xftrain.training.scheduled import Scheduled
 
 
-class AdamW:
+class AdamW(Scheduled):
     """Builds the optimizer and its schedule.
+
+    Fused: one kernel, and with GradScaler no wait for the device to learn of an overflow.
 
     Args:
         lr: rate after the warm-up.
@@ -37,70 +36,17 @@ class AdamW:
         warmup_steps: NonNegativeInt = 10,
         min_lr_ratio: Fraction = 0.1,
     ) -> None:
-        self.lr, self.betas, self.eps = lr, (betas[0], betas[1]), eps
-        self.weight_decay, self.schedule = weight_decay, schedule
-        self.warmup_steps, self.min_lr_ratio = warmup_steps, min_lr_ratio
+        super().__init__(lr, weight_decay, schedule, warmup_steps, min_lr_ratio)
+        self.betas, self.eps = (betas[0], betas[1]), eps
 
-    def build(self, model: nn.Module, max_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
-        """The optimizer, and a schedule that steps once an optimizer step.
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+        """torch's own."""
+        return torch.optim.AdamW(groups, lr=self.lr, fused=True, **self.settings())
 
-        Fused: one kernel, and with GradScaler no wait for the device to learn of an overflow.
-        """
-        decayed, free = decay_groups(model)
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay, "decays": True},
-            {"params": free, "weight_decay": 0.0, "decays": False},
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.lr,
-            betas=self.betas,
-            eps=self.eps,
-            fused=True,
-        )
-        return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, max_steps))
+    def settings(self) -> dict[str, Any]:
+        """The moments'."""
+        return {"betas": self.betas, "eps": self.eps}
 
-    def update_saved(
-        self, optimizer: dict[str, Any], schedule: dict[str, Any], max_steps: int
-    ) -> None:
-        """Puts these settings into the saved state of a run that goes on, in place.
-
-        Without it torch would restore the old ones, whatever the configuration says.
-        """
-        lr = self.lr * self.factor(schedule["last_epoch"], max_steps)
-        for group in optimizer["param_groups"]:
-            group.update(lr=lr, initial_lr=self.lr, betas=self.betas, eps=self.eps)
-            group["weight_decay"] = self.weight_decay if group["decays"] else 0.0
-        schedule["base_lrs"] = [self.lr] * len(optimizer["param_groups"])
-
-    def factor(self, step: int, max_steps: int) -> float:
-        """The rate of the step after `step` steps, as a share of `lr`."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        if self.schedule == "constant":
-            return 1.0
-        rest = max(1, max_steps - self.warmup_steps)
-        share = min(1.0, (step - self.warmup_steps) / rest)
-        cosine = 0.5 * (1.0 + math.cos(math.pi * share))
-        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine
-
-
-def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices, and everything else (embeddings, norms, biases); tied weights count once."""
-    embeddings = {
-        id(parameter)
-        for module in _embeddings(model.modules())
-        for parameter in module.parameters()
-    }
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-        (decayed if is_matrix else free).append(parameter)
-    return decayed, free
-
-
-def _embeddings(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
-    return (module for module in modules if isinstance(module, nn.Embedding))
+    def state_bytes(self, parameter: torch.Tensor) -> int:
+        """Two moments in the dtype of the parameter."""
+        return 2 * parameter.numel() * parameter.element_size()
