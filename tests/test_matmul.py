@@ -154,14 +154,41 @@ def test_batches_of_ever_new_sizes_are_measured_no_more(monkeypatch):
     monkeypatch.setattr(matmul, "_measured", measure)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(matmul, "_MOST_CHOICES", 2)
+    monkeypatch.setattr(matmul, "_LEAST_FLOP", 2 * 4 * D * H)
     matmul.begin_choosing("auto")
     try:
-        for n in (3, 4, 5, 3, 4, 5):
+        for n in (3, 4, 5, 6, 3, 4, 5, 6):  # 3 is small
             x, weight = torch.randn(n, D), torch.randn(H, D)
             torch.testing.assert_close(matmul.linear(x, weight), F.linear(x, weight))
     finally:
         matmul.end_choosing()
     assert len(measured) == 2
+
+
+def test_layers_that_are_more_than_themselves_are_called(monkeypatch):
+    monkeypatch.setattr("xftrain.layers.ffn.gelu.chooses", lambda *args: True)
+    called = []
+    ffn = GELU(D, linear_bias=False)
+    ffn.up.register_forward_hook(lambda *args: called.append("hook"))
+    ffn(torch.randn(3, D))
+    assert called == ["hook"]
+
+    class Other(Linear):
+        def forward(self, x):
+            called.append("other")
+            return super().forward(x)
+
+    ffn = GELU(D, linear_bias=False)
+    ffn.down = Other(4 * D, D, bias=False)
+    ffn(torch.randn(3, D))
+    assert called == ["hook", "other"]
+
+
+def test_a_frozen_layer_has_no_gradient():
+    x, up, down = inputs()
+    up.requires_grad_()
+    chosen_gelu_mlp(x, up, down).sum().backward()
+    assert up.grad is not None and x.grad is None and down.grad is None
 
 
 def test_a_run_ends_choosing(tmp_path):

@@ -1,10 +1,13 @@
 """How torch.compile behaves here: it compiles, or says that it cannot."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch._functorch.config
+
+log = logging.getLogger(__name__)
 
 _products: list[Any] = []  # operators of ours that are matrix products
 
@@ -16,7 +19,8 @@ def begin_compiling(activation_budget: float = 1.0) -> None:
         activation_budget: share of the activations to keep for the backward pass.
     """
     allow_many_shapes()
-    _weigh_own_products()
+    if activation_budget < 1:
+        _weigh_own_products()
     torch._functorch.config.activation_memory_budget = activation_budget
 
 
@@ -34,8 +38,10 @@ def _weigh_own_products() -> None:
     """torch knows its own products; any other operator it takes for cheap, and drops it first."""
     from torch._functorch import partitioners  # imports much
 
-    known: Callable[[], Any] = partitioners.get_default_op_list
-    if getattr(known, "has_ours", False):
+    known: Callable[[], Any] | None = getattr(partitioners, "get_default_op_list", None)
+    if known is None:  # a budget would drop our products before all others
+        log.warning("model.activation_budget: products are recomputed first in this torch")
+    if known is None or getattr(known, "has_ours", False):
         return
 
     def with_ours() -> Any:

@@ -38,7 +38,19 @@ def check_compile(options: Mapping[str, Any]) -> None:
             "model.activation_budget is kept by compiled blocks alone, and compile is false: set "
             "compile=true, or use model.activation_checkpointing."
         )
-    for key in ("accumulate_grad_batches", "devices") if how == "cudagraphs" else ():
+    if how != "cudagraphs":
+        return
+    if recomputes := options["model"]["activation_checkpointing"]:
+        raise ConfigError(
+            "model.activation_checkpointing must be false with compile=cudagraphs, got "
+            f"{recomputes}: it asks for the random generator's state, which a graph cannot tell; "
+            "use model.activation_budget, or compile=true."
+        )
+    if trainer["detect_anomaly"]:
+        raise ConfigError(
+            "trainer.detect_anomaly waits for the device, which a graph cannot: use compile=false."
+        )
+    for key in ("accumulate_grad_batches", "devices"):
         if trainer[key] > 1:
             raise ConfigError(
                 f"trainer.{key} must be 1 with compile=cudagraphs, got {trainer[key]}: a graph "

@@ -20,7 +20,7 @@ from torch import Tensor
 _TYPES = {torch.float16: 2, torch.bfloat16: 14}  # CUDA_R_16F, CUDA_R_16BF
 _FLOAT32, _COMPUTE_32F = 0, 68
 _TRANSA, _TRANSB, _EPILOGUE, _AUX_POINTER, _AUX_LD, _AUX_TYPE = 3, 4, 7, 11, 12, 22
-_MAX_WORKSPACE = 1
+_PREFERRED_WORKSPACE = 1
 _WORKSPACE_BYTES = 32 << 20
 _NUM_ALGORITHMS = 16
 _ALIGNMENT = 256  # bytes, which the heuristic takes for granted
@@ -75,6 +75,7 @@ def library() -> Any:
 
     Raises:
         OSError: torch has none.
+        AttributeError: it has not the functions.
     """
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
@@ -117,8 +118,8 @@ class Plan:
     """
 
     def __init__(self, a: Tensor, b: Tensor, epilogue: Epilogue) -> None:
-        self._handle = _handle(a.device.index)
-        self._type, self._owned = _TYPES[a.dtype], list[tuple[str, c_void_p]]()
+        self._owned: list[tuple[str, c_void_p]] = []
+        self._handle, self._type = _handle(a.device.index), _TYPES[a.dtype]
         sizes_a, op_a = _stored(b)
         sizes_b, op_b = _stored(a)
         num_columns = b.shape[1]
@@ -167,9 +168,8 @@ class Plan:
         preference = self._make("cublasLtMatmulPreference")
         limit = c_uint64(_WORKSPACE_BYTES)
         size = ctypes.sizeof(limit)
-        _call(
-            "cublasLtMatmulPreferenceSetAttribute", preference, _MAX_WORKSPACE, byref(limit), size
-        )
+        name = "cublasLtMatmulPreferenceSetAttribute"
+        _call(name, preference, _PREFERRED_WORKSPACE, byref(limit), size)
         found, count = (_Proposal * _NUM_ALGORITHMS)(), c_int(0)
         _call(
             "cublasLtMatmulAlgoGetHeuristic",

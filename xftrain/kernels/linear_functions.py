@@ -75,10 +75,12 @@ class _Linear(torch.autograd.Function):
         return linear(x_NI, weight_OI)
 
     @staticmethod
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_OI = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        grad_x_NI = linear_input_gradient(grad_NO, weight_OI) if needs_x else None
         # of the weight's gradient torch's own choice is the fastest of all that were measured
-        return linear_input_gradient(grad_NO, weight_OI), grad_NO.t() @ x_NI
+        return grad_x_NI, grad_NO.t() @ x_NI if needs_weight else None
 
 
 class _GeluMLP(torch.autograd.Function):
@@ -89,8 +91,12 @@ class _GeluMLP(torch.autograd.Function):
         return linear(gelu_NH, down_DH)
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, up_HD, down_DH, gelu_NH, h_NH = ctx.saved_tensors
+        needs_x, needs_up, needs_down = ctx.needs_input_grad
         grad_NH = gelu_linear_gradient(grad_ND, down_DH, h_NH)
-        grad_x_ND = linear_input_gradient(grad_NH, up_HD)
-        return grad_x_ND, grad_NH.t() @ x_ND, grad_ND.t() @ gelu_NH
+        return (
+            linear_input_gradient(grad_NH, up_HD) if needs_x else None,
+            grad_NH.t() @ x_ND if needs_up else None,
+            grad_ND.t() @ gelu_NH if needs_down else None,
+        )

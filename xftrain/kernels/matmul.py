@@ -20,11 +20,12 @@ from torch.utils.flop_counter import register_flop_formula
 from xftrain.compilation import declare_products
 from xftrain.errors import first_line
 from xftrain.kernels.cublaslt import CublasError, Epilogue, Plan, can_take, library
+from xftrain.memory import is_out_of_memory
 from xftrain.timing import in_turns
 
 log = logging.getLogger(__name__)
 
-_SMALLEST = 1e10  # floating-point operations, about 15 us on an H100: below, Python's call shows
+_LEAST_FLOP = 1e10  # about 15 us on an H100: below, Python's call shows
 _MOST_CHOICES = 48  # products of one run that are measured: batches of ever new sizes would not end
 _GAIN = 0.99  # of torch's time, to be worth another choice
 _ROUNDS, _LAUNCHES = 3, 5
@@ -35,7 +36,10 @@ _is_chosen = False
 
 
 def begin_choosing(how: Literal["auto", "torch"]) -> None:
-    """From now on products are measured, or left to torch; a setting of the whole process."""
+    """From now on products are measured, or left to torch; a setting of the whole process.
+
+    Compiled code keeps the setting that it was compiled under, until `torch._dynamo.reset()`.
+    """
     global _is_chosen
     _is_chosen = how == "auto"
     _choices.clear()
@@ -64,6 +68,8 @@ def has_cublaslt() -> bool:
         )  # loads it
         library()
     except (OSError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         log.warning("matmul: cuBLASLt is not found, torch chooses: %s", first_line(error))
         return False
     return True
@@ -71,7 +77,7 @@ def has_cublaslt() -> bool:
 
 def is_large(num_rows: int, num_inner: int, num_columns: int) -> bool:
     """Whether a product is worth a choice of its own."""
-    return 2.0 * num_rows * num_inner * num_columns >= _SMALLEST
+    return 2.0 * num_rows * num_inner * num_columns >= _LEAST_FLOP
 
 
 def product_(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -82,7 +88,7 @@ def product_(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         b: [K, N].
         out: [M, N], contiguous, of their dtype.
     """
-    _choice(Epilogue.NONE, a, b, out, None)(a, b, out, None)
+    _multiply(Epilogue.NONE, a, b, out, None)
     return out
 
 
@@ -115,8 +121,7 @@ def linear_gelu(x_NI: Tensor, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     """`gelu(h)` and `h = x weight^T`, each [N, O]; GELU in its tanh form, of h in float32."""
     sizes = x_NI.shape[0], weight_OI.shape[0]
     out_NO, h_NO = x_NI.new_empty(sizes), x_NI.new_empty(sizes)
-    choose = _choice(Epilogue.GELU, x_NI, weight_OI.t(), out_NO, h_NO)
-    choose(x_NI, weight_OI.t(), out_NO, h_NO)
+    _multiply(Epilogue.GELU, x_NI, weight_OI.t(), out_NO, h_NO)
     return out_NO, h_NO
 
 
@@ -130,9 +135,7 @@ def _(x_NI: Tensor, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 def gelu_linear_gradient(grad_NI: Tensor, weight_IO: Tensor, h_NO: Tensor) -> Tensor:
     """`(grad weight) gelu'(h)`, [N, O]: of `gelu(h) weight^T` by h."""
     out_NO = torch.empty_like(h_NO)
-    grad_NI = grad_NI.contiguous()
-    choose = _choice(Epilogue.GELU_GRADIENT, grad_NI, weight_IO, out_NO, h_NO)
-    choose(grad_NI, weight_IO, out_NO, h_NO)
+    _multiply(Epilogue.GELU_GRADIENT, grad_NI.contiguous(), weight_IO, out_NO, h_NO)
     return out_NO
 
 
@@ -169,10 +172,16 @@ def _with_torch(
         torch.ops.aten.gelu_backward.grad_input(out, second, approximate="tanh", grad_input=out)
 
 
+def _multiply(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> None:
+    _choice(epilogue, a, b, out, second)(a, b, out, second)
+
+
 def _choice(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> Call:
     """The fastest for operands like these; measured with them where it is not known."""
     with_torch = partial(_with_torch, epilogue)
-    if not is_choosing() or not can_take(a, b, out, *([] if second is None else [second])):
+    operands = [a, b, out] if second is None else [a, b, out, second]
+    is_worth_it = is_large(a.shape[0], *b.shape) and can_take(*operands) and is_choosing()
+    if not is_worth_it:
         return with_torch
     key = (epilogue, a.device, a.dtype, a.shape, a.stride(), b.shape, b.stride())
     if key not in _choices:

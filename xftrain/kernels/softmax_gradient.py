@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 # logits at a time, and neighbours of a thread: with 32 warps, few enough rows are under way on an
 # H100 to be found in its cache when they are read again
 _BLOCK, _GROUP = 8192, 8
+_NUM_WARPS = 16 if torch.version.hip else 32  # of 64 threads there
 
 
 def softmax_gradient_(
@@ -89,6 +90,6 @@ def _with_triton(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tu
             LOWEST=torch.finfo(torch.float32).min,
             BLOCK=block,
             GROUP=_GROUP,
-            num_warps=32 if block >= _BLOCK else 4,
+            num_warps=_NUM_WARPS if block >= _BLOCK else 4,
         )
     return losses_N, correct_N

@@ -13,3 +13,12 @@ class Linear(nn.Linear):
         if chooses(x, self):
             return chosen_linear(x, self.weight)
         return super().forward(x)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether it is that layer and nothing else: its product may be made without calling it."""
+    hooks = (
+        *(layer._forward_hooks, layer._forward_pre_hooks),
+        *(layer._backward_hooks, layer._backward_pre_hooks),
+    )
+    return type(layer) is Linear and not any(hooks)

@@ -35,7 +35,10 @@ class Chunked:
             return sums.loss, *(count for count in counts if count is not None)
 
         parts = [
-            checkpoint(chunk, x, weight_VD, labels, use_reentrant=False)
+            # nothing is random here, and a CUDA graph cannot ask for the generator's state
+            checkpoint(
+                *(chunk, x, weight_VD, labels), use_reentrant=False, preserve_rng_state=False
+            )
             for x, labels in zip(
                 x_ND.split(self.chunk_tokens), labels_N.split(self.chunk_tokens), strict=True
             )

@@ -1,4 +1,4 @@
-"""Lightning's loop over the batches, for steps that are replayed as graphs."""
+"""Lightning's loop over the batches, for steps that are replayed as a graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ _WITHIN = (
     "on_after_backward",
     "on_before_optimizer_step",
 )
-Hook = Callable[..., Any]
 
 
 class GraphedLoop(_TrainingEpochLoop):
@@ -36,8 +35,7 @@ class GraphedLoop(_TrainingEpochLoop):
     def __init__(self, trainer: Trainer, module: TrainingModule) -> None:
         super().__init__(trainer, max_steps=trainer.max_steps)
         self.module, self.steps = module, StepGraphs(module)
-        self._start_hooks: list[Hook] = []
-        self._end_hooks: list[Hook] = []
+        self._hooks: dict[str, list[Callable[..., Any]]] = {}
 
     def on_run_start(self, data_fetcher: Any) -> None:
         """Looks at the callbacks and the optimizer that there are.
@@ -48,47 +46,66 @@ class GraphedLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         for name in _WITHIN:
-            if has := [c for c in callbacks if _overrides(c, name)]:
+            if has := [callback for callback in callbacks if _has(callback, name)]:
                 raise ConfigError(
                     f"compile=cudagraphs makes a step in one piece, and {type(has[0]).__name__}."
                     f"{name} would not be called: use compile=true."
                 )
         self.steps.check()
-        self._start_hooks, self._end_hooks = (
-            [getattr(c, name) for c in callbacks if _overrides(c, name)]
+        self._hooks = {
+            name: [getattr(callback, name) for callback in callbacks if _has(callback, name)]
             for name in ("on_train_batch_start", "on_train_batch_end")
-        )
+        }
 
     def advance(self, data_fetcher: Any) -> None:
-        """One batch, which is one optimizer step."""
+        """One batch, which is one optimizer step.
+
+        Raises:
+            ConfigError: a callback wants several batches a step.
+        """
         module, trainer = self.module, self.trainer
-        with_accuracy = module.logs_this_step()
-        if self.restarting or not self.steps.can_make(with_accuracy=with_accuracy):
-            with self.steps.without(with_accuracy=with_accuracy):
+        if trainer.accumulate_grad_batches != 1:
+            raise ConfigError(
+                "compile=cudagraphs makes an optimizer step of each batch, and a callback has set "
+                f"accumulate_grad_batches to {trainer.accumulate_grad_batches}: use compile=true."
+            )
+        if self.restarting or not self.steps.can_make:
+            with self.steps.without():
                 super().advance(data_fetcher)
             return
         batch, _, _ = next(data_fetcher)
         self.batch_progress.is_last_batch = data_fetcher.done
+        batch = self.steps.take(batch)
         self.batch_progress.increment_ready()
+        trainer._logger_connector.on_batch_start(batch)
         batch_idx = self.batch_idx
-        for hook in self._start_hooks:
-            hook(trainer, module, batch, batch_idx)
+        self._call("on_train_batch_start", batch, batch_idx)
         module.on_train_batch_start(batch, batch_idx)
         self.batch_progress.increment_started()
         optimizer = self.automatic_optimization.optim_progress.optimizer
         optimizer.zero_grad.increment_ready()
-        optimizer.step.increment_ready()
         optimizer.zero_grad.increment_started()
-        with trainer.profiler.profile("run_training_batch"):  # type: ignore[attr-defined]
-            module.take(*self.steps.make(batch, with_accuracy=with_accuracy))
+        optimizer.step.increment_ready()
+        with trainer.profiler.profile("run_graph"):  # type: ignore[attr-defined]
+            loss, sums, grad_norm = self.steps.make()
+            module.take(sums, grad_norm)
         optimizer.zero_grad.increment_completed()
         optimizer.step.increment_completed()
         self.batch_progress.increment_processed()
         self.update_lr_schedulers("step", update_plateau_schedulers=False)
-        for hook in self._end_hooks:
-            hook(trainer, module, None, batch, batch_idx)
+        self._call("on_train_batch_end", {"loss": loss}, batch, batch_idx)
+        trainer._logger_connector.on_batch_end()
         self.batch_progress.increment_completed()
+        trainer._logger_connector.update_train_step_metrics()
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        """The hooks of that name, which may log as in any other loop."""
+        self.module._current_fx_name = name
+        for hook in self._hooks[name]:
+            hook(self.trainer, self.module, *arguments)
+        self.module._current_fx_name = None
 
 
-def _overrides(callback: Callback, name: str) -> bool:
-    return getattr(type(callback), name) is not getattr(Callback, name)
+def _has(callback: Callback, name: str) -> bool:
+    """Whether it does something in this hook, by its class or, as LambdaCallback, by itself."""
+    return getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name)

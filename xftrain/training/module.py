@@ -67,6 +67,7 @@ class TrainingModule(LightningModule):
         self.latest: dict[str, float] = {}  # last fetched metrics, by TensorBoard's names
         self.recorded_at = -1  # optimizer step of the last fetched training metrics
         self.validated_at = -1  # optimizer step of the last validation
+        self.always_counts = False  # accuracy, though no record of the step is made
         self.has_begun = False  # to train; before that, a checkpoint is restored
         self._step_loss: Tensor | None = None  # of the batches of the step so far
         self._val_sums: list[Tensor] = []
@@ -114,7 +115,8 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the batch's labels, in nats."""
-        sums = self.forward_loss(batch, with_accuracy=self.logs_this_step())
+        counts = self.always_counts or self.logs_this_step()
+        sums = self.forward_loss(batch, with_accuracy=counts)
         num_labels = sums.num_labels
         if self.trainer.world_size > 1:  # of all ranks, as DDP takes the mean of their gradients
             num_labels = sum_over_ranks(num_labels) / self.trainer.world_size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,34 +15,34 @@ from xftrain.memory import is_out_of_memory
 from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import takes_flag
 
+_PLAIN_STEPS = 2  # before the recording: they compile, and make the optimizer's state
+
 
 class Outcome(NamedTuple):
     """What a step leaves behind; each replay writes it anew, in the same place.
 
     Attributes:
+        loss: mean over the labels.
         sums: of the loss.
         grad_norm: before clipping.
     """
 
+    loss: Tensor
     sums: LossSums
     grad_norm: Tensor
 
 
-@dataclass(frozen=True)
-class _Recorded:
+class _Recorded(NamedTuple):
     replay: Callable[[], None]
     outcome: Outcome
     handle: Any  # of the attention, whose tensors the graph reads
+    values: dict[str, Any]  # of the host, that it was recorded with
 
 
 class Recorder:
-    """Records what functions launch, without doing it.
-
-    The graphs share their memory, as only one runs at a time and each begins anew.
-    """
+    """Records what a function launches, without doing it."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
 
     @contextmanager
@@ -68,22 +67,33 @@ class Recorder:
         Args:
             make: launches on the current stream, and waits for nothing.
         """
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
+        graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        made: Outcome | RuntimeError | None = None
         # other threads, as that of autograd, may ask the driver what a recording one may not
-        how = {"stream": self._stream, "capture_error_mode": "thread_local"}
-        with torch.cuda.graph(graph, pool=self._pool, **how):  # type: ignore[arg-type]
-            outcome = make()
-        return graph.replay, outcome
+        how: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
+        try:
+            with torch.cuda.graph(graph, **how):
+                try:
+                    made = make()
+                except RuntimeError as error:  # the end raises another in its place
+                    made = error
+        except RuntimeError as error:
+            made = made if isinstance(made, RuntimeError) else error
+        finally:
+            torch.cuda.set_stream(outer)
+        if not isinstance(made, Outcome):
+            assert made is not None
+            raise made
+        return graph.replay, made
 
 
 class StepGraphs:
-    """Makes optimizer steps by replaying graphs, one for steps with accuracy and one for others.
+    """Makes optimizer steps by replaying a graph.
 
-    The first step of a kind is to be made without, which compiles what it needs; the second one is
-    recorded. What varies from step to step goes through memory that the graphs read: the batch, the
-    rates of the optimizer, the seed of dropout. The optimizer's own state, and so a checkpoint, is
-    what it would be without graphs.
+    The first steps are to be made without, and compile what they need. What varies from step to
+    step goes through memory that the graph reads: the batch, the rates of the optimizer, the seed
+    of dropout. All else is as it was when the graph was recorded. The optimizer's own state, and
+    so a checkpoint, is what it would be without graphs.
 
     Args:
         module: what is trained, on one CUDA device, with one batch a step.
@@ -91,13 +101,14 @@ class StepGraphs:
 
     def __init__(self, module: TrainingModule) -> None:
         self.module, self._recorder = module, Recorder()
-        self._made: set[bool] = set()  # kinds of which one was made without a graph
-        self._recorded: dict[bool, _Recorded] = {}
-        self._batch: Batch | None = None  # on the device, read by the graphs
-        self._rates: list[Tensor] = []  # of each group of the optimizer, read by the graphs
+        module.always_counts = True  # accuracy in each step, or there would be two graphs
+        self._num_plain = 0
+        self._recorded: _Recorded | None = None
+        self._batch: Batch | None = None  # on the device, read by the graph
+        self._rates: list[Tensor] = []  # of each group of the optimizer, read by the graph
 
     def check(self) -> None:
-        """Refuses an optimizer that waits for the host.
+        """Refuses an optimizer whose step cannot be recorded.
 
         Raises:
             ConfigError: which it is.
@@ -106,47 +117,40 @@ class StepGraphs:
         if not takes_flag(optimizer) or "capturable" not in optimizer.defaults:
             raise ConfigError(
                 f"compile=cudagraphs replays the optimizer's step, and {type(optimizer).__name__} "
-                "is no fused optimizer of torch, which alone take a rate and a skip from the "
-                "device: use optim=adamw, or compile=true."
+                "cannot take its rate, and whether to skip, from the device: use optim=adamw, or "
+                "compile=true."
             )
 
-    def can_make(self, *, with_accuracy: bool) -> bool:
-        """Whether what such a step needs is compiled."""
-        return with_accuracy in self._made
+    @property
+    def can_make(self) -> bool:
+        """Whether what a step needs is there."""
+        return self._num_plain >= _PLAIN_STEPS
 
     @contextmanager
-    def without(self, *, with_accuracy: bool) -> Iterator[None]:
-        """Such a step is made in it, without a graph."""
-        before = self.module.trainer.global_step
-        with self._recorder.warming_up():
-            yield
-        if self.module.trainer.global_step > before:
-            self._made.add(with_accuracy)
+    def without(self) -> Iterator[None]:
+        """A step is made in it, without the graph."""
+        before, groups = self.module.trainer.global_step, self._optimizer().param_groups
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = float(torch.tensor(rate))  # float32, as the graph reads it
+        try:
+            with self._recorder.warming_up():
+                yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                if group["lr"] == float(torch.tensor(rate)):  # the schedule has not moved it
+                    group["lr"] = rate
+        self._num_plain += self.module.trainer.global_step - before
 
-    def make(self, batch: Batch, *, with_accuracy: bool) -> Outcome:
-        """Makes one optimizer step; does not wait for it.
-
-        Args:
-            batch: on the host, shaped as the first one.
-            with_accuracy: count correct guesses too.
+    def take(self, batch: Batch) -> Batch:
+        """Puts a batch where the graph reads it, and returns that.
 
         Raises:
-            RunError: a batch of another shape.
+            RunError: it is shaped otherwise than the first one.
         """
-        self._take(batch)
-        recorded = self._recorded.get(with_accuracy)
-        if recorded is None:
-            recorded = self._recorded[with_accuracy] = self._record(with_accuracy)
-        for rate, group in zip(self._rates, self._optimizer().param_groups, strict=True):
-            rate.fill_(group["lr"])
-        recorded.replay()
-        return recorded.outcome
-
-    def _take(self, batch: Batch) -> None:
-        """Puts the batch where the graphs read it."""
         if self._batch is None:
             self._batch = batch.to(self.module.device, copy=True)
-            return
+            return self._batch
         if batch.shape_BM != self._batch.shape_BM or batch.seqlens is not None:
             raise RunError(
                 f"compile=cudagraphs replays batches of one shape, {self._batch.shape_BM}, and a "
@@ -157,34 +161,55 @@ class StepGraphs:
         self._batch.tokens_BM.copy_(batch.tokens_BM, non_blocking=True)
         self._batch.labels_BM.copy_(batch.labels_BM, non_blocking=True)
         self._batch.positions_1M.copy_(batch.positions_1M, non_blocking=True)
+        return self._batch
 
-    def _record(self, with_accuracy: bool) -> _Recorded:
-        module, batch = self.module, self._batch
+    def make(self) -> Outcome:
+        """Makes an optimizer step of the batch that was taken last; does not wait for it.
+
+        Raises:
+            RunError: the step cannot be recorded, or is to be another than the recorded one.
+        """
+        if self._recorded is None:
+            self._recorded = self._record()
+        recorded, values = self._recorded, self._values()
+        if values != recorded.values:
+            changed = next(key for key in values if values[key] != recorded.values.get(key))
+            raise RunError(
+                f"compile=cudagraphs replays a step as it was recorded, with {changed} = "
+                f"{recorded.values.get(changed)}, which is {values[changed]} by now: use "
+                "compile=true."
+            )
+        for rate, group in zip(self._rates, self._optimizer().param_groups, strict=True):
+            rate.fill_(group["lr"])
+        recorded.replay()
+        return recorded.outcome
+
+    def _record(self) -> _Recorded:
+        module, batch, groups = self.module, self._batch, self._optimizer().param_groups
         assert batch is not None
         with module.trainer.precision_plugin.forward_context():
             handle = module.model.prepare(*batch.shape_BM)  # it may come from the host
-        if not self._rates:
-            groups = self._optimizer().param_groups
-            self._rates = [torch.zeros((), device=module.device) for _ in groups]
+        self._rates = [torch.zeros((), device=module.device) for _ in groups]
+        values = self._values()
         try:
             with self._rates_on_device():
-                replay, outcome = self._recorder(lambda: self._launch(with_accuracy))
+                replay, outcome = self._recorder(self._launch)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             raise RunError(
-                f"compile=cudagraphs cannot record this step ({first_line(error)}): some part of "
-                "it waits for the device; use compile=true."
+                f"compile=cudagraphs cannot record this step ({first_line(error)}): use "
+                "compile=true."
             ) from error
-        return _Recorded(replay, outcome, handle)
+        return _Recorded(replay, outcome, handle, values)
 
-    def _launch(self, with_accuracy: bool) -> Outcome:
-        """What Lightning does in a step, on the batch that the graphs read."""
+    def _launch(self) -> Outcome:
+        """What Lightning does in a step, on the batch that the graph reads."""
         module, optimizer, batch = self.module, self._optimizer(), self._batch
         assert batch is not None
         optimizer.zero_grad(set_to_none=True)
         with module.trainer.precision_plugin.forward_context():
-            sums = module.forward_loss(batch, with_accuracy=with_accuracy)
+            sums = module.forward_loss(batch, with_accuracy=True)
             loss = sums.loss / sums.num_labels
         scaler = module.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
@@ -195,7 +220,15 @@ class StepGraphs:
         else:
             scaler.step(optimizer)
             scaler.update()
-        return Outcome(sums, grad_norm)
+        return Outcome(loss.detach(), sums, grad_norm)
+
+    def _values(self) -> dict[str, Any]:
+        """What the host sets and a replay would not see, by the names that people know."""
+        found = {"trainer.gradient_clip_val": self.module.trainer.gradient_clip_val}
+        for index, group in enumerate(self._optimizer().param_groups):
+            named = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
+            found |= {f"{key} of the optimizer's group {index}": v for key, v in named.items()}
+        return found
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:

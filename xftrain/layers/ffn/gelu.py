@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from xftrain.kernels.linear_functions import chooses, chosen_gelu_mlp
 from xftrain.layers.feedforward import FeedForward
+from xftrain.layers.linear import is_plain
 
 
 class GELU(FeedForward):
@@ -16,6 +17,7 @@ class GELU(FeedForward):
 
     def forward(self, x_BMD: Tensor) -> Tensor:
         """[B, M, D] to [B, M, D]; of large products on a GPU, GELU is a part."""
-        if chooses(x_BMD, self.up, self.down):
+        plain = type(self) is GELU and is_plain(self.up) and is_plain(self.down)
+        if plain and chooses(x_BMD, self.up, self.down):
             return chosen_gelu_mlp(x_BMD, self.up.weight, self.down.weight)
         return super().forward(x_BMD)
