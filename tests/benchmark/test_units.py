@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -26,6 +27,7 @@ from xftrain.benchmark.rows import RowStore, read_rows, write_csv
 from xftrain.benchmark.rule import judge
 from xftrain.benchmark.training import _DECISIVE, TrainCell
 from xftrain.benchmark.worker import Unsupported, outcome
+from xftrain.config import Root
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnShape
 from xftrain.timing import in_turns
@@ -289,6 +291,12 @@ def test_a_key_tells_all_that_a_figure_depends_on() -> None:
     nodes = ("s", {"name": "naive"}, {"name": "causal"}, {"name": "mha"})
     sizes = {"rows": 1, "num_heads": 2, "head_dim": 8, "dtype": "float32", "device": "cpu"}
     assert len({attention_cell(*nodes, **sizes, seqlens=n).key for n in lengths}) == 2
+
+
+def test_every_root_key_decides_about_figures_or_is_known_not_to() -> None:
+    others = {"max_steps", "ckpt", "ckpt_allow", "on_nonfinite", "max_skipped_steps", "tags"}
+    roots = {field.name for field in dataclasses.fields(Root)}
+    assert roots == {*_DECISIVE, *others, "callbacks", "logger"}
 
 
 def test_lengths_are_drawn_alike_for_alike_seeds() -> None:

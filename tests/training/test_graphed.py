@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import ClassVar
@@ -106,6 +107,13 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path, on_cpu, monkeypatch):
         run(tmp_path / "stopped", *RUN, "compile=cudagraphs")
     result = run(tmp_path / "skipped", *RUN, "compile=cudagraphs", "on_nonfinite=skip")
     assert result["metrics"]["train/skipped_steps"] == 1
+
+
+def test_a_profile_sees_replays(tmp_path, on_cpu):
+    run(tmp_path, *RUN, "compile=cudagraphs", "trainer.profiler=pytorch")
+    (trace,) = tmp_path.glob("*.trace.json")
+    steps = set(re.findall(r"ProfilerStep#(\d+)", trace.read_text()))
+    assert steps == {"2", "3", "4"}  # from 0: the first two are made without a graph
 
 
 def test_a_step_that_cannot_be_recorded_is_told(tmp_path, on_cpu, monkeypatch):

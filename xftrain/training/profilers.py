@@ -47,10 +47,10 @@ class _TrainingSteps(PyTorchProfiler):
     """Counts training steps alone.
 
     Lightning counts validation steps as well, and where there are fewer than five gives up its
-    schedule and records every step of the run. One that is replayed as a graph has another name.
+    schedule and records every step of the run.
     """
 
-    STEP_FUNCTIONS = {"training_step", "run_graph"}
+    STEP_FUNCTIONS = {"training_step"}
 
     def _cache_functions_events(self) -> None:
         if getattr(self.profiler, "profiler", None) is not None:  # else no step was made
