@@ -3,7 +3,8 @@
 The documents are those of a real corpus, read, tokenized, cut to `seq` and packed by `data=text`:
 by default the sources of Python's own library. Each batch is trained on twice, by the same GPT: as
 it is, with attention that keeps the documents apart, and as rows padded to the longest document of
-the batch. Prints tokens/s, of the documents' tokens alone, and peak memory.
+the batch. Products are made as torch chooses, since padded batches are of a new size each, which
+`matmul=auto` would measure. Prints tokens/s, of the documents' tokens alone, and peak memory.
 
     python scripts/compare_packing.py [--corpus FOLDER] [--steps 20] [overrides ...]
 """
@@ -24,7 +25,6 @@ from torch import Tensor
 from xftrain import builder, compose, registry
 from xftrain.config import validate
 from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource
-from xftrain.kernels.matmul import begin_choosing
 from xftrain.markdown import table
 from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
@@ -59,7 +59,6 @@ def train(options: dict[str, Any], data: DataSource, batches: list[Batch]) -> li
     device, precision = resolve(trainer["accelerator"], trainer["precision"])
     dtype = compute_dtype(precision)
     loss = builder.build_loss(options)
-    begin_choosing(options["matmul"])
     torch.manual_seed(0)
     model: GPT = builder.build_model(options, data).to(device)
     optimizer, _ = registry.build("optim", "optim", options["optim"]).build(model, 1000)
