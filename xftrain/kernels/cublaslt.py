@@ -129,8 +129,7 @@ class Plan:
         self._set(_TRANSA, c_int32(op_a))
         self._set(_TRANSB, c_int32(op_b))
         self._set(_EPILOGUE, c_uint32(epilogue))
-        self.has_second = epilogue != Epilogue.NONE
-        if self.has_second:
+        if epilogue != Epilogue.NONE:
             self._set(_AUX_LD, c_int64(num_columns))
             self._set(_AUX_TYPE, c_int32(self._type))
             self._set(_AUX_POINTER, c_void_p(_ALIGNMENT))  # the heuristic reads its alignment
