@@ -268,7 +268,7 @@ def test_a_run_can_be_continued(
     caplog.set_level("INFO")
     folders = {
         "max_steps=800 ckpt=auto": Path("outputs/first"),
-        "ckpt=.*/last.ckpt": Path("outputs/other"),
+        "max_steps=800 ckpt=.*/last.ckpt": Path("outputs/other"),
     }
     for steps, (pattern, folder) in enumerate(folders.items(), start=4):
         overrides = shlex.split(_command(pattern))[3:]
@@ -277,6 +277,11 @@ def test_a_run_can_be_continued(
         assert xftrain.run(cfg, folder)["steps"] == steps
     assert "going on from outputs/first/checkpoints/last.ckpt, step 3" in caplog.text
     assert torch.load("outputs/first/checkpoints/last.ckpt")["global_step"] == 4
+    for pattern in ("sample ckpt=.*/last.ckpt$", "sample ckpt=.*/last.ckpt .prompt="):
+        overrides = shlex.split(_command(pattern))[5:]
+        sampled = xftrain.compose(*overrides, "num_tokens=4", config_name="sample")
+        xftrain.run(sampled, Path("outputs/sampled"))
+        assert " | " in Path("outputs/sampled/sample.txt").read_text()
 
 
 @pytest.mark.slow
@@ -470,7 +475,7 @@ def test_what_is_planned_is_not_there() -> None:
     words = " ".join(planned)
     configurations = re.findall(r"`--config-name (\w+)`", words)
     options = re.findall(r"`(\w+)=(\w+)`", words)
-    assert configurations and options
+    assert configurations or options
     absent = [f"{name}.yaml" for name in configurations]
     absent += [f"{group}/{name}.yaml" for group, name in options]
     assert [name for name in absent if (conf_dir() / name).exists()] == []

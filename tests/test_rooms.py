@@ -32,7 +32,7 @@ FLOORS = [
     ["preflight"],
     ["prepare", "results"],
     ["oom"],
-    ["runner"],
+    ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
     ["commands", "sweep_record", "sweep_table"],
     ["sweeps"],

@@ -1,4 +1,4 @@
-"""What a configuration is a command for: a training run, or the doctor alone."""
+"""What a configuration is a command for: a training run, the doctor alone, or a sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from xftrain.config import DoctorRoot, root_of
+from xftrain.config import DoctorRoot, SampleRoot, root_of
 
 
 def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
@@ -30,6 +30,10 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         from xftrain.benchmark.examine import examine
 
         return examine(cfg, run_dir)
+    if root_of(cfg) is SampleRoot:
+        from xftrain.sample import sample
+
+        return sample(cfg, run_dir)
     with _without_scipy_signal():
         from xftrain.runner import run as train
 

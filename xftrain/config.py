@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from xftrain import redaction
 from xftrain.config_checks import check_compile, check_files, check_sizes
 from xftrain.errors import ConfigError
-from xftrain.fields import NonNegativeInt, PositiveInt, Seed
+from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 from xftrain.overrides import all_groups, normalise_argv, sentence, slug
 from xftrain.registry import (
     ENTRY_GROUPS,
@@ -77,7 +77,21 @@ class DoctorRoot:
     callbacks: Any = MISSING
 
 
+@dataclass
+class SampleRoot:
+    """The root keys of `--config-name sample`, which has its model and data from a checkpoint."""
+
+    ckpt: str | None = None
+    prompt: str | None = None
+    num_tokens: PositiveInt = 64
+    temperature: NonNegativeFloat = 0.8
+    top_k: PositiveInt | None = 40
+    seed: Seed = 0
+    accelerator: Any = "auto"
+
+
 ConfigStore.instance().store(name="root_schema", node=Root)
+ConfigStore.instance().store(name="sample_schema", node=SampleRoot)
 ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 # Hydra copies the whole store for each group that it lists, though what it loads is a copy anyway:
 # half of the time of --help.
@@ -183,8 +197,8 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 def root_of(cfg: DictConfig | Mapping[str, Any]) -> type:
     """The schema that a configuration was composed from: what its command is."""
-    is_doctor = isinstance(cfg, DictConfig) and OmegaConf.get_type(cfg) is DoctorRoot
-    return DoctorRoot if is_doctor else Root
+    found = OmegaConf.get_type(cfg) if isinstance(cfg, DictConfig) else None
+    return found if found in (DoctorRoot, SampleRoot) else Root
 
 
 def _checked_groups(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +267,7 @@ def _root_fields(schema: type) -> dict[str, Field]:
         # an absent group is reported by _mapping, which lists its options
         root[item.name] = Field(hints[item.name], None if default == MISSING else default)
     # OmegaConf knows no Literal
-    if schema is DoctorRoot:
+    if schema is not Root:
         root["accelerator"] = _trainer_fields()["accelerator"]
     else:
         root["compile"] = Field(bool | Literal["cudagraphs"], False)

@@ -7,8 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias
+from xftrain.interfaces import AttnBias, DataSource
 from xftrain.model import GPT
+
+_PROMPT = 16  # tokens
 
 
 class _LayerCache:
@@ -38,6 +40,19 @@ def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _Lay
     q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BMGK, v_BMGK))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_HNM[None], enable_gqa=True)
     return out.transpose(1, 2)
+
+
+def first_prompt(data: DataSource) -> Tensor:
+    """The beginning of the first held-out document, [1, M]."""
+    batch = data.batch("val", 0)
+    longest = (batch.seqlens or (batch.tokens_BM.shape[1],))[0]
+    return batch.tokens_BM[:1, : max(1, min(_PROMPT, longest // 2))]
+
+
+def room_after(model: GPT, tokens_BM: Tensor, num_tokens: int) -> int:
+    """How many tokens to add: fewer than asked for where the model has no more positions."""
+    limit = model.pos.max_positions
+    return num_tokens if limit is None else min(num_tokens, limit - tokens_BM.shape[1] + 1)
 
 
 @torch.no_grad()

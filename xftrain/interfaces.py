@@ -301,6 +301,14 @@ class DataSource(Protocol):
         """Tokens as text for a person."""
         ...
 
+    def encode(self, text: str) -> list[int]:
+        """What a person types as tokens; a prompt, of `--config-name sample` alone.
+
+        Raises:
+            ConfigError: it is none of this data.
+        """
+        ...
+
     def num_label_bytes(self, labels_BM: Tensor) -> int | None:
         """Bytes of text that the labels stand for; None where the data is not text."""
         ...

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from xftrain.data.seeding import generator
+from xftrain.errors import ConfigError
 from xftrain.fields import Fraction, PositiveInt, VocabSize
 from xftrain.interfaces import Batch, Split, positions_of
 
@@ -53,6 +54,16 @@ class Counting:
     def decode(self, tokens: list[int]) -> str:
         """The numbers, with blanks between them."""
         return " ".join(str(token) for token in tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Numbers with blanks between them."""
+        words = text.split()
+        if any(not word.isascii() or not word.isdigit() for word in words):
+            raise ConfigError(f"prompt must be numbers with blanks between them, got {text!r}.")
+        tokens = [int(word) for word in words]
+        if large := [token for token in tokens if token >= self.vocab_size]:
+            raise ConfigError(f"prompt must have numbers below {self.vocab_size}, got {large[0]}.")
+        return tokens
 
     def num_label_bytes(self, labels_BM: Tensor) -> int | None:
         """None: numbers are no text."""

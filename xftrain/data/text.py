@@ -130,6 +130,11 @@ class Text:
         """Text for a person; the separator shows as `<|end|>`, bytes that are no text as U+FFFD."""
         return self._cache.tokenizer.decode(tokens)
 
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text."""
+        (tokens,) = self._cache.tokenizer.encode([text.encode()])
+        return [int(token) for token in tokens]
+
     def num_label_bytes(self, labels_BM: Tensor) -> int:
         """Bytes that the labels spell; the separator and ignored labels spell none."""
         labels = labels_BM[labels_BM != IGNORED_LABEL].cpu()

@@ -5,13 +5,11 @@ import logging
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from xftrain.fields import NonNegativeFloat, PositiveInt
-from xftrain.generate import generate
+from xftrain.generate import first_prompt, generate, room_after
 from xftrain.training.module import training_module
 from xftrain.training.text import log_text
 
 log = logging.getLogger(__name__)
-
-_PROMPT = 16  # tokens of the first validation document
 
 
 class Sample(Callback):
@@ -38,16 +36,12 @@ class Sample(Callback):
         if not trainer.is_global_zero:
             return
         module = training_module(pl_module)
-        batch = module.data.batch("val", 0)
-        longest = (batch.seqlens or (batch.tokens_BM.shape[1],))[0]
-        prompt_BM = batch.tokens_BM[:1, : max(1, min(_PROMPT, longest // 2))].to(module.device)
-        limit = module.model.pos.max_positions
-        room = self.num_tokens if limit is None else limit - prompt_BM.shape[1] + 1
+        prompt_BM = first_prompt(module.data).to(module.device)
         with trainer.precision_plugin.forward_context():
             tokens_BM = generate(
                 module.model,
                 prompt_BM,
-                min(self.num_tokens, room),
+                room_after(module.model, prompt_BM, self.num_tokens),
                 vocab_size=module.data.vocab_size,
                 temperature=self.temperature,
                 top_k=self.top_k,
