@@ -64,6 +64,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(Again, "made", 0)
 
 
+REAL = step_graphs.Recorder
 RUN = ("max_steps=12", "trainer.val_check_interval=5", "model.dropout=0.1", "optim.warmup_steps=3")
 FIGURES = ("train/loss", "train/accuracy", "train/grad_norm", "optim/lr", "val/loss")
 
@@ -125,6 +126,41 @@ def test_a_step_that_cannot_be_recorded_is_told(tmp_path, on_cpu, monkeypatch):
         RunError, match=r"cannot record this step \(RuntimeError: CUDA .* capturing\)"
     ):
         run(tmp_path, *RUN, "compile=cudagraphs")
+
+
+class Recording:
+    """CUDA's, as it ends where something in it failed: with an error that hides the first."""
+
+    def __init__(self, graph, **how):
+        assert how["stream"] == "side"
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, *_):
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize("first", ["a copy that waits", None])
+def test_the_error_that_is_told_is_the_first(monkeypatch, first):
+    streams = []
+    for name, value in (
+        ("CUDAGraph", object),
+        ("graph", Recording),
+        ("set_stream", streams.append),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "outer")
+
+    def make():
+        if first:
+            raise RuntimeError(first)
+
+    recorder = REAL()
+    recorder._stream = "side"
+    with pytest.raises(RuntimeError, match=first or "previous error during capture"):
+        recorder(make)
+    assert streams == ["outer"], "what comes next is not on the stream of the recording"
 
 
 class Meddles(Callback):
