@@ -26,11 +26,12 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         ConfigError: the configuration is wrong.
         RunError: the run failed for a reason outside the code.
     """
-    if root_of(cfg) is DoctorRoot:
+    root = root_of(cfg)
+    if root is DoctorRoot:
         from xftrain.benchmark.examine import examine
 
         return examine(cfg, run_dir)
-    if root_of(cfg) is SampleRoot:
+    if root is SampleRoot:
         from xftrain.sample import sample
 
         return sample(cfg, run_dir)

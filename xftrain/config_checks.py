@@ -62,20 +62,25 @@ def check_files(options: dict[str, Any]) -> None:
     """Files that are named must exist; a quoted `~` is expanded here."""
     data, ckpt = options["data"], options["ckpt"]
     if "name" in data and "path" in data:
-        path = _expanded("data.path", data["path"])
+        path = expanded("data.path", data["path"])
         if not data["path"] or not path.exists():
             raise ConfigError(
                 f"data.path must be an existing file or folder, got {data['path']!r}."
             )
         data["path"] = str(path)
     if ckpt not in (None, "auto"):
-        path = _expanded("ckpt", ckpt)
+        path = expanded("ckpt", ckpt)
         if not path.is_file():
             raise ConfigError(f"ckpt must be auto or an existing checkpoint file, got {ckpt!r}.")
         options["ckpt"] = str(path)
 
 
-def _expanded(key: str, path: str) -> Path:
+def expanded(key: str, path: str) -> Path:
+    """The path with a `~` at its beginning replaced.
+
+    Raises:
+        ConfigError: there is no such home folder.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

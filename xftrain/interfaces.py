@@ -74,6 +74,12 @@ class Batch:
             positions_1M=self.positions_1M.to(*args, **kwargs),
         )
 
+    def copy_(self, other: Batch) -> None:
+        """Takes the numbers of a batch of this shape, without waiting for them."""
+        self.tokens_BM.copy_(other.tokens_BM, non_blocking=True)
+        self.labels_BM.copy_(other.labels_BM, non_blocking=True)
+        self.positions_1M.copy_(other.positions_1M, non_blocking=True)
+
     def pinned(self) -> Batch:
         """The same batch in pinned memory: from other memory, `to` a GPU waits for its work."""
         if self.tokens_BM.device.type != "cpu":

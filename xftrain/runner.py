@@ -28,7 +28,7 @@ from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare, refuse_lonely_rank
 from xftrain.processes import rank
 from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied
-from xftrain.training import distributed
+from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
 from xftrain.training.callbacks.watchdog import Watchdog
@@ -110,7 +110,7 @@ def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSi
     torch.manual_seed(options["seed"])
     model = builder.assemble(options, prepared.vocab_size)
     _say_what_is_trained(model, options, batch, device, precision)
-    result["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    result["device"] = hardware.device_name(device)
     result["kernel"] = kernel = _choose_kernel(model, batch, device, prepared.dtype)
     predicted = plan_memory(options, model, prepared.loss, batch, prepared.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)

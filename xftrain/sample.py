@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from xftrain import builder, config
+from xftrain.config_checks import expanded
 from xftrain.errors import ConfigError
 from xftrain.files import replace_text
 from xftrain.generate import first_prompt, generate, room_after
@@ -45,7 +46,7 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         # a plain mapping: classes that it may name are refused, as it may be of anyone
         options = config.validate(held["xftrain"]["config"])
         device, precision = hardware.resolve(asked["accelerator"], "auto")
-        result["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        result["device"] = hardware.device_name(device)
         reset_peak_memory(device)
         data = builder.build_data(options)
         model = _model(options, data, held["state_dict"]).to(device)
@@ -75,7 +76,7 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
 def _checkpoint(ckpt: str | None) -> dict[str, Any]:
     if ckpt is None:
         raise ConfigError(f"ckpt is missing: name the checkpoint to sample from, as {_EXAMPLE}.")
-    path = Path(ckpt).expanduser()
+    path = expanded("ckpt", ckpt)
     if not path.is_file():
         raise ConfigError(f"ckpt must be an existing checkpoint file, got {ckpt!r}, as {_EXAMPLE}.")
     return read_checkpoint(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from xftrain.training.hardware import device_name
 from xftrain.version import __version__, installed
 
 FILE = "environment.json"
@@ -66,11 +67,6 @@ def command() -> str:
     program = Path(sys.argv[0])
     name = "python -m xftrain" if program.name in ("__main__.py", "-m") else program.name
     return " ".join([name, *sys.argv[1:]])
-
-
-def device_name(device: torch.device) -> str:
-    """`NVIDIA H100 80GB HBM3`, or `cpu`."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _cpu_name() -> str:

@@ -36,7 +36,7 @@ def examine(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     with recorded(run_dir) as result:
         options = config.validate(cfg)
         device, precision = hardware.resolve(options["accelerator"], "auto")
-        result["device"] = environment.device_name(device)
+        result["device"] = hardware.device_name(device)
         found = environment.describe(device)
         log.info("%s", table(["what", "here"], [[k, v] for k, v in found.items()]))
         dtype = str(hardware.compute_dtype(precision)).removeprefix("torch.")

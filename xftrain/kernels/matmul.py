@@ -63,9 +63,8 @@ def has_cublaslt() -> bool:
     if not torch.cuda.is_available() or torch.version.hip is not None:
         return False
     try:
-        torch.ones(8, 8, device="cuda", dtype=torch.float16).mm(
-            torch.ones(8, 8, device="cuda", dtype=torch.float16)
-        )  # loads it
+        ones = torch.ones(8, 8, device="cuda", dtype=torch.float16)
+        ones.mm(ones)  # loads it
         library()
     except (OSError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -180,8 +179,7 @@ def _choice(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tenso
     """The fastest for operands like these; measured with them where it is not known."""
     with_torch = partial(_with_torch, epilogue)
     operands = [a, b, out] if second is None else [a, b, out, second]
-    is_worth_it = is_large(a.shape[0], *b.shape) and can_take(*operands) and is_choosing()
-    if not is_worth_it:
+    if not (is_large(a.shape[0], *b.shape) and can_take(*operands) and is_choosing()):
         return with_torch
     key = (epilogue, a.device, a.dtype, a.shape, a.stride(), b.shape, b.stride())
     if key not in _choices:

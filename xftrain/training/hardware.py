@@ -52,6 +52,11 @@ def resolve(
     return device, precision
 
 
+def device_name(device: torch.device) -> str:
+    """`NVIDIA H100 80GB HBM3`, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def compute_dtype(precision: str) -> torch.dtype:
     """The dtype in which matrix products and attention run."""
     return _COMPUTE_DTYPE[precision]

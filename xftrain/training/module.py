@@ -182,10 +182,8 @@ class TrainingModule(LightningModule):
 
         Waits for the device at the steps whose metrics are recorded, and at no other.
         """
-        assert self._step_loss is not None
-        self.lr = optimizer.param_groups[0]["lr"]
-        self.grad_norm = self.clip(optimizer, self._step_loss)
-        self.end_step()
+        assert self._step_loss is not None and self.last_sums is not None
+        self.take(self.last_sums, self.clip(optimizer, self._step_loss))
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -213,13 +211,14 @@ class TrainingModule(LightningModule):
         return norm
 
     def take(self, sums: LossSums, grad_norm: Tensor) -> None:
-        """What a step has left that was made in one piece, by way of `clip`."""
+        """Keeps for the logs what a step has left; at a record, ends a run that is not finite.
+
+        Args:
+            sums: of its last batch.
+            grad_norm: what `clip` returned.
+        """
         self.last_sums, self.grad_norm = sums, grad_norm
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.end_step()
-
-    def end_step(self) -> None:
-        """Notes what was judged; at a record, ends the run where a step was not finite."""
         self.guard.note(self.trainer.global_step + 1)
         if self.logs_this_step() or self.guard.is_full():
             self.guard.check(self)

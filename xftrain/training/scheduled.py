@@ -15,12 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 class Scheduled(ABC):
     """An optimizer whose rate rises linearly and is then `cosine` or `constant`.
 
-    Args:
-        lr: rate after the warm-up.
-        weight_decay: of matrices; norms, biases and embeddings are left alone.
-        schedule: of the rate after the warm-up: `cosine` to `lr x min_lr_ratio`, or `constant`.
-        warmup_steps: steps of linear growth from 0.
-        min_lr_ratio: where the cosine ends, as a share of `lr`.
+    Each has these arguments as fields of its own, since fields are read from an option's source;
+    it says there what they are.
     """
 
     def __init__(

@@ -32,11 +32,14 @@ class Outcome(NamedTuple):
     grad_norm: Tensor
 
 
+_Values = dict[tuple[str, int | None], Any]
+
+
 class _Recorded(NamedTuple):
     replay: Callable[[], None]
     outcome: Outcome
     handle: Any  # of the attention, whose tensors the graph reads
-    values: dict[str, Any]  # of the host, that it was recorded with
+    values: _Values  # of the host, that it was recorded with
 
 
 class Recorder:
@@ -129,18 +132,19 @@ class StepGraphs:
     @contextmanager
     def without(self) -> Iterator[None]:
         """A step is made in it, without the graph."""
-        before, groups = self.module.trainer.global_step, self._optimizer().param_groups
+        step, groups = self.module.trainer.global_step, self._optimizer().param_groups
         rates = [group["lr"] for group in groups]
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = float(torch.tensor(rate))  # float32, as the graph reads it
+        narrow = [float(torch.tensor(rate)) for rate in rates]  # float32, as the graph reads them
+        for group, rate in zip(groups, narrow, strict=True):
+            group["lr"] = rate
         try:
             with self._recorder.warming_up():
                 yield
         finally:
-            for group, rate in zip(groups, rates, strict=True):
-                if group["lr"] == float(torch.tensor(rate)):  # the schedule has not moved it
-                    group["lr"] = rate
-        self._num_plain += self.module.trainer.global_step - before
+            for group, before, rate in zip(groups, rates, narrow, strict=True):
+                if group["lr"] == rate:  # the schedule has not moved it
+                    group["lr"] = before
+        self._num_plain += self.module.trainer.global_step - step
 
     def take(self, batch: Batch) -> Batch:
         """Puts a batch where the graph reads it, and returns that.
@@ -158,9 +162,7 @@ class StepGraphs:
                 "compile=true."
             )
         batch = batch.pinned() if self.module.device.type == "cuda" else batch
-        self._batch.tokens_BM.copy_(batch.tokens_BM, non_blocking=True)
-        self._batch.labels_BM.copy_(batch.labels_BM, non_blocking=True)
-        self._batch.positions_1M.copy_(batch.positions_1M, non_blocking=True)
+        self._batch.copy_(batch)
         return self._batch
 
     def make(self) -> Outcome:
@@ -173,11 +175,12 @@ class StepGraphs:
             self._recorded = self._record()
         recorded, values = self._recorded, self._values()
         if values != recorded.values:
-            changed = next(key for key in values if values[key] != recorded.values.get(key))
+            key = next(key for key in values if values[key] != recorded.values.get(key))
+            name, group_index = key
+            of = "" if group_index is None else f" of the optimizer's group {group_index}"
             raise RunError(
-                f"compile=cudagraphs replays a step as it was recorded, with {changed} = "
-                f"{recorded.values.get(changed)}, which is {values[changed]} by now: use "
-                "compile=true."
+                f"compile=cudagraphs replays a step as it was recorded, with {name}{of} = "
+                f"{recorded.values.get(key)}, which is {values[key]} by now: use compile=true."
             )
         for rate, group in zip(self._rates, self._optimizer().param_groups, strict=True):
             rate.fill_(group["lr"])
@@ -222,12 +225,15 @@ class StepGraphs:
             scaler.update()
         return Outcome(loss.detach(), sums, grad_norm)
 
-    def _values(self) -> dict[str, Any]:
-        """What the host sets and a replay would not see, by the names that people know."""
-        found = {"trainer.gradient_clip_val": self.module.trainer.gradient_clip_val}
-        for index, group in enumerate(self._optimizer().param_groups):
-            named = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
-            found |= {f"{key} of the optimizer's group {index}": v for key, v in named.items()}
+    def _values(self) -> _Values:
+        """What the host sets and a replay would not see, by name and the optimizer's group."""
+        found: _Values = {
+            (name, index): value
+            for index, group in enumerate(self._optimizer().param_groups)
+            for name, value in group.items()
+            if name not in ("params", "lr", "initial_lr")
+        }
+        found["trainer.gradient_clip_val", None] = self.module.trainer.gradient_clip_val
         return found
 
     @contextmanager
