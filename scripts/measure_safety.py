@@ -14,8 +14,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import xftrain
 from xftrain.training.nonfinite import NonFiniteGuard
@@ -24,42 +27,47 @@ from xftrain.training.signals import StopSignals
 WITHOUT = ("callbacks.checkpoint=null", "callbacks.watchdog=null")
 
 
-class Clock:
-    """Times a run's training by the callback that every run has."""
+@contextmanager
+def timed() -> Iterator[list[float]]:
+    """Seconds of training of each run meanwhile, by the callback that every run has."""
+    seconds: list[float] = []
+    start, end = StopSignals.on_train_start, StopSignals.on_train_end
 
-    def __init__(self) -> None:
-        self.started = self.seconds = 0.0
-        start, end = StopSignals.on_train_start, StopSignals.on_train_end
+    def on_start(callback: StopSignals, *args: Any) -> None:
+        start(callback, *args)
+        seconds.append(-time.perf_counter())
 
-        def on_start(callback: StopSignals, *args: Any) -> None:
-            start(callback, *args)
-            self.started = time.perf_counter()
+    def on_end(callback: StopSignals, *args: Any) -> None:
+        end(callback, *args)
+        seconds[-1] += time.perf_counter()
 
-        def on_end(callback: StopSignals, *args: Any) -> None:
-            end(callback, *args)
-            self.seconds = time.perf_counter() - self.started
-
-        StopSignals.on_train_start, StopSignals.on_train_end = on_start, on_end  # type: ignore[method-assign]
+    with mock.patch.multiple(StopSignals, on_train_start=on_start, on_train_end=on_end):
+        yield seconds
 
 
-def main() -> int:
+def unchecked() -> Any:
+    """Steps are not looked at for NaN and inf meanwhile."""
+    nothing: dict[str, Any] = dict.fromkeys(("judge", "note"), lambda *_, **__: None)
+    return mock.patch.multiple(NonFiniteGuard, **nothing)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args()
-    logging.disable(logging.INFO)
-    clock, judge = Clock(), NonFiniteGuard.judge
+    args = parser.parse_args(argv)
+    logging.getLogger("xftrain").setLevel(logging.WARNING)
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     shared = [f"max_steps={args.steps}", "data.stop_at_accuracy=null", "callbacks.sample=null"]
     for turn in range(args.rounds + 1):
         for name in seconds if turn % 2 else reversed(seconds):
-            NonFiniteGuard.judge = judge if name == "with" else lambda *_, **__: None  # type: ignore[method-assign]
             more = WITHOUT if name == "without" else ()
-            with tempfile.TemporaryDirectory() as folder:
+            checks = nullcontext() if name == "with" else unchecked()
+            with tempfile.TemporaryDirectory() as folder, timed() as times, checks:
                 xftrain.run(xftrain.compose(*shared, *args.overrides, *more), Path(folder))
             if turn:  # the first warms up
-                seconds[name].append(clock.seconds)
+                seconds[name] += times
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, times in seconds.items():
         print(f"{name:8} {medians[name]:7.3f} s  ({', '.join(f'{t:.3f}' for t in times)})")

@@ -260,16 +260,22 @@ def test_activation_checkpointing_changes_nothing(attn):
     chosen = {"attn": attn, "pos": "rope", "heads": "gqa", "dropout": 0.2, "scale": 5.0}
     weights = torch.randn(1, 130, VOCAB)
     results = []
-    for recompute in (False, True):
+    for recompute in (False, True, "ffn"):
         model = gpt(**chosen, activation_checkpointing=recompute)
-        calls = []
-        model.blocks[0].ffn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        calls: dict[str, int] = {"ffn": 0, "heads": 0}
+        for name in calls:
+
+            def counted(*_, calls=calls, name=name):
+                calls[name] += 1
+
+            model.blocks[0].get_submodule(name).register_forward_pre_hook(counted)
         torch.manual_seed(5)  # of dropout, which must drop the same again
         results.append(logits_and_grads(model, TOKENS, PACKED_LENGTHS, weights))
-        assert len(calls) == 1 + recompute
-    (logits, grads), (other_logits, other_grads) = results
-    assert torch.equal(logits, other_logits)
-    assert all(torch.equal(grads[name], other_grads[name]) for name in grads)
+        assert calls == {"ffn": 1 + bool(recompute), "heads": 1 + (recompute is True)}
+    (logits, grads), *others = results
+    for other_logits, other_grads in others:
+        assert torch.equal(logits, other_logits)
+        assert all(torch.equal(grads[name], other_grads[name]) for name in grads)
 
 
 @pytest.mark.parametrize("norm", registry.names("model/norm"))

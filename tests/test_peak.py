@@ -28,7 +28,7 @@ from xftrain.data.counting import Counting
 from xftrain.interfaces import Batch, Loss, positions_of
 from xftrain.losses.full import Full
 from xftrain.memory import total_memory_bytes, usable_memory_bytes
-from xftrain.model import GPT, Block
+from xftrain.model import GPT, Block, Recomputed
 from xftrain.oom import out_of_memory
 from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
@@ -36,6 +36,8 @@ from xftrain.peak.prediction import predict
 from xftrain.prepare import Prepared
 
 CPU = torch.device("cpu")
+NOTHING = Recomputed()
+PLANS = [NOTHING, Recomputed(ffns=2), Recomputed(2, ffns=4), Recomputed(ffns=4), Recomputed(4)]
 ROWS, TOKENS = 3, 120
 VARIANTS = [
     {},
@@ -61,7 +63,9 @@ def autocast(is_mixed: bool, device: str = "cpu"):
     return torch.autocast(device, torch.bfloat16) if is_mixed else contextlib.nullcontext()
 
 
-def kept_by_block(chosen: dict, is_mixed: bool, *, compiled: bool) -> tuple[int, int]:
+def kept_by_block(
+    chosen: dict, is_mixed: bool, *, compiled: bool, recomputes_ffn: bool = False
+) -> tuple[int, int]:
     """Bytes of activations, and of weights in another dtype, that a real block keeps on the CPU."""
     torch._dynamo.reset()
     model = gpt(**{"attn": "sdpa"} | chosen)
@@ -84,7 +88,7 @@ def kept_by_block(chosen: dict, is_mixed: bool, *, compiled: bool) -> tuple[int,
     run = torch.compile(block, backend="aot_eager_decomp_partition") if compiled else block
     with autocast(is_mixed), saved_tensors_hooks(note, lambda tensor: tensor):
         handle = model.prepare(ROWS, TOKENS)
-        run(x_BMD.requires_grad_(), model.backend, handle, rotation)
+        run(x_BMD.requires_grad_(), model.backend, handle, rotation, recomputes_ffn)
     activations, casts = (sum(sizes.values()) for sizes in found)
     return activations, casts
 
@@ -117,6 +121,19 @@ def test_a_block_keeps_what_is_predicted(chosen, is_mixed):
 )
 def test_a_compiled_block_keeps_what_is_predicted(chosen, is_mixed):
     check_block(chosen, is_mixed, compiled=True, rel=0.03)
+
+
+@pytest.mark.parametrize("is_mixed", [False, True], ids=["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("ffn", registry.names("model/ffn"))
+def test_a_compiled_block_that_recomputes_its_ffn_keeps_so_much_less(ffn, is_mixed):
+    chosen, dtype = {"attn": "sdpa", "ffn": ffn}, torch.bfloat16 if is_mixed else torch.float32
+    layers = run_layers(gpt(**chosen), batch_of(), dtype, CPU, is_mixed=is_mixed, is_compiled=True)
+    whole, less = (
+        kept_by_block(chosen, is_mixed, compiled=True, recomputes_ffn=recomputes)[0]
+        for recomputes in (False, True)
+    )
+    assert layers.ffn == pytest.approx(whole - less, rel=0.03)
+    assert less < 0.6 * whole
 
 
 # ---- the whole step
@@ -167,7 +184,7 @@ def steps(model: GPT, loss: Loss, batch: Batch, is_mixed: bool, device: str = "c
     return step, optimizer
 
 
-@pytest.mark.parametrize("num_recomputed", [0, 2, 4])
+@pytest.mark.parametrize("recomputed", PLANS, ids=str)
 @pytest.mark.parametrize("is_mixed", [False, True], ids=["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(
     ("loss", "vocab_size", "chosen"),
@@ -179,14 +196,12 @@ def steps(model: GPT, loss: Loss, batch: Batch, is_mixed: bool, device: str = "c
         ({"name": "fused", "chunk_tokens": 64}, 4096, {"norm": "rmsnorm", "heads": "gqa"}),
     ],
 )
-def test_a_step_has_as_much_alive_as_is_predicted(
-    loss, vocab_size, chosen, is_mixed, num_recomputed
-):
+def test_a_step_has_as_much_alive_as_is_predicted(loss, vocab_size, chosen, is_mixed, recomputed):
     settings = options(**{"attn": "sdpa", "num_layers": 4} | chosen)
     settings["trainer"]["precision"] = "bf16-mixed" if is_mixed else "32-true"
     settings["loss"] = loss
     model, loss = assemble(settings, vocab_size), build_loss(settings)
-    model.num_recomputed = num_recomputed
+    model.recomputed = recomputed
     batch = batch_of(4, 128)
     dtype = torch.bfloat16 if is_mixed else torch.float32
     predicted = predict(settings, model, loss, batch, dtype, CPU)
@@ -205,7 +220,7 @@ def test_a_step_has_as_much_alive_as_is_predicted(
             for tensor in (*weights, *moments, *(weight.grad for weight in weights)):
                 alive.add(tensor)
             step()
-    assert 0.97 < predicted.total(num_recomputed) / alive.peak < 1.3
+    assert 0.97 < predicted.total(recomputed) / alive.peak < 1.3
 
 
 def test_nothing_is_allocated_drawn_or_left_behind():
@@ -224,7 +239,7 @@ def test_nothing_is_allocated_drawn_or_left_behind():
     with torch.device("meta"):
         model = assemble(settings, VOCAB)
     peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
-    assert peak.weights > 2**40 and peak.total(100) < peak.total(0)
+    assert peak.weights > 2**40 and peak.total(Recomputed(100)) < peak.total(NOTHING)
 
 
 def test_the_state_in_other_settings():
@@ -270,7 +285,9 @@ def test_gpt_124m_on_an_h100_as_it_was_measured():
     assert state / 2**30 == pytest.approx(1.85, abs=0.01)
     assert peak.block == pytest.approx(16 * 768 * 2 * 32 * 1024, rel=0.01)
     logits = 32 * 1024 * 50304 * 2
-    assert (peak.state + peak.activations(0) + logits) / 2**30 == pytest.approx(14.1, rel=0.05)
+    assert (peak.state + peak.activations(NOTHING) + logits) / 2**30 == pytest.approx(
+        14.1, rel=0.05
+    )
 
 
 # ---- how many blocks
@@ -288,10 +305,11 @@ peaks = st.builds(
 
 @given(peak=peaks, limit=st.integers(0, 20000), more=st.integers(0, 2000))
 def test_the_least_that_fits(peak, limit, more):
-    least = peak.least(limit)
-    assert 0 <= least <= peak.num_blocks
-    assert not any(peak.fits(limit, fewer) for fewer in range(least))
-    assert peak.fits(limit, least) or least == peak.num_blocks
+    plans, least = list(peak.plans()), peak.least(limit)
+    assert plans[0] == NOTHING and plans[-1].blocks == peak.num_blocks
+    if least in plans:
+        assert not any(peak.fits(limit, less) for less in plans[: plans.index(least)])
+    assert peak.fits(limit, least) or least == Recomputed(peak.num_blocks)
     assert peak.least(limit + more) <= least
 
 
@@ -323,21 +341,25 @@ def test_auto_recomputes_some_blocks_and_changes_nothing(tmp_path, monkeypatch, 
     assert len(calls) == 3 * 3
 
     peak = small_peak()
-    limited(monkeypatch, peak.total(1))
-    calls.clear()
-    with caplog.at_level(logging.INFO):
-        result = run(tmp_path / "auto", *SMALL, AUTO)
-    assert len(calls) == 3 * (3 + 1)  # a block of three, in each of three steps
-    assert "; 1 of 3 blocks are recomputed to fit" in caplog.text
-    assert result["predicted_peak_mib"] == pytest.approx(peak.total(1) / 2**20, abs=0.1)
-    assert same_weights(last(tmp_path / "kept"), last(tmp_path / "auto"))
+    for plan, in_a_step, said in (
+        (Recomputed(ffns=2), 3, "; the feed-forwards of 2 of 3 blocks are recomputed to fit"),
+        (Recomputed(1, 3), 4, "; 1 of 3 blocks and the feed-forwards of the others are recomputed"),
+    ):
+        limited(monkeypatch, peak.total(plan))
+        calls.clear()
+        with caplog.at_level(logging.INFO):
+            result = run(tmp_path / "auto", *SMALL, AUTO)
+        assert len(calls) == 3 * in_a_step
+        assert said in caplog.text
+        assert result["predicted_peak_mib"] == pytest.approx(peak.total(plan) / 2**20, abs=0.1)
+        assert same_weights(last(tmp_path / "kept"), last(tmp_path / "auto"))
 
 
 def test_the_line_of_the_log_adds_up(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         run(tmp_path, *SMALL, AUTO, "model.dim=256", "seq=128", "batch_tokens=2048")
     (line,) = re.findall("memory: .*", caplog.text)
-    assert line.endswith("GiB; no block is recomputed")
+    assert line.endswith("GiB; nothing is recomputed")
     total = int(line.split("about ")[1].split()[0])
     parts = [int(number) for number in re.findall(r" (\d+)[,)]", line)]
     assert len(parts) == 3 and abs(total - sum(parts)) <= 2 and min(parts) > 0
@@ -403,15 +425,15 @@ def test_out_of_memory_names_what_saves_the_most_by_the_same_prediction():
 @pytest.mark.cuda
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", ["full", "fused"])
-@pytest.mark.parametrize("num_recomputed", [0, 2, 4])
-def test_the_peak_of_a_gpu_is_as_predicted(name, compiled, num_recomputed):
+@pytest.mark.parametrize("recomputed", PLANS, ids=str)
+def test_the_peak_of_a_gpu_is_as_predicted(name, compiled, recomputed):
     device = torch.device("cuda", 0)
     chosen = {"attn": "sdpa", "ffn": "gelu", "num_layers": 4, "dim": 512, "num_heads": 8}
     settings = options(**chosen, pos="rope")
     settings |= {"compile": compiled, "loss": {"name": name}}
     settings["trainer"]["precision"] = "bf16-mixed"
     model, loss = assemble(settings, 8192).to(device), build_loss(settings)
-    model.num_recomputed = num_recomputed
+    model.recomputed = recomputed
     batch = batch_of(32, 512).to(device)
     allocated = torch.cuda.memory_allocated(device)
     peak = predict(settings, model, loss, batch, torch.bfloat16, device)
@@ -424,4 +446,4 @@ def test_the_peak_of_a_gpu_is_as_predicted(name, compiled, num_recomputed):
     torch.cuda.reset_peak_memory_stats(device)
     step()
     measured = torch.cuda.max_memory_allocated(device) - (allocated - peak.weights)
-    assert 0.9 < peak.total(num_recomputed) / measured < 1.3
+    assert 0.9 < peak.total(recomputed) / measured < 1.3

@@ -40,9 +40,9 @@ def check_compile(options: Mapping[str, Any]) -> None:
         )
     if how != "cudagraphs":
         return
-    if recomputes := options["model"]["activation_checkpointing"]:
+    if (recomputes := options["model"]["activation_checkpointing"]) not in (False, "ffn"):
         raise ConfigError(
-            "model.activation_checkpointing must be false with compile=cudagraphs, got "
+            "model.activation_checkpointing must be false or ffn with compile=cudagraphs, got "
             f"{recomputes}: it asks for the random generator's state, which a graph cannot tell; "
             "use model.activation_budget, or compile=true."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,19 @@ from xftrain.layers.positions.rope import rotate
 
 Rotation = tuple[Tensor, Tensor] | None
 Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+
+
+class Recomputed(NamedTuple):
+    """What is made again in the backward pass in place of being kept for it.
+
+    Attributes:
+        blocks: the first so many of them, each from its input.
+        ffns: the feed-forwards, with their norms, of the first so many blocks, where the block as
+            a whole is not.
+    """
+
+    blocks: int = 0
+    ffns: int = 0
 
 
 class Block(nn.Module):
@@ -43,7 +56,12 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(
-        self, x_BMD: Tensor, attention: Attention, handle: Any, rotation: Rotation
+        self,
+        x_BMD: Tensor,
+        attention: Attention,
+        handle: Any,
+        rotation: Rotation,
+        recomputes_ffn: bool = False,
     ) -> Tensor:
         """One layer; `handle` is what the backend prepared for this batch."""
         q_BMHK, k_BMGK, v_BMGK = self.heads(self.norm_attn(x_BMD))
@@ -51,7 +69,16 @@ class Block(nn.Module):
             q_BMHK, k_BMGK = rotate(q_BMHK, rotation), rotate(k_BMGK, rotation)
         out_BMHK = attention(q_BMHK, k_BMGK, v_BMGK, handle)
         x_BMD = x_BMD + self._drop(self.out(out_BMHK.flatten(2)))
-        return x_BMD + self._drop(self.ffn(self.norm_ffn(x_BMD)))
+        if recomputes_ffn:
+            added_BMD = checkpoint(self.fed_forward, x_BMD, use_reentrant=False)
+        else:
+            added_BMD = self.fed_forward(x_BMD)
+        return x_BMD + self._drop(added_BMD)
+
+    def fed_forward(self, x_BMD: Tensor) -> Tensor:
+        """What the second half adds, before dropout."""
+        out_BMD: Tensor = self.ffn(self.norm_ffn(x_BMD))
+        return out_BMD
 
     def _drop(self, x_BMD: Tensor) -> Tensor:
         return F.dropout(x_BMD, self.dropout, self.training) if self.dropout else x_BMD
@@ -77,8 +104,10 @@ class GPT(nn.Module):
         linear_bias: linear layers (and layer norms) add biases.
         dropout: on what each half of a block adds.
         init_std: standard deviation of the weights at the start.
-        activation_checkpointing: recompute each block in the backward pass; `auto`: as few of them,
-            from the first, as memory asks for, which a run sets as `num_recomputed`.
+        activation_checkpointing: recompute each block in the backward pass; `ffn`: only the
+            feed-forward of each, more than half of what a block keeps for a fourth of its products
+            (Korthikanti et al., 2022, arXiv:2205.05198, name the principle selective); `auto`: as
+            little as memory asks for, which a run sets as `recomputed`.
         residual_dtype: of what the blocks add to: `auto` is bfloat16 where matrix products run in
             it, which halves the memory and the traffic between the blocks; `float32` keeps it.
         activation_budget: with compiled blocks, the share of what they keep for the backward pass
@@ -102,7 +131,7 @@ class GPT(nn.Module):
         linear_bias: bool = False,
         dropout: Probability = 0.0,
         init_std: PositiveFloat = 0.02,
-        activation_checkpointing: bool | Literal["auto"] = False,
+        activation_checkpointing: bool | Literal["ffn", "auto"] = False,
         residual_dtype: Literal["auto", "float32"] = "auto",
         activation_budget: Fraction = 1.0,
     ) -> None:
@@ -111,7 +140,11 @@ class GPT(nn.Module):
         self.backend, self.bias = backend, bias
         self.attention: Attention = backend
         self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.num_recomputed = num_layers if activation_checkpointing else 0  # until a run plans it
+        self.recomputed = Recomputed()
+        if activation_checkpointing == "ffn":
+            self.recomputed = Recomputed(ffns=num_layers)
+        elif activation_checkpointing:  # all of them, until a run plans it
+            self.recomputed = Recomputed(blocks=num_layers)
         self.residual_dtype, self.activation_budget = residual_dtype, activation_budget
         self.embed = nn.Embedding(vocab_size, dim)
         self.pos = make_pos(dim, self.head_dim)
@@ -230,14 +263,15 @@ class GPT(nn.Module):
         if dtype == torch.bfloat16 and self.residual_dtype == "auto":
             x_BMD = x_BMD.to(dtype)  # float16 is left out: its largest number is 65,504
         rotation = self.pos.rotation(positions_1M)
+        recomputed = self.recomputed if torch.is_grad_enabled() else Recomputed()
         for index, block in enumerate(self.blocks):
             handle = handles[index] if isinstance(handles, list) else handles
             if eager:
                 x_BMD = block.forward(x_BMD, attention, handle, rotation)
-            elif index < self.num_recomputed and torch.is_grad_enabled():
+            elif index < recomputed.blocks:
                 x_BMD = checkpoint(block, x_BMD, attention, handle, rotation, use_reentrant=False)
             else:
-                x_BMD = block(x_BMD, attention, handle, rotation)
+                x_BMD = block(x_BMD, attention, handle, rotation, index < recomputed.ffns)
         return self.norm.forward(x_BMD) if eager else self.norm(x_BMD)
 
     def forward(self, tokens_BM: Tensor, seqlens: tuple[int, ...] | None = None) -> Tensor:

@@ -56,7 +56,7 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
     if model["attn"].get("name") == "naive":
         yield "model.attn=auto", with_model(attn={"name": "auto"})
     if (recomputes := model["activation_checkpointing"]) is not True:
-        fewer = "" if recomputes else ", or auto for as few blocks as will do"
+        fewer = "" if recomputes == "auto" else ", or auto for as little as will do"
         text = f"model.activation_checkpointing=true{fewer}"
         yield text, with_model(activation_checkpointing=True)
     if isinstance(run.loss, Full):
@@ -94,4 +94,4 @@ def _peak_bytes(run: Prepared) -> int:
     peak = predict(run.options, model, run.loss, run.batch, run.dtype, run.device)
     if run.options["model"]["activation_checkpointing"] == "auto":
         return peak.total(peak.least(usable_memory_bytes(run.device)))
-    return peak.total(model.num_recomputed)
+    return peak.total(model.recomputed)

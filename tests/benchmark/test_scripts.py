@@ -1,19 +1,21 @@
-"""The scripts that measure: two reports by what the spread explains, auto's choice, packing."""
+"""The scripts that measure: what two reports show, auto's choice, packing, the cost of safety."""
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from scripts import check_auto, compare_packing
+from scripts import check_auto, compare_packing, measure_safety
 from scripts.compare_reports import compare, main
 from xftrain.attention.backends.auto import Auto
 from xftrain.attention.backends.naive import Naive
 from xftrain.interfaces import IGNORED_LABEL, Batch, positions_of
+from xftrain.training.nonfinite import NonFiniteGuard
 
 
 def _row(ms: float, spread: float = 0.1, **more: Any) -> dict[str, Any]:
@@ -115,3 +117,19 @@ def test_packed_and_padded_learn_the_same(tmp_path, monkeypatch, capsys):
     packed, padded = (line.split("|") for line in lines)
     assert packed[-2] == padded[-2]  # the loss
     assert packed[2].strip() == "0%" != padded[2].strip()
+
+
+def test_the_cost_of_safety_is_of_runs_with_and_without(monkeypatch, capsys):
+    judged, judge = [], NonFiniteGuard.judge
+
+    def counted(self, *args):
+        judged.append(1)
+        judge(self, *args)
+
+    monkeypatch.setattr(NonFiniteGuard, "judge", counted)
+    monkeypatch.setattr(logging.getLogger("xftrain"), "level", logging.INFO)
+    sizes = ("trainer=cpu", "model.num_layers=1", "seq=16", "batch_tokens=64")
+    assert measure_safety.main(["--steps", "3", "--rounds", "1", *sizes]) == 0
+    assert len(judged) == 2 * 3  # of four runs, two
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["with", "without", "cost"]

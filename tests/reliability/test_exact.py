@@ -23,7 +23,12 @@ BASE = (
 CASES = {
     "dropout": (),
     "accumulated": ("trainer.accumulate_grad_batches=3",),
-    "packed": ("data=counting_packed", "model.bias=alibi", "model.heads=gqa"),
+    "packed": (
+        "data=counting_packed",
+        "model.bias=alibi",
+        "model.heads=gqa",
+        "model.activation_checkpointing=ffn",
+    ),
     "bf16": (
         "trainer.precision=bf16-mixed",
         "model.pos=rope",

@@ -24,6 +24,7 @@ GPU = ("trainer=gpu", "model.attn=sdpa", "trainer.precision=bf16-mixed", "model.
         ["compile=true"],
         ["compile=true", "model.activation_budget=0.3"],
         ["compile=true", "model.activation_checkpointing=true"],
+        ["compile=true", "model.activation_checkpointing=ffn"],
     ],
     ids=" ".join,
 )
@@ -77,6 +78,8 @@ def test_what_is_called_once_is_not_compiled():
     [
         (["trainer.accumulate_grad_batches=2"], "accumulate_grad_batches must be 1 with"),
         (["trainer.devices=2"], "devices must be 1 with"),
+        (["model.activation_checkpointing=auto"], "must be false or ffn .* got auto"),
+        (["model.activation_checkpointing=ffn"], "needs a CUDA GPU, got cpu"),
         ([], "needs a CUDA GPU, got cpu"),
     ],
 )

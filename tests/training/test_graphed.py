@@ -258,6 +258,7 @@ def test_a_batch_of_another_shape_is_refused(tmp_path, on_cpu, monkeypatch):
 
 
 GPU = ("trainer=gpu", "model.attn=sdpa", "model.num_layers=2", "compile=cudagraphs")
+CHECKPOINTING = "model.activation_checkpointing"
 
 
 @pytest.mark.cuda
@@ -281,6 +282,20 @@ def test_a_graphed_run_learns_the_same_on_a_gpu(tmp_path, monkeypatch, precision
     assert graphed["val/loss"] == pytest.approx(compiled["val/loss"], rel=0.02)
     assert graphed["optim/lr"] == compiled["optim/lr"]
     assert compiled["val/loss"] < 3.5  # of log 64 = 4.16 at the start
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("compile", ["true", "cudagraphs"])
+def test_compiled_feed_forwards_are_recomputed(tmp_path, compile):
+    large = ("trainer.precision=bf16-mixed", "batch_tokens=65536", "seq=64", "max_steps=8")
+    results = [
+        run(tmp_path / word, *GPU, *large, f"compile={compile}", f"{CHECKPOINTING}={word}")
+        for word in ("false", "ffn")
+    ]
+    kept, recomputed = (result["metrics"]["train/loss"] for result in results)
+    assert recomputed == pytest.approx(kept, rel=0.01)
+    kept, recomputed = (result["peak_memory_mib"] for result in results)
+    assert recomputed < 0.85 * kept
 
 
 class Spoils(Callback):

@@ -1,8 +1,11 @@
-"""The parts of a step's peak of memory, and their sum for any number of recomputed blocks."""
+"""The parts of a step's peak of memory, and their sum however much is recomputed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from xftrain.model import Recomputed
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Peak:
         casts: copies of the weights in the dtype of matrix products.
         num_blocks: how many there are.
         block: what a block keeps for its backward pass.
+        ffn: the part of it that a block does not keep whose feed-forward is recomputed.
         block_input: what a block keeps that is recomputed: what goes into it.
         block_backward: gradients inside a block while its backward pass runs, at most.
         rest: what is kept between the last block and the loss.
@@ -28,6 +32,7 @@ class Peak:
     casts: int
     num_blocks: int
     block: int
+    ffn: int
     block_input: int
     block_backward: int
     rest: int
@@ -38,29 +43,40 @@ class Peak:
         """What is there at every moment."""
         return self.weights + self.gradients + self.optimizer + self.casts
 
-    def activations(self, num_recomputed: int) -> int:
-        """What is kept for the backward pass, by the first so many blocks their input alone."""
-        kept = (self.num_blocks - num_recomputed) * self.block
-        return kept + num_recomputed * self.block_input + self.rest
+    def activations(self, recomputed: Recomputed) -> int:
+        """What is kept for the backward pass."""
+        whole, ffns = recomputed
+        kept = (self.num_blocks - whole) * self.block + whole * self.block_input
+        return kept - max(0, ffns - whole) * self.ffn + self.rest
 
-    def passing(self, num_recomputed: int) -> int:
+    def passing(self, recomputed: Recomputed) -> int:
         """What comes on top for a moment: with the loss, or when the last block goes backward.
 
-        A block that is recomputed has all that it keeps again while it goes backward. But blocks
-        go backward from the last, so the first one that does comes after all others are through.
+        What is recomputed is there again while its block goes backward. But blocks go backward
+        from the last, so where that one is not recomputed, its own comes free before.
         """
-        again = self.block if num_recomputed == self.num_blocks else 0
+        again = 0
+        if recomputed.blocks == self.num_blocks:
+            again = self.block
+        elif recomputed.ffns == self.num_blocks:
+            again = self.ffn
         return max(self.loss, again + self.block_backward)
 
-    def total(self, num_recomputed: int) -> int:
-        """The peak where the first so many blocks are recomputed in the backward pass."""
-        return self.state + self.activations(num_recomputed) + self.passing(num_recomputed)
+    def total(self, recomputed: Recomputed) -> int:
+        """The peak of a step that recomputes so much."""
+        return self.state + self.activations(recomputed) + self.passing(recomputed)
 
-    def fits(self, limit: int, num_recomputed: int = 0) -> bool:
+    def fits(self, limit: int, recomputed: Recomputed) -> bool:
         """Whether that is within a number of bytes."""
-        return self.total(num_recomputed) <= limit
+        return self.total(recomputed) <= limit
 
-    def least(self, limit: int) -> int:
-        """The fewest blocks to recompute for it to fit; all of them where nothing fits."""
-        counts = range(self.num_blocks + 1)
-        return next((count for count in counts if self.fits(limit, count)), self.num_blocks)
+    def plans(self) -> Iterator[Recomputed]:
+        """From nothing to all: feed-forwards first, which free the most for their products."""
+        ffns = self.num_blocks if self.ffn > 0 else 0
+        yield from (Recomputed(ffns=count) for count in range(ffns + 1))
+        yield from (Recomputed(blocks=count, ffns=ffns) for count in range(1, self.num_blocks + 1))
+
+    def least(self, limit: int) -> Recomputed:
+        """The first of these plans that fits; where none does, all blocks."""
+        plans = (plan for plan in self.plans() if self.fits(limit, plan))
+        return next(plans, Recomputed(blocks=self.num_blocks))

@@ -1,4 +1,4 @@
-"""One block and the last normalization, run forward on fake tensors to see what they keep.
+"""One block, its second half, and the last norm, run on fake tensors to see what they keep.
 
 Fake tensors have sizes and no memory: nothing is allocated and no random number is drawn.
 """
@@ -32,6 +32,7 @@ class Layers:
 
     Attributes:
         block: what a block keeps.
+        ffn: of it, what its second half keeps but what goes into that.
         block_input: what goes into it.
         block_backward: gradients inside a block while its backward pass runs: of its result, of
             the largest tensor, and of the softmax as well as the scores where `naive` has them.
@@ -40,6 +41,7 @@ class Layers:
     """
 
     block: Kept
+    ffn: int
     block_input: int
     block_backward: int
     norm: int
@@ -87,12 +89,15 @@ def run_layers(
             block.ffn.impl = "torch"  # a Triton kernel takes no fake tensors
         with Recorder(block.parameters(), rotation or ()) as recorder:
             y_BMD = block(x_BMD, attention, None, rotation)
+            added_BMD = block.fed_forward(x_BMD)  # autocast keeps its copies of the weights
         kept = recorder.kept(y_BMD, compiled=is_compiled)
+        kept_by_ffn = recorder.kept(added_BMD, compiled=is_compiled)
         with Recorder(norm.parameters()) as recorder:
             last_BMD = norm(y_BMD.detach().requires_grad_())
         kept_by_norm = recorder.kept(last_BMD, compiled=is_compiled)
     return Layers(
         block=kept,
+        ffn=max(0, kept_by_ffn.activations - x_BMD.nbytes),
         block_input=x_BMD.nbytes,
         block_backward=x_BMD.nbytes + kept.largest * (2 if name == "naive" else 1),
         norm=kept_by_norm.activations,

@@ -1,4 +1,4 @@
-"""Says before a run how much memory it needs, and recomputes as few blocks as that asks for."""
+"""Says before a run how much memory it needs, and recomputes as little as that asks for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from xftrain.errors import first_line
 from xftrain.interfaces import Batch, Loss
 from xftrain.memory import total_memory_bytes, usable_memory_bytes
-from xftrain.model import GPT
+from xftrain.model import GPT, Recomputed
 from xftrain.peak.figures import Peak
 from xftrain.peak.prediction import predict
 
@@ -28,7 +28,7 @@ def plan_memory(
     dtype: torch.dtype,
     device: torch.device,
 ) -> float | None:
-    """Predicts the peak, sets `model.num_recomputed` where it is `auto`, and logs both.
+    """Predicts the peak, sets `model.recomputed` where it is `auto`, and logs both.
 
     Args:
         options: the checked configuration.
@@ -48,30 +48,38 @@ def plan_memory(
     except Exception as error:  # whatever a layer of the user's own may raise
         log.debug("memory: not predicted: %s", first_line(error))
         if is_auto:
-            model.num_recomputed = num_blocks
+            model.recomputed = Recomputed(blocks=num_blocks)
             log.info("memory: not predicted, so all %d blocks are recomputed", num_blocks)
         return None
     limit = usable_memory_bytes(device)
     if is_auto:
-        model.num_recomputed = peak.least(limit)
-    said = _said(peak, model.num_recomputed, total_memory_bytes(device))
-    if is_auto and model.num_recomputed:
-        said += f"; {model.num_recomputed} of {num_blocks} blocks are recomputed to fit"
-    elif is_auto:
-        said += "; no block is recomputed"
+        model.recomputed = peak.least(limit)
+    said = _said(peak, model.recomputed, total_memory_bytes(device))
+    if is_auto:
+        said += f"; {_what(model.recomputed, num_blocks)}"
     log.info("%s", said)
-    if not peak.fits(limit, model.num_recomputed):
+    if not peak.fits(limit, model.recomputed):
         log.warning("%s", _warning(options, peak, model, limit))
-    return peak.total(model.num_recomputed) / 2**20
+    return peak.total(model.recomputed) / 2**20
 
 
-def _said(peak: Peak, num_recomputed: int, memory: int) -> str:
-    total, passing = peak.total(num_recomputed), peak.passing(num_recomputed)
+def _what(recomputed: Recomputed, num_blocks: int) -> str:
+    blocks, ffns = recomputed
+    if blocks:
+        others = " and the feed-forwards of the others" if ffns > blocks else ""
+        return f"{blocks} of {num_blocks} blocks{others} are recomputed to fit"
+    if ffns:
+        return f"the feed-forwards of {ffns} of {num_blocks} blocks are recomputed to fit"
+    return "nothing is recomputed"
+
+
+def _said(peak: Peak, recomputed: Recomputed, memory: int) -> str:
+    total, passing = peak.total(recomputed), peak.passing(recomputed)
     # of a small model, GiB would say nothing
     unit, name, digits = (_GIB, "GiB", 1) if total >= _GIB else (2**20, "MiB", 0)
     parts = {
         "weights, gradients and optimizer": peak.state,
-        "activations": peak.activations(num_recomputed),
+        "activations": peak.activations(recomputed),
         "logits" if passing == peak.loss else "the backward pass of a block": passing,
     }
     listed = ", ".join(f"{part} {size / unit:,.{digits}f}" for part, size in parts.items())
@@ -83,7 +91,7 @@ def _said(peak: Peak, num_recomputed: int, memory: int) -> str:
 
 def _warning(options: Mapping[str, Any], peak: Peak, model: GPT, limit: int) -> str:
     remedies = ["a smaller data.batch_size with more trainer.accumulate_grad_batches"]
-    if model.num_recomputed < peak.num_blocks:
+    if model.recomputed.blocks < peak.num_blocks:
         remedies.insert(0, "model.activation_checkpointing=auto")
     if options["loss"].get("name") == "full":
         remedies.append("loss=auto")

@@ -47,9 +47,11 @@ def predict(
     is_compiled = bool(options["compile"])
     layers = run_layers(model, batch, dtype, device, is_mixed=is_mixed, is_compiled=is_compiled)
     whole = block = layers.block.activations
+    ffn = layers.ffn
     if is_compiled:  # what it may not keep, it makes again in its backward pass
         share = options["model"]["activation_budget"]
         block = layers.block_input + int(share * (whole - layers.block_input))
+        ffn = int(share * ffn)
     optim = registry.build("optim", "optim", options["optim"])
     weights = trained = state = 0
     for parameter in model.parameters():
@@ -69,6 +71,7 @@ def predict(
         casts=len(model.blocks) * layers.block.casts + head if is_mixed else 0,
         num_blocks=len(model.blocks),
         block=block,
+        ffn=ffn,
         block_input=layers.block_input,
         block_backward=layers.block_backward + whole - block,
         rest=layers.norm + layers.norm_output,
