@@ -90,6 +90,22 @@ def test_folded_features_are_the_slope_times_the_position(seqlens, num_heads, he
     assert error.abs().max() <= 2.0**-20 * max(seqlens)
 
 
+@pytest.mark.parametrize("num_positions", [100, 5000])
+@pytest.mark.parametrize("num_sums", [1, 2, 4, 8])
+def test_what_cancels_in_float32_does_so_in_each_sum_that_a_kernel_may_keep(
+    num_sums, num_positions
+):
+    bias, shape = Alibi().build(6, None), AttnShape(1, num_positions, 6, 6, 32)
+    folded = fold(bias, shape, torch.float32, torch.device("cpu"))
+    # a query and the key at its own position, where the bias is 0
+    products_MHF = folded.q_1MHF[0] * folded.k_1M1F[0]
+    sums_MHS = torch.zeros(num_positions, 6, num_sums)
+    for products_MHS in products_MHF.split(num_sums, dim=-1):
+        sums_MHS += products_MHS
+    largest = products_MHF.abs().max()
+    assert largest > 40 and sums_MHS.abs().max() <= 2.0**-32 * largest
+
+
 def test_folding_says_where_it_would_lose_precision():
     bias = Alibi().build(8, None)
     assert not folding_reasons(bias, 65536, torch.bfloat16)

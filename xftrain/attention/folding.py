@@ -7,7 +7,8 @@ exactly, so that no precision is lost: the slope into a sum of rounded pieces, t
 digits of a power-of-two base whose power sits on the slope's side.
 
 Positions restart in every packed document, which keeps the numbers small. In float32 the query's
-own position is subtracted too: the exact products cancel near the diagonal, where attention is.
+own position is subtracted too, so that the products cancel near the diagonal, where attention is.
+They are to do so before anything else is added to them, also in a kernel that keeps several sums.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
     torch.float64: (26, 2, 2.0**-30),
 }
 _ALIGN = 16  # of head widths: 80 is faster than 72 or 96, and 144 than 136 or 160
+_SUMS = 8  # that a kernel may keep, each of every eighth feature, and add up at the end
 
 
 @dataclass(frozen=True)
@@ -101,26 +103,38 @@ def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.dev
     subtract_own = dtype in (torch.float32, torch.float64)
 
     rest_H = torch.tensor(bias.slopes, dtype=torch.float64) / shape.scale
-    q_feats: list[Tensor] = []  # each [1 or M, H]
-    k_feats: list[Tensor] = []  # each [M]
+    products: list[_Product] = []  # the largest first
     for _ in range(num_pieces):
         piece_H = _round_to_bits(rest_H, bits)
         rest_H = rest_H - piece_H
-        for n, digit_M in enumerate(digits_M):
+        for n in reversed(range(num_digits)):
             slope_1H = (piece_H * 2.0 ** (bits * n)).to(device, dtype)[None]
-            digit_M = digit_M.to(dtype)
-            q_feats.append(slope_1H)
-            k_feats.append(digit_M)
-            if subtract_own:
-                q_feats.append(-slope_1H * digit_M[:, None])
-                k_feats.append(torch.ones_like(digit_M))
-    pad = -(len(q_feats) + shape.K) % _ALIGN
-    q_feats += [torch.zeros_like(q_feats[0])] * pad
-    k_feats += [torch.zeros_like(k_feats[0])] * pad
+            products.append((slope_1H, digits_M[n].to(dtype)))
+    zero: _Product = torch.zeros_like(products[0][0]), torch.zeros_like(products[0][1])
+    features = _less_own(products, num_digits, zero) if subtract_own else products
+    features = features + [zero] * (-(len(features) + shape.K) % _ALIGN)
+    q_feats, k_feats = zip(*features, strict=True)
     return Fold(
         q_1MHF=torch.stack(torch.broadcast_tensors(*q_feats), dim=-1)[None],
         k_1M1F=torch.stack(k_feats, dim=-1)[None, :, None],
     )
+
+
+_Product = tuple[Tensor, Tensor]  # a feature of the query, [1 or M, H], and of the key, [M]
+
+
+def _less_own(products: list[_Product], num_large: int, zero: _Product) -> list[_Product]:
+    """Each product with that of the query's own position taken off, a multiple of `_SUMS` on.
+
+    The sum of two large ones would be rounded, so each is taken off before the next is added.
+    """
+    groups = [[product] for product in products[:num_large]] + [products[num_large:]]
+    found: list[_Product] = []
+    for group in groups:
+        own = [(-q_1H * k_M[:, None], torch.ones_like(k_M)) for q_1H, k_M in group]
+        filler = [zero] * (-len(group) % _SUMS)
+        found += [*group, *filler, *own, *filler]
+    return found
 
 
 def _round_to_bits(values: Tensor, bits: int) -> Tensor:
