@@ -57,6 +57,7 @@ def test_the_operators_are_what_torch_compile_takes_them_for():
         (matmul.linear, (x, up)),
         (matmul.linear_input_gradient, (h, up)),
         (matmul.linear_gelu, (x, up)),
+        (matmul.gelu_linear, (F.gelu(h, approximate="tanh"), h, down)),
         (matmul.gelu_linear_gradient, (x, down, h)),
     ):
         torch.library.opcheck(op, args)

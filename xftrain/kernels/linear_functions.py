@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xftrain.kernels.matmul import (
+    gelu_linear,
     gelu_linear_gradient,
     is_choosing,
     is_large,
@@ -51,7 +52,7 @@ def chosen_linear(x: Tensor, weight_OI: Tensor) -> Tensor:
         weight_OI: in any dtype.
     """
     dtype = compute_dtype(x)
-    out_NO = _Linear.apply(x.to(dtype).flatten(0, -2), weight_OI.to(dtype))
+    out_NO = linear(x.to(dtype).flatten(0, -2), weight_OI.to(dtype))
     return out_NO.view(*x.shape[:-1], -1)
 
 
@@ -64,39 +65,46 @@ def chosen_gelu_mlp(x: Tensor, up_HD: Tensor, down_DH: Tensor) -> Tensor:
         down_DH: the second's.
     """
     dtype = compute_dtype(x)
-    out_ND = _GeluMLP.apply(x.to(dtype).flatten(0, -2), up_HD.to(dtype), down_DH.to(dtype))
+    gelu_NH, h_NH = linear_gelu(x.to(dtype).flatten(0, -2), up_HD.to(dtype))
+    out_ND = gelu_linear(gelu_NH, h_NH, down_DH.to(dtype))
     return out_ND.view(*x.shape[:-1], -1)
 
 
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-        ctx.save_for_backward(x_NI, weight_OI)
-        return linear(x_NI, weight_OI)
-
-    @staticmethod
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, weight_OI = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad
-        grad_x_NI = linear_input_gradient(grad_NO, weight_OI) if needs_x else None
-        # of the weight's gradient torch's own choice is the fastest of all that were measured
-        return grad_x_NI, grad_NO.t() @ x_NI if needs_weight else None
+# The gradients are those of operators, not of an autograd.Function, in which torch.compile would
+# not see what activation checkpointing may recompute.
 
 
-class _GeluMLP(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, up_HD: Tensor, down_DH: Tensor) -> Tensor:
-        gelu_NH, h_NH = linear_gelu(x_ND, up_HD)
-        ctx.save_for_backward(x_ND, up_HD, down_DH, gelu_NH, h_NH)
-        return linear(gelu_NH, down_DH)
+def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
 
-    @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, up_HD, down_DH, gelu_NH, h_NH = ctx.saved_tensors
-        needs_x, needs_up, needs_down = ctx.needs_input_grad
-        grad_NH = gelu_linear_gradient(grad_ND, down_DH, h_NH)
-        return (
-            linear_input_gradient(grad_NH, up_HD) if needs_x else None,
-            grad_NH.t() @ x_ND if needs_up else None,
-            grad_ND.t() @ gelu_NH if needs_down else None,
-        )
+
+def _linear_backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
+    x_NI, weight_OI = ctx.saved_tensors
+    needs_x, needs_weight = ctx.needs_input_grad
+    grad_x_NI = linear_input_gradient(grad_NO, weight_OI) if needs_x else None
+    # of the weight's gradient torch's own choice is the fastest of all that were measured
+    return grad_x_NI, grad_NO.t() @ x_NI if needs_weight else None
+
+
+def _linear_gelu_setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[0])  # what reads it has the gradient by h
+    ctx.save_for_backward(*inputs)
+
+
+def _linear_gelu_backward(ctx: Any, _: Any, grad_NH: Tensor) -> tuple[Tensor | None, ...]:
+    return _linear_backward(ctx, grad_NH)
+
+
+def _gelu_linear_backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+    gelu_NH, h_NH, down_DH = ctx.saved_tensors
+    _, needs_h, needs_down = ctx.needs_input_grad
+    return (
+        None,
+        gelu_linear_gradient(grad_ND, down_DH, h_NH) if needs_h else None,
+        grad_ND.t() @ gelu_NH if needs_down else None,
+    )
+
+
+linear.register_autograd(_linear_backward, setup_context=_keep_inputs)
+linear_gelu.register_autograd(_linear_gelu_backward, setup_context=_linear_gelu_setup)
+gelu_linear.register_autograd(_gelu_linear_backward, setup_context=_keep_inputs)

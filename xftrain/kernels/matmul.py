@@ -130,6 +130,17 @@ def _(x_NI: Tensor, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     return x_NI.new_empty(sizes), x_NI.new_empty(sizes)
 
 
+@torch.library.custom_op("xftrain::gelu_linear", mutates_args=())
+def gelu_linear(gelu_NI: Tensor, h_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """`gelu weight^T`, [N, O], of the two that `linear_gelu` made; its gradient is that by h."""
+    return product_(gelu_NI, weight_OI.t(), gelu_NI.new_empty(len(gelu_NI), len(weight_OI)))
+
+
+@gelu_linear.register_fake
+def _(gelu_NI: Tensor, h_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    return gelu_NI.new_empty(len(gelu_NI), len(weight_OI))
+
+
 @torch.library.custom_op("xftrain::gelu_linear_gradient", mutates_args=())
 def gelu_linear_gradient(grad_NI: Tensor, weight_IO: Tensor, h_NO: Tensor) -> Tensor:
     """`(grad weight) gelu'(h)`, [N, O]: of `gelu(h) weight^T` by h."""
@@ -145,12 +156,17 @@ def _(grad_NI: Tensor, weight_IO: Tensor, h_NO: Tensor) -> Tensor:
 
 _forward = [torch.ops.xftrain.linear, torch.ops.xftrain.linear_gelu]
 _backward = [torch.ops.xftrain.linear_input_gradient, torch.ops.xftrain.gelu_linear_gradient]
-declare_products([*_forward, *_backward])
+declare_products([*_forward, torch.ops.xftrain.gelu_linear, *_backward])
 
 
 @register_flop_formula(_forward)
 def _(x_shape: torch.Size, weight_shape: torch.Size, **_: object) -> int:
     return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
+
+
+@register_flop_formula(torch.ops.xftrain.gelu_linear)
+def _(gelu_shape: torch.Size, _: torch.Size, weight_shape: torch.Size, **__: object) -> int:
+    return 2 * gelu_shape[0] * weight_shape[0] * weight_shape[1]
 
 
 @register_flop_formula(_backward)
