@@ -34,6 +34,8 @@ from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
 from xftrain.peak.prediction import predict
 from xftrain.prepare import Prepared
+from xftrain.training import fused_adamw
+from xftrain.training.optim.adamw import AdamW
 
 CPU = torch.device("cpu")
 NOTHING = Recomputed()
@@ -257,6 +259,26 @@ def test_the_state_in_other_settings():
     assert frozen.weights == half.weights
 
 
+def test_gradients_of_large_layers_are_as_narrow_as_their_copies(monkeypatch):
+    settings = options(attn="sdpa")
+    settings["trainer"]["precision"] = "bf16-mixed"
+    model = assemble(settings, VOCAB)
+    usual = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
+    monkeypatch.setattr(AdamW, "is_own", lambda self, device: self.impl == "auto")
+    monkeypatch.setattr(fused_adamw, "_LARGE", 64 * 64)
+    less = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
+    large = sum(w.numel() for w in model.blocks.parameters() if w.numel() >= 64 * 64)
+    assert large and usual.gradients - less.gradients == 2 * large
+    for change, times in (
+        ({"devices": 2}, 2),  # DDP sums them in copies
+        ({"accumulate_grad_batches": 2}, 1),
+        ({"precision": "16-mixed"}, 1),
+    ):
+        changed = settings | {"trainer": settings["trainer"] | change}
+        peak = predict(changed, model, Full(), batch_of(), torch.bfloat16, CPU)
+        assert peak.gradients == times * usual.gradients
+
+
 @pytest.mark.parametrize("budget", [0.5, 0.0])
 def test_compiled_blocks_with_a_budget_make_the_rest_again(budget):
     settings = options(attn="sdpa") | {"compile": True}
@@ -432,6 +454,7 @@ def test_the_peak_of_a_gpu_is_as_predicted(name, compiled, recomputed):
     settings = options(**chosen, pos="rope")
     settings |= {"compile": compiled, "loss": {"name": name}}
     settings["trainer"]["precision"] = "bf16-mixed"
+    settings["optim"]["impl"] = "torch"  # what `steps` has
     model, loss = assemble(settings, 8192).to(device), build_loss(settings)
     model.recomputed = recomputed
     batch = batch_of(32, 512).to(device)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from xftrain.errors import first_line
 from xftrain.interfaces import IGNORED_LABEL
-
-log = logging.getLogger(__name__)
+from xftrain.kernels.probe import runs_triton
 
 # logits at a time, and neighbours of a thread: with 32 warps, few enough rows are under way on an
 # H100 to be found in its cache when they are read again
@@ -42,16 +38,13 @@ def softmax_gradient_(
 
 @cache
 def has_kernel(device: torch.device) -> bool:
-    """Whether Triton runs there: it needs a C compiler and Python's headers to start a kernel."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return False
-    try:
+    """Whether the Triton kernel runs there."""
+
+    def launch() -> None:
         label_1 = torch.zeros(1, dtype=torch.int64, device=device)
         _with_triton(torch.zeros(1, 2, device=device), label_1, needs_grad=True)
-    except Exception as error:  # of compilers, linkers and folders
-        log.warning("loss: Triton does not run here, torch does its part: %s", first_line(error))
-        return False
-    return True
+
+    return runs_triton(device, launch, "loss")
 
 
 def _with_torch(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,34 @@
 """The linear layer of all variants."""
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from xftrain.kernels.linear_functions import chooses, chosen_linear
+from xftrain.kernels.linear_functions import chooses, chosen_linear, compute_dtype
 
 
 class Linear(nn.Linear):
-    """torch's, with large products on a GPU by the fastest algorithm, see `kernels.matmul`."""
+    """torch's, with large products on a GPU by the fastest algorithm, see `kernels.matmul`.
+
+    Attributes:
+        narrow: a copy of the weight in the dtype of products, for training to read, if it has one;
+            see `training.narrow_weights`.
+    """
+
+    narrow: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
+        weight_OI = self.read_for(x)
         if chooses(x, self):
-            return chosen_linear(x, self.weight)
-        return super().forward(x)
+            return chosen_linear(x, weight_OI)
+        return F.linear(x, weight_OI, self.bias)
+
+    def read_for(self, x: Tensor) -> Tensor:
+        """What a product with x reads: the weight, or its copy where that is of its dtype."""
+        if self.narrow is None or not torch.is_grad_enabled():
+            return self.weight
+        return self.narrow if self.narrow.dtype == compute_dtype(x) else self.weight
 
 
 def is_plain(layer: nn.Module) -> bool:

@@ -21,6 +21,8 @@ from xftrain.losses.liger import Liger
 from xftrain.model import GPT
 from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
+from xftrain.training.narrow_weights import narrow_layers, narrows
+from xftrain.training.optim.adamw import AdamW
 from xftrain.training.scheduled import Scheduled
 
 
@@ -53,12 +55,14 @@ def predict(
         block = layers.block_input + int(share * (whole - layers.block_input))
         ffn = int(share * ffn)
     optim = registry.build("optim", "optim", options["optim"])
+    narrow = _with_narrow_gradients(options, model, optim, device)
     weights = trained = state = 0
     for parameter in model.parameters():
         narrowed = parameter.dtype == torch.float32 and not is_mixed
         size = parameter.numel() * (dtype if narrowed else parameter.dtype).itemsize
         weights += size
-        trained += size * parameter.requires_grad
+        grad_size = parameter.numel() * dtype.itemsize if parameter in narrow else size
+        trained += grad_size * parameter.requires_grad
         if isinstance(optim, Scheduled) and parameter.requires_grad:
             state += optim.state_bytes(parameter) * size // max(1, parameter.nbytes)
         elif parameter.requires_grad:  # one of the user's own, taken for AdamW
@@ -77,6 +81,19 @@ def predict(
         rest=layers.norm + layers.norm_output,
         loss=_loss_bytes(loss, batch.num_tokens, model, dtype, device),
     )
+
+
+def _with_narrow_gradients(
+    options: Mapping[str, Any], model: GPT, optim: Any, device: torch.device
+) -> set[torch.Tensor]:
+    """The weights whose gradients come in the dtype of matrix products."""
+    trainer = options["trainer"]
+    is_own = isinstance(optim, AdamW) and optim.is_own(device)
+    if not is_own or not narrows(trainer["precision"], trainer["devices"]):
+        return set()
+    if trainer["accumulate_grad_batches"] > 1:  # their sums are float32
+        return set()
+    return {layer.weight for layer in narrow_layers(model)}
 
 
 def chosen_loss(loss: Loss, num_tokens: int, vocab_size: int, device: torch.device) -> Loss:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from xftrain.data.seeding import dropout_seed
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums
 from xftrain.model import GPT
 from xftrain.training.distributed import sum_over_ranks
+from xftrain.training.fused_adamw import FusedAdamW
+from xftrain.training.narrow_weights import NarrowWeights, narrows
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
 from xftrain.training.same_run import (
     differences,
@@ -69,6 +73,7 @@ class TrainingModule(LightningModule):
         self.validated_at = -1  # optimizer step of the last validation
         self.always_counts = False  # accuracy, though no record of the step is made
         self.has_begun = False  # to train; before that, a checkpoint is restored
+        self._narrow: NarrowWeights | None = None
         self._step_loss: Tensor | None = None  # of the batches of the step so far
         self._val_sums: list[Tensor] = []
         self._val_bytes = 0
@@ -112,6 +117,8 @@ class TrainingModule(LightningModule):
         if self.device.type == "cuda":
             generator = torch.cuda.default_generators[self.device.index]
         generator.manual_seed(dropout_seed(self.seed, batch_idx, self.global_rank))
+        if self._narrow is not None:
+            self._narrow.refresh()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the batch's labels, in nats."""
@@ -167,6 +174,10 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule, stepped once an optimizer step."""
         optimizer, schedule = self.optim.build(self.model, self.trainer.max_steps)
+        precision, num_ranks = self.trainer.precision, self.trainer.world_size
+        if isinstance(optimizer, FusedAdamW) and narrows(precision, num_ranks):
+            self._narrow = NarrowWeights(self.model, torch.bfloat16)
+            optimizer.copies = self._narrow.copies
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -203,9 +214,12 @@ class TrainingModule(LightningModule):
             if takes_flag(optimizer):
                 self.scaler.unscale_(optimizer)  # of others Lightning has done it
         limit = self.trainer.gradient_clip_val
-        # the optimizer's own list: walking the modules again would cost more than the clipping
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        if isinstance(optimizer, FusedAdamW):
+            norm = optimizer.clip(limit)
+        else:
+            # the optimizer's own list: walking the modules again would cost more than the clipping
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         if self.scaler is None:
             self.guard.judge(optimizer, loss, norm)
         return norm
@@ -222,6 +236,12 @@ class TrainingModule(LightningModule):
         self.guard.note(self.trainer.global_step + 1)
         if self.logs_this_step() or self.guard.is_full():
             self.guard.check(self)
+
+    @contextmanager
+    def plain_weights(self) -> Iterator[None]:
+        """Gradients come to the weights themselves in it."""
+        with nullcontext() if self._narrow is None else self._narrow.set_aside():
+            yield
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says what differs from the run that is continued, and lets today's settings count.

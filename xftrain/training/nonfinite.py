@@ -182,21 +182,31 @@ def origin(module: TrainingModule, step: int) -> str:
         return f"weights that are not finite: {named}"
     accumulate = int(module.trainer.accumulate_grad_batches)
     for index in range((step - 1) * accumulate, step * accumulate):
-        batch = module.stream.batch(index).to(module.device)
-        module.on_train_batch_start(batch, index)  # the same dropout
-        with module.model.uncompiled(), _watched(module.model) as bad:  # for the hooks to be called
-            with module.trainer.precision_plugin.forward_context():
-                sums = module.forward_loss(batch, with_accuracy=False)
-                loss = sums.loss / sums.num_labels
-        if bad:
-            return f"first in {bad[0]}"
-        if not torch.isfinite(loss):
-            return "first in the loss"
-        # the gradients that the parameters hold, and DDP's hooks on them, are left alone
-        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        if named := _named(dict(zip(parameters, grads, strict=True))):
-            return f"the loss is finite; first in the gradient of {named}"
+        with module.plain_weights():
+            found = _origin_in_batch(module, parameters, index)
+        if found is not None:
+            return found
     return _NOT_AGAIN
+
+
+def _origin_in_batch(
+    module: TrainingModule, parameters: Mapping[str, Tensor], index: int
+) -> str | None:
+    batch = module.stream.batch(index).to(module.device)
+    module.on_train_batch_start(batch, index)  # the same dropout
+    with module.model.uncompiled(), _watched(module.model) as bad:  # for the hooks to be called
+        with module.trainer.precision_plugin.forward_context():
+            sums = module.forward_loss(batch, with_accuracy=False)
+            loss = sums.loss / sums.num_labels
+    if bad:
+        return f"first in {bad[0]}"
+    if not torch.isfinite(loss):
+        return "first in the loss"
+    # the gradients that the parameters hold, and DDP's hooks on them, are left alone
+    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    if named := _named(dict(zip(parameters, grads, strict=True))):
+        return f"the loss is finite; first in the gradient of {named}"
+    return None
 
 
 @contextmanager

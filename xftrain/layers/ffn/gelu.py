@@ -19,5 +19,5 @@ class GELU(FeedForward):
         """[B, M, D] to [B, M, D]; of large products on a GPU, GELU is a part."""
         plain = type(self) is GELU and is_plain(self.up) and is_plain(self.down)
         if plain and chooses(x_BMD, self.up, self.down):
-            return chosen_gelu_mlp(x_BMD, self.up.weight, self.down.weight)
+            return chosen_gelu_mlp(x_BMD, self.up.read_for(x_BMD), self.down.read_for(x_BMD))
         return super().forward(x_BMD)

@@ -7,13 +7,15 @@ from typing import Any, Literal
 import torch
 
 from xftrain.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
+from xftrain.kernels.adamw import has_kernel
+from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.scheduled import Scheduled
 
 
 class AdamW(Scheduled):
     """Builds the optimizer and its schedule.
 
-    Fused: one kernel, and with GradScaler no wait for the device to learn of an overflow.
+    Fused: few kernels, and with GradScaler no wait for the device to learn of an overflow.
 
     Args:
         lr: rate after the warm-up.
@@ -23,6 +25,9 @@ class AdamW(Scheduled):
         schedule: of the rate after the warm-up: `cosine` to `lr x min_lr_ratio`, or `constant`.
         warmup_steps: steps of linear growth from 0.
         min_lr_ratio: where the cosine ends, as a share of `lr`.
+        impl: `torch`, its fused one; `auto`: where Triton runs, large weights are clipped and
+            stepped in one kernel, which in `bf16-mixed` on one GPU keeps bfloat16 copies of them
+            for the matrix products to read, and reads bfloat16 gradients.
     """
 
     def __init__(
@@ -35,13 +40,21 @@ class AdamW(Scheduled):
         schedule: Literal["cosine", "constant"] = "cosine",
         warmup_steps: NonNegativeInt = 10,
         min_lr_ratio: Fraction = 0.1,
+        impl: Literal["auto", "torch"] = "auto",
     ) -> None:
         super().__init__(lr, weight_decay, schedule, warmup_steps, min_lr_ratio)
-        self.betas, self.eps = (betas[0], betas[1]), eps
+        self.betas, self.eps, self.impl = (betas[0], betas[1]), eps, impl
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-        """torch's own."""
+        """torch's own, or ours with its state."""
+        device = groups[0]["params"][0].device
+        if self.is_own(device):
+            return FusedAdamW(groups, lr=self.lr, **self.settings())
         return torch.optim.AdamW(groups, lr=self.lr, fused=True, **self.settings())
+
+    def is_own(self, device: torch.device) -> bool:
+        """Whether it is ours there."""
+        return self.impl == "auto" and has_kernel(device)
 
     def settings(self) -> dict[str, Any]:
         """The moments'."""

@@ -1,0 +1,335 @@
+"""The optimizer of large weights, and their copies: what torch's fused AdamW and autocast do."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+
+from tests.training.runs import last, model_and_data, run, same_weights
+from xftrain.errors import RunError
+from xftrain.kernels.adamw import Held, Settings, adamw_, has_kernel
+from xftrain.layers.linear import Linear
+from xftrain.training import fused_adamw, module
+from xftrain.training.checkpoint import read_checkpoint
+from xftrain.training.fused_adamw import FusedAdamW
+from xftrain.training.narrow_weights import NarrowWeights, narrow_layers
+from xftrain.training.optim.adamw import AdamW
+
+BETAS = (0.9, 0.95)
+
+
+def plainly(held: Held, settings: Settings) -> None:
+    """What the kernel does, in torch; it does not show as a change of the weight either."""
+    if settings.skip is not None and settings.skip:
+        return
+    grad = held.grad.float() * (1.0 if settings.clip is None else settings.clip)
+    weight, (beta1, beta2) = held.weight.data, settings.betas
+    held.exp_avg.lerp_(grad, 1 - beta1)
+    held.exp_avg_sq.lerp_(grad * grad, 1 - beta2)
+    rate, step = settings.rate, held.step
+    weight.mul_(1 - rate * settings.weight_decay)
+    denominator = (held.exp_avg_sq / (1 - beta2**step)).sqrt() + settings.eps
+    weight.sub_(rate / (1 - beta1**step) * held.exp_avg / denominator)
+    if held.copy is not None:
+        held.copy.data.copy_(weight)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(fused_adamw, "adamw_", plainly)
+    monkeypatch.setattr(fused_adamw, "_LARGE", 32 * 32)
+    monkeypatch.setattr(AdamW, "is_own", lambda self, device: self.impl == "auto")
+
+
+def weights(seed: int = 0) -> list[nn.Parameter]:
+    torch.manual_seed(seed)
+    sizes = [(64, 32), (32, 64), (32,), (2, 3)]
+    return [nn.Parameter(torch.randn(size)) for size in sizes]
+
+
+def groups_of(parameters: list[nn.Parameter]) -> list[dict]:
+    return [
+        {"params": parameters[:2], "weight_decay": 0.1},
+        {"params": parameters[2:], "weight_decay": 0.0},
+    ]
+
+
+def test_it_is_torchs_with_clipping(on_cpu):
+    ours, torchs = weights(), weights()
+    settings = {"lr": 0.01, "betas": BETAS}
+    own, other = FusedAdamW(groups_of(ours), **settings), torch.optim.AdamW(groups_of(torchs))
+    other.load_state_dict(own.state_dict())
+    flag = torch.zeros(())
+    for step, limit in enumerate([1.0, None, 1e9, 0.1, math.inf, 1.0]):
+        for one, two in zip(ours, torchs, strict=True):
+            one.grad = torch.randn_like(one)
+            two.grad = one.grad.clone()
+        norm = own.clip(limit)
+        expected = nn.utils.clip_grad_norm_(torchs, math.inf if limit is None else limit)
+        torch.testing.assert_close(norm, expected)
+        flag.fill_(step == 4)  # to be left out
+        own.found_inf = other.found_inf = flag
+        for optimizer in (own, other):
+            optimizer.step()
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.9
+        for one, two in zip(ours, torchs, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+    assert own.state[ours[0]]["step"] == 5
+    for parameter, twin in zip(ours, torchs, strict=True):
+        for name, value in own.state[parameter].items():
+            torch.testing.assert_close(value, other.state[twin][name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_clip_is_of_one_step(on_cpu):
+    (weight, *_), twin = weights(), weights()[0]
+    own = FusedAdamW([{"params": [weight]}], lr=0.01)
+    other = torch.optim.AdamW([twin], lr=0.01, fused=True)
+    for clips in (True, False):
+        weight.grad, twin.grad = (torch.full_like(weight, 2.0 + clips) for _ in range(2))
+        if clips:
+            own.clip(1e-3)
+            nn.utils.clip_grad_norm_([twin], 1e-3)
+        own.step()
+        other.step()
+    torch.testing.assert_close(weight, twin)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4),
+    narrow=st.lists(st.booleans(), min_size=4, max_size=4),
+)
+def test_a_norm_is_of_all_gradients_whatever_their_dtype(sizes, narrow):
+    grads = [
+        torch.randn(size).to(torch.bfloat16 if is_narrow else torch.float32)
+        for size, is_narrow in zip(sizes, narrow, strict=False)
+    ]
+    expected = torch.cat([grad.double() for grad in grads]).norm()
+    torch.testing.assert_close(fused_adamw._norm(grads).double(), expected, rtol=1e-6, atol=0.0)
+
+
+# ---- copies
+
+# no clipping: the norm of gradients is a sum, which in another dtype is made in another order
+RUN = ("trainer.precision=bf16-mixed", "model.num_layers=2", "model.dropout=0.1", "optim.lr=0.01")
+EXACT = (*RUN, "trainer.gradient_clip_val=null")
+CASES = {
+    "rows": (),
+    "accumulated": ("trainer.accumulate_grad_batches=3",),
+    "packed": ("data=counting_packed", "model.bias=alibi", "model.heads=gqa"),
+    "recomputed": ("model.activation_checkpointing=true", "model.ffn=gelu"),
+    "ffn": ("model.activation_checkpointing=ffn",),
+    "xformers": ("model.ffn.impl=xformers",),  # whose feed-forward reads the weights themselves
+}
+
+
+def with_and_without(tmp_path, monkeypatch, *words: str) -> None:
+    """A run with copies leaves bitwise what one leaves whose weights autocast copies."""
+    run(tmp_path / "with", *words)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "narrows", lambda *args: False)
+        run(tmp_path / "without", *words)
+    assert same_weights(last(tmp_path / "with"), last(tmp_path / "without"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_with_copies_is_the_run_without(tmp_path, on_cpu, monkeypatch, case):
+    dtypes, step = [], FusedAdamW.step
+
+    def seen(self, closure=None):
+        result = step(self, closure)
+        dtypes.extend(weight.grad.dtype for weight in self.copies)
+        for weight, copy in self.copies.items():
+            assert torch.equal(copy, weight.to(torch.bfloat16))
+        return result
+
+    monkeypatch.setattr(FusedAdamW, "step", seen)
+    with_and_without(tmp_path, monkeypatch, *EXACT, *CASES[case])
+    expected = {"accumulated": {torch.float32}, "xformers": {torch.bfloat16, torch.float32}}
+    assert set(dtypes) == expected.get(case, {torch.bfloat16})
+
+
+def test_a_run_learns_what_torchs_learns(tmp_path, on_cpu):
+    words = (*RUN, "trainer.gradient_clip_val=0.5")
+    ours, torchs = (
+        run(tmp_path / impl, *words, f"optim.impl={impl}")["metrics"] for impl in ("auto", "torch")
+    )
+    for name in ("train/loss", "val/loss", "train/grad_norm"):
+        assert ours[name] == pytest.approx(torchs[name], rel=1e-3)
+
+
+@pytest.mark.parametrize("impl", ["auto", "torch"])
+def test_a_run_goes_on_bitwise_and_from_the_others_checkpoint(tmp_path, on_cpu, impl):
+    words = (*RUN, "optim.schedule=constant")
+    run(tmp_path / "whole", *words)
+    run(tmp_path / "cut", *words, f"optim.impl={impl}", "max_steps=3")
+    run(tmp_path / "cut", *words, "ckpt=auto")
+    whole, cut = (read_checkpoint(last(tmp_path / name)) for name in ("whole", "cut"))
+    if impl == "auto":
+        assert same_weights(last(tmp_path / "whole"), last(tmp_path / "cut"))
+    for number, state in whole["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            other = cut["optimizer_states"][0]["state"][number][name]
+            assert (value - other).norm() <= 0.02 * value.norm()
+
+
+class Shrinks(Callback):
+    """Half of each weight, after step 3."""
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step == 3:
+            with torch.no_grad():
+                for weight in pl_module.model.blocks.parameters():
+                    weight.mul_(0.5)
+
+
+class Spoils(Callback):
+    """Layers whose products are NaN from step 4 on, backward alone."""
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step == 3:
+            block = pl_module.model.blocks[1]
+            block.out.register_forward_hook(
+                lambda layer, inputs, output: output + (output * 0.0).sqrt() * 0.0
+            )
+
+
+def test_copies_follow_what_a_callback_does_to_the_weights(tmp_path, on_cpu, monkeypatch):
+    shrinks = "+callbacks.own={_target_: tests.training.test_fused_adamw.Shrinks}"
+    with_and_without(tmp_path, monkeypatch, *EXACT, shrinks)
+
+
+def test_a_gradient_that_is_not_finite_is_found_in_the_weights_own(tmp_path, on_cpu):
+    spoils = "+callbacks.own={_target_: tests.training.test_fused_adamw.Spoils}"
+    with pytest.raises(RunError, match=r"step 4 .*gradient of model\.|step 4 .*gradient of \w+"):
+        run(tmp_path, *RUN, spoils)
+
+
+def test_which_layers_have_copies(on_cpu):
+    model, _ = model_and_data("model.num_layers=2")
+    blocks = model.blocks
+    blocks[0].out.weight.requires_grad_(False)
+    blocks[1].out.weight = blocks[1].heads.qkv.weight  # of two layers
+
+    class Other(Linear):
+        pass
+
+    blocks[1].ffn.up.__class__ = Other
+    layers = [blocks[0].heads.qkv, blocks[0].ffn.up, blocks[0].ffn.down, blocks[1].ffn.down]
+    assert list(narrow_layers(model)) == layers
+
+
+def test_copies_are_read_where_gradients_are_made_and_nowhere_else(on_cpu):
+    model, _ = model_and_data()
+    layer = model.blocks[0].out
+    narrow = NarrowWeights(model, torch.bfloat16)
+    x = torch.randn(3, 32)
+    assert layer.read_for(x) is layer.weight  # not the dtype of products
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.read_for(x) is layer.narrow
+        with torch.no_grad():
+            assert layer.read_for(x) is layer.weight
+        with narrow.set_aside():
+            assert layer.read_for(x) is layer.weight
+        layer(x).sum().backward()
+    assert layer.weight.grad.dtype == torch.bfloat16 and layer.narrow.grad is None
+    assert not any("narrow" in name for name in model.state_dict())
+
+
+def test_compiled_blocks_share_their_code(on_cpu):
+    model, data = model_and_data("model.num_layers=3")
+    batch = data.batch("train", 0)
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(batch.tokens_BM).float().square().mean().backward()
+        return [weight.grad.float() for weight in model.blocks.parameters()]
+
+    expected = gradients()
+    model.zero_grad(set_to_none=True)
+    NarrowWeights(model, torch.bfloat16)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model.compile_blocks(packed=False)
+    for one, two in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0.05, atol=0.02 * two.abs().max().item())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # a block, the last norm
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+# ---- a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_elements", [1, 2047, 2**19 + 5])
+def test_the_kernel_is_torchs(dtype, num_elements):
+    assert has_kernel(torch.device("cuda", 0))
+    torch.manual_seed(0)
+    on = {"device": "cuda"}
+    weight = torch.randn(num_elements, **on)
+    twin = weight.clone().requires_grad_()
+    moments = torch.zeros(2, num_elements, **on).unbind()
+    copy = torch.empty(num_elements, dtype=torch.bfloat16, **on)
+    optimizer = torch.optim.AdamW([twin], 0.01, BETAS, weight_decay=0.1, fused=True)
+    clip, skip, rate = torch.tensor([0.3, 0.0, 0.01], **on).unbind()
+    settings = Settings(rate, clip, skip, BETAS, 1e-8, 0.1)
+    for step in range(1, 6):
+        grad = torch.randn(num_elements, **on).to(dtype)
+        held = Held(weight, grad, *moments, torch.tensor(float(step), **on), copy)
+        adamw_(held, settings)
+        twin.grad = grad.float() * clip
+        optimizer.step()
+        torch.testing.assert_close(weight, twin.detach(), rtol=1e-5, atol=1e-6)
+        assert torch.equal(copy, weight.to(torch.bfloat16))
+    before = weight.clone()
+    skip.fill_(1.0)
+    adamw_(held, settings)
+    assert torch.equal(weight, before)
+
+
+LARGE = (
+    *("trainer=gpu", "model.attn=sdpa", "trainer.precision=bf16-mixed", "model.dim=768"),
+    *("model.num_layers=2", "model.ffn=gelu", "batch_tokens=4096", "seq=64", "max_steps=25"),
+    *("optim.lr=0.002", "data.stop_at_accuracy=null"),
+)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", ["compile=false", "compile=true", "compile=cudagraphs"])
+def test_a_run_on_a_gpu_learns_the_same_with_copies(tmp_path, how):
+    plain = run(tmp_path / "torch", *LARGE, how, "optim.impl=torch")
+    ours = run(tmp_path / "auto", *LARGE, how)
+    for name in ("train/loss", "val/loss"):
+        assert ours["metrics"][name] == pytest.approx(plain["metrics"][name], rel=0.02)
+    if how != "compile=cudagraphs":  # whose memory is the pool's
+        assert ours["peak_memory_mib"] < plain["peak_memory_mib"]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", ["compile=true", "compile=cudagraphs"])
+def test_a_run_on_a_gpu_with_copies_goes_on_bitwise(tmp_path, how):
+    words = (*LARGE, how, "optim.schedule=constant", "deterministic=true")
+    run(tmp_path / "whole", *words, "max_steps=6")
+    run(tmp_path / "cut", *words, "max_steps=3")
+    run(tmp_path / "cut", *words, "max_steps=6", "ckpt=auto")
+    assert same_weights(last(tmp_path / "whole"), last(tmp_path / "cut"))
+
+
+@pytest.mark.cuda
+def test_a_replayed_step_sees_what_a_callback_did(tmp_path):
+    shrinks = "+callbacks.own={_target_: tests.training.test_fused_adamw.Shrinks}"
+    losses = [
+        run(tmp_path / how, *LARGE, shrinks, f"compile={how}", "max_steps=6")["metrics"][
+            "train/loss"
+        ]
+        for how in ("true", "cudagraphs")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)

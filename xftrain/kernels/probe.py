@@ -1,0 +1,33 @@
+"""Whether Triton runs: it needs a GPU, a C compiler and Python's headers to start a kernel."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+
+import torch
+
+from xftrain.errors import first_line
+
+log = logging.getLogger(__name__)
+
+
+def runs_triton(device: torch.device, launch: Callable[[], object], what: str) -> bool:
+    """Whether a kernel can be launched there; says so where it should and cannot.
+
+    Args:
+        device: of the run.
+        launch: launches it on next to nothing.
+        what: it is for, a group of options.
+    """
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        launch()
+    except Exception as error:  # of compilers, linkers and folders
+        log.warning(
+            "%s: Triton does not run here, torch does its part: %s", what, first_line(error)
+        )
+        return False
+    return True

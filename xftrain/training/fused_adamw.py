@@ -1,0 +1,151 @@
+"""AdamW that clips while it steps, and keeps copies of weights in the dtype of matrix products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from xftrain.kernels.adamw import Held, Settings, adamw_
+
+_LARGE = 2**19  # elements, from which a kernel for each is worth its launch
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch's fused AdamW but for large float32 weights, which it steps by a kernel of its own.
+
+    torch reads and writes every gradient once to clip it, before the step. Here `clip` leaves those
+    of large weights as they are, and the step scales what it reads. Its state is torch's.
+
+    Attributes:
+        copies: of some large weights, in another dtype; a step leaves them equal to the weights.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        super().__init__(groups, fused=True, **settings)
+        self.copies: Mapping[Tensor, Tensor] = {}
+        self._clip: Tensor | None = None  # of the gradients that are there
+        self._rates: dict[tuple[int, torch.device], Tensor] = {}
+
+    def clip(self, limit: float | None) -> Tensor:
+        """Has the next step scale gradients to a norm of at most `limit`; returns their norm."""
+        weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = _norm([weight.grad for weight in weights])
+        self._clip = None
+        if limit is not None and math.isfinite(limit):
+            # as torch.nn.utils.clip_grad_norm_ has it
+            self._clip = torch.clamp(limit / (norm + 1e-6), max=1.0)
+            if small := [weight.grad for weight in weights if not is_large(weight)]:
+                torch._foreach_mul_(small, self._clip)
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """A step of all weights that have a gradient; what `clip` said is used up.
+
+        Args:
+            closure: makes the gradients, and returns the loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        skip: Tensor | None = getattr(self, "found_inf", None)
+        # GradScaler's: the module has it unscale gradients before they are clipped
+        assert getattr(self, "grad_scale", None) is None
+        for index, group in enumerate(self.param_groups):
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            self._step_small([weight for weight in weights if not is_large(weight)], group, skip)
+            self._step_large([weight for weight in weights if is_large(weight)], index, skip)
+        self._clip = None
+        return loss
+
+    def _step_small(
+        self, weights: list[Tensor], group: dict[str, Any], skip: Tensor | None
+    ) -> None:
+        if not weights:
+            return
+        states = [self._state(weight) for weight in weights]
+        beta1, beta2 = group["betas"]
+        adamw(
+            weights,
+            [weight.grad for weight in weights if weight.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            capturable=group["capturable"],
+            found_inf=skip,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _step_large(self, weights: list[Tensor], index: int, skip: Tensor | None) -> None:
+        if not weights:
+            return
+        group, device = self.param_groups[index], weights[0].device
+        states = [self._state(weight) for weight in weights]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1.0)
+        if skip is not None:
+            torch._foreach_sub_(steps, [skip] * len(steps))
+        settings = Settings(
+            rate=self._rate(index, device),
+            clip=self._clip,
+            skip=skip,
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
+        for weight, state in zip(weights, states, strict=True):
+            assert weight.grad is not None
+            moments = state["exp_avg"], state["exp_avg_sq"]
+            copy = self.copies.get(weight)
+            adamw_(Held(weight, weight.grad, *moments, state["step"], copy), settings)
+
+    def _rate(self, index: int, device: torch.device) -> Tensor:
+        """The group's, on the device; where a recording reads it from there, that very tensor."""
+        rate = self.param_groups[index]["lr"]
+        if isinstance(rate, Tensor):
+            return rate
+        held = self._rates.setdefault((index, device), torch.zeros((), device=device))
+        return held.fill_(rate)
+
+    def _state(self, weight: Tensor) -> dict[str, Tensor]:
+        """As torch makes it."""
+        state: dict[str, Tensor] = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        return state
+
+
+def is_large(weight: Tensor) -> bool:
+    """Whether a step of its own is worth it."""
+    is_wide = weight.dtype == torch.float32 and weight.numel() >= _LARGE
+    return is_wide and weight.is_contiguous()
+
+
+def _norm(grads: list[Any]) -> Tensor:
+    """Of all gradients as one vector, in float32 whatever their dtypes."""
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for grad in grads:
+        by_dtype.setdefault(grad.dtype, []).append(grad)
+    norms = list(_norms(by_dtype))
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def _norms(by_dtype: Mapping[torch.dtype, list[Tensor]]) -> Iterator[Tensor]:
+    for grads in by_dtype.values():
+        yield from torch._foreach_norm(grads, 2.0, dtype=torch.float32)
