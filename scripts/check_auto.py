@@ -12,7 +12,6 @@ Exits with 1 where the choice takes more than `--limit` of the best time.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ import torch
 
 from xftrain.attention.backends.auto import Auto, all_backends, times_ms
 from xftrain.attention.biases.alibi import Alibi
+from xftrain.console import quiet
 from xftrain.interfaces import AttnBias, AttnShape
 from xftrain.markdown import table
 
@@ -100,6 +100,7 @@ def measure(case: Case, device: torch.device, dtype: torch.dtype, *, flex: bool)
     }
 
 
+@quiet()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -107,7 +108,6 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=1.03)
     parser.add_argument("--tokens", type=int, default=16384)
     args = parser.parse_args()
-    logging.disable(logging.INFO)
     device = torch.device(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows = []

@@ -12,7 +12,6 @@ the batch. Products are made as torch chooses, since padded batches are of a new
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import sys
 import sysconfig
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from xftrain import builder, compose, registry
 from xftrain.config import validate
+from xftrain.console import quiet
 from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource
 from xftrain.markdown import table
 from xftrain.memory import peak_memory_mib, reset_peak_memory
@@ -85,13 +85,13 @@ def train(options: dict[str, Any], data: DataSource, batches: list[Batch]) -> li
     return [times, torch.stack(means[3:]).tolist(), [peak_memory_mib(device)]]
 
 
+@quiet()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--corpus", default=sysconfig.get_path("stdlib"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    logging.disable(logging.INFO)
     options = validate(compose(*DEFAULTS, f"data.path={args.corpus}", *args.overrides))
     data = builder.build_data(options)
     batches = [data.batch("train", step) for step in range(args.steps)]

@@ -9,7 +9,6 @@ checks that are part of a step (NaN, inf) are replaced by nothing for the compar
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import xftrain
+from xftrain.console import quiet
 from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.signals import StopSignals
 
@@ -51,13 +51,13 @@ def unchecked() -> Any:
     return mock.patch.multiple(NonFiniteGuard, **nothing)
 
 
+@quiet()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args(argv)
-    logging.getLogger("xftrain").setLevel(logging.WARNING)
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     shared = [f"max_steps={args.steps}", "data.stop_at_accuracy=null", "callbacks.sample=null"]
     for turn in range(args.rounds + 1):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xftrain.benchmark.reference import relative_error
 from xftrain.interfaces import IGNORED_LABEL, Loss, LossSums
-from xftrain.kernels import softmax_gradient
+from xftrain.kernels import probe, softmax_gradient
 from xftrain.kernels.softmax_gradient import has_kernel, softmax_gradient_
 from xftrain.losses import auto
 from xftrain.losses.auto import Auto
@@ -194,7 +194,7 @@ def test_without_a_compiler_torch_takes_the_place_of_triton(monkeypatch, caplog)
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
 
     monkeypatch.setattr(softmax_gradient, "_with_triton", none)
-    monkeypatch.setattr(softmax_gradient.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(probe.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
     try:
         assert not has_kernel.__wrapped__(torch.device("cuda"))

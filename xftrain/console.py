@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 
@@ -21,3 +23,15 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
         """Writes one message."""
         self.stream = sys.stdout
         super().emit(record)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The log has warnings alone in it, for scripts that print figures of their own."""
+    logger = logging.getLogger("xftrain")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

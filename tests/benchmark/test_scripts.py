@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,6 @@ def test_the_cost_of_safety_is_of_runs_with_and_without(monkeypatch, capsys):
         judge(self, *args)
 
     monkeypatch.setattr(NonFiniteGuard, "judge", counted)
-    monkeypatch.setattr(logging.getLogger("xftrain"), "level", logging.INFO)
     sizes = ("trainer=cpu", "model.num_layers=1", "seq=16", "batch_tokens=64")
     assert measure_safety.main(["--steps", "3", "--rounds", "1", *sizes]) == 0
     assert len(judged) == 2 * 3  # of four runs, two
