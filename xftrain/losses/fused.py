@@ -68,10 +68,9 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             num_correct = torch.zeros((), device=x_ND.device, dtype=torch.int64)
             grad_x = torch.empty_like(x_ND) if needs_grad else None
             trains_weight = needs_grad and weight_VD.requires_grad
-            grad_weight = (
-                torch.zeros_like(weight_VD, dtype=torch.float32) if trains_weight else None
-            )
             num_tokens = x_ND.shape[0]
+            make = torch.empty_like if num_tokens else torch.zeros_like
+            grad_weight = make(weight_VD, dtype=torch.float32) if trains_weight else None
             sizes = (min(chunk_tokens, num_tokens), weight.shape[0])
             buffer = torch.empty(sizes, device=x_ND.device, dtype=dtype)
             for start in range(0, num_tokens, chunk_tokens):
@@ -85,8 +84,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
                     continue
                 grad_x[here] = logits @ weight  # the logits are their gradient by now
                 if grad_weight is not None:
-                    # each chunk's part is rounded to the dtype once, and they add up in float32
-                    grad_weight += _product(logits.t(), x)
+                    _sum_up_(grad_weight, logits.t(), x, is_first=start == 0)
         if grad_x is not None:
             kept = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
             ctx.save_for_backward(grad_x, kept)
@@ -108,10 +106,22 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         return grad_x, grad_weight, None, None, None, None
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """A sum over many tokens: in float16, whose largest number is 65,504, it is made in float32."""
-    if a.dtype != torch.float16:
-        return a @ b
-    if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+def _sum_up_(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
+    """Adds a b to the total in float32: in float16, whose largest number is 65,504, it may not fit.
+
+    Args:
+        total: float32; holds nothing yet where this is the first part.
+        a: [V, N].
+        b: [N, D].
+        is_first: overwrite the total.
+    """
+    if a.device.type == "cuda" and a.dtype in (torch.float16, torch.bfloat16):
+        # in the product itself, without a pass over the total for each part
+        beta = 0.0 if is_first else 1.0
+        torch.addmm(total, a, b, out_dtype=torch.float32, beta=beta, out=total)
+        return
+    part = a.float() @ b.float() if a.dtype == torch.float16 else a @ b
+    if is_first:
+        total.copy_(part)
+    else:
+        total.add_(part)

@@ -108,7 +108,8 @@ def _loss_bytes(
 
     torch's cross-entropy has three tensors in float32 then: the log-softmax, its gradient, and
     that of the logits. The kernels of `fused` and `liger` overwrite the logits, and make the
-    gradients of the hidden states and of the matrix, in float32, in the forward pass.
+    gradients of the hidden states and of the matrix, in float32, in the forward pass; of the latter
+    there is a chunk's part as well, but where `fused` adds it up in the product.
     """
     vocab_size, dim = model.head.weight.shape
     loss = chosen_loss(loss, num_tokens, vocab_size, device)
@@ -118,6 +119,8 @@ def _loss_bytes(
         rows = min(num_tokens, 1 << (-(-num_tokens // chunks) - 1).bit_length())
     if not isinstance(loss, Fused | Liger):
         return 3 * 4 * rows * vocab_size
-    gradients = num_tokens * dim * dtype.itemsize + vocab_size * dim * (4 + dtype.itemsize)
+    in_product = isinstance(loss, Fused) and device.type == "cuda" and dtype.itemsize == 2
+    part = 0 if in_product else dtype.itemsize
+    gradients = num_tokens * dim * dtype.itemsize + vocab_size * dim * (4 + part)
     in_torch = 0 if has_kernel(device) else 2 * 4  # bytes: a logit in float32 and its log-softmax
     return rows * vocab_size * (dtype.itemsize + in_torch) + gradients
