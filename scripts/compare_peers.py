@@ -45,7 +45,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from peers import MODULES
-from peers.setup import OPTIMIZER, SHAPES, Setup
+from peers.setup import LR, OPTIMIZER, SHAPES, Setup
 from peers.stopwatch import say
 
 from xftrain import markdown
@@ -209,7 +209,8 @@ def described(setup: Setup, rounds: int) -> dict[str, str]:
         f"{sizes.form}: {sizes.num_layers} layers, width {sizes.dim}, {sizes.num_heads} heads on "
         f"{sizes.num_kv_heads}, vocabulary {sizes.vocab_size}; {sizes.rows} x {sizes.seq} tokens a "
         f"step, {setup.steps} timed steps after {setup.warmup}, {rounds} time(s), "
-        f"{setup.precision}, {'compiled' if setup.compile else 'not compiled'}; {OPTIMIZER}. "
+        f"{setup.precision}, {'compiled' if setup.compile else 'not compiled'}; "
+        f"{OPTIMIZER.format(lr=setup.lr)}. "
         f"{FORMULA}."
     )
     found = environment.describe(torch.device(setup.device))
@@ -224,6 +225,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seq", type=int, help="tokens of a row; 1024, or 2048 of llama_1b")
     parser.add_argument("--steps", type=int, default=60, help="timed steps")
     parser.add_argument("--warmup", type=int, default=20, help="steps before them, at least 1")
+    parser.add_argument(
+        "--lr", type=float, default=LR, help="constant rate; small to compare losses"
+    )
     parser.add_argument("--peers", default=",".join(ALL), help="names with commas between them")
     parser.add_argument("--override", action="append", default=[], help="of xftrain and bare")
     parser.add_argument("--baseline", help="has ratio 1; nanogpt, or litgpt of llama_1b")
@@ -256,6 +260,7 @@ def setup_of(args: argparse.Namespace) -> Setup:
         precision=args.precision,
         compile=not args.tiny if args.compile is None else args.compile,
         overrides=tuple(args.override),
+        lr=args.lr,
     )
 
 

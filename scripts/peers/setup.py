@@ -11,7 +11,7 @@ WEIGHT_DECAY = 0.1
 CLIP = 1.0
 LOG_EVERY = 10  # steps between two looks at the loss, each of which waits for the device
 OPTIMIZER = (
-    f"fused AdamW, a constant rate of {LR}, betas {BETAS[0]} and {BETAS[1]}, weight decay "
+    f"fused AdamW, a constant rate of {{lr:g}}, betas {BETAS[0]} and {BETAS[1]}, weight decay "
     f"{WEIGHT_DECAY} of matrices and not of embeddings, gradients clipped to {CLIP}"
 )
 
