@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import re
 import sys
 import types
@@ -63,8 +62,6 @@ def command(
 ) -> Iterator[Callable[..., Ended]]:
     """Runs main() in a folder of its own, in this process."""
     monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
 
     def run(*argv: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["xftrain", *argv])
@@ -73,13 +70,9 @@ def command(
                 code = cli.main()
             except SystemExit as stop:
                 code = stop.code
-        for handler in root.handlers:
-            if handler not in handlers:
-                handler.close()
         return Ended(code, out.getvalue(), err.getvalue())
 
     yield run
-    root.handlers, root.level = handlers, level
     assert not GlobalHydra.instance().is_initialized()
 
 

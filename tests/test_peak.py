@@ -32,6 +32,7 @@ from xftrain.model import GPT, Block, Recomputed
 from xftrain.oom import out_of_memory
 from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
+from xftrain.peak.plan import _warning
 from xftrain.peak.prediction import predict
 from xftrain.prepare import Prepared
 from xftrain.training import fused_adamw
@@ -267,16 +268,21 @@ def test_gradients_of_large_layers_are_as_narrow_as_their_copies(monkeypatch):
     monkeypatch.setattr(AdamW, "is_own", lambda self, device: self.impl == "auto")
     monkeypatch.setattr(fused_adamw, "_LARGE", 64 * 64)
     less = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
+    settings["trainer"]["precision"] = "auto"  # as what it is by now
+    assert predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU) == less
     large = sum(w.numel() for w in model.blocks.parameters() if w.numel() >= 64 * 64)
     assert large and usual.gradients - less.gradients == 2 * large
     for change, times in (
         ({"devices": 2}, 2),  # DDP sums them in copies
         ({"accumulate_grad_batches": 2}, 1),
-        ({"precision": "16-mixed"}, 1),
     ):
         changed = settings | {"trainer": settings["trainer"] | change}
         peak = predict(changed, model, Full(), batch_of(), torch.bfloat16, CPU)
         assert peak.gradients == times * usual.gradients
+    own = settings | {"callbacks": {"own": {"_target_": "a.callback"}, "sample": None}}
+    for other in (own, settings):
+        dtype = torch.bfloat16 if other is own else torch.float16
+        assert predict(other, model, Full(), batch_of(), dtype, CPU).gradients == usual.gradients
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.0])
@@ -329,9 +335,8 @@ peaks = st.builds(
 def test_the_least_that_fits(peak, limit, more):
     plans, least = list(peak.plans()), peak.least(limit)
     assert plans[0] == NOTHING and plans[-1].blocks == peak.num_blocks
-    if least in plans:
-        assert not any(peak.fits(limit, less) for less in plans[: plans.index(least)])
-    assert peak.fits(limit, least) or least == Recomputed(peak.num_blocks)
+    assert not any(peak.fits(limit, less) for less in plans[: plans.index(least)])
+    assert peak.fits(limit, least) or least == plans[-1]
     assert peak.least(limit + more) <= least
 
 
@@ -387,6 +392,26 @@ def test_the_line_of_the_log_adds_up(tmp_path, caplog):
     assert len(parts) == 3 and abs(total - sum(parts)) <= 2 and min(parts) > 0
 
 
+@pytest.mark.parametrize(
+    ("how", "recomputed", "expected"),
+    [
+        (False, NOTHING, ["checkpointing=auto", "accumulate_grad_batches"]),
+        (False, Recomputed(2), ["accumulate_grad_batches"]),
+        ("cudagraphs", NOTHING, ["checkpointing=ffn"]),
+        ("cudagraphs", Recomputed(ffns=2), []),
+    ],
+)
+def test_what_would_help_is_what_is_not_refused(how, recomputed, expected):
+    settings = options(attn="sdpa") | {"compile": how}
+    model = assemble(settings, VOCAB)
+    model.recomputed = recomputed
+    peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
+    said = _warning(settings, peak, model, 2**20)
+    assert "a smaller data.batch_size" in said
+    words = ["checkpointing=auto", "checkpointing=ffn", "accumulate_grad_batches"]
+    assert [word for word in words if word in said] == expected
+
+
 def test_where_nothing_fits_it_is_said_with_what_would_help(tmp_path, monkeypatch, caplog):
     limited(monkeypatch, 2**20)
     for override in (AUTO, "model.activation_checkpointing=false"):
@@ -439,6 +464,11 @@ def test_out_of_memory_names_what_saves_the_most_by_the_same_prediction():
     assert "model.activation_checkpointing=true, or auto" in said
     saved = [float(gib) for _, gib in found]
     assert len(saved) == 3 and saved == sorted(saved, reverse=True)
+
+    graphed = settings | {"compile": "cudagraphs"}  # refuses most of that
+    said = str(out_of_memory(MemoryError(), Prepared(graphed, {}, *place, None, *data)))
+    assert "model.activation_checkpointing=ffn (about" in said
+    assert "=true" not in said and "accumulate" not in said
 
 
 # ---- a GPU

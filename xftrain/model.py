@@ -105,9 +105,10 @@ class GPT(nn.Module):
         dropout: on what each half of a block adds.
         init_std: standard deviation of the weights at the start.
         activation_checkpointing: recompute each block in the backward pass; `ffn`: only the
-            feed-forward of each, more than half of what a block keeps for a fourth of its products
-            (Korthikanti et al., 2022, arXiv:2205.05198, name the principle selective); `auto`: as
-            little as memory asks for, which a run sets as `recomputed`.
+            feed-forward of each up to its last product, more than half of what a block keeps for a
+            third to a half of its products (selective recomputation, Korthikanti et al., 2022,
+            arXiv:2205.05198); `auto`: as little as memory asks for, which a run sets as
+            `recomputed`.
         residual_dtype: of what the blocks add to: `auto` is bfloat16 where matrix products run in
             it, which halves the memory and the traffic between the blocks; `float32` keeps it.
         activation_budget: with compiled blocks, the share of what they keep for the backward pass

@@ -55,7 +55,11 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
     model, batch = run.options["model"], run.batch
     if model["attn"].get("name") == "naive":
         yield "model.attn=auto", with_model(attn={"name": "auto"})
-    if (recomputes := model["activation_checkpointing"]) is not True:
+    is_graph = run.options["compile"] == "cudagraphs"  # which cannot accumulate, nor do more
+    recomputes = model["activation_checkpointing"]
+    if is_graph and not recomputes:
+        yield "model.activation_checkpointing=ffn", with_model(activation_checkpointing="ffn")
+    elif not is_graph and recomputes is not True:
         fewer = "" if recomputes == "auto" else ", or auto for as little as will do"
         text = f"model.activation_checkpointing=true{fewer}"
         yield text, with_model(activation_checkpointing=True)
@@ -63,7 +67,8 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
         yield "loss=chunked", replace(run, loss=Chunked())
     rows, tokens = batch.shape_BM
     if rows > 1:
-        half = f"data.batch_size={rows // 2} with trainer.accumulate_grad_batches doubled"
+        doubled = "" if is_graph else " with trainer.accumulate_grad_batches doubled"
+        half = f"data.batch_size={rows // 2}{doubled}"
     elif run.options["seq"] < tokens:  # a row of packed documents
         half = f"batch_tokens={tokens // 2}"
     else:

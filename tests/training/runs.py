@@ -77,9 +77,9 @@ def same_weights(one: Path, two: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def model_and_data(*overrides: str) -> tuple[GPT, DataSource]:
+def model_and_data(*overrides: str, **where: Any) -> tuple[GPT, DataSource]:
     """What such a run starts with."""
-    cfg = small(*overrides)
+    cfg = small(*overrides, **where)
     data = build_data(validate(cfg))
     return build_model(cfg, data), data
 

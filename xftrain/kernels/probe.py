@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from xftrain.errors import first_line
+from xftrain.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ def runs_triton(device: torch.device, launch: Callable[[], object], what: str) -
     try:
         launch()
     except Exception as error:  # of compilers, linkers and folders
+        if is_out_of_memory(error):
+            raise
         log.warning(
             "%s: Triton does not run here, torch does its part: %s", what, first_line(error)
         )

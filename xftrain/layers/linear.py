@@ -1,5 +1,7 @@
 """The linear layer of all variants."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +25,10 @@ class Linear(nn.Linear):
         if chooses(x, self):
             return chosen_linear(x, weight_OI)
         return F.linear(x, weight_OI, self.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy of the layer, no optimizer would keep `narrow` up to date."""
+        return {name: value for name, value in self.__dict__.items() if name != "narrow"}
 
     def read_for(self, x: Tensor) -> Tensor:
         """What a product with x reads: the weight, or its copy where that is of its dtype."""

@@ -77,6 +77,6 @@ class Peak:
         yield from (Recomputed(blocks=count, ffns=ffns) for count in range(1, self.num_blocks + 1))
 
     def least(self, limit: int) -> Recomputed:
-        """The first of these plans that fits; where none does, all blocks."""
-        plans = (plan for plan in self.plans() if self.fits(limit, plan))
-        return next(plans, Recomputed(blocks=self.num_blocks))
+        """The first of these plans that fits; where none does, the last."""
+        plans = list(self.plans())
+        return next((plan for plan in plans if self.fits(limit, plan)), plans[-1])

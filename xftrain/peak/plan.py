@@ -18,6 +18,7 @@ from xftrain.peak.prediction import predict
 log = logging.getLogger(__name__)
 
 _GIB = 2**30
+_ACCUMULATED = " with more trainer.accumulate_grad_batches"
 
 
 def plan_memory(
@@ -90,9 +91,12 @@ def _said(peak: Peak, recomputed: Recomputed, memory: int) -> str:
 
 
 def _warning(options: Mapping[str, Any], peak: Peak, model: GPT, limit: int) -> str:
-    remedies = ["a smaller data.batch_size with more trainer.accumulate_grad_batches"]
-    if model.recomputed.blocks < peak.num_blocks:
+    is_graph = options["compile"] == "cudagraphs"  # of which neither of the first two can be
+    remedies = [f"a smaller data.batch_size{'' if is_graph else _ACCUMULATED}"]
+    if not is_graph and model.recomputed.blocks < peak.num_blocks:
         remedies.insert(0, "model.activation_checkpointing=auto")
+    elif is_graph and not any(model.recomputed):
+        remedies.insert(0, "model.activation_checkpointing=ffn")
     if options["loss"].get("name") == "full":
         remedies.append("loss=auto")
     if options["trainer"]["precision"] == "32-true":

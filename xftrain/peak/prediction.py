@@ -21,7 +21,7 @@ from xftrain.losses.liger import Liger
 from xftrain.model import GPT
 from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
-from xftrain.training.narrow_weights import narrow_layers, narrows
+from xftrain.training.narrow_weights import narrow_layers
 from xftrain.training.optim.adamw import AdamW
 from xftrain.training.scheduled import Scheduled
 
@@ -55,7 +55,9 @@ def predict(
         block = layers.block_input + int(share * (whole - layers.block_input))
         ffn = int(share * ffn)
     optim = registry.build("optim", "optim", options["optim"])
-    narrow = _with_narrow_gradients(options, model, optim, device)
+    narrow: set[torch.Tensor] = set()
+    if is_mixed and dtype == torch.bfloat16:
+        narrow = _with_narrow_gradients(options, model, optim, device)
     weights = trained = state = 0
     for parameter in model.parameters():
         narrowed = parameter.dtype == torch.float32 and not is_mixed
@@ -86,12 +88,11 @@ def predict(
 def _with_narrow_gradients(
     options: Mapping[str, Any], model: GPT, optim: Any, device: torch.device
 ) -> set[torch.Tensor]:
-    """The weights whose gradients come in the dtype of matrix products."""
+    """The weights whose gradients come in bfloat16, in a run that is mixed."""
     trainer = options["trainer"]
-    is_own = isinstance(optim, AdamW) and optim.is_own(device)
-    if not is_own or not narrows(trainer["precision"], trainer["devices"]):
-        return set()
-    if trainer["accumulate_grad_batches"] > 1:  # their sums are float32
+    sums_up = trainer["accumulate_grad_batches"] > 1 or trainer["devices"] > 1  # in float32
+    foreign = any("_target_" in (one or {}) for one in options["callbacks"].values())
+    if not isinstance(optim, AdamW) or sums_up or foreign or not optim.is_own(device):
         return set()
     return {layer.weight for layer in narrow_layers(model)}
 

@@ -25,11 +25,20 @@ class FusedAdamW(torch.optim.AdamW):
         copies: of some large weights, in another dtype; a step leaves them equal to the weights.
     """
 
+    copies: Mapping[Tensor, Tensor]
+    _clip: Tensor | None  # what the next step multiplies gradients by
+    _rates: dict[tuple[int, torch.device], Tensor]
+
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         super().__init__(groups, fused=True, **settings)
-        self.copies: Mapping[Tensor, Tensor] = {}
-        self._clip: Tensor | None = None  # of the gradients that are there
-        self._rates: dict[tuple[int, torch.device], Tensor] = {}
+        self.__setstate__({})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes up a state; what is not in it stays, and is empty in a copy."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("copies", {})
+        self.__dict__.setdefault("_clip", None)
+        self.__dict__.setdefault("_rates", {})
 
     def clip(self, limit: float | None) -> Tensor:
         """Has the next step scale gradients to a norm of at most `limit`; returns their norm."""
@@ -39,7 +48,7 @@ class FusedAdamW(torch.optim.AdamW):
         if limit is not None and math.isfinite(limit):
             # as torch.nn.utils.clip_grad_norm_ has it
             self._clip = torch.clamp(limit / (norm + 1e-6), max=1.0)
-            if small := [weight.grad for weight in weights if not is_large(weight)]:
+            if small := [weight.grad for weight in weights if not has_own_kernel(weight)]:
                 torch._foreach_mul_(small, self._clip)
         return norm
 
@@ -59,8 +68,10 @@ class FusedAdamW(torch.optim.AdamW):
         assert getattr(self, "grad_scale", None) is None
         for index, group in enumerate(self.param_groups):
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            self._step_small([weight for weight in weights if not is_large(weight)], group, skip)
-            self._step_large([weight for weight in weights if is_large(weight)], index, skip)
+            small = [weight for weight in weights if not has_own_kernel(weight)]
+            large = [weight for weight in weights if has_own_kernel(weight)]
+            self._step_small(small, group, skip)
+            self._step_large(large, index, skip)
         self._clip = None
         return loss
 
@@ -73,7 +84,7 @@ class FusedAdamW(torch.optim.AdamW):
         beta1, beta2 = group["betas"]
         adamw(
             weights,
-            [weight.grad for weight in weights if weight.grad is not None],
+            [weight.grad for weight in weights],  # type: ignore[misc]
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -131,8 +142,8 @@ class FusedAdamW(torch.optim.AdamW):
         return state
 
 
-def is_large(weight: Tensor) -> bool:
-    """Whether a step of its own is worth it."""
+def has_own_kernel(weight: Tensor) -> bool:
+    """Whether it is stepped by it: large, and as the kernel reads it."""
     is_wide = weight.dtype == torch.float32 and weight.numel() >= _LARGE
     return is_wide and weight.is_contiguous()
 

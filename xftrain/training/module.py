@@ -19,7 +19,7 @@ from xftrain.interfaces import Batch, DataSource, Loss, LossSums
 from xftrain.model import GPT
 from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.fused_adamw import FusedAdamW
-from xftrain.training.narrow_weights import NarrowWeights, narrows
+from xftrain.training.narrow_weights import NarrowWeights, may_narrow
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
 from xftrain.training.same_run import (
     differences,
@@ -81,6 +81,8 @@ class TrainingModule(LightningModule):
     def on_train_start(self) -> None:
         """All is restored that a checkpoint held."""
         self.has_begun = True
+        if self._narrow is not None:
+            self._narrow.refresh()
 
     def train_dataloader(self) -> TrainStream:
         """Endless batches of this rank."""
@@ -117,8 +119,6 @@ class TrainingModule(LightningModule):
         if self.device.type == "cuda":
             generator = torch.cuda.default_generators[self.device.index]
         generator.manual_seed(dropout_seed(self.seed, batch_idx, self.global_rank))
-        if self._narrow is not None:
-            self._narrow.refresh()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the batch's labels, in nats."""
@@ -175,7 +175,10 @@ class TrainingModule(LightningModule):
         """The optimizer and its schedule, stepped once an optimizer step."""
         optimizer, schedule = self.optim.build(self.model, self.trainer.max_steps)
         precision, num_ranks = self.trainer.precision, self.trainer.world_size
-        if isinstance(optimizer, FusedAdamW) and narrows(precision, num_ranks):
+        # DDP would look for gradients where there are none
+        is_mixed = precision == "bf16-mixed" and num_ranks == 1
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(optimizer, FusedAdamW) and is_mixed and may_narrow(callbacks):
             self._narrow = NarrowWeights(self.model, torch.bfloat16)
             optimizer.copies = self._narrow.copies
         return {

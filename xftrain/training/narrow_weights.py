@@ -7,15 +7,17 @@ each gradient to float32. The weights stay what is initialized, saved, validated
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xftrain.layers.linear import Linear
 from xftrain.model import GPT
-from xftrain.training.fused_adamw import is_large
+from xftrain.training.fused_adamw import has_own_kernel
+
+_OURS = "xftrain."
 
 
 class NarrowWeights:
@@ -31,20 +33,17 @@ class NarrowWeights:
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         self._layers = list(narrow_layers(model))
         self.copies: dict[Tensor, Tensor] = {}
-        self._seen: dict[Tensor, tuple[int, int]] = {}
         for layer in self._layers:
             copy = layer.weight.detach().to(dtype, copy=True).requires_grad_()
+            layer.weight.grad_dtype = None  # any
             copy.register_post_accumulate_grad_hook(_hand_over_to(layer.weight))
             layer.narrow = self.copies[layer.weight] = copy
-            self._seen[layer.weight] = _state_of(layer.weight)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Follows what others did to the weights: a checkpoint, a callback."""
+        """Follows what a checkpoint did to the weights."""
         for weight, copy in self.copies.items():
-            if (state := _state_of(weight)) != self._seen[weight]:
-                copy.copy_(weight)
-                self._seen[weight] = state
+            copy.copy_(weight)
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -58,25 +57,40 @@ class NarrowWeights:
                 layer.narrow = self.copies[layer.weight]
 
 
-def narrows(precision: str, num_ranks: int) -> bool:
-    """Whether a run has copies: DDP looks for gradients where there would be none."""
-    return precision == "bf16-mixed" and num_ranks == 1
+def may_narrow(callbacks: Iterable[object]) -> bool:
+    """Whether nobody but the optimizer will change weights, or look for gradients while they come.
+
+    Args:
+        callbacks: of the run. Of one that is not built in, nobody knows what it does.
+    """
+    known = (_OURS, "lightning.pytorch.callbacks.progress")
+    return all(type(callback).__module__.startswith(known) for callback in callbacks)
 
 
 def narrow_layers(model: GPT) -> Iterator[Linear]:
-    """The layers in blocks whose weights are worth a copy: trained, large, their own."""
+    """The layers in blocks whose weights are worth a copy: large, trained, and read by them alone.
+
+    Parts of a block that are not built in, or say that they read weights (`reads_weights`), are
+    passed over; so are weights that others wait for, by hooks.
+    """
     owners = Counter(
         id(weight) for module in model.modules() for weight in module._parameters.values()
     )
-    for layer in model.blocks.modules():
-        if type(layer) is Linear and layer.weight.requires_grad and is_large(layer.weight):
-            if owners[id(layer.weight)] == 1:
+    for layer in _known(model.blocks):
+        weight = layer.weight
+        hooks = weight._backward_hooks or weight._post_accumulate_grad_hooks
+        if weight.requires_grad and has_own_kernel(weight) and not hooks:
+            if owners[id(weight)] == 1:
                 yield layer
 
 
-def _state_of(weight: Tensor) -> tuple[int, int]:
-    """Another one once it was written to, or put elsewhere; the optimizer's kernel is not seen."""
-    return weight._version, weight.data_ptr()
+def _known(module: nn.Module) -> Iterator[Linear]:
+    if type(module) is Linear:
+        yield module
+    elif type(module) is nn.ModuleList or type(module).__module__.startswith(_OURS):
+        if not getattr(module, "reads_weights", False):
+            for child in module.children():
+                yield from _known(child)
 
 
 def _hand_over_to(weight: Tensor) -> Callable[[Tensor], None]:
@@ -85,8 +99,6 @@ def _hand_over_to(weight: Tensor) -> Callable[[Tensor], None]:
         assert grad is not None
         if weight.grad is not None:  # of another batch of the step: the sum is kept in float32
             grad = grad.to(weight.dtype).add_(weight.grad)
-            weight.grad = None
-        weight.grad_dtype = grad.dtype
         weight.grad = grad
 
     return hand_over

@@ -48,6 +48,11 @@ class SwiGLU(GatedFeedForward):
                 return [f"model.ffn.impl=xformers cannot run: {error}, or use auto"]
         return []
 
+    @property
+    def reads_weights(self) -> bool:
+        """Whether it reads the weights of its layers without calling these."""
+        return self.impl == "xformers"
+
     def activation(self, x: Tensor) -> Tensor:
         """`silu(x)`."""
         return F.silu(x)

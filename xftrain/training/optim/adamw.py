@@ -26,8 +26,9 @@ class AdamW(Scheduled):
         warmup_steps: steps of linear growth from 0.
         min_lr_ratio: where the cosine ends, as a share of `lr`.
         impl: `torch`, its fused one; `auto`: where Triton runs, large weights are clipped and
-            stepped in one kernel, which in `bf16-mixed` on one GPU keeps bfloat16 copies of them
-            for the matrix products to read, and reads bfloat16 gradients.
+            stepped in one kernel. In `bf16-mixed` on one GPU, and where all callbacks are built
+            in, that keeps bfloat16 copies of those in blocks, for matrix products to read, and
+            reads bfloat16 gradients.
     """
 
     def __init__(
@@ -47,8 +48,7 @@ class AdamW(Scheduled):
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
         """torch's own, or ours with its state."""
-        device = groups[0]["params"][0].device
-        if self.is_own(device):
+        if groups and self.is_own(groups[0]["params"][0].device):
             return FusedAdamW(groups, lr=self.lr, **self.settings())
         return torch.optim.AdamW(groups, lr=self.lr, fused=True, **self.settings())
 
