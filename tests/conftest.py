@@ -48,15 +48,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    """Hydra gives the root logger a level and handlers, which the next test is not to have."""
+    """Hydra gives the root logger a level and handlers, which the next test is not to have.
+
+    Those of pytest itself come and go with the phases of a test, but for the one of `--log-cli`.
+    """
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     yield
     for handler in root.handlers[:]:
-        # pytest has other ones of its own by now
         if handler not in before and not type(handler).__module__.startswith("_pytest."):
             root.removeHandler(handler)
             handler.close()
+    for handler in before:
+        if type(handler).__name__ != "LogCaptureHandler" and handler not in root.handlers:
+            root.addHandler(handler)
     root.setLevel(level)
 
 

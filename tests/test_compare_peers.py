@@ -16,6 +16,7 @@ import pytest
 
 from xftrain import builder
 from xftrain.training.flops import flops_per_token
+from xftrain.training.narrow_weights import strangers
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "scripts"))  # as for a script that is started there
@@ -163,3 +164,8 @@ def test_the_ratio_is_that_of_the_median_speeds() -> None:
     assert cells[3] == ["litgpt", "25000.00", "40", "0.400"]
     assert cells[4] == ["bare", "out of memory", "-", "-"]
     assert lines[-1] == "- `bare`: out of memory: too \\| large"
+
+
+def test_the_clock_in_a_run_of_xftrain_changes_nothing_in_it() -> None:
+    framework = import_module("peers.framework")
+    assert strangers([framework.Timed]) == []

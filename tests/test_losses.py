@@ -19,7 +19,7 @@ from xftrain.losses import auto
 from xftrain.losses.auto import Auto
 from xftrain.losses.chunked import Chunked
 from xftrain.losses.full import Full
-from xftrain.losses.fused import Fused
+from xftrain.losses.fused import Fused, _sum_up_
 from xftrain.losses.liger import Liger
 from xftrain.memory import total_memory_bytes
 
@@ -201,6 +201,21 @@ def test_without_a_compiler_torch_takes_the_place_of_triton(monkeypatch, caplog)
     finally:
         monkeypatch.undo()
     assert "Triton does not run here" in caplog.text and "C compiler" in caplog.text
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parts_of_a_gradient_are_summed_in_the_product(dtype):
+    torch.manual_seed(0)
+    parts = [
+        (torch.randn(96, 512, device="cuda", dtype=dtype), torch.randn(512, 64).to("cuda", dtype))
+        for _ in range(3)
+    ]
+    total = torch.full((96, 64), torch.nan, device="cuda")  # what it holds does not count
+    for number, (a, b) in enumerate(parts):
+        _sum_up_(total, a, b, is_first=number == 0)
+    expected = sum(a.double() @ b.double() for a, b in parts)
+    assert (total.double() - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_a_second_backward_pass_of_fused_is_refused():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
+import pickle
 
 import pytest
 import torch
@@ -136,7 +138,7 @@ def with_and_without(tmp_path, monkeypatch, *words: str) -> None:
     """A run with copies leaves bitwise what one leaves whose weights autocast copies."""
     run(tmp_path / "with", *words)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "may_narrow", lambda callbacks: False)
+        patch.setattr(module, "strangers", lambda parts: ["Somebody"])
         run(tmp_path / "without", *words)
     assert same_weights(last(tmp_path / "with"), last(tmp_path / "without"))
 
@@ -209,8 +211,26 @@ class Own(Callback):
     """Of which nobody knows what it does."""
 
 
-@pytest.mark.parametrize("own", ["callback", "layer"])
-def test_where_somebody_elses_code_may_look_there_are_no_copies(tmp_path, on_cpu, monkeypatch, own):
+class Harmless(Own):
+    leaves_weights = True
+
+
+class Mine(AdamW):
+    """An optimizer's option of somebody's own."""
+
+
+OWN = {
+    "callback": "+callbacks.own={_target_: tests.training.test_fused_adamw.Own}",
+    "harmless callback": "+callbacks.own={_target_: tests.training.test_fused_adamw.Harmless}",
+    "optimizer": "optim=mine",
+    "layer": "model.ffn=masked",
+}
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_where_somebody_elses_code_may_look_there_are_no_copies(
+    tmp_path, on_cpu, monkeypatch, caplog, own
+):
     seen, step = [], FusedAdamW.step
 
     def counted(self, closure=None):
@@ -218,15 +238,17 @@ def test_where_somebody_elses_code_may_look_there_are_no_copies(tmp_path, on_cpu
         return step(self, closure)
 
     monkeypatch.setattr(FusedAdamW, "step", counted)
-    path = tmp_path / "own" / "model" / "ffn" / "masked.yaml"
-    path.parent.mkdir(parents=True)
-    path.write_text(f"_target_: {__name__}.Masked\n")
-    word = "+callbacks.own={_target_: tests.training.test_fused_adamw.Own}"
-    if own == "layer":
-        word = "model.ffn=masked"
-    words = (*RUN, word, "optim.weight_decay=0")
-    run(tmp_path / "run", *words, config_dir=tmp_path / "own")
-    assert set(seen) == {0 if own == "callback" else 2 * 2}  # qkv and out
+    for path, kind in {"model/ffn/masked": "Masked", "optim/mine": "Mine"}.items():
+        file = tmp_path / "own" / f"{path}.yaml"
+        file.parent.mkdir(parents=True)
+        more = "lr: 0.01\nweight_decay: 0.0\n" if kind == "Mine" else ""
+        file.write_text(f"_target_: {__name__}.{kind}\n{more}")
+    words = (*RUN, OWN[own], "optim.weight_decay=0")
+    with caplog.at_level(logging.INFO):
+        run(tmp_path / "run", *words, config_dir=tmp_path / "own")
+    assert set(seen) == {{"layer": 2 * 2, "harmless callback": 2 * 4}.get(own, 0)}  # qkv and out
+    is_stranger = own in ("callback", "optimizer")
+    assert ("no bfloat16 copies of weights" in caplog.text) == is_stranger
     if own == "layer":  # with a hook on a weight, which is called
         weights = weights_of(last(tmp_path / "run"))
         initial, _ = model_and_data(*words, config_dir=tmp_path / "own")
@@ -308,7 +330,8 @@ def test_copies_are_read_where_gradients_are_made_and_nowhere_else(on_cpu):
         layer(x).sum().backward()
     assert layer.weight.grad.dtype == torch.bfloat16 and layer.narrow.grad is None
     assert not any("narrow" in name for name in model.state_dict())
-    assert copy.deepcopy(layer).narrow is None and layer.narrow is not None
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other.narrow is None and layer.narrow is not None
 
 
 def test_compiled_blocks_share_their_code(on_cpu):
@@ -381,8 +404,8 @@ def test_a_run_on_a_gpu_learns_the_same(tmp_path, how, precision):
     for name in ("train/loss", "val/loss"):
         assert ours["metrics"][name] == pytest.approx(plain["metrics"][name], rel=0.02)
     if how != "compile=cudagraphs":  # whose memory is the pool's
-        assert ours["peak_memory_mib"] <= 1.01 * plain["peak_memory_mib"]
         if precision == "bf16-mixed":
+            assert ours["peak_memory_mib"] < plain["peak_memory_mib"]
             assert 0.85 < ours["predicted_peak_mib"] / ours["peak_memory_mib"] < 1.3
 
 

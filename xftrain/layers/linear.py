@@ -28,7 +28,9 @@ class Linear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy of the layer, no optimizer would keep `narrow` up to date."""
-        return {name: value for name, value in self.__dict__.items() if name != "narrow"}
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("narrow", None)
+        return state
 
     def read_for(self, x: Tensor) -> Tensor:
         """What a product with x reads: the weight, or its copy where that is of its dtype."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 
 from xftrain import registry
 from xftrain.interfaces import Batch, Loss
@@ -21,7 +22,7 @@ from xftrain.losses.liger import Liger
 from xftrain.model import GPT
 from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
-from xftrain.training.narrow_weights import narrow_layers
+from xftrain.training.narrow_weights import narrow_layers, strangers
 from xftrain.training.optim.adamw import AdamW
 from xftrain.training.scheduled import Scheduled
 
@@ -91,8 +92,12 @@ def _with_narrow_gradients(
     """The weights whose gradients come in bfloat16, in a run that is mixed."""
     trainer = options["trainer"]
     sums_up = trainer["accumulate_grad_batches"] > 1 or trainer["devices"] > 1  # in float32
-    foreign = any("_target_" in (one or {}) for one in options["callbacks"].values())
-    if not isinstance(optim, AdamW) or sums_up or foreign or not optim.is_own(device):
+    if not isinstance(optim, AdamW) or sums_up or not optim.is_own(device):
+        return set()
+    targets = [
+        one["_target_"] for one in options["callbacks"].values() if "_target_" in (one or {})
+    ]
+    if strangers([optim, *(get_object(target) for target in targets)]):
         return set()
     return {layer.weight for layer in narrow_layers(model)}
 
@@ -109,8 +114,9 @@ def _loss_bytes(
 
     torch's cross-entropy has three tensors in float32 then: the log-softmax, its gradient, and
     that of the logits. The kernels of `fused` and `liger` overwrite the logits, and make the
-    gradients of the hidden states and of the matrix, in float32, in the forward pass; of the latter
-    there is a chunk's part as well, but where `fused` adds it up in the product.
+    gradients of the hidden states and of the matrix, in float32, in the forward pass. With the
+    latter there is a chunk's part of it, or a copy in the weights' dtype, but where `fused` adds it
+    up in the product and weights are float32.
     """
     vocab_size, dim = model.head.weight.shape
     loss = chosen_loss(loss, num_tokens, vocab_size, device)
@@ -120,8 +126,8 @@ def _loss_bytes(
         rows = min(num_tokens, 1 << (-(-num_tokens // chunks) - 1).bit_length())
     if not isinstance(loss, Fused | Liger):
         return 3 * 4 * rows * vocab_size
-    in_product = isinstance(loss, Fused) and device.type == "cuda" and dtype.itemsize == 2
-    part = 0 if in_product else dtype.itemsize
+    on_gpu = isinstance(loss, Fused) and device.type == "cuda" and dtype.itemsize == 2
+    part = 0 if on_gpu and model.head.weight.dtype == torch.float32 else dtype.itemsize
     gradients = num_tokens * dim * dtype.itemsize + vocab_size * dim * (4 + part)
     in_torch = 0 if has_kernel(device) else 2 * 4  # bytes: a logit in float32 and its log-softmax
     return rows * vocab_size * (dtype.itemsize + in_torch) + gradients

@@ -19,7 +19,7 @@ from xftrain.interfaces import Batch, DataSource, Loss, LossSums
 from xftrain.model import GPT
 from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.fused_adamw import FusedAdamW
-from xftrain.training.narrow_weights import NarrowWeights, may_narrow
+from xftrain.training.narrow_weights import NarrowWeights, strangers
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
 from xftrain.training.same_run import (
     differences,
@@ -174,17 +174,26 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule, stepped once an optimizer step."""
         optimizer, schedule = self.optim.build(self.model, self.trainer.max_steps)
-        precision, num_ranks = self.trainer.precision, self.trainer.world_size
-        # DDP would look for gradients where there are none
-        is_mixed = precision == "bf16-mixed" and num_ranks == 1
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if isinstance(optimizer, FusedAdamW) and is_mixed and may_narrow(callbacks):
+        if type(optimizer) is FusedAdamW and self._may_narrow():
             self._narrow = NarrowWeights(self.model, torch.bfloat16)
             optimizer.copies = self._narrow.copies
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _may_narrow(self) -> bool:
+        # DDP would look for gradients where there are none
+        if self.trainer.precision != "bf16-mixed" or self.trainer.world_size > 1:
+            return False
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if unknown := strangers([*callbacks, self.optim]):
+            log.info(
+                "optim: no bfloat16 copies of weights, as %s may look at these or at gradients "
+                "(leaves_weights = True in its class says that it does not)",
+                " and ".join(unknown),
+            )
+        return not unknown
 
     def configure_gradient_clipping(
         self,

@@ -57,14 +57,20 @@ class NarrowWeights:
                 layer.narrow = self.copies[layer.weight]
 
 
-def may_narrow(callbacks: Iterable[object]) -> bool:
-    """Whether nobody but the optimizer will change weights, or look for gradients while they come.
+def strangers(parts: Iterable[object]) -> list[str]:
+    """Names of those that may change weights, or look for gradients while they come.
 
     Args:
-        callbacks: of the run. Of one that is not built in, nobody knows what it does.
+        parts: callbacks, the optimizer's option, or classes of them. One that is not built in is
+            a stranger unless its class says that it does neither: `leaves_weights = True`.
     """
-    known = (_OURS, "lightning.pytorch.callbacks.progress")
-    return all(type(callback).__module__.startswith(known) for callback in callbacks)
+    kinds = [part if isinstance(part, type) else type(part) for part in parts]
+    return [kind.__name__ for kind in kinds if not _is_known(kind)]
+
+
+def _is_known(kind: type) -> bool:
+    built_in = kind.__module__.startswith((_OURS, "lightning.pytorch.callbacks.progress"))
+    return built_in or getattr(kind, "leaves_weights", False) is True
 
 
 def narrow_layers(model: GPT) -> Iterator[Linear]:
@@ -76,7 +82,7 @@ def narrow_layers(model: GPT) -> Iterator[Linear]:
     owners = Counter(
         id(weight) for module in model.modules() for weight in module._parameters.values()
     )
-    for layer in _known(model.blocks):
+    for layer in dict.fromkeys(_in_known_parts(model.blocks)):
         weight = layer.weight
         hooks = weight._backward_hooks or weight._post_accumulate_grad_hooks
         if weight.requires_grad and has_own_kernel(weight) and not hooks:
@@ -84,13 +90,13 @@ def narrow_layers(model: GPT) -> Iterator[Linear]:
                 yield layer
 
 
-def _known(module: nn.Module) -> Iterator[Linear]:
+def _in_known_parts(module: nn.Module) -> Iterator[Linear]:
     if type(module) is Linear:
         yield module
     elif type(module) is nn.ModuleList or type(module).__module__.startswith(_OURS):
         if not getattr(module, "reads_weights", False):
             for child in module.children():
-                yield from _known(child)
+                yield from _in_known_parts(child)
 
 
 def _hand_over_to(weight: Tensor) -> Callable[[Tensor], None]:
