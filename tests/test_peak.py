@@ -29,7 +29,7 @@ from xftrain.interfaces import Batch, Loss, positions_of
 from xftrain.losses.full import Full
 from xftrain.memory import total_memory_bytes, usable_memory_bytes
 from xftrain.model import GPT, Block, Recomputed
-from xftrain.oom import out_of_memory
+from xftrain.oom import _changed, out_of_memory
 from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
 from xftrain.peak.plan import _warning
@@ -400,8 +400,8 @@ def test_the_line_of_the_log_adds_up(tmp_path, caplog):
     [
         (False, NOTHING, ["checkpointing=auto", "accumulate_grad_batches"]),
         (False, Recomputed(2), ["accumulate_grad_batches"]),
-        ("cudagraphs", NOTHING, ["checkpointing=ffn"]),
-        ("cudagraphs", Recomputed(ffns=2), []),
+        ("cudagraphs", NOTHING, ["checkpointing=ffn", "_budget"]),
+        ("cudagraphs", Recomputed(ffns=2), ["_budget"]),
     ],
 )
 def test_what_would_help_is_what_is_not_refused(how, recomputed, expected):
@@ -411,7 +411,7 @@ def test_what_would_help_is_what_is_not_refused(how, recomputed, expected):
     peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
     said = _warning(settings, peak, model, 2**20)
     assert "a smaller data.batch_size" in said
-    words = ["checkpointing=auto", "checkpointing=ffn", "accumulate_grad_batches"]
+    words = ["checkpointing=auto", "checkpointing=ffn", "_budget", "accumulate_grad_batches"]
     assert [word for word in words if word in said] == expected
 
 
@@ -472,6 +472,10 @@ def test_out_of_memory_names_what_saves_the_most_by_the_same_prediction():
     said = str(out_of_memory(MemoryError(), Prepared(graphed, {}, *place, None, *data)))
     assert "model.activation_checkpointing=ffn (about" in said
     assert "=true" not in said and "accumulate" not in said
+
+    graphed["model"]["activation_checkpointing"] = "ffn"
+    offered = [text for text, _ in _changed(Prepared(graphed, {}, *place, None, *data))]
+    assert offered[0] == "model.activation_budget=0.5" and "checkpointing" not in " ".join(offered)
 
 
 # ---- a GPU

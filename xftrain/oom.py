@@ -17,6 +17,8 @@ from xftrain.memory import peak_memory_mib, total_memory_bytes, usable_memory_by
 from xftrain.peak.prediction import chosen_loss, predict
 from xftrain.prepare import Prepared
 
+_BUDGET = 0.5  # a step that is felt
+
 
 def out_of_memory(error: BaseException, run: Prepared) -> RunError:
     """The allocator's error as one sentence, with the three settings that would save the most."""
@@ -59,7 +61,9 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
     recomputes = model["activation_checkpointing"]
     if is_graph and not recomputes:
         yield "model.activation_checkpointing=ffn", with_model(activation_checkpointing="ffn")
-    elif not is_graph and recomputes is not True:
+    if is_graph and model["activation_budget"] > _BUDGET:
+        yield f"model.activation_budget={_BUDGET}", with_model(activation_budget=_BUDGET)
+    if not is_graph and recomputes is not True:
         fewer = "" if recomputes == "auto" else ", or auto for as little as will do"
         text = f"model.activation_checkpointing=true{fewer}"
         yield text, with_model(activation_checkpointing=True)

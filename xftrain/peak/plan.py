@@ -95,8 +95,10 @@ def _warning(options: Mapping[str, Any], peak: Peak, model: GPT, limit: int) -> 
     remedies = [f"a smaller data.batch_size{'' if is_graph else _ACCUMULATED}"]
     if not is_graph and model.recomputed.blocks < peak.num_blocks:
         remedies.insert(0, "model.activation_checkpointing=auto")
-    elif is_graph and not any(model.recomputed):
-        remedies.insert(0, "model.activation_checkpointing=ffn")
+    elif is_graph:
+        remedies.insert(0, "a smaller model.activation_budget")
+        if not any(model.recomputed):
+            remedies.insert(0, "model.activation_checkpointing=ffn")
     if options["loss"].get("name") == "full":
         remedies.append("loss=auto")
     if options["trainer"]["precision"] == "32-true":
