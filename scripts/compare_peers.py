@@ -45,7 +45,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from peers import MODULES
-from peers.setup import LR, OPTIMIZER, SHAPES, Setup
+from peers.setup import LR, SHAPES, Setup
 from peers.stopwatch import say
 
 from xftrain import markdown
@@ -210,8 +210,7 @@ def described(setup: Setup, rounds: int) -> dict[str, str]:
         f"{sizes.num_kv_heads}, vocabulary {sizes.vocab_size}; {sizes.rows} x {sizes.seq} tokens a "
         f"step, {setup.steps} timed steps after {setup.warmup}, {rounds} time(s), "
         f"{setup.precision}, {'compiled' if setup.compile else 'not compiled'}; "
-        f"{OPTIMIZER.format(lr=setup.lr)}. "
-        f"{FORMULA}."
+        f"{setup.optimizer}. {FORMULA}."
     )
     found = environment.describe(torch.device(setup.device))
     found |= {package: installed(package) for package in PACKAGES}

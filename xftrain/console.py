@@ -26,12 +26,12 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """The log has warnings alone in it, for scripts that print figures of their own."""
-    logger = logging.getLogger("xftrain")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+def quiet(name: str = "xftrain", level: int = logging.WARNING) -> Iterator[None]:
+    """A logger and those below it say less, as for scripts that print figures of their own."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)

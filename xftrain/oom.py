@@ -17,7 +17,7 @@ from xftrain.memory import peak_memory_mib, total_memory_bytes, usable_memory_by
 from xftrain.peak.prediction import chosen_loss, predict
 from xftrain.prepare import Prepared
 
-_BUDGET = 0.5  # a step that is felt
+_BUDGET = 0.5  # to try: half of the activations
 
 
 def out_of_memory(error: BaseException, run: Prepared) -> RunError:
@@ -57,7 +57,7 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
     model, batch = run.options["model"], run.batch
     if model["attn"].get("name") == "naive":
         yield "model.attn=auto", with_model(attn={"name": "auto"})
-    is_graph = run.options["compile"] == "cudagraphs"  # which cannot accumulate, nor do more
+    is_graph = run.options["compile"] == "cudagraphs"  # refuses what else would be advised
     recomputes = model["activation_checkpointing"]
     if is_graph and not recomputes:
         yield "model.activation_checkpointing=ffn", with_model(activation_checkpointing="ffn")

@@ -10,10 +10,6 @@ BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 CLIP = 1.0
 LOG_EVERY = 10  # steps between two looks at the loss, each of which waits for the device
-OPTIMIZER = (
-    f"fused AdamW, a constant rate of {{lr:g}}, betas {BETAS[0]} and {BETAS[1]}, weight decay "
-    f"{WEIGHT_DECAY} of matrices and not of embeddings, gradients clipped to {CLIP}"
-)
 
 
 @dataclass(frozen=True)
@@ -96,6 +92,14 @@ class Setup:
     def kind(self) -> str:
         """What comes before the first colon of the name."""
         return self.peer.partition(":")[0]
+
+    @property
+    def optimizer(self) -> str:
+        """What all peers are trained by."""
+        return (
+            f"fused AdamW, a constant rate of {self.lr:g}, betas {BETAS[0]} and {BETAS[1]}, weight "
+            f"decay {WEIGHT_DECAY} of matrices and not of embeddings, gradients clipped to {CLIP}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, to be sent to another process."""

@@ -88,7 +88,7 @@ def _linear_backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
 
 def _linear_gelu_setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[0])  # what reads it has the gradient by h
-    ctx.save_for_backward(*inputs)
+    _keep_inputs(ctx, inputs, output)
 
 
 def _linear_gelu_backward(ctx: Any, _: Any, grad_NH: Tensor) -> tuple[Tensor | None, ...]:

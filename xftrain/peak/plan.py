@@ -18,7 +18,6 @@ from xftrain.peak.prediction import predict
 log = logging.getLogger(__name__)
 
 _GIB = 2**30
-_ACCUMULATED = " with more trainer.accumulate_grad_batches"
 
 
 def plan_memory(
@@ -91,14 +90,16 @@ def _said(peak: Peak, recomputed: Recomputed, memory: int) -> str:
 
 
 def _warning(options: Mapping[str, Any], peak: Peak, model: GPT, limit: int) -> str:
-    is_graph = options["compile"] == "cudagraphs"  # of which neither of the first two can be
-    remedies = [f"a smaller data.batch_size{'' if is_graph else _ACCUMULATED}"]
-    if not is_graph and model.recomputed.blocks < peak.num_blocks:
-        remedies.insert(0, "model.activation_checkpointing=auto")
-    elif is_graph:
-        remedies.insert(0, "a smaller model.activation_budget")
-        if not any(model.recomputed):
-            remedies.insert(0, "model.activation_checkpointing=ffn")
+    is_graph = options["compile"] == "cudagraphs"  # refuses what else would be advised
+    remedies = []
+    if is_graph and not any(model.recomputed):
+        remedies.append("model.activation_checkpointing=ffn")
+    if is_graph:
+        remedies.append("a smaller model.activation_budget")
+    elif model.recomputed.blocks < peak.num_blocks:
+        remedies.append("model.activation_checkpointing=auto")
+    accumulated = "" if is_graph else " with more trainer.accumulate_grad_batches"
+    remedies.append(f"a smaller data.batch_size{accumulated}")
     if options["loss"].get("name") == "full":
         remedies.append("loss=auto")
     if options["trainer"]["precision"] == "32-true":

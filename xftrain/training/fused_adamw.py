@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,14 +42,15 @@ class FusedAdamW(torch.optim.AdamW):
 
     def clip(self, limit: float | None) -> Tensor:
         """Has the next step scale gradients to a norm of at most `limit`; returns their norm."""
-        weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = _norm([weight.grad for weight in weights])
+        small, large = _by_size(weight for group in self.param_groups for weight in group["params"])
+        norm = _norm([weight.grad for weight in (*small, *large)])
         self._clip = None
         if limit is not None and math.isfinite(limit):
             # as torch.nn.utils.clip_grad_norm_ has it
             self._clip = torch.clamp(limit / (norm + 1e-6), max=1.0)
-            if small := [weight.grad for weight in weights if not has_own_kernel(weight)]:
-                torch._foreach_mul_(small, self._clip)
+            if small:
+                grads = [weight.grad for weight in small]
+                torch._foreach_mul_(grads, self._clip)  # type: ignore[arg-type]
         return norm
 
     @torch.no_grad()
@@ -67,9 +68,7 @@ class FusedAdamW(torch.optim.AdamW):
         # GradScaler's: the module has it unscale gradients before they are clipped
         assert getattr(self, "grad_scale", None) is None
         for index, group in enumerate(self.param_groups):
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            small = [weight for weight in weights if not has_own_kernel(weight)]
-            large = [weight for weight in weights if has_own_kernel(weight)]
+            small, large = _by_size(group["params"])
             self._step_small(small, group, skip)
             self._step_large(large, index, skip)
         self._clip = None
@@ -129,8 +128,9 @@ class FusedAdamW(torch.optim.AdamW):
         rate = self.param_groups[index]["lr"]
         if isinstance(rate, Tensor):
             return rate
-        held = self._rates.setdefault((index, device), torch.zeros((), device=device))
-        return held.fill_(rate)
+        if (index, device) not in self._rates:
+            self._rates[index, device] = torch.zeros((), device=device)
+        return self._rates[index, device].fill_(rate)
 
     def _state(self, weight: Tensor) -> dict[str, Tensor]:
         """As torch makes it."""
@@ -148,15 +148,22 @@ def has_own_kernel(weight: Tensor) -> bool:
     return is_wide and weight.is_contiguous()
 
 
+def _by_size(weights: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those that have a gradient: torch's, and those with the kernel of our own."""
+    small: list[Tensor] = []
+    large: list[Tensor] = []
+    for weight in weights:
+        if weight.grad is not None:
+            (large if has_own_kernel(weight) else small).append(weight)
+    return small, large
+
+
 def _norm(grads: list[Any]) -> Tensor:
     """Of all gradients as one vector, in float32 whatever their dtypes."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for grad in grads:
         by_dtype.setdefault(grad.dtype, []).append(grad)
-    norms = list(_norms(by_dtype))
+    norms: list[Tensor] = []
+    for same in by_dtype.values():
+        norms += torch._foreach_norm(same, 2.0, dtype=torch.float32)
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
-
-
-def _norms(by_dtype: Mapping[torch.dtype, list[Tensor]]) -> Iterator[Tensor]:
-    for grads in by_dtype.values():
-        yield from torch._foreach_norm(grads, 2.0, dtype=torch.float32)

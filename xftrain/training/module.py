@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -249,11 +248,9 @@ class TrainingModule(LightningModule):
         if self.logs_this_step() or self.guard.is_full():
             self.guard.check(self)
 
-    @contextmanager
-    def plain_weights(self) -> Iterator[None]:
+    def plain_weights(self) -> AbstractContextManager[None]:
         """Gradients come to the weights themselves in it."""
-        with nullcontext() if self._narrow is None else self._narrow.set_aside():
-            yield
+        return nullcontext() if self._narrow is None else self._narrow.set_aside()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says what differs from the run that is continued, and lets today's settings count.

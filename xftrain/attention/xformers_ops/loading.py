@@ -22,6 +22,8 @@ from types import ModuleType
 
 import torch
 
+from xftrain.console import quiet
+
 log = logging.getLogger(__name__)
 
 _RUNTIME_PACKAGE = "nvidia-cuda-runtime-cu12"
@@ -42,7 +44,7 @@ def xformers_ops() -> ModuleType:
     if not installed():
         raise ImportError("xFormers is not installed: pip install xformers==0.0.35")
     _preload_cuda12_runtime()
-    with _without_namespace_flash_attn(), _quiet("xformers"):
+    with _without_namespace_flash_attn(), quiet("xformers", logging.ERROR):
         ops = importlib.import_module("xformers.ops")
     if not hasattr(ops, "memory_efficient_attention"):
         raise ImportError(
@@ -89,14 +91,3 @@ def _without_namespace_flash_attn() -> Iterator[None]:
     finally:
         if hide:
             del sys.modules[name]
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

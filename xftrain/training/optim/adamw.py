@@ -26,9 +26,9 @@ class AdamW(Scheduled):
         warmup_steps: steps of linear growth from 0.
         min_lr_ratio: where the cosine ends, as a share of `lr`.
         impl: `torch`, its fused one; `auto`: where Triton runs, large weights are clipped and
-            stepped in one kernel. In `bf16-mixed` on one GPU, and where all callbacks are built
-            in, that keeps bfloat16 copies of those in blocks, for matrix products to read, and
-            reads bfloat16 gradients.
+            stepped in one kernel. In `bf16-mixed` on one GPU it also keeps bfloat16 copies of those
+            in blocks, for matrix products to read, and reads bfloat16 gradients, unless a part of
+            the run that is not built in may look at them, see `training.narrow_weights`.
     """
 
     def __init__(
