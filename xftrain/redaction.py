@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -38,10 +38,17 @@ def hidden(text: str, shortest: int = _LONG) -> str:
         text: a sentence, or a value.
         shortest: length from which a value is looked for.
     """
-    for name, value in READ.items():
-        if len(value) >= shortest:
-            text = text.replace(value, f"${{oc.env:{name}}}")
-    return text
+    values = [(name, value) for name, value in READ.items() if len(value) >= shortest]
+    return _replaced(text, sorted(values, key=lambda pair: -len(pair[1])))
+
+
+def _replaced(text: str, values: Sequence[tuple[str, str]]) -> str:
+    """Longest first, as a seed of 2 would otherwise be looked for in a token, and break it up."""
+    if not values:
+        return text
+    (name, value), *shorter = values
+    pieces = [_replaced(piece, shorter) for piece in text.split(value)]
+    return f"${{oc.env:{name}}}".join(pieces)
 
 
 def without_secrets(cfg: DictConfig, options: Mapping[str, Any]) -> dict[str, Any]:

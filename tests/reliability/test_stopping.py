@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.training.runs import last, result_of, run, same_weights
+from xftrain import redaction
 from xftrain.attention.backends.naive import Naive
 from xftrain.data.counting import Counting
 from xftrain.errors import ConfigError, RunError, Stopped
@@ -242,6 +243,23 @@ def test_a_secret_of_the_environment_is_never_written_down(tmp_path, monkeypatch
     assert [path.name for path in files if b"hunter2" in path.read_bytes()] == []
     assert "run-${oc.env:XFTRAIN_TEST_TOKEN}" in (tmp_path / "config.yaml").read_text()
     run(tmp_path, "max_steps=3", tags, "ckpt=auto")
+
+
+@pytest.mark.fault("secret in the environment")
+def test_a_short_value_in_a_secret_leaves_nothing_of_it(tmp_path, monkeypatch):
+    # that of the seed was replaced first, and hunter${...} written down
+    monkeypatch.setattr(redaction, "READ", {})
+    monkeypatch.setenv("XFTRAIN_TEST_SEED", "2")
+    monkeypatch.setenv("XFTRAIN_TEST_TOKEN", "hunter2-hunter2")
+    run(
+        tmp_path,
+        "max_steps=2",
+        "seed=${oc.env:XFTRAIN_TEST_SEED}",
+        "tags=['${oc.env:XFTRAIN_TEST_TOKEN}','run-${oc.env:XFTRAIN_TEST_TOKEN}']",
+    )
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in files if b"hunter" in path.read_bytes()] == []
+    assert "run-${oc.env:XFTRAIN_TEST_TOKEN}" in (tmp_path / "config.yaml").read_text()
 
 
 @pytest.mark.fault("secret in the environment")
