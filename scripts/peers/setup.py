@@ -9,7 +9,7 @@ LR = 6e-4
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 CLIP = 1.0
-LOG_EVERY = 10  # steps between two looks at the loss, each of which waits for the device
+LOG_EVERY = 10  # steps between two looks at the loss, for which a plain loop waits
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 class TrainingModule(LightningModule):
     """Trains a GPT on next tokens.
 
-    Metrics stay on the device; the `metrics` callback fetches them every `log_every_n_steps`, so
-    that no other step waits for the device.
+    Metrics stay on the device; the `metrics` callback fetches them every `log_every_n_steps`, while
+    the next step is under way, so that the device never waits for the host to have read them.
 
     Args:
         model: the GPT.
@@ -68,7 +68,7 @@ class TrainingModule(LightningModule):
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.lr = 0.0  # of the last step; after it, the schedule shows the next one's
         self.latest: dict[str, float] = {}  # last fetched metrics, by TensorBoard's names
-        self.recorded_at = -1  # optimizer step of the last fetched training metrics
+        self.recorded_at = -1  # optimizer step of the last fetched training metrics, -1: none are
         self.validated_at = -1  # optimizer step of the last validation
         self.always_counts = False  # accuracy, though no record of the step is made
         self.has_begun = False  # to train; before that, a checkpoint is restored
@@ -202,7 +202,8 @@ class TrainingModule(LightningModule):
     ) -> None:
         """Clips to the norm, keeps it for the logs, and leaves out a step that is not finite.
 
-        Waits for the device at the steps whose metrics are recorded, and at no other.
+        Waits for the device at the step after one whose metrics are recorded, and until that one
+        alone is done.
         """
         assert self._step_loss is not None and self.last_sums is not None
         self.take(self.last_sums, self.clip(optimizer, self._step_loss))
@@ -236,7 +237,7 @@ class TrainingModule(LightningModule):
         return norm
 
     def take(self, sums: LossSums, grad_norm: Tensor) -> None:
-        """Keeps for the logs what a step has left; at a record, ends a run that is not finite.
+        """Keeps for the logs what a step has left; ends a run that an earlier step is to end.
 
         Args:
             sums: of its last batch.
@@ -244,9 +245,14 @@ class TrainingModule(LightningModule):
         """
         self.last_sums, self.grad_norm = sums, grad_norm
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.guard.answer(self)
         self.guard.note(self.trainer.global_step + 1)
         if self.logs_this_step() or self.guard.is_full():
-            self.guard.check(self)
+            self.guard.ask(self)
+
+    def on_train_end(self) -> None:
+        """Looks at the last steps, which the last checkpoint has done where there was one."""
+        self.guard.check(self)
 
     def plain_weights(self) -> AbstractContextManager[None]:
         """Gradients come to the weights themselves in it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +13,35 @@ from torch import Tensor, nn
 from xftrain.errors import RunError
 from xftrain.fields import NonNegativeInt
 from xftrain.training import distributed
+from xftrain.training.fetched import Fetched
 
 if TYPE_CHECKING:
     from xftrain.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
 
-_MAX_STEPS = 1024  # between two checks
+_MAX_STEPS = 1024  # between two questions
 _NOT_AGAIN = "it did not come again when the step's batches were repeated"
 _MIN_SCALE = 2.0**-8  # GradScaler's own start is 2^16
 _NAMED = 3  # parameters in a message
+
+
+class _Question(NamedTuple):
+    """Which of these steps were left out?"""
+
+    steps: list[int]
+    fetched: Fetched  # a flag for each, and GradScaler's scale, 1 where there is none
 
 
 class NonFiniteGuard:
     """Leaves out the optimizer steps whose loss or gradient is not finite, and says so.
 
     The device itself decides and skips: torch's fused optimizers take a flag, `found_inf`, that
-    is there for GradScaler. The host asks at the steps whose metrics are recorded and before each
-    checkpoint. From the first such step on, `stop` makes no other, so the weights that a
-    checkpoint or a message sees are those before it. In fp16 an infinite gradient is GradScaler's
-    own affair and not counted, until its scale has fallen to what no gradient needs; an infinite
-    loss is.
+    is there for GradScaler. The host asks at the steps whose metrics are recorded, and is answered
+    while the next one is under way; before each checkpoint it waits. From the first such step on,
+    `stop` makes no other, so the weights that a checkpoint or a message sees are those before it.
+    In fp16 an infinite gradient is GradScaler's own affair and not counted, until its scale has
+    fallen to what no gradient needs; an infinite loss is.
 
     Args:
         on_nonfinite: `stop` ends the run; `skip` leaves the step out and goes on.
@@ -48,12 +56,12 @@ class NonFiniteGuard:
     ) -> None:
         self.stops = on_nonfinite == "stop"
         self.budget = 0 if self.stops else max_skipped_steps
-        self.num_skipped = 0  # steps left out, as of the last check
-        self.last_skipped = -1  # the last of them
-        self._flags: Tensor | None = None  # 1 for each step since the last check that is not finite
+        self.num_skipped = 0  # steps left out, as of the last answer
+        self._flags: Tensor | None = None  # 1 for each step since the last question that is bad
         self._is_bad: Tensor | None = None  # the step that was judged last
         self._any: Tensor | None = None  # whether there was one at all
-        self._steps: list[int] = []  # since the last check
+        self._steps: list[int] = []  # since the last question
+        self._asked: _Question | None = None
 
     def judge(
         self,
@@ -91,38 +99,71 @@ class NonFiniteGuard:
             first = grad[(slice(0, 1),) * grad.ndim]  # one number, however it is stored
             first.add_(torch.where(left_out > 0, torch.nan, 0.0))
 
+    @property
+    def is_bad(self) -> Tensor:
+        """1 where the step that was judged last is not finite; on the device."""
+        assert self._is_bad is not None
+        return self._is_bad
+
     def note(self, step: int) -> None:
-        """Keeps what was judged, for the next check.
+        """Keeps what was judged, for the next question.
 
         Args:
             step: its number, from 1.
         """
-        assert self._is_bad is not None
         if self._flags is None:
-            self._flags = torch.zeros(_MAX_STEPS, device=self._is_bad.device)
-        self._flags[len(self._steps) % _MAX_STEPS].copy_(self._is_bad)
+            self._flags = torch.zeros(_MAX_STEPS, device=self.is_bad.device)
+        self._flags[len(self._steps) % _MAX_STEPS].copy_(self.is_bad)
         self._steps.append(step)
 
     def is_full(self) -> bool:
-        """Whether the next step needs a check before it, for the place to note it."""
+        """Whether the next step needs a question before it, for the place to note it."""
         return len(self._steps) >= _MAX_STEPS
 
+    def ask(self, module: TrainingModule) -> None:
+        """Has the device answer which of the noted steps were left out; does not wait for it.
+
+        `answer` is to follow before the next question.
+        """
+        assert self._asked is None
+        if self._flags is None or not self._steps:
+            return
+        flags = distributed.largest_over_ranks(self._flags[: len(self._steps)])
+        scale = torch.ones(1, device=flags.device)
+        if module.scaler is not None:
+            scale = module.scaler.scale(scale)
+        self._asked = _Question(self._steps, Fetched(torch.cat([flags, scale])))
+        self._steps = []
+
     def check(self, module: TrainingModule) -> None:
-        """Ends the run where steps were left out that may not be; waits for the device.
+        """Asks and is answered at once, for which it waits for the device.
+
+        Raises:
+            RunError: as `answer`.
+        """
+        self.answer(module)
+        self.ask(module)
+        self.answer(module)
+
+    def answer(self, module: TrainingModule, *, until: int | None = None) -> None:
+        """Ends the run where steps were left out that may not be, by the question there is.
+
+        Args:
+            module: of the run.
+            until: a step; a question that is of a later one stays.
 
         Raises:
             RunError: which step it was, where NaN or inf came from first, and what to do.
         """
-        steps, self._steps = self._steps, []
-        if self._flags is None or not steps:
+        if self._asked is None or (until is not None and self._asked.steps[-1] > until):
             return
-        flags = distributed.largest_over_ranks(self._flags[: len(steps)]).tolist()
+        (steps, fetched), self._asked = self._asked, None
+        *flags, scale = fetched.wait().tolist()
         bad = [step for step, flag in zip(steps, flags, strict=True) if flag]
         if not bad:
-            _refuse_lost_scale(module, steps[-1])
+            _refuse_lost_scale(module, steps[-1], scale)
             return
         self.num_skipped += len(bad)
-        self.last_skipped = bad[-1]
         if self.num_skipped <= self.budget:
             log.warning(
                 "left out, since loss or gradient are not finite: step %s (%d of at most %d)",
@@ -143,14 +184,13 @@ class NonFiniteGuard:
         )
 
 
-def _refuse_lost_scale(module: TrainingModule, step: int) -> None:
+def _refuse_lost_scale(module: TrainingModule, step: int, scale: float) -> None:
     """GradScaler goes on for ever where each gradient is NaN, and every step is left out."""
-    scaler = module.scaler
-    if scaler is None or scaler.get_scale() >= _MIN_SCALE:
+    if scale >= _MIN_SCALE:
         return
     raise RunError(
         f"the gradients are not finite however they are scaled: by step {step} GradScaler had left "
-        f"out so many that its scale is {scaler.get_scale():.1g} ({_found(module, step)}); the "
+        f"out so many that its scale is {scale:.1g} ({_found(module, step)}); the "
         "checkpoints are of steps before it: use trainer.precision=bf16-mixed, or lower optim.lr."
     )
 

@@ -50,7 +50,7 @@ class AttentionPattern(Callback):
         self._is_drawn = True
         num_rows, num_positions = batch.shape_BM
         num_drawn = min(self.num_positions, num_positions)
-        with not_training(trainer, pl_module.device):
+        with not_training(trainer):
             model = training_module(pl_module).model
             bias, _ = model.attention_facts(num_rows, num_positions, batch.seqlens)
             heads = differing_heads(bias)

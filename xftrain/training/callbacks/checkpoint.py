@@ -136,9 +136,9 @@ class Checkpoint(LightningCheckpoint):
     ) -> bool:
         """Whether it was saved."""
         module = training_module(trainer.lightning_module)
-        started = time.monotonic()
         failure: RunError | None = None
-        with not_training(trainer, trainer.strategy.root_device):
+        with not_training(trainer):
+            started = time.monotonic()  # the steps under way are made by now
             module.guard.check(module)  # no weights after a step that had to be left out
             self.is_saving = True
             try:

@@ -7,16 +7,20 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from xftrain.errors import RunError
 from xftrain.interfaces import Batch
 from xftrain.memory import peak_memory_mib
+from xftrain.timing import synchronize
 from xftrain.training.distributed import sum_over_ranks
+from xftrain.training.fetched import Fetched, Moment
 from xftrain.training.flops import describe_peak, flops_per_token, peak_flops
 from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.text import log_text
@@ -24,18 +28,37 @@ from xftrain.training.text import log_text
 log = logging.getLogger(__name__)
 
 
-class Metrics(Callback):
-    """One record, and one wait for the device, every `trainer.log_every_n_steps`.
+@dataclass(frozen=True)
+class _Left:
+    """What a step has left for its record, under way to the host."""
 
-    Speeds count all the time between two records, less what validation and checkpoints took.
+    step: int
+    figures: Fetched  # sums of loss, labels and hits over ranks; own loss; is it bad; gradient norm
+    labels_BM: Fetched
+    ended: Moment
+    since: Moment  # the record before, or the start
+    num_steps: int  # since then
+    num_tokens: int
+    paused_s: float
+    lr: float
+
+
+class Metrics(Callback):
+    """One record every `trainer.log_every_n_steps`, made while the next step is under way.
+
+    Where there is no next one, or the device is waited for anyway, as before a validation or a
+    checkpoint, it is made at once. Speeds count all the time between the ends of two recorded
+    steps, less what validation and checkpoints took.
     """
 
     def __init__(self) -> None:
         self.tokens_per_s: list[float] = []  # of each interval
+        self._left: _Left | None = None
         self._tokens = 0
         self._steps_at_record = 0
-        self._started = 0.0
+        self._since: Moment | None = None
         self._paused_at: float | None = None
+        self._paused_s = 0.0
         self._flops_per_token = 0.0
         self._peak: float | None = None
 
@@ -47,14 +70,15 @@ class Metrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says what the figures mean, once."""
+        module = training_module(pl_module)
         with trainer.precision_plugin.forward_context():
-            device, dtype = training_module(pl_module).model.compute_device_dtype()
+            device, dtype = module.model.compute_device_dtype()
         self._peak = peak_flops(device, dtype)
         said = describe_peak(device, dtype)
         log.info("%s", said)
         log_text(trainer.loggers, "speed/mfu_formula", said)
-        self._steps_at_record = trainer.global_step
-        self._started = time.perf_counter()
+        module.recorded_at = self._steps_at_record = trainer.global_step
+        self._since, self._paused_s = Moment(pl_module.device), 0.0
 
     def on_train_batch_end(
         self,
@@ -64,84 +88,139 @@ class Metrics(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Counts tokens; at a record, fetches what is on the device."""
+        """Counts tokens; records the step before, or has the device fetch for this one."""
         module = training_module(pl_module)
+        self._record(module)
         if not self._flops_per_token:
             self._flops_per_token = flops_per_token(module.model, batch)
         self._tokens += batch.num_tokens
         step = trainer.global_step
-        due = step % trainer.log_every_n_steps == 0 or step >= trainer.max_steps  # type: ignore[attr-defined]
-        if not due or step == self._steps_at_record:
-            return
-        sums = module.last_sums
+        is_last = step >= trainer.max_steps
+        is_due = is_last or step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if is_due and step != self._steps_at_record:
+            self._left = self._fetch(module, batch)
+        if is_last:
+            self._record(module)
+
+    def _fetch(self, module: TrainingModule, batch: Batch) -> _Left:
+        """Waits for nothing, and begins the next interval."""
+        sums, norm, since = module.last_sums, module.grad_norm, self._since
         assert sums is not None and sums.num_correct is not None
-        total = sum_over_ranks(
-            torch.stack([sums.loss.double(), sums.num_labels.double(), sums.num_correct.double()])
+        assert norm is not None and since is not None
+        own = [sums.loss, module.guard.is_bad, norm]
+        total = torch.stack([x.double() for x in (sums.loss, sums.num_labels, sums.num_correct)])
+        figures = torch.cat([sum_over_ranks(total), torch.stack([x.double() for x in own])])
+        step, ended = module.trainer.global_step, Moment(module.device)
+        left = _Left(
+            step=step,
+            figures=Fetched(figures),
+            labels_BM=Fetched(batch.labels_BM),
+            ended=ended,
+            since=since,
+            num_steps=step - self._steps_at_record,
+            num_tokens=self._tokens * module.trainer.world_size,
+            paused_s=self._paused_s,
+            lr=module.lr,
         )
-        loss_sum, num_labels, num_correct = total.tolist()  # waits for the device
+        self._since, self._steps_at_record = ended, step
+        self._tokens, self._paused_s = 0, 0.0
+        return left
+
+    def _record(self, module: TrainingModule) -> None:
+        """Makes the record of what `_fetch` has fetched, where it has.
+
+        Waits for that step and for no later one.
+
+        Raises:
+            RunError: the step was not finite.
+        """
+        if self._left is not None:
+            left, self._left = self._left, None
+            module.guard.answer(module, until=left.step)
+            self._write(module, left)
+
+    def _write(self, module: TrainingModule, left: _Left) -> None:
+        figures = left.figures.wait().tolist()
+        loss_sum, num_labels, num_correct, own_loss_sum, is_bad, norm = figures
+        if is_bad and module.guard.stops:
+            return  # the run ends for it, be it by another error first
         loss = loss_sum / num_labels
-        guard = module.guard
-        if not math.isfinite(loss) and guard.last_skipped != step:  # its gradient was finite
+        if not math.isfinite(loss) and not is_bad:  # its gradient was finite
             raise RunError(
-                f"train/loss is {loss} at step {step}: lower optim.lr or raise optim.warmup_steps; "
-                "checkpoints saved before are in the run folder."
+                f"train/loss is {loss} at step {left.step}: lower optim.lr or raise "
+                "optim.warmup_steps; checkpoints saved before are in the run folder."
             )
-        now = time.perf_counter()
-        elapsed, self._started = now - self._started, now  # what follows counts as training
-        steps = step - self._steps_at_record
-        tokens_per_s = self._tokens * trainer.world_size / elapsed
+        elapsed = left.ended.seconds_since(left.since) - left.paused_s
+        tokens_per_s = left.num_tokens / elapsed
         self.tokens_per_s.append(tokens_per_s)
         record = {
             "train/loss": loss,
             "train/accuracy": num_correct / num_labels,
-            **_unit(module, batch, float(sums.loss), loss),
-            "optim/lr": module.lr,
+            **_unit(module, left.labels_BM.wait(), own_loss_sum, loss),
+            "optim/lr": left.lr,
             "speed/tokens_per_s": tokens_per_s,
-            "speed/step_ms": elapsed / steps * 1e3,
+            "speed/step_ms": elapsed / left.num_steps * 1e3,
             "speed/tflops": tokens_per_s * self._flops_per_token / 1e12,
-            "memory/peak_mib": peak_memory_mib(pl_module.device),
+            "memory/peak_mib": peak_memory_mib(module.device),
+            "train/grad_norm": norm,
         }
-        if module.grad_norm is not None:
-            record["train/grad_norm"] = float(module.grad_norm)
-        if not guard.stops:
-            record["train/skipped_steps"] = guard.num_skipped
+        if not module.guard.stops:
+            record["train/skipped_steps"] = module.guard.num_skipped
         if self._peak is not None:
-            peak_tflops = self._peak * trainer.world_size / 1e12
+            peak_tflops = self._peak * module.trainer.world_size / 1e12
             record["speed/mfu"] = record["speed/tflops"] / peak_tflops
         module.latest.update(record)
-        module.recorded_at = step
-        for logger in trainer.loggers:
-            logger.log_metrics(record, step=step)
-        self._tokens, self._steps_at_record = 0, step
+        module.recorded_at = left.step
+        for logger in module.trainer.loggers:
+            logger.log_metrics(record, step=left.step)
 
-    def pause(self, device: torch.device) -> None:
-        """Stops the clock for work that is not training."""
+    def pause(self, module: TrainingModule) -> None:
+        """Stops the clock for work that is not training, once what was trained is recorded."""
         if self._paused_at is None:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            self._record(module)
+            synchronize(module.device)
             self._paused_at = time.perf_counter()
 
     def resume(self) -> None:
         """Lets the clock go on."""
         if self._paused_at is not None:
-            self._started += time.perf_counter() - self._paused_at
+            self._paused_s += time.perf_counter() - self._paused_at
             self._paused_at = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation is not training."""
-        self.pause(pl_module.device)
+        self.pause(training_module(pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nor is what follows it, but the next step is."""
         self.resume()
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run may be stopped before its last step."""
+        self._record(training_module(pl_module))
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Keeps the records that there are, where the device still answers."""
+        module = training_module(pl_module)
+        left, self._left = self._left, None
+        if isinstance(exception, SystemExit) and not module.guard.stops:  # all ranks end alike
+            with suppress(Exception):  # the error itself is what is to be told
+                module.guard.answer(module)
+        with suppress(Exception):
+            if left is not None:
+                self._write(module, left)
+            for logger in trainer.loggers:  # the last save may fail, after which nobody does
+                logger.save()
+
 
 @contextmanager
-def not_training(trainer: Trainer, device: torch.device) -> Iterator[None]:
+def not_training(trainer: Trainer) -> Iterator[None]:
     """Work that the speeds are not to count."""
     clocks = [c for c in trainer.callbacks if isinstance(c, Metrics)]  # type: ignore[attr-defined]
     for clock in clocks:
-        clock.pause(device)
+        clock.pause(training_module(trainer.lightning_module))
     try:
         yield
     finally:
@@ -149,9 +228,11 @@ def not_training(trainer: Trainer, device: torch.device) -> Iterator[None]:
             clock.resume()
 
 
-def _unit(module: TrainingModule, batch: Batch, loss_sum: float, loss: float) -> dict[str, float]:
+def _unit(
+    module: TrainingModule, labels_BM: Tensor, loss_sum: float, loss: float
+) -> dict[str, float]:
     """The loss as people read it: bits per byte of text, else perplexity."""
-    num_bytes = module.data.num_label_bytes(batch.labels_BM)
+    num_bytes = module.data.num_label_bytes(labels_BM)
     if num_bytes:
         return {"train/bits_per_byte": loss_sum / math.log(2) / num_bytes}
     return {"train/perplexity": math.exp(min(loss, 700.0))}

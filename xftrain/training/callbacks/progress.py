@@ -67,10 +67,23 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A line where one is due, at a step whose own metrics were fetched."""
-        step, module = trainer.global_step, training_module(pl_module)
-        has_figures = module.recorded_at in (step, -1)  # -1: none are ever fetched, or not yet
-        if self.style != "line" or step < self._next_step_line or not has_figures:
+        """A line where one is due."""
+        self._show_step(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The line of the step that was just made comes before that of its validation."""
+        self._show_step(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """And before all that follows the last step."""
+        self._show_step(trainer, pl_module)
+
+    def _show_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says how far training is, of the last step whose own metrics were fetched."""
+        module = training_module(pl_module)
+        step = module.recorded_at if module.recorded_at >= 0 else trainer.global_step
+        trains = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if self.style != "line" or step < self._next_step_line or not trains:
             return
         self._next_step_line = self._next_after(step, trainer)
         log.info("step %d/%d  %s", step, trainer.max_steps, shown(module.latest))
