@@ -15,6 +15,7 @@ FLOORS = [
     + ["processes", "redaction", "version"],
     ["signatures"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
+    ["transfer"],
     ["interfaces", "compilation", "memory", "timing"],
     ["attention.dense", "attention.folding", "attention.xformers_ops", "kernels"],
     ["attention.biases", "attention.backends"],  # they meet in interfaces.AttnBias alone

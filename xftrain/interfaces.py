@@ -25,6 +25,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import torch
 from torch import Tensor
 
+from xftrain.transfer import on_device
+
 IGNORED_LABEL = -100
 Split = Literal["train", "val"]
 
@@ -169,7 +171,7 @@ class AttnBias:
         if self.window is not None:
             visible &= ahead < self.window
         if self.seqlens is not None:
-            lengths = torch.tensor(self.seqlens, device=device)
+            lengths = on_device(self.seqlens, device)
             ids = torch.arange(len(self.seqlens), device=device)
             document = torch.repeat_interleave(ids, lengths, output_size=num_positions)
             visible &= document[first_query:, None] == document[None, :]
@@ -192,7 +194,7 @@ class AttnBias:
         bias = torch.zeros(1, *visible_MM.shape, dtype=dtype, device=device)
         if self.slopes is not None:
             j = torch.arange(num_positions, device=device, dtype=dtype)
-            slopes_H = torch.tensor(self.slopes, dtype=dtype, device=device)
+            slopes_H = on_device(self.slopes, device, dtype)
             bias = slopes_H[:, None, None] * (j[None, :] - j[first_query:, None])
         if self.additive_HMM is not None:
             bias = bias + self.additive_HMM[:, first_query:].to(device=device, dtype=dtype)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.transfer import on_device
 
 # Per dtype: bits of one exact piece; pieces of a slope; the error a score may get.
 _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
@@ -97,7 +98,11 @@ def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.dev
         raise ConfigError(f"{reasons[0]}: shorten the documents, or use model.attn=flex.")
     bits, num_pieces, _ = _PIECES[dtype]
     seqlens = bias.seqlens or (shape.M,)
-    positions_M = torch.cat([torch.arange(n) for n in seqlens]).to(device)
+    positions_M = torch.arange(shape.M, device=device)
+    if bias.seqlens is not None:
+        lengths = on_device(seqlens, device)
+        starts = lengths.cumsum(0) - lengths
+        positions_M -= torch.repeat_interleave(starts, lengths, output_size=shape.M)
     num_digits = max(1, math.ceil((max(seqlens) - 1).bit_length() / bits))
     digits_M = [(positions_M >> (bits * n)) & (2**bits - 1) for n in range(num_digits)]
     subtract_own = dtype in (torch.float32, torch.float64)
@@ -108,7 +113,7 @@ def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.dev
         piece_H = _round_to_bits(rest_H, bits)
         rest_H = rest_H - piece_H
         for n in reversed(range(num_digits)):
-            slope_1H = (piece_H * 2.0 ** (bits * n)).to(device, dtype)[None]
+            slope_1H = (piece_H * 2.0 ** (bits * n)).to(device, dtype, non_blocking=True)[None]
             products.append((slope_1H, digits_M[n].to(dtype)))
     zero: _Product = torch.zeros_like(products[0][0]), torch.zeros_like(products[0][1])
     features = _less_own(products, num_digits, zero) if subtract_own else products

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from xftrain.compilation import allow_many_shapes
 from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.transfer import on_device
 
 _ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 _BLOCK = 128
@@ -138,7 +139,7 @@ def block_mask(bias: AttnBias, num_positions: int, device: torch.device) -> Bloc
 def _ranges(bias: AttnBias, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The first and the last key that each query sees; neither ever decreases."""
     i = torch.arange(num_positions, device=device)
-    lengths = torch.tensor(bias.seqlens or (num_positions,), device=device)
+    lengths = on_device(bias.seqlens or (num_positions,), device)
     ends = lengths.cumsum(0)
     document_M = torch.repeat_interleave(
         torch.arange(len(lengths), device=device), lengths, output_size=num_positions
@@ -169,7 +170,7 @@ def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _Sco
         return score_tensor
     if bias.slopes is None:
         return None
-    slopes_H = torch.tensor(bias.slopes, dtype=torch.float32, device=device)
+    slopes_H = on_device(bias.slopes, device, torch.float32)
 
     def score_alibi(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return s + slopes_H[h] * (j - i)

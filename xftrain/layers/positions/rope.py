@@ -27,8 +27,7 @@ class RoPE(nn.Module):
                 "model.pos=rope rotates pairs of features, so model.dim / model.num_heads must be "
                 f"even, got {head_dim}: change one of the two."
             )
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
-        self.frequencies = tuple((1.0 / base**exponents).tolist())
+        self.head_dim, self.base = head_dim, base
 
     def embed(self, x_BMD: Tensor, positions_1M: Tensor) -> Tensor:
         """Token embeddings as they are."""
@@ -36,10 +35,12 @@ class RoPE(nn.Module):
 
     def rotation(self, positions_1M: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin in float32, [1, M, 1, K/2]; once a batch, shared by all blocks."""
-        # the dtype said, as bf16-true makes bfloat16 the default, which is too coarse for angles
-        frequencies = torch.tensor(
-            self.frequencies, dtype=torch.float32, device=positions_1M.device
+        # made there anew, as a copy from the host would wait for the device and could not be
+        # recorded in a CUDA graph; in float64, whose power is the same on all devices
+        exponents = torch.arange(
+            0, self.head_dim, 2, dtype=torch.float64, device=positions_1M.device
         )
+        frequencies = torch.pow(self.base, -exponents / self.head_dim).float()
         angles = positions_1M[..., None, None].float() * frequencies
         return angles.cos(), angles.sin()
 
