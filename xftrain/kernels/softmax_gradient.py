@@ -12,7 +12,7 @@ from xftrain.kernels.probe import runs_triton
 
 # logits at a time, and neighbours of a thread: with 32 warps, few enough rows are under way on an
 # H100 to be found in its cache when they are read again
-_BLOCK, _GROUP = 8192, 8
+_BLOCK, _GROUP = 4096, 4
 _NUM_WARPS = 16 if torch.version.hip else 32  # of 64 threads there
 
 
@@ -80,7 +80,7 @@ def _with_triton(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tu
             logits_NV.stride(0),
             IGNORED=IGNORED_LABEL,
             NEEDS_GRAD=needs_grad,
-            LOWEST=torch.finfo(torch.float32).min,
+            LOWEST=torch.finfo(torch.float32).min / 2,  # in powers of 2 finite too
             BLOCK=block,
             GROUP=_GROUP,
             num_warps=_NUM_WARPS if block >= _BLOCK else 4,
