@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from xftrain.benchmark.reference import relative_error
 from xftrain.interfaces import IGNORED_LABEL, Loss, LossSums
@@ -201,6 +202,17 @@ def test_without_a_compiler_torch_takes_the_place_of_triton(monkeypatch, caplog)
     finally:
         monkeypatch.undo()
     assert "Triton does not run here" in caplog.text and "C compiler" in caplog.text
+
+
+def test_a_kernel_is_tried_on_real_tensors(monkeypatch):
+    # a prediction of memory, on fake ones, may be the first to ask
+    monkeypatch.setattr(probe.importlib.util, "find_spec", lambda name: True)
+    seen = []
+    with FakeTensorMode():
+        assert type(torch.ones(1)) is FakeTensor
+        device = torch.device("cuda")
+        assert probe.runs_triton(device, lambda: seen.append(type(torch.ones(1))), "loss")
+    assert seen == [Tensor]
 
 
 @pytest.mark.cuda

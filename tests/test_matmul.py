@@ -11,8 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.training.runs import run
 from xftrain.compilation import begin_compiling, end_compiling
 from xftrain.kernels import cublaslt, linear_functions, matmul
-from xftrain.kernels.linear_functions import chosen_gelu_mlp, chosen_linear
+from xftrain.kernels.gated import gated_gradient, gated_linear, has_kernel
+from xftrain.kernels.linear_functions import chosen_gated_linear, chosen_gelu_mlp, chosen_linear
+from xftrain.layers.ffn.geglu import GEGLU
 from xftrain.layers.ffn.gelu import GELU
+from xftrain.layers.ffn.swiglu import SwiGLU
 from xftrain.layers.linear import Linear
 
 N, D, H = 24, 16, 40
@@ -20,6 +23,24 @@ N, D, H = 24, 16, 40
 
 def mlp(x, up, down):
     return F.gelu(x @ up.t(), approximate="tanh") @ down.t()
+
+
+def gated(h, down):
+    gate, value = h.chunk(2, dim=-1)
+    return (F.silu(gate) * value) @ down.t()
+
+
+def gated_gelu(h, down):
+    gate, value = h.chunk(2, dim=-1)
+    return (F.gelu(gate, approximate="tanh") * value) @ down.t()
+
+
+def by_silu(h, down):
+    return chosen_gated_linear(h, down, "silu")
+
+
+def by_gelu(h, down):
+    return chosen_gated_linear(h, down, "gelu")
 
 
 def gradients(function, *inputs):
@@ -41,9 +62,12 @@ def inputs(dtype=torch.float64, device="cpu", sizes=(N, D, H)):
 def test_layers_and_their_gradients_are_torchs(compiled):
     how = torch.compile if compiled else lambda function: function
     x, up, down = inputs()
+    h = torch.cat([x @ up.t(), x @ up.t().flip(0)], dim=-1)
     pairs = [
         (gradients(how(chosen_linear), x, up), gradients(F.linear, x, up)),
         (gradients(how(chosen_gelu_mlp), x, up, down), gradients(mlp, x, up, down)),
+        (gradients(how(by_silu), h, down), gradients(gated, h, down)),
+        (gradients(how(by_gelu), h, down), gradients(gated_gelu, h, down)),
     ]
     for ours, expected in pairs:
         for one, other in zip(ours, expected, strict=True):
@@ -59,6 +83,8 @@ def test_the_operators_are_what_torch_compile_takes_them_for():
         (matmul.linear_gelu, (x, up)),
         (matmul.gelu_linear, (F.gelu(h, approximate="tanh"), h, down)),
         (matmul.gelu_linear_gradient, (x, down, h)),
+        (gated_linear, (torch.cat([h, h.flip(1)], dim=-1), down, "silu")),
+        (gated_gradient, (h, torch.cat([h, h.flip(1)], dim=-1), "gelu")),
     ):
         torch.library.opcheck(op, args)
 
@@ -68,6 +94,9 @@ def test_their_operations_are_counted():
     with FlopCounterMode(display=False) as counter:
         gradients(chosen_gelu_mlp, x, up, down)
     assert counter.get_total_flops() == 3 * 2 * (2 * N * D * H)  # forward, and twice backward
+    with FlopCounterMode(display=False) as counter:
+        gradients(by_silu, torch.randn(N, 2 * H), down)
+    assert counter.get_total_flops() == 3 * (2 * N * D * H)
 
 
 class Half(nn.Module):
@@ -114,6 +143,33 @@ def test_layers_ask_whether_to_choose(monkeypatch):
     torch.testing.assert_close(layer(x), nn.Linear.forward(layer, x))
     torch.testing.assert_close(ffn(x), ffn.down(ffn.activation(ffn.up(x))))
     assert asked[:2] == [(layer,), (ffn.up, ffn.down)]
+
+
+@pytest.mark.parametrize("kind", [SwiGLU, GEGLU])
+def test_gated_layers_ask_as_well(monkeypatch, kind):
+    asked = []
+
+    def gates(h, layer):
+        asked.append(layer)
+        return True
+
+    monkeypatch.setattr("xftrain.layers.feedforward.gates", gates)
+    ffn, x = kind(D, linear_bias=False), torch.randn(2, 3, D)
+    gate, value = ffn.up(x).chunk(2, dim=-1)
+    torch.testing.assert_close(ffn(x), ffn.down(ffn.activation(gate) * value))
+    assert asked == [ffn.down]
+
+    class Own(kind):
+        def activation(self, x):
+            return x
+
+    own = Own(D, linear_bias=False)
+    gate, value = own.up(x).chunk(2, dim=-1)
+    torch.testing.assert_close(own(x), own.down(gate * value))
+    SwiGLU(D, linear_bias=False, impl="torch")(x)
+    ffn.down.register_forward_hook(lambda *_: asked.append("hook"))
+    ffn(x)
+    assert asked == [ffn.down, "hook"]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +257,22 @@ LARGE = (8192, 1024, 4096)
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("gate", ["silu", "gelu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [5, 1024, 5632])
+def test_the_kernel_of_a_gate_is_as_exact_as_its_dtype(dtype, gate, width):
+    assert has_kernel(torch.device("cuda"))
+    torch.manual_seed(0)
+    h = (torch.randn(33, 2 * width, device="cuda") * 3).to(dtype)
+    grad, down = torch.randn(33, width, device="cuda").to(dtype), torch.eye(width, device="cuda")
+    want = gated_gradient(grad.double().cpu(), h.double().cpu(), gate)
+    got = [*gated_gradient(grad, h, gate), gated_linear(h, down.to(dtype), gate)]
+    for one, other in zip(got, [*want, want[1]], strict=True):
+        error = torch.finfo(dtype).eps
+        torch.testing.assert_close(one.double().cpu(), other, rtol=error, atol=1e-3)
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_on_a_gpu_they_are_as_exact_as_torchs(dtype):
     exact = inputs(torch.float64, "cuda", LARGE)
@@ -252,12 +324,13 @@ def test_every_algorithm_that_is_proposed_is_right():
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("how", ["compile=false", "compile=true", "compile=cudagraphs"])
-def test_a_run_that_chooses_learns_the_same(tmp_path, how):
+@pytest.mark.parametrize("ffn", ["gelu", "swiglu"])
+def test_a_run_that_chooses_learns_the_same(tmp_path, how, ffn):
     words = ("trainer=gpu", "model.attn=sdpa", "trainer.precision=bf16-mixed", "model.dim=512")
-    large = ("model.num_layers=2", "model.ffn=gelu", "batch_tokens=16384", "seq=128")
+    large = ("model.num_layers=2", f"model.ffn={ffn}", "batch_tokens=16384", "seq=128")
     longer = ("max_steps=25", "optim.lr=0.002", "data.stop_at_accuracy=null", how)
     ours = run(tmp_path / "auto", *words, *large, *longer)["metrics"]
-    assert len(matmul._choices) >= 6
+    assert len(matmul._choices) >= (6 if ffn == "gelu" else 5)
     torchs = run(tmp_path / "torch", *words, *large, *longer, "matmul=torch")["metrics"]
     assert ours["train/loss"] == pytest.approx(torchs["train/loss"], rel=0.02)
     assert ours["train/grad_norm"] == pytest.approx(torchs["train/grad_norm"], rel=0.2)

@@ -112,9 +112,9 @@ def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSi
     _say_what_is_trained(model, options, batch, device, precision)
     result["device"] = hardware.device_name(device)
     result["kernel"] = kernel = _choose_kernel(model, batch, device, prepared.dtype)
+    begin_choosing(options["matmul"])  # products that are chosen keep less
     predicted = plan_memory(options, model, prepared.loss, batch, prepared.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
-    begin_choosing(options["matmul"])
     if options["compile"]:
         torch._dynamo.reset()  # of a former run in this process, whose blocks were others
         model.compile_blocks(packed=batch.seqlens is not None)

@@ -1,4 +1,4 @@
-"""Linear layers, alone and with GELU between two, by products that are chosen by measurement."""
+"""Linear layers by products that are chosen by measurement: alone, with GELU, after a gate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xftrain.kernels.gated import Gate, gated_linear, has_kernel
 from xftrain.kernels.matmul import (
     gelu_linear,
     gelu_linear_gradient,
@@ -31,6 +32,16 @@ def chooses(x: Tensor, *layers: nn.Linear) -> bool:
     is_half = compute_dtype(x) in (torch.float16, torch.bfloat16)
     large = all(is_large(num_rows, *layer.weight.shape) for layer in layers)
     return is_half and large and is_choosing()
+
+
+def gates(h: Tensor, layer: nn.Linear) -> bool:
+    """Whether the product of a gated feed-forward's last layer is chosen, and has the gate in it.
+
+    Args:
+        h: gate and value, [..., 2 F].
+        layer: from F.
+    """
+    return chooses(h, layer) and has_kernel(h.device)
 
 
 def _on_gpu(x: Tensor) -> bool:
@@ -68,6 +79,19 @@ def chosen_gelu_mlp(x: Tensor, up_HD: Tensor, down_DH: Tensor) -> Tensor:
     gelu_NH, h_NH = linear_gelu(x.to(dtype).flatten(0, -2), up_HD.to(dtype))
     out_ND = gelu_linear(gelu_NH, h_NH, down_DH.to(dtype))
     return out_ND.view(*x.shape[:-1], -1)
+
+
+def chosen_gated_linear(h: Tensor, weight_OF: Tensor, gate: Gate) -> Tensor:
+    """`(gate(h's first half) * h's second half) weight^T`, [..., O]; see `gated`.
+
+    Args:
+        h: [..., 2 F].
+        weight_OF: in any dtype.
+        gate: the activation.
+    """
+    dtype = compute_dtype(h)
+    out_NO = gated_linear(h.to(dtype).flatten(0, -2).contiguous(), weight_OF.to(dtype), gate)
+    return out_NO.view(*h.shape[:-1], -1)
 
 
 # The gradients are those of operators, not of an autograd.Function, in which torch.compile would

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import register_flop_formula
 
 from xftrain.compilation import declare_products
@@ -63,9 +64,10 @@ def has_cublaslt() -> bool:
     if not torch.cuda.is_available() or torch.version.hip is not None:
         return False
     try:
-        ones = torch.ones(8, 8, device="cuda", dtype=torch.float16)
-        ones.mm(ones)  # loads it
-        library()
+        with _disable_current_modes():  # a prediction of memory, on fake tensors, asks first
+            ones = torch.ones(8, 8, device="cuda", dtype=torch.float16)
+            ones.mm(ones)  # loads it
+            library()
     except (OSError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise

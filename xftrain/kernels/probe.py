@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from xftrain.errors import first_line
 from xftrain.memory import is_out_of_memory
@@ -25,7 +26,8 @@ def runs_triton(device: torch.device, launch: Callable[[], object], what: str) -
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     try:
-        launch()
+        with _disable_current_modes():  # a prediction of memory, on fake tensors, may ask first
+            launch()
     except Exception as error:  # of compilers, linkers and folders
         if is_out_of_memory(error):
             raise

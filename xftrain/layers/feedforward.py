@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from xftrain.fields import PositiveInt
-from xftrain.layers.linear import Linear
+from xftrain.kernels.gated import Gate
+from xftrain.kernels.linear_functions import chosen_gated_linear, gates
+from xftrain.layers.linear import Linear, is_plain
 
 
 def plain_width(dim: int) -> int:
@@ -67,7 +69,15 @@ class GatedFeedForward(nn.Module, ABC):
     def activation(self, x: Tensor) -> Tensor:
         """Element by element, of the gate."""
 
+    @property
+    def fused_gate(self) -> Gate | None:
+        """The activation's name, where a kernel of our own may take its place."""
+        return None
+
     def forward(self, x_BMD: Tensor) -> Tensor:
-        """[B, M, D] to [B, M, D]."""
-        gate, value = self.up(x_BMD).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * value)
+        """[B, M, D] to [B, M, D]; of large products on a GPU, the gate is a part of the last."""
+        h_BMF2, gate = self.up(x_BMD), self.fused_gate
+        if gate is not None and is_plain(self.down) and gates(h_BMF2, self.down):
+            return chosen_gated_linear(h_BMF2, self.down.read_for(h_BMF2), gate)
+        first, value = h_BMF2.chunk(2, dim=-1)
+        return self.down(self.activation(first) * value)

@@ -3,6 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from xftrain.kernels.gated import Gate
 from xftrain.layers.feedforward import GatedFeedForward
 
 
@@ -12,3 +13,8 @@ class GEGLU(GatedFeedForward):
     def activation(self, x: Tensor) -> Tensor:
         """`gelu(x)`."""
         return F.gelu(x, approximate="tanh")
+
+    @property
+    def fused_gate(self) -> Gate | None:
+        """GELU, of this class alone."""
+        return "gelu" if type(self) is GEGLU else None

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from xftrain.attention.xformers_ops.loading import xformers_ops
 from xftrain.fields import PositiveInt
+from xftrain.kernels.gated import Gate
 from xftrain.layers.feedforward import GatedFeedForward
 
 
@@ -20,8 +21,8 @@ class SwiGLU(GatedFeedForward):
         linear_bias: whether the linear layers add biases.
         hidden_dim: inner width; None is 8/3 x dim, to a multiple of 64.
         impl: `torch`; `xformers` (`xformers.ops.swiglu`, eager code since 0.0.34); `liger` (one
-            Triton kernel for silu and product, CUDA only); `auto` is torch. The weights are the
-            same.
+            Triton kernel for silu and product, CUDA only); `auto` is torch, and one of our own
+            where products are chosen (`matmul=auto`, on a GPU). The weights are the same.
     """
 
     def __init__(
@@ -56,6 +57,11 @@ class SwiGLU(GatedFeedForward):
     def activation(self, x: Tensor) -> Tensor:
         """`silu(x)`."""
         return F.silu(x)
+
+    @property
+    def fused_gate(self) -> Gate | None:
+        """SiLU, of this class alone."""
+        return "silu" if type(self) is SwiGLU and self.impl == "auto" else None
 
     def forward(self, x_BMD: Tensor) -> Tensor:
         """[B, M, D] to [B, M, D]."""
