@@ -151,6 +151,16 @@ class AttnBias:
         ends = list(accumulate(self.seqlens or (num_positions,)))
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
+    def documents_M(self, num_positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """The first and the last position of each position's document, int64 [M] each."""
+        lengths = on_device(self.seqlens or (num_positions,), device)
+        ends = lengths.cumsum(0)
+        first_M, last_M = (
+            torch.repeat_interleave(bound, lengths, output_size=num_positions)
+            for bound in (ends - lengths, ends - 1)
+        )
+        return first_M, last_M
+
     def simplified(self, num_positions: int) -> AttnBias:
         """The same meaning at this length with fewer facts: a window that hides nothing goes."""
         longest = max(self.seqlens or (num_positions,))
@@ -262,6 +272,11 @@ class LossSums(NamedTuple):
     loss: Tensor
     num_labels: Tensor
     num_correct: Tensor | None
+
+    def stacked(self) -> Tensor:
+        """The three as float64 [3], where `num_correct` was asked for."""
+        assert self.num_correct is not None
+        return torch.stack([one.double() for one in (self.loss, self.num_labels, self.num_correct)])
 
 
 class Loss(Protocol):

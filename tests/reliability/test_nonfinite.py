@@ -5,12 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.training.runs import last, result_of, rows_of, run, same_weights, weights_of
+from tests.training.runs import (
+    infinite_loss,
+    last,
+    result_of,
+    rows_of,
+    run,
+    same_weights,
+    weights_of,
+)
 from xftrain.attention.backends.auto import all_backends
 from xftrain.errors import RunError
 from xftrain.layers.ffn.swiglu import SwiGLU
 from xftrain.training.checkpoint import read_checkpoint
-from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.optim.adamw import AdamW
 
@@ -134,14 +141,8 @@ def test_a_gradient_alone_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.fault("inf in the loss of one of a step's batches")
 def test_the_loss_of_every_batch_of_a_step_counts(tmp_path, monkeypatch):
-    forward = TrainingModule.forward_loss
-
-    def infinite(self, batch, *, with_accuracy):
-        sums = forward(self, batch, with_accuracy=with_accuracy)
-        is_second_step = self.training and self.trainer.fit_loop.total_batch_idx == 2
-        return sums._replace(loss=sums.loss + (float("inf") if is_second_step else 0.0))
-
-    monkeypatch.setattr(TrainingModule, "forward_loss", infinite)
+    first_of_step_2 = 2  # of which there are two
+    infinite_loss(monkeypatch, lambda at: at.fit_loop.total_batch_idx == first_of_step_2)
     with pytest.raises(RunError, match="of step 2 is not finite"):
         run(tmp_path, "trainer.accumulate_grad_batches=2")
 
@@ -185,14 +186,7 @@ def test_a_scale_that_falls_for_ever_is_an_error(tmp_path, monkeypatch, on_nonfi
 @pytest.mark.cuda
 def test_an_infinite_loss_is_told_long_after_its_step(tmp_path, monkeypatch):
     # by then GradScaler, which is made to skip from there on, has halved its scale 47 times
-    forward = TrainingModule.forward_loss
-
-    def infinite(self, batch, *, with_accuracy):
-        sums = forward(self, batch, with_accuracy=with_accuracy)
-        is_third = self.training and self.trainer.global_step == 2
-        return sums._replace(loss=sums.loss + (float("inf") if is_third else 0.0))
-
-    monkeypatch.setattr(TrainingModule, "forward_loss", infinite)
+    infinite_loss(monkeypatch, lambda trainer: trainer.global_step == 2)
     rarely = ("max_steps=60", "trainer.log_every_n_steps=50", "trainer.val_check_interval=100")
     here = ("trainer=gpu", "trainer.precision=16-mixed", "callbacks.sample=null")
     with pytest.raises(RunError, match="of step 3 is not finite"):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
 import xftrain
 from xftrain.builder import build_data, build_model
 from xftrain.config import compose, validate
-from xftrain.interfaces import Batch, DataSource
+from xftrain.interfaces import Batch, DataSource, LossSums
 from xftrain.model import GPT
 from xftrain.training.checkpoint import read_checkpoint
+from xftrain.training.module import TrainingModule
 
 SMALL = (
     "trainer=cpu",
@@ -60,6 +64,18 @@ def rows_of(run_dir: Path, name: str) -> dict[int, float]:
     named = [(step, float(value)) for step, value in rows if value]
     assert len(named) == len(dict(named)), f"{name} twice at a step: {named}"
     return dict(named)
+
+
+def infinite_loss(monkeypatch: pytest.MonkeyPatch, when: Callable[[Trainer], bool]) -> None:
+    """The loss of the training batches at which `when` holds is infinite."""
+    forward = TrainingModule.forward_loss
+
+    def infinite(module: TrainingModule, batch: Batch, *, with_accuracy: bool) -> LossSums:
+        sums = forward(module, batch, with_accuracy=with_accuracy)
+        is_spoilt = module.training and when(module.trainer)
+        return sums._replace(loss=sums.loss + (float("inf") if is_spoilt else 0.0))
+
+    monkeypatch.setattr(TrainingModule, "forward_loss", infinite)
 
 
 def weights_of(ckpt: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.runs import result_of, rows_of, run
+from tests.training.runs import infinite_loss, result_of, rows_of, run
 from xftrain.data.counting import Counting
 from xftrain.errors import RunError, Stopped
 from xftrain.model import GPT
@@ -120,14 +120,7 @@ def test_a_signal_leaves_each_record_once(tmp_path, at_batch):
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_signal_after_a_bad_step_leaves_the_records(tmp_path, at_batch, monkeypatch, policy):
     # the last save, which is refused, kept the loggers from being saved
-    forward = TrainingModule.forward_loss
-
-    def infinite(self, batch, *, with_accuracy):
-        sums = forward(self, batch, with_accuracy=with_accuracy)
-        is_fourth = self.training and self.trainer.global_step == 3
-        return sums._replace(loss=sums.loss + (float("inf") if is_fourth else 0.0))
-
-    monkeypatch.setattr(TrainingModule, "forward_loss", infinite)
+    infinite_loss(monkeypatch, lambda trainer: trainer.global_step == 3)
     at_batch(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
     never = "trainer.val_check_interval=100"
     with pytest.raises(RunError if policy == "stop" else Stopped):

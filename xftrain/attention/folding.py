@@ -22,7 +22,6 @@ from torch import Tensor
 
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnShape
-from xftrain.transfer import on_device
 
 # Per dtype: bits of one exact piece; pieces of a slope; the error a score may get.
 _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
@@ -97,13 +96,9 @@ def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.dev
     if reasons := folding_reasons(bias, shape.M, dtype):
         raise ConfigError(f"{reasons[0]}: shorten the documents, or use model.attn=flex.")
     bits, num_pieces, _ = _PIECES[dtype]
-    seqlens = bias.seqlens or (shape.M,)
-    positions_M = torch.arange(shape.M, device=device)
-    if bias.seqlens is not None:
-        lengths = on_device(seqlens, device)
-        starts = lengths.cumsum(0) - lengths
-        positions_M -= torch.repeat_interleave(starts, lengths, output_size=shape.M)
-    num_digits = max(1, math.ceil((max(seqlens) - 1).bit_length() / bits))
+    first_M, _ = bias.documents_M(shape.M, device)
+    positions_M = torch.arange(shape.M, device=device) - first_M
+    num_digits = max(1, math.ceil((max(bias.seqlens or (shape.M,)) - 1).bit_length() / bits))
     digits_M = [(positions_M >> (bits * n)) & (2**bits - 1) for n in range(num_digits)]
     subtract_own = dtype in (torch.float32, torch.float64)
 

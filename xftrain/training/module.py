@@ -135,17 +135,17 @@ class TrainingModule(LightningModule):
 
     def logs_this_step(self) -> bool:
         """Whether the step under way is one whose metrics are recorded."""
-        step = self.trainer.global_step + 1
+        return self.logs(self.trainer.global_step + 1)
+
+    def logs(self, step: int) -> bool:
+        """Whether the metrics of that step are recorded."""
         is_last = step >= self.trainer.max_steps
         return is_last or step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds to the sums of this pass."""
         sums = self.forward_loss(batch, with_accuracy=True)
-        assert sums.num_correct is not None
-        self._val_sums.append(
-            torch.stack([sums.loss.double(), sums.num_labels.double(), sums.num_correct.double()])
-        )
+        self._val_sums.append(sums.stacked())
         self._val_bytes += self.data.num_label_bytes(batch.labels_BM) or 0
 
     def on_validation_epoch_end(self) -> None:

@@ -139,15 +139,10 @@ def block_mask(bias: AttnBias, num_positions: int, device: torch.device) -> Bloc
 def _ranges(bias: AttnBias, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The first and the last key that each query sees; neither ever decreases."""
     i = torch.arange(num_positions, device=device)
-    lengths = on_device(bias.seqlens or (num_positions,), device)
-    ends = lengths.cumsum(0)
-    document_M = torch.repeat_interleave(
-        torch.arange(len(lengths), device=device), lengths, output_size=num_positions
-    )
-    first_M = (ends - lengths)[document_M]
+    first_M, last_M = bias.documents_M(num_positions, device)
     if bias.window is not None:
         first_M = torch.maximum(first_M, i - (bias.window - 1))
-    return first_M, i if bias.causal else ends[document_M] - 1
+    return first_M, i if bias.causal else last_M
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,21 +95,17 @@ class Metrics(Callback):
             self._flops_per_token = flops_per_token(module.model, batch)
         self._tokens += batch.num_tokens
         step = trainer.global_step
-        is_last = step >= trainer.max_steps
-        is_due = is_last or step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if is_due and step != self._steps_at_record:
+        if module.logs(step) and step != self._steps_at_record:
             self._left = self._fetch(module, batch)
-        if is_last:
+        if step >= trainer.max_steps:  # there is no next one
             self._record(module)
 
     def _fetch(self, module: TrainingModule, batch: Batch) -> _Left:
         """Waits for nothing, and begins the next interval."""
         sums, norm, since = module.last_sums, module.grad_norm, self._since
-        assert sums is not None and sums.num_correct is not None
-        assert norm is not None and since is not None
-        own = [sums.loss, module.guard.is_bad, norm]
-        total = torch.stack([x.double() for x in (sums.loss, sums.num_labels, sums.num_correct)])
-        figures = torch.cat([sum_over_ranks(total), torch.stack([x.double() for x in own])])
+        assert sums is not None and norm is not None and since is not None
+        own = torch.stack([one.double() for one in (sums.loss, module.guard.is_bad, norm)])
+        figures = torch.cat([sum_over_ranks(sums.stacked()), own])
         step, ended = module.trainer.global_step, Moment(module.device)
         left = _Left(
             step=step,
