@@ -77,6 +77,24 @@ def test_mfu_is_operations_over_the_peak(tmp_path, monkeypatch):
     assert got["speed/mfu"] == pytest.approx(got["speed/tokens_per_s"] * per_token / 1e12)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989.4e12),
+        ("NVIDIA H200", torch.bfloat16, 989.5e12),  # one chip, by two sheets
+        ("NVIDIA H200", torch.float32, 67e12),
+        ("NVIDIA H200 NVL", torch.float16, 835.5e12),
+        ("NVIDIA Of The Future", torch.bfloat16, None),
+    ],
+)
+def test_peaks_are_of_the_vendor_without_sparsity(name, dtype, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    device = torch.device("cuda", 0)
+    assert peak_flops(device, dtype) == peak
+    said = describe_peak(device, dtype)
+    assert name in said and ("no MFU is logged" in said) == (peak is None)
+
+
 @pytest.mark.cuda
 def test_peak_of_the_gpu_is_named():
     device = torch.device("cuda", 0)
