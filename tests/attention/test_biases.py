@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -90,18 +91,36 @@ def test_folded_features_are_the_slope_times_the_position(seqlens, num_heads, he
     assert error.abs().max() <= 2.0**-20 * max(seqlens)
 
 
+def strided(num_sums: int) -> Callable[[int], list[int]]:
+    """The sum that each feature goes to in a kernel that keeps several, each of every n-th."""
+    return lambda width: [i % num_sums for i in range(width)]
+
+
+def staged(width: int) -> list[int]:
+    """The same in CUTLASS's kernels for float32: eight, then 32 each."""
+    return [(i + 24) // 32 for i in range(width)]
+
+
+def staged_after_a_half(width: int) -> list[int]:
+    """The same where the tile that is not full comes first."""
+    rest = width % 32 or 32
+    return [(i + 32 - rest + 24) // 32 if i >= rest else int(i >= 8) for i in range(width)]
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 128])
 @pytest.mark.parametrize("num_positions", [100, 5000])
-@pytest.mark.parametrize("num_sums", [1, 2, 4, 8])
+@pytest.mark.parametrize("sums", [*(strided(n) for n in (1, 2, 4, 8)), staged, staged_after_a_half])
 def test_what_cancels_in_float32_does_so_in_each_sum_that_a_kernel_may_keep(
-    num_sums, num_positions
+    sums, num_positions, head_dim
 ):
-    bias, shape = Alibi().build(6, None), AttnShape(1, num_positions, 6, 6, 32)
+    bias, shape = Alibi().build(6, None), AttnShape(1, num_positions, 6, 6, head_dim)
     folded = fold(bias, shape, torch.float32, torch.device("cpu"))
     # a query and the key at its own position, where the bias is 0
     products_MHF = folded.q_1MHF[0] * folded.k_1M1F[0]
-    sums_MHS = torch.zeros(num_positions, 6, num_sums)
-    for products_MHS in products_MHF.split(num_sums, dim=-1):
-        sums_MHS += products_MHS
+    width = products_MHF.shape[-1]
+    sums_MHS = torch.zeros(num_positions, 6, width + head_dim)
+    for feature, index in enumerate(sums(width + head_dim)[:width]):
+        sums_MHS[..., index] += products_MHF[..., feature]
     largest = products_MHF.abs().max()
     assert largest > 40 and sums_MHS.abs().max() <= 2.0**-32 * largest
 

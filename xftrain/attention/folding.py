@@ -8,7 +8,9 @@ digits of a power-of-two base whose power sits on the slope's side.
 
 Positions restart in every packed document, which keeps the numbers small. In float32 the query's
 own position is subtracted too, so that the products cancel near the diagonal, where attention is.
-They are to do so before anything else is added to them, also in a kernel that keeps several sums.
+They are to do so before anything else is added to them, also in a kernel that keeps several sums:
+of every eighth feature, as some CPUs' BLAS, or of the first eight features and then of every 32, as
+CUTLASS does for float32 by TF32 (`custom_mma_multistage.h` in torch), which may begin with a half.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
     torch.float64: (26, 2, 2.0**-30),
 }
 _ALIGN = 16  # of head widths: 80 is faster than 72 or 96, and 144 than 136 or 160
-_SUMS = 8  # that a kernel may keep, each of every eighth feature, and add up at the end
+_SUMS = 8  # what cancels lies so far apart, in halves of 16 after the first so many
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,12 @@ _Product = tuple[Tensor, Tensor]  # a feature of the query, [1 or M, H], and of 
 
 
 def _less_own(products: list[_Product], num_large: int, zero: _Product) -> list[_Product]:
-    """Each product with that of the query's own position taken off, a multiple of `_SUMS` on.
+    """Each product with that of the query's own position taken off, `_SUMS` on.
 
     The sum of two large ones would be rounded, so each is taken off before the next is added.
     """
     groups = [[product] for product in products[:num_large]] + [products[num_large:]]
-    found: list[_Product] = []
+    found = [zero] * _SUMS
     for group in groups:
         own = [(-q_1H * k_M[:, None], torch.ones_like(k_M)) for q_1H, k_M in group]
         filler = [zero] * (-len(group) % _SUMS)
