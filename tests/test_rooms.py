@@ -17,7 +17,8 @@ FLOORS = [
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer"],
     ["interfaces", "compilation", "memory", "timing"],
-    ["attention.dense", "attention.folding", "attention.xformers_ops", "kernels"],
+    ["attention.dense", "attention.xformers_ops", "kernels"],
+    ["attention.folding"],
     ["attention.biases", "attention.backends"],  # they meet in interfaces.AttnBias alone
     ["layers"],
     ["initialization", "losses"],

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xftrain.attention.biases.alibi import Alibi, slopes
 from xftrain.attention.folding import fold, folding_reasons
 from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.kernels.in_front import has_kernel, in_front
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple)
 
@@ -123,6 +125,37 @@ def test_what_cancels_in_float32_does_so_in_each_sum_that_a_kernel_may_keep(
         sums_MHS[..., index] += products_MHF[..., feature]
     largest = products_MHF.abs().max()
     assert largest > 40 and sums_MHS.abs().max() <= 2.0**-32 * largest
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "width", "positions_and_heads"),
+    [(3, 16, 16, (1, 3)), (2, 40, 7, (37, 1)), (40, 64, 48, (37, 40)), (1, 128, 16, (1, 1))],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("least", [0, 2**62])
+def test_features_go_in_front_of_a_vector_of_any_strides(
+    device, heads, head_dim, width, positions_and_heads, dtype, least, monkeypatch
+):
+    monkeypatch.setattr("xftrain.kernels.in_front._LEAST", least)  # by the kernel or by copies
+    assert device == "cpu" or has_kernel(torch.device(device))
+    qkv = torch.randn(2, 37, 3, heads, head_dim, device=device, dtype=dtype)
+    features = torch.randn(1, *positions_and_heads, width, device=device, dtype=dtype)
+    for x in (qkv[:, :, 1], qkv[:, :, 0].mT.contiguous().mT):
+        x = x.detach().requires_grad_()
+        joined = in_front(x, features)
+        want = torch.cat([features.expand(2, 37, heads, -1), x], dim=-1)
+        assert torch.equal(joined, want) and joined.is_contiguous()
+        grad = torch.randn_like(want)
+        assert torch.equal(torch.autograd.grad(joined, x, grad)[0], grad[..., width:])
+
+
+@pytest.mark.cuda
+def test_what_a_prediction_puts_features_in_front_of_has_no_memory(monkeypatch):
+    monkeypatch.setattr("xftrain.kernels.in_front._LEAST", 0)
+    with FakeTensorMode():
+        x, features = (torch.empty(1, 4, 2, n, device="cuda") for n in (16, 8))
+        assert in_front(x, features).shape == (1, 4, 2, 24)
 
 
 def test_folding_says_where_it_would_lose_precision():

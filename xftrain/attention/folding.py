@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.kernels.in_front import in_front
 
 # Per dtype: bits of one exact piece; pieces of a slope; the error a score may get.
 _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
@@ -51,23 +51,7 @@ class Fold:
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor) -> tuple[Tensor, Tensor]:
         """q and k with the features in front: [B, M, H, F+K] and [B, M, G, F+K]."""
-        return _Prepend.apply(q_BMHK, self.q_1MHF), _Prepend.apply(k_BMGK, self.k_1M1F)
-
-
-class _Prepend(torch.autograd.Function):
-    """Features in front of x. Two plain copies: `cat` reads features that repeat slowly."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BMHK: Tensor, features: Tensor) -> Tensor:
-        ctx.width = width = features.shape[-1]
-        joined = x_BMHK.new_empty(*x_BMHK.shape[:-1], width + x_BMHK.shape[-1])
-        joined[..., :width] = features
-        joined[..., width:] = x_BMHK
-        return joined
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad[..., ctx.width :], None
+        return in_front(q_BMHK, self.q_1MHF), in_front(k_BMGK, self.k_1M1F)
 
 
 def folding_reasons(bias: AttnBias, num_positions: int, dtype: torch.dtype) -> list[str]:

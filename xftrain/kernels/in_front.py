@@ -1,0 +1,101 @@
+"""Features in front of each head's vector: two copies, or one pass by Triton where it pays.
+
+`torch.cat` is slower than both: it reads features that repeat as slowly as if they were spread out.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xftrain.kernels.probe import runs_triton
+
+_HEADS = 32  # of a program, at most
+_LEAST = 2**22  # numbers of x: below, Python's call of the kernel takes longer than the copies
+
+
+def in_front(x_BMHK: Tensor, features_1MHF: Tensor) -> Tensor:
+    """Features and x side by side, [B, M, H, F+K].
+
+    Args:
+        x_BMHK: of any strides.
+        features_1MHF: contiguous, of x's dtype; M and H may be 1 where they are the same for all.
+            They get no gradient.
+    """
+    joined: Tensor = _InFront.apply(x_BMHK, features_1MHF)
+    return joined
+
+
+class _InFront(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BMHK: Tensor, features_1MHF: Tensor) -> Tensor:
+        ctx.width = width = features_1MHF.shape[-1]
+        joined = x_BMHK.new_empty(*x_BMHK.shape[:-1], width + x_BMHK.shape[-1])
+        # not in compiled code, whose own copies are as fast and may be joined with what makes x
+        large = not torch.compiler.is_compiling() and x_BMHK.numel() >= _LEAST
+        if large and has_kernel(x_BMHK.device):
+            put_in_front(x_BMHK, features_1MHF, joined)
+        else:
+            joined[..., :width] = features_1MHF
+            joined[..., width:] = x_BMHK
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad[..., ctx.width :], None
+
+
+@cache
+def has_kernel(device: torch.device) -> bool:
+    """Whether the Triton kernel runs there."""
+
+    def launch() -> None:
+        one, two = (torch.zeros(1, 1, 1, n, device=device) for n in (1, 2))
+        _with_triton(one, one, two)
+
+    return runs_triton(device, launch, "model.bias")
+
+
+@torch.library.custom_op("xftrain::put_in_front", mutates_args={"joined"})
+def put_in_front(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
+    """Fills `joined`, contiguous [B, M, H, F+K]; an operator so that fake tensors pass it by."""
+    _with_triton(x_BMHK, features_1MHF, joined)
+
+
+@put_in_front.register_fake
+def _(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
+    return None
+
+
+def _with_triton(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
+    from xftrain.kernels.in_front_triton import in_front_kernel  # imports triton
+
+    B, M, H, K = x_BMHK.shape
+    _, f_M, f_H, width = features_1MHF.shape
+    if x_BMHK.stride(-1) != 1:
+        x_BMHK = x_BMHK.contiguous()
+    heads, block = min(_HEADS, _power_of_2(H)), _power_of_2(K)
+    with torch.cuda.device(x_BMHK.device):
+        in_front_kernel[(B * M, -(-H // heads))](
+            x_BMHK,
+            features_1MHF,
+            joined,
+            M,
+            H,
+            *x_BMHK.stride()[:3],
+            features_1MHF.stride(1) if f_M > 1 else 0,
+            features_1MHF.stride(2) if f_H > 1 else 0,
+            K=K,
+            WIDTH=width,
+            HEADS=heads,
+            BLOCK_K=block,
+            BLOCK_WIDTH=_power_of_2(width),
+            num_warps=4 if heads * block >= 1024 else 1,  # 16 bytes a thread
+        )
+
+
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
