@@ -177,15 +177,24 @@ def picture(rows: Sequence[Row]) -> Figure:
     for axis, (field, label, color) in zip(made.subplots(1, 2, sharey=True), panels, strict=True):
         values = [row.get(field) or 0.0 for row in rows]
         axis.barh(range(len(rows)), values, color=color)
-        axis.set_yticks(range(len(rows)), [row["peer"] for row in rows])
+        axis.set_yticks(range(len(rows)), [in_lines(row["peer"]) for row in rows], fontsize=8)
         for place, (row, value) in enumerate(zip(rows, values, strict=True)):
             text = figure(value) if row["status"] == "ok" else WORDS[row["status"]]
             axis.text(value, place, f" {text}", va="center", fontsize=8)
-        axis.set_xlim(0, 1.15 * max([*values, 1e-9]))
+        axis.set_xlim(0, 1.2 * max([*values, 1e-9]))
+        axis.locator_params(axis="x", nbins=4)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set_title(label, loc="left", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     axis.invert_yaxis()  # shared: the first peer on top
     return made
+
+
+def in_lines(peer: str) -> str:
+    """Its name, and each override of it on a line of its own."""
+    parts = peer.split(":", 2)
+    overrides = [override for part in parts[2:] for override in part.split("+")]
+    return "\n".join([":".join(parts[:2]), *overrides])
 
 
 def write(out: Path, rows: Sequence[Row], baseline: str, found: Mapping[str, str]) -> str:

@@ -169,3 +169,13 @@ def test_the_ratio_is_that_of_the_median_speeds() -> None:
 def test_the_clock_in_a_run_of_xftrain_changes_nothing_in_it() -> None:
     framework = import_module("peers.framework")
     assert strangers([framework.Timed]) == []
+
+
+def test_each_override_of_a_peer_has_a_line_of_its_own_in_the_picture() -> None:
+    said = {
+        "litgpt": "litgpt",
+        "xftrain:sdpa": "xftrain:sdpa",
+        "xftrain:sdpa:loss=fused+loss.chunk_tokens=8192": "xftrain:sdpa\nloss=fused\n"
+        "loss.chunk_tokens=8192",
+    }
+    assert {peer: compare_peers.in_lines(peer) for peer in said} == said

@@ -127,21 +127,28 @@ def test_what_cancels_in_float32_does_so_in_each_sum_that_a_kernel_may_keep(
     assert largest > 40 and sums_MHS.abs().max() <= 2.0**-32 * largest
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize(
+    ("device", "least"),
+    [
+        ("cpu", 0),
+        pytest.param("cuda", 0, marks=pytest.mark.cuda),  # by the kernel
+        pytest.param("cuda", 2**62, marks=pytest.mark.cuda),  # by copies
+    ],
+)
 @pytest.mark.parametrize(
     ("heads", "head_dim", "width", "positions_and_heads"),
     [(3, 16, 16, (1, 3)), (2, 40, 7, (37, 1)), (40, 64, 48, (37, 40)), (1, 128, 16, (1, 1))],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("least", [0, 2**62])
 def test_features_go_in_front_of_a_vector_of_any_strides(
-    device, heads, head_dim, width, positions_and_heads, dtype, least, monkeypatch
+    device, least, heads, head_dim, width, positions_and_heads, dtype, monkeypatch
 ):
-    monkeypatch.setattr("xftrain.kernels.in_front._LEAST", least)  # by the kernel or by copies
+    monkeypatch.setattr("xftrain.kernels.in_front._LEAST", least)
     assert device == "cpu" or has_kernel(torch.device(device))
     qkv = torch.randn(2, 37, 3, heads, head_dim, device=device, dtype=dtype)
     features = torch.randn(1, *positions_and_heads, width, device=device, dtype=dtype)
-    for x in (qkv[:, :, 1], qkv[:, :, 0].mT.contiguous().mT):
+    heads_first = qkv[:, :, 2].transpose(1, 2).contiguous().transpose(1, 2)
+    for x in (qkv[:, :, 1], qkv[:, :, 0].mT.contiguous().mT, heads_first):
         x = x.detach().requires_grad_()
         joined = in_front(x, features)
         want = torch.cat([features.expand(2, 37, heads, -1), x], dim=-1)
@@ -151,7 +158,8 @@ def test_features_go_in_front_of_a_vector_of_any_strides(
 
 
 @pytest.mark.cuda
-def test_what_a_prediction_puts_features_in_front_of_has_no_memory(monkeypatch):
+def test_features_in_front_of_a_fake_tensor_launch_nothing(monkeypatch):
+    assert has_kernel(torch.device("cuda"))
     monkeypatch.setattr("xftrain.kernels.in_front._LEAST", 0)
     with FakeTensorMode():
         x, features = (torch.empty(1, 4, 2, n, device="cuda") for n in (16, 8))

@@ -78,16 +78,19 @@ def test_mfu_is_operations_over_the_peak(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "peak"),
+    ("name", "dtype", "precision", "peak"),
     [
-        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989.4e12),
-        ("NVIDIA H200", torch.bfloat16, 989.5e12),  # one chip, by two sheets
-        ("NVIDIA H200", torch.float32, 67e12),
-        ("NVIDIA H200 NVL", torch.float16, 835.5e12),
-        ("NVIDIA Of The Future", torch.bfloat16, None),
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, "high", 989.4e12),
+        ("NVIDIA H200", torch.bfloat16, "high", 989.5e12),  # one chip, by two sheets
+        ("NVIDIA H200", torch.float32, "highest", 67e12),
+        ("NVIDIA H200", torch.float32, "high", 494.5e12),
+        ("NVIDIA H200 NVL", torch.float16, "highest", 835.5e12),
+        ("NVIDIA H200 NVL", torch.float32, "high", 417.5e12),
+        ("NVIDIA Of The Future", torch.bfloat16, "high", None),
     ],
 )
-def test_peaks_are_of_the_vendor_without_sparsity(name, dtype, peak, monkeypatch):
+def test_peaks_are_of_the_vendor_without_sparsity(name, dtype, precision, peak, monkeypatch):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
     device = torch.device("cuda", 0)
     assert peak_flops(device, dtype) == peak

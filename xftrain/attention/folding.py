@@ -10,7 +10,8 @@ Positions restart in every packed document, which keeps the numbers small. In fl
 own position is subtracted too, so that the products cancel near the diagonal, where attention is.
 They are to do so before anything else is added to them, also in a kernel that keeps several sums:
 of every eighth feature, as some CPUs' BLAS, or of the first eight features and then of every 32, as
-CUTLASS does for float32 by TF32 (`custom_mma_multistage.h` in torch), which may begin with a half.
+CUTLASS, which multiplies float32 by three TF32 products (`custom_mma_multistage.h` in torch) and
+whose first tile of 32 may be half full.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
     torch.float64: (26, 2, 2.0**-30),
 }
 _ALIGN = 16  # of head widths: 80 is faster than 72 or 96, and 144 than 136 or 160
-_SUMS = 8  # what cancels lies so far apart, in halves of 16 after the first so many
+_SUMS = 8  # a product and its opposite are so far apart, in blocks of 16 after the first so many
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,9 @@ def _less_own(products: list[_Product], num_large: int, zero: _Product) -> list[
     The sum of two large ones would be rounded, so each is taken off before the next is added.
     """
     groups = [[product] for product in products[:num_large]] + [products[num_large:]]
-    found = [zero] * _SUMS
+    found = [zero] * _SUMS  # these CUTLASS sums by themselves
     for group in groups:
+        assert len(group) <= _SUMS
         own = [(-q_1H * k_M[:, None], torch.ones_like(k_M)) for q_1H, k_M in group]
         filler = [zero] * (-len(group) % _SUMS)
         found += [*group, *filler, *own, *filler]

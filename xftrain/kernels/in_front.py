@@ -93,7 +93,7 @@ def _with_triton(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
             HEADS=heads,
             BLOCK_K=block,
             BLOCK_WIDTH=_power_of_2(width),
-            num_warps=4 if heads * block >= 1024 else 1,  # 16 bytes a thread
+            num_warps=4 if heads * block >= 1024 else 1,  # at least 16 bytes a thread of 4
         )
 
 

@@ -25,7 +25,7 @@ def in_front_kernel(  # type: ignore[no-untyped-def]
     """One program for `HEADS` heads at a position; `x_batch` to `features_head` are strides."""
     place = tl.program_id(0).to(tl.int64)
     batch, position = place // num_positions, place % num_positions
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    head = tl.program_id(1).to(tl.int64) * HEADS + tl.arange(0, HEADS)[:, None]
     here, to = head < num_heads, joined + (place * num_heads + head) * (WIDTH + K)
 
     i = tl.arange(0, BLOCK_WIDTH)[None, :]

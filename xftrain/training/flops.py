@@ -12,7 +12,7 @@ from xftrain.interfaces import Batch
 from xftrain.model import GPT
 
 # TFLOP/s in float32, TF32 and half precision, of NVIDIA's data sheet (nvidia.com/data-center/h200),
-# halved where it counts sparsity. Lightning's figures count it, under names that torch gives none.
+# halved where it counts sparsity. Lightning's figures count it, and go by names that no H200 has.
 _H200, _H200_NVL = (67.0, 494.5, 989.5), (60.0, 417.5, 835.5)
 
 FORMULA = "MFU = (6 N + 12 L H K M) x tokens/s / peak"
@@ -38,8 +38,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """The vendor's dense peak for the dtype, or None for a device that is not listed."""
     if device.type != "cuda":
         return None
-    if "H200" in (name := torch.cuda.get_device_name(device)):
-        in_float32, in_tf32, in_half = _H200_NVL if "NVL" in name else _H200
+    words = torch.cuda.get_device_name(device).split()
+    if "H200" in words and dtype in (torch.float32, torch.bfloat16, torch.float16):
+        in_float32, in_tf32, in_half = _H200_NVL if "NVL" in words else _H200
         if dtype == torch.float32:
             highest = torch.get_float32_matmul_precision() == "highest"
             return (in_float32 if highest else in_tf32) * 1e12
