@@ -9,12 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xftrain.attention.biases.alibi import Alibi, slopes
 from xftrain.attention.folding import fold, folding_reasons
 from xftrain.interfaces import AttnBias, AttnShape
-from xftrain.kernels.in_front import has_kernel, in_front
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple)
 
@@ -111,7 +109,11 @@ def staged_after_a_half(width: int) -> list[int]:
 
 @pytest.mark.parametrize("head_dim", [16, 32, 128])
 @pytest.mark.parametrize("num_positions", [100, 5000])
-@pytest.mark.parametrize("sums", [*(strided(n) for n in (1, 2, 4, 8)), staged, staged_after_a_half])
+@pytest.mark.parametrize(
+    "sums",
+    [*(strided(n) for n in (1, 2, 4, 8)), staged, staged_after_a_half],
+    ids=["1", "2", "4", "8", "staged", "staged_after_a_half"],
+)
 def test_what_cancels_in_float32_does_so_in_each_sum_that_a_kernel_may_keep(
     sums, num_positions, head_dim
 ):
@@ -125,45 +127,6 @@ def test_what_cancels_in_float32_does_so_in_each_sum_that_a_kernel_may_keep(
         sums_MHS[..., index] += products_MHF[..., feature]
     largest = products_MHF.abs().max()
     assert largest > 40 and sums_MHS.abs().max() <= 2.0**-32 * largest
-
-
-@pytest.mark.parametrize(
-    ("device", "least"),
-    [
-        ("cpu", 0),
-        pytest.param("cuda", 0, marks=pytest.mark.cuda),  # by the kernel
-        pytest.param("cuda", 2**62, marks=pytest.mark.cuda),  # by copies
-    ],
-)
-@pytest.mark.parametrize(
-    ("heads", "head_dim", "width", "positions_and_heads"),
-    [(3, 16, 16, (1, 3)), (2, 40, 7, (37, 1)), (40, 64, 48, (37, 40)), (1, 128, 16, (1, 1))],
-)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_features_go_in_front_of_a_vector_of_any_strides(
-    device, least, heads, head_dim, width, positions_and_heads, dtype, monkeypatch
-):
-    monkeypatch.setattr("xftrain.kernels.in_front._LEAST", least)
-    assert device == "cpu" or has_kernel(torch.device(device))
-    qkv = torch.randn(2, 37, 3, heads, head_dim, device=device, dtype=dtype)
-    features = torch.randn(1, *positions_and_heads, width, device=device, dtype=dtype)
-    heads_first = qkv[:, :, 2].transpose(1, 2).contiguous().transpose(1, 2)
-    for x in (qkv[:, :, 1], qkv[:, :, 0].mT.contiguous().mT, heads_first):
-        x = x.detach().requires_grad_()
-        joined = in_front(x, features)
-        want = torch.cat([features.expand(2, 37, heads, -1), x], dim=-1)
-        assert torch.equal(joined, want) and joined.is_contiguous()
-        grad = torch.randn_like(want)
-        assert torch.equal(torch.autograd.grad(joined, x, grad)[0], grad[..., width:])
-
-
-@pytest.mark.cuda
-def test_features_in_front_of_a_fake_tensor_launch_nothing(monkeypatch):
-    assert has_kernel(torch.device("cuda"))
-    monkeypatch.setattr("xftrain.kernels.in_front._LEAST", 0)
-    with FakeTensorMode():
-        x, features = (torch.empty(1, 4, 2, n, device="cuda") for n in (16, 8))
-        assert in_front(x, features).shape == (1, 4, 2, 24)
 
 
 def test_folding_says_where_it_would_lose_precision():

@@ -86,6 +86,7 @@ def test_mfu_is_operations_over_the_peak(tmp_path, monkeypatch):
         ("NVIDIA H200", torch.float32, "high", 494.5e12),
         ("NVIDIA H200 NVL", torch.float16, "highest", 835.5e12),
         ("NVIDIA H200 NVL", torch.float32, "high", 417.5e12),
+        ("NVIDIA H200 NVL", torch.float32, "highest", 60e12),
         ("NVIDIA Of The Future", torch.bfloat16, "high", None),
     ],
 )

@@ -25,6 +25,7 @@ def in_front(x_BMHK: Tensor, features_1MHF: Tensor) -> Tensor:
         features_1MHF: contiguous, of x's dtype; M and H may be 1 where they are the same for all.
             They get no gradient.
     """
+    assert features_1MHF.shape[0] == 1 and features_1MHF.is_contiguous()
     joined: Tensor = _InFront.apply(x_BMHK, features_1MHF)
     return joined
 
@@ -93,7 +94,8 @@ def _with_triton(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
             HEADS=heads,
             BLOCK_K=block,
             BLOCK_WIDTH=_power_of_2(width),
-            num_warps=4 if heads * block >= 1024 else 1,  # at least 16 bytes a thread of 4
+            # so many that each thread has 16 bytes of half precision
+            num_warps=4 if heads * block >= 1024 else 1,
         )
 
 
