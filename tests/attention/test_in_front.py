@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from xftrain.kernels import in_front as module
 from xftrain.kernels.in_front import has_kernel, in_front
 
-CUDA = torch.device("cuda")
+CUDA = torch.device("cuda", 0)  # as tensors say it
 
 
 @pytest.fixture
