@@ -45,7 +45,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from peers import MODULES
-from peers.setup import LR, SHAPES, Setup
+from peers.setup import LR, SHAPES, Setup, in_parts
 from peers.stopwatch import say
 
 from xftrain import markdown
@@ -192,9 +192,8 @@ def picture(rows: Sequence[Row]) -> Figure:
 
 def in_lines(peer: str) -> str:
     """Its name, and each override of it on a line of its own."""
-    parts = peer.split(":", 2)
-    overrides = [override for part in parts[2:] for override in part.split("+")]
-    return "\n".join([":".join(parts[:2]), *overrides])
+    kind, backend, overrides = in_parts(peer)
+    return "\n".join([f"{kind}:{backend}" if backend else kind, *overrides])
 
 
 def write(out: Path, rows: Sequence[Row], baseline: str, found: Mapping[str, str]) -> str:

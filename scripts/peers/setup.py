@@ -91,7 +91,7 @@ class Setup:
     @property
     def kind(self) -> str:
         """What comes before the first colon of the name."""
-        return self.peer.partition(":")[0]
+        return in_parts(self.peer)[0]
 
     @property
     def optimizer(self) -> str:
@@ -116,6 +116,12 @@ class Setup:
         return replace(self, peer=self.kind, overrides=())
 
 
+def in_parts(peer: str) -> tuple[str, str, list[str]]:
+    """The kind, the backend, "" where there is none, and the overrides of a name as typed."""
+    kind, backend, more = (peer.split(":", 2) + ["", ""])[:3]
+    return kind, backend, [*filter(None, more.split("+"))]
+
+
 def config_overrides(setup: Setup) -> list[str]:
     """What `xftrain.compose` gets: the sizes and the optimizer, then what the name asks for.
 
@@ -124,7 +130,7 @@ def config_overrides(setup: Setup) -> list[str]:
     the watchdog stay.
     """
     sizes = setup.sizes
-    _, backend, more = (setup.peer.split(":", 2) + ["", ""])[:3]
+    _, backend, more = in_parts(setup.peer)
     found = [
         f"model={sizes.model}",
         f"model.attn={backend or 'sdpa'}",
@@ -155,4 +161,4 @@ def config_overrides(setup: Setup) -> list[str]:
     ]
     if sizes.num_kv_heads != sizes.num_heads:
         found.append(f"model.heads.num_kv_heads={sizes.num_kv_heads}")
-    return [*found, *setup.overrides, *filter(None, more.split("+"))]
+    return [*found, *setup.overrides, *more]

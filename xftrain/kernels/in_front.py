@@ -66,19 +66,16 @@ def put_in_front(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
     _with_triton(x_BMHK, features_1MHF, joined)
 
 
-@put_in_front.register_fake
-def _(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
-    return None
-
-
 def _with_triton(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
-    from xftrain.kernels.in_front_triton import in_front_kernel  # imports triton
+    from triton import next_power_of_2
+
+    from xftrain.kernels.in_front_triton import in_front_kernel
 
     B, M, H, K = x_BMHK.shape
     _, f_M, f_H, width = features_1MHF.shape
     if x_BMHK.stride(-1) != 1:
         x_BMHK = x_BMHK.contiguous()
-    heads, block = min(_HEADS, _power_of_2(H)), _power_of_2(K)
+    heads, block = min(_HEADS, next_power_of_2(H)), next_power_of_2(K)
     with torch.cuda.device(x_BMHK.device):
         in_front_kernel[(B * M, -(-H // heads))](
             x_BMHK,
@@ -93,11 +90,7 @@ def _with_triton(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
             WIDTH=width,
             HEADS=heads,
             BLOCK_K=block,
-            BLOCK_WIDTH=_power_of_2(width),
+            BLOCK_WIDTH=next_power_of_2(width),
             # so many that each thread has 16 bytes of half precision
             num_warps=4 if heads * block >= 1024 else 1,
         )
-
-
-def _power_of_2(least: int) -> int:
-    return 1 << (least - 1).bit_length()
