@@ -69,7 +69,8 @@ def main() -> int:
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
             )
-            with dotted_groups(all_groups):
+            with dotted_groups(all_groups), ranks.following(is_ours=bool(words)) as told:
+                sys.argv += told
                 decorate(_job)()
         return _end_of_sweep()
     except JobFailed as failure:
@@ -136,6 +137,11 @@ def _job(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
+        if _last_words is None and "LOCAL_RANK" in os.environ:
+            raise ConfigError(
+                "torchrun starts the ranks of one run, and this is a sweep, which starts those of "
+                "each job by itself: leave torchrun out."
+            )
         return _one_of_many(cfg, settings, run_dir)
     try:
         result = _checked_run(cfg, settings, run_dir)

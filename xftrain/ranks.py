@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,13 @@ from typing import Any
 from xftrain import processes, sweeps
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.files import read_json, write_json
-from xftrain.overrides import as_typed
+from xftrain.overrides import as_typed, quoted
 from xftrain.processes import Process, cause_of_death
 
 _GRACE_S = 10.0  # for this rank to notice by itself that another is gone
 _END_S = 30.0  # for the ranks to end after this one
 _POLL_S = 0.2
+_SILENT = ("hydra/job_logging=disabled",)  # rank 0 says it
 
 _STOPS = {Stopped(number).code: int(number) for number in (SIGTERM, SIGUSR1, SIGINT)}
 
@@ -64,10 +66,27 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
         yield from _with_others(num_ranks, settings, run_dir)
 
 
+@contextlib.contextmanager
+def following(*, is_ours: bool) -> Iterator[list[str]]:
+    """Hydra's overrides for a rank that torchrun started, and that is not rank 0, which says it.
+
+    Rank 0 keeps it, too: this one's folder is for Hydra, which makes one, and goes with the body.
+
+    Args:
+        is_ours: whether `started` has started it, which has told it all that.
+    """
+    if is_ours or processes.rank() == 0:
+        yield []
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield [*_SILENT, "hydra.output_subdir=null", f"hydra.run.dir={quoted(folder)}"]
+
+
 def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
     words = [run_dir / f".rank{rank}_said" for rank in range(1, num_ranks)]
     ranks: list[Process] = []
     over = threading.Event()
+    patience_s = _END_S
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         for rank, place in enumerate(words, start=1):
@@ -77,6 +96,7 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
         threading.Thread(target=_watch, args=watch, daemon=True, name="ranks").start()
         yield
     except Exception as error:
+        patience_s = 0.0  # they wait for this one
         if isinstance(error, ConfigError | RunError) or not _is_of_another(error):
             raise
         if said := _first_death(ranks, words, wait_s=_GRACE_S):
@@ -86,9 +106,11 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
             _correct(run_dir, str(Stopped(number)), "stopped")
             raise Stopped(number) from error
         raise
+    except BaseException:  # a stop, which all of them save for
+        patience_s = _GRACE_S
+        raise
     finally:
         over.set()
-        patience_s = _GRACE_S if sys.exc_info()[0] is not None else _END_S
         processes.end(ranks, patience_s=patience_s, wait_s=_GRACE_S)
         for place in words:
             place.unlink(missing_ok=True)
@@ -96,7 +118,7 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
 
 def _start(rank: int, settings: Any, run_dir: Path, words: Path) -> Process:
     command = sweeps.job_command(settings, run_dir, as_typed(settings.overrides.task))
-    quiet = [*command, "hydra/job_logging=disabled"]  # rank 0 says it
+    quiet = [*command, *_SILENT]
     environment = {**os.environ, "LOCAL_RANK": str(rank), sweeps.JOB: str(words.absolute())}
     return subprocess.Popen(quiet, cwd=settings.runtime.cwd, env=environment)
 

@@ -74,6 +74,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     quiet_lightning()
     run_dir = folder_of(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
+    failed = True
     with recorded(run_dir, is_kept=rank() == 0) as result:
         try:
             options = config.validate(cfg)
@@ -83,13 +84,17 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
                 _save_config(cfg, run_dir)
             log.info("%s", config_tree(shown))
             with StopSignals() as stop:
-                _train(prepare(options, shown, run_dir), run_dir, result, stop)
+                prepared = prepare(options, shown, run_dir)
+                # torchrun's ranks each have a folder of their own until here
+                _train(prepared, distributed.from_rank_0(run_dir), result, stop)
+            failed = False
         finally:
-            distributed.disconnect()
+            distributed.disconnect(failed=failed)
             torch.use_deterministic_algorithms(was_deterministic)
             end_compiling()
             end_choosing()
-    say_how_it_went(result, has_board=any(map(_is_board, options["logger"].values())))
+    if rank() == 0:
+        say_how_it_went(result, has_board=any(map(_is_board, options["logger"].values())))
     return result
 
 

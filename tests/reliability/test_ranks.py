@@ -1,7 +1,8 @@
-"""Two processes that train one model, on the CPU with gloo."""
+"""Two processes that train one model: on the CPU with gloo, and on two GPUs with NCCL."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -17,15 +18,23 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import DDPStrategy
 
 from tests.training.runs import SMALL, last, model_and_data, result_of, rows_of, run, weights_of
 from xftrain.errors import ConfigError
 from xftrain.training.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
-TWO = ("trainer=ddp", "trainer.accelerator=cpu", "data.stop_at_accuracy=null")
+# The package, and what else this process was given to import.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+TWO = ("trainer=ddp", "data.stop_at_accuracy=null")
 # Slow enough to be caught in the middle.
 LONG = ("max_steps=100000", "callbacks.checkpoint.every_n_steps=10", "trainer.log_every_n_steps=50")
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.multi_gpu)])
+def place(request: pytest.FixtureRequest) -> str:
+    return f"trainer.accelerator={request.param}"
 
 
 def command(run_dir: Path, *overrides: str) -> list[str]:
@@ -37,9 +46,8 @@ def command(run_dir: Path, *overrides: str) -> list[str]:
 @contextmanager
 def running(run_dir: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """The run once it has saved, and its other ranks' process numbers."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command(run_dir, *overrides), env=environment, stderr=subprocess.PIPE, text=True
+        command(run_dir, *overrides), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
     try:
         deadline = time.monotonic() + 60
@@ -63,17 +71,20 @@ def ended(process: subprocess.Popen[str], others: list[int]) -> tuple[int, str]:
 def test_lightning_still_has_what_is_replaced():
     # its broadcast of SIGTERM, for which each of several ranks waits for the device in each step
     assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
+    # where DDP is made, on a stream of its own, of which torch warns
+    assert "Stream" in inspect.getsource(DDPStrategy._setup_model)
 
 
 @pytest.mark.slow
-def test_two_ranks_take_the_step_of_both_their_batches(tmp_path):
+def test_two_ranks_take_the_step_of_both_their_batches(tmp_path, place):
     process = subprocess.run(
-        command(tmp_path, "max_steps=4"),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        command(tmp_path, place, "max_steps=4", "trainer.precision=32-true"),
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
     )
     assert process.returncode == 0, process.stderr
+    assert "Warning" not in process.stderr, process.stderr
     result = result_of(tmp_path)
     assert (result["status"], result["steps"]) == ("completed", 4)
     assert len(re.findall("done in", process.stdout)) == 1  # one rank speaks
@@ -106,8 +117,8 @@ def test_two_ranks_take_the_step_of_both_their_batches(tmp_path):
 @pytest.mark.fault("SIGTERM to one of two ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["rank 0", "rank 1"])
-def test_sigterm_to_one_rank_ends_all_with_a_checkpoint(tmp_path, which):
-    with running(tmp_path, *LONG) as (process, others):
+def test_sigterm_to_one_rank_ends_all_with_a_checkpoint(tmp_path, which, place):
+    with running(tmp_path, *LONG, place) as (process, others):
         os.kill(process.pid if which == "rank 0" else others[0], signal.SIGTERM)
         code, said = ended(process, others)
     assert (code, said.strip().splitlines()[-1]) == (143, "xftrain: stopped by SIGTERM.")
@@ -118,8 +129,8 @@ def test_sigterm_to_one_rank_ends_all_with_a_checkpoint(tmp_path, which):
 
 @pytest.mark.fault("kill -9 of one of two ranks")
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run_with_its_name(tmp_path):
-    with running(tmp_path, *LONG) as (process, others):
+def test_a_killed_rank_ends_the_run_with_its_name(tmp_path, place):
+    with running(tmp_path, *LONG, place) as (process, others):
         started = time.monotonic()
         os.kill(others[0], signal.SIGKILL)
         code, said = ended(process, others)
@@ -154,8 +165,17 @@ class Fault(Callback):
         self.how = how
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if self.how == "raise" and trainer.global_rank == 1 and batch_idx == 2:
+        if self.how == f"raise on {trainer.global_rank}" and batch_idx == 2:
             raise RunError("shard 17 has vanished.")
+
+    def on_train_end(self, trainer, pl_module):
+        if self.how == "compare":
+            ours = torch.cat([weight.detach().flatten() for weight in pl_module.parameters()])
+            theirs = [torch.zeros_like(ours) for _ in range(trainer.world_size)]
+            torch.distributed.all_gather(theirs, ours)
+            if not all(torch.equal(ours, other) for other in theirs):
+                raise RunError("the ranks' weights differ.")
+            print(f"{len(theirs)} ranks have the same {ours.numel()} weights")
 
     def on_train_start(self, trainer, pl_module):
         if self.how == "disk" and trainer.global_rank == 0:
@@ -173,11 +193,11 @@ class Fault(Callback):
 
 def with_fault(folder: Path, how: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     (folder / "own.py").write_text(OWN)
-    fault = f"+callbacks.fault={{_target_: own.Fault, how: {how}}}"
-    path = os.pathsep.join([str(ROOT), str(folder)])
+    fault = f"+callbacks.fault={{_target_: own.Fault, how: '{how}'}}"
+    path = f"{folder}:{ENVIRONMENT['PYTHONPATH']}"
     return subprocess.run(
         command(folder / "run", fault, *overrides),
-        env={**os.environ, "PYTHONPATH": path},
+        env={**ENVIRONMENT, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=90,
@@ -186,21 +206,88 @@ def with_fault(folder: Path, how: str, *overrides: str) -> subprocess.CompletedP
 
 @pytest.mark.slow
 @pytest.mark.fault("an error on one of two ranks")
-def test_what_a_rank_says_last_is_the_error(tmp_path):
-    ended = with_fault(tmp_path, "raise", "max_steps=9")
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_a_rank_says_last_is_the_error(tmp_path, which, place):
+    ended = with_fault(tmp_path, f"raise on {which}", "max_steps=9", place)
     said = ended.stderr.strip().splitlines()[-1]
-    assert (ended.returncode, said) == (
-        1,
-        "xftrain: rank 1 ended the run: shard 17 has vanished.",
-    )
+    whose = "rank 1 ended the run: " if which == 1 else ""
+    assert (ended.returncode, said) == (1, f"xftrain: {whose}shard 17 has vanished.")
     assert result_of(tmp_path / "run")["error"] == said.removeprefix("xftrain: ")
 
 
 @pytest.mark.slow
 @pytest.mark.fault("full disk, two ranks")
-def test_a_save_that_fails_leaves_the_ranks_together(tmp_path):
+def test_a_save_that_fails_leaves_the_ranks_together(tmp_path, place):
     # the other rank took it for saved, and each waited for the other in another place
-    ended = with_fault(tmp_path, "disk", "max_steps=6", "callbacks.checkpoint.every_n_steps=2")
+    every = "callbacks.checkpoint.every_n_steps=2"
+    ended = with_fault(tmp_path, "disk", "max_steps=6", every, place)
     assert ended.returncode == 0, ended.stderr
     assert read_checkpoint(last(tmp_path / "run"))["global_step"] == 6
     assert "failed in a row: 1 of at most 3" in ended.stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_with_the_same_weights_go_on_as_if_never_stopped(tmp_path, place):
+    usual = ("trainer.precision=bf16-mixed", "deterministic=true", place)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    first = with_fault(
+        tmp_path / "first", "compare", "callbacks.checkpoint.every_n_steps=3", *usual
+    )
+    assert first.returncode == 0, first.stderr
+    whole = last(tmp_path / "first" / "run")
+    half = whole.with_name("previous.ckpt")
+    assert (read_checkpoint(half)["global_step"], read_checkpoint(whole)["global_step"]) == (3, 6)
+    second = with_fault(tmp_path / "second", "compare", f"ckpt={half}", *usual)
+    for ended in (first, second):
+        assert "2 ranks have the same" in ended.stdout, ended.stderr
+    resumed = weights_of(last(tmp_path / "second" / "run"))
+    for name, weight in weights_of(whole).items():
+        assert torch.equal(weight, resumed[name]), name
+
+
+@pytest.mark.multi_gpu
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_memory_of_two_ranks_is_as_predicted(tmp_path, compiled):
+    wide = ["model.attn=sdpa", "model.dim=1024", "model.num_layers=6", "model.num_heads=16"]
+    rows = ["seq=256", "batch_tokens=4096", "trainer.precision=bf16-mixed", f"compile={compiled}"]
+    process = subprocess.run(
+        command(tmp_path, *wide, *rows), env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    found = re.search(r"memory: about ([\d.]+) GiB", process.stdout)
+    assert found is not None, process.stdout
+    measured = result_of(tmp_path)["peak_memory_mib"] / 2**10
+    assert 0.9 < float(found[1]) / measured < 1.3
+
+
+def with_torchrun(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    words += ["-m", *command(folder, *overrides)[2:]]
+    kept = [word for word in words if "hydra.run.dir" not in word]
+    return subprocess.run(
+        kept, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=90
+    )
+
+
+@pytest.mark.slow
+def test_under_torchrun_one_rank_speaks_and_one_folder_is_left(tmp_path, place):
+    ended = with_torchrun(tmp_path, place)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert len(re.findall("configuration\n", ended.stdout)) == 1
+    assert len(re.findall("done in", ended.stdout)) == 1
+    (run_dir,) = tmp_path.glob("outputs/*/*")
+    assert result_of(run_dir)["status"] == "completed"
+    assert read_checkpoint(last(run_dir))["global_step"] == 6
+
+
+def test_torchrun_is_refused_for_a_sweep(tmp_path):
+    ended = subprocess.run(
+        command(tmp_path, "-m", "model.ffn=gelu,swiglu"),
+        env={**ENVIRONMENT, "LOCAL_RANK": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert "torchrun starts the ranks of one run, and this is a sweep" in ended.stderr

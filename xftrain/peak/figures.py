@@ -14,7 +14,7 @@ class Peak:
 
     Attributes:
         weights: parameters.
-        gradients: of those that are trained; twice with several ranks, which sum them in copies.
+        gradients: of those that are trained.
         optimizer: what it keeps, as the two moments of AdamW.
         casts: copies of the weights in the dtype of matrix products.
         num_blocks: how many there are.

@@ -73,7 +73,7 @@ def predict(
     head = model.head.weight.numel() * dtype.itemsize
     return Peak(
         weights=weights,
-        gradients=trained * (2 if options["trainer"]["devices"] > 1 else 1),
+        gradients=trained,
         optimizer=state,
         casts=len(model.blocks) * layers.block.casts + head if is_mixed else 0,
         num_blocks=len(model.blocks),

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from xftrain.fields import NonNegativeInt, PositiveFloat, PositiveInt
 from xftrain.training.checkpoint import AtomicCheckpointIO
+from xftrain.training.distributed import DDP
 from xftrain.training.profilers import build_profiler
 
 
@@ -63,7 +64,7 @@ def build_trainer(
     trainer = Trainer(
         accelerator=accelerator,
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=DDP() if devices > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]
         accumulate_grad_batches=accumulate_grad_batches,
         gradient_clip_val=gradient_clip_val,
