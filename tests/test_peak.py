@@ -285,10 +285,11 @@ def test_gradients_of_large_layers_are_as_narrow_as_their_copies(monkeypatch):
     assert predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU) == less
     large = sum(w.numel() for w in model.blocks.parameters() if w.numel() >= 64 * 64)
     assert large and usual.gradients - less.gradients == 2 * large
-    for key in ("devices", "accumulate_grad_batches"):
-        changed = settings | {"trainer": settings["trainer"] | {key: 2}}
+    for devices, batches, times in ((2, 1, 1), (1, 2, 1), (2, 2, 2)):
+        change = {"devices": devices, "accumulate_grad_batches": batches}
+        changed = settings | {"trainer": settings["trainer"] | change}
         peak = predict(changed, model, Full(), batch_of(), torch.bfloat16, CPU)
-        assert peak.gradients == usual.gradients
+        assert peak.gradients == times * usual.gradients
     peak = predict(settings, model, Full(), batch_of(), torch.float16, CPU)
     assert peak.gradients == usual.gradients
     for kind, gradients in (("Own", usual.gradients), ("Harmless", less.gradients)):

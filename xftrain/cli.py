@@ -29,6 +29,7 @@ from xftrain import __version__, ranks, sweep_record, sweep_table, sweeps
 from xftrain.commands import run
 from xftrain.completion import dotted_groups
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
+from xftrain.config_checks import refuse_other_ranks
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.overrides import all_groups, normalise_argv, sentence
 from xftrain.processes import die_with_parent, environment, rank, sigterm_raised
@@ -137,11 +138,6 @@ def _job(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
-        if _last_words is None and "LOCAL_RANK" in os.environ:
-            raise ConfigError(
-                "torchrun starts the ranks of one run, and this is a sweep, which starts those of "
-                "each job by itself: leave torchrun out."
-            )
         return _one_of_many(cfg, settings, run_dir)
     try:
         result = _checked_run(cfg, settings, run_dir)
@@ -180,14 +176,16 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
 
 
 def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any]:
+    devices = (cfg.get("trainer") or {}).get("devices", 1)
     try:
         refuse_merged(settings)
         validate(cfg)
+        if "LOCAL_RANK" in os.environ:  # else the others are started here
+            refuse_other_ranks(devices)
     except ConfigError as error:
         if rank() == 0:
             sweeps.write_end("refused", hidden(str(error)), settings, run_dir)
         raise
-    devices = (cfg.get("trainer") or {}).get("devices", 1)
     with ranks.started(devices, settings, run_dir):
         return run(cfg, run_dir)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,19 @@ def expanded(key: str, path: str) -> Path:
 def _divisors(number: int) -> str:
     """Those that a person would choose from."""
     return ", ".join(str(d) for d in range(1, min(number, 1024) + 1) if number % d == 0)
+
+
+def refuse_other_ranks(devices: int) -> None:
+    """Refuses a run that has not as many processes as devices.
+
+    Raises:
+        ConfigError: how to start them.
+    """
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    is_alone = "LOCAL_RANK" not in os.environ  # some machines set the size for every program
+    if num_ranks != devices and not (is_alone and devices == 1):
+        raise ConfigError(
+            f"trainer.devices={devices} needs as many processes, got {num_ranks}: start one as "
+            "`python -m xftrain trainer=ddp trainer.devices=N`, which makes the others, or all "
+            "with torchrun --nproc-per-node=N."
+        )

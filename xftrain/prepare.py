@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,17 +93,3 @@ def _set_determinism(deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-
-
-def refuse_lonely_rank(options: Mapping[str, Any]) -> None:
-    """Refuses a run on several devices that is alone.
-
-    Raises:
-        ConfigError: how to start its ranks.
-    """
-    devices = options["trainer"]["devices"]
-    if devices > 1 and int(os.environ.get("WORLD_SIZE", "1")) != devices:
-        raise ConfigError(
-            f"trainer.devices={devices} needs as many processes: start it as `python -m xftrain "
-            "trainer=ddp`, which makes them, or with torchrun."
-        )

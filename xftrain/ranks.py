@@ -68,12 +68,13 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def following(*, is_ours: bool) -> Iterator[list[str]]:
-    """Hydra's overrides for a rank that torchrun started, and that is not rank 0, which says it.
+    """Hydra's overrides that silence a rank which torchrun started, other than rank 0.
 
-    Rank 0 keeps it, too: this one's folder is for Hydra, which makes one, and goes with the body.
+    Rank 0 speaks, and has the run's folder. Hydra makes one for each process; this one's is
+    temporary.
 
     Args:
-        is_ours: whether `started` has started it, which has told it all that.
+        is_ours: whether `started` has started this rank, with these overrides.
     """
     if is_ours or processes.rank() == 0:
         yield []
@@ -106,7 +107,7 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
             _correct(run_dir, str(Stopped(number)), "stopped")
             raise Stopped(number) from error
         raise
-    except BaseException:  # a stop, which all of them save for
+    except BaseException:  # a stop, in which all of them take part
         patience_s = _GRACE_S
         raise
     finally:

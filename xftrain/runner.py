@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from xftrain import builder, config, redaction, registry
 from xftrain.attention.backends.auto import Auto
 from xftrain.compilation import end_compiling
+from xftrain.config_checks import refuse_other_ranks
 from xftrain.config_tree import config_tree
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.files import replace_text
@@ -25,7 +26,7 @@ from xftrain.memory import is_out_of_memory, peak_memory_mib
 from xftrain.model import GPT
 from xftrain.oom import out_of_memory
 from xftrain.peak.plan import plan_memory
-from xftrain.prepare import Prepared, prepare, refuse_lonely_rank
+from xftrain.prepare import Prepared, prepare
 from xftrain.processes import rank
 from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied
 from xftrain.training import distributed, hardware
@@ -74,22 +75,23 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     quiet_lightning()
     run_dir = folder_of(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
-    failed = True
+    is_whole = False
     with recorded(run_dir, is_kept=rank() == 0) as result:
         try:
             options = config.validate(cfg)
             shown = redaction.without_secrets(cfg, options)
-            refuse_lonely_rank(options)
+            refuse_other_ranks(options["trainer"]["devices"])
             if rank() == 0:
                 _save_config(cfg, run_dir)
             log.info("%s", config_tree(shown))
             with StopSignals() as stop:
                 prepared = prepare(options, shown, run_dir)
-                # torchrun's ranks each have a folder of their own until here
-                _train(prepared, distributed.from_rank_0(run_dir), result, stop)
-            failed = False
+                run_dir = distributed.from_rank_0(run_dir)  # under torchrun each had its own
+                result["run_dir"] = str(run_dir)
+                _train(prepared, run_dir, result, stop)
+            is_whole = True
         finally:
-            distributed.disconnect(failed=failed)
+            distributed.disconnect(together=is_whole)
             torch.use_deterministic_algorithms(was_deterministic)
             end_compiling()
             end_choosing()

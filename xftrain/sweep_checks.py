@@ -6,6 +6,7 @@ torch: every command imports this.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,11 @@ def _checked(config: DictConfig) -> bool:
         ConfigError: it cannot be launched or resumed, or is not what its study was made for.
         HydraException: one of its choices cannot be composed.
     """
+    if "LOCAL_RANK" in os.environ:
+        raise ConfigError(
+            "torchrun starts the ranks of one run, and a sweep starts those of each job by itself: "
+            "leave torchrun out."
+        )
     sweeper, choices = config.hydra.sweeper, config.hydra.runtime.choices
     if choices.get("hydra/launcher") == "submitit_slurm" and shutil.which("srun") is None:
         raise ConfigError(

@@ -21,6 +21,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
 
 from tests.training.runs import SMALL, last, model_and_data, result_of, rows_of, run, weights_of
+from xftrain import cli
 from xftrain.errors import ConfigError
 from xftrain.training.checkpoint import read_checkpoint
 
@@ -145,6 +146,19 @@ def test_more_ranks_than_processes_are_refused(tmp_path):
         run(tmp_path, "trainer.devices=2")
 
 
+def test_a_rank_of_a_run_on_one_device_is_refused(tmp_path, monkeypatch):
+    # with trainer=ddp forgotten, torchrun's ranks would each train the same model
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"trainer\.devices=1 needs as many processes, got 2"):
+        run(tmp_path)
+    for words in (SMALL, ("--config-name", "doctor")):
+        monkeypatch.setattr("sys.argv", ["xftrain", *words, f"hydra.run.dir={tmp_path}"])
+        assert cli.main() == 2
+    monkeypatch.delenv("LOCAL_RANK")  # set for every program, as some machines do
+    assert run(tmp_path)["status"] == "completed"
+
+
 def test_more_ranks_than_validation_batches_are_refused(tmp_path, monkeypatch):
     given: dict[str, Any] = {"WORLD_SIZE": "3", "LOCAL_RANK": "0"}
     for name, value in given.items():
@@ -206,7 +220,7 @@ def with_fault(folder: Path, how: str, *overrides: str) -> subprocess.CompletedP
 
 @pytest.mark.slow
 @pytest.mark.fault("an error on one of two ranks")
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.multi_gpu), 1])
 def test_what_a_rank_says_last_is_the_error(tmp_path, which, place):
     ended = with_fault(tmp_path, f"raise on {which}", "max_steps=9", place)
     said = ended.stderr.strip().splitlines()[-1]
@@ -247,18 +261,20 @@ def test_two_ranks_with_the_same_weights_go_on_as_if_never_stopped(tmp_path, pla
 
 
 @pytest.mark.multi_gpu
-@pytest.mark.parametrize("compiled", ["true", "false"])
-def test_memory_of_two_ranks_is_as_predicted(tmp_path, compiled):
-    wide = ["model.attn=sdpa", "model.dim=1024", "model.num_layers=6", "model.num_heads=16"]
-    rows = ["seq=256", "batch_tokens=4096", "trainer.precision=bf16-mixed", f"compile={compiled}"]
+@pytest.mark.parametrize(("compiled", "batches"), [("true", 1), ("false", 1), ("false", 2)])
+def test_memory_of_two_ranks_is_as_predicted(tmp_path, compiled, batches):
+    words = ["model.attn=sdpa", "model.dim=1024", "model.num_layers=6", "model.num_heads=16"]
+    words += ["seq=256", "batch_tokens=2048", "trainer.precision=bf16-mixed"]
+    words += [f"compile={compiled}", f"trainer.accumulate_grad_batches={batches}"]
     process = subprocess.run(
-        command(tmp_path, *wide, *rows), env=ENVIRONMENT, capture_output=True, text=True
+        command(tmp_path, *words), env=ENVIRONMENT, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
     found = re.search(r"memory: about ([\d.]+) GiB", process.stdout)
     assert found is not None, process.stdout
     measured = result_of(tmp_path)["peak_memory_mib"] / 2**10
-    assert 0.9 < float(found[1]) / measured < 1.3
+    # gradients held once more, or once less, are 0.17 of it
+    assert 0.9 < float(found[1]) / measured < 1.15
 
 
 def with_torchrun(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -282,12 +298,20 @@ def test_under_torchrun_one_rank_speaks_and_one_folder_is_left(tmp_path, place):
     assert read_checkpoint(last(run_dir))["global_step"] == 6
 
 
-def test_torchrun_is_refused_for_a_sweep(tmp_path):
-    ended = subprocess.run(
-        command(tmp_path, "-m", "model.ffn=gelu,swiglu"),
-        env={**ENVIRONMENT, "LOCAL_RANK": "0"},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 2
-    assert "torchrun starts the ranks of one run, and this is a sweep" in ended.stderr
+def test_what_torchrun_starts_is_one_run_in_the_folder_of_rank_0(tmp_path):
+    def said(rank: int, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command(tmp_path / "mine"), *words],
+            cwd=tmp_path,
+            env={**ENVIRONMENT, "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+            capture_output=True,
+            text=True,
+        )
+
+    for rank in (0, 1):
+        folder = f"dir: {tmp_path / 'mine'}"
+        assert (folder in said(rank, "--cfg", "hydra").stdout) == (rank == 0)
+        sweep = said(rank, "-m", "model.ffn=gelu,swiglu")
+        assert sweep.returncode == 2
+        assert "torchrun starts the ranks of one run, and a sweep" in sweep.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ class Peak:
 
     Attributes:
         weights: parameters.
-        gradients: of those that are trained.
+        gradients: of those that are trained; twice where several ranks sum up batches.
         optimizer: what it keeps, as the two moments of AdamW.
         casts: copies of the weights in the dtype of matrix products.
         num_blocks: how many there are.

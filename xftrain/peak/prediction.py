@@ -70,10 +70,13 @@ def predict(
             state += optim.state_bytes(parameter) * size // max(1, parameter.nbytes)
         elif parameter.requires_grad:  # one of the user's own, taken for AdamW
             state += 2 * size
+    trainer = options["trainer"]
+    # batches before a step's last are summed beside what DDP sums over ranks
+    is_twice = trainer["devices"] > 1 and trainer["accumulate_grad_batches"] > 1
     head = model.head.weight.numel() * dtype.itemsize
     return Peak(
         weights=weights,
-        gradients=trained,
+        gradients=trained * (2 if is_twice else 1),
         optimizer=state,
         casts=len(model.blocks) * layers.block.casts + head if is_mixed else 0,
         num_blocks=len(model.blocks),

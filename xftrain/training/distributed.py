@@ -20,7 +20,7 @@ class DDP(DDPStrategy):
     """Lightning's, made on the stream of the steps; on one of its own each gradient may wait.
 
     Gradients are views of the buckets that are summed over ranks, and so are held once. Buckets of
-    100 MB: with torch's 25 a step of two H200s took 1 to 2 % longer.
+    100 MiB: with torch's 25 a step of two H200s took 1 to 2 % longer.
     """
 
     def __init__(self) -> None:
@@ -48,16 +48,16 @@ def connect(device: torch.device, num_ranks: int) -> None:
         dist.init_process_group("gloo", **ranks)
 
 
-def disconnect(*, failed: bool) -> None:
+def disconnect(*, together: bool) -> None:
     """Leaves the group, so that a run that follows in this process is one of its own.
 
     Args:
-        failed: the run of this rank did. Leaving NCCL's group properly takes all ranks, of which
-            the others wait for this one in a step, so it is aborted.
+        together: all ranks do, at the end of a whole run. Leaving NCCL's group properly takes all
+            of them; where one fails, the others may wait for it in a step, so it aborts the group.
     """
     if not dist.is_initialized():
         return
-    if failed and dist.get_backend() == "nccl":
+    if not together and dist.get_backend() == "nccl":
         dist.distributed_c10d._abort_process_group()
     else:
         dist.destroy_process_group()
