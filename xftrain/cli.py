@@ -32,7 +32,7 @@ from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.overrides import all_groups, normalise_argv, sentence
-from xftrain.processes import die_with_parent, environment, rank, sigterm_raised
+from xftrain.processes import die_with_parent, environment, is_rank, rank, sigterm_raised
 from xftrain.redaction import hidden
 from xftrain.registry import conf_dir, measures_times
 from xftrain.sweep_checks import SweepChecks
@@ -180,7 +180,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
     try:
         refuse_merged(settings)
         validate(cfg)
-        if "LOCAL_RANK" in os.environ:  # else the others are started here
+        if is_rank():  # else the others are started here
             refuse_other_ranks(devices)
     except ConfigError as error:
         if rank() == 0:

@@ -1,4 +1,7 @@
-"""What values must keep together, or with the disk; of each alone `config` knows by its type."""
+"""What values must keep together, or with the disk and the processes that there are.
+
+Of each alone `config` knows by its type.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xftrain.errors import ConfigError
+from xftrain.processes import is_rank
 
 
 def check_sizes(model: Mapping[str, Any]) -> None:
@@ -88,11 +92,6 @@ def expanded(key: str, path: str) -> Path:
         raise ConfigError(f"{key} names a home folder that is not there, got {path!r}.") from error
 
 
-def _divisors(number: int) -> str:
-    """Those that a person would choose from."""
-    return ", ".join(str(d) for d in range(1, min(number, 1024) + 1) if number % d == 0)
-
-
 def refuse_other_ranks(devices: int) -> None:
     """Refuses a run that has not as many processes as devices.
 
@@ -100,10 +99,15 @@ def refuse_other_ranks(devices: int) -> None:
         ConfigError: how to start them.
     """
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    is_alone = "LOCAL_RANK" not in os.environ  # some machines set the size for every program
-    if num_ranks != devices and not (is_alone and devices == 1):
+    # some machines set the size for every program
+    if num_ranks != devices and (is_rank() or devices > 1):
         raise ConfigError(
             f"trainer.devices={devices} needs as many processes, got {num_ranks}: start one as "
             "`python -m xftrain trainer=ddp trainer.devices=N`, which makes the others, or all "
             "with torchrun --nproc-per-node=N."
         )
+
+
+def _divisors(number: int) -> str:
+    """Those that a person would choose from."""
+    return ", ".join(str(d) for d in range(1, min(number, 1024) + 1) if number % d == 0)

@@ -36,6 +36,11 @@ def rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def is_rank() -> bool:
+    """Whether whoever started this process made it one of those that train one model."""
+    return "LOCAL_RANK" in os.environ
+
+
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
     """With these variables, for this process and those that it starts."""

@@ -49,7 +49,7 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
     Raises:
         RunError: another rank died; its last words are part of the sentence.
     """
-    if num_ranks == 1 or "LOCAL_RANK" in os.environ:
+    if num_ranks == 1 or processes.is_rank():
         yield
         return
     with socket.socket() as free:

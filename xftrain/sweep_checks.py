@@ -6,7 +6,6 @@ torch: every command imports this.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from xftrain.config import COMPOSITION_ERRORS
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.overrides import all_groups, as_typed, normalise_argv, sentence
+from xftrain.processes import is_rank
 from xftrain.sweep_record import RESUME, is_resumed
 
 
@@ -46,7 +46,7 @@ def _checked(config: DictConfig) -> bool:
         ConfigError: it cannot be launched or resumed, or is not what its study was made for.
         HydraException: one of its choices cannot be composed.
     """
-    if "LOCAL_RANK" in os.environ:
+    if is_rank():
         raise ConfigError(
             "torchrun starts the ranks of one run, and a sweep starts those of each job by itself: "
             "leave torchrun out."

@@ -27,7 +27,8 @@ from xftrain.training.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 # The package, and what else this process was given to import.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATH}
 TWO = ("trainer=ddp", "data.stop_at_accuracy=null")
 # Slow enough to be caught in the middle.
 LONG = ("max_steps=100000", "callbacks.checkpoint.every_n_steps=10", "trainer.log_every_n_steps=50")
@@ -42,6 +43,12 @@ def command(run_dir: Path, *overrides: str) -> list[str]:
     small = [one for one in SMALL if not one.startswith("trainer=")]
     words = [sys.executable, "-m", "xftrain", *TWO, *small, f"hydra.run.dir={run_dir}"]
     return [*words, "trainer.val_check_interval=100000", *overrides]
+
+
+def finished(words: list[str], **changes: Any) -> subprocess.CompletedProcess[str]:
+    """The command's end; `changes` are of how it is started."""
+    usual: dict[str, Any] = {"env": ENVIRONMENT, "timeout": 90, "capture_output": True}
+    return subprocess.run(words, text=True, **(usual | changes))
 
 
 @contextmanager
@@ -78,12 +85,7 @@ def test_lightning_still_has_what_is_replaced():
 
 @pytest.mark.slow
 def test_two_ranks_take_the_step_of_both_their_batches(tmp_path, place):
-    process = subprocess.run(
-        command(tmp_path, place, "max_steps=4", "trainer.precision=32-true"),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    process = finished(command(tmp_path, place, "max_steps=4", "trainer.precision=32-true"))
     assert process.returncode == 0, process.stderr
     assert "Warning" not in process.stderr, process.stderr
     result = result_of(tmp_path)
@@ -208,14 +210,9 @@ class Fault(Callback):
 def with_fault(folder: Path, how: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     (folder / "own.py").write_text(OWN)
     fault = f"+callbacks.fault={{_target_: own.Fault, how: '{how}'}}"
-    path = f"{folder}:{ENVIRONMENT['PYTHONPATH']}"
-    return subprocess.run(
-        command(folder / "run", fault, *overrides),
-        env={**ENVIRONMENT, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+    path = os.pathsep.join([str(folder), PATH])
+    words = command(folder / "run", fault, *overrides)
+    return finished(words, env={**ENVIRONMENT, "PYTHONPATH": path})
 
 
 @pytest.mark.slow
@@ -266,9 +263,7 @@ def test_memory_of_two_ranks_is_as_predicted(tmp_path, compiled, batches):
     words = ["model.attn=sdpa", "model.dim=1024", "model.num_layers=6", "model.num_heads=16"]
     words += ["seq=256", "batch_tokens=2048", "trainer.precision=bf16-mixed"]
     words += [f"compile={compiled}", f"trainer.accumulate_grad_batches={batches}"]
-    process = subprocess.run(
-        command(tmp_path, *words), env=ENVIRONMENT, capture_output=True, text=True
-    )
+    process = finished(command(tmp_path, *words))
     assert process.returncode == 0, process.stderr
     found = re.search(r"memory: about ([\d.]+) GiB", process.stdout)
     assert found is not None, process.stdout
@@ -281,9 +276,7 @@ def with_torchrun(folder: Path, *overrides: str) -> subprocess.CompletedProcess[
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     words += ["-m", *command(folder, *overrides)[2:]]
     kept = [word for word in words if "hydra.run.dir" not in word]
-    return subprocess.run(
-        kept, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=90
-    )
+    return finished(kept, cwd=folder)
 
 
 @pytest.mark.slow
@@ -300,13 +293,8 @@ def test_under_torchrun_one_rank_speaks_and_one_folder_is_left(tmp_path, place):
 
 def test_what_torchrun_starts_is_one_run_in_the_folder_of_rank_0(tmp_path):
     def said(rank: int, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command(tmp_path / "mine"), *words],
-            cwd=tmp_path,
-            env={**ENVIRONMENT, "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
-            capture_output=True,
-            text=True,
-        )
+        environment = {**ENVIRONMENT, "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        return finished([*command(tmp_path / "mine"), *words], cwd=tmp_path, env=environment)
 
     for rank in (0, 1):
         folder = f"dir: {tmp_path / 'mine'}"

@@ -40,12 +40,16 @@ def connect(device: torch.device, num_ranks: int) -> None:
     """Joins the ranks that the environment names; nothing where there is one."""
     if num_ranks == 1 or dist.is_initialized():
         return
-    ranks: dict[str, Any] = {"rank": rank(), "world_size": num_ranks, "timeout": _TIMEOUT}
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device, **ranks)
-    else:
-        dist.init_process_group("gloo", **ranks)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        rank=rank(),
+        world_size=num_ranks,
+        timeout=_TIMEOUT,
+        device_id=device if on_gpu else None,
+    )
 
 
 def disconnect(*, together: bool) -> None:
