@@ -1,5 +1,6 @@
 """What every test runs with: skips where there is no GPU, one thread, no chance, its own cache."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -63,6 +64,19 @@ def _logging_as_before() -> Iterator[None]:
         if type(handler).__name__ != "LogCaptureHandler" and handler not in root.handlers:
             root.addHandler(handler)
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frozen_once():
+    """Searches for garbage leave out the libraries here too, but nothing of what tests make."""
+    import lightning.pytorch  # noqa: F401  # for its objects
+
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "freeze", lambda: None)
+        yield
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

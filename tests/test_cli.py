@@ -1,6 +1,7 @@
 """How a command ends: its exit code, and the one sentence that it says."""
 
 import csv
+import gc
 import json
 import os
 import pickle
@@ -70,6 +71,14 @@ def test_the_public_names_are_lazy():
     assert xftrain.compose("seq=32").seq == 32
     with pytest.raises(AttributeError, match="'nope'"):
         _ = xftrain.nope
+
+
+def test_what_is_imported_is_left_out_of_searches_for_garbage(command, runner, monkeypatch):
+    searching = []
+    monkeypatch.setattr(gc, "freeze", lambda: searching.append(gc.isenabled()))
+
+    assert command("seq=8").code == 0
+    assert searching == [False] and gc.isenabled()
 
 
 def test_help_lists_groups_and_options(command):

@@ -1,4 +1,4 @@
-"""A sweep of eight jobs, of which one raises, one exits hard and one is killed."""
+"""A sweep of jobs of which one raises, one exits hard and one is killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tensorboards import are_last_metrics, hparams_tab, steps_of
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = ("basic", "joblib", "submitit_local")
-ENDS = ("fine", "raise", "also", "exit", "well", "kill", "good", "last")
+ENDS = ("raise", "exit", "kill", "fine")
 BAD = {"raise": "failed", "exit": "crashed", "kill": "crashed"}
 FILES = {
     "own/callbacks/ends.yaml": "ends:\n  _target_: callback.Ends\n  how: fine\n",
@@ -47,7 +47,7 @@ class Ends(Callback):
         end(self.how)
 """,
 }
-# In place of training, which takes 5 s to start: what a launcher changes comes before that.
+# In place of training, which takes 3 s to start: what a launcher changes comes before that.
 STAND_IN = """
 import json
 import sys
@@ -79,7 +79,7 @@ sys.modules["xftrain.runner"].run = run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_eight_jobs_three_of_which_end_badly(tmp_path: Path, launcher: str) -> None:
+def test_a_sweep_goes_on_whatever_ends_a_job(tmp_path: Path, launcher: str) -> None:
     is_basic = launcher == "basic"
     files = FILES if is_basic else {**FILES, "sitecustomize.py": STAND_IN}
     for name, text in files.items():
@@ -122,7 +122,7 @@ def test_eight_jobs_three_of_which_end_badly(tmp_path: Path, launcher: str) -> N
     assert "ValueError: on purpose" in found["raise"]["error"]
     assert "code 9" in found["exit"]["error"] and "SIGKILL" in found["kill"]["error"]
     assert all(float(row["val/loss"]) > 0 for how, row in found.items() if how not in BAD)
-    assert "3 of 8 jobs failed" in ended.stderr and "| job | status" in ended.stdout
+    assert "3 of 4 jobs failed" in ended.stderr and "| job | status" in ended.stdout
 
     (tmp_path / "mended").touch()
     results = {how: Path(row["run_dir"], "result.json") for how, row in found.items()}
@@ -130,7 +130,7 @@ def test_eight_jobs_three_of_which_end_badly(tmp_path: Path, launcher: str) -> N
     again = command("-m", sweep, *small, "resume_sweep=sweep")
 
     assert again.returncode == 0, again.stderr
-    assert [row["status"] for row in rows()] == ["completed"] * 8
+    assert [row["status"] for row in rows()] == ["completed"] * len(ENDS)
     assert {how for how in ENDS if results[how].stat().st_mtime_ns != kept[how]} == set(BAD)
     if is_basic:
         _check_tensorboard(tmp_path / "sweep", list(results.values()))

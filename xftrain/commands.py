@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +13,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from xftrain.config import DoctorRoot, SampleRoot, root_of
+
+Command = Callable[[DictConfig, Path | None], dict[str, Any]]
 
 
 def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
@@ -26,19 +28,20 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         ConfigError: the configuration is wrong.
         RunError: the run failed for a reason outside the code.
     """
+    return command_of(cfg)(cfg, run_dir)
+
+
+def command_of(cfg: DictConfig) -> Command:
+    """The function for this configuration; imports what it needs, which takes seconds."""
     root = root_of(cfg)
-    if root is DoctorRoot:
-        from xftrain.benchmark.examine import examine
-
-        return examine(cfg, run_dir)
-    if root is SampleRoot:
-        from xftrain.sample import sample
-
-        return sample(cfg, run_dir)
     with _without_scipy_signal():
-        from xftrain.runner import run as train
-
-    return train(cfg, run_dir)
+        if root is DoctorRoot:
+            from xftrain.benchmark.examine import examine as command
+        elif root is SampleRoot:
+            from xftrain.sample import sample as command
+        else:
+            from xftrain.runner import run as command
+    return command
 
 
 @contextmanager

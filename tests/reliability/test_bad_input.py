@@ -59,8 +59,12 @@ class _Words:
         self.patch, self.folder, self.codes = patch, folder, list[int]()
         self.num_told = 0  # refused in a sentence
         patch.chdir(folder)
-        patch.setattr(cli, "run", lambda cfg, run_dir: validate(cfg) and {"metrics": {}})
+        patch.setattr(cli, "command_of", lambda cfg: self._run)
         patch.setattr("xftrain.sweeps.start", self._started)
+
+    def _run(self, cfg: Any, run_dir: Path) -> dict[str, Any]:
+        validate(cfg)
+        return {"metrics": {}}
 
     def _started(self, *_: Any) -> Any:
         raise ConfigError("no job is started here.")

@@ -117,6 +117,7 @@ def serve(connection: Connection, log_file: str, device: str, deterministic: boo
     torch.use_deterministic_algorithms(deterministic)
     connection.send(("ready", -1, {}))
     reporter = Reporter(connection)
+    gc.disable()  # while the first job imports what it needs, which stays
     while True:
         try:
             job: Job = connection.recv()
@@ -124,6 +125,7 @@ def serve(connection: Connection, log_file: str, device: str, deterministic: boo
             return
         gc.collect()
         gc.freeze()  # the libraries' objects: going through them takes longer than many a cell
+        gc.enable()
         try:
             job.measure(job.cells, reporter)
         except _Poisoned:
