@@ -67,16 +67,14 @@ def _logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _frozen_once():
-    """Searches for garbage leave out the libraries here too, but nothing of what tests make."""
+def _libraries_frozen() -> Iterator[None]:
+    """Searches for garbage leave out the libraries, as in a command's process."""
     import lightning.pytorch  # noqa: F401  # for its objects
 
     gc.collect()
     gc.freeze()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "freeze", lambda: None)
-        yield
-    gc.freeze()
+    yield
+    gc.freeze()  # nor does the end of the process go through what the tests left
 
 
 @pytest.fixture(scope="session", autouse=True)

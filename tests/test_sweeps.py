@@ -15,7 +15,7 @@ from tests.tensorboards import are_last_metrics, hparams_tab, steps_of
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = ("basic", "joblib", "submitit_local")
-ENDS = ("raise", "exit", "kill", "fine")
+ENDS = ("raise", "fine", "exit", "kill", "good")
 BAD = {"raise": "failed", "exit": "crashed", "kill": "crashed"}
 FILES = {
     "own/callbacks/ends.yaml": "ends:\n  _target_: callback.Ends\n  how: fine\n",
@@ -110,6 +110,7 @@ def test_a_sweep_goes_on_whatever_ends_a_job(tmp_path: Path, launcher: str) -> N
     ]
     small += ["model.dim=16", "model.num_layers=1", "model.num_heads=2", "logger=tensorboard"]
     small += ["seed=${hydra:job.num}", f"hydra/launcher={launcher}"]  # no two results alike
+    small += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []  # not all at once
     sweep = f"callbacks.ends.how={','.join(ENDS)}"
     ended = command("-m", sweep, *small, "hydra.sweep.dir=sweep")
 
@@ -122,7 +123,7 @@ def test_a_sweep_goes_on_whatever_ends_a_job(tmp_path: Path, launcher: str) -> N
     assert "ValueError: on purpose" in found["raise"]["error"]
     assert "code 9" in found["exit"]["error"] and "SIGKILL" in found["kill"]["error"]
     assert all(float(row["val/loss"]) > 0 for how, row in found.items() if how not in BAD)
-    assert "3 of 4 jobs failed" in ended.stderr and "| job | status" in ended.stdout
+    assert "3 of 5 jobs failed" in ended.stderr and "| job | status" in ended.stdout
 
     (tmp_path / "mended").touch()
     results = {how: Path(row["run_dir"], "result.json") for how, row in found.items()}

@@ -192,10 +192,13 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
 
 
 def _imported(cfg: DictConfig) -> Command:
-    """What the command needs, left out of Python's searches for garbage, since it stays.
+    """The command, once what it needs is imported.
 
-    Going through the libraries' objects took 2 of a short run's 6 s, most of it at its end.
+    From then on Python's searches for garbage leave out what lives by then, since it stays: going
+    through it took 2 of a short run's 6 s, most of them at the end of the process.
     """
+    if "torch" in sys.modules:  # by a command before this one, whose garbage would stay as well
+        return command_of(cfg)
     gc.disable()
     try:
         return command_of(cfg)

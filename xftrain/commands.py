@@ -46,7 +46,7 @@ def command_of(cfg: DictConfig) -> Command:
 
 @contextmanager
 def _without_scipy_signal() -> Iterator[None]:
-    """Spares the start of a run a second where SciPy is installed, as it is beside Optuna.
+    """Spares the start of a command a second where SciPy is installed, as it is beside Optuna.
 
     torchmetrics, which Lightning imports, loads all of `scipy.signal` to add a name to it that only
     a metric of speech uses. It finds that name here.

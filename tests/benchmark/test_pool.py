@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -28,7 +29,7 @@ def measure(cells: Sequence[Cell], reporter: Reporter) -> None:
             reporter.note(index, found=7)
             os.kill(os.getpid(), signal.SIGSEGV)
         else:
-            reporter.row(index, "ok", pid=os.getpid())
+            reporter.row(index, "ok", pid=os.getpid(), searches_garbage=gc.isenabled())
 
 
 def _job(*what: str) -> Job:
@@ -40,6 +41,7 @@ def test_processes_outlive_sweeps_and_are_replaced_where_they_die(tmp_path: Path
         first = [row for _, row in pool.run([_job("fine")], timeout_s=60)]
         again = [row for _, row in pool.run([_job("fine")], timeout_s=60)]
         assert first[0]["pid"] == again[0]["pid"]
+        assert first[0]["searches_garbage"] and again[0]["searches_garbage"]
 
         os.kill(first[0]["pid"], signal.SIGKILL)  # while it has nothing to do
         time.sleep(0.5)
