@@ -132,6 +132,24 @@ def test_a_run_gets_the_configuration_and_its_folder(command, runner, tmp_path):
     assert (tmp_path / "here" / "xftrain.log").is_file()
 
 
+def test_runs_of_the_same_second_have_folders_of_their_own(command, runner, tmp_path):
+    place = "hydra.run.dir=${xf.new_folder:outputs/now}"
+    for seq in (8, 16, 32):
+        assert command(f"seq={seq}", place).code == 0
+
+    folders = [tmp_path / "outputs" / name for name in ("now", "now-2", "now-3")]
+    assert runner.calls == list(zip((8, 16, 32), folders, strict=True))
+    assert sorted((tmp_path / "outputs").iterdir()) == folders
+
+
+def test_that_is_how_folders_are_named_where_none_is_given(command, runner, tmp_path):
+    assert "dir: ${xf.new_folder:outputs/" in command("--cfg", "hydra").out
+    assert list(tmp_path.iterdir()) == []
+    assert [command("seq=8").code for _ in range(3)] == [0, 0, 0]
+    assert len({folder for _, folder in runner.calls}) == 3
+    assert sorted(folder for _, folder in runner.calls) == sorted(tmp_path.glob("outputs/*/*"))
+
+
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
@@ -139,13 +157,24 @@ def test_a_run_gets_the_configuration_and_its_folder(command, runner, tmp_path):
         ("model.attn=xfomers", "model.attn=xfomers: no such option; choose one of "),
         ("--config-name=trian", "--config-name trian: no such configuration; choose one of "),
         ("--config-dir=nowhere", "Additional config directory '"),
+        (
+            "--config-name=doctor model.attn=naive",
+            "model.attn is not part of the configuration that --config-name chose.",
+        ),
         ("--nope", "unrecognized arguments: --nope; --hydra-help lists the flags."),
         ("--cfg=nope", "argument --cfg/-c: invalid choice: 'nope' (choose from "),
     ],
 )
 def test_what_cannot_be_composed_ends_with_2_and_leaves_nothing(command, tmp_path, typed, sentence):
-    assert one_sentence(command(typed), 2).startswith(sentence)
+    assert one_sentence(command(*typed.split()), 2).startswith(sentence)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", ["completed", "stopped", "failed"])
+def test_a_refusal_leaves_the_result_of_a_run_that_has_ended(command, tmp_path, status):
+    (tmp_path / "result.json").write_text(json.dumps({"status": status}))
+    assert command("seq=-1", "hydra.run.dir=.").code == 2
+    assert (_result(tmp_path)["status"] == status) == (status != "failed")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +184,7 @@ def test_what_cannot_be_composed_ends_with_2_and_leaves_nothing(command, tmp_pat
         ("~model.attn", "model.attn is missing; choose one of "),
         ("model.attn=[naive,sdpa]", "model.attn takes one option, got [naive,sdpa]; "),
         ("+model.attn.nope=1", "model.attn.nope is not a key of model.attn=auto, "),
-        ("data=text", "data.path has no value; it must be a string."),
+        ("data=text", "data.path has no value; set it to a string."),
     ],
 )
 def test_what_the_checks_refuse_ends_with_2_and_says_so_in_the_run_folder(
@@ -331,7 +360,8 @@ def test_a_resumed_sweep_runs_what_failed_and_what_is_missing(command, jobs, tmp
     assert [words[2] for words in jobs] == ["seq=8", "seq=32"]  # not resumed: all of them
     assert again.code == 0  # what an earlier sweep left in the folder is no job of this one
     assert len((tmp_path / "sweep" / "summary.csv").read_text().splitlines()) == 3
-    assert "resume_sweep must be the folder of a sweep" in command("resume_sweep=nowhere").err
+    assert "the folder of a sweep, got 'nowhere'." in command("resume_sweep=nowhere").err
+    assert "the folder of a sweep, got ''." in command("resume_sweep=").err
 
 
 def test_a_resumed_sweep_is_the_same_command(command, jobs, tmp_path):

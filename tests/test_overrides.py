@@ -159,13 +159,15 @@ def test_a_slug_keeps_what_a_person_reads_but_fits_a_file_system():
         ),
         ("model.attn=3", f"model.attn=3: no such option; choose one of {BACKENDS}."),
         ("model=null", "model=null: no such option; choose one of "),
+        ("callbacks=[default,nope]", "callbacks=nope: no such option; choose one of alibi, "),
+        ("logger=[tensorboard,wandb]", "logger=wandb: no such option; choose one of csv, "),
         (
             "~model.attn",
             f"model.attn is missing; choose one of {BACKENDS}, as in model.attn=<option>.",
         ),
         ("model.attn=null", f"model.attn is missing; choose one of {BACKENDS}, "),
         ("~data", "data is missing; choose one of "),
-        ("~model.dim", "model.dim has no value; it must be an integer >= 1."),
+        ("~model.dim", "model.dim has no value; set it to an integer >= 1."),
         (
             "model.attn=[naive,sdpa]",
             "model.attn takes one option, got [naive,sdpa]; to run one job for each, add -m and "
@@ -196,7 +198,7 @@ def test_a_slug_keeps_what_a_person_reads_but_fits_a_file_system():
             "model.dim must be a multiple of model.num_heads, got 128 and 5; with this dim "
             "num_heads can be 1, 2, 4, 8, 16, 32, 64, 128.",
         ),
-        ("data=text", "data.path has no value; it must be a string."),
+        ("data=text", "data.path has no value; set it to a string."),
         ("ckpt=nowhere", "ckpt must be auto or an existing checkpoint file, got 'nowhere'."),
         ("optim.lr=nan", "optim.lr must be a number > 0 and finite, got nan."),
     ],

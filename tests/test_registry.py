@@ -157,7 +157,7 @@ def _refusal(key: str, name: Any, node: dict[str, Any]) -> str:
             {"nope": 1},
             "model.attn.nope is not a key of model.attn=naive, which has none.",
         ),
-        ("data", "text", {"path": "???"}, "data.path has no value; it must be a string."),
+        ("data", "text", {"path": "???"}, "data.path has no value; set it to a string."),
         (
             "model.bias",
             "alibi",

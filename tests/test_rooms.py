@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["completion", "config_tree", "console", "errors", "fields", "files", "markdown"]
     + ["processes", "redaction", "version"],
-    ["signatures"],
+    ["signatures", "records"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer"],
     ["interfaces", "compilation", "memory", "timing"],

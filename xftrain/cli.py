@@ -34,6 +34,7 @@ from xftrain.config_checks import refuse_other_ranks
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.overrides import all_groups, normalise_argv, sentence
 from xftrain.processes import die_with_parent, environment, is_rank, rank, sigterm_raised
+from xftrain.records import of_ended_run
 from xftrain.redaction import hidden
 from xftrain.registry import conf_dir, measures_times
 from xftrain.sweep_checks import SweepChecks
@@ -184,7 +185,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         if is_rank():  # else the others are started here
             refuse_other_ranks(devices)
     except ConfigError as error:
-        if rank() == 0:
+        if rank() == 0 and not of_ended_run(run_dir):
             sweeps.write_end("refused", hidden(str(error)), settings, run_dir)
         raise
     with ranks.started(devices, settings, run_dir):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,6 +27,7 @@ from xftrain import redaction
 from xftrain.config_checks import check_compile, check_files, check_sizes
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
+from xftrain.files import new_folder
 from xftrain.overrides import all_groups, normalise_argv, sentence, slug
 from xftrain.registry import (
     ENTRY_GROUPS,
@@ -90,6 +91,13 @@ class SampleRoot:
     accelerator: Any = "auto"
 
 
+def _new_folder(path: str) -> str:
+    """Made now, since another run may start in the same second."""
+    with suppress(OSError):  # which Hydra meets again, and says
+        return str(new_folder(Path(path)))
+    return path
+
+
 ConfigStore.instance().store(name="root_schema", node=Root)
 ConfigStore.instance().store(name="sample_schema", node=SampleRoot)
 ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
@@ -98,6 +106,7 @@ ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
 OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
+OmegaConf.register_new_resolver("xf.new_folder", _new_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver(
     "xf.unless", lambda condition, value: None if condition else value, replace=True
 )

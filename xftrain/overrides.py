@@ -134,6 +134,8 @@ def _no_such_file(path: str, options: list[str], text: str) -> str:
         said = f"--config-name {path}: no such configuration"
     else:
         said = f"{group.replace('/', '.')}={name}: no such option"
+        if group in all_groups():  # Hydra lists none where several were chosen
+            options = options or [path.stem for path in (conf_dir() / group).glob("*.yaml")]
     if not options:
         return f"{said}; there is no group {group}." if group else f"{said}."
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
@@ -163,6 +165,8 @@ def _no_word(overrides: Iterable[str]) -> str | None:
 
 def _no_such_group(key: str) -> str:
     groups = sorted(_dotted(group) for group in groups_in(conf_dir()))
+    if key in groups:
+        return f"{key} is not part of the configuration that --config-name chose."
     near = difflib.get_close_matches(key, groups, n=1)
     return f"{key} is not a group; " + (
         f"did you mean {near[0]}?" if near else f"choose one of {', '.join(groups)}."

@@ -113,7 +113,7 @@ def check_fields(
         value = values.get(name, field.default)
         if value is REQUIRED or value == "???":
             rule = describe(field.annotation)
-            raise ConfigError(f"{prefix}{name} has no value; it must be {rule}.")
+            raise ConfigError(f"{prefix}{name} has no value; set it to {rule}.")
         given = name in values
         checked[name] = _check_value(f"{prefix}{name}", field.annotation, value) if given else value
     return checked

@@ -18,8 +18,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from xftrain.errors import ConfigError, RunError, Stopped
-from xftrain.files import replace_text
+from xftrain.files import new_folder, replace_bytes, replace_text
 from xftrain.overrides import as_typed
+from xftrain.processes import rank
+from xftrain.records import of_ended_run
 from xftrain.redaction import hidden
 from xftrain.version import __version__, installed
 
@@ -36,8 +38,14 @@ def status_after(error: BaseException) -> str:
 
 
 def folder_of(run_dir: Path | None) -> Path:
-    """The run's folder, relative where it is below the working directory."""
-    run_dir = run_dir or Path("outputs", *datetime.now().strftime("%Y-%m-%d %H-%M-%S").split())
+    """The run's folder, relative where it is below the working directory.
+
+    Where none is given it is named after the time, and made at once: another run may start in the
+    same second.
+    """
+    if run_dir is None:
+        run_dir = Path("outputs", *datetime.now().strftime("%Y-%m-%d %H-%M-%S").split())
+        run_dir = new_folder(run_dir) if rank() == 0 else run_dir
     return run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
 
 
@@ -57,7 +65,8 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
         return
     started = time.perf_counter()
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "result.json").unlink(missing_ok=True)  # of an earlier run in this folder
+    former = of_ended_run(run_dir)
+    (run_dir / "result.json").unlink(missing_ok=True)
     result = empty_result(run_dir)
     failure: BaseException | None = None
     try:
@@ -74,7 +83,11 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
         result["error"] = hidden(_said(failure))
     result["wall_s"] = round(time.perf_counter() - started, 3)
     try:
-        write_result(result, run_dir)
+        if result["status"] == "refused" and former:
+            for path, content in former.items():
+                replace_bytes(path, content)
+        else:
+            write_result(result, run_dir)
     except RunError as unwritten:
         failure = failure or unwritten  # what ended the run matters more
     if failure is not None:

@@ -271,6 +271,8 @@ def _say_what_is_trained(
     )
     log.info("model: %s parameters, %s", f"{num_params:,}", chosen)
     log.info("batch: %d x %d tokens on %s, %s", rows, positions, device.type, precision)
+    if (devices := options["trainer"]["devices"]) > 1:
+        log.info("devices: %d, each with such a batch in each step", devices)
     log.debug("%s", model)
     if overfit_batches := options["trainer"]["overfit_batches"]:
         log.info("overfitting: training batches, validated on as well: %d", overfit_batches)

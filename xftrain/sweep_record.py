@@ -64,11 +64,12 @@ def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
     named = [override for override in overrides if override.startswith(f"{RESUME}=")]
     if not named:
         return list(overrides)
-    folder = Path(named[-1].partition("=")[2]).expanduser()
+    typed = named[-1].partition("=")[2]
+    folder = Path(typed).expanduser()
     others = [override for override in overrides if not override.startswith(f"{RESUME}=")]
     record = read_json(folder / _RECORD)
     if record is None:
-        raise ConfigError(f"{RESUME} must be the folder of a sweep, got {str(folder)!r}.")
+        raise ConfigError(f"{RESUME} must be the folder of a sweep, got {typed!r}.")
     arguments = ["--multirun", *others]
     if not has_flags and all(_key(override).startswith("hydra.") for override in others):
         command = _trusted(record)

@@ -216,6 +216,27 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, good, override, diff
     assert said.endswith("; set model as in its run's config.yaml.")
 
 
+def test_a_run_folder_in_place_of_a_checkpoint_is_refused_with_the_checkpoint(tmp_path, good):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(good)
+    with pytest.raises(ConfigError, match=r"did you mean .*checkpoints/last\.ckpt\?$"):
+        run(tmp_path / "run", f"ckpt={tmp_path}")
+
+
+def test_a_refusal_leaves_what_the_run_before_it_says_of_itself(tmp_path):
+    run(tmp_path)
+    records = [tmp_path / name for name in ("result.json", "config.yaml")]
+    before = [record.read_bytes() for record in records]
+    with pytest.raises(ConfigError, match="set model as in its run's config"):
+        run(tmp_path, "model.ffn=gelu", "ckpt=auto")
+    assert [record.read_bytes() for record in records] == before
+    run(tmp_path, "ckpt=auto", "max_steps=5")
+    assert [record.read_bytes() == old for record, old in zip(records, before, strict=True)] == [
+        False,
+        False,
+    ]
+
+
 # ---- writing
 
 

@@ -54,6 +54,8 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert names >= {"config.yaml", "metrics.csv", "result.json", "checkpoints"}
     saved = {path.name for path in (run_dir / "checkpoints").iterdir()}
     assert saved == {"last.ckpt", "best.ckpt", "weights.safetensors"}
+    modes = {path.stat().st_mode for path in (run_dir / "checkpoints").iterdir()}
+    assert len(modes) == 1  # who may read one of them may read all
     # the configuration is complete: it gives the same run again
     assert validate(OmegaConf.load(run_dir / "config.yaml")) == validate(
         small("model.attn=sdpa", "tags=[one]")

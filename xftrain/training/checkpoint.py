@@ -114,6 +114,9 @@ def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             save_file(once, partial, {"format": "pt"})
+            partial.chmod(
+                path.parent.stat().st_mode & 0o666
+            )  # safetensors lets its owner alone read
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"the weights {path} could not be written ({first_line(error)}): free space on its "
