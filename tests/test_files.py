@@ -20,4 +20,7 @@ def test_each_of_many_at_once_gets_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
-        new_folder(tmp_path / "file" / "now")
+        new_folder(tmp_path / "file" / "2026" / "now")
+    (tmp_path / "outputs").symlink_to(tmp_path / "a disk that is not mounted")
+    with pytest.raises(FileExistsError):
+        new_folder(tmp_path / "outputs" / "2026" / "now")

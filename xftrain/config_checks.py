@@ -76,8 +76,8 @@ def check_files(options: dict[str, Any]) -> None:
     if ckpt not in (None, "auto"):
         path = expanded("ckpt", ckpt)
         if not path.is_file():
-            last = Path(ckpt, "checkpoints", "last.ckpt")
-            near = f"; did you mean {last}?" if (path / "checkpoints/last.ckpt").is_file() else "."
+            last = path / "checkpoints" / "last.ckpt"
+            near = f"; did you mean {last}?" if last.is_file() else "."
             raise ConfigError(
                 f"ckpt must be auto or an existing checkpoint file, got {ckpt!r}{near}"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -37,12 +36,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def new_folder(path: Path) -> Path:
     """Makes a folder that nothing else has made; `-2` and so on after its name tell it apart."""
-    for number in itertools.count(1):
-        place = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        with suppress(FileExistsError):
-            place.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place, number = path, 1
+    while True:
+        try:
+            place.mkdir()
             return place
-    raise AssertionError
+        except FileExistsError:
+            number += 1
+            place = path.with_name(f"{path.name}-{number}")
 
 
 def sync(path: Path) -> None:

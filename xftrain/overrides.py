@@ -134,7 +134,7 @@ def _no_such_file(path: str, options: list[str], text: str) -> str:
         said = f"--config-name {path}: no such configuration"
     else:
         said = f"{group.replace('/', '.')}={name}: no such option"
-        if group in all_groups():  # Hydra lists none where several were chosen
+        if group in all_groups():  # Hydra may list none, as of a list
             options = options or [path.stem for path in (conf_dir() / group).glob("*.yaml")]
     if not options:
         return f"{said}; there is no group {group}." if group else f"{said}."
@@ -158,8 +158,7 @@ def _no_word(overrides: Iterable[str]) -> str | None:
     for override in overrides:
         group, _, value = override.lstrip("+").partition("=")
         if group in all_groups() and not isinstance(yaml.safe_load(value), str | list):
-            options = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
-            return _no_such_file(f"{group}/{value}", options, "")
+            return _no_such_file(f"{group}/{value}", [], "")
     return None
 
 

@@ -88,7 +88,7 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
                 replace_bytes(path, content)
         else:
             write_result(result, run_dir)
-    except RunError as unwritten:
+    except (RunError, OSError) as unwritten:
         failure = failure or unwritten  # what ended the run matters more
     if failure is not None:
         raise failure

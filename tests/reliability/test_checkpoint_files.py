@@ -231,10 +231,7 @@ def test_a_refusal_leaves_what_the_run_before_it_says_of_itself(tmp_path):
         run(tmp_path, "model.ffn=gelu", "ckpt=auto")
     assert [record.read_bytes() for record in records] == before
     run(tmp_path, "ckpt=auto", "max_steps=5")
-    assert [record.read_bytes() == old for record, old in zip(records, before, strict=True)] == [
-        False,
-        False,
-    ]
+    assert all(record.read_bytes() != old for record, old in zip(records, before, strict=True))
 
 
 # ---- writing

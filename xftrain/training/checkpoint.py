@@ -114,9 +114,8 @@ def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             save_file(once, partial, {"format": "pt"})
-            partial.chmod(
-                path.parent.stat().st_mode & 0o666
-            )  # safetensors lets its owner alone read
+            # safetensors lets the file's owner alone read it
+            partial.chmod(path.parent.stat().st_mode & 0o666)
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"the weights {path} could not be written ({first_line(error)}): free space on its "
