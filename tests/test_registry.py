@@ -28,7 +28,7 @@ from xftrain.signatures import REQUIRED, fields_of, option_class, source_of
 OPTIONS = [(group, name) for group in PACKAGES for name in names(group)]
 
 # Modules of an option package whose class has the file's name but is no choice of the user's.
-HELPERS = {"data": {"bigram", "token_cache", "tokenizer"}}
+HELPERS = {"data": {"bigram", "skipped", "token_cache", "token_stream", "tokenizer"}}
 
 
 def _yaml(group: str, name: str) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from xftrain.errors import ConfigError
+from xftrain.files import expanded
 from xftrain.processes import is_rank
 
 
@@ -82,18 +82,6 @@ def check_files(options: dict[str, Any]) -> None:
                 f"ckpt must be auto or an existing checkpoint file, got {ckpt!r}{near}"
             )
         options["ckpt"] = str(path)
-
-
-def expanded(key: str, path: str) -> Path:
-    """The path with a `~` at its beginning replaced.
-
-    Raises:
-        ConfigError: there is no such home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{key} names a home folder that is not there, got {path!r}.") from error
 
 
 def refuse_other_ranks(devices: int) -> None:

@@ -65,6 +65,25 @@ def read_plain(path: Path, max_bytes: int) -> bytes:
     return content
 
 
+def expanded(key: str, path: str) -> Path:
+    """The path with a `~` or `~user` at its beginning replaced by that home folder.
+
+    Args:
+        key: the override or variable that holds the path, for the message.
+        path: where no home folder is known, Python itself would make one named `~`.
+
+    Raises:
+        ConfigError: there is no such home folder.
+    """
+    name = path.partition("/")[0]
+    if name.startswith("~"):
+        # a NUL in a user's name is an error of its own
+        home = os.path.expanduser(name) if "\0" not in name else ""
+        if not os.path.isabs(home) or (name == "~" and os.environ.get("HOME") == ""):
+            raise ConfigError(f"{key} names a home folder that is not there, got {path!r}.")
+    return Path(os.path.expanduser(path))
+
+
 def refuse_links(folder: Path, key: str) -> None:
     """Refuse a folder with a link that leads out of it, before anything writes there.
 
@@ -144,10 +163,10 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
     replace_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, max_bytes: int = _JSON_BYTES) -> dict[str, Any] | None:
     """The mapping that the file holds; None where there is none, or half of one."""
     try:
-        found = json.loads(read_plain(path, _JSON_BYTES).decode("utf-8"))
+        found = json.loads(read_plain(path, max_bytes).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -300,19 +300,58 @@ class Loss(Protocol):
         ...
 
 
+class Vocabulary(Protocol):
+    """What tokens stand for, apart from the data; a checkpoint needs no more to be sampled from.
+
+    Those of `xftrain/data/vocabulary.py` and `tokenizer.py` are rebuilt from a checkpoint by their
+    `kind`. One of your own trains and is compared on resume, but cannot be sampled from.
+
+    Attributes:
+        kind: `integers`, `bytes` or `bpe`.
+        vocab_size: V; every token is below it.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a prompt.
+
+        Raises:
+            ConfigError: the text cannot be written in this vocabulary.
+        """
+        ...
+
+    def decode(self, tokens: list[int]) -> str:
+        """Tokens as text for a person."""
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of the content: equal for equal meanings of all tokens, on any machine."""
+        ...
+
+
 class DataSource(Protocol):
     """Where batches come from (`conf/data/`).
 
     Every batch is a pure function of (seed, split, step, rank): nothing to save, nothing to lose.
     Constructor: `(seq, batch_size, seed, world_size, *, <options>)`.
 
+    A class of your own may leave out `vocabulary` and `digest`. Then its checkpoints cannot be
+    sampled from, and a resumed run cannot tell whether its data has changed.
+
     Attributes:
         vocab_size: V; every token is below it.
+        vocabulary: what the tokens stand for.
         num_val_batches: how many validation batches there are.
         stop_at_accuracy: validation accuracy at which the task counts as solved, or None.
     """
 
     vocab_size: int
+    vocabulary: Vocabulary
     num_val_batches: int
     stop_at_accuracy: float | None
 
@@ -324,11 +363,11 @@ class DataSource(Protocol):
         """Tokens as text for a person."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """What a person types as tokens; a prompt, of `--config-name sample` alone.
+    def digest(self) -> str:
+        """SHA-256 of all content that batches are made of, but for seed, sizes and ranks.
 
-        Raises:
-            ConfigError: it is none of this data.
+        A resumed run compares it: another place or another time of the same content does not
+        change it, one other byte does.
         """
         ...
 

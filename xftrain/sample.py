@@ -12,9 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from xftrain import builder, config
-from xftrain.config_checks import expanded
 from xftrain.errors import ConfigError
-from xftrain.files import replace_text
+from xftrain.files import expanded, replace_text
 from xftrain.generate import first_prompt, generate, room_after
 from xftrain.interfaces import DataSource
 from xftrain.memory import peak_memory_mib, reset_peak_memory

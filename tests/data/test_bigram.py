@@ -64,7 +64,7 @@ def test_bits_of_bytes_are_those_of_the_definition(training, scored):
 @given(documents, documents)
 def test_bpe_tokens_cost_what_their_bytes_cost(training, scored):
     bpe = Bpe.train([text.encode() for text in training * 3], vocab_size=300)
-    tokens = np.concatenate(list(bpe.encode(pieces_of(scored, 20)))).astype(np.int64)
+    tokens = np.concatenate(list(bpe.encode_pieces(pieces_of(scored, 20)))).astype(np.int64)
     model = Bigram(count(training), bpe.spellings)
     expected = sum(plain_bits(training, symbols_of(scored)))
     assert model.bits(tokens[:-1], tokens[1:]) == pytest.approx(expected)

@@ -220,7 +220,7 @@ def test_label_bytes_leave_out_separators_and_ignored_labels(text):
     labels = torch.tensor([[97, SEPARATOR, IGNORED_LABEL], [0, 255, IGNORED_LABEL]])
     assert text().num_label_bytes(labels) == 3
     bpe = text(tokenizer="bpe")
-    (encoded,) = bpe._cache.tokenizer.encode([WORDS.encode()])
+    (encoded,) = bpe._cache.tokenizer.encode_pieces([WORDS.encode()])
     labels = torch.tensor([*encoded.tolist(), bpe.vocab_size - 1, IGNORED_LABEL])[None]
     assert len(encoded) < len(WORDS)
     assert bpe.num_label_bytes(labels) == len(WORDS.encode())
@@ -230,7 +230,7 @@ def test_label_bytes_leave_out_separators_and_ignored_labels(text):
 def test_decode_shows_text_separators_and_tokens_past_the_vocabulary(text, tokenizer):
     data = text(tokenizer=tokenizer)
     pieces = [b"", "naïve 漢字".encode(), b""]
-    tokens = np.concatenate(list(data._cache.tokenizer.encode(pieces))).tolist()
+    tokens = np.concatenate(list(data._cache.tokenizer.encode_pieces(pieces))).tolist()
     assert data.decode(tokens) == "<|end|>naïve 漢字<|end|>"
     assert data.decode(tokens[:-2]).startswith("<|end|>naïve")
     # a model's vocabulary is rounded up to a multiple of 64 and may draw these

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xftrain.data import token_cache
+from xftrain.data import cache_folder, token_cache
 from xftrain.data.token_cache import prepare
 from xftrain.data.token_files import dtype_of
 from xftrain.data.tokenizer import Bytes
@@ -154,6 +154,13 @@ DAMAGES = {
 }
 
 
+def contents_of(folder):
+    """All files but meta.json, which has times."""
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "meta.json"
+    }
+
+
 def edit(path, old, new):
     content = path.read_bytes()
     assert old in content
@@ -168,12 +175,26 @@ def flip_last_byte(path):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_token_files_are_made_again(folder, cache_dir, damage, caplog):
     first = prepare(str(folder), tokenizer="bpe", cache_dir=str(cache_dir))
-    sound = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    sound = contents_of(first.folder)
     DAMAGES[damage](first.folder)
     again = prepare(str(folder), tokenizer="bpe", cache_dir=str(cache_dir))
     assert again.folder == first.folder
-    assert {path.name: path.read_bytes() for path in again.folder.iterdir()} == sound
+    assert contents_of(again.folder) == sound and again.digest == first.digest
     assert caplog.text.count("is damaged and is made again") == 1
+
+
+def reseal(folder, **changes):
+    """Makes all checksums right again, as whoever fills a cache folder can."""
+    meta = json.loads((folder / "meta.json").read_text())["meta"]
+    for name in meta["sha256"]:
+        meta["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    for split in ("train", "val"):
+        tokens = folder / f"{split}.bin"
+        meta[split]["sha256"] = hashlib.sha256(tokens.read_bytes()).hexdigest()
+        meta["mtime_ns"][split] = tokens.stat().st_mtime_ns
+    meta |= changes
+    sealed = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    (folder / "meta.json").write_text(json.dumps({"meta": meta, "sha256": sealed}))
 
 
 class Trap:
@@ -189,12 +210,7 @@ def test_nothing_in_the_cache_is_unpickled(folder, cache_dir, tmp_path):
     first = prepare(str(folder), cache_dir=str(cache_dir))
     target = first.folder / "bigram.npy"
     np.save(target, np.array([Trap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
-    sealed = json.loads((first.folder / "meta.json").read_text())
-    sealed["meta"]["sizes"]["bigram.npy"] = target.stat().st_size
-    sealed["meta"]["sha256"]["bigram.npy"] = hashlib.sha256(target.read_bytes()).hexdigest()
-    canonical = json.dumps(sealed["meta"], sort_keys=True).encode()
-    sealed["sha256"] = hashlib.sha256(canonical).hexdigest()
-    (first.folder / "meta.json").write_text(json.dumps(sealed))
+    reseal(first.folder)
     again = prepare(str(folder), cache_dir=str(cache_dir))
     assert not (tmp_path / "sprung").exists()
     assert again.bigram_counts.shape == (257, 257)  # made again
@@ -247,7 +263,7 @@ def test_without_file_locks_the_first_to_finish_wins(folder, cache_dir, monkeypa
     def no_locks(*_):
         raise OSError("no locks available")
 
-    monkeypatch.setattr(token_cache.fcntl, "flock", no_locks)
+    monkeypatch.setattr(cache_folder.fcntl, "flock", no_locks)
     write = token_cache.write_token_files
 
     def beaten(*arguments):

@@ -11,14 +11,14 @@ WORDS = "the cat sat on the mat and the dog sat on the log, naïve façade 漢�
 def test_tokenizers_lose_nothing(texts):
     bpe = Bpe.train([text.encode() for text in [WORDS, *texts]], vocab_size=280)
     for tokenizer in (Bytes(), bpe, Bpe.from_json(bpe.to_json())):
-        encoded = list(tokenizer.encode(text.encode() for text in texts))
+        encoded = list(tokenizer.encode_pieces(text.encode() for text in texts))
         spelled = [b"".join(tokenizer.spellings[t] for t in tokens) for tokens in encoded]
         assert spelled == [text.encode() for text in texts]
 
 
 def test_no_text_spells_the_separator():
     bpe = Bpe.train([b"<|end|> <|end|> <|end|>"] * 9, vocab_size=300)
-    (tokens,) = bpe.encode([b"<|end|> and <|end|>"])
+    (tokens,) = bpe.encode_pieces([b"<|end|> and <|end|>"])
     assert bpe.separator not in tokens and bpe.decode(tokens.tolist()) == "<|end|> and <|end|>"
 
 

@@ -1,33 +1,46 @@
 """A file or a folder of text: which files, which of them are held out, and their bytes in pieces.
 
 A file is text if it has no NUL byte in its first 8 KiB and is valid UTF-8 throughout. Hidden files
-and folders and `__pycache__` are passed over, links are followed, and nothing is read twice: a
-second name of the same file could put held-out text into the training files.
+and folders and `__pycache__` are passed over, and nothing is read twice: a second name of the same
+file could put held-out text into the training files. Links are followed inside the folder, and out
+of it if that is asked for: in a folder from somebody else they could lead to private files.
 """
 
 from __future__ import annotations
 
 import codecs
 import hashlib
+import logging
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from xftrain.data.run_outputs import is_output_folder, outputs_of_this_process
+from xftrain.data.skipped import Skipped
 from xftrain.errors import ConfigError, RunError
+from xftrain.files import open_plain
 from xftrain.interfaces import Split
+from xftrain.printable import one_line
+
+log = logging.getLogger(__name__)
 
 PIECE_BYTES = 64 << 10
-_RUN_FOLDER = ".hydra"  # what the folder of a run holds
 _HEAD_BYTES = 8 << 10
 _BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A non-empty, readable, regular file; `name` is its path below the folder, with slashes."""
+    """A non-empty, readable, regular file.
+
+    Attributes:
+        name: its path below the folder, with slashes.
+        path: where it is; no part of it is a link below the folder.
+        size: in bytes.
+        mtime_ns: when it was last changed.
+    """
 
     name: str
     path: Path
@@ -44,58 +57,69 @@ class Document:
     end: int
 
 
-def list_files(root: Path, *, leave_out: Path) -> tuple[list[SourceFile], Counter[str]]:
-    """Every file that may be text, by name, and how many were skipped for which reason.
+def list_files(
+    root: Path, *, leave_out: Path, follow_links: bool = False
+) -> tuple[list[SourceFile], Skipped]:
+    """Every file that may be text, by name, and what was skipped for which reason.
 
     Args:
         root: a file or a folder.
         leave_out: a folder that is not entered (the token cache may lie inside the corpus).
+        follow_links: whether links that lead out of the folder are followed.
 
     Raises:
         ConfigError: `root` is no readable file or folder, or an empty file.
     """
     status = _status(root)
+    skipped = Skipped()
+    top = Path(os.path.realpath(root))
     if stat.S_ISREG(status.st_mode):
-        return [SourceFile(root.name, root, status.st_size, status.st_mtime_ns)], Counter()
+        return [SourceFile(root.name, top, status.st_size, status.st_mtime_ns)], skipped
 
     files: list[SourceFile] = []
-    skipped: Counter[str] = Counter()
     seen = {_identity(status)}
-    left_out = _identity(leave_out.stat()) if leave_out.exists() else None
-    folders = [root]
+    left_out = {_identity(leave_out.stat())} if leave_out.exists() else set()
+    own_outputs = outputs_of_this_process()
+    folders = [("", top)]
     while folders:
-        folder = folders.pop()
+        prefix, folder = folders.pop()
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
-            skipped["unreadable"] += 1
+            skipped.add("unreadable", prefix or ".")
             continue
-        if any(entry.name == _RUN_FOLDER for entry in entries):
-            skipped["run folder"] += 1  # logs and configurations of our own are no corpus
+        if is_output_folder(folder, [entry.name for entry in entries]):
+            skipped.add("run folder", prefix or ".")
             continue
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__pycache__":
                 continue
-            path = folder / entry.name
+            name, path = prefix + entry.name, folder / entry.name
+            if entry.is_symlink():
+                path = Path(os.path.realpath(path))
+                if not follow_links and not path.is_relative_to(top):
+                    skipped.add("outside", name)
+                    continue
             try:
                 status = entry.stat()
             except OSError:  # a link to nowhere, or one that goes round in a circle
-                skipped["unreadable"] += 1
+                skipped.add("unreadable", name)
                 continue
-            if _identity(status) == left_out:
+            if _identity(status) in left_out:
                 continue
             if _identity(status) in seen:
-                skipped["repeated"] += 1
+                skipped.add("repeated", name)
             elif stat.S_ISDIR(status.st_mode):
-                folders.append(path)
+                folders.append((f"{name}/", path))
             elif not stat.S_ISREG(status.st_mode):
-                skipped["special"] += 1
+                skipped.add("special", name)
+            elif _identity(status) in own_outputs:
+                skipped.add("run output", name)
             elif not status.st_size:
-                skipped["empty"] += 1
+                skipped.add("empty", name)
             elif not os.access(path, os.R_OK):
-                skipped["unreadable"] += 1
+                skipped.add("unreadable", name)
             else:
-                name = path.relative_to(root).as_posix()
                 files.append(SourceFile(name, path, status.st_size, status.st_mtime_ns))
             seen.add(_identity(status))
     return sorted(files, key=lambda file: file.name), skipped
@@ -105,7 +129,7 @@ def is_text(path: Path) -> bool:
     """Whether the file has no NUL byte in its first 8 KiB and is valid UTF-8 throughout."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             block = file.read(_BLOCK_BYTES)
             if b"\0" in block[:_HEAD_BYTES]:
                 return False
@@ -123,7 +147,10 @@ def is_text(path: Path) -> bool:
 def split_documents(files: list[SourceFile], val_fraction: float) -> dict[Split, list[Document]]:
     """Whole files held out by a hash of their names, or the end of the only file.
 
-    A file keeps its side when others come or go. At least one file is held out, and never all.
+    A file is held out if its hash is below the fraction, whatever other files there are, so it
+    keeps its side when others come or go. No such rule always leaves text for both sides. So where
+    no hash is below the fraction, the file with the lowest one is held out, and where all are, the
+    file with the highest one is trained on; that file alone may change sides later.
     """
     if len(files) == 1:
         (file,) = files
@@ -134,6 +161,13 @@ def split_documents(files: list[SourceFile], val_fraction: float) -> dict[Split,
         }
     by_share = sorted(files, key=lambda file: _share(file.name))
     num_below = sum(_share(file.name) < val_fraction for file in files)
+    if num_below == 0:
+        log.info(
+            "data.val_fraction: no file's hash is below %g, so the lowest is held out, %s; it goes "
+            "to the training files once a file with a lower one is there",
+            val_fraction,
+            one_line(by_share[0].name),
+        )
     held_out = set(by_share[: min(max(num_below, 1), len(files) - 1)])
     documents: dict[Split, list[Document]] = {"train": [], "val": []}
     for file in files:
@@ -151,7 +185,7 @@ def read_pieces(document: Document) -> Iterator[bytes]:
     rest = b""
     missing = document.end - document.begin
     try:
-        with open(document.path, "rb") as file:
+        with open_plain(document.path) as file:
             file.seek(document.begin)
             while missing:
                 block = file.read(min(missing, PIECE_BYTES))
@@ -210,7 +244,7 @@ def _share(name: str) -> float:
 
 def _character_boundary(path: Path, position: int) -> int:
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             file.seek(position)
             following = file.read(4)
     except OSError as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from xftrain.data.seeding import generator
-from xftrain.errors import ConfigError
+from xftrain.data.vocabulary import Integers
 from xftrain.fields import Fraction, PositiveInt, VocabSize
 from xftrain.interfaces import Batch, Split, positions_of
 
@@ -38,6 +40,7 @@ class Counting:
     ) -> None:
         self.seq, self.batch_size, self.seed = seq, batch_size, seed
         self.vocab_size, self.num_val_batches = vocab_size, num_val_batches
+        self.vocabulary = Integers(vocab_size)
         self.stop_at_accuracy = stop_at_accuracy
 
     def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
@@ -53,17 +56,12 @@ class Counting:
 
     def decode(self, tokens: list[int]) -> str:
         """The numbers, with blanks between them."""
-        return " ".join(str(token) for token in tokens)
+        return self.vocabulary.decode(tokens)
 
-    def encode(self, text: str) -> list[int]:
-        """Numbers with blanks between them."""
-        words = text.split()
-        if any(not word.isascii() or not word.isdigit() for word in words):
-            raise ConfigError(f"prompt must be numbers with blanks between them, got {text!r}.")
-        tokens = [int(word) for word in words]
-        if large := [token for token in tokens if token >= self.vocab_size]:
-            raise ConfigError(f"prompt must have numbers below {self.vocab_size}, got {large[0]}.")
-        return tokens
+    def digest(self) -> str:
+        """SHA-256 of the rule: there is no content but the numbers."""
+        rule = f"{type(self).__name__} below {self.vocab_size}"
+        return hashlib.sha256(rule.encode()).hexdigest()
 
     def num_label_bytes(self, labels_BM: Tensor) -> int | None:
         """None: numbers are no text."""

@@ -46,12 +46,14 @@ class Text:
         vocab_size: null is 257 for bytes and 8192 for bpe, the document separator included.
         packing: whether rows are packed.
         val_fraction: share of the files held out; of the bytes where there is one file.
+        follow_links: whether links that lead out of the folder are followed.
         num_val_batches: at most; fewer where the held-out text has no more.
-        cache_dir: of token files and vocabularies; null is ~/.cache/xftrain.
+        cache_dir: of token files and vocabularies, each user's own; null is ~/.cache/xftrain.
 
     Raises:
         ConfigError: there is no text, or too little, or the options do not fit each other.
-        RunError: a file changed or the disk filled up while the token files were made.
+        RunError: a file changed or the disk filled up while the token files were made, or these
+            are damaged.
     """
 
     stop_at_accuracy: float | None = None
@@ -68,6 +70,7 @@ class Text:
         vocab_size: VocabSize | None = None,
         packing: bool = False,
         val_fraction: Probability = 0.1,
+        follow_links: bool = False,
         num_val_batches: PositiveInt = 8,
         cache_dir: str | None = None,
     ) -> None:
@@ -76,6 +79,7 @@ class Text:
             tokenizer=tokenizer,
             vocab_size=vocab_size,
             val_fraction=val_fraction,
+            follow_links=follow_links,
             cache_dir=cache_dir,
         )
         _check_sizes(cache, seq, path)
@@ -93,7 +97,8 @@ class Text:
         self._val_layout = Layout.of(starts[order], lengths[order])
         num_available = -(-self._val_layout.num_tokens // self._batch_tokens)
         self.num_val_batches = min(num_val_batches, num_available)
-        self.vocab_size = cache.tokenizer.vocab_size
+        self.vocabulary = cache.tokenizer
+        self.vocab_size = self.vocabulary.vocab_size
         self._bytes_of_token = torch.tensor([len(s) for s in cache.tokenizer.spellings])
 
     def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
@@ -119,6 +124,8 @@ class Text:
         stream = self._cache.streams[split].tokens
         shape_BM = (1, positions.size) if self._packing else (starts.size, self._seq)
         tokens, labels = stream[positions].astype(np.int64), stream[positions + 1].astype(np.int64)
+        if max(tokens.max(), labels.max()) >= self.vocab_size:  # an embedding would read elsewhere
+            raise self._cache.is_damaged()
         return Batch(
             tokens_BM=torch.from_numpy(tokens).view(shape_BM),
             labels_BM=torch.from_numpy(labels).view(shape_BM),
@@ -128,12 +135,11 @@ class Text:
 
     def decode(self, tokens: list[int]) -> str:
         """Text for a person; the separator shows as `<|end|>`, bytes that are no text as U+FFFD."""
-        return self._cache.tokenizer.decode(tokens)
+        return self.vocabulary.decode(tokens)
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text."""
-        (tokens,) = self._cache.tokenizer.encode([text.encode()])
-        return [int(token) for token in tokens]
+    def digest(self) -> str:
+        """SHA-256 of the tokens of both splits and of the vocabulary."""
+        return self._cache.digest
 
     def num_label_bytes(self, labels_BM: Tensor) -> int:
         """Bytes that the labels spell; the separator and ignored labels spell none."""

@@ -2,20 +2,18 @@
 
 The folder of a corpus is named by a hash of all that its content depends on. It is made under
 another name and renamed when complete, so a killed preparation leaves nothing that looks finished.
+It belongs to one user and can be read by that user alone, as the corpus may be private: in a cache
+folder that several share, nobody trains on what another has left there.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 import secrets
 import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,26 +21,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xftrain.data.cache_folder import alone, cache_folder, is_own_folder
 from xftrain.data.corpus import SourceFile, changed, is_text, list_files, split_documents
-from xftrain.data.token_files import (
-    SPLITS,
-    TokenizerName,
+from xftrain.data.skipped import NUM_NAMED, Skipped
+from xftrain.data.token_files import SPLITS, TokenizerName, seal, write_token_files
+from xftrain.data.token_stream import (
+    Meta,
     TokenStream,
-    dtype_of,
+    open_stream,
+    read_bigram_counts,
+    read_meta,
     read_tokenizer,
-    seal,
-    unseal,
-    write_token_files,
 )
 from xftrain.data.tokenizer import NUM_BYTES_VOCAB, Tokenizer
 from xftrain.errors import ConfigError, RunError
-from xftrain.files import sync
+from xftrain.files import expanded, sync
 from xftrain.interfaces import Split
 
 log = logging.getLogger(__name__)
 
 _BPE_VOCAB = 8192
-_FORMAT = 1  # raise it when the same files would give another content
+_FORMAT = 2  # raise it when the same files would give another content
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class TokenCache:
         streams: the tokens of the two splits.
         bigram_counts: byte-bigram counts of the training text.
         summary: files, skipped files and tokens, for a person.
+        digest: SHA-256 of the tokens of both splits and of the vocabulary.
     """
 
     folder: Path
@@ -62,6 +62,14 @@ class TokenCache:
     streams: dict[Split, TokenStream]
     bigram_counts: npt.NDArray[np.int64]
     summary: str
+    digest: str
+
+    def is_damaged(self) -> RunError:
+        """What to raise where a batch has tokens that cannot be."""
+        return RunError(
+            f"data.cache_dir: the token files in {str(self.folder)!r} are damaged: a token is "
+            "outside the vocabulary; delete that folder, and they are made again."
+        )
 
 
 def prepare(
@@ -70,6 +78,7 @@ def prepare(
     tokenizer: TokenizerName = "bytes",
     vocab_size: int | None = None,
     val_fraction: float = 0.1,
+    follow_links: bool = False,
     cache_dir: str | None = None,
 ) -> TokenCache:
     """Opens the token files of a corpus, making them first where that is due.
@@ -79,6 +88,7 @@ def prepare(
         tokenizer: bytes, or a BPE trained on the training files.
         vocab_size: None is 257 for bytes and 8192 for a BPE.
         val_fraction: share of the files held out; of the bytes where there is one file.
+        follow_links: whether links that lead out of the folder are followed.
         cache_dir: None is `xftrain` under `$XDG_CACHE_HOME`, else under `~/.cache`.
 
     Raises:
@@ -95,23 +105,25 @@ def prepare(
         raise ConfigError(
             "data.path must name a file or folder of text, got ''; for this folder write ."
         )
-    root = Path(os.path.abspath(os.path.expanduser(path)))
-    cache = _cache_folder(cache_dir)
-    files, skipped = list_files(root, leave_out=cache)
-    key = _key(root, files, tokenizer, vocab_size, val_fraction)
+    root = Path(os.path.abspath(expanded("data.path", path)))
+    cache = cache_folder(cache_dir)
+    files, skipped = list_files(root, leave_out=cache, follow_links=follow_links)
+    settings = (tokenizer, vocab_size, val_fraction, follow_links)
+    key = _key(root, files, settings)
     folder = cache / key
-    opened = _open(folder, tokenizer, skipped)
+    opened = _open(folder, tokenizer, files, skipped)
     if opened is None:
-        with _alone(cache / f".{key}.lock") as alone:
-            opened = _open(folder, tokenizer, skipped)  # another process may have made it meanwhile
+        with alone(cache / f".{key}.lock") as is_alone:
+            # another process may have made it meanwhile
+            opened = _open(folder, tokenizer, files, skipped)
             if opened is None:
                 if folder.exists():
                     log.warning("data.path: %s is damaged and is made again", folder)
-                leftovers = cache.glob(f".{key}-*") if alone else ()
+                leftovers = cache.glob(f".{key}-*") if is_alone else ()
                 for leftover in [folder, *leftovers]:
                     shutil.rmtree(leftover, ignore_errors=True)
                 _make(folder, root, files, skipped, tokenizer, vocab_size, val_fraction)
-                opened = _open(folder, tokenizer, skipped)
+                opened = _open(folder, tokenizer, files, skipped)
     if opened is None:
         raise RunError(
             f"data.cache_dir: what was written to {str(folder)!r} does not read back; "
@@ -138,75 +150,43 @@ def _checked_vocab_size(tokenizer: TokenizerName, vocab_size: int | None) -> int
     return vocab_size or _BPE_VOCAB
 
 
-def _cache_folder(cache_dir: str | None) -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(os.path.abspath(os.path.expanduser(cache_dir or f"{home}/xftrain")))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"data.cache_dir must be a folder or a place to make one, got {str(folder)!r} "
-            f"({error.strerror}); choose another."
-        ) from error
-    return folder
-
-
-def _key(root: Path, files: list[SourceFile], *settings: Any) -> str:
+def _key(root: Path, files: list[SourceFile], settings: Any) -> str:
+    """The name of the folder: of one user's, since nobody trusts the token files of others."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((_FORMAT, os.fsencode(root), settings)).encode())
+    digest.update(repr((_FORMAT, os.geteuid(), os.fsencode(root), settings)).encode())
     for file in files:
         digest.update(repr((os.fsencode(file.name), file.size, file.mtime_ns)).encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """One process at a time; false where the file system has no locks and nobody waits."""
-    try:
-        file = open(path, "w")
-    except OSError as error:
-        raise ConfigError(
-            f"data.cache_dir must be a folder that this user may write, got {str(path.parent)!r} "
-            f"({error.strerror}); choose another."
-        ) from error
-    with file:
-        alone = True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("data.path: waiting for another process that prepares the same text")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            alone = False
-        yield alone
 
 
 def _make(
     folder: Path,
     root: Path,
     files: list[SourceFile],
-    skipped: Counter[str],
+    skipped: Skipped,
     tokenizer: TokenizerName,
     vocab_size: int,
     val_fraction: float,
 ) -> None:
     log.info("data.path: preparing %d files of %s", len(files), root)
     began = time.monotonic()
-    texts = [file for file in files if is_text(file.path)]
-    skipped = skipped + Counter(binary=len(files) - len(texts))
+    are_text = [is_text(file.path) for file in files]
+    texts = [file for file, is_one in zip(files, are_text, strict=True) if is_one]
+    binary = [file.name for file, is_one in zip(files, are_text, strict=True) if not is_one]
     if not texts:
+        skipped.extend("binary", len(binary), binary)
         raise ConfigError(
             "data.path must hold text (valid UTF-8, no NUL byte in the first 8 KiB), got "
-            f"{str(root)!r} with none (skipped {_counted(skipped)}); give a file or folder of text."
+            f"{str(root)!r} with none (skipped {skipped}); give a file or folder of text"
+            + (", or set data.follow_links=true." if skipped["outside"] else ".")
         )
-    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(16)}")
     try:
-        temporary.mkdir()
-        facts = write_token_files(
-            temporary, split_documents(texts, val_fraction), tokenizer, vocab_size
-        )
-        meta = {"path": str(root), "binary": skipped["binary"], **facts}
-        seal(temporary, meta)
+        temporary.mkdir(mode=0o700)
+        documents = split_documents(texts, val_fraction)
+        facts = write_token_files(temporary, documents, tokenizer, vocab_size)
+        named = {"binary": len(binary), "binary_names": binary[:NUM_NAMED]}
+        seal(temporary, {**named, **facts}, tokenizer)
         try:
             temporary.rename(folder)
         except OSError:
@@ -225,34 +205,41 @@ def _make(
     log.info("data.path: prepared in %.1f s, kept in %s", time.monotonic() - began, folder)
 
 
-def _open(folder: Path, name: TokenizerName, skipped: Counter[str]) -> TokenCache | None:
-    if not folder.exists():
+def _open(
+    folder: Path, name: TokenizerName, files: list[SourceFile], skipped: Skipped
+) -> TokenCache | None:
+    """The token files, or None where there are none, or damaged ones.
+
+    Raises:
+        ConfigError: the folder is a link, or another user's.
+    """
+    if not is_own_folder(folder):
         return None
     try:
-        meta = unseal(folder)
-        tokenizer = read_tokenizer(folder, name)
+        meta = read_meta(folder, files)
+        tokenizer = read_tokenizer(folder, name, meta)
         return TokenCache(
             folder=folder,
             tokenizer=tokenizer,
-            streams={split: TokenStream(folder, split, dtype_of(tokenizer)) for split in SPLITS},
-            bigram_counts=np.load(folder / "bigram.npy", allow_pickle=False),
-            summary=_summary(meta, skipped + Counter(binary=meta["binary"])),
+            streams={split: open_stream(folder, split, tokenizer, meta) for split in SPLITS},
+            bigram_counts=read_bigram_counts(folder, meta),
+            summary=_summary(meta, skipped),
+            digest=_digest(meta, tokenizer),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.debug("data.path: %s does not read back: %s", folder, error)
         return None
 
 
-def _summary(meta: dict[str, Any], skipped: Counter[str]) -> str:
-    train, val = meta["train"], meta["val"]
+def _digest(meta: Meta, tokenizer: Tokenizer) -> str:
+    checksums = [meta.splits[split].sha256 for split in SPLITS]
+    return hashlib.sha256(" ".join([*checksums, tokenizer.digest()]).encode()).hexdigest()
+
+
+def _summary(meta: Meta, skipped: Skipped) -> str:
+    train, val = meta.splits["train"], meta.splits["val"]
+    skipped.extend("binary", meta.num_binary, meta.binary_names)
     return (
-        f"{train['files']:,} files to train on ({train['bytes']:,} bytes, {train['tokens']:,} "
-        f"tokens), {val['files']:,} held out ({val['bytes']:,} bytes, {val['tokens']:,} tokens); "
-        f"skipped {_counted(skipped)}"
+        f"{train.files:,} files to train on ({train.bytes:,} bytes, {train.tokens:,} tokens), "
+        f"{val.files:,} held out ({val.bytes:,} bytes, {val.tokens:,} tokens); skipped {skipped}"
     )
-
-
-def _counted(skipped: Counter[str]) -> str:
-    """`312 binary files, 1 empty file`."""
-    counts = [(why, n) for why, n in sorted(skipped.items()) if n]
-    return ", ".join(f"{n:,} {why} file{'s' * (n > 1)}" for why, n in counts) or "no files"

@@ -1,0 +1,53 @@
+"""What of a corpus was skipped: counted by reason, and the first few of each named."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from xftrain.printable import one_line
+
+NUM_NAMED = 3  # of each reason
+
+
+class Skipped(Counter[str]):
+    """The number of files or folders by the reason why they were skipped.
+
+    Attributes:
+        names: the first few of each reason.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, list[str]] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        """Counts one."""
+        self.extend(reason, 1, [name])
+
+    def extend(self, reason: str, number: int, names: list[str]) -> None:
+        """Counts several, of which some are named."""
+        self[reason] += number
+        named = self.names.setdefault(reason, [])
+        named += names[: NUM_NAMED - len(named)]
+
+    def __str__(self) -> str:
+        """As in `312 binary files, 1 empty file : a.png, b.png, c.png, ..., notes.txt`."""
+        reasons = [reason for reason in sorted(self) if self[reason]]
+        if not reasons:
+            return "no files"
+        counts = [f"{self[r]:,} {_noun(r, 's' * (self[r] > 1))}" for r in reasons]
+        named = [
+            ", ".join(map(one_line, self.names[r])) + ", ..." * (self[r] > len(self.names[r]))
+            for r in reasons
+            if self.names.get(r)
+        ]
+        return ", ".join(counts) + (f": {', '.join(named)}" if named else "")
+
+
+def _noun(reason: str, s: str) -> str:
+    nouns = {
+        "outside": f"link{s} out of the folder",
+        "run folder": f"run folder{s}",
+        "run output": f"output file{s} of this command",
+    }
+    return nouns.get(reason, f"{reason} file{s}")
