@@ -9,7 +9,7 @@ import torch
 
 from xftrain import config, registry
 from xftrain.errors import ConfigError
-from xftrain.interfaces import DataSource, Loss
+from xftrain.interfaces import DataSource, Loss, Vocabulary
 from xftrain.model import GPT
 
 _VOCAB_MULTIPLE = 64  # matrix products want it; GPT-2's 50257 tokens become 50304 rows
@@ -33,7 +33,7 @@ def build_model(cfg: Any, data: DataSource | None = None) -> GPT:
     return assemble(options, vocab_size(options, data))
 
 
-def vocab_size(options: Mapping[str, Any], data: DataSource | None) -> int:
+def vocab_size(options: Mapping[str, Any], data: DataSource | Vocabulary | None) -> int:
     """Rows of the embedding: those asked for, else the data's, rounded up."""
     asked = options["model"]["vocab_size"]
     if asked is None:

@@ -204,6 +204,24 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def model_of(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked options of `model` alone in the configuration of a checkpoint.
+
+    The configuration may be of anyone: nothing else in it is looked at, no path in it is opened,
+    and classes that it names are refused.
+
+    Raises:
+        ConfigError: the first fault found, as one sentence.
+    """
+    try:
+        _refuse_targets(saved.get("model"))
+        model = _checked_model(saved.get("model"))
+    except RecursionError as error:
+        raise ConfigError("ckpt holds a configuration nested too deeply: give another.") from error
+    check_sizes(model)
+    return {"model": model}
+
+
 def root_of(cfg: DictConfig | Mapping[str, Any]) -> type:
     """The schema that a configuration was composed from: what its command is."""
     found = OmegaConf.get_type(cfg) if isinstance(cfg, DictConfig) else None

@@ -10,7 +10,7 @@ from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, DataSource
 from xftrain.model import GPT
 
-_PROMPT = 16  # tokens
+PROMPT_TOKENS = 16  # at most
 
 
 class _LayerCache:
@@ -46,7 +46,7 @@ def first_prompt(data: DataSource) -> Tensor:
     """The beginning of the first held-out document, [1, M]."""
     batch = data.batch("val", 0)
     longest = (batch.seqlens or (batch.tokens_BM.shape[1],))[0]
-    return batch.tokens_BM[:1, : max(1, min(_PROMPT, longest // 2))]
+    return batch.tokens_BM[:1, : max(1, min(PROMPT_TOKENS, longest // 2))]
 
 
 def room_after(model: GPT, tokens_BM: Tensor, num_tokens: int) -> int:

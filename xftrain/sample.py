@@ -1,4 +1,8 @@
-"""`--config-name sample`: text from a checkpoint, without a training run."""
+"""`--config-name sample`: text from a checkpoint, without a training run and its data.
+
+The checkpoint may come from anyone. It names the model's options, and nothing that it names is
+opened: the vocabulary is in it, or in `tokenizer.json` beside it.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from xftrain import builder, config
-from xftrain.errors import ConfigError
+from xftrain.data.vocabulary import rebuild, without_description
+from xftrain.errors import ConfigError, first_line
 from xftrain.files import expanded, replace_text
-from xftrain.generate import first_prompt, generate, room_after
-from xftrain.interfaces import DataSource
+from xftrain.generate import PROMPT_TOKENS, generate, room_after
+from xftrain.interfaces import Vocabulary
 from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
+from xftrain.printable import printable
 from xftrain.results import folder_of, recorded
 from xftrain.training import hardware
 from xftrain.training.checkpoint import read_checkpoint
@@ -41,15 +47,14 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     run_dir = folder_of(run_dir)
     with recorded(run_dir) as result:
         asked = config.validate(cfg)
-        held = _checkpoint(asked["ckpt"])
-        # a plain mapping: classes that it may name are refused, as it may be of anyone
-        options = config.validate(held["xftrain"]["config"])
+        path = _path(asked["ckpt"])
+        held = read_checkpoint(path)
         device, precision = hardware.resolve(asked["accelerator"], "auto")
         result["device"] = hardware.device_name(device)
         reset_peak_memory(device)
-        data = builder.build_data(options)
-        model = _model(options, data, held["state_dict"]).to(device)
-        prompt_BM = _prompt(data, asked["prompt"]).to(device)
+        vocabulary = _vocabulary(held, path.parent)
+        model = _model(held, vocabulary).to(device)
+        prompt_BM = _prompt(held, vocabulary, asked["prompt"]).to(device)
         model.check_length(prompt_BM.shape[1])
         num_tokens = room_after(model, prompt_BM, asked["num_tokens"])
         if num_tokens < asked["num_tokens"]:
@@ -60,40 +65,65 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
                 model,
                 prompt_BM,
                 num_tokens,
-                vocab_size=data.vocab_size,
+                vocab_size=vocabulary.vocab_size,
                 **{key: asked[key] for key in ("temperature", "top_k", "seed")},
             )
-        prompt = data.decode(prompt_BM[0].tolist())
-        added = data.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
-        log.info("step %d of %s:\n%s | %s", held["global_step"], asked["ckpt"], prompt, added)
-        replace_text(run_dir / "sample.txt", f"{prompt} | {added}\n")
+        prompt = vocabulary.decode(prompt_BM[0].tolist())
+        added = vocabulary.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
+        shown = printable(f"{prompt} | {added}")
+        log.info("step %d of %s:\n%s", held["global_step"], asked["ckpt"], shown)
+        replace_text(run_dir / "sample.txt", shown + "\n")
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
         log.info("sample: %s", run_dir / "sample.txt")
     return result
 
 
-def _checkpoint(ckpt: str | None) -> dict[str, Any]:
+def _path(ckpt: str | None) -> Path:
     if ckpt is None:
         raise ConfigError(f"ckpt is missing: name the checkpoint to sample from, as {_EXAMPLE}.")
     path = expanded("ckpt", ckpt)
     if not path.is_file():
         raise ConfigError(f"ckpt must be an existing checkpoint file, got {ckpt!r}, as {_EXAMPLE}.")
-    return read_checkpoint(path)
+    return path
 
 
-def _model(options: Mapping[str, Any], data: DataSource, state: Mapping[str, Tensor]) -> GPT:
-    model = builder.assemble(options, builder.vocab_size(options, data))
+def _vocabulary(held: Mapping[str, Any], folder: Path) -> Vocabulary:
+    """What the checkpoint's tokens stand for."""
+    saved = held["xftrain"]
+    if "vocabulary" in saved:
+        return rebuild(saved["vocabulary"], folder)
+    return without_description(saved["config"], held["global_step"])
+
+
+def _model(held: Mapping[str, Any], vocabulary: Vocabulary) -> GPT:
+    """The checkpoint's model; nothing is allocated before its sizes are those of its weights."""
+    options = config.model_of(held["xftrain"]["config"])
+    state = held["state_dict"]
     weights = {name.removeprefix("model."): value for name, value in state.items()}
-    refuse_other_model(weights, model.state_dict())
-    model.load_state_dict(weights)
+    if options["model"]["num_layers"] > len(weights):
+        raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
+    num_tokens = builder.vocab_size(options, vocabulary)
+    try:
+        with torch.device("meta"):
+            planned = builder.assemble(options, num_tokens).state_dict()
+        refuse_other_model(weights, planned)
+        model = builder.assemble(options, num_tokens)
+        model.load_state_dict(weights)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise ConfigError(
+            f"ckpt describes a model that cannot be built ({first_line(error)}): give another one."
+        ) from error
     return model
 
 
-def _prompt(data: DataSource, text: str | None) -> Tensor:
-    """What is to be gone on from, [1, M]."""
-    if text is None:
-        return first_prompt(data)
-    encode = getattr(data, "encode", None)  # a source of the user's own may have none
-    if encode is None:
-        raise ConfigError(f"{type(data).__name__} has no encode(): leave prompt=null.")
-    return torch.tensor([encode(text)], dtype=torch.int64)
+def _prompt(held: Mapping[str, Any], vocabulary: Vocabulary, text: str | None) -> Tensor:
+    """The tokens that the sample continues, [1, M]; without a text those of the training run."""
+    if text is not None:
+        return torch.tensor([vocabulary.encode(text)], dtype=torch.int64)
+    tokens = held["xftrain"].get("prompt")
+    is_usable = isinstance(tokens, list) and 0 < len(tokens) <= PROMPT_TOKENS
+    if not is_usable or not all(
+        type(token) is int and 0 <= token < vocabulary.vocab_size for token in tokens
+    ):
+        raise ConfigError("ckpt holds no prompt to continue: give one, as in 'prompt=\"text\"'.")
+    return torch.tensor([tokens], dtype=torch.int64)

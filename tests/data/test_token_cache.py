@@ -156,9 +156,7 @@ DAMAGES = {
 
 def contents_of(folder):
     """All files but meta.json, which has times."""
-    return {
-        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "meta.json"
-    }
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "meta.json"}
 
 
 def edit(path, old, new):

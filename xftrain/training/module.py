@@ -6,6 +6,8 @@ import logging
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,13 @@ from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.narrow_weights import NarrowWeights, strangers
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
+from xftrain.training.same_data import (
+    identity_of,
+    keep_vocabulary,
+    refuse_other_content,
+    refuse_other_vocabulary,
+    same_content,
+)
 from xftrain.training.same_run import (
     differences,
     refuse_other_model,
@@ -265,14 +274,17 @@ class TrainingModule(LightningModule):
             ConfigError: the checkpoint holds the weights of another model, or is of a run with
                 other data or another seed.
         """
-        refuse_other_model(checkpoint["state_dict"], self.state_dict())
         held = checkpoint["xftrain"]
+        refuse_other_vocabulary(held, self.data_identity)  # on which the model's sizes depend
+        refuse_other_model(checkpoint["state_dict"], self.state_dict())
         saved, current = held["config"], self.saved["config"]
         refuse_other_optimizer(saved, current)
         refuse_other_run(
             with_digests(saved, held.get("environment", {})),
             with_digests(current, self.saved.get("environment", {})),
+            moved=same_content(held, self.data_identity),
         )
+        refuse_other_content(held, self.data_identity, current)
         self.guard.num_skipped = int(held.get("num_skipped", 0))
         if changed := differences(saved, current).values():
             log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
@@ -286,9 +298,16 @@ class TrainingModule(LightningModule):
         self.optim.update_saved(optimizer, schedule, self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the configuration, as plain values."""
+        """Adds the configuration and what the data is, as plain values."""
+        if self.trainer.is_global_zero:
+            keep_vocabulary(self.data, Path(self.trainer.default_root_dir) / "checkpoints")
         more = {"num_skipped": self.guard.num_skipped, "saved_at": time.time_ns()}
-        checkpoint["xftrain"] = {**self.saved, **more}
+        checkpoint["xftrain"] = {**self.saved, **more, **self.data_identity}
+
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """Digests of the data and its vocabulary, which every checkpoint holds."""
+        return identity_of(self.data)
 
 
 def training_module(pl_module: LightningModule) -> TrainingModule:

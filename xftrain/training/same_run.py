@@ -76,13 +76,16 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[st
     }
 
 
-def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def refuse_other_run(
+    saved: Mapping[str, Any], current: Mapping[str, Any], *, moved: bool = False
+) -> None:
     """Compares two configurations in what decides which batches are seen and what is learned.
 
     Args:
         saved: of the checkpoint.
         current: of the run that goes on; its `ckpt_allow` names keys, or groups of them, that may
             differ.
+        moved: the data is known to have the same content, wherever it lies.
 
     Raises:
         ConfigError: the keys that differ, and how to allow them.
@@ -95,7 +98,9 @@ def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> No
     differing = [
         (key, text)
         for key, text in differences(saved, current).items()
-        if _decides(key, there, known) and not _is_in(key, allowed)
+        if _decides(key, there, known)
+        and not _is_in(key, allowed)
+        and not (moved and key == "data.path")
     ]
     if differing:
         keys = ",".join(key for key, _ in differing)
@@ -135,6 +140,11 @@ def with_digests(config: Mapping[str, Any], environment: Mapping[str, str]) -> d
         return value
 
     return {key: told(value) for key, value in config.items()}
+
+
+def allows(key: str, allowed: Sequence[str]) -> bool:
+    """Whether `ckpt_allow` names a key, or a group that it is in."""
+    return _is_in(key, allowed)
 
 
 def _is_in(key: str, names: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from xftrain.fields import NonNegativeFloat, PositiveInt
 from xftrain.generate import first_prompt, generate, room_after
+from xftrain.printable import printable
 from xftrain.training.module import training_module
 from xftrain.training.text import log_text
 
@@ -48,5 +49,5 @@ class Sample(Callback):
             )
         prompt = module.data.decode(prompt_BM[0].tolist())
         added = module.data.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
-        log.info("sample of the model:\n%s | %s", prompt, added)
+        log.info("sample of the model:\n%s | %s", printable(prompt), printable(added))
         log_text(trainer.loggers, "sample", f"{prompt} | {added}", trainer.global_step)
