@@ -161,12 +161,14 @@ def split_documents(files: list[SourceFile], val_fraction: float) -> dict[Split,
         }
     by_share = sorted(files, key=lambda file: _share(file.name))
     num_below = sum(_share(file.name) < val_fraction for file in files)
-    if num_below == 0:
+    if num_below in (0, len(files)):
         log.info(
-            "data.val_fraction: no file's hash is below %g, so the lowest is held out, %s; it goes "
-            "to the training files once a file with a lower one is there",
+            "data.val_fraction: %s of the files has a hash below %g, so %s is %s all the same; it "
+            "changes sides once a file comes that belongs there",
+            "none" if num_below == 0 else "each",
             val_fraction,
-            one_line(by_share[0].name),
+            one_line(by_share[0 if num_below == 0 else -1].name),
+            "held out" if num_below == 0 else "trained on",
         )
     held_out = set(by_share[: min(max(num_below, 1), len(files) - 1)])
     documents: dict[Split, list[Document]] = {"train": [], "val": []}

@@ -1,0 +1,246 @@
+"""A cache folder that is damaged or that somebody else has filled: made again, or one sentence."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from xftrain.data import token_stream
+from xftrain.data.text import Text
+from xftrain.data.token_cache import prepare
+from xftrain.errors import ConfigError, RunError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty small text files."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number:02}.txt").write_text(f"{number} naïve words\n" * 9)
+    return folder
+
+
+@pytest.fixture
+def cache_dir(tmp_path):
+    return tmp_path / "cache"
+
+
+def contents_of(folder):
+    """All files but meta.json, which has times."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "meta.json"}
+
+
+def reseal(folder, change=lambda meta: None):
+    """Makes all checksums right again, as whoever fills a cache folder can."""
+    meta = json.loads((folder / "meta.json").read_text())["meta"]
+    for name in meta["sha256"]:
+        meta["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    for split in ("train", "val"):
+        tokens = folder / f"{split}.bin"
+        meta[split]["sha256"] = hashlib.sha256(tokens.read_bytes()).hexdigest()
+        meta["mtime_ns"][split] = tokens.stat().st_mtime_ns
+    change(meta)
+    sealed = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    (folder / "meta.json").write_text(json.dumps({"meta": meta, "sha256": sealed}))
+
+
+def edit(path, old, new):
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+def flip_byte(path, at=-1):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def set_tokens(folder, value, at=5):
+    tokens = np.fromfile(folder / "train.bin", "<u2")
+    tokens[at] = value
+    tokens.tofile(folder / "train.bin")
+
+
+def set_boundaries(folder, change):
+    boundaries = np.load(folder / "train.npy")
+    change(boundaries)
+    np.save(folder / "train.npy", boundaries)
+
+
+def swap_boundaries(boundaries):
+    boundaries[[2, 3]] = boundaries[[3, 2]]
+
+
+def declare_shape(path, shape):
+    """A header that declares an array of that shape, with hardly any data behind it."""
+    with path.open("wb") as file:
+        header = {"descr": "<i8", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(64))
+
+
+def replace_by_fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_link(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+class Trap:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def pickled(path):
+    trap = np.array([Trap(path.parents[2] / "sprung")], dtype=object)
+    np.save(path, trap, allow_pickle=True)
+
+
+def tokens_of(meta, value):
+    meta["train"]["tokens"] = value
+
+
+# ---- as a bad disk does
+
+
+DAMAGES = {
+    "meta is gone": lambda d: (d / "meta.json").unlink(),
+    "meta is empty": lambda d: (d / "meta.json").write_bytes(b""),
+    "meta is no object": lambda d: (d / "meta.json").write_text("[1, 2]"),
+    "meta is nested deeply": lambda d: (d / "meta.json").write_text("[" * 100_000),
+    "a count in meta": lambda d: edit(d / "meta.json", b'"files": 1', b'"files": 9'),
+    "tokens cut": lambda d: os.truncate(d / "train.bin", 100),
+    "tokens gone": lambda d: (d / "val.bin").unlink(),
+    "one token": lambda d: flip_byte(d / "train.bin", at=10),
+    "boundaries": lambda d: flip_byte(d / "train.npy"),
+    "bigram counts": lambda d: flip_byte(d / "bigram.npy"),
+    "vocabulary": lambda d: flip_byte(d / "tokenizer.json"),
+}
+# ---- as somebody else can, with all sizes and checksums right
+HOSTILE = {
+    "a token outside the vocabulary": lambda d: set_tokens(d, 60_000),
+    "a document without a separator": lambda d: set_tokens(d, 7, at=0),
+    "a boundary outside the tokens": lambda d: set_boundaries(d, lambda b: b.__setitem__(3, 9**9)),
+    "a negative boundary": lambda d: set_boundaries(d, lambda b: b.__setitem__(0, -5)),
+    "boundaries out of order": lambda d: set_boundaries(d, swap_boundaries),
+    "boundaries of 8 TiB": lambda d: declare_shape(d / "train.npy", (2**40,)),
+    "boundaries in two dimensions": lambda d: declare_shape(d / "train.npy", (4, 2)),
+    "bigram counts of 8 TiB": lambda d: declare_shape(d / "bigram.npy", (2**20, 2**20)),
+    "bigram counts of another shape": lambda d: np.save(d / "bigram.npy", np.zeros((3, 3), int)),
+    "negative bigram counts": lambda d: np.save(d / "bigram.npy", np.full((257, 257), -9)),
+    "a pickle": lambda d: pickled(d / "bigram.npy"),
+    "a vocabulary with a regular expression": lambda d: edit(
+        d / "tokenizer.json",
+        b'"normalizer":null',
+        b'"normalizer":{"type":"Replace","pattern":{"Regex":"(a+)+$"},"content":""}',
+    ),
+}
+META = {
+    "more tokens than the text can give": lambda m: tokens_of(m, 10**15),
+    "a negative count": lambda m: tokens_of(m, -1),
+    "a count that is a text": lambda m: tokens_of(m, "9" * 9),
+    "a count that is true": lambda m: m["train"].update(files=True),
+    "no split": lambda m: m.update(train=None),
+    "no checksums": lambda m: m.update(sha256={}),
+}
+NAMES = ("meta.json", "train.bin", "train.npy", "bigram.npy", "tokenizer.json")
+CASES = {
+    **DAMAGES,
+    **{name: lambda d, make=make: (make(d), reseal(d)) for name, make in HOSTILE.items()},
+    **{name: lambda d, make=make: reseal(d, make) for name, make in META.items()},
+    **{f"{n} as a FIFO": lambda d, n=n: replace_by_fifo(d / n) for n in NAMES},
+    **{f"{n} as a link": lambda d, n=n: replace_by_link(d / n) for n in NAMES},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_token_files_that_are_not_as_written_are_made_again(folder, cache_dir, case, caplog):
+    first = prepare(str(folder), tokenizer="bpe", cache_dir=str(cache_dir))
+    sound = contents_of(first.folder)
+    CASES[case](first.folder)
+    again = prepare(str(folder), tokenizer="bpe", cache_dir=str(cache_dir))
+    assert again.folder == first.folder
+    assert contents_of(again.folder) == sound and again.digest == first.digest
+    assert caplog.text.count("is damaged and is made again") == 1
+    assert not (folder.parent / "sprung").exists()
+
+
+def test_no_file_is_opened_because_meta_names_it(folder, cache_dir, caplog):
+    # it named /dev/zero, of which 2.9 GiB were read
+    first = prepare(str(folder), cache_dir=str(cache_dir))
+    reseal(first.folder, lambda meta: meta["sha256"].update({"/nowhere/at/all": "x"}))
+    again = prepare(str(folder), cache_dir=str(cache_dir))
+    assert again.digest == first.digest and "is damaged" not in caplog.text
+
+
+def test_a_copied_cache_is_checked_and_used(folder, cache_dir, caplog):
+    first = prepare(str(folder), cache_dir=str(cache_dir))
+    for split in ("train", "val"):
+        os.utime(first.folder / f"{split}.bin", ns=(0, 0))
+    caplog.set_level(logging.INFO)
+    again = prepare(str(folder), cache_dir=str(cache_dir))
+    assert again.digest == first.digest and "is damaged" not in caplog.text
+    assert caplog.text.count("checking the tokens of a copied or changed") == 2
+
+
+def test_a_batch_never_has_tokens_outside_the_vocabulary(folder, cache_dir, monkeypatch):
+    # of files too large to be checked as a whole: an embedding on a GPU would read elsewhere
+    monkeypatch.setattr(token_stream, "_CHECKED_BYTES", 0)
+    options = {"path": str(folder), "cache_dir": str(cache_dir)}
+    data = Text(8, 2, 0, 1, **options)
+    tokens = np.fromfile(data._cache.folder / "train.bin", "<u2")
+    np.full_like(tokens, 60_000).tofile(data._cache.folder / "train.bin")
+    reseal(data._cache.folder)
+    with pytest.raises(RunError, match=r"data.cache_dir: .* are damaged.*delete that folder"):
+        Text(8, 2, 0, 1, **options).batch("train", 0)
+
+
+# ---- whose folder it is
+
+
+def test_a_link_in_place_of_the_folder_is_refused(folder, cache_dir, tmp_path):
+    first = prepare(str(folder), cache_dir=str(cache_dir)).folder
+    shutil.move(first, tmp_path / "elsewhere")
+    first.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"^data.cache_dir: .* a folder that this user has made"):
+        prepare(str(folder), cache_dir=str(cache_dir))
+    assert (tmp_path / "elsewhere" / "train.bin").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_folder_of_another_user_is_refused(folder, cache_dir):
+    first = prepare(str(folder), cache_dir=str(cache_dir)).folder
+    os.chown(first, 54321, 54321)
+    with pytest.raises(ConfigError, match=r"^data.cache_dir: .* a folder that this user has made"):
+        prepare(str(folder), cache_dir=str(cache_dir))
+
+
+def test_nobody_else_may_read_what_was_read_of_the_corpus(folder, cache_dir):
+    first = prepare(str(folder), cache_dir=str(cache_dir)).folder
+    assert first.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("kind", ["link", "FIFO"])
+def test_a_lock_that_is_no_file_is_refused_and_left_alone(folder, cache_dir, tmp_path, kind):
+    # it was opened for writing, which emptied the file behind a link
+    first = prepare(str(folder), cache_dir=str(cache_dir)).folder
+    shutil.rmtree(first)
+    (lock,) = cache_dir.glob(".*.lock")
+    lock.unlink()
+    (tmp_path / "victim").write_text("precious")
+    os.mkfifo(lock) if kind == "FIFO" else lock.symlink_to(tmp_path / "victim")
+    with pytest.raises(ConfigError, match="^data.cache_dir must be a folder .*not a plain file"):
+        prepare(str(folder), cache_dir=str(cache_dir))
+    assert (tmp_path / "victim").read_text() == "precious"
