@@ -18,7 +18,7 @@ from xftrain.preflight import check_runs
 from xftrain.processes import rank
 from xftrain.training import distributed, hardware
 from xftrain.training.checkpoint import checkpoint_to_load
-from xftrain.training.same_data import refuse_other_ranks_data
+from xftrain.training.same_data import check_data
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> Pr
     if ckpt is None and own_rank == 0:
         (run_dir / "metrics.csv").unlink(missing_ok=True)  # of another run in this folder
     data = builder.build_data(options, devices)
-    refuse_other_ranks_data(data)
+    check_data(data)
     if data.num_val_batches < devices:
         raise ConfigError(
             f"trainer.devices must be at most the number of validation batches, "

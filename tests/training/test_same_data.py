@@ -6,17 +6,19 @@ import os
 import shutil
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.test_sample import sample
 from tests.training.runs import last, run
-from xftrain.data.vocabulary import FILE
+from xftrain.data.vocabulary import FILE, Integers
 from xftrain.errors import ConfigError
 from xftrain.training import same_data
 from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.distributed import from_all_ranks
-from xftrain.training.same_data import refuse_other_ranks_data
+from xftrain.training.same_data import check_data
 
 BYTES = ("data=text", "seq=32", "batch_tokens=128", "max_steps=1")
 BPE = (*BYTES, "data.tokenizer=bpe", "data.vocab_size=280")
@@ -180,12 +182,25 @@ def test_data_of_ones_own_with_a_vocabulary_can_be_sampled_from(
 
 
 def test_ranks_with_other_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Data:
-        def digest(self) -> str:
-            return "a" * 64
-
+    data: Any = SimpleNamespace(digest=lambda: "a" * 64)
     assert from_all_ranks("x") == ["x"]
-    refuse_other_ranks_data(Data())
+    check_data(data)
     monkeypatch.setattr(same_data, "from_all_ranks", lambda value: [value, "b" * 64])
     with pytest.raises(ConfigError, match="rank 1 has other content than rank 0"):
-        refuse_other_ranks_data(Data())
+        check_data(data)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"digest": "abc"}, r"digest\(\) of SimpleNamespace must be a method that returns a text"),
+        ({"digest": lambda: 5}, r"digest\(\) of SimpleNamespace must be a method that returns"),
+        ({"vocabulary": object()}, "the vocabulary of SimpleNamespace has no kind"),
+        ({"vocabulary": Integers(60)}, "has vocab_size 64, and its vocabulary has 60: make them"),
+    ],
+)
+def test_data_of_ones_own_that_breaks_the_protocol_is_refused_before_it_trains(
+    parts: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_data(SimpleNamespace(vocab_size=64, **parts))

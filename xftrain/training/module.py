@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,7 @@ from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.narrow_weights import NarrowWeights, strangers
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
-from xftrain.training.same_data import (
-    identity_of,
-    keep_vocabulary,
-    refuse_other_content,
-    refuse_other_vocabulary,
-    same_content,
-)
+from xftrain.training.same_data import DataIdentity
 from xftrain.training.same_run import (
     differences,
     refuse_other_model,
@@ -73,6 +66,7 @@ class TrainingModule(LightningModule):
         self.model, self.loss, self.data, self.optim = model, loss, data, optim
         self.guard, self.overfit_batches = guard, overfit_batches
         self.seed, self.saved = seed, saved
+        self.data_identity = DataIdentity(data)
         self.last_sums: LossSums | None = None  # of the last batch
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.lr = 0.0  # of the last step; after it, the schedule shows the next one's
@@ -275,16 +269,16 @@ class TrainingModule(LightningModule):
                 other data or another seed.
         """
         held = checkpoint["xftrain"]
-        refuse_other_vocabulary(held, self.data_identity)  # on which the model's sizes depend
+        self.data_identity.refuse_other_vocabulary(held)  # on which the model's sizes depend
         refuse_other_model(checkpoint["state_dict"], self.state_dict())
         saved, current = held["config"], self.saved["config"]
         refuse_other_optimizer(saved, current)
         refuse_other_run(
             with_digests(saved, held.get("environment", {})),
             with_digests(current, self.saved.get("environment", {})),
-            moved=same_content(held, self.data_identity),
+            moved=self.data_identity.has_content_of(held),
         )
-        refuse_other_content(held, self.data_identity, current)
+        self.data_identity.refuse_other_content(held, current)
         self.guard.num_skipped = int(held.get("num_skipped", 0))
         if changed := differences(saved, current).values():
             log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
@@ -300,14 +294,9 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration and what the data is, as plain values."""
         if self.trainer.is_global_zero:
-            keep_vocabulary(self.data, Path(self.trainer.default_root_dir) / "checkpoints")
+            self.data_identity.keep_vocabulary(Path(self.trainer.default_root_dir))
         more = {"num_skipped": self.guard.num_skipped, "saved_at": time.time_ns()}
-        checkpoint["xftrain"] = {**self.saved, **more, **self.data_identity}
-
-    @cached_property
-    def data_identity(self) -> dict[str, Any]:
-        """Digests of the data and its vocabulary, which every checkpoint holds."""
-        return identity_of(self.data)
+        checkpoint["xftrain"] = {**self.saved, **more, **self.data_identity.saved}
 
 
 def training_module(pl_module: LightningModule) -> TrainingModule:

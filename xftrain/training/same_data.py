@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +25,27 @@ log = logging.getLogger(__name__)
 _SAME_CONTENT = ("batch_size", "cache_dir", "num_val_batches", "packing", "stop_at_accuracy")
 
 
-def identity_of(data: DataSource) -> dict[str, Any]:
-    """What a checkpoint holds of the data and the code, as plain values.
-
-    A data source of the user's own may have no vocabulary and no digest, which is said.
-    """
-    vocabulary, digest = getattr(data, "vocabulary", None), getattr(data, "digest", None)
-    if digest is None:
-        log.info(
-            "data: %s has no digest(), so a resumed run cannot tell whether its data has changed",
-            type(data).__name__,
-        )
-    held: dict[str, Any] = {
-        "data_digest": None if digest is None else str(digest()),
-        "code_version": code_version(),
-    }
-    if vocabulary is not None:
-        held["vocabulary"] = describe(vocabulary)
-        held["prompt"] = first_prompt(data)[0].tolist()  # what is sampled after without another
-    return held
-
-
-def refuse_other_ranks_data(data: DataSource) -> None:
-    """Compares the content of the data on all ranks, which may be on several machines.
+def check_data(data: DataSource) -> None:
+    """Refuses data whose identity cannot be saved, and other data on other ranks.
 
     Raises:
-        ConfigError: on every rank, where they differ.
+        ConfigError: on every rank. A class of the user's own breaks the protocol, or the ranks,
+            which may be on several machines, have other content.
     """
-    digest = getattr(data, "digest", None)
-    digests = from_all_ranks("" if digest is None else str(digest()))
+    name, vocabulary = type(data).__name__, getattr(data, "vocabulary", None)
+    if vocabulary is not None:
+        wanted = ("kind", "vocab_size", "encode", "decode", "digest")
+        if missing := [part for part in wanted if not hasattr(vocabulary, part)]:
+            raise ConfigError(
+                f"data: the vocabulary of {name} has no {missing[0]}, which every vocabulary needs "
+                "(docs/adding.md)."
+            )
+        if vocabulary.vocab_size != data.vocab_size:
+            raise ConfigError(
+                f"data: {name} has vocab_size {data.vocab_size}, and its vocabulary has "
+                f"{vocabulary.vocab_size}: make them the same."
+            )
+    digests = from_all_ranks(_digest_of(data) or "")
     for number, other in enumerate(digests):
         if other != digests[0]:
             raise ConfigError(
@@ -62,28 +55,113 @@ def refuse_other_ranks_data(data: DataSource) -> None:
             )
 
 
-def keep_vocabulary(data: DataSource, folder: Path) -> None:
-    """Writes `tokenizer.json` where a vocabulary needs a file, and where it is not there yet.
+def _digest_of(data: DataSource) -> str | None:
+    digest = getattr(data, "digest", None)
+    if digest is None:
+        return None
+    found = digest() if callable(digest) else None
+    if not isinstance(found, str):
+        raise ConfigError(
+            f"data: digest() of {type(data).__name__} must be a method that returns a text "
+            "(docs/adding.md)."
+        )
+    return found
+
+
+class DataIdentity:
+    """What the data and the code of a run are, by content, and a checkpoint's compared with it.
 
     Args:
-        data: whose vocabulary it is.
-        folder: of the checkpoints.
-
-    Raises:
-        RunError: the disk is full, or the folder cannot be written.
+        data: a source of the user's own may have no vocabulary and no digest.
     """
-    vocabulary = getattr(data, "vocabulary", None)
-    content = None if vocabulary is None else file_of(vocabulary)
-    if content is None or _holds(folder / FILE, content):
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / FILE, content)
-    except OSError as error:
-        raise RunError(
-            f"the vocabulary {folder / FILE} could not be written ({error}): free space on its "
-            "disk or choose another hydra.run.dir; the checkpoints are untouched."
-        ) from error
+
+    def __init__(self, data: DataSource) -> None:
+        self._data = data
+
+    @cached_property
+    def saved(self) -> dict[str, Any]:
+        """Plain values for every checkpoint."""
+        vocabulary, digest = getattr(self._data, "vocabulary", None), _digest_of(self._data)
+        if digest is None:
+            log.info(
+                "data: %s has no digest(), so a resumed run cannot tell whether its data has "
+                "changed",
+                type(self._data).__name__,
+            )
+        held: dict[str, Any] = {"data_digest": digest, "code_version": code_version()}
+        if vocabulary is not None:
+            held["vocabulary"] = describe(vocabulary)
+            held["prompt"] = first_prompt(self._data)[0].tolist()  # of a sample without another
+        return held
+
+    def keep_vocabulary(self, run_dir: Path) -> None:
+        """Writes `tokenizer.json` beside the checkpoints, where the vocabulary needs a file.
+
+        Raises:
+            RunError: the disk is full, or the folder cannot be written.
+        """
+        vocabulary = getattr(self._data, "vocabulary", None)
+        content = None if vocabulary is None else file_of(vocabulary)
+        path = run_dir / "checkpoints" / FILE
+        if content is None or _holds(path, content):
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, content)
+        except OSError as error:
+            raise RunError(
+                f"the vocabulary {path} could not be written ({error}): free space on its disk or "
+                "choose another hydra.run.dir; the checkpoints are untouched."
+            ) from error
+
+    def refuse_other_vocabulary(self, held: Mapping[str, Any]) -> None:
+        """Compares vocabularies: weights that know one cannot be trained with another.
+
+        Args:
+            held: what the checkpoint holds of ours.
+
+        Raises:
+            ConfigError: they differ; no key allows that.
+        """
+        there, here = (_vocabulary(one) for one in (held, self.saved))
+        if there and here and there != here:
+            raise ConfigError(
+                f"ckpt was trained with another vocabulary, {_said(there)}, and data has "
+                f"{_said(here)} now: the same token would mean something else, so this cannot be "
+                "allowed; set data as in its run's config.yaml, and restore the files below "
+                "data.path if they have changed."
+            )
+
+    def refuse_other_content(self, held: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+        """Compares the content, once the configurations are known to be of the same run.
+
+        Args:
+            held: what the checkpoint holds of ours.
+            current: the configuration of the resumed run, whose `ckpt_allow` may name data.path.
+
+        Raises:
+            ConfigError: it differs, and is not allowed to.
+        """
+        if (code := _text(held, "code_version")) != self.saved["code_version"]:
+            log.info("ckpt: saved by xftrain %s, resumed by %s", code, self.saved["code_version"])
+        there, here = _text(held, "data_digest"), self.saved["data_digest"]
+        if there is None or here is None:
+            log.info("ckpt: whether the content of data has changed is not known, without a digest")
+        elif there != here and _is_allowed(held["config"], current):
+            log.info("ckpt: data has other content, as ckpt_allow permits")
+        elif there != here:
+            path = current["data"].get("path")
+            where = "the content of data" if path is None else f"the text of data.path={path}"
+            raise ConfigError(
+                f"ckpt was trained on other data: {where} has changed since (digest {there[:12]} "
+                f"-> {here[:12]}), while its vocabulary is the same; restore it, or allow other "
+                f"content with ckpt_allow=[{'data' if path is None else 'data.path'}]."
+            )
+
+    def has_content_of(self, held: Mapping[str, Any]) -> bool:
+        """Whether the content is known to be the checkpoint's, wherever it lies."""
+        there = _text(held, "data_digest")
+        return there is not None and there == self.saved["data_digest"]
 
 
 def _holds(path: Path, content: str) -> bool:
@@ -91,64 +169,6 @@ def _holds(path: Path, content: str) -> bool:
         return read_plain(path, MAX_FILE_BYTES) == content.encode()
     except OSError:
         return False
-
-
-def refuse_other_vocabulary(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Compares the vocabularies: weights that know one cannot be trained with another.
-
-    Args:
-        saved: what the checkpoint holds.
-        ours: `identity_of` the data.
-
-    Raises:
-        ConfigError: they differ; no key allows that.
-    """
-    there, here = (_vocabulary(one) for one in (saved, ours))
-    if there and here and there != here:
-        raise ConfigError(
-            f"ckpt was trained with another vocabulary, {_said(there)}, and data has {_said(here)} "
-            "now: the same token would mean something else, so this cannot be allowed; set data as "
-            "in its run's config.yaml, and restore the files below data.path if they have changed."
-        )
-
-
-def refuse_other_content(
-    saved: Mapping[str, Any], ours: Mapping[str, Any], current: Mapping[str, Any]
-) -> None:
-    """Compares the content of the data, once the configurations are known to be the same run's.
-
-    Args:
-        saved: what the checkpoint holds.
-        ours: `identity_of` the data.
-        current: the configuration of the resumed run, whose `ckpt_allow` may name data.path.
-
-    Raises:
-        ConfigError: it differs, and is not allowed to.
-    """
-    if (code := _text(saved, "code_version")) != ours["code_version"]:
-        log.info("ckpt: saved by xftrain %s, resumed by %s", code, ours["code_version"])
-    there, here = _text(saved, "data_digest"), ours["data_digest"]
-    if there is None or here is None:
-        log.info("ckpt: whether the content of data has changed is not known, without a digest")
-        return
-    if there == here:
-        return
-    if _is_allowed(saved["config"], current):
-        log.info("ckpt: data has other content, as ckpt_allow permits")
-        return
-    path = current["data"].get("path")
-    where = "the content of data" if path is None else f"the text of data.path={path}"
-    raise ConfigError(
-        f"ckpt was trained on other data: {where} has changed since (digest {there[:12]} -> "
-        f"{here[:12]}), while its vocabulary is the same; restore it, or allow other content with "
-        f"ckpt_allow=[{'data' if path is None else 'data.path'}]."
-    )
-
-
-def same_content(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    """Whether the content is known to be the same, wherever it lies."""
-    there = _text(saved, "data_digest")
-    return there is not None and there == ours["data_digest"]
 
 
 def _is_allowed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
