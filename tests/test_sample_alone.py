@@ -115,6 +115,15 @@ def test_a_hostile_checkpoint_is_one_sentence(
     assert "\n" not in str(refused.value) and str(refused.value).endswith(".")
 
 
+def test_the_name_of_a_tensor_is_shown_as_escapes(tmp_path: Path, in_bytes: Path) -> None:
+    def name(held: dict[str, Any]) -> None:
+        held["state_dict"] = {"\x1b]0;PWNED\x07\nall is well": torch.zeros(1), **held["state_dict"]}
+
+    with pytest.raises(ConfigError, match="ckpt holds another model") as refused:
+        sample(tmp_path / "sample", altered(tmp_path / "foreign", in_bytes, name))
+    assert str(refused.value).isprintable()
+
+
 def test_a_configuration_nested_too_deeply_is_one_sentence(tmp_path: Path, in_bytes: Path) -> None:
     held = read_checkpoint(in_bytes)
     deep: Any = 1

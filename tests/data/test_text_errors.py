@@ -73,6 +73,26 @@ def test_a_cache_that_cannot_be_is_refused(folder, tmp_path):
         prepare(str(folder), cache_dir=str(tmp_path / "file" / "cache"))
 
 
+@pytest.mark.parametrize("home", [None, "", "~", "relative"])
+def test_without_a_home_folder_the_cache_has_to_be_named(folder, tmp_path, monkeypatch, home):
+    # a folder named ~ was made in the working folder
+    def no_entry(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for options in ({}, {"cache_dir": "~/cache"}):
+        with pytest.raises(ConfigError, match="^data.cache_dir ") as refused:
+            prepare(str(folder), **options)
+        assert "\n" not in str(refused.value)
+    assert list((tmp_path / "work").iterdir()) == []
+    with pytest.raises(ConfigError, match="^data.path names a home folder that is not there"):
+        prepare("~nobody-here/text", cache_dir=str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from xftrain.errors import ConfigError
+from xftrain.printable import one_line
 
 _HOW_TO_GO_ON = ("ckpt", "ckpt_allow")
 # Keys, and groups of keys, without which a run that goes on would be another one; and those of
@@ -48,7 +49,7 @@ def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) 
         there, here = (named.get(differ[0], "absent") for named in shapes)
         raise ConfigError(
             f"ckpt holds another model: {len(differ)} of its tensors differ from this one's, first "
-            f"{differ[0]}, {there} there and {here} here; set model as in its run's config.yaml."
+            f"{one_line(differ[0])}, {there} there and {here} here; set model as in its run's config.yaml."
         )
 
 
@@ -70,7 +71,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[st
     """Keys whose values differ, each as `optim.lr 0.003 -> 1e-05`, but those of going on."""
     before, after = (flat(config) for config in (saved, current))
     return {
-        key: f"{key} {before.get(key)!r} -> {after.get(key)!r}"
+        key: f"{one_line(key)} {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in _HOW_TO_GO_ON
     }
