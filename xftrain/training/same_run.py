@@ -49,7 +49,8 @@ def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) 
         there, here = (named.get(differ[0], "absent") for named in shapes)
         raise ConfigError(
             f"ckpt holds another model: {len(differ)} of its tensors differ from this one's, first "
-            f"{one_line(differ[0])}, {there} there and {here} here; set model as in its run's config.yaml."
+            f"{one_line(differ[0])}, {there} there and {here} here; set model as in its run's "
+            "config.yaml."
         )
 
 
