@@ -111,4 +111,4 @@ def bias_misfits(
 
 def _is_count(value: object) -> bool:
     """Whether it is an integer of at least 1, of Python or of NumPy."""
-    return isinstance(value, Integral) and type(value) is not bool and int(value) >= 1
+    return isinstance(value, Integral) and int(value) >= 1
