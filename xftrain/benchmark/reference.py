@@ -80,7 +80,8 @@ def torch_errors(
             try:
                 results = output_and_grads(partial(torch_sdpa, bias=bias, expand=expand), qkv, grad)
             except RuntimeError as error:
-                assert "kernel" in str(error), error
+                if "kernel" not in str(error):
+                    raise
                 continue
         if not all(bool(result.isfinite().all()) for result in results):
             continue

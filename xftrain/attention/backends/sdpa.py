@@ -71,7 +71,7 @@ class SDPA(Backend):
             return reasons
         if folds(bias):
             reasons = folding_reasons(bias, shape.M, dtype, shape.K)
-        if _needs_mask(bias):
+        if needs_mask(bias):
             reasons += mask_reasons(max(bias.seqlens or (shape.M,)), device)
         return reasons
 
@@ -80,7 +80,7 @@ class SDPA(Backend):
     ) -> _Handle:
         """Documents, masks where needed, and ALiBi's features."""
         bias.check_fits(shape)
-        is_masked = _needs_mask(bias)
+        is_masked = needs_mask(bias)
         if is_masked:
             documents = dense_documents(unfolded(bias), shape.M, dtype, device)
         else:
@@ -150,7 +150,7 @@ class SDPA(Backend):
         return f"sdpa-{name} ({said})" if said else f"sdpa-{name}"
 
 
-def _needs_mask(bias: AttnBias) -> bool:
+def needs_mask(bias: AttnBias) -> bool:
     """Whether the bias is more than causal, full or folded."""
     return bias.dense or bias.window is not None or bias.additive_HMM is not None
 
