@@ -218,16 +218,15 @@ def cases() -> Iterator[Case]:
     def attend(report: str, words: str, *args: Any, **how: Any) -> Case:
         return Case(report, f"{args[0]}: {words}", partial(attention, *args, **how))
 
-    causal, four = AttnBias(), (0.5, 0.25, 0.125, 0.0625)
+    causal, dense, four = AttnBias(), AttnBias(dense=True), (0.5, 0.25, 0.125, 0.0625)
     row, grouped = AttnShape(1, 704, 4, 4, 64), AttnShape(1, 704, 4, 2, 64)
-    for words, bias in (("window", AttnBias(window=128)), ("dense", AttnBias(dense=True))):
+    for words, bias in (("window", AttnBias(window=128)), ("dense", dense)):
         for dtype in (BF16, FP16):
             said = f"{words}, 704 positions, scores of -120, {dtype}"
             yield attend("pytorch#196678", said, "sdpa", bias, row, dtype, far_below_zero=True)
     yield attend("pytorch#196678", "causal", "sdpa", causal, row, far_below_zero=True)
     long = AttnShape(1, 46336, 1, 1, 64)
     for name in ("sdpa", "xformers"):
-        dense = AttnBias(dense=True)
         yield attend("pytorch#150054", "dense, 46,336 rows", name, dense, long)
         yield attend("pytorch#187227", "66,000 rows", name, dense, replace(long, M=66000))
     for name in ("sdpa", "xformers", "flex"):
@@ -239,16 +238,17 @@ def cases() -> Iterator[Case]:
             yield attend("pytorch#153799", said, "flex", bias, replace(row, M=1025))
     yield attend("pytorch#158212", "window", "flex", AttnBias(window=128), replace(row, M=1000))
     yield attend("pytorch#146377", "views, grouped", "flex", causal, replace(grouped, M=1000))
-    for name in ("sdpa", "xformers"):
-        mqa = AttnShape(1, 129, 4, 1, 64)
-        yield attend("pytorch#191937", "one K/V head, 129 keys", name, AttnBias(dense=True), mqa)
     yield attend("flash-attention#1133", "window M - 1", "xformers", AttnBias(window=703), row)
-    packed = AttnBias(seqlens=(1, 76, 33, 594), window=33)
-    yield attend("flash-attention#443", "packed window", "xformers", packed, grouped)
+    bias = AttnBias(seqlens=(1, 76, 33, 594), window=33)
+    yield attend("flash-attention#443", "packed window", "xformers", bias, grouped)
     for name in ("sdpa", "xformers", "flex"):
         said = "gradient of a sum"
         yield attend("flash-attention#355", said, name, causal, grouped, expanded_grad=True)
-    yield attend("pytorch#150700", "causal, grouped", "sdpa", causal, replace(grouped, M=2048))
+    for name in ("sdpa", "xformers"):
+        short = AttnShape(66000, 16, 2, 2, 32)
+        yield attend("pytorch#142228", "66,000 rows of 16", name, causal, short, last_row=True)
+        mqa = AttnShape(1, 129, 4, 1, 64)
+        yield attend("pytorch#191937", "one K/V head, 129 keys", name, dense, mqa)
     for length in (65, 127, 200, 1001):
         shape = AttnShape(2, length, 4, 4, 64)
         said = f"full, {length} positions"

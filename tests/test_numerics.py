@@ -26,13 +26,14 @@ def test_rope_turns_float64_in_float64() -> None:
     assert torch.equal(turned[..., :4], x[..., :4] * cos - x[..., 4:] * sin)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_fused_gradients_are_scaled_in_float32(dtype: torch.dtype) -> None:
+def test_fused_gradients_are_scaled_in_float32(dtype: torch.dtype, device: str) -> None:
     # 1 / labels in 16 bits is off by up to 2^-9, the same in all gradients
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(64, 16, generator=draw).to(dtype).requires_grad_()
-    weight = torch.randn(32, 16, generator=draw).to(dtype).requires_grad_()
-    labels = torch.randint(32, (64,), generator=draw)
+    x = torch.randn(64, 16, generator=draw).to(device, dtype).requires_grad_()
+    weight = torch.randn(32, 16, generator=draw).to(device, dtype).requires_grad_()
+    labels = torch.randint(32, (64,), generator=draw).to(device)
     whole, scaled = (
         torch.autograd.grad(
             Fused(chunk_tokens=20)(x, weight, labels, with_accuracy=False).loss * factor,
@@ -41,4 +42,4 @@ def test_fused_gradients_are_scaled_in_float32(dtype: torch.dtype) -> None:
         for factor in (1.0, 1 / 300)
     )
     for grad, part in zip(whole, scaled, strict=True):
-        assert torch.equal(part, (grad.float() * (torch.ones(()) / 300)).to(dtype))
+        assert torch.equal(part, (grad.float() * (torch.ones((), device=device) / 300)).to(dtype))

@@ -20,6 +20,7 @@ from xftrain.attention.xformers_ops.loading import xformers_ops
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 
 _ALIGN = 8  # cutlass reads a bias in rows that start on 16 bytes
+_MOST_ROWS = 65535  # blocks of a grid's second and third dimension; torch's own call splits more
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class XFormers(Backend):
             reasons = folding_reasons(bias, shape.M, dtype, shape.K)
         if _is_tensor(bias):
             reasons += mask_reasons(shape.M, device)
+        most = max(shape.B, len(bias.seqlens or ()))
+        if device.type == "cuda" and most > _MOST_ROWS:
+            reasons.append(f"its kernels take {_MOST_ROWS} rows or documents at most, got {most}")
         if reasons:
             return reasons
         try:
