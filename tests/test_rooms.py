@@ -16,7 +16,7 @@ FLOORS = [
     + ["processes", "redaction", "version"],
     ["signatures", "records"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
-    ["transfer"],
+    ["transfer", "batch_checks"],
     ["interfaces", "compilation", "memory", "timing"],
     ["attention.dense", "attention.xformers_ops", "kernels"],
     ["attention.folding"],

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch._functorch.config
 
+from xftrain.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 _products: list[Any] = []  # operators of ours that are matrix products
@@ -21,6 +23,7 @@ def begin_compiling(activation_budget: float = 1.0) -> None:
     allow_many_shapes()
     if activation_budget < 1:
         _weigh_own_products()
+        _keep_random_numbers()
     torch._functorch.config.activation_memory_budget = activation_budget
 
 
@@ -51,6 +54,58 @@ def _weigh_own_products() -> None:
 
     with_ours.has_ours = True  # type: ignore[attr-defined]
     partitioners.get_default_op_list = with_ours
+
+
+def _keep_random_numbers() -> None:
+    """Random numbers are kept for the backward pass, as the rest is computed again from them.
+
+    Under a budget torch draws them anew, so that the backward pass of dropout would drop others
+    (pytorch#190758). What is kept are the seeds, a few bytes, from which inductor's numbers follow.
+
+    Raises:
+        ConfigError: this torch has no place to do so.
+    """
+    from torch._functorch import partitioners  # imports much
+
+    choose: Callable[..., list[Any]] | None = getattr(partitioners, "choose_saved_values_set", None)
+    if choose is None:
+        raise ConfigError(
+            f"model.activation_budget must be 1 in torch {torch.__version__}, whose partitioner "
+            "would draw the random numbers of dropout anew in the backward pass: use "
+            "model.activation_checkpointing."
+        )
+    if getattr(choose, "keeps_random", False):
+        return
+
+    def with_random(joint_graph: Any, node_info: Any, memory_budget: float = 1) -> list[Any]:
+        saved = choose(joint_graph, node_info, memory_budget)
+        drawn = [node for node in _random_nodes(joint_graph) if node_info.is_required_fw(node)]
+        if any(not isinstance(node.meta.get("val"), torch.Tensor) for node in drawn):
+            raise ConfigError(
+                "model.activation_budget must be 1 for layers that draw several tensors of random "
+                f"numbers at once, as {drawn[0].target}: use model.activation_checkpointing."
+            )
+        return saved + [node for node in drawn if node not in saved]
+
+    with_random.keeps_random = True  # type: ignore[attr-defined]
+    partitioners.choose_saved_values_set = with_random
+    # what was compiled without this must not come from the cache on disk
+    torch.compiler.config.cache_key_tag += " xftrain: random numbers are kept"
+
+
+def _random_nodes(graph: Any) -> list[Any]:
+    """The calls of a graph that draw random numbers."""
+    found = []
+    for node in graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded not in tags:
+            continue
+        names = [argument.name for argument in node.target._schema.arguments]
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        # torch tags attention too, which draws where it drops probabilities alone
+        if "dropout_p" not in names or given.get("dropout_p", 0.0) != 0.0:
+            found.append(node)
+    return found
 
 
 def allow_many_shapes() -> None:

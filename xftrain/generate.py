@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xftrain.attention.dense import dense_bias, masked_attention, masked_kernels
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias, DataSource
+from xftrain.interfaces import AttnBias, AttnShape, DataSource
 from xftrain.model import GPT
 
 PROMPT_TOKENS = 16  # at most
@@ -33,13 +34,19 @@ def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _Lay
     """Attention of N new positions over all so far; the bias is what it means, not a kernel's."""
     k_BMGK, v_BMGK = cache.extend(k_BNGK, v_BNGK)
     num_positions, num_new = k_BMGK.shape[1], q_BNHK.shape[1]
-    # in float32: 16 bits do not count past 256 (bfloat16) or 2048 (float16) positions
-    bias_HNM = cache.bias.materialize(
-        num_positions, q_BNHK.device, torch.float32, first_query=num_positions - num_new
-    ).to(q_BNHK.dtype)
+    B, _, H, K = q_BNHK.shape
+    cache.bias.check_fits(AttnShape(B, num_positions, H, k_BMGK.shape[2], K))
+    mask, alive = dense_bias(
+        cache.bias,
+        num_positions,
+        q_BNHK.dtype,
+        q_BNHK.device,
+        first_query=num_positions - num_new,
+    )
     q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BMGK, v_BMGK))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_HNM[None], enable_gqa=True)
-    return out.transpose(1, 2)
+    with masked_kernels(q.device):
+        out = masked_attention(q, k, v, mask, scale=K**-0.5).transpose(1, 2)
+    return out if alive is None else out * alive
 
 
 def first_prompt(data: DataSource) -> Tensor:

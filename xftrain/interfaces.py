@@ -25,6 +25,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import torch
 from torch import Tensor
 
+from xftrain.batch_checks import bias_misfits, check_batch, check_bias, document_reasons
+from xftrain.errors import ConfigError
 from xftrain.transfer import on_device
 
 IGNORED_LABEL = -100
@@ -52,10 +54,7 @@ class Batch:
     seqlens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        assert self.tokens_BM.shape == self.labels_BM.shape
-        assert self.positions_1M.shape == (1, self.tokens_BM.shape[1])
-        if self.seqlens is not None:
-            assert self.tokens_BM.shape == (1, sum(self.seqlens)), "packed documents fill one row"
+        check_batch(self.tokens_BM, self.labels_BM, self.positions_1M, self.seqlens)
 
     @property
     def shape_BM(self) -> tuple[int, int]:
@@ -136,8 +135,23 @@ class AttnBias:
     additive_HMM: Tensor | None = None
 
     def __post_init__(self) -> None:
-        assert self.causal or (self.window is None and self.slopes is None)
-        assert self.window is None or self.window >= 1
+        check_bias(self.causal, self.window, self.slopes, self.additive_HMM)
+
+    def misfits(self, shape: AttnShape) -> list[str]:
+        """Reasons why these facts do not belong to such a batch; empty where they do."""
+        return [
+            *document_reasons(self.seqlens, shape.B, shape.M),
+            *bias_misfits(self.slopes, self.additive_HMM, shape.H, shape.M),
+        ]
+
+    def check_fits(self, shape: AttnShape) -> None:
+        """Refuses facts that do not belong to such a batch.
+
+        Raises:
+            ConfigError: the reasons of `misfits`.
+        """
+        if reasons := self.misfits(shape):
+            raise ConfigError(f"model.bias does not fit the batch: {'; '.join(reasons)}.")
 
     @property
     def key(self) -> tuple[Any, ...] | None:
@@ -275,7 +289,11 @@ class LossSums(NamedTuple):
 
     def stacked(self) -> Tensor:
         """The three as float64 [3], where `num_correct` was asked for."""
-        assert self.num_correct is not None
+        if self.num_correct is None:
+            raise ConfigError(
+                "a loss that is called with with_accuracy=True must return the number of correct "
+                "guesses, got num_correct=None."
+            )
         return torch.stack([one.double() for one in (self.loss, self.num_labels, self.num_correct)])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from xftrain.batch_checks import check_documents
 from xftrain.compilation import begin_compiling
 from xftrain.errors import ConfigError
 from xftrain.fields import Fraction, PositiveFloat, PositiveInt, Probability
@@ -180,17 +181,23 @@ class GPT(nn.Module):
     def attention_facts(
         self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None
     ) -> tuple[AttnBias, AttnShape]:
-        """The bias and the sizes of one attention call for such a batch."""
-        bias = self.bias.build(self.num_heads, seqlens).simplified(num_positions)
+        """The bias and the sizes of one attention call for such a batch.
+
+        Raises:
+            ConfigError: the documents do not fill one row, or the bias does not fit the batch.
+        """
+        check_documents(seqlens, num_rows, num_positions)
         shape = AttnShape(num_rows, num_positions, self.num_heads, self.num_kv_heads, self.head_dim)
-        return bias, shape
+        bias = self.bias.build(self.num_heads, seqlens)
+        bias.check_fits(shape)
+        return bias.simplified(num_positions), shape
 
     def prepare(
         self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None = None
     ) -> Any:
         """The backend's handle for such a batch, kept while batches stay alike."""
-        self.check_length(max(seqlens or (num_positions,)))
         bias, shape = self.attention_facts(num_rows, num_positions, seqlens)
+        self.check_length(max(seqlens or (num_positions,)))
         device, dtype = self.compute_device_dtype()
         # tensors made in inference mode would be refused by a later backward pass
         place = (dtype, device, torch.is_inference_mode_enabled())
@@ -276,8 +283,14 @@ class GPT(nn.Module):
         return self.norm.forward(x_BMD) if eager else self.norm(x_BMD)
 
     def forward(self, tokens_BM: Tensor, seqlens: tuple[int, ...] | None = None) -> Tensor:
-        """Logits [B, M, V]; with `seqlens`, of documents packed into the one row."""
+        """Logits [B, M, V]; with `seqlens`, of documents packed into the one row.
+
+        Raises:
+            ConfigError: there are no tokens, `seqlens` do not fill the one row, or a document is
+                longer than the model has positions.
+        """
         num_rows, num_positions = tokens_BM.shape
+        check_documents(seqlens, num_rows, num_positions)
         positions_1M = positions_of(num_positions, seqlens).to(tokens_BM.device)
         handle = self.prepare(num_rows, num_positions, seqlens)
         return F.linear(self.hidden(tokens_BM, positions_1M, handle), self.head.weight)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +14,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from xftrain.attention.backends.flex import Flex, block_mask
 from xftrain.benchmark.rule import judge
 from xftrain.interfaces import AttnBias, AttnShape
+
+CPU = torch.device("cpu")
 
 
 @given(
@@ -42,22 +47,49 @@ def test_block_mask_is_the_one_torch_would_make(seqlens, packed, causal, window)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_forward_on_the_cpu_is_right():
+@pytest.mark.parametrize("num_positions", [256, 300])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"window": 50, "seqlens": True, "slopes": (0.5, 0.25)},
+        {"slopes": (-0.5, 2.0), "dense": True},
+        {"causal": False, "additive_HMM": True},
+        {"causal": False, "additive_HMM": True, "seqlens": True},
+        {"window": 50},
+    ],
+    ids=lambda facts: "-".join(facts),
+)
+def test_forward_on_the_cpu_is_right(facts, num_positions):
     # no gradients there, but the same masks and score functions
     torch.manual_seed(0)
-    bias = AttnBias(window=50, seqlens=(100, 200), slopes=(0.5, 0.25))
-    shape = AttnShape(1, 300, 2, 2, 16)
-    q, k, v = (torch.randn(1, 300, 2, 16, dtype=torch.float64) for _ in range(3))
+    if "seqlens" in facts:
+        facts = {**facts, "seqlens": (100, num_positions - 100)}
+    if "additive_HMM" in facts:
+        facts = {**facts, "additive_HMM": torch.randn(2, num_positions, num_positions)}
+    bias, shape = AttnBias(**facts), AttnShape(1, num_positions, 2, 1, 16)
+    q = torch.randn(1, num_positions, 2, 16, dtype=torch.float64)
+    k, v = (torch.randn(1, num_positions, 1, 16, dtype=torch.float64) for _ in range(2))
     handle = Flex().prepare(bias, shape, torch.float64, torch.device("cpu"))
-    out = flex_attention(
-        *(x.transpose(1, 2) for x in (q, k, v)),
-        score_mod=handle.score_mod,
-        block_mask=handle.block_mask,
-        scale=handle.scale,
-    )
-    scores = torch.einsum("bihk,bjhk->bhij", q, k) / 4 + bias.materialize(300)
+    out = Flex()(q, k, v, replace(handle, attend=flex_attention))
+    scores = torch.einsum("bihk,bjgk->bhij", q, k) / 4 + bias.materialize(num_positions)
     want = scores.softmax(-1) @ v.transpose(1, 2)
-    assert torch.allclose(out, want, atol=1e-6)
+    assert torch.allclose(out, want.transpose(1, 2), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_score_functions_are_called_for_whole_blocks() -> None:
+    # past the row's end a steep one gave infinity, times 0 (pytorch#153799)
+    sizes: list[tuple[int, ...]] = []
+
+    def noted(q: torch.Tensor, *qkv: torch.Tensor, **how: Any) -> torch.Tensor:
+        sizes.append(tuple(q.shape))
+        return flex_attention(q, *qkv, **how)
+
+    qkv = [torch.randn(2, 300, 2, 16) for _ in range(3)]
+    for bias in (AttnBias(slopes=(0.5, 0.25)), AttnBias(dense=True), AttnBias(window=9)):
+        handle = Flex().prepare(bias, AttnShape(2, 300, 2, 2, 16), torch.float32, CPU)
+        assert Flex()(*qkv, replace(handle, attend=noted)).shape == (2, 300, 2, 16)
+    assert [size[2] for size in sizes] == [384, 384, 300]
 
 
 @pytest.mark.cuda

@@ -17,7 +17,7 @@ whose first tile of 32 may be half full.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,8 +55,27 @@ class Fold:
         return in_front(q_BMHK, self.q_1MHF), in_front(k_BMGK, self.k_1M1F)
 
 
-def folding_reasons(bias: AttnBias, num_positions: int, dtype: torch.dtype) -> list[str]:
-    """Why this bias cannot be folded at this length and dtype; empty means that it can."""
+def folds(bias: AttnBias) -> bool:
+    """Whether ALiBi goes into the features: there are slopes, and no dense tensor is asked for."""
+    return bias.slopes is not None and not bias.dense
+
+
+def unfolded(bias: AttnBias) -> AttnBias:
+    """The facts that are left for the kernel's mask: all of them but slopes that are folded."""
+    return replace(bias, slopes=None) if folds(bias) else bias
+
+
+def folding_reasons(
+    bias: AttnBias, num_positions: int, dtype: torch.dtype, head_dim: int | None = None
+) -> list[str]:
+    """Why this bias cannot be folded at this length and dtype; empty means that it can.
+
+    Args:
+        bias: the facts.
+        num_positions: M.
+        dtype: of q and k.
+        head_dim: K, for the range of the features; None leaves that to `fold`.
+    """
     if bias.slopes is None:
         return []
     if dtype not in _PIECES:
@@ -64,13 +83,27 @@ def folding_reasons(bias: AttnBias, num_positions: int, dtype: torch.dtype) -> l
     # Scores accumulate in float32 (float64 for float64): slope * position must leave enough bits.
     longest = max(bias.seqlens or (num_positions,))
     unit = 2.0**-53 if dtype == torch.float64 else 2.0**-24
-    error, allowed = max(bias.slopes) * longest * unit, _PIECES[dtype][2]
+    steepest, allowed = max(abs(slope) for slope in bias.slopes), _PIECES[dtype][2]
+    error = steepest * longest * unit
     if error > allowed:
         return [
             f"ALiBi folded over {longest} positions would round scores by up to {error:.1g}, "
             f"more than {allowed:.1g} in {dtype}"
         ]
+    if head_dim is not None:
+        bits = _PIECES[dtype][0]
+        feature = steepest * head_dim**0.5 * 2.0 ** (bits * (_num_digits(longest, bits) - 1))
+        if feature > (largest := torch.finfo(dtype).max):
+            return [
+                f"ALiBi folded over {longest} positions with a slope of {steepest:.3g} needs "
+                f"features of {feature:.3g}, and the largest number in {dtype} is {largest:.5g}"
+            ]
     return []
+
+
+def _num_digits(longest: int, bits: int) -> int:
+    """Digits of so many bits that the last position of a document has."""
+    return max(1, math.ceil((longest - 1).bit_length() / bits))
 
 
 def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device) -> Fold:
@@ -80,12 +113,12 @@ def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.dev
         ConfigError: a document is too long for it, see `folding_reasons`.
     """
     assert bias.slopes is not None
-    if reasons := folding_reasons(bias, shape.M, dtype):
+    if reasons := folding_reasons(bias, shape.M, dtype, shape.K):
         raise ConfigError(f"{reasons[0]}: shorten the documents, or use model.attn=flex.")
     bits, num_pieces, _ = _PIECES[dtype]
     first_M, _ = bias.documents_M(shape.M, device)
     positions_M = torch.arange(shape.M, device=device) - first_M
-    num_digits = max(1, math.ceil((max(bias.seqlens or (shape.M,)) - 1).bit_length() / bits))
+    num_digits = _num_digits(max(bias.seqlens or (shape.M,)), bits)
     digits_M = [(positions_M >> (bits * n)) & (2**bits - 1) for n in range(num_digits)]
     subtract_own = dtype in (torch.float32, torch.float64)
 

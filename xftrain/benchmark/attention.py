@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from xftrain.attention.backends.sdpa import SDPA
+from xftrain.attention.dense import documents_of
 from xftrain.benchmark.cells import AttentionCell
 from xftrain.benchmark.measure import Stopwatch, memory_of, settle, spread, warm_up
 from xftrain.benchmark.reference import (
@@ -247,9 +248,9 @@ def _segment_errors(backend: Backend, bias: AttnBias, cell: AttentionCell) -> di
     packed = output_and_grads(_bound(backend, handle), qkv, grad)
     # a backend that compiles would do so for every length: torch's own attention stands in
     single = SDPA() if backend.needs_compilation else backend
-    alone_bias = AttnBias(causal=bias.causal, window=bias.window, slopes=bias.slopes)
     truths, alones = [], []
-    for start, end in bias.segments(shape.M):
+    documents = zip(bias.segments(shape.M), documents_of(bias, shape.M), strict=True)
+    for (start, end), (_, alone_bias) in documents:
         part, part_grad = tuple(x[:, start:end] for x in qkv), grad[:, start:end]
         exactly = partial(exact, bias=alone_bias)
         wide = tuple(x.double() for x in part)

@@ -64,14 +64,15 @@ def torch_errors(
 ) -> list[float]:
     """The yardstick: relative errors of torch's attention, of its least exact way to run this.
 
-    Its kernels differ among themselves, and with grouped heads taken natively or expanded.
+    Its kernels differ among themselves, and with grouped heads taken natively or expanded. A way
+    whose results are not finite is left out: twice its error would let anything pass. So is cuDNN,
+    whose backward pass with a mask tensor gives such results (see `attention.dense`).
     """
     worst = [0.0] * len(truth)
     kernels = (
         SDPBackend.MATH,
         SDPBackend.FLASH_ATTENTION,
         SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.CUDNN_ATTENTION,
     )
     for kernel, expand in product(kernels, (True, False)):
         with sdpa_kernel(kernel), warnings.catch_warnings():
@@ -79,8 +80,11 @@ def torch_errors(
             try:
                 results = output_and_grads(partial(torch_sdpa, bias=bias, expand=expand), qkv, grad)
             except RuntimeError as error:
-                assert "kernel" in str(error), error
+                if "kernel" not in str(error):
+                    raise
                 continue
+        if not all(bool(result.isfinite().all()) for result in results):
+            continue
         errors = [relative_error(x, right) for x, right in zip(results, truth, strict=True)]
         worst = [max(pair) for pair in zip(worst, errors, strict=True)]
     return worst

@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from xftrain.attention.backends.auto import Auto
-from xftrain.attention.folding import Fold, fold
+from xftrain.attention.backends.sdpa import needs_mask
+from xftrain.attention.folding import Fold, fold, folds
 from xftrain.interfaces import Batch
 from xftrain.model import GPT
 from xftrain.peak.kept import Kept, Recorder
@@ -78,11 +79,11 @@ def run_layers(
         x_BMD.requires_grad_()
         positions_1M = torch.empty(1, shape.M, dtype=torch.int64, device=device)
         rotation = _copied(model.pos, wide, device).rotation(positions_1M)
-        folds = name in _FOLDING and bias.slopes is not None and not bias.dense
         attention = _StandIn(
-            fold(bias, shape, dtype, device) if folds else None,
+            fold(bias, shape, dtype, device) if name in _FOLDING and folds(bias) else None,
             pads_v=name == "xformers" or device.type == "cpu",
             keeps_scores=name == "naive",
+            expands_heads=name == "sdpa" and device.type == "cuda" and needs_mask(bias),
         )
         block, norm = (_copied(part, wide, device) for part in (model.blocks[0], model.norm))
         if getattr(block.ffn, "impl", None) == "liger":
@@ -139,11 +140,13 @@ class _StandIn:
         fold: ALiBi's features, where the backend folds them in.
         pads_v: whether v is made as wide as q and k then.
         keeps_scores: whether the softmax of all scores is kept, as `naive` does.
+        expands_heads: whether K and V are copied for each query head, as for a mask on a GPU.
     """
 
     fold: Fold | None
     pads_v: bool
     keeps_scores: bool
+    expands_heads: bool
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
         width = v_BMGK.shape[-1]
@@ -151,6 +154,8 @@ class _StandIn:
             q_BMHK, k_BMGK = self.fold(q_BMHK, k_BMGK)
             if self.pads_v:
                 v_BMGK = F.pad(v_BMGK, (0, q_BMHK.shape[-1] - width))
+        if self.expands_heads and (repeats := q_BMHK.shape[2] // k_BMGK.shape[2]) > 1:
+            k_BMGK, v_BMGK = (x.repeat_interleave(repeats, dim=2) for x in (k_BMGK, v_BMGK))
         out_BMHK: Tensor = _Attention.apply(q_BMHK, k_BMGK, v_BMGK, self.keeps_scores)
         return out_BMHK if out_BMHK.shape[-1] == width else out_BMHK[..., :width]
 

@@ -55,6 +55,8 @@ class Auto(Backend):
         needs_grad: bool = True,
     ) -> list[str]:
         """Empty if any candidate runs."""
+        if misfits := bias.misfits(shape):
+            return misfits
         reasons = []
         for backend in [self.chosen] if self.chosen else _candidates():
             why = backend.unsupported(bias, shape, dtype, device, needs_grad=needs_grad)

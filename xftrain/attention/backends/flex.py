@@ -6,12 +6,13 @@ Dong et al., 2024, arXiv:2412.05496; torch.nn.attention.flex_attention.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from xftrain.compilation import allow_many_shapes
@@ -20,6 +21,7 @@ from xftrain.transfer import on_device
 
 _ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 _BLOCK = 128
+_LARGEST_TENSOR = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class _Handle:
     score_mod: _ScoreMod | None
     enable_gqa: bool
     kernel_options: dict[str, int | bool]
+    padding: int  # positions after the row
 
 
 @cache
@@ -56,42 +59,58 @@ class Flex(Backend):
         needs_grad: bool = True,
     ) -> list[str]:
         """Everything on a GPU of compute capability 8.0 or later; no gradients on the CPU."""
+        if reasons := bias.misfits(shape):
+            return reasons
         if device.type != "cuda":
             return [f"torch has no backward of FlexAttention on {device.type}"] * needs_grad
-        reasons = []
         if torch.cuda.get_device_capability(device) < (8, 0):
             reasons.append("FlexAttention needs a GPU of compute capability 8.0 or later")
         if dtype == torch.float64:
             reasons.append("FlexAttention has no float64 kernel")
         if shape.K < 16:
             reasons.append(f"FlexAttention needs a head width of at least 16, got {shape.K}")
+        if _is_tensor(bias) and _numbers(bias, shape) > _LARGEST_TENSOR:
+            reasons.append(
+                f"FlexAttention counts the {_numbers(bias, shape)} numbers of a bias tensor in 32 "
+                "bits"
+            )
         return reasons
 
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> _Handle:
         """The block mask and the score function."""
+        bias.check_fits(shape)
+        padding = _padding(bias, shape.M)
+        if padding:
+            bias = padded(bias, shape.M, padding)
+        num_positions = shape.M + padding
         return _Handle(
             attend=_compiled(),
             scale=shape.scale,
-            block_mask=block_mask(bias, shape.M, device),
-            score_mod=_score_mod(bias, shape.M, device),
+            block_mask=block_mask(bias, num_positions, device),
+            score_mod=_score_mod(bias, num_positions, device),
             enable_gqa=shape.H != shape.G,
             kernel_options=_kernel_options(bias),
+            padding=padding,
         )
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
         """Attention; grouped heads go to the kernel as they are."""
-        return handle.attend(
-            q_BMHK.transpose(1, 2),
-            k_BMGK.transpose(1, 2),
-            v_BMGK.transpose(1, 2),
+        q, k, v = (x.transpose(1, 2) for x in (q_BMHK, k_BMGK, v_BMGK))
+        if handle.padding:
+            q, k, v = (F.pad(x, (0, 0, 0, handle.padding)) for x in (q, k, v))
+        out_BMHK = handle.attend(
+            q,
+            k,
+            v,
             score_mod=handle.score_mod,
             block_mask=handle.block_mask,
             scale=handle.scale,
             enable_gqa=handle.enable_gqa,
             kernel_options=handle.kernel_options,
         ).transpose(1, 2)
+        return out_BMHK[:, : q_BMHK.shape[1]] if handle.padding else out_BMHK
 
     def kernel(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
@@ -107,6 +126,35 @@ def _kernel_options(bias: AttnBias) -> dict[str, int | bool]:
     if _is_tensor(bias):  # staged in shared memory too: three stages of it do not fit
         options["num_stages"] = 1
     return options
+
+
+def _padding(bias: AttnBias, num_positions: int) -> int:
+    """How many positions to add, so that rows with a score function end with a block.
+
+    Past the end of a row the backward kernel computes the score function of positions that there
+    are not, whose power may be infinite, and infinity times 0 makes the gradients of keys NaN
+    (pytorch#153799).
+    """
+    has_score_mod = bias.slopes is not None or _is_tensor(bias)
+    return -num_positions % _BLOCK if has_score_mod else 0
+
+
+def padded(bias: AttnBias, num_positions: int, padding: int) -> AttnBias:
+    """The same facts of a row with so many more positions, which are a document of their own."""
+    additive_HMM = bias.additive_HMM
+    if additive_HMM is not None:
+        additive_HMM = F.pad(additive_HMM, (0, padding, 0, padding))
+    seqlens = (*(bias.seqlens or (num_positions,)), padding)
+    return replace(bias, seqlens=seqlens, additive_HMM=additive_HMM)
+
+
+def _numbers(bias: AttnBias, shape: AttnShape) -> int:
+    """Numbers of the tensor that the score function reads."""
+    per_head = bias.slopes is not None
+    if bias.additive_HMM is not None:
+        per_head |= bias.additive_HMM.shape[0] > 1
+    side = shape.M + _padding(bias, shape.M)
+    return (shape.H if per_head else 1) * side**2
 
 
 def block_mask(bias: AttnBias, num_positions: int, device: torch.device) -> BlockMask | None:

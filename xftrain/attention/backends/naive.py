@@ -11,19 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xftrain.attention.dense import dense_bias
+from xftrain.attention.dense import DenseDocument, dense_documents
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 
 
 @dataclass(frozen=True)
 class _Handle:
     scale: float
-    bias_1HMM: Tensor | None
-    alive: Tensor | None
+    documents: tuple[DenseDocument, ...]
 
 
 class Naive(Backend):
-    """`softmax(q k^T * scale + bias) v` with M x M scores in float32 (float64 for float64)."""
+    """`softmax(q k^T * scale + bias) v` with M x M scores in float32 (float64 for float64).
+
+    Each packed document is computed by itself: a product with a probability of 0 would let a NaN of
+    another document through.
+    """
 
     name = "naive"
     rank = 90
@@ -37,41 +40,53 @@ class Naive(Backend):
         *,
         needs_grad: bool = True,
     ) -> list[str]:
-        """Nothing is: this is plain torch."""
-        return []
+        """Only facts that do not fit the batch: this is plain torch."""
+        return bias.misfits(shape)
 
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> _Handle:
-        """The bias as one float32 tensor; nothing where everything is visible."""
-        if not bias.causal and bias.seqlens is None and bias.additive_HMM is None:
-            return _Handle(shape.scale, None, None)
+        """Each document's bias as a float32 tensor; nothing where everything is visible."""
+        bias.check_fits(shape)
         wide = torch.promote_types(dtype, torch.float32)
-        bias_1HMM, alive = dense_bias(bias, shape.M, wide, device)
-        return _Handle(shape.scale, bias_1HMM, alive)
+        return _Handle(shape.scale, dense_documents(bias, shape.M, wide, device))
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
         """Attention; query heads of a group share their K/V head without a copy of it."""
-        B, M, H, K = q_BMHK.shape
-        G = k_BMGK.shape[2]
-        wide = torch.promote_types(q_BMHK.dtype, torch.float32)
-        # autocast would take the scores back to 16 bits
-        with torch.autocast(q_BMHK.device.type, enabled=False):
-            # Query heads [H] = [G, H/G]: those of a group become further rows of one product.
-            q = q_BMHK.to(wide).transpose(1, 2).reshape(B, G, H // G * M, K)
-            k = k_BMGK.to(wide).transpose(1, 2)
-            v = v_BMGK.to(wide).transpose(1, 2)
-            scores_BHMM = (q @ k.transpose(-2, -1) * handle.scale).view(B, H, M, -1)
-            if handle.bias_1HMM is not None:
-                scores_BHMM = scores_BHMM + handle.bias_1HMM
-            probs = scores_BHMM.softmax(dim=-1).view(B, G, H // G * M, -1)
-            out_BMHK = (probs @ v).view(B, H, M, K).transpose(1, 2)
-            if handle.alive is not None:
-                out_BMHK = out_BMHK * handle.alive
-        return out_BMHK.to(q_BMHK.dtype)
+        if len(handle.documents) == 1:
+            return _attend(q_BMHK, k_BMGK, v_BMGK, handle.documents[0], handle.scale)
+        lengths = [document.length for document in handle.documents]
+        parts = zip(*(x.split(lengths, dim=1) for x in (q_BMHK, k_BMGK, v_BMGK)), strict=True)
+        outs = [
+            _attend(q, k, v, document, handle.scale)
+            for document, (q, k, v) in zip(handle.documents, parts, strict=True)
+        ]
+        return torch.cat(outs, dim=1)
 
     def kernel(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> str:
         """Always the same."""
         return "naive"
+
+
+def _attend(
+    q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, document: DenseDocument, scale: float
+) -> Tensor:
+    B, M, H, K = q_BMHK.shape
+    G = k_BMGK.shape[2]
+    wide = torch.promote_types(q_BMHK.dtype, torch.float32)
+    # autocast would take the scores back to 16 bits
+    with torch.autocast(q_BMHK.device.type, enabled=False):
+        # Query heads [H] = [G, H/G]: those of a group become further rows of one product.
+        q = q_BMHK.to(wide).transpose(1, 2).reshape(B, G, H // G * M, K)
+        k = k_BMGK.to(wide).transpose(1, 2)
+        v = v_BMGK.to(wide).transpose(1, 2)
+        scores_BHMM = (q @ k.transpose(-2, -1) * scale).view(B, H, M, -1)
+        if document.bias_1HMM is not None:
+            scores_BHMM = scores_BHMM + document.bias_1HMM
+        probs = scores_BHMM.softmax(dim=-1).view(B, G, H // G * M, -1)
+        out_BMHK = (probs @ v).view(B, H, M, K).transpose(1, 2)
+        if document.alive is not None:
+            out_BMHK = out_BMHK * document.alive
+    return out_BMHK.to(q_BMHK.dtype)

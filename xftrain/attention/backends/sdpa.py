@@ -1,11 +1,12 @@
 """PyTorch's `scaled_dot_product_attention`: cuDNN, FlashAttention or the efficient kernel.
 
-torch.nn.functional.scaled_dot_product_attention; which kernel it takes is torch's own choice, and
-`kernel` says which.
+torch.nn.functional.scaled_dot_product_attention; which kernel it takes is torch's own choice, but
+for cuDNN with a mask tensor, which is left out, and `kernel` says which.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
-from xftrain.attention.dense import dense_bias
-from xftrain.attention.folding import Fold, fold, folding_reasons
+from xftrain.attention.dense import (
+    DenseDocument,
+    dense_documents,
+    documents_of,
+    heads_for_mask,
+    mask_reasons,
+    masked_attention,
+    masked_kernels,
+)
+from xftrain.attention.folding import Fold, fold, folding_reasons, folds, unfolded
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 
 _KERNELS = {
@@ -26,27 +35,23 @@ _KERNELS = {
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Positions that attend to themselves only: the row, or one packed document."""
-
-    length: int
-    mask: Tensor | None
-    alive: Tensor | None
-
-
-@dataclass(frozen=True)
 class _Handle:
     scale: float
     is_causal: bool
     fold: Fold | None
-    parts: tuple[_Part, ...]
+    documents: tuple[DenseDocument, ...]
+
+    @property
+    def is_masked(self) -> bool:
+        return any(document.bias_1HMM is not None for document in self.documents)
 
 
 class SDPA(Backend):
     """Torch's fused attention.
 
     Causal and full need no mask tensor; ALiBi is folded; packed documents are one call each; a
-    window (and a dense bias) is a mask tensor of the longest document squared.
+    window (and a dense bias) is a mask tensor of the longest document squared, which cuDNN is not
+    given, see `attention.dense`.
     """
 
     name = "sdpa"
@@ -61,39 +66,31 @@ class SDPA(Backend):
         *,
         needs_grad: bool = True,
     ) -> list[str]:
-        """Only what cannot be folded: torch falls back to its own math for the rest."""
-        return [] if bias.dense else folding_reasons(bias, shape.M, dtype)
+        """What cannot be folded, and masks that are too large: torch runs the rest somehow."""
+        if reasons := bias.misfits(shape):
+            return reasons
+        if folds(bias):
+            reasons = folding_reasons(bias, shape.M, dtype, shape.K)
+        if needs_mask(bias):
+            reasons += mask_reasons(max(bias.seqlens or (shape.M,)), device)
+        return reasons
 
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> _Handle:
         """Documents, masks where needed, and ALiBi's features."""
-        folded = bias.slopes is not None and not bias.dense
-        needs_mask = bias.dense or bias.window is not None or bias.additive_HMM is not None
-        parts = []
-        masks: dict[int, Tensor] = {}  # documents of one length share a mask
-        for start, end in bias.segments(shape.M):
-            length = end - start
-            mask = alive = None
-            if needs_mask:
-                additive = bias.additive_HMM
-                if additive is not None:
-                    additive = additive[:, start:end, start:end]
-                if length not in masks or additive is not None:
-                    facts = AttnBias(
-                        causal=bias.causal,
-                        window=bias.window,
-                        slopes=None if folded else bias.slopes,
-                        additive_HMM=additive,
-                    )
-                    masks[length], alive = dense_bias(facts, length, dtype, device)
-                mask = masks[length]
-            parts.append(_Part(length, mask, alive))
+        bias.check_fits(shape)
+        is_masked = needs_mask(bias)
+        if is_masked:
+            documents = dense_documents(unfolded(bias), shape.M, dtype, device)
+        else:
+            lengths = [length for length, _ in documents_of(bias, shape.M)]
+            documents = tuple(DenseDocument(length, None, None) for length in lengths)
         return _Handle(
             scale=shape.scale,
-            is_causal=bias.causal and not needs_mask,
-            fold=fold(bias, shape, dtype, device) if folded else None,
-            parts=tuple(parts),
+            is_causal=bias.causal and not is_masked,
+            fold=fold(bias, shape, dtype, device) if folds(bias) else None,
+            documents=documents,
         )
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
@@ -105,17 +102,11 @@ class SDPA(Backend):
                 # the CPU kernel wants one width, else torch falls back to M x M scores
                 v_BMGK = F.pad(v_BMGK, (0, q_BMHK.shape[-1] - width))
         q, k, v = (x.transpose(1, 2) for x in (q_BMHK, k_BMGK, v_BMGK))
-        if len(handle.parts) == 1:
-            out_BMHK = _attend(q, k, v, handle, handle.parts[0])
+        if handle.is_masked:
+            with masked_kernels(q.device):
+                out_BMHK = _attend_all(q, k, v, handle)
         else:
-            # split, not slices: its backward joins the documents' gradients in one go
-            lengths = [part.length for part in handle.parts]
-            documents = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
-            outs = [
-                _attend(q_part, k_part, v_part, handle, part)
-                for part, (q_part, k_part, v_part) in zip(handle.parts, documents, strict=True)
-            ]
-            out_BMHK = torch.cat(outs, dim=1)
+            out_BMHK = _attend_all(q, k, v, handle)
         return out_BMHK if out_BMHK.shape[-1] == width else out_BMHK[..., :width]
 
     def kernel(
@@ -123,7 +114,8 @@ class SDPA(Backend):
     ) -> str:
         """The kernel torch would take for these shapes, with the form of the bias."""
         handle = self.prepare(bias, shape, dtype, device)
-        longest = max(handle.parts, key=lambda part: part.length)
+        longest = max(handle.documents, key=lambda document: document.length)
+        mask = longest.bias_1HMM
         pad = 0 if handle.fold is None else handle.fold.k_1M1F.shape[-1]
         width = shape.K + pad if device.type == "cpu" else shape.K
         q, k = (
@@ -132,37 +124,61 @@ class SDPA(Backend):
             ).requires_grad_()
             for heads in (shape.H, shape.G)
         )
-        choice = torch._fused_sdp_choice(
-            q,
-            k,
-            k[..., :width],
-            longest.mask,
-            0.0,
-            handle.is_causal,
-            scale=handle.scale,
-            enable_gqa=shape.H != shape.G,
-        )
+        v = k[..., :width]
+        if mask is not None:
+            k, v = heads_for_mask(q, k, v)
+        with nullcontext() if mask is None else masked_kernels(device):
+            choice = torch._fused_sdp_choice(
+                q,
+                k,
+                v,
+                mask,
+                0.0,
+                handle.is_causal,
+                scale=handle.scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
         name = _KERNELS.get(SDPBackend(choice), str(choice))
         if device.type == "cpu":
             name = f"cpu-{name}"
         notes = [
             "folded ALiBi" if handle.fold is not None else "",
-            "mask tensor" if longest.mask is not None else "",
+            "mask tensor" if mask is not None else "",
             "one call a document" if bias.seqlens is not None else "",
         ]
         said = ", ".join(note for note in notes if note)
         return f"sdpa-{name} ({said})" if said else f"sdpa-{name}"
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, handle: _Handle, part: _Part) -> Tensor:
-    """Attention of one part, [B, heads, M, K] to [B, M, H, K]."""
-    out = F.scaled_dot_product_attention(
+def needs_mask(bias: AttnBias) -> bool:
+    """Whether the bias is more than causal, full or folded."""
+    return bias.dense or bias.window is not None or bias.additive_HMM is not None
+
+
+def _attend_all(q: Tensor, k: Tensor, v: Tensor, handle: _Handle) -> Tensor:
+    """Attention within each document, [B, heads, M, K] to [B, M, H, K]."""
+    if len(handle.documents) == 1:
+        return _attend(q, k, v, handle, handle.documents[0])
+    # split, not slices: its backward joins the documents' gradients in one go
+    lengths = [document.length for document in handle.documents]
+    parts = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
+    outs = [
+        _attend(q_part, k_part, v_part, handle, document)
+        for document, (q_part, k_part, v_part) in zip(handle.documents, parts, strict=True)
+    ]
+    return torch.cat(outs, dim=1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, handle: _Handle, document: DenseDocument) -> Tensor:
+    """Attention of one document."""
+    if document.bias_1HMM is not None:
+        out = masked_attention(q, k, v, document.bias_1HMM, scale=handle.scale).transpose(1, 2)
+        return out if document.alive is None else out * document.alive
+    return F.scaled_dot_product_attention(
         q,
         k,
         v,
-        attn_mask=part.mask,
         is_causal=handle.is_causal,
         scale=handle.scale,
         enable_gqa=q.shape[1] != k.shape[1],
     ).transpose(1, 2)
-    return out if part.alive is None else out * part.alive

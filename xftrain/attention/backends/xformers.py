@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xftrain.attention.dense import dense_bias
-from xftrain.attention.folding import Fold, fold, folding_reasons
+from xftrain.attention.dense import dense_bias, mask_reasons
+from xftrain.attention.folding import Fold, fold, folding_reasons, folds, unfolded
 from xftrain.attention.xformers_ops.loading import xformers_ops
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 
 _ALIGN = 8  # cutlass reads a bias in rows that start on 16 bytes
+_MOST_ROWS = 65535  # blocks of a grid's second and third dimension; torch's own call splits more
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,15 @@ class XFormers(Backend):
             return [str(error)]
         if device.type not in ("cpu", "cuda"):
             return [f"xFormers has no kernel for {device.type}"]
-        reasons = [] if bias.dense else folding_reasons(bias, shape.M, dtype)
+        if reasons := bias.misfits(shape):
+            return reasons
+        if folds(bias):
+            reasons = folding_reasons(bias, shape.M, dtype, shape.K)
+        if _is_tensor(bias):
+            reasons += mask_reasons(shape.M, device)
+        most = max(shape.B, len(bias.seqlens or ()))
+        if device.type == "cuda" and most > _MOST_ROWS:
+            reasons.append(f"its kernels take {_MOST_ROWS} rows or documents at most, got {most}")
         if reasons:
             return reasons
         try:
@@ -71,6 +80,7 @@ class XFormers(Backend):
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> _Handle:
         """xFormers' own mask, and ALiBi's features."""
+        bias.check_fits(shape)
         handle = self._expanded(bias, shape, dtype, device)
         if not self._runs_grouped(bias, shape, dtype, device):
             return handle
@@ -85,7 +95,7 @@ class XFormers(Backend):
         if shape.G == shape.H or device.type != "cuda":
             return False
         form = (bias.causal, bias.window is None, bias.seqlens is None, bias.slopes is None)
-        tensor = bias.dense or bias.additive_HMM is not None
+        tensor = _is_tensor(bias)
         is_strict = torch.are_deterministic_algorithms_enabled()
         key = (*form, tensor, shape.H, shape.G, shape.K, dtype, device, is_strict)
         if key not in self._grouped:
@@ -102,19 +112,18 @@ class XFormers(Backend):
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> _Handle:
         """For K/V with as many heads as q."""
-        folded = bias.slopes is not None and not bias.dense
         alive = None
         mask: Any
-        if bias.dense or bias.additive_HMM is not None:
-            mask, alive = self._tensor_mask(bias, shape, dtype, device)
+        if _is_tensor(bias):
+            mask, alive = self._tensor_mask(unfolded(bias), shape, dtype, device)
         else:
-            mask = _mask(bias, device)
+            mask = _mask(unfolded(bias), device)
         return _Handle(
             attend=xformers_ops().memory_efficient_attention,
             expands=shape.G != shape.H,
             scale=shape.scale,
             mask=mask,
-            fold=fold(bias, shape, dtype, device) if folded else None,
+            fold=fold(bias, shape, dtype, device) if folds(bias) else None,
             alive=alive,
             op=_cpu_op() if device.type == "cpu" else None,
         )
@@ -150,8 +159,8 @@ class XFormers(Backend):
         if backward.NAME.replace("B", "F", 1) != name and not name.startswith("cpu"):
             name += f"+{backward.NAME}"
         notes = [
-            "folded ALiBi" if bias.slopes is not None and not bias.dense else "",
-            "bias tensor" if bias.dense else "",
+            "folded ALiBi" if folds(bias) else "",
+            "bias tensor" if _is_tensor(bias) else "",
             "expanded K/V" if shape.G > 1 and handle.expands else "",
         ]
         said = ", ".join(note for note in notes if note)
@@ -191,6 +200,11 @@ class XFormers(Backend):
         dense_1HMM, alive = dense_bias(bias, shape.M, dtype, device)
         aligned = F.pad(dense_1HMM, (0, -shape.M % _ALIGN))[..., : shape.M]
         return aligned.expand(shape.B, shape.H, -1, -1), alive
+
+
+def _is_tensor(bias: AttnBias) -> bool:
+    """Whether the kernel reads the bias as one tensor."""
+    return bias.dense or bias.additive_HMM is not None
 
 
 def _mask(bias: AttnBias, device: torch.device) -> Any:

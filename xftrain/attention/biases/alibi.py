@@ -6,6 +6,7 @@ Head h adds `-slope_h * (i - j)` to the score of query i and key j.
 import math
 from typing import Literal
 
+from xftrain.errors import ConfigError
 from xftrain.fields import PositiveInt
 from xftrain.interfaces import AttnBias
 
@@ -17,7 +18,8 @@ def slopes(num_heads: int) -> tuple[float, ...]:
     paper's released code takes those of the next lower power of two, then every second one of the
     next higher (`get_slopes` in ofirpress/attention_with_linear_biases).
     """
-    assert num_heads >= 1
+    if num_heads < 1:
+        raise ConfigError(f"ALiBi needs at least one query head, got {num_heads}.")
     lower = 2 ** math.floor(math.log2(num_heads))
     head = tuple(2.0 ** (-8.0 * (h + 1) / lower) for h in range(lower))
     rest = tuple(2.0 ** (-8.0 * (2 * h + 1) / (2 * lower)) for h in range(num_heads - lower))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,12 +51,18 @@ class _Tile:
     is_causal: bool
     mask: Tensor | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """No queries, or no keys for them to see: the output is 0."""
+        return self.q0 == self.q1 or self.k0 == self.k1
+
 
 def _tiles(inp: Any) -> Iterator[_Tile]:
     """The mask of `inp` as tiles that cover every query once."""
     bias, num_queries, num_keys = inp.attn_bias, inp.query.shape[1], inp.key.shape[1]
     if bias is None or isinstance(bias, torch.Tensor):
-        yield _Tile(0, num_queries, 0, num_keys, False, bias)
+        mask = None if bias is None else _readable(bias)
+        yield _Tile(0, num_queries, 0, num_keys, False, mask)
         return
     if isinstance(bias, _ab.BlockDiagonalMask):
         rows = zip(bias.q_seqinfo.intervals(), bias.k_seqinfo.intervals(), strict=True)
@@ -88,10 +95,62 @@ class _CPUReasons:
     def not_supported_reasons(cls, d: Any) -> list[str]:
         reasons = super().not_supported_reasons(d)  # type: ignore[misc]
         ours = [r for r in reasons if r != "bf16 is only supported on A100+ GPUs"]
-        causal = isinstance(d.attn_bias, _CAUSAL)
-        if causal and d.query.shape[1] != d.key.shape[1]:
-            ours.append("query and key lengths differ")
-        return ours
+        return ours + _tensor_reasons(d) + _length_reasons(d)
+
+    @classmethod
+    def check(cls, d: Any) -> None:
+        """Refuses in `apply` too: xFormers skips the backward operator's own checks.
+
+        Raises:
+            ValueError: the reasons.
+        """
+        if reasons := cls.not_supported_reasons(d):
+            raise ValueError(f"{cls.__name__} does not support the inputs: {'; '.join(reasons)}")
+
+
+def _tensor_reasons(d: Any) -> list[str]:
+    """What torch's kernel would read wrong, or leave out, without a word."""
+    reasons = [
+        f"{name} is {x.dtype} on {x.device}, and query is {d.query.dtype} on {d.query.device}"
+        for name, x in (("key", d.key), ("value", d.value), ("attn_bias", d.attn_bias))
+        if isinstance(x, torch.Tensor) and (x.dtype, x.device) != (d.query.dtype, d.query.device)
+    ]
+    if d.query.shape[-1] == 0:
+        reasons.append("query.shape[-1] is 0")
+    bias = d.attn_bias
+    if isinstance(bias, torch.Tensor):
+        (B, num_queries), num_keys = d.query.shape[:2], d.key.shape[1]
+        heads = (d.query.shape[2],) if d.query.ndim == 4 else ()
+        expected = (B, *heads, num_queries, num_keys)
+        if d.query.ndim in (3, 4) and tuple(bias.shape) != expected:
+            reasons.append(f"attn_bias is of {tuple(bias.shape)}, expected {expected}")
+        if bias.requires_grad:
+            reasons.append("the gradient of attn_bias is not computed (requires_grad=True)")
+    return reasons
+
+
+def _length_reasons(d: Any) -> list[str]:
+    """Lengths that the tiles do not stand for."""
+    bias, num_queries, num_keys = d.attn_bias, d.query.shape[1], d.key.shape[1]
+    if not isinstance(bias, _ab.BlockDiagonalMask):
+        differ = isinstance(bias, _CAUSAL) and num_queries != num_keys
+        return ["query and key lengths differ"] * differ
+    starts, key_starts = bias.q_seqinfo.seqstart_py, bias.k_seqinfo.seqstart_py
+    if (starts[-1], key_starts[-1]) != (num_queries, num_keys) or len(starts) != len(key_starts):
+        return [
+            f"attn_bias has {len(starts) - 1} documents of {starts[-1]} queries and "
+            f"{len(key_starts) - 1} of {key_starts[-1]} keys, for {num_queries} and {num_keys}"
+        ]
+    if any(end < start for ends in (starts, key_starts) for start, end in pairwise(ends)):
+        return ["a document of attn_bias has a negative length"]
+    if isinstance(bias, _CAUSAL) and list(starts) != list(key_starts):
+        return ["query and key lengths of a document differ"]
+    return []
+
+
+def _readable(x: Tensor) -> Tensor:
+    """The same numbers, side by side in the last dimension, as torch's kernel takes them to be."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 class CPUForward(_CPUReasons, fmha.common.AttentionFwOpBase):  # type: ignore[misc,name-defined]
@@ -110,23 +169,33 @@ class CPUForward(_CPUReasons, fmha.common.AttentionFwOpBase):  # type: ignore[mi
     @classmethod
     def apply(cls, inp: Any, needs_gradient: bool) -> tuple[Tensor, Any]:
         """Attention of `fmha.Inputs` in BMHK; see `fmha.common.AttentionFwOpBase`."""
-        q, k, v = (x.transpose(1, 2) for x in (inp.query, inp.key, inp.value))
+        cls.check(inp)
+        q, k, v = (_readable(x).transpose(1, 2) for x in (inp.query, inp.key, inp.value))
         outs, lses = [], []
         for t in _tiles(inp):
-            out, lse = _forward(
-                q[:, :, t.q0 : t.q1],
-                k[:, :, t.k0 : t.k1],
-                v[:, :, t.k0 : t.k1],
-                0.0,
-                t.is_causal,
-                attn_mask=t.mask,
-                scale=inp.scale_float,
-            )
+            out, lse = cls._tile(t, q, k, v, inp.scale_float)
             outs.append(out)
             lses.append(lse)
         out = (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)).transpose(1, 2)
         lse = lses[0] if len(lses) == 1 else torch.cat(lses, dim=2)
         return out, fmha.Context(lse=lse, out=out) if needs_gradient else None
+
+    @staticmethod
+    def _tile(t: _Tile, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        here = q[:, :, t.q0 : t.q1]
+        if t.is_empty or not q.shape[0] * q.shape[1]:  # the kernel would divide by 0
+            wide = torch.promote_types(q.dtype, torch.float32)
+            return torch.zeros_like(here), here.new_full(here.shape[:3], -torch.inf, dtype=wide)
+        out, lse = _forward(
+            here,
+            k[:, :, t.k0 : t.k1],
+            v[:, :, t.k0 : t.k1],
+            0.0,
+            t.is_causal,
+            attn_mask=t.mask,
+            scale=scale,
+        )
+        return out, lse
 
 
 class CPUBackward(_CPUReasons, fmha.common.AttentionBwOpBase):  # type: ignore[misc,name-defined]
@@ -145,24 +214,26 @@ class CPUBackward(_CPUReasons, fmha.common.AttentionBwOpBase):  # type: ignore[m
     @classmethod
     def apply(cls, ctx: Any, inp: Any, grad: Tensor) -> Any:
         """Gradients of q, k, v in BMHK; see `fmha.common.AttentionBwOpBase`."""
+        cls.check(inp)
         tiles = list(_tiles(inp))
         q, k, v, out, grad = (
-            x.transpose(1, 2) for x in (inp.query, inp.key, inp.value, ctx.out, grad)
+            _readable(x).transpose(1, 2) for x in (inp.query, inp.key, inp.value, ctx.out, grad)
         )
-        if len(tiles) == 1:
+        is_empty = not q.shape[0] * q.shape[1]
+        if len(tiles) == 1 and not tiles[0].is_empty and not is_empty:
             dq, dk, dv = cls._tile(tiles[0], q, k, v, out, ctx.lse, grad, inp.scale_float)
             return fmha.Gradients(*(x.transpose(1, 2) for x in (dq, dk, dv)))
-        # keys of neighboring window tiles overlap: their gradients are sums, kept in float32
-        wide = torch.promote_types(q.dtype, torch.float32)
-        dq = torch.empty_like(q)
-        dk, dv = (torch.zeros_like(x, dtype=wide) for x in (k, v))
+        # at most two window tiles see a key, so that its gradients are summed by one rounding
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
         for t in tiles:
+            if t.is_empty or is_empty:
+                continue
             here, seen = slice(t.q0, t.q1), slice(t.k0, t.k1)
             dq_tile, dk_tile, dv_tile = cls._tile(t, q, k, v, out, ctx.lse, grad, inp.scale_float)
             dq[:, :, here] = dq_tile
             dk[:, :, seen] += dk_tile
             dv[:, :, seen] += dv_tile
-        return fmha.Gradients(*(x.to(q.dtype).transpose(1, 2) for x in (dq, dk, dv)))
+        return fmha.Gradients(*(x.transpose(1, 2) for x in (dq, dk, dv)))
 
     @staticmethod
     def _tile(

@@ -48,6 +48,7 @@ class RoPE(nn.Module):
 def rotate(x_BMHK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """x with each pair of features rotated, in the dtype of x."""
     cos, sin = rotation
-    first, second = x_BMHK.float().chunk(2, dim=-1)
+    wide = torch.promote_types(x_BMHK.dtype, torch.float32)
+    first, second = x_BMHK.to(wide).chunk(2, dim=-1)
     rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return rotated.to(x_BMHK.dtype)
