@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -36,8 +37,10 @@ from xftrain.registry import (
     check_fields,
     conf_dir,
     group_of,
+    literals,
     names,
     show,
+    words,
 )
 from xftrain.signatures import Field, fields_of
 
@@ -106,10 +109,24 @@ ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
 OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
+OmegaConf.register_new_resolver("oc.decode", redaction.decode, replace=True)
 OmegaConf.register_new_resolver("xf.new_folder", _new_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver(
     "xf.unless", lambda condition, value: None if condition else value, replace=True
 )
+
+
+@cache
+def _public_words() -> frozenset[str]:
+    """What is no secret where a variable of the environment holds it, as `cpu`."""
+    roots = [_root_fields(schema) for schema in (Root, DoctorRoot, SampleRoot)]
+    known = [*roots, _trainer_fields(), fields_of("xftrain.model", "GPT")]
+    keys = {key for fields in known for key in fields}
+    choices = [literals(field.annotation) for fields in known for field in fields.values()]
+    return words() | keys.union(*choices)
+
+
+redaction.public_words = _public_words
 
 
 def compose(

@@ -14,7 +14,7 @@ import json
 import math
 import types
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -62,6 +62,26 @@ def names(group: str) -> list[str]:
     """The options of a group, sorted: a YAML and a Python file with the class of that name."""
     files = (conf_dir() / group).glob("*.yaml")
     return sorted(file.stem for file in files if _find(group, file.stem))
+
+
+@cache
+def words() -> frozenset[str]:
+    """The words that a configuration consists of: groups, options, fields, and their choices."""
+    found = {part for group in PACKAGES for part in group.split("/")} | {"name", "cpu", "cuda"}
+    found |= {path.stem for path in conf_dir().rglob("*.yaml")}
+    for group in PACKAGES:
+        for name in names(group):
+            for key, field in schema(group, name).items():
+                found |= {key, *literals(field.annotation)}
+    return frozenset(found)
+
+
+def literals(annotation: Any) -> set[str]:
+    """The texts among which an annotation lets one choose."""
+    if isinstance(annotation, str):
+        return {annotation}
+    args = get_args(annotation)
+    return set().union(*map(literals, args)) if args else set()
 
 
 def measures_times(name: str | None) -> bool:

@@ -109,7 +109,8 @@ def serve(connection: Connection, log_file: str, device: str, deterministic: boo
     die_with_parent(signal.SIGKILL)
     # a kernel or two at a time are compiled: starting threads for more takes longer than they save
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # of the terminal, to all processes
+        signal.signal(number, signal.SIG_IGN)  # the parent decides
     _write_output_to(Path(log_file))
     faulthandler.enable()  # where a segmentation fault came from
     if device == "cpu":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +14,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.processes import rank
 
+_POLL_S = 0.2
 _TIMEOUT = timedelta(minutes=30)  # for the slowest of the ranks, as when one makes token files
 
 
@@ -40,16 +45,62 @@ def connect(device: torch.device, num_ranks: int) -> None:
     """Joins the ranks that the environment names; nothing where there is one."""
     if num_ranks == 1 or dist.is_initialized():
         return
+    place = _meeting_place()
     on_gpu = device.type == "cuda"
+
+    def join() -> None:
+        if on_gpu:
+            torch.cuda.set_device(device)  # of this thread
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            rank=rank(),
+            world_size=num_ranks,
+            timeout=_TIMEOUT,
+            device_id=device if on_gpu else None,
+        )
+
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        rank=rank(),
-        world_size=num_ranks,
-        timeout=_TIMEOUT,
-        device_id=device if on_gpu else None,
-    )
+    try:
+        _interruptible(join)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(
+            f"the ranks cannot meet at {place} ({first_line(error)}): check MASTER_ADDR and "
+            "MASTER_PORT in the environment, and that all ranks were started."
+        ) from error
+
+
+def _meeting_place() -> str:
+    """Where the ranks meet, which torchrun and `ranks` put into the environment."""
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    for name in names:
+        if not os.environ.get(name, "").strip():
+            raise ConfigError(
+                f"{name} is not in the environment of this rank: start the ranks with torchrun, or "
+                "unset LOCAL_RANK and WORLD_SIZE."
+            )
+    return ":".join(os.environ[name] for name in names)
+
+
+def _interruptible(function: Callable[[], None]) -> None:
+    """Calls what may block in C for minutes, so that a signal ends this process meanwhile.
+
+    Python runs the handlers of signals in the main thread alone, once it is back from C.
+    """
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=call, daemon=True, name="joining the ranks")
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+    if failures:
+        raise failures[0]
 
 
 def disconnect(*, together: bool) -> None:

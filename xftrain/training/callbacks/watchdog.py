@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from xftrain.console import say
 from xftrain.fields import PositiveFloat
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,5 @@ class Watchdog(Callback):
         )
         log.error(said)
         self.on_hang(said)
-        sys.stderr.write(f"xftrain: {said}\n")
-        sys.stderr.flush()
+        say(said)
         os._exit(1)  # the thread that hangs cannot be reached
