@@ -163,7 +163,10 @@ def _job(cfg: DictConfig) -> float | None:
     try:
         result = _checked_run(cfg, settings, run_dir)
     except Exception as error:
-        said = _report(error, run_dir)
+        if rank() and ranks.is_of_another(error):  # which has an error of its own to show
+            said = f"rank {rank()} lost the other ranks ({first_line(error)})."
+        else:
+            said = _report(error, run_dir)
         raise JobFailed(said, 2 if isinstance(error, ConfigError) else 1) from error
     metrics: dict[str, float] = result.get("metrics", {})
     return metrics.get("val/loss")

@@ -17,6 +17,8 @@ from xftrain.errors import ConfigError, Stopped
 
 Process = subprocess.Popen[bytes]
 
+rank_died = threading.Event()  # set where a rank that this process started has died
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # Signals that ask a process to end: of whoever manages it, of a terminal that closes, of the soft

@@ -26,7 +26,8 @@ from xftrain.overrides import as_typed, quoted
 from xftrain.processes import Process, cause_of_death
 from xftrain.redaction import hidden
 
-_GRACE_S = 10.0  # for this rank to notice by itself that another is gone
+_GRACE_S = 10.0  # for ranks to end after they were asked, and to say which of them died
+_NOTICE_S = 5.0  # for this rank to notice by itself that another is gone, as gloo does at once
 _END_S = 30.0  # for the ranks to end after this one
 _POLL_S = 0.2
 _SILENT = ("hydra/job_logging=disabled",)  # rank 0 says it
@@ -92,6 +93,7 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
     ranks: list[Process] = []
     over = threading.Event()
     patience_s = _END_S
+    processes.rank_died.clear()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         for rank, place in enumerate(words, start=1):
@@ -102,7 +104,7 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
         yield
     except Exception as error:
         patience_s = 0.0  # they wait for this one
-        if isinstance(error, ConfigError | RunError) or not _is_of_another(error):
+        if isinstance(error, ConfigError | RunError) or not is_of_another(error):
             raise
         if said := _first_death(ranks, words, wait_s=_GRACE_S):
             _correct(run_dir, said)
@@ -136,8 +138,10 @@ def _watch(
     died_at: float | None = None
     while not over.wait(_POLL_S):
         said = _first_death(ranks, words)
-        died_at = died_at or (time.monotonic() if said else None)
-        if said and died_at is not None and time.monotonic() - died_at > _GRACE_S:
+        if said and died_at is None:
+            died_at = time.monotonic()
+            processes.rank_died.set()
+        if said and died_at is not None and time.monotonic() - died_at > _NOTICE_S:
             sweeps.write_end("failed", said, settings, run_dir)
             console.say(said)
             for process in ranks:
@@ -161,7 +165,7 @@ def _first_death(ranks: Ranks, words: Sequence[Path], wait_s: float = 0.0) -> st
         time.sleep(_POLL_S)
 
 
-def _is_of_another(error: Exception) -> bool:
+def is_of_another(error: Exception) -> bool:
     """Whether this rank failed because another one is gone."""
     said = f"{type(error).__name__}: {error}"
     return any(word in said for word in ("Connection", "gloo", "NCCL", "DistBackendError"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.processes import rank
+from xftrain.processes import rank, rank_died
 
 _POLL_S = 0.2
 _TIMEOUT = timedelta(minutes=30)  # for the slowest of the ranks, as when one makes token files
@@ -47,10 +47,10 @@ def connect(device: torch.device, num_ranks: int) -> None:
         return
     place = _meeting_place()
     on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
 
     def join() -> None:
-        if on_gpu:
-            torch.cuda.set_device(device)  # of this thread
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             rank=rank(),
@@ -59,10 +59,10 @@ def connect(device: torch.device, num_ranks: int) -> None:
             device_id=device if on_gpu else None,
         )
 
-    if on_gpu:
-        torch.cuda.set_device(device)
     try:
         _interruptible(join)
+    except ConnectionError:  # the ranks' parent says which
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise RunError(
             f"the ranks cannot meet at {place} ({first_line(error)}): check MASTER_ADDR and "
@@ -85,20 +85,26 @@ def _meeting_place() -> str:
 def _interruptible(function: Callable[[], None]) -> None:
     """Calls what may block in C for minutes, so that a signal ends this process meanwhile.
 
-    Python runs the handlers of signals in the main thread alone, once it is back from C.
+    Python runs the handlers of signals in the main thread alone, once it is back from C. A rank
+    that has died ends the wait too.
     """
     failures: list[BaseException] = []
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def call() -> None:
         try:
+            if gpu is not None:
+                torch.cuda.set_device(gpu)  # of this thread
             function()
         except BaseException as error:
             failures.append(error)
 
-    thread = threading.Thread(target=call, daemon=True, name="joining the ranks")
+    thread = threading.Thread(target=call, daemon=True, name="waiting for the ranks")
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_S)
+        if rank_died.is_set() and thread.is_alive():
+            raise ConnectionError("another rank has died")
     if failures:
         raise failures[0]
 
@@ -123,7 +129,7 @@ def from_rank_0(value: Any) -> Any:
     if world_size() == 1:
         return value
     held = [value]
-    dist.broadcast_object_list(held, src=0)
+    _interruptible(lambda: dist.broadcast_object_list(held, src=0))
     return held[0]
 
 
@@ -148,5 +154,5 @@ def from_all_ranks(value: str) -> list[str]:
     if world_size() == 1:
         return [value]
     held: list[Any] = [None] * world_size()
-    dist.all_gather_object(held, value)
+    _interruptible(lambda: dist.all_gather_object(held, value))
     return held
