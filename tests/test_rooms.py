@@ -14,6 +14,8 @@ FLOORS = [
     ["completion", "config_tree", "errors", "fields", "markdown", "printable", "version"],
     ["files", "processes", "redaction"],
     ["console", "signatures", "records"],
+    ["values"],
+    ["own_classes"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer"],
     ["interfaces", "compilation", "memory", "timing"],

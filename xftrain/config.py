@@ -34,15 +34,14 @@ from xftrain.registry import (
     ENTRY_GROUPS,
     PACKAGES,
     check,
-    check_fields,
     conf_dir,
     group_of,
     literals,
     names,
-    show,
     words,
 )
 from xftrain.signatures import Field, fields_of
+from xftrain.values import check_fields, show
 
 GUARD_KEYS = ("on_nonfinite", "max_skipped_steps")  # root keys of the NonFiniteGuard
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError)
@@ -83,7 +82,10 @@ class DoctorRoot:
 
 @dataclass
 class SampleRoot:
-    """The root keys of `--config-name sample`, which has its model and data from a checkpoint."""
+    """The root keys of `--config-name sample`, which has its model and data from a checkpoint.
+
+    `model` holds the parts of a class of the user's own, which a checkpoint cannot bring.
+    """
 
     ckpt: str | None = None
     prompt: str | None = None
@@ -92,6 +94,11 @@ class SampleRoot:
     top_k: PositiveInt | None = 40
     seed: Seed = 0
     accelerator: Any = "auto"
+    model: Any = field(default_factory=dict)
+
+
+class Composed(dict[str, Any]):
+    """A part of a model that this command composed, so that it may name a class."""
 
 
 def _new_folder(path: str) -> str:
@@ -207,6 +214,8 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     options = check_fields("", _root_fields(root), values, owner="the configuration")
     if root is Root:
         options |= _checked_groups(options)
+    if root is SampleRoot:
+        options["model"] = _own_parts(options["model"])
     for group in ENTRY_GROUPS:
         if group in options:
             options[group] = {
@@ -219,6 +228,50 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         check_compile(options)
         check_files(options)
     return options
+
+
+def with_own_parts(
+    saved: Mapping[str, Any], own: Mapping[str, Any], shown: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The configuration of a checkpoint, with the parts of the model that this command composed.
+
+    Args:
+        saved: of the checkpoint, which may come from anyone: classes that it names are refused.
+        own: parts composed on the command line, by their names.
+        shown: the same as they may be written down, which is what the checkpoint holds.
+
+    Raises:
+        ConfigError: a part differs from that of the checkpoint.
+    """
+    model = saved.get("model")
+    parts = dict(model) if isinstance(model, Mapping) else {}
+    for part, node in own.items():
+        there = parts.get(part)
+        if _as_typed(there) != _as_typed(shown[part]):
+            raise ConfigError(
+                f"model.{part} is {show(_as_typed(shown[part]))} here and {show(_as_typed(there))} in the "
+                f"checkpoint: compose it as for the training run."
+            )
+        parts[part] = Composed(node)
+    return {**saved, "model": parts} if own else dict(saved)
+
+
+def _as_typed(node: Any) -> Any:
+    """A node with lists in place of tuples, as YAML has them."""
+    if isinstance(node, Mapping):
+        return {str(key): _as_typed(value) for key, value in node.items()}
+    return [_as_typed(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def _own_parts(node: Any) -> dict[str, Any]:
+    """The parts of a model that name a class, for a checkpoint that was trained with it."""
+    for part, own in _mapping("model", node).items():
+        if f"model/{part}" not in PACKAGES or "_target_" not in _mapping(f"model.{part}", own):
+            raise ConfigError(
+                f"model.{part} comes from the checkpoint: --config-name sample takes only the "
+                "parts of the model whose class is your own, as in +model.bias=mine."
+            )
+    return {part: _checked_option(f"model.{part}", own) for part, own in node.items()}
 
 
 def root_of(cfg: DictConfig | Mapping[str, Any]) -> type:
@@ -272,11 +325,14 @@ def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_targets(node: Any) -> None:
+    if isinstance(node, Composed):
+        return
     if isinstance(node, Mapping):
         if "_target_" in node:
             raise ConfigError(
                 f"_target_: {node['_target_']} names a class in a configuration that was not "
-                "composed here, as in a checkpoint; compose the configuration that brings it."
+                "composed here, as in a checkpoint; compose it on the command line, as in "
+                "--config-dir DIR +model.bias=mine."
             )
         node = node.values()
     elif not isinstance(node, list | tuple):

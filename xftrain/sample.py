@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from xftrain import builder, config
+from xftrain import builder, config, redaction
 from xftrain.config_checks import expanded
 from xftrain.errors import ConfigError
 from xftrain.files import replace_text
@@ -44,7 +44,9 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         asked = config.validate(cfg)
         held = _checkpoint(asked["ckpt"])
         # a plain mapping: classes that it may name are refused, as it may be of anyone
-        options = config.validate(held["xftrain"]["config"])
+        shown = redaction.without_secrets(cfg, asked)["model"]
+        saved = config.with_own_parts(held["xftrain"]["config"], asked["model"], shown)
+        options = config.validate(saved)
         device, precision = hardware.resolve(asked["accelerator"], "auto")
         result["device"] = hardware.device_name(device)
         reset_peak_memory(device)
