@@ -114,7 +114,7 @@ ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 # Hydra copies the whole store for each group that it lists, though what it loads is a copy anyway:
 # half of the time of --help.
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
-OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
+OmegaConf.register_new_resolver("xf.slug", lambda text: slug(redaction.hidden(text)), replace=True)
 OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
 OmegaConf.register_new_resolver("oc.decode", redaction.decode, replace=True)
 OmegaConf.register_new_resolver("xf.new_folder", _new_folder, use_cache=True, replace=True)
@@ -246,11 +246,11 @@ def with_own_parts(
     model = saved.get("model")
     parts = dict(model) if isinstance(model, Mapping) else {}
     for part, node in own.items():
-        there = parts.get(part)
-        if _as_typed(there) != _as_typed(shown[part]):
+        here, there = _as_typed(shown[part]), _as_typed(parts.get(part))
+        if here != there:
             raise ConfigError(
-                f"model.{part} is {show(_as_typed(shown[part]))} here and {show(_as_typed(there))} in the "
-                f"checkpoint: compose it as for the training run."
+                f"model.{part} is {show(here)} here and {show(there)} in the checkpoint: compose "
+                "it as for the training run."
             )
         parts[part] = Composed(node)
     return {**saved, "model": parts} if own else dict(saved)

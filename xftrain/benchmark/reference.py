@@ -79,7 +79,8 @@ def torch_errors(
             try:
                 results = output_and_grads(partial(torch_sdpa, bias=bias, expand=expand), qkv, grad)
             except RuntimeError as error:
-                assert "kernel" in str(error), error
+                if "kernel" not in str(error):
+                    raise
                 continue
         errors = [relative_error(x, right) for x, right in zip(results, truth, strict=True)]
         worst = [max(pair) for pair in zip(worst, errors, strict=True)]

@@ -160,12 +160,12 @@ def _limit_memory() -> None:
 def _cgroup_bytes(name: str) -> int | None:
     """A limit of the container; None where there is none."""
     path = Path("/sys/fs/cgroup", name)
-    text = path.read_text().strip() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     return int(text) if text.isdigit() else None
 
 
 def _kib(file: str, key: str) -> int:
-    for line in Path(file).read_text().splitlines():
+    for line in Path(file).read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1])
     raise OSError(f"{file} has no {key}")

@@ -163,7 +163,7 @@ def _key(root: Path, files: list[SourceFile], *settings: Any) -> str:
 def _alone(path: Path) -> Iterator[bool]:
     """One process at a time; false where the file system has no locks and nobody waits."""
     try:
-        file = open(path, "w")
+        file = open(path, "w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"data.cache_dir must be a folder that this user may write, got {str(path.parent)!r} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from xftrain.errors import ConfigError
 from xftrain.layers.linear import Linear
 
 
@@ -19,7 +20,11 @@ class QKVProjection(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, num_kv_heads: int, linear_bias: bool) -> None:
         super().__init__()
-        assert dim % num_heads == 0 and num_heads % num_kv_heads == 0
+        if dim % num_heads or num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ConfigError(
+                "model.heads must have a number of key/value heads that divides model.num_heads, "
+                f"and that must divide model.dim, got {num_kv_heads}, {num_heads} and {dim}."
+            )
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = dim // num_heads
         self.qkv = Linear(dim, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=linear_bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,6 +19,7 @@ from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.processes import rank, rank_died
 
 _POLL_S = 0.2
+_NAMED = 5  # parameters in a sentence
 _TIMEOUT = timedelta(minutes=30)  # for the slowest of the ranks, as when one makes token files
 
 
@@ -30,10 +32,50 @@ class DDP(DDPStrategy):
 
     def __init__(self) -> None:
         super().__init__(gradient_as_bucket_view=True, bucket_cap_mb=100)
+        self._is_checked = False  # that every parameter gets a gradient
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         device_ids = self.determine_ddp_device_ids()
         return DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Refuses parameters without a gradient, for which the other ranks would wait.
+
+        Looked for in the first batch: torch finds them in the next one, after a step with gradients
+        that were not summed over the ranks.
+        """
+        super().post_backward(closure_loss)
+        if self._is_checked or self.lightning_module is None:
+            return
+        self._is_checked = True
+        named = self.lightning_module.named_parameters()
+        unused = [name for name, weight in named if weight.requires_grad and weight.grad is None]
+        if unused:
+            raise _without_gradient(unused)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Replaces Lightning's advice, which names a key that does not exist here."""
+        if "finished reduction in the prior iteration" in str(exception):
+            exception.args = (str(_without_gradient(self._unused_in(str(exception)))),)
+
+    def _unused_in(self, said: str) -> list[str]:
+        """Names of the parameters that torch's message lists by their numbers."""
+        assert self.lightning_module is not None
+        named = self.lightning_module.named_parameters()
+        names = [name for name, weight in named if weight.requires_grad]
+        listed = re.search(r"did not receive grad for rank \d+: ([\d ]+)", said)
+        numbers = map(int, listed[1].split()) if listed else ()
+        return [names[number] for number in numbers if number < len(names)]
+
+
+def _without_gradient(names: list[str]) -> RunError:
+    shown = ", ".join(name.removeprefix("model.") for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return RunError(
+        "with trainer.devices > 1 every parameter must take part in the loss of every batch, and "
+        f"{shown or 'some'}{more} got no gradient: use them, remove them, or set their "
+        "requires_grad to False."
+    )
 
 
 def world_size() -> int:
