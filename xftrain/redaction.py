@@ -183,24 +183,30 @@ def _is_secret(value: str) -> bool:
 
 def _spellings(value: str) -> set[str]:
     """The value as it is, and escaped as Python, JSON, a shell, a URL and our own messages do."""
-    unquoted = {value, " ".join(value.split()), one_line(value), printable(value)}
+    unescaped = {value, " ".join(value.split()), one_line(value), printable(value)}
     escaped = set()
-    for text in unquoted:
+    for text in unescaped:
         escaped |= {
-            repr(text)[1:-1],
+            *_in_quotes(text),
             repr(text.encode("utf-8", "surrogateescape"))[2:-1],
             json.dumps(text)[1:-1],
             json.dumps(text, ensure_ascii=False)[1:-1],
             text.encode("unicode_escape").decode(),
-            text.replace("\\", "\\\\").replace('"', '\\"').replace("'", "\\'"),
             text.replace("'", "'\"'\"'"),
             text.replace("|", "\\|"),
             quote(text, errors="surrogateescape"),
             quote(text, safe="", errors="surrogateescape"),
             quote_plus(text, errors="surrogateescape"),
         }
-    twice = {repr(text)[1:-1] for text in escaped}  # an exception in an exception's text
-    return unquoted | escaped | twice
+    # an exception in the text of another one
+    return unescaped | escaped | {twice for text in escaped for twice in _in_quotes(text)}
+
+
+def _in_quotes(text: str) -> Iterator[str]:
+    """What `repr` makes of a text, by the quotes that stand around it and in it."""
+    body = "".join(c if c in "'\"" else repr(c)[1:-1] for c in text)
+    for quotes in ("", "'", '"', "'\""):
+        yield "".join(f"\\{c}" if c in quotes else c for c in body)
 
 
 def _joins(text: str, at: int) -> bool:
