@@ -38,7 +38,7 @@ def variables(monkeypatch: pytest.MonkeyPatch):
     return put
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "TORCH_LOGS"])  # torch fails at that one
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_variable_counts_as_unset(variables, name, empty):
     variables(**{name: empty})

@@ -36,6 +36,8 @@ _RANK_VARIABLES = (
     "GROUP_WORLD_SIZE",
     "MASTER_PORT",
 )
+# Libraries take these, too, for a value where they are set to nothing.
+_UNSET_WHEN_EMPTY = (*_RANK_VARIABLES, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_LOGS")
 
 
 def die_with_parent(number: signal.Signals) -> None:
@@ -69,8 +71,8 @@ def num_ranks() -> int:
 
 
 def drop_empty_variables() -> None:
-    """Unsets the variables of ranks that are set to nothing, which libraries take for numbers."""
-    for name in _RANK_VARIABLES:
+    """Unsets variables that are set to nothing, at which libraries fail."""
+    for name in _UNSET_WHEN_EMPTY:
         if not os.environ.get(name, "unset").strip():
             del os.environ[name]
 
