@@ -14,8 +14,8 @@ FLOORS = [
     ["completion", "config_tree", "errors", "fields", "markdown", "printable", "version"],
     ["files", "processes", "redaction"],
     ["console", "signatures", "records"],
-    ["values"],
-    ["own_classes"],
+    ["values", "hydra_errors"],
+    ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer"],
     ["interfaces", "compilation", "memory", "timing"],

@@ -6,7 +6,8 @@ import pytest
 
 from tests.training.runs import last, run
 from xftrain import compose
-from xftrain.config import Composed, _refuse_targets, validate, with_own_parts
+from xftrain.composed_parts import Composed, with_own_parts
+from xftrain.config import _refuse_targets, validate
 from xftrain.errors import ConfigError
 from xftrain.sample import sample
 

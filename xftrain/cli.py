@@ -15,9 +15,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -32,13 +31,13 @@ from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
+from xftrain.hydra_errors import errors_raised
 from xftrain.overrides import all_groups, normalise_argv, sentence
 from xftrain.printable import one_line
 from xftrain.processes import (
     check_rank_variables,
     die_with_parent,
     drop_empty_variables,
-    environment,
     is_rank,
     rank,
     stops_raised,
@@ -50,9 +49,6 @@ from xftrain.sweep_checks import SweepChecks
 
 log = logging.getLogger(__name__)
 
-# Set beside Hydra's HYDRA_FULL_ERROR where main() set that one rather than the user, so that child
-# processes, which inherit both, know as well.
-_QUIET = "XFTRAIN_QUIET_ERRORS"
 _last_words: Path | None = None  # of a sweep's job: the file for its sentence
 # Flags of commands whose output is all there is of them.
 _PRINTING = {"--version", "--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
@@ -87,7 +83,7 @@ def _run_command() -> int:
         _find_own_classes()
         drop_empty_variables()
         check_rank_variables()
-        with _errors_raised(), stops_raised(signal.SIGUSR1, signal.SIGUSR2):
+        with errors_raised(), stops_raised(signal.SIGUSR1, signal.SIGUSR2):
             sys.argv[1:] = _normalised(sys.argv[1:])  # Lightning reads it again
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
@@ -299,40 +295,6 @@ def _to_log_file(message: str, error: Exception | None) -> bool:
     for handler in files:
         handler.handle(record)
     return bool(files)
-
-
-class _WithoutBoilerplate:
-    """stderr without Hydra's line on a failed job, which repeats the overrides."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        boilerplate = text.startswith("Error executing job with overrides")
-        return len(text) if boilerplate else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _errors_raised() -> Iterator[None]:
-    """Makes Hydra raise its errors instead of printing them: that is what HYDRA_FULL_ERROR does."""
-    ours = {} if _wants_traceback() else {"HYDRA_FULL_ERROR": "1", _QUIET: "1"}
-    stderr, sys.stderr = sys.stderr, cast(TextIO, _WithoutBoilerplate(sys.stderr))
-    try:
-        with environment(ours):
-            yield
-    except Exception as error:
-        if not ours:
-            show_traceback(error)
-        raise
-    finally:
-        sys.stderr = stderr
-
-
-def _wants_traceback() -> bool:
-    return os.environ.get("HYDRA_FULL_ERROR") == "1" and _QUIET not in os.environ
 
 
 def _end(said: str, code: int) -> int:

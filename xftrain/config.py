@@ -25,6 +25,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from xftrain import redaction
+from xftrain.composed_parts import Composed
 from xftrain.config_checks import check_compile, check_files, check_sizes
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
@@ -95,10 +96,6 @@ class SampleRoot:
     seed: Seed = 0
     accelerator: Any = "auto"
     model: Any = field(default_factory=dict)
-
-
-class Composed(dict[str, Any]):
-    """A part of a model that this command composed, so that it may name a class."""
 
 
 def _new_folder(path: str) -> str:
@@ -228,39 +225,6 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         check_compile(options)
         check_files(options)
     return options
-
-
-def with_own_parts(
-    saved: Mapping[str, Any], own: Mapping[str, Any], shown: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The configuration of a checkpoint, with the parts of the model that this command composed.
-
-    Args:
-        saved: of the checkpoint, which may come from anyone: classes that it names are refused.
-        own: parts composed on the command line, by their names.
-        shown: the same as they may be written down, which is what the checkpoint holds.
-
-    Raises:
-        ConfigError: a part differs from that of the checkpoint.
-    """
-    model = saved.get("model")
-    parts = dict(model) if isinstance(model, Mapping) else {}
-    for part, node in own.items():
-        here, there = _as_typed(shown[part]), _as_typed(parts.get(part))
-        if here != there:
-            raise ConfigError(
-                f"model.{part} is {show(here)} here and {show(there)} in the checkpoint: compose "
-                "it as for the training run."
-            )
-        parts[part] = Composed(node)
-    return {**saved, "model": parts} if own else dict(saved)
-
-
-def _as_typed(node: Any) -> Any:
-    """A node with lists in place of tuples, as YAML has them."""
-    if isinstance(node, Mapping):
-        return {str(key): _as_typed(value) for key, value in node.items()}
-    return [_as_typed(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def _own_parts(node: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from xftrain import builder, config, redaction
+from xftrain.composed_parts import with_own_parts
 from xftrain.config_checks import expanded
 from xftrain.errors import ConfigError
 from xftrain.files import replace_text
@@ -45,7 +46,7 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         held = _checkpoint(asked["ckpt"])
         # a plain mapping: classes that it may name are refused, as it may be of anyone
         shown = redaction.without_secrets(cfg, asked)["model"]
-        saved = config.with_own_parts(held["xftrain"]["config"], asked["model"], shown)
+        saved = with_own_parts(held["xftrain"]["config"], asked["model"], shown)
         options = config.validate(saved)
         device, precision = hardware.resolve(asked["accelerator"], "auto")
         result["device"] = hardware.device_name(device)
