@@ -108,3 +108,21 @@ def test_a_default_is_no_secret_and_a_decoded_text_is_one(held, monkeypatch):
     assert list(cfg.tags) == ["alpha-7", "beta-8"]
     assert compose("ckpt=${oc.env:XFTRAIN_TEST_RUNS,outputs}").ckpt == "outputs"
     assert hidden("outputs/beta-8") == "outputs/${oc.env:XFTRAIN_TEST_LIST}"
+
+
+def test_no_file_of_a_run_has_a_value_that_its_folder_is_named_after(
+    command, tmp_path, held, monkeypatch
+):
+    # Hydra resolves the folder in .hydra/hydra.yaml
+    monkeypatch.setenv("XFTRAIN_TEST_TOKEN", "tr0ub4dor")
+    assert command("hydra.run.dir='runs/${oc.env:XFTRAIN_TEST_TOKEN}'").code == 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 4 and "hydra.yaml" in {path.name for path in files}
+    assert [path.name for path in files if b"tr0ub4dor" in path.read_bytes()] == []
+
+
+def test_a_folder_of_a_sweeps_job_is_not_named_after_a_secret(command, jobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("XFTRAIN_TEST_TOKEN", "tr0ub4dor")
+    command("-m", "tags=[${oc.env:XFTRAIN_TEST_TOKEN}],[b]", "model.ffn=gelu", "hydra.sweep.dir=s")
+    assert len(jobs) == 2
+    assert [str(path) for path in tmp_path.rglob("*") if "tr0ub4dor" in str(path)] == []

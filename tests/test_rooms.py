@@ -14,7 +14,7 @@ FLOORS = [
     ["completion", "config_tree", "errors", "fields", "markdown", "printable", "version"],
     ["files", "processes", "redaction"],
     ["console", "signatures", "records"],
-    ["values", "hydra_errors"],
+    ["values", "hydra_errors", "hydra_files"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer"],

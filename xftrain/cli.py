@@ -32,6 +32,7 @@ from xftrain.config_checks import refuse_other_ranks
 from xftrain.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.hydra_errors import errors_raised
+from xftrain.hydra_files import hide_in_files
 from xftrain.overrides import all_groups, normalise_argv, sentence
 from xftrain.printable import one_line
 from xftrain.processes import (
@@ -154,6 +155,8 @@ def _job(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
     protect_handlers()
+    if settings.output_subdir is not None:
+        hide_in_files(run_dir / settings.output_subdir)
     if settings.mode == RunMode.MULTIRUN:
         return _one_of_many(cfg, settings, run_dir)
     try:
