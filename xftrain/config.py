@@ -111,7 +111,7 @@ ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 # Hydra copies the whole store for each group that it lists, though what it loads is a copy anyway:
 # half of the time of --help.
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
-OmegaConf.register_new_resolver("xf.slug", lambda text: slug(redaction.hidden(text)), replace=True)
+OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
 OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
 OmegaConf.register_new_resolver("oc.decode", redaction.decode, replace=True)
 OmegaConf.register_new_resolver("xf.new_folder", _new_folder, use_cache=True, replace=True)
