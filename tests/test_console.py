@@ -150,8 +150,8 @@ def test_what_the_locale_cannot_encode_becomes_ascii():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii", errors="strict")
     with redirect_stdout(stream), safe_streams():
-        print("├── a ━━ └ │ ⠋ … ü \udcc3")
-    assert raw.getvalue() == b"+-- a -- + | * ... \\xfc \\udcc3\n"
+        print("├── a ━━ └ │ ⠋ … • ü \udcc3")
+    assert raw.getvalue() == b"+-- a -- + | * ... * \\xfc \\udcc3\n"
 
 
 SMALL = "model.num_layers=1 model.dim=32 model.num_heads=2 seq=16 batch_tokens=128 model.attn=naive"

@@ -230,7 +230,7 @@ def _likeness(letter: str) -> str:
         return "+" if turns else "|" if "VERTICAL" in name else "-"
     if name.startswith("BRAILLE PATTERN"):  # of rich's spinner
         return "*"
-    return {"\u2026": "..."}.get(letter, letter.encode("unicode_escape").decode())
+    return {"\u2026": "...", "\u2022": "*"}.get(letter, letter.encode("unicode_escape").decode())
 
 
 codecs.register_error(_ASCII, _in_ascii)
