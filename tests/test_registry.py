@@ -17,13 +17,13 @@ from xftrain.registry import (
     build,
     check,
     conf_dir,
-    describe,
     factory,
     load,
     names,
     schema,
 )
 from xftrain.signatures import REQUIRED, fields_of, option_class, source_of
+from xftrain.values import describe
 
 OPTIONS = [(group, name) for group in PACKAGES for name in names(group)]
 
@@ -231,14 +231,24 @@ def test_build_calls_the_class_with_positional_arguments_and_checked_options():
     assert build("model/bias", "model.bias", {"name": "window", "window": 7}).window == 7
 
 
-def test_target_is_the_door_for_classes_of_the_user():
-    node = {"_target_": "datetime.timedelta", "hours": 2}
+class OneSlope:
+    """A bias of the user's own."""
 
-    assert build("model/bias", "model.bias", node, 1).total_seconds() == 86400 + 7200
+    def __init__(self, slope: float, *, seqlens: int = 0) -> None:
+        self.slope = slope
+
+    def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> None:
+        """None, as nobody asks here."""
+
+
+def test_target_is_the_door_for_classes_of_the_user():
+    node = {"_target_": f"{__name__}.OneSlope", "slope": 0.5}
+
+    assert build("model/bias", "model.bias", node).slope == 0.5
     for wrong, said in [
-        ({"_target_": "datetime.timedelt"}, "model.bias cannot be built: .*datetime.timedelt"),
-        ({"_target_": "datetime.timedelta", "nope": 1}, "model.bias cannot be built: .*nope"),
-        ({"_target_": "datetime.timedelta", "name": "full"}, "both name and _target_"),
+        ({"_target_": f"{__name__}.TwoSlopes"}, "TwoSlopes cannot be imported"),
+        ({**node, "nope": 1}, "model.bias.nope is not a key of model.bias"),
+        ({**node, "name": "full"}, "both name and _target_"),
     ]:
         with pytest.raises(ConfigError, match=said):
             build("model/bias", "model.bias", wrong)
@@ -249,6 +259,9 @@ class Picky:
 
     def __init__(self) -> None:
         raise ConfigError("model.bias.size must be even, got 3.")
+
+    def build(self) -> None:
+        """Is never reached."""
 
 
 def test_the_sentence_of_a_users_class_is_kept(monkeypatch):

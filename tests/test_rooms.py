@@ -12,9 +12,11 @@ ROOT = Path(__file__).parents[1]
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
     ["errors", "printable"],
-    ["completion", "config_tree", "console", "fields", "files", "markdown"]
-    + ["processes", "redaction", "version"],
-    ["signatures", "records"],
+    ["completion", "config_tree", "fields", "markdown", "version"],
+    ["files", "processes", "redaction"],
+    ["console", "signatures", "records"],
+    ["values", "hydra_errors", "hydra_files"],
+    ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer", "batch_checks"],
     ["interfaces", "compilation", "memory", "timing"],

@@ -1,7 +1,7 @@
 """The command line: one sentence and an exit code for every way that a command can end.
 
 0 done, 1 the run failed, 2 the configuration is wrong, 75 stopped by SIGUSR1 or SIGUSR2,
-130 interrupted, 143 stopped by SIGTERM.
+129 by SIGHUP, 130 interrupted, 143 stopped by SIGTERM, 152 by SIGXCPU.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import os
 import shlex
 import signal
 import sys
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -31,9 +29,20 @@ from xftrain.commands import Command, command_of
 from xftrain.completion import dotted_groups
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
+from xftrain.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
+from xftrain.hydra_errors import errors_raised
+from xftrain.hydra_files import hide_in_files
 from xftrain.overrides import all_groups, normalise_argv, sentence
-from xftrain.processes import die_with_parent, environment, is_rank, rank, sigterm_raised
+from xftrain.printable import one_line
+from xftrain.processes import (
+    check_rank_variables,
+    die_with_parent,
+    drop_empty_variables,
+    is_rank,
+    rank,
+    stops_raised,
+)
 from xftrain.records import of_ended_run
 from xftrain.redaction import hidden
 from xftrain.registry import conf_dir, measures_times
@@ -41,10 +50,9 @@ from xftrain.sweep_checks import SweepChecks
 
 log = logging.getLogger(__name__)
 
-# Set beside Hydra's HYDRA_FULL_ERROR where main() set that one rather than the user, so that child
-# processes, which inherit both, know as well.
-_QUIET = "XFTRAIN_QUIET_ERRORS"
 _last_words: Path | None = None  # of a sweep's job: the file for its sentence
+# Flags of commands whose output is all there is of them.
+_PRINTING = {"--version", "--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
 
 
 class JobFailed(Exception):
@@ -57,6 +65,13 @@ class JobFailed(Exception):
 
 def main() -> int:
     """Runs the command in `sys.argv` and returns its exit code."""
+    is_printing = not _PRINTING.isdisjoint(word.partition("=")[0] for word in sys.argv[1:])
+    with safe_streams() as lost:
+        code = _run_command()
+    return code or int(is_printing and bool(lost))
+
+
+def _run_command() -> int:
     global _last_words
     words = os.environ.pop(sweeps.JOB, None)  # not for the commands that this one may start
     _last_words = Path(words) if words else None
@@ -67,7 +82,9 @@ def main() -> int:
         return 0
     try:
         _find_own_classes()
-        with _errors_raised():
+        drop_empty_variables()
+        check_rank_variables()
+        with errors_raised(), stops_raised(signal.SIGUSR1, signal.SIGUSR2):
             sys.argv[1:] = _normalised(sys.argv[1:])  # Lightning reads it again
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
@@ -82,9 +99,6 @@ def main() -> int:
         return _end(str(error), 2)
     except COMPOSITION_ERRORS as error:
         return _end(sentence(error, sys.argv[1:]), 2)
-    except BrokenPipeError:  # whoever read the output has seen enough
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
-        return 1
     except OSError as error:
         return _end(f"the run folder cannot be made ({error}): choose another hydra.run.dir.", 1)
     except KeyboardInterrupt:
@@ -99,7 +113,8 @@ def main() -> int:
         raise
     except Exception as error:
         if sweeps.SweepTable.folder is None:
-            raise
+            show_traceback(error)
+            return 1
         return _end_of_sweep(error)
     finally:
         sweeps.SweepTable.folder = None
@@ -139,12 +154,18 @@ def _job(cfg: DictConfig) -> float | None:
     """One job: the whole of a run, one of many in a sweep. Returns what a sweeper minimizes."""
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
+    protect_handlers()
+    if settings.output_subdir is not None:
+        hide_in_files(run_dir / settings.output_subdir)
     if settings.mode == RunMode.MULTIRUN:
         return _one_of_many(cfg, settings, run_dir)
     try:
         result = _checked_run(cfg, settings, run_dir)
     except Exception as error:
-        said = _report(error, run_dir)
+        if rank() and ranks.is_of_another(error):  # which has an error of its own to show
+            said = f"rank {rank()} lost the other ranks ({first_line(error)})."
+        else:
+            said = _report(error, run_dir)
         raise JobFailed(said, 2 if isinstance(error, ConfigError) else 1) from error
     metrics: dict[str, float] = result.get("metrics", {})
     return metrics.get("val/loss")
@@ -155,7 +176,7 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
     run_dir = Path(settings.runtime.cwd) / run_dir
     sweep_table.note_job(sweeps.folder_of(settings), settings.job.num, run_dir)
     try:
-        with sigterm_raised():
+        with stops_raised():
             _refuse_side_by_side(cfg, settings)
             refuse_merged(settings)
             validate(cfg)
@@ -168,7 +189,7 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
     val_loss: float | None = result.get("metrics", {}).get("val/loss")  # null where it was NaN
     if result["status"] != "completed":
         val_loss = None
-        _say(f"job {settings.job.num}: {result['error']}")
+        say(f"job {settings.job.num}: {result['error']}")
     is_search = settings.runtime.choices.get("hydra/sweeper", "basic") != "basic"
     if val_loss is not None or not is_search:
         return val_loss
@@ -254,7 +275,7 @@ def _draw(rows: list[sweep_table.Row], folder: Path) -> None:
             sys.stdout.write(f"{path}\n")
     except Exception as error:
         said = " ".join(str(error).split())
-        _say(f"warning: no {folder / 'summary.png'} ({type(error).__name__}: {said}).")
+        say(f"warning: no {folder / 'summary.png'} ({type(error).__name__}: {said}).")
 
 
 def _report(error: Exception, run_dir: Path) -> str:
@@ -265,7 +286,7 @@ def _report(error: Exception, run_dir: Path) -> str:
     said = hidden(first_line(error))
     if _to_log_file("the run failed", error):
         return f"{said} (traceback in {run_dir / 'xftrain.log'})"
-    traceback.print_exception(error)
+    show_traceback(error)
     return said
 
 
@@ -279,47 +300,9 @@ def _to_log_file(message: str, error: Exception | None) -> bool:
     return bool(files)
 
 
-class _WithoutBoilerplate:
-    """stderr without Hydra's line on a failed job, which repeats the overrides."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        boilerplate = text.startswith("Error executing job with overrides")
-        return len(text) if boilerplate else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _errors_raised() -> Iterator[None]:
-    """Makes Hydra raise its errors instead of printing them: that is what HYDRA_FULL_ERROR does."""
-    ours = {} if _wants_traceback() else {"HYDRA_FULL_ERROR": "1", _QUIET: "1"}
-    stderr, sys.stderr = sys.stderr, cast(TextIO, _WithoutBoilerplate(sys.stderr))
-    try:
-        with environment(ours):
-            yield
-    except Exception:
-        if not ours:
-            traceback.print_exc()
-        raise
-    finally:
-        sys.stderr = stderr
-
-
-def _wants_traceback() -> bool:
-    return os.environ.get("HYDRA_FULL_ERROR") == "1" and _QUIET not in os.environ
-
-
 def _end(said: str, code: int) -> int:
     if _last_words is None:
-        _say(said)
+        say(said)
     else:  # of a job, the sweep says it
-        _last_words.write_text(said, encoding="utf-8")
+        _last_words.write_text(one_line(hidden(said)), encoding="utf-8")
     return code
-
-
-def _say(said: str) -> None:
-    sys.stderr.write(f"xftrain: {said}\n")

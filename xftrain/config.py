@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -24,6 +25,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from xftrain import redaction
+from xftrain.composed_parts import Composed
 from xftrain.config_checks import check_compile, check_files, check_sizes
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
@@ -33,13 +35,14 @@ from xftrain.registry import (
     ENTRY_GROUPS,
     PACKAGES,
     check,
-    check_fields,
     conf_dir,
     group_of,
+    literals,
     names,
-    show,
+    words,
 )
 from xftrain.signatures import Field, fields_of
+from xftrain.values import check_fields, show
 
 GUARD_KEYS = ("on_nonfinite", "max_skipped_steps")  # root keys of the NonFiniteGuard
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError)
@@ -80,7 +83,10 @@ class DoctorRoot:
 
 @dataclass
 class SampleRoot:
-    """The root keys of `--config-name sample`, which has its model and data from a checkpoint."""
+    """The root keys of `--config-name sample`, which has its model and data from a checkpoint.
+
+    `model` holds the parts of a class of the user's own, which a checkpoint cannot bring.
+    """
 
     ckpt: str | None = None
     prompt: str | None = None
@@ -89,6 +95,7 @@ class SampleRoot:
     top_k: PositiveInt | None = 40
     seed: Seed = 0
     accelerator: Any = "auto"
+    model: Any = field(default_factory=dict)
 
 
 def _new_folder(path: str) -> str:
@@ -106,10 +113,24 @@ ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
 OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
+OmegaConf.register_new_resolver("oc.decode", redaction.decode, replace=True)
 OmegaConf.register_new_resolver("xf.new_folder", _new_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver(
     "xf.unless", lambda condition, value: None if condition else value, replace=True
 )
+
+
+@cache
+def _public_words() -> frozenset[str]:
+    """What is no secret where a variable of the environment holds it, as `cpu`."""
+    roots = [_root_fields(schema) for schema in (Root, DoctorRoot, SampleRoot)]
+    known = [*roots, _trainer_fields(), fields_of("xftrain.model", "GPT")]
+    keys = {key for fields in known for key in fields}
+    choices = [literals(field.annotation) for fields in known for field in fields.values()]
+    return words() | keys.union(*choices)
+
+
+redaction.public_words = _public_words
 
 
 def compose(
@@ -190,6 +211,8 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     options = check_fields("", _root_fields(root), values, owner="the configuration")
     if root is Root:
         options |= _checked_groups(options)
+    if root is SampleRoot:
+        options["model"] = _own_parts(options["model"])
     for group in ENTRY_GROUPS:
         if group in options:
             options[group] = {
@@ -220,6 +243,17 @@ def model_of(saved: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("ckpt holds a configuration nested too deeply: give another.") from error
     check_sizes(model)
     return {"model": model}
+
+
+def _own_parts(node: Any) -> dict[str, Any]:
+    """The parts of a model that name a class, for a checkpoint that was trained with it."""
+    for part, own in _mapping("model", node).items():
+        if f"model/{part}" not in PACKAGES or "_target_" not in _mapping(f"model.{part}", own):
+            raise ConfigError(
+                f"model.{part} comes from the checkpoint: --config-name sample takes only the "
+                "parts of the model whose class is your own, as in +model.bias=mine."
+            )
+    return {part: _checked_option(f"model.{part}", own) for part, own in node.items()}
 
 
 def root_of(cfg: DictConfig | Mapping[str, Any]) -> type:
@@ -273,11 +307,14 @@ def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_targets(node: Any) -> None:
+    if isinstance(node, Composed):
+        return
     if isinstance(node, Mapping):
         if "_target_" in node:
             raise ConfigError(
                 f"_target_: {node['_target_']} names a class in a configuration that was not "
-                "composed here, as in a checkpoint; compose the configuration that brings it."
+                "composed here, as in a checkpoint; compose it on the command line, as in "
+                "--config-dir DIR +model.bias=mine."
             )
         node = node.values()
     elif not isinstance(node, list | tuple):

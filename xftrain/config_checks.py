@@ -5,13 +5,12 @@ Of each alone `config` knows by its type.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from xftrain.errors import ConfigError
 from xftrain.files import expanded
-from xftrain.processes import is_rank
+from xftrain.processes import check_rank_variables, is_rank, num_ranks
 
 
 def check_sizes(model: Mapping[str, Any]) -> None:
@@ -90,11 +89,11 @@ def refuse_other_ranks(devices: int) -> None:
     Raises:
         ConfigError: how to start them.
     """
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    check_rank_variables()
     # some machines set the size for every program
-    if num_ranks != devices and (is_rank() or devices > 1):
+    if num_ranks() != devices and (is_rank() or devices > 1):
         raise ConfigError(
-            f"trainer.devices={devices} needs as many processes, got {num_ranks}: start one as "
+            f"trainer.devices={devices} needs as many processes, got {num_ranks()}: start one as "
             "`python -m xftrain trainer=ddp trainer.devices=N`, which makes the others, or all "
             "with torchrun --nproc-per-node=N."
         )

@@ -1,15 +1,81 @@
-"""The log's way to the console."""
+"""What reaches the terminal and the log: no secret, no control character, no error of writing.
+
+Text of others goes through `redaction.hidden` and `printable` here, in the formatter of the log's
+handlers and in `say`, so that no caller has to think of it.
+"""
 
 from __future__ import annotations
 
+import codecs
+import copy
+import errno
+import io
 import logging
+import os
 import sys
+import traceback
+import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from xftrain.files import open_plain
+from xftrain.printable import one_line, printable
+from xftrain.redaction import hidden
+
+_ASCII = "xftrain.ascii"  # an error handler of codecs
+# The reader has gone: of a pipe, or with the terminal.
+_NO_READER = (errno.EPIPE, errno.EIO)
 
 
-class ConsoleHandler(logging.StreamHandler[TextIO]):
+class SafeFormatter(logging.Formatter):
+    """Formats a record without secrets and control characters, in its traceback too.
+
+    A message is one line, whatever is put into it. One whose own text has line breaks, or that is
+    nothing but `%s`, as a table, keeps them.
+    """
+
+    def __init__(self, *args: Any, inner: logging.Formatter | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        safe = copy.copy(record)
+        template = str(record.msg)
+        is_block = template == "%s" or "\n" in template
+        text = hidden(record.getMessage())
+        safe.msg, safe.args = printable(text) if is_block else one_line(text), ()
+        if record.exc_info and record.exc_info[0] is not None:
+            lines = traceback.format_exception(*record.exc_info)
+            safe.exc_text = printable(hidden("".join(lines).rstrip("\n")))
+        elif record.exc_text:
+            safe.exc_text = printable(hidden(record.exc_text))
+        if record.stack_info:
+            safe.stack_info = printable(hidden(record.stack_info))
+        return super().format(safe) if self._inner is None else self._inner.format(safe)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Says once, in one line, that it cannot write; the run does not end for it."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """A fault of the message itself is shown as `logging` does."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            say(f"warning: {self.place()} cannot be written ({error.strerror or error}).")
+
+    def place(self) -> str:
+        return "the log on the console"
+
+
+class ConsoleHandler(_Handler):
     """Writes to what `sys.stdout` is at the time.
 
     A progress bar puts a stream there that draws lines above the bar. Lines that went past it were
@@ -25,6 +91,103 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class LogFile(_Handler, logging.FileHandler):
+    """The log file of a run, in UTF-8 in every locale; never written through a link."""
+
+    def __init__(self, filename: str) -> None:
+        logging.FileHandler.__init__(self, filename, encoding="utf-8", errors="backslashreplace")
+
+    def _open(self) -> io.TextIOWrapper:
+        file = open_plain(Path(self.baseFilename), "ab")
+        return io.TextIOWrapper(file, encoding=self.encoding, errors=self.errors)
+
+    def place(self) -> str:
+        return self.baseFilename
+
+
+class _Stream:
+    """Standard output or error without secrets; writing to it never fails.
+
+    A training run goes on where the reader of its output is gone, as of `| head`, or the disk below
+    it is full.
+    """
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(hidden(text))
+        except OSError as error:
+            self._give_up(error)
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Sends everything from now on to nowhere, as children of this process do then too."""
+        if self.error is not None:
+            return
+        self.error = error
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+        if error.errno not in _NO_READER and sys.stderr is not cast(TextIO, self):
+            say(f"warning: {self._name} cannot be written ({error.strerror or error}).")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def safe_streams() -> Iterator[list[OSError]]:
+    """Makes standard output and error safe; yields what kept output from being written, if any.
+
+    A character that the locale cannot encode is replaced by one of ASCII, or by its escape.
+    """
+    _open_closed()
+    lost: list[OSError] = []
+    before = sys.stdout, sys.stderr
+    out, err = _Stream(sys.stdout, "standard output"), _Stream(sys.stderr, "standard error")
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ASCII)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    try:
+        yield lost
+    finally:
+        for stream in (out, err):
+            stream.flush()
+        lost += [out.error] if out.error and out.error.errno not in _NO_READER else []
+        sys.stdout, sys.stderr = before
+
+
+def protect_handlers() -> None:
+    """Makes all handlers of the root logger safe, as of another `hydra/job_logging` than ours."""
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler.formatter, SafeFormatter):
+            handler.setFormatter(SafeFormatter(inner=handler.formatter or logging.Formatter()))
+
+
+def say(text: str) -> None:
+    """Writes one sentence to standard error."""
+    sys.stderr.write(f"xftrain: {one_line(hidden(text))}\n")
+    sys.stderr.flush()
+
+
+def show_traceback(error: BaseException) -> None:
+    """Writes a traceback to standard error."""
+    sys.stderr.write(printable(hidden("".join(traceback.format_exception(error)))))
+
+
 @contextmanager
 def quiet(name: str = "xftrain", level: int = logging.WARNING) -> Iterator[None]:
     """A logger and those below it say less, as for scripts that print figures of their own."""
@@ -35,3 +198,39 @@ def quiet(name: str = "xftrain", level: int = logging.WARNING) -> Iterator[None]
         yield
     finally:
         logger.setLevel(before)
+
+
+def _open_closed() -> None:
+    """Opens the standard streams that the parent closed, or a file would get their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """A likeness in ASCII of a character that the locale cannot encode, or its escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(map(_likeness, text)), error.end
+
+
+def _likeness(letter: str) -> str:
+    name = unicodedata.name(letter, "")
+    if name.startswith("BOX DRAWINGS"):
+        turns = " AND " in name or "ARC" in name
+        return "+" if turns else "|" if "VERTICAL" in name else "-"
+    if name.startswith("BRAILLE PATTERN"):  # of rich's spinner
+        return "*"
+    return {"\u2026": "...", "\u2022": "*"}.get(letter, letter.encode("unicode_escape").decode())
+
+
+codecs.register_error(_ASCII, _in_ascii)

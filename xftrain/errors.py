@@ -24,8 +24,9 @@ class SweepRefused(BaseException):
 class Stopped(SystemExit):
     """A signal ended the run: an exit with the code that says which.
 
-    143 for SIGTERM and 130 for Ctrl-C, as shells have it; 75 for SIGUSR1 and SIGUSR2, one of which
-    a scheduler sends before it takes the machine away: the code that asks to be run again.
+    143 for SIGTERM, 129 for SIGHUP, 152 for SIGXCPU and 130 for Ctrl-C, as shells have it; 75 for
+    SIGUSR1 and SIGUSR2, one of which a scheduler sends before it takes the machine away: the code
+    that asks to be run again.
     """
 
     def __init__(self, number: int) -> None:

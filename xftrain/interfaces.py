@@ -23,7 +23,7 @@ from itertools import accumulate
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xftrain.batch_checks import bias_misfits, check_batch, check_bias, document_reasons
 from xftrain.errors import ConfigError
@@ -349,6 +349,30 @@ class Vocabulary(Protocol):
 
     def digest(self) -> str:
         """SHA-256 of the content: equal for equal meanings of all tokens, on any machine."""
+        ...
+
+
+class Optimizer(Protocol):
+    """Builds the optimizer and its schedule (`conf/optim/`)."""
+
+    def build(
+        self, model: nn.Module, max_steps: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """The optimizer, and a schedule that is stepped once an optimizer step."""
+        ...
+
+    def update_saved(
+        self, optimizer: dict[str, Any], schedule: dict[str, Any], max_steps: int
+    ) -> None:
+        """Puts today's settings into the saved state of a run that resumes, in place.
+
+        Without it torch restores the settings of the checkpoint, whatever the configuration says.
+
+        Args:
+            optimizer: what `state_dict` of the optimizer returned.
+            schedule: what `state_dict` of the schedule returned.
+            max_steps: of the run that resumes.
+        """
         ...
 
 

@@ -23,7 +23,7 @@ def reset_peak_memory(device: torch.device) -> bool:
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM
     except OSError:
         return False
     return True
@@ -64,7 +64,7 @@ def _container_limits() -> Iterator[int]:
     """What control groups allow this process, version 2 and 1; `max` is no limit."""
     for place in ("memory.max", "memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):
-            yield int(Path("/sys/fs/cgroup", place).read_text())
+            yield int(Path("/sys/fs/cgroup", place).read_text(encoding="utf-8"))
 
 
 def usable_memory_bytes(device: torch.device) -> int:
@@ -90,7 +90,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _resident_mib(key: str) -> float | None:
-    for line in _STATUS.read_text().splitlines():
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) / 2**10
     return None

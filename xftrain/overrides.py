@@ -19,7 +19,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from xftrain.registry import PACKAGES, conf_dir, describe, group_of, show, unknown_key
+from xftrain.registry import PACKAGES, conf_dir, group_of
+from xftrain.values import describe, show, unknown_key
 
 # Hydra's own groups, whose options come with Hydra and its plug-ins rather than from conf/
 HYDRA_GROUPS = frozenset(

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from xftrain import builder
+from xftrain import builder, registry
 from xftrain.errors import ConfigError
 from xftrain.interfaces import Batch, DataSource, Loss
 from xftrain.memory import reset_peak_memory
@@ -61,6 +61,7 @@ def prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> Pr
     Raises:
         ConfigError: what cannot run, why, and what would.
     """
+    registry.check_own_classes(options)
     trainer, own_rank = options["trainer"], rank()
     devices = trainer["devices"]
     device, precision = hardware.resolve(

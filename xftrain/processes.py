@@ -11,10 +11,33 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
+
+from xftrain.errors import ConfigError, Stopped
 
 Process = subprocess.Popen[bytes]
 
+rank_died = threading.Event()  # set where a rank that this process started has died
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# Signals that ask a process to end: of whoever manages it, of a terminal that closes, of the soft
+# limit on CPU time. SIGQUIT is left alone, as the one that ends a process at once.
+END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
+
+# Whole numbers by which launchers such as torchrun tell a process its place among others.
+_RANK_VARIABLES = (
+    "LOCAL_RANK",
+    "RANK",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_WORLD_SIZE",
+    "MASTER_PORT",
+)
+# Libraries take these, too, for a value where they are set to nothing.
+_UNSET_WHEN_EMPTY = (*_RANK_VARIABLES, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_LOGS")
 
 
 def die_with_parent(number: signal.Signals) -> None:
@@ -32,13 +55,78 @@ def cause_of_death(code: int | None) -> str:
 
 
 def rank() -> int:
-    """Of this process among those that train one model; 0 where there is one."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """LOCAL_RANK, or 0 in a single-process run."""
+    return _number("LOCAL_RANK") or 0
 
 
 def is_rank() -> bool:
     """Whether whoever started this process made it one of those that train one model."""
-    return "LOCAL_RANK" in os.environ
+    return _number("LOCAL_RANK") is not None
+
+
+def num_ranks() -> int:
+    """WORLD_SIZE, or 1 where it is not set."""
+    size = _number("WORLD_SIZE")
+    return 1 if size is None else size
+
+
+def drop_empty_variables() -> None:
+    """Unsets variables that are set to nothing, at which libraries fail."""
+    for name in _UNSET_WHEN_EMPTY:
+        if not os.environ.get(name, "unset").strip():
+            del os.environ[name]
+
+
+def check_rank_variables() -> None:
+    """Refuses variables of ranks that are no numbers, and ranks on several machines.
+
+    Raises:
+        ConfigError: which variable, and what to do.
+    """
+    found = {name: _number(name) for name in _RANK_VARIABLES}
+    local_rank, size = found["LOCAL_RANK"], found["WORLD_SIZE"]
+    if size == 0:
+        raise ConfigError("WORLD_SIZE in the environment must be at least 1, got 0: unset it.")
+    if local_rank is None:
+        if found["RANK"] is not None and (size or 1) > 1:
+            raise ConfigError(
+                f"RANK={found['RANK']} and WORLD_SIZE={size} are in the environment without "
+                "LOCAL_RANK: start the ranks with torchrun, or unset both."
+            )
+        return
+    nodes = (found["GROUP_WORLD_SIZE"] or 1, found["GROUP_RANK"] or 0, found["NODE_RANK"] or 0)
+    local_size, global_rank = found["LOCAL_WORLD_SIZE"], found["RANK"]
+    if (
+        nodes != (1, 0, 0)
+        or (local_size is not None and size is not None and local_size != size)
+        or (global_rank is not None and global_rank != local_rank)
+    ):
+        shown = ", ".join(f"{name}={value}" for name, value in found.items() if value is not None)
+        raise ConfigError(
+            "xftrain trains on one machine, and the environment of this process is of a run on "
+            f"several nodes ({shown}): start torchrun with --nnodes=1."
+        )
+    if size is not None and local_rank >= size:
+        raise ConfigError(
+            f"LOCAL_RANK in the environment must be below WORLD_SIZE, got {local_rank} and {size}."
+        )
+
+
+def _number(name: str) -> int | None:
+    """A variable of ranks; None where it is unset or empty.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ConfigError(
+            f"{name} in the environment must be a whole number, as torchrun sets it, got "
+            f"{text!r}: unset it."
+        )
+    return int(text)
 
 
 @contextmanager
@@ -73,17 +161,28 @@ def end(processes: Sequence[Process], *, patience_s: float, wait_s: float) -> No
 
 
 @contextmanager
-def sigterm_raised() -> Iterator[None]:
-    """SIGTERM as SystemExit, so that whoever waits for other processes can end them."""
+def stops_raised(*others: signal.Signals) -> Iterator[None]:
+    """Signals that ask the process to end, and these others, as `Stopped`.
+
+    So whoever waits for other processes can end them. Signals that the parent had this process
+    ignore, as `nohup` does with SIGHUP, stay ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    heeded = [*filter(is_heeded, (*END_SIGNALS, *others))]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def is_heeded(number: int) -> bool:
+    """Whether a signal counts; SIGHUP does not where it was ignored when this process began."""
+    return number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN

@@ -11,27 +11,28 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from signal import SIGINT, SIGTERM, SIGUSR1
+from signal import SIGINT, SIGUSR1
 from typing import Any
 
-from xftrain import processes, sweeps
+from xftrain import console, processes, sweeps
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.files import read_json, write_json
 from xftrain.overrides import as_typed, quoted
 from xftrain.processes import Process, cause_of_death
+from xftrain.redaction import hidden
 
-_GRACE_S = 10.0  # for this rank to notice by itself that another is gone
+_GRACE_S = 10.0  # for ranks to end after they were asked, and to say which of them died
+_NOTICE_S = 5.0  # for this rank to notice by itself that another is gone, as gloo does at once
 _END_S = 30.0  # for the ranks to end after this one
 _POLL_S = 0.2
 _SILENT = ("hydra/job_logging=disabled",)  # rank 0 says it
 
-_STOPS = {Stopped(number).code: int(number) for number in (SIGTERM, SIGUSR1, SIGINT)}
+_STOPS = {Stopped(n).code: int(n) for n in (*processes.END_SIGNALS, SIGUSR1, SIGINT)}
 
 Ranks = Sequence[Process]
 
@@ -57,8 +58,12 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
         port = free.getsockname()[1]
     ours = {
         "LOCAL_RANK": "0",
+        "RANK": "0",
         "NODE_RANK": "0",
+        "GROUP_RANK": "0",
         "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "GROUP_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
@@ -88,6 +93,7 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
     ranks: list[Process] = []
     over = threading.Event()
     patience_s = _END_S
+    processes.rank_died.clear()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         for rank, place in enumerate(words, start=1):
@@ -98,7 +104,7 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
         yield
     except Exception as error:
         patience_s = 0.0  # they wait for this one
-        if isinstance(error, ConfigError | RunError) or not _is_of_another(error):
+        if isinstance(error, ConfigError | RunError) or not is_of_another(error):
             raise
         if said := _first_death(ranks, words, wait_s=_GRACE_S):
             _correct(run_dir, said)
@@ -120,7 +126,8 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
 def _start(rank: int, settings: Any, run_dir: Path, words: Path) -> Process:
     command = sweeps.job_command(settings, run_dir, as_typed(settings.overrides.task))
     quiet = [*command, *_SILENT]
-    environment = {**os.environ, "LOCAL_RANK": str(rank), sweeps.JOB: str(words.absolute())}
+    own = {"LOCAL_RANK": str(rank), "RANK": str(rank), sweeps.JOB: str(words.absolute())}
+    environment = {**os.environ, **own}
     return subprocess.Popen(quiet, cwd=settings.runtime.cwd, env=environment)
 
 
@@ -131,11 +138,12 @@ def _watch(
     died_at: float | None = None
     while not over.wait(_POLL_S):
         said = _first_death(ranks, words)
-        died_at = died_at or (time.monotonic() if said else None)
-        if said and died_at is not None and time.monotonic() - died_at > _GRACE_S:
+        if said and died_at is None:
+            died_at = time.monotonic()
+            processes.rank_died.set()
+        if said and died_at is not None and time.monotonic() - died_at > _NOTICE_S:
             sweeps.write_end("failed", said, settings, run_dir)
-            sys.stderr.write(f"xftrain: {said}\n")
-            sys.stderr.flush()
+            console.say(said)
             for process in ranks:
                 process.kill()
             for place in words:
@@ -157,7 +165,7 @@ def _first_death(ranks: Ranks, words: Sequence[Path], wait_s: float = 0.0) -> st
         time.sleep(_POLL_S)
 
 
-def _is_of_another(error: Exception) -> bool:
+def is_of_another(error: Exception) -> bool:
     """Whether this rank failed because another one is gone."""
     said = f"{type(error).__name__}: {error}"
     return any(word in said for word in ("Connection", "gloo", "NCCL", "DistBackendError"))
@@ -173,4 +181,5 @@ def _correct(run_dir: Path, error: str, status: str = "failed") -> None:
     """Puts the cause into `result.json`, which has what this rank saw of it."""
     result = read_json(run_dir / "result.json")
     if result is not None:
-        write_json({**result, "status": status, "error": error}, run_dir / "result.json")
+        ended = {**result, "status": status, "error": hidden(error)}
+        write_json(ended, run_dir / "result.json")

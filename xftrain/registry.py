@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
-import math
-import types
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args
 
-from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import DictConfig, OmegaConf
 
 from xftrain.errors import ConfigError
 from xftrain.fields import PositiveInt
-from xftrain.signatures import REQUIRED, Field, fields_of, option_class, source_of
+from xftrain.own_classes import check_instance, check_own_class
+from xftrain.signatures import Field, fields_of, option_class, source_of
+from xftrain.values import check_fields, show
 
 PACKAGES = {
     "model/attn": ("xftrain.attention.backends",),
@@ -64,6 +62,26 @@ def names(group: str) -> list[str]:
     return sorted(file.stem for file in files if _find(group, file.stem))
 
 
+@cache
+def words() -> frozenset[str]:
+    """The words that a configuration consists of: groups, options, fields, and their choices."""
+    found = {part for group in PACKAGES for part in group.split("/")} | {"name", "cpu", "cuda"}
+    found |= {path.stem for path in conf_dir().rglob("*.yaml")}
+    for group in PACKAGES:
+        for name in names(group):
+            for key, field in schema(group, name).items():
+                found |= {key, *literals(field.annotation)}
+    return frozenset(found)
+
+
+def literals(annotation: Any) -> set[str]:
+    """The texts among which an annotation lets one choose."""
+    if isinstance(annotation, str):
+        return {annotation}
+    args = get_args(annotation)
+    return set().union(*map(literals, args)) if args else set()
+
+
 def measures_times(name: str | None) -> bool:
     """Whether this callback is a sweep of the benchmark."""
     found = _find("callbacks", name) if name else None
@@ -98,27 +116,6 @@ def check(key: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
     return check_fields(key, schema(group_of(key), name), options, owner=f"{key}={name}")
 
 
-def check_fields(
-    key: str, fields: Mapping[str, Field], values: Mapping[str, Any], *, owner: str
-) -> dict[str, Any]:
-    """Values for all fields, defaults filled in; `owner` names the thing that has the fields."""
-    prefix = f"{key}." if key else ""
-    for name in values:
-        if name not in fields:
-            raise ConfigError(
-                unknown_key(f"{prefix}{name}", [f"{prefix}{f}" for f in fields], owner)
-            )
-    checked = {}
-    for name, field in fields.items():
-        value = values.get(name, field.default)
-        if value is REQUIRED or value == "???":
-            rule = describe(field.annotation)
-            raise ConfigError(f"{prefix}{name} has no value; set it to {rule}.")
-        given = name in values
-        checked[name] = _check_value(f"{prefix}{name}", field.annotation, value) if given else value
-    return checked
-
-
 def build(group: str, key: str, node: Mapping[str, Any] | DictConfig, *positional: Any) -> Any:
     """The object that a node describes; `positional` is what the framework brings."""
     return factory(group, key, node)(*positional)
@@ -133,49 +130,13 @@ def factory(group: str, key: str, node: Mapping[str, Any] | DictConfig) -> Calla
     assert group == group_of(key)
     plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if "_target_" in plain:
-        return partial(_instantiate, key, plain)
+        return partial(_instantiate, group, key, plain)
     if "name" not in plain:
         raise ConfigError(f"{key}.name has no value; it must be one of {', '.join(names(group))}.")
     options = check(key, plain["name"], plain)
     for shared in SHARED_FIELDS.get(group, {}):
         del options[shared]
     return partial(load(group, plain["name"]), **options)
-
-
-def describe(annotation: Any) -> str:
-    """A type and its rules in words: `an integer >= 1 or null`."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        signs = {Ge: ("ge", ">="), Gt: ("gt", ">"), Le: ("le", "<="), Lt: ("lt", "<")}
-        rules = [(getattr(rule, signs[type(rule)][0]), signs[type(rule)][1]) for rule in args[1:]]
-        return f"{describe(args[0])} " + " and ".join(f"{sign} {limit}" for limit, sign in rules)
-    if origin is Literal:
-        return "one of " * (len(args) > 1) + ", ".join(str(value) for value in args)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(arg) for arg in args)
-    if origin is tuple and args[-1] is not ...:
-        return f"a list of {len(args)} values, each {describe(args[0])}"
-    if origin in (list, tuple):
-        return f"a list of values, each {describe(args[0])}"
-    if origin is dict or annotation is dict:
-        return "a mapping"
-    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-    return words.get(annotation, "null" if annotation in (None, type(None)) else "any value")
-
-
-def show(value: Any) -> str:
-    """A value as a person types it."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return repr(value)
-
-
-def unknown_key(key: str, known: list[str], owner: str) -> str:
-    """The sentence for a key that does not exist."""
-    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.7):
-        return f"{key} is not a key of {owner}; did you mean {near[0]}?"
-    listed = ", ".join(name.rpartition(".")[2] for name in known)
-    return f"{key} is not a key of {owner}, which has {listed or 'none'}."
 
 
 def _module_and_class(group: str, name: str) -> tuple[str, str]:
@@ -196,31 +157,37 @@ def _nearest(value: Any, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _check_value(key: str, annotation: Any, value: Any) -> Any:
-    if annotation is Any:
-        return value
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+def check_own_classes(options: Mapping[str, Any]) -> None:
+    """Checks all classes of the user's own in a configuration, before anything is built.
 
-    # JSON, since a strict tuple would refuse the lists that YAML has; infinite and nan never fit
-    adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
-    try:
-        return adapter.validate_json(json.dumps(value), strict=True)
-    except (ValidationError, TypeError, ValueError):
-        finite = " and finite" if isinstance(value, float) and not math.isfinite(value) else ""
-        rule = describe(annotation) + finite
-        raise ConfigError(f"{key} must be {rule}, got {show(value)}.") from None
+    Raises:
+        ConfigError: the first fault found, as one sentence.
+    """
+    for group in PACKAGES:
+        parent, _, part = group.partition("/")
+        node = options.get(parent) or {}
+        if group in ENTRY_GROUPS:
+            nodes = {f"{group}.{name}": entry for name, entry in node.items()}
+        else:
+            nodes = {group.replace("/", "."): node.get(part) if part else node}
+        for key, own in nodes.items():
+            if isinstance(own, Mapping) and "_target_" in own:
+                check_own_class(group, key, own)
 
 
-def _instantiate(key: str, node: Mapping[str, Any], *positional: Any) -> Any:
+def _instantiate(group: str, key: str, node: Mapping[str, Any], *positional: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     if "name" in node:
         raise ConfigError(f"{key} has both name and _target_; keep the one that names the class.")
+    check_own_class(group, key, node)
     try:
-        return instantiate(dict(node), *positional)
+        made = instantiate(dict(node), *positional)
     except InstantiationException as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
         said = " ".join(str(error).split()).rstrip(".")
         raise ConfigError(f"{key} cannot be built: {said}.") from error
+    check_instance(group, key, made)
+    return made

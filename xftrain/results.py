@@ -22,7 +22,7 @@ from xftrain.files import new_folder, replace_bytes, replace_text
 from xftrain.overrides import as_typed
 from xftrain.processes import rank
 from xftrain.records import of_ended_run
-from xftrain.redaction import hidden
+from xftrain.redaction import hidden, hidden_throughout
 from xftrain.version import __version__, installed
 
 log = logging.getLogger(__name__)
@@ -158,10 +158,12 @@ def write_result(result: Mapping[str, Any], run_dir: Path) -> None:
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
-    plain = {
-        **result,
-        "metrics": {name: _json_number(value) for name, value in result["metrics"].items()},
-    }
+    plain = hidden_throughout(
+        {
+            **result,
+            "metrics": {name: _json_number(value) for name, value in result["metrics"].items()},
+        }
+    )
     text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
     try:
         replace_text(run_dir / "result.json", text)

@@ -15,7 +15,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from xftrain import builder, config
+from xftrain import builder, config, redaction
+from xftrain.composed_parts import with_own_parts
 from xftrain.data.vocabulary import rebuild, without_description
 from xftrain.errors import ConfigError, first_line
 from xftrain.files import expanded, replace_text
@@ -53,7 +54,9 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         result["device"] = hardware.device_name(device)
         reset_peak_memory(device)
         vocabulary = _vocabulary(held, path.parent)
-        model = _model(held, vocabulary).to(device)
+        own = redaction.without_secrets(cfg, asked)["model"]
+        saved = with_own_parts(held["xftrain"]["config"], asked["model"], own)
+        model = _model(config.model_of(saved), held["state_dict"], vocabulary).to(device)
         prompt_BM = _prompt(held, vocabulary, asked["prompt"]).to(device)
         model.check_length(prompt_BM.shape[1])
         num_tokens = room_after(model, prompt_BM, asked["num_tokens"])
@@ -70,7 +73,7 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             )
         prompt = vocabulary.decode(prompt_BM[0].tolist())
         added = vocabulary.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
-        shown = printable(f"{prompt} | {added}")
+        shown = redaction.hidden(printable(f"{prompt} | {added}"))
         log.info("step %d of %s:\n%s", held["global_step"], asked["ckpt"], shown)
         replace_text(run_dir / "sample.txt", shown + "\n")
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
@@ -95,10 +98,8 @@ def _vocabulary(held: Mapping[str, Any], folder: Path) -> Vocabulary:
     return without_description(saved["config"], held["global_step"])
 
 
-def _model(held: Mapping[str, Any], vocabulary: Vocabulary) -> GPT:
+def _model(options: Mapping[str, Any], state: Mapping[str, Tensor], vocabulary: Vocabulary) -> GPT:
     """The checkpoint's model; nothing is allocated before its sizes are those of its weights."""
-    options = config.model_of(held["xftrain"]["config"])
-    state = held["state_dict"]
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     if options["model"]["num_layers"] > len(weights):
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")

@@ -10,6 +10,7 @@ from typing import Any
 
 from xftrain import markdown
 from xftrain.files import read_json, replace_text, write_json
+from xftrain.redaction import hidden_throughout
 
 _JOBS = ".jobs"  # of a sweep's folder: a file for each of its jobs
 _FIGURES = {  # of a job, by column: where result.json has them
@@ -40,8 +41,9 @@ def write_summary(folder: Path) -> list[Row]:
     """`summary.csv` and `summary.md` of a sweep's folder, from the results that are there."""
     rows = read_rows(folder)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    replace_text(folder / "summary.csv", _csv(rows, columns))
-    replace_text(folder / "summary.md", table(rows) + "\n")
+    shown = hidden_throughout(rows)
+    replace_text(folder / "summary.csv", _csv(shown, columns))
+    replace_text(folder / "summary.md", table(shown) + "\n")
     return rows
 
 

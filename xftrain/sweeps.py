@@ -20,6 +20,7 @@ from xftrain.errors import SweepRefused
 from xftrain.files import write_json
 from xftrain.overrides import as_typed, quoted
 from xftrain.processes import Process, cause_of_death, end
+from xftrain.redaction import hidden_throughout
 from xftrain.registry import conf_dir
 from xftrain.sweep_record import MODE, is_resumed, kept, write_record
 from xftrain.sweep_table import forget_jobs, read_result
@@ -107,7 +108,7 @@ def write_end(status: str, error: str, settings: Any, run_dir: Path) -> dict[str
         "overrides": as_typed(settings.overrides.task),
         "run_dir": str(run_dir),
     }
-    write_json(result, run_dir / "result.json")
+    write_json(hidden_throughout(result), run_dir / "result.json")
     return result
 
 

@@ -164,9 +164,9 @@ def test_a_run_that_hangs_ends_with_its_stacks(tmp_path, place, steps):
     )
     assert process.returncode == 1
     said = process.stderr.strip().splitlines()[-1]
-    assert said.startswith("xftrain: nothing has moved for 0.5 s: ")
+    assert said.startswith("xftrain: no progress for 0.5 s: ")
     result = result_of(tmp_path / "run")
-    assert result["status"] == "failed" and "nothing has moved for" in result["error"]
+    assert result["status"] == "failed" and "no progress for" in result["error"]
     assert result["steps"] == steps and "train/loss" in result["metrics"]
     assert "hangs" in (tmp_path / "run" / "stacks.txt").read_text()
 

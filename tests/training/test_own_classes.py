@@ -48,7 +48,7 @@ OWN = """
         def forward(self, x):
             return self.outer(self.inner(x).relu())
 
-    class Picky:
+    class Picky(Callback):
         def __init__(self, *, depth):
             raise ConfigError(f"callbacks.own.depth must be 3, got {depth}.")
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.worker import Job, Message, serve
 from xftrain.processes import cause_of_death
+from xftrain.redaction import hidden, hidden_throughout
 
 _START_S = 300.0  # imports on a slow disk
 _STARTS = 3  # tries to start a process, before a job is given up
@@ -66,7 +67,7 @@ class _Child:
         self.connection.close()
         if not self._log_file.is_file():
             return ""
-        text = self._log_file.read_text(errors="replace")
+        text = hidden(self._log_file.read_text(encoding="utf-8", errors="replace"))
         self._log_file.unlink()
         return text
 
@@ -76,10 +77,10 @@ class _Child:
         said = cause_of_death(self.process.exitcode)
         tail = ""
         if self._log_file.is_file():
-            with self._log_file.open(errors="replace") as log:
+            with self._log_file.open(encoding="utf-8", errors="replace") as log:
                 log.seek(self._log_start)
                 tail = _last_words(log.read())
-        return f"{said}: {tail}" if tail else said
+        return hidden(f"{said}: {tail}" if tail else said)
 
 
 class Pool:
@@ -180,7 +181,7 @@ class Pool:
     def _end(self, child: _Child) -> None:
         self._children.remove(child)
         if text := child.end():
-            with self._log_file.open("a") as log:
+            with self._log_file.open("a", encoding="utf-8") as log:
                 log.write(text)
 
 
@@ -208,8 +209,11 @@ def _heed(
     if kind == "ready":
         child.is_ready = True
     elif kind == "done":
-        assert not child.open, f"{child.job} made no row for the cells {child.open}"
-        child.job, child.current = None, None
+        assert child.job is not None
+        for left in sorted(child.open):  # by the function of a sweep of the user's own
+            row: Row = {"status": "failed", "reason": "the sweep's function reported no row for it"}
+            yield child.job.cells[left], row
+        child.job, child.current, child.open = None, None, set()
     elif kind == "begin":
         assert child.job is not None
         if child.current != index:
@@ -221,4 +225,4 @@ def _heed(
         assert child.job is not None
         child.open.discard(index)
         child.current, child.notes = None, {}
-        yield child.job.cells[index], fields
+        yield child.job.cells[index], hidden_throughout(fields)

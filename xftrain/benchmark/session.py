@@ -19,7 +19,7 @@ from xftrain.benchmark.progress import Progress
 from xftrain.benchmark.rows import RowStore
 from xftrain.benchmark.tables import STATUS
 from xftrain.benchmark.worker import Job
-from xftrain.processes import sigterm_raised
+from xftrain.processes import stops_raised
 
 if TYPE_CHECKING:
     from xftrain.benchmark.sweep import Context, Sweep
@@ -37,9 +37,9 @@ def run_sweeps(sweeps: Sequence[Sweep], context: Context) -> None:
     Raises:
         ConfigError: an option that does not exist, or rows of another machine in the folder.
         RunError: the rows cannot be written.
-        SystemExit: SIGTERM; the rows so far are kept.
+        Stopped: by a signal; the rows so far are kept.
     """
-    with sigterm_raised():
+    with stops_raised():
         _Session(sweeps, context).run()
 
 

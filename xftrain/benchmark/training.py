@@ -76,7 +76,7 @@ def _run(cell: TrainCell) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory() as folder:
         result = runner.run(OmegaConf.create(options), Path(folder))
-        with (Path(folder) / "metrics.csv").open(newline="") as file:
+        with (Path(folder) / "metrics.csv").open(newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
 
     def series(name: str) -> list[float]:

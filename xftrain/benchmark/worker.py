@@ -109,7 +109,8 @@ def serve(connection: Connection, log_file: str, device: str, deterministic: boo
     die_with_parent(signal.SIGKILL)
     # a kernel or two at a time are compiled: starting threads for more takes longer than they save
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # of the terminal, to all processes
+        signal.signal(number, signal.SIG_IGN)  # the parent decides
     _write_output_to(Path(log_file))
     faulthandler.enable()  # where a segmentation fault came from
     if device == "cpu":
@@ -159,12 +160,12 @@ def _limit_memory() -> None:
 def _cgroup_bytes(name: str) -> int | None:
     """A limit of the container; None where there is none."""
     path = Path("/sys/fs/cgroup", name)
-    text = path.read_text().strip() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     return int(text) if text.isdigit() else None
 
 
 def _kib(file: str, key: str) -> int:
-    for line in Path(file).read_text().splitlines():
+    for line in Path(file).read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1])
     raise OSError(f"{file} has no {key}")

@@ -78,7 +78,7 @@ def library() -> Any:
         AttributeError: it has not the functions.
     """
     maps = Path("/proc/self/maps")
-    lines = maps.read_text().splitlines() if maps.exists() else []
+    lines = maps.read_text(encoding="utf-8").splitlines() if maps.exists() else []
     loaded = [line[line.index("/") :] for line in lines if "/libcublasLt.so" in line]
     if not loaded:
         raise OSError("torch has loaded no libcublasLt")

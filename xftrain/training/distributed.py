@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +15,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xftrain.processes import rank
+from xftrain.errors import ConfigError, RunError, first_line
+from xftrain.processes import rank, rank_died
 
+_POLL_S = 0.2
+_NAMED = 5  # parameters in a sentence
 _TIMEOUT = timedelta(minutes=30)  # for the slowest of the ranks, as when one makes token files
 
 
@@ -25,10 +32,50 @@ class DDP(DDPStrategy):
 
     def __init__(self) -> None:
         super().__init__(gradient_as_bucket_view=True, bucket_cap_mb=100)
+        self._is_checked = False  # that every parameter gets a gradient
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         device_ids = self.determine_ddp_device_ids()
         return DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Refuses parameters without a gradient, for which the other ranks would wait.
+
+        Looked for in the first batch: torch finds them in the next one, after a step with gradients
+        that were not summed over the ranks.
+        """
+        super().post_backward(closure_loss)
+        if self._is_checked or self.lightning_module is None:
+            return
+        self._is_checked = True
+        named = self.lightning_module.named_parameters()
+        unused = [name for name, weight in named if weight.requires_grad and weight.grad is None]
+        if unused:
+            raise _without_gradient(unused)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Replaces Lightning's advice, which names a key that does not exist here."""
+        if "finished reduction in the prior iteration" in str(exception):
+            exception.args = (str(_without_gradient(self._unused_in(str(exception)))),)
+
+    def _unused_in(self, said: str) -> list[str]:
+        """Names of the parameters that torch's message lists by their numbers."""
+        assert self.lightning_module is not None
+        named = self.lightning_module.named_parameters()
+        names = [name for name, weight in named if weight.requires_grad]
+        listed = re.search(r"did not receive grad for rank \d+: ([\d ]+)", said)
+        numbers = map(int, listed[1].split()) if listed else ()
+        return [names[number] for number in numbers if number < len(names)]
+
+
+def _without_gradient(names: list[str]) -> RunError:
+    shown = ", ".join(name.removeprefix("model.") for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return RunError(
+        "with trainer.devices > 1 every parameter must take part in the loss of every batch, and "
+        f"{shown or 'some'}{more} got no gradient: use them, remove them, or set their "
+        "requires_grad to False."
+    )
 
 
 def world_size() -> int:
@@ -40,16 +87,68 @@ def connect(device: torch.device, num_ranks: int) -> None:
     """Joins the ranks that the environment names; nothing where there is one."""
     if num_ranks == 1 or dist.is_initialized():
         return
+    place = _meeting_place()
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        rank=rank(),
-        world_size=num_ranks,
-        timeout=_TIMEOUT,
-        device_id=device if on_gpu else None,
-    )
+
+    def join() -> None:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            rank=rank(),
+            world_size=num_ranks,
+            timeout=_TIMEOUT,
+            device_id=device if on_gpu else None,
+        )
+
+    try:
+        _interruptible(join)
+    except ConnectionError:  # the ranks' parent says which
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(
+            f"the ranks cannot meet at {place} ({first_line(error)}): check MASTER_ADDR and "
+            "MASTER_PORT in the environment, and that all ranks were started."
+        ) from error
+
+
+def _meeting_place() -> str:
+    """Where the ranks meet, which torchrun and `ranks` put into the environment."""
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    for name in names:
+        if not os.environ.get(name, "").strip():
+            raise ConfigError(
+                f"{name} is not in the environment of this rank: start the ranks with torchrun, or "
+                "unset LOCAL_RANK and WORLD_SIZE."
+            )
+    return ":".join(os.environ[name] for name in names)
+
+
+def _interruptible(function: Callable[[], None]) -> None:
+    """Calls what may block in C for minutes, so that a signal ends this process meanwhile.
+
+    Python runs the handlers of signals in the main thread alone, once it is back from C. A rank
+    that has died ends the wait too.
+    """
+    failures: list[BaseException] = []
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def call() -> None:
+        try:
+            if gpu is not None:
+                torch.cuda.set_device(gpu)  # of this thread
+            function()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=call, daemon=True, name="waiting for the ranks")
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        if rank_died.is_set() and thread.is_alive():
+            raise ConnectionError("another rank has died")
+    if failures:
+        raise failures[0]
 
 
 def disconnect(*, together: bool) -> None:
@@ -72,7 +171,7 @@ def from_rank_0(value: Any) -> Any:
     if world_size() == 1:
         return value
     held = [value]
-    dist.broadcast_object_list(held, src=0)
+    _interruptible(lambda: dist.broadcast_object_list(held, src=0))
     return held[0]
 
 
@@ -97,5 +196,5 @@ def from_all_ranks(value: str) -> list[str]:
     if world_size() == 1:
         return [value]
     held: list[Any] = [None] * world_size()
-    dist.all_gather_object(held, value)
+    _interruptible(lambda: dist.all_gather_object(held, value))
     return held

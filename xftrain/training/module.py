@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
-from xftrain.interfaces import Batch, DataSource, Loss, LossSums
+from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer
 from xftrain.model import GPT
 from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.fused_adamw import FusedAdamW
@@ -29,7 +29,6 @@ from xftrain.training.same_run import (
     refuse_other_run,
     with_digests,
 )
-from xftrain.training.scheduled import Scheduled
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class TrainingModule(LightningModule):
         model: GPT,
         loss: Loss,
         data: DataSource,
-        optim: Scheduled,
+        optim: Optimizer,
         seed: int,
         saved: dict[str, Any],
         guard: NonFiniteGuard,

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C: the run ends after the step under way, with a checkpoint."""
+"""Signals that end a run: it ends after the step under way, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, tensor
 
 from xftrain.errors import Stopped
+from xftrain.processes import END_SIGNALS, is_heeded
 from xftrain.training.callbacks.checkpoint import Checkpoint, within_step
 from xftrain.training.module import training_module
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+_SIGNALS = (*END_SIGNALS, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopSignals(Callback):
@@ -39,7 +40,7 @@ class StopSignals(Callback):
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+            self._before = {n: signal.getsignal(n) for n in _SIGNALS if is_heeded(n)}
             self._install()
         return self
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,15 +13,21 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from xftrain.console import say
 from xftrain.fields import PositiveFloat
 
 log = logging.getLogger(__name__)
 
 _GRACE_S = 30.0  # for the message, before the interpreter itself is ended
+# For a thread that never lets another one run, which a timer in C ends. That timer cannot tell a
+# hang from a process that was stopped, so it leaves time for that.
+_STUCK_S = 86400.0
 
 
 class Watchdog(Callback):
     """An error in place of a run that hangs for ever: in a step, a save, or waiting for a rank.
+
+    Time in which the process is stopped, as by SIGSTOP or a suspended machine, does not count.
 
     It watches from the first step to the last save, and a validation after that; not what other
     callbacks do when `fit` has ended, where benchmarks take as long as they take. A run that ends
@@ -37,7 +42,7 @@ class Watchdog(Callback):
     def __init__(self, *, timeout_s: PositiveFloat = 1800.0) -> None:
         self.timeout_s = timeout_s
         self.on_hang: Callable[[str], None] = lambda said: None  # to leave a record
-        self._moved = 0.0
+        self._num_moves = 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -56,7 +61,7 @@ class Watchdog(Callback):
             self.end()
 
     def _begin(self, trainer: Trainer) -> None:
-        self._moved = time.monotonic()
+        self._num_moves += 1
         if self._thread is not None:
             return
         self._over.clear()
@@ -69,23 +74,23 @@ class Watchdog(Callback):
 
     def on_train_batch_start(self, *_: Any) -> None:
         """It moves."""
-        self._moved = time.monotonic()
+        self._num_moves += 1
 
     def on_train_batch_end(self, *_: Any) -> None:
         """It moves."""
-        self._moved = time.monotonic()
+        self._num_moves += 1
 
     def on_validation_batch_end(self, *_: Any) -> None:
         """It moves."""
-        self._moved = time.monotonic()
+        self._num_moves += 1
 
     def on_train_end(self, *_: Any) -> None:
         """It moves: the last save follows."""
-        self._moved = time.monotonic()
+        self._num_moves += 1
 
     def on_exception(self, *_: Any) -> None:
         """It moves: after a signal, a save follows."""
-        self._moved = time.monotonic()
+        self._num_moves += 1
 
     def on_fit_end(self, *_: Any) -> None:
         """What other callbacks do now takes as long as it takes."""
@@ -99,11 +104,18 @@ class Watchdog(Callback):
             self._thread = None
 
     def _watch(self, place: Path) -> None:
+        interval_s = min(self.timeout_s / 4, 10.0)
+        idle_s, num_moves, at = 0.0, self._num_moves, time.monotonic()
         with place.open("w", encoding="utf-8") as stacks:
-            while not self._over.wait(min(self.timeout_s / 4, 10.0)):
-                # for a thread that never lets this one run: no Python is needed to end it
-                faulthandler.dump_traceback_later(self.timeout_s + _GRACE_S, exit=True, file=stacks)
-                if time.monotonic() - self._moved > self.timeout_s:
+            while not self._over.wait(interval_s):
+                limit_s = self.timeout_s + _GRACE_S + _STUCK_S
+                faulthandler.dump_traceback_later(limit_s, exit=True, file=stacks)
+                before, at = at, time.monotonic()
+                # a longer time went by while the process was stopped
+                idle_s += min(at - before, interval_s)
+                if self._num_moves != num_moves:
+                    idle_s, num_moves = 0.0, self._num_moves
+                if idle_s > self.timeout_s:
                     self._give_up(stacks)
             faulthandler.cancel_dump_traceback_later()
         place.unlink(missing_ok=True)
@@ -113,11 +125,10 @@ class Watchdog(Callback):
         faulthandler.dump_traceback(stacks, all_threads=True)
         stacks.flush()
         said = (
-            f"nothing has moved for {self.timeout_s:g} s: a step, a batch, a save or another rank "
+            f"no progress for {self.timeout_s:g} s: a step, a batch, a save or another rank "
             f"hangs ({stacks.name} shows where); callbacks.watchdog.timeout_s allows more."
         )
         log.error(said)
         self.on_hang(said)
-        sys.stderr.write(f"xftrain: {said}\n")
-        sys.stderr.flush()
+        say(said)
         os._exit(1)  # the thread that hangs cannot be reached

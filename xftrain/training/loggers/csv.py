@@ -29,5 +29,5 @@ class _Writer(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         if Path(self.metrics_file_path).is_file():
-            with open(self.metrics_file_path, newline="") as file:
+            with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
                 self.metrics_keys = next(csv.reader(file), [])

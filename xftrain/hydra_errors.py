@@ -1,0 +1,50 @@
+"""Hydra's errors, raised to the command line instead of printed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+from xftrain.console import show_traceback
+from xftrain.processes import environment
+
+# Set beside Hydra's HYDRA_FULL_ERROR where main() set that one rather than the user, so that child
+# processes, which inherit both, know as well.
+_QUIET = "XFTRAIN_QUIET_ERRORS"
+
+
+class _WithoutBoilerplate:
+    """stderr without Hydra's line on a failed job, which repeats the overrides."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        boilerplate = text.startswith("Error executing job with overrides")
+        return len(text) if boilerplate else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def errors_raised() -> Iterator[None]:
+    """Makes Hydra raise its errors instead of printing them: that is what HYDRA_FULL_ERROR does."""
+    ours = {} if _wants_traceback() else {"HYDRA_FULL_ERROR": "1", _QUIET: "1"}
+    stderr, sys.stderr = sys.stderr, cast(TextIO, _WithoutBoilerplate(sys.stderr))
+    try:
+        with environment(ours):
+            yield
+    except Exception as error:
+        if not ours:
+            show_traceback(error)
+        raise
+    finally:
+        sys.stderr = stderr
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1" and _QUIET not in os.environ

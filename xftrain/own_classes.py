@@ -1,0 +1,229 @@
+"""Classes of the user's own, checked before training as the built-in options are.
+
+A configuration composed on the command line may name one by `_target_`. Its keys are compared with
+the signature and its annotations, and the class with what the framework calls in its group.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+import types
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from xftrain.errors import ConfigError, first_line
+from xftrain.signatures import REQUIRED, Field
+from xftrain.values import check_fields
+
+
+class Contract(NamedTuple):
+    """What the framework passes to the class of a group, and calls on what it makes.
+
+    Attributes:
+        positional: names of the positional arguments; see `docs/adding.md`.
+        methods: that the class has.
+        attributes: that its instances have.
+        base: full name of the class that it derives from, where there is one.
+    """
+
+    positional: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    base: str | None = None
+
+
+_LAYER = ("dim", "linear_bias")
+CONTRACTS = {
+    "model/attn": Contract(methods=("unsupported", "prepare", "__call__", "kernel")),
+    "model/bias": Contract(methods=("build",)),
+    "model/pos": Contract(("dim", "head_dim"), ("embed", "rotation"), ("max_positions",)),
+    "model/heads": Contract(
+        ("dim", "num_heads", "linear_bias"), ("forward",), ("num_kv_heads",), "torch.nn.Module"
+    ),
+    "model/ffn": Contract(_LAYER, ("forward",), base="torch.nn.Module"),
+    "model/norm": Contract(_LAYER, ("forward",), base="torch.nn.Module"),
+    "loss": Contract(methods=("unsupported", "__call__")),
+    "data": Contract(
+        ("seq", "batch_size", "seed", "world_size"),
+        ("batch", "decode", "num_label_bytes", "baseline"),
+        ("vocab_size", "num_val_batches", "stop_at_accuracy"),
+    ),
+    "optim": Contract(methods=("build", "update_saved")),
+    "callbacks": Contract(base="lightning.pytorch.Callback"),
+    "logger": Contract(base="lightning.pytorch.loggers.Logger"),
+}
+_SHARED = {"data": ("batch_size",)}  # keys that the framework takes out of a node
+# Of Hydra's own, in a node with _target_.
+_SPECIAL = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+
+
+def check_own_class(group: str, key: str, node: Mapping[str, Any]) -> None:
+    """Checks the class at a dotted key: its import, its arguments, and what it has to have.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    contract, target = CONTRACTS[group], str(node["_target_"])
+    made = _imported(key, target)
+    if "_args_" not in node and not node.get("_partial_"):
+        values = {name: value for name, value in node.items() if name not in _SPECIAL}
+        for name in _SHARED.get(group, ()):
+            values.pop(name, None)
+        _check_arguments(key, target, made, contract.positional, values)
+    for name, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:  # Hydra makes that one as well
+            _check_nested(f"{key}.{name}", value)
+    if isinstance(made, type):
+        _check_class(group, key, target, made)
+
+
+def check_instance(group: str, key: str, made: Any) -> None:
+    """Checks that what a class of the user's own has made has all that its group needs.
+
+    Raises:
+        ConfigError: what it lacks.
+    """
+    contract = CONTRACTS[group]
+    wanted = contract.methods + contract.attributes
+    if missing := [name for name in wanted if not hasattr(made, name)]:
+        raise _lacking(group, key, type(made).__qualname__, missing)
+    if contract.base and not _derives(type(made), contract.base):
+        raise ConfigError(f"{key} must be a {contract.base}, got {type(made).__qualname__}.")
+
+
+def _imported(key: str, target: str) -> Any:
+    from hydra.utils import get_object
+
+    try:
+        return get_object(target)
+    except Exception as error:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__  # type: ignore[assignment]
+        where = ""
+        frames = traceback.extract_tb(cause.__traceback__)
+        own = [f for f in frames if "/importlib/" not in f.filename and "<frozen" not in f.filename]
+        if own and "/hydra/" not in own[-1].filename and not isinstance(cause, SyntaxError):
+            where = f", {own[-1].filename} line {own[-1].lineno}"
+        raise ConfigError(
+            f"{key}._target_={target} cannot be imported ({first_line(cause)}{where}): its module "
+            "must be in the working folder, in PYTHONPATH or installed."
+        ) from error
+
+
+def _check_nested(key: str, node: Mapping[str, Any]) -> None:
+    made = _imported(key, str(node["_target_"]))
+    if "_args_" not in node and not node.get("_partial_"):
+        values = {name: value for name, value in node.items() if name not in _SPECIAL}
+        _check_arguments(key, str(node["_target_"]), made, (), values)
+
+
+def _check_arguments(
+    key: str,
+    target: str,
+    made: Callable[..., Any],
+    positional: tuple[str, ...],
+    values: Mapping[str, Any],
+) -> None:
+    """Compares the keys of a node with a signature, and their values with its annotations."""
+    try:
+        parameters = list(inspect.signature(made).parameters.values())
+    except (TypeError, ValueError):  # of a class in C
+        return
+    kinds = inspect.Parameter
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any_place = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+    if len(by_place) < len(positional) and not takes_any_place:
+        raise ConfigError(
+            f"{key}._target_={target} must take the positional arguments {', '.join(positional)}, "
+            f"and it takes {len(by_place)}: docs/adding.md lists those of each group."
+        )
+    given = by_place[: len(positional)]
+    for name in (parameter.name for parameter in given):
+        if name in values:
+            raise ConfigError(
+                f"{key}.{name} must not be set: xftrain passes it to {target} by position."
+            )
+    hints = _hints(made)
+    fields, checked = {}, {}
+    takes_any_key = any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+    for parameter in parameters:
+        if parameter in given or parameter.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
+            continue
+        name, is_required = parameter.name, parameter.default is kinds.empty
+        if is_required and parameter.kind is kinds.POSITIONAL_ONLY:
+            continue
+        annotation = hints.get(name, Any)
+        if not is_required and name in values and values[name] == parameter.default:
+            annotation = Any  # as None for a number, by a loose annotation
+        fields[name] = Field(annotation, REQUIRED if is_required else parameter.default)
+    for name, value in values.items():
+        if name in fields or not takes_any_key:
+            checked[name] = value
+    loose = {
+        name: Field(Any, field.default)
+        for name, field in fields.items()
+        if name in checked and (_is_made(checked[name]) or not _is_plain(field.annotation))
+    }
+    check_fields(key, fields | loose, checked, owner=f"{key}, which is {target}")
+
+
+def _hints(made: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations that can be evaluated, by parameter."""
+    function = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
+    try:
+        return get_type_hints(function, include_extras=True)
+    except Exception:  # whatever the evaluation of an annotation raises
+        return {}
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Whether a value of a YAML file can be compared with an annotation."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _is_plain(args[0])
+    if origin is Literal:
+        return True
+    if origin in (Union, types.UnionType, list, dict):
+        return all(map(_is_plain, args))
+    if origin is tuple:
+        return all(arg is ... or _is_plain(arg) for arg in args)
+    return annotation in (bool, int, float, str, list, dict, None, type(None))
+
+
+def _is_made(value: Any) -> bool:
+    """Whether Hydra makes objects of it."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_is_made, value.values()))
+    return isinstance(value, list | tuple) and any(map(_is_made, value))
+
+
+def _check_class(group: str, key: str, target: str, made: type) -> None:
+    contract = CONTRACTS[group]
+    if contract.base and not _derives(made, contract.base):
+        raise ConfigError(f"{key}._target_={target} must derive from {contract.base}.")
+    found = {name: value for base in reversed(made.__mro__) for name, value in vars(base).items()}
+    delegates = "__getattr__" in found and not _derives(made, "torch.nn.Module")
+    missing = [] if delegates else [name for name in contract.methods if name not in found]
+    missing += sorted(getattr(made, "__abstractmethods__", ()))
+    if getattr(found.get("forward"), "__name__", "") == "_forward_unimplemented":
+        missing += ["forward"] if "forward" in contract.methods else []
+    if missing:
+        raise _lacking(group, key, target, list(dict.fromkeys(missing)))
+
+
+def _derives(made: type, base: str) -> bool:
+    """Whether a class has a base, which its package may define in a module below that."""
+    package, _, name = base.rpartition(".")
+    return any(
+        kind.__name__ == name and f"{kind.__module__}.".startswith(f"{package}.")
+        for kind in made.__mro__
+    )
+
+
+def _lacking(group: str, key: str, what: str, missing: list[str]) -> ConfigError:
+    return ConfigError(
+        f"{key}: {what} has no {' and no '.join(missing)}, which every class of the group "
+        f"{group.replace('/', '.')} has: add what docs/adding.md says of it."
+    )
