@@ -1,6 +1,7 @@
 """The whole covering array with `--pairs`; a table of what was formed, refused and different.
 
-    python -m pytest tests/pairs --pairs -n 14        # a GPU is used where there is one
+    python -m tests.pairs.refusals                     # after a refusal was changed; on each device
+    python -m pytest tests/pairs --pairs -n 14         # a GPU is used where there is one
 
 Without it the suite runs a sample. `--pairs-seed` draws another array with the same property.
 """
@@ -8,6 +9,7 @@ Without it the suite runs a sample. `--pairs-seed` draws another array with the 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from typing import Any
 
@@ -17,6 +19,11 @@ from tests.pairs import arrays
 from tests.pairs.covering import pairs_of
 
 PROPERTY = "pairs"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--pairs"):  # the processes of xdist are as many as the cores
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

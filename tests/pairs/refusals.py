@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -121,8 +121,24 @@ def _with(row: Row, names: list[str], factors: list[Factor]) -> Row:
     return completed({name: row[name] for name in names}, factors)
 
 
-def find(places: Places, folder: Path, factors: list[Factor]) -> dict[Combination, str]:
-    """All of them, by making covering arrays until no row is refused."""
+def row_with(combination: Combination, factors: list[Factor]) -> Row:
+    """The defaults, but for these levels and the options whose fields they are."""
+    chosen = dict(combination)
+    parents = dict(one.parent for one in factors if one.name in chosen and one.parent)
+    return completed(parents | chosen, factors)
+
+
+def find(
+    places: Places, folder: Path, factors: list[Factor], known: Iterable[Combination]
+) -> dict[Combination, str]:
+    """All of them, by making covering arrays until no row is refused.
+
+    Args:
+        places: of the rows.
+        folder: for the runs, which end before they train.
+        factors: all of them.
+        known: combinations to try first, which saves most of the search.
+    """
     refused: dict[Combination, str] = {}
     number = 0
 
@@ -133,13 +149,18 @@ def find(places: Places, folder: Path, factors: list[Factor]) -> dict[Combinatio
         number += 1
         return refusal_before_training(row, factors, places, folder / str(number))
 
+    def note(combination: Combination, reason: str) -> None:
+        refused[combination] = reason
+        sys.stderr.write(as_lines({combination: reason})[0] + "\n")
+
+    for combination in known:
+        if reason := refusal(row_with(combination, factors)):
+            note(combination, reason)
     while True:
         before = len(refused)
         for row in Generator(factors, list(refused), dict(COSTS)).array().rows:
             if refusal(row):
-                combination, reason = smallest(row, factors, refusal)
-                refused[combination] = reason
-                sys.stderr.write(as_lines({combination: reason})[0] + "\n")
+                note(*smallest(row, factors, refusal))
         if len(refused) == before:
             return refused
 
@@ -151,7 +172,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         places = Places(make_corpus(folder / "corpus"), folder / "cache")
-        lines = as_lines(find(places, folder, all_factors()))
+        factors = all_factors()
+        levels = {(one.name, level) for one in factors for level in one.levels}
+        listed = [*read("cpu"), *read("cuda")]
+        known = [one for one in dict.fromkeys(listed) if one <= levels]
+        # the fewest levels first: what they refuse needs no more of them
+        lines = as_lines(find(places, folder, factors, sorted(known, key=len)))
     file_of(device_here()).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -58,6 +58,8 @@ class Spy(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = training_module(pl_module)
         self.device = module.device
+        if module.scaler is not None:
+            self._scale = module.scaler.get_scale()
         if type(trainer.fit_loop.epoch_loop).__name__ == "GraphedLoop":
             return
         forward = module.forward_loss

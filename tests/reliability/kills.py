@@ -102,7 +102,7 @@ def _sweep(folder: Path) -> list[str]:
 
 def _resumed_sweep(folder: Path) -> list[str]:
     is_known = (folder / ".sweep.json").is_file()
-    return [f'resume_sweep="{folder}"'] if is_known else _sweep(folder)
+    return [f"resume_sweep={folder}"] if is_known else _sweep(folder)
 
 
 def _benchmark(folder: Path) -> list[str]:
