@@ -29,6 +29,8 @@ hypothesis.settings.load_profile("xftrain")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="all faults of tests/reliability")
+    parser.addoption("--pairs", action="store_true", help="the whole covering array of tests/pairs")
+    parser.addoption("--pairs-seed", default="0", help="draws another covering array")
 
 
 def _missing_gpus(item: pytest.Item) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.reliability.same_run import rows_differ, weights_differ
 from tests.training.runs import last, run, same_weights
 from xftrain.training.checkpoint import checkpoint_to_load, read_checkpoint
 
@@ -126,6 +127,19 @@ def test_a_run_that_is_killed_inside_a_save_ends_the_same(tmp_path, whole, amoun
     assert same_weights(last(tmp_path), whole)
     assert not list(tmp_path.rglob("*.partial"))
     record(fault, 0, kills)
+
+
+@pytest.mark.xfail(strict=True, reason="rows are lost with their buffer, or written once more")
+def test_a_run_that_is_killed_has_each_row_once(tmp_path, whole):
+    killed = start(tmp_path, PLACES[1], 30)
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    process = start(tmp_path)
+    process.join(60)
+    assert process.exitcode == 0
+    uninterrupted = whole.parents[1]
+    assert weights_differ(uninterrupted, tmp_path) == []
+    assert rows_differ(uninterrupted, tmp_path) == []
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

@@ -1,0 +1,201 @@
+"""One-line mutations of a source: where, what, and the source with one of them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import NamedTuple
+
+_COMPARISONS = {
+    ast.Lt: (ast.LtE, ast.Gt),
+    ast.LtE: (ast.Lt,),
+    ast.Gt: (ast.GtE, ast.Lt),
+    ast.GtE: (ast.Gt,),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.In: (ast.NotIn,),
+    ast.NotIn: (ast.In,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+}
+_OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
+_CALLS = {"any": "all", "all": "any", "min": "max", "max": "min"}
+
+
+class Mutation(NamedTuple):
+    """A change of the characters between two places, in bytes as `ast` counts them.
+
+    Attributes:
+        statement: line of the innermost statement of a function that it is in; 0 of none, as of
+            what runs when the module is imported.
+    """
+
+    first_line: int
+    first_column: int
+    last_line: int
+    last_column: int
+    text: str
+    said: str
+    statement: int
+
+
+def mutations(source: str) -> list[Mutation]:
+    """All of a source, in its order; annotations, docstrings and log lines are left alone."""
+    tree = ast.parse(source)
+    found = dict.fromkeys(_of(tree))
+    return sorted(one for one in found if _compiles(mutated(source, one)))
+
+
+def mutated(source: str, mutation: Mutation) -> str:
+    """The source with the change."""
+    lines = source.encode().split(b"\n")
+    before = lines[mutation.first_line - 1][: mutation.first_column]
+    after = lines[mutation.last_line - 1][mutation.last_column :]
+    # as many lines as before
+    text = mutation.text.encode() + after + b"\n" * (mutation.last_line - mutation.first_line)
+    lines[mutation.first_line - 1 : mutation.last_line] = (before + text).split(b"\n")
+    return b"\n".join(lines).decode()
+
+
+def marked(source: str, file: str) -> str:
+    """The source with a call of `builtins.reached(file, line)`, if there is one, in each statement.
+
+    Faster than a trace of the interpreter, and for these lines alone.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        is_function = isinstance(node, ast.FunctionDef)
+        for name in ("body", "orelse", "finalbody"):
+            statements = getattr(node, name, None)
+            if isinstance(statements, list) and not isinstance(node, ast.Module | ast.ClassDef):
+                setattr(node, name, list(_with_marks(statements, file, is_function=is_function)))
+    start = "import builtins as _b\n_reached = getattr(_b, 'reached', lambda file, line: None)\n"
+    place = 0  # after the docstring and what is imported from the future
+    while isinstance(tree.body[place], ast.Expr | ast.ImportFrom) and place + 1 < len(tree.body):
+        place += 1
+    tree.body[place:place] = ast.parse(start).body
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _with_marks(statements: list[ast.stmt], file: str, *, is_function: bool) -> Iterator[ast.stmt]:
+    for number, statement in enumerate(statements):
+        is_docstring = is_function and number == 0 and isinstance(statement, ast.Expr)
+        is_docstring = is_docstring and isinstance(statement.value, ast.Constant)  # type: ignore[attr-defined]
+        if not is_docstring:
+            yield from ast.parse(f"_reached({file!r}, {statement.lineno})").body
+        yield statement
+
+
+def _of(node: ast.AST, statement: int = 0, *, in_function: bool = False) -> Iterator[Mutation]:
+    if isinstance(node, ast.JoinedStr | ast.Assert) or _is_left_alone(node):
+        return
+    if isinstance(node, ast.stmt) and in_function:
+        statement = node.lineno
+    for changed in _changes(node):
+        yield _mutation(node, changed, statement)
+    is_function = isinstance(node, ast.FunctionDef)
+    for name, child in _children(node):
+        if name not in ("annotation", "returns", "decorator_list", "bases", "type_params"):
+            is_inside = in_function or (is_function and name == "body")
+            yield from _of(child, statement, in_function=is_inside)
+
+
+def _children(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    for name, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield name, child
+
+
+def _is_left_alone(node: ast.AST) -> bool:
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return True
+    if isinstance(node, ast.Expr):
+        is_docstring = isinstance(node.value, ast.Constant)
+        return is_docstring or ast.unparse(node.value).startswith("log.")
+    return False
+
+
+def _changes(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that may stand in the place of this one."""
+    if isinstance(node, ast.Compare):
+        for number, operator in enumerate(node.ops):
+            for other in _COMPARISONS[type(operator)]:
+                changed = deepcopy(node)
+                changed.ops[number] = other()
+                yield changed
+    elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        yield ast.BinOp(node.left, _OPERATORS[type(node.op)](), node.right)
+    elif isinstance(node, ast.AugAssign) and type(node.op) in _OPERATORS:
+        yield ast.AugAssign(node.target, _OPERATORS[type(node.op)](), node.value)
+        yield ast.Pass()
+    elif isinstance(node, ast.BoolOp):
+        yield ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
+        yield from (node.values[0], node.values[-1])
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        yield node.operand
+    elif isinstance(node, ast.IfExp):
+        yield from (node.body, node.orelse)
+    elif isinstance(node, ast.Return) and node.value is not None:
+        if not (isinstance(node.value, ast.Constant) and node.value.value is None):
+            yield ast.Return(ast.Constant(None))
+    elif isinstance(node, ast.Raise | ast.Continue | ast.Break):
+        yield ast.Pass()
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield ast.Pass()
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+        yield ast.Pass()
+    elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in _CALLS:
+        yield ast.Call(ast.Name(_CALLS[node.func.id]), node.args, node.keywords)  # type: ignore[attr-defined]
+    elif isinstance(node, ast.Constant):
+        yield from map(ast.Constant, _constants(node.value))
+    if isinstance(node, ast.If | ast.While) and not isinstance(node.test, ast.Compare | ast.BoolOp):
+        changed = deepcopy(node)
+        changed.test = ast.UnaryOp(ast.Not(), node.test)
+        yield changed
+
+
+def _constants(value: object) -> tuple[object, ...]:
+    if isinstance(value, bool):
+        return (not value,)
+    if isinstance(value, int):
+        return (value + 1, value - 1)
+    return (value * 2,) if isinstance(value, float) and value else ()
+
+
+def _mutation(node: ast.AST, changed: ast.AST, statement: int) -> Mutation:
+    place, old, new = node, node, changed
+    if isinstance(node, ast.If | ast.While):  # the condition alone is written anew
+        assert isinstance(changed, ast.If | ast.While)
+        place, old, new = node.test, node.test, changed.test
+    text = ast.unparse(new)
+    if isinstance(new, ast.expr) and not isinstance(new, ast.Constant | ast.Name | ast.Call):
+        text = f"({text})"
+    said = f"`{_short(old)}` -> `{_short(new)}`"
+    assert isinstance(place, ast.expr | ast.stmt)
+    assert place.end_lineno is not None and place.end_col_offset is not None
+    begin, end = (place.lineno, place.col_offset), (place.end_lineno, place.end_col_offset)
+    return Mutation(*begin, *end, text, said, statement)
+
+
+def _short(node: ast.AST) -> str:
+    text = " ".join(ast.unparse(node).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _compiles(source: str) -> bool:
+    try:
+        compile(source, "mutant", "exec")
+    except (SyntaxError, ValueError):
+        return False
+    return True

@@ -1,0 +1,140 @@
+"""What a configuration means: the same steps in float64, eagerly, with attention as it is defined.
+
+Attention is the softmax over `AttnBias.materialize`, the loss one cross-entropy over all logits,
+accumulation a sum over all labels of a step, and the optimizer torch's own. Data, the schedule and
+dropout's seeds are the run's, and so are the weights and the optimizer's state that a step begins
+with: AdamW divides by the gradient's size, so rounding would part two runs soon. Rotary positions
+are the one thing in float32, as `rotate` computes in it whatever comes in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.pairs.spy import Step
+from xftrain import builder, registry
+from xftrain.data.seeding import dropout_seed
+from xftrain.interfaces import IGNORED_LABEL, AttnBias, Batch
+from xftrain.model import GPT
+
+
+@dataclass
+class Made:
+    """What the steps come to, one by one.
+
+    Attributes:
+        losses: mean loss of each micro-batch.
+        weights: after the step.
+        moments: first moments of the gradients after the step, which are linear in these; of AdamW
+            alone.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
+
+
+def attention(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, bias: AttnBias) -> Tensor:
+    """`softmax(q k^T * scale + materialize()) v`, a query head's keys repeated for it."""
+    M, H, K = q_BMHK.shape[1:]
+    k, v = (x.repeat_interleave(H // x.shape[2], dim=2) for x in (k_BMGK, v_BMGK))
+    scores_BHMM = torch.einsum("bihk,bjhk->bhij", q_BMHK, k) * K**-0.5
+    probs_BHMM = (scores_BHMM + bias.materialize(M)).softmax(dim=-1)
+    return torch.einsum("bhij,bjhk->bihk", probs_BHMM, v)
+
+
+def build(options: Mapping[str, Any], num_tokens: int) -> GPT:
+    """The run's model at its start, in float64."""
+    plain = deepcopy(dict(options))
+    plain["model"] |= {"attn": {"name": "naive"}, "activation_checkpointing": False}
+    if "impl" in plain["model"]["ffn"]:
+        plain["model"]["ffn"]["impl"] = "torch"
+    torch.manual_seed(plain["seed"])
+    return builder.assemble(plain, num_tokens).double()
+
+
+def loss_sum(model: GPT, batch: Batch) -> tuple[Tensor, int]:
+    """Summed cross-entropy, and the number of labels."""
+    bias, _ = model.attention_facts(*batch.shape_BM, batch.seqlens)
+    x_BMD = model.hidden(batch.tokens_BM, batch.positions_1M, bias, attention=attention)
+    logits_NV = F.linear(x_BMD, model.head.weight).flatten(0, 1)
+    labels_N = batch.labels_BM.flatten()
+    loss = F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORED_LABEL, reduction="sum")
+    return loss, int((labels_N != IGNORED_LABEL).sum())
+
+
+def train(
+    options: Mapping[str, Any], model: GPT, data: Any, steps: Sequence[Step]
+) -> Iterator[Made]:
+    """Makes each of a run's optimizer steps anew, from what it began with."""
+    trainer = options["trainer"]
+    optim = deepcopy(dict(options["optim"]))
+    if "impl" in optim:
+        optim["impl"] = "torch"
+    recipe = registry.build("optim", "optim", optim)
+    optimizer, schedule = recipe.build(model, options["max_steps"])
+    for group in optimizer.param_groups:
+        if isinstance(group["eps"], tuple):  # Adafactor's, which is otherwise of the weights' dtype
+            group["eps"] = (torch.finfo(torch.float32).eps, group["eps"][1])
+    named = dict(model.named_parameters())
+    model.train()
+    for number, step in enumerate(steps):
+        made, sums, num_labels = Made(), [], 0
+        load(model, step.weights)
+        for name, state in step.state.items():
+            optimizer.state[named[name]] = {
+                key: value.clone() if key == "step" else value.double()
+                for key, value in state.items()
+            }
+        for part in range(num_parts := trainer["accumulate_grad_batches"]):
+            index = number * num_parts + part
+            batch = data.batch("train", index % (trainer["overfit_batches"] or index + 1))
+            torch.manual_seed(dropout_seed(options["seed"], index, 0))
+            loss, count = loss_sum(model, batch)
+            made.losses.append(float(loss.detach()) / count)
+            sums.append(loss)
+            num_labels += count
+        optimizer.zero_grad()
+        (torch.stack(sums).sum() / num_labels).backward()
+        if (limit := trainer["gradient_clip_val"]) is not None:
+            torch.nn.utils.clip_grad_norm_(list(named.values()), limit)
+        optimizer.step()
+        schedule.step()
+        for name, weight in named.items():
+            made.weights[name] = weight.detach().clone()
+            if "exp_avg" in optimizer.state.get(weight, {}):
+                made.moments[name] = optimizer.state[weight]["exp_avg"].clone()
+        yield made
+
+
+@torch.no_grad()
+def load(model: GPT, weights: Mapping[str, Tensor]) -> None:
+    """Tied weights have one name."""
+    for name, weight in model.named_parameters():
+        weight.copy_(weights[name])
+
+
+@torch.no_grad()
+def validation_loss(
+    options: Mapping[str, Any], model: GPT, data: Any, weights: Mapping[str, Tensor]
+) -> float:
+    """The mean loss of these weights over the run's validation batches."""
+    trainer = options["trainer"]
+    load(model, weights)
+    model.eval()
+    chosen = [("val", step) for step in range(data.num_val_batches)]
+    if trainer["overfit_batches"]:
+        chosen = [("train", step) for step in range(trainer["overfit_batches"])]
+    total, num_labels = 0.0, 0
+    for split, step in chosen[: trainer["limit_val_batches"]]:
+        loss, count = loss_sum(model, data.batch(split, step))
+        total, num_labels = total + float(loss), num_labels + count
+    return total / num_labels if num_labels else math.nan

@@ -1,0 +1,291 @@
+"""Commands that are killed at random moments, started again until they are done, and compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.reliability.same_run import rows_differ, weights_differ
+from xftrain.benchmark.rows import read_rows
+
+_MOST_IN_A_ROW = 3
+_LIMIT_S = 900.0  # of one command, on a machine that others use as well
+_SURVIVORS_S = 60.0  # for the ranks whose neighbor was killed to end by themselves
+
+# All that is open is as users have it; model.attn is auto.
+_TINY = (
+    "model.dim=32",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.dropout=0.1",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "trainer.val_check_interval=15",
+    "callbacks.checkpoint.every_n_steps=4",
+    "callbacks.sample=null",
+    "callbacks.attention_pattern=null",
+)
+_COUNTING = (*_TINY, "seq=16", "batch_tokens=128", "data.stop_at_accuracy=null")
+_BENCHMARK = (
+    "model.attn=naive",
+    "batch_tokens=128",
+    "max_steps=2",
+    "trainer.accelerator=cpu",
+    "~callbacks.doctor",
+    "~callbacks.packed",
+    "~callbacks.alibi",
+    "~callbacks.attention_sweep",
+    "callbacks.parity.length=32",
+    "callbacks.parity.heads=[mha]",
+    "callbacks.grouped.length=32",
+    "callbacks.train_sweep.attn=[naive]",
+    "callbacks.train_sweep.heads=[mha]",
+    "callbacks.train_sweep.ffn=[gelu]",
+)
+
+
+@dataclass
+class Case:
+    """What became of one folder.
+
+    Attributes:
+        kind: of the command.
+        number: of the folder.
+        hits: where each kill found the command.
+        weights: sentences on weights that are not those of the uninterrupted run.
+        rows: sentences on rows, points and results.
+        survivors_s: longest time that processes outlived a killed one of them.
+    """
+
+    kind: str
+    number: int
+    hits: list[str] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
+    survivors_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A command to be killed.
+
+    Attributes:
+        words: of the command, for a folder.
+        resume: the words of the command that takes it up again.
+        runs: the folders of runs that are compared, below the command's own.
+        kills_one: whether half of the kills hit one process of several.
+    """
+
+    words: Callable[[Path], list[str]]
+    resume: Callable[[Path], list[str]]
+    runs: tuple[str, ...] = (".",)
+    kills_one: bool = False
+
+
+def _run(*overrides: str) -> Callable[[Path], list[str]]:
+    return lambda folder: [*overrides, f'hydra.run.dir="{folder}"', "ckpt=auto"]
+
+
+def _sweep(folder: Path) -> list[str]:
+    values = ("model.heads=mha,mqa", "max_steps=150", "ckpt=auto")
+    return ["-m", *_COUNTING, *values, f'hydra.sweep.dir="{folder}"']
+
+
+def _resumed_sweep(folder: Path) -> list[str]:
+    is_known = (folder / ".sweep.json").is_file()
+    return [f"resume_sweep={folder}"] if is_known else _sweep(folder)
+
+
+def _benchmark(folder: Path) -> list[str]:
+    return ["--config-name", "benchmark", *_BENCHMARK, f'hydra.run.dir="{folder}"']
+
+
+def kinds(corpus: Path) -> dict[str, Kind]:
+    """Those that there are; of a length that a slow machine does not finish at once."""
+    one = _run(*_COUNTING, "max_steps=400")
+    ranks = _run(*_COUNTING, "max_steps=200", "trainer=ddp", "trainer.devices=2")
+    text = _run(
+        *_TINY,
+        "seq=32",
+        "batch_tokens=128",
+        "max_steps=200",
+        "data=text",
+        f'data.path="{corpus}"',
+        f'data.cache_dir="{corpus.parent / "cache"}"',
+        "data.tokenizer=bpe",
+        "data.vocab_size=300",
+        "data.packing=true",
+        "trainer.accumulate_grad_batches=3",
+    )
+    return {
+        "one": Kind(one, one),
+        "ranks": Kind(ranks, ranks, kills_one=True),
+        "text": Kind(text, text),
+        "sweep": Kind(_sweep, _resumed_sweep, runs=("0*", "1*")),
+        "benchmark": Kind(_benchmark, _benchmark, runs=()),
+    }
+
+
+class Harness:
+    """Runs one kind of command in a folder.
+
+    Args:
+        name: of the kind.
+        kind: the command.
+        folder: where its runs go; the uninterrupted one is kept there.
+        seed: of the moments.
+    """
+
+    def __init__(self, name: str, kind: Kind, folder: Path, seed: int) -> None:
+        self.name, self.kind, self.folder, self.seed = name, kind, folder, seed
+        self.whole = folder / "whole"
+
+    def wall_s(self) -> float:
+        """How long the uninterrupted command takes; runs it, where that has not been done."""
+        noted = self.folder / "wall_s.json"
+        if noted.is_file():
+            return float(json.loads(noted.read_text()))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        self._finish(self.whole)
+        return self._note_wall_s(time.monotonic() - began)
+
+    def _note_wall_s(self, seconds: float) -> float:
+        (self.folder / "wall_s.json").write_text(json.dumps(seconds))
+        return seconds
+
+    def case(self, number: int, most_kills: int) -> Case:
+        """Kills a command up to so many times, lets it end and compares."""
+        draw = random.Random(f"{self.seed} {self.name} {number}")
+        case, place = Case(self.name, number), self.folder / str(number)
+        shutil.rmtree(place, ignore_errors=True)  # of a case that was not ended
+        wall_s = self.wall_s()
+        wanted = min(most_kills, draw.randint(1, _MOST_IN_A_ROW))
+        words, is_done = self.kind.words(place), False
+        for _ in range(wanted):
+            began = time.monotonic()
+            process = self._start(words, place)
+            moment = draw.uniform(0.0, wall_s)
+            kills_one = self.kind.kills_one and draw.random() < 0.5
+            try:
+                process.wait(moment)
+            except subprocess.TimeoutExpired:
+                case.hits.append(_phase(place, self.kind))
+                self._kill(process, case, draw if kills_one else None)
+            else:  # the machine was slower when the time was taken
+                is_done = process.returncode == 0
+                if not case.hits:
+                    self._note_wall_s(time.monotonic() - began)
+                break
+            words = self.kind.resume(place)
+        if not is_done:
+            self._finish(place, again=bool(case.hits))
+        self._compare(case, place)
+        return case
+
+    def _start(self, words: list[str], place: Path) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{place.name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "xftrain", *words],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _finish(self, place: Path, *, again: bool = False) -> None:
+        words = self.kind.resume(place) if again else self.kind.words(place)
+        process = self._start(words, place)
+        try:
+            code = process.wait(_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            _kill_session(process.pid)
+            process.wait()
+            code = None
+        if code != 0:
+            log = self.folder / f"{place.name}.log"
+            raise AssertionError(f"ended with {code}: {' '.join(words)}; its output is in {log}")
+
+    def _kill(
+        self, process: subprocess.Popen[bytes], case: Case, one: random.Random | None
+    ) -> None:
+        """All processes of the command, or one of them, after which the others are to end."""
+        if one is not None:
+            os.kill(one.choice(_session(process.pid) or [process.pid]), signal.SIGKILL)
+            began = time.monotonic()
+            while _session(process.pid) and time.monotonic() - began < _SURVIVORS_S:
+                process.poll()
+                time.sleep(0.05)
+            case.survivors_s = max(case.survivors_s, round(time.monotonic() - began, 1))
+        _kill_session(process.pid)
+        process.wait()
+
+    def _compare(self, case: Case, place: Path) -> None:
+        for pattern in self.kind.runs:
+            whole, found = (
+                [root] if pattern == "." else sorted(root.glob(pattern))
+                for root in (self.whole, place)
+            )
+            if len(whole) != len(found):
+                case.rows.append(f"{len(found)} folders {pattern}, not {len(whole)}")
+            for one, two in zip(whole, found, strict=False):
+                case.weights += weights_differ(one, two)
+                case.rows += rows_differ(one, two)
+        if self.name == "sweep":
+            tables = [
+                (root / "summary.csv").read_text().count("\n") for root in (self.whole, place)
+            ]
+            if tables[0] != tables[1]:
+                case.rows.append(f"summary.csv: {tables[1]} lines, not {tables[0]}")
+        if self.name == "benchmark":
+            rows = [
+                sorted((row["sweep"], row["cell"], row["status"]) for row in read_rows(root))
+                for root in (self.whole, place)
+            ]
+            case.rows += [f"row {row} is missing" for row in rows[0] if row not in rows[1]]
+            case.rows += [f"row {row} is new" for row in rows[1] if row not in rows[0]]
+            case.rows += [f"row {row} twice" for row in set(rows[1]) if rows[1].count(row) > 1]
+
+
+def _phase(place: Path, kind: Kind) -> str:
+    """Where a command is, as its folder tells."""
+    if not place.exists():
+        return "before its folder"
+    if list(place.rglob("*.partial")):
+        return "inside a save"
+    if list(place.rglob("result.json")) and kind.runs == (".",):
+        return "at its end"
+    has_saved = list(place.rglob("last.ckpt")) or (not kind.runs and read_rows(place))
+    return "between saves" if has_saved else "before the first save"
+
+
+def _session(leader: int) -> list[int]:
+    """The processes of a session that live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it has just ended
+        if int(session) == leader and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def _kill_session(leader: int) -> None:
+    """Again until none is left, as a process may start another meanwhile."""
+    while members := _session(leader):
+        for member in members:
+            try:
+                os.kill(member, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.01)
