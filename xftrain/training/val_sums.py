@@ -11,6 +11,12 @@ from xftrain.errors import RunError
 from xftrain.interfaces import LossSums
 from xftrain.training.distributed import sum_over_ranks
 
+NO_LABEL = (
+    "val/loss cannot be computed, as no validation batch has a label that counts (all are "
+    "IGNORED_LABEL, -100): give data with labels in its validation batches, or raise "
+    "trainer.limit_val_batches."
+)
+
 
 class ValSums:
     """Adds up the batches of this rank; metrics are of all batches of all ranks."""
@@ -45,11 +51,7 @@ class ValSums:
         self._sums, self._num_bytes = [], 0
         loss_sum, num_labels, num_correct, num_bytes = sum_over_ranks(total).tolist()
         if not num_labels:
-            raise RunError(
-                "val/loss cannot be computed, as no validation batch has a label (all of them are "
-                "IGNORED_LABEL, -100): give data with labels in its validation batches, or raise "
-                "trainer.limit_val_batches."
-            )
+            raise RunError(NO_LABEL)
         loss = loss_sum / num_labels
         metrics = {"val/loss": loss, "val/accuracy": num_correct / num_labels}
         if num_bytes:
