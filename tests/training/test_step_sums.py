@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.training.runs import last, model_and_data, rows_of, run, same_weights, weights_of
-from xftrain.data.counting import Counting
-from xftrain.data.seeding import generator
+from tests.training.uneven import write_uneven
 from xftrain.errors import RunError
-from xftrain.interfaces import IGNORED_LABEL, Batch, LossSums
+from xftrain.interfaces import IGNORED_LABEL, LossSums
 from xftrain.losses.chunked import Chunked
 from xftrain.losses.full import Full
 from xftrain.losses.fused import Fused
@@ -82,6 +80,10 @@ def accumulated(loss, parts: list[list[tuple[Tensor, Tensor]]], scale: float) ->
     name=st.sampled_from(sorted(LOSSES)),
     scale=st.sampled_from([1.0, 2.0**16]),
 )
+@example(counts=[[TOKENS, 1]], name="full", scale=1.0)
+@example(counts=[[0]], name="fused", scale=1.0)
+@example(counts=[[0, 0], [0, 0]], name="fused", scale=2.0**16)
+@example(counts=[[0], [5]], name="fused", scale=1.0)
 def test_parts_of_a_step_are_one_large_batch(counts, name, scale):
     # accumulation was a mean of means: with 256 and 8 labels the gradient was 9 times off
     draw = torch.Generator().manual_seed(sum(map(sum, counts)))
@@ -117,30 +119,10 @@ def test_where_every_token_has_a_label_the_factor_is_one(num_batches):
     assert torch.equal(net.inner.grad, plain.inner.grad)
 
 
-class Uneven(Counting):
-    """Each training batch has another number of labels; at some there may be none."""
-
-    empty: tuple[int, ...] = ()
-
-    def batch(self, split, step, rank=0) -> Batch:
-        made = super().batch(split, step, rank)
-        if split == "val":
-            return made
-        labels = made.labels_BM.clone()
-        num_labels = int(generator(5, "train", step, rank).integers(1, labels.numel()))
-        labels.view(-1)[0 if step in self.empty else num_labels :] = IGNORED_LABEL
-        return replace(made, labels_BM=labels)
-
-
 @pytest.fixture
 def uneven(tmp_path):
     """Where `data=uneven` is found."""
-    path = tmp_path / "own" / "data" / "uneven.yaml"
-    path.parent.mkdir(parents=True)
-    target = f"{Uneven.__module__}.Uneven"
-    path.write_text(f"_target_: {target}\nvocab_size: 64\nnum_val_batches: 1\nbatch_size: null\n")
-    path.write_text(path.read_text() + "stop_at_accuracy: null\n")
-    return {"config_dir": tmp_path / "own"}
+    return {"config_dir": write_uneven(tmp_path / "own")}
 
 
 STEPS = ("data=uneven", "max_steps=2", "trainer.log_every_n_steps=1", "model.dropout=0")
