@@ -20,7 +20,7 @@ from xftrain.memory import peak_memory_mib
 from xftrain.timing import synchronize
 from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.fetched import Fetched, Moment
-from xftrain.training.flops import describe_peak, flops_per_token, peak_flops
+from xftrain.training.flops import FlopCounter, describe_peak, peak_flops
 from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.text import log_text
 from xftrain.transfer import on_device
@@ -33,7 +33,8 @@ class _Left:
     """What a step has left for its record, under way to the host."""
 
     step: int
-    figures: Fetched  # loss, labels, hits, bytes and tokens of all ranks; is it bad; gradient norm
+    # loss, labels, hits, bytes, tokens and operations of all ranks; is it bad; gradient norm
+    figures: Fetched
     is_text: bool
     ended: Moment
     since: Moment  # the record before, or the start
@@ -58,7 +59,8 @@ class Metrics(Callback):
         self._since: Moment | None = None
         self._paused_at: float | None = None
         self._paused_s = 0.0
-        self._flops_per_token = 0.0
+        self._flops = 0.0  # since the record before, as tokens
+        self._counter: FlopCounter | None = None
         self._peak: float | None = None
 
     def typical_tokens_per_s(self) -> float | None:
@@ -90,9 +92,9 @@ class Metrics(Callback):
         """Counts tokens; records the step before, or has the device fetch for this one."""
         module = training_module(pl_module)
         self._record(module)
-        if not self._flops_per_token:
-            self._flops_per_token = flops_per_token(module.model, batch)
+        self._counter = self._counter or FlopCounter(module.model)
         self._tokens += batch.num_tokens
+        self._flops += batch.num_tokens * self._counter.per_token(batch)
         step = trainer.global_step
         if module.logs(step) and step != self._steps_at_record:
             self._left = self._fetch(module)
@@ -104,7 +106,7 @@ class Metrics(Callback):
         sums, norm, since = module.last_sums, module.grad_norm, self._since
         assert sums is not None and norm is not None and since is not None
         num_bytes, module.label_bytes = module.label_bytes, None
-        own = on_device([num_bytes or 0, self._tokens], module.device, torch.float64)
+        own = on_device([num_bytes or 0, self._tokens, self._flops], module.device, torch.float64)
         step_checks = torch.stack([one.double() for one in (module.guard.is_bad, norm)])
         figures = torch.cat([sums.stacked(), sum_over_ranks(own), step_checks])
         step, ended = module.trainer.global_step, Moment(module.device)
@@ -119,7 +121,7 @@ class Metrics(Callback):
             lr=module.lr,
         )
         self._since, self._steps_at_record = ended, step
-        self._tokens, self._paused_s = 0, 0.0
+        self._tokens, self._flops, self._paused_s = 0, 0.0, 0.0
         return left
 
     def _record(self, module: TrainingModule) -> None:
@@ -137,7 +139,7 @@ class Metrics(Callback):
 
     def _write(self, module: TrainingModule, left: _Left) -> None:
         figures = left.figures.wait().tolist()
-        loss_sum, num_labels, num_correct, num_bytes, num_tokens, is_bad, norm = figures
+        loss_sum, num_labels, num_correct, num_bytes, num_tokens, flops, is_bad, norm = figures
         if is_bad and module.guard.stops:
             return  # the run ends for it, be it by another error first
         record = {}
@@ -160,7 +162,7 @@ class Metrics(Callback):
             "optim/lr": left.lr,
             "speed/tokens_per_s": tokens_per_s,
             "speed/step_ms": elapsed / left.num_steps * 1e3,
-            "speed/tflops": tokens_per_s * self._flops_per_token / 1e12,
+            "speed/tflops": flops / elapsed / 1e12,
             "memory/peak_mib": peak_memory_mib(module.device),
             "train/grad_norm": norm,
         }
