@@ -24,6 +24,7 @@ from torch import Tensor
 
 import xftrain
 from xftrain.console import quiet
+from xftrain.interfaces import LossSums
 from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.signals import StopSignals
 
@@ -51,9 +52,9 @@ def timed() -> Iterator[list[float]]:
 def unchecked() -> Any:
     """Steps are not looked at for NaN and inf meanwhile."""
 
-    def judge(guard: NonFiniteGuard, optimizer: Any, loss: Tensor, norm: Tensor | None) -> None:
+    def judge(guard: NonFiniteGuard, optimizer: Any, sums: LossSums, norm: Tensor | None) -> None:
         if guard._is_bad is None:  # which a record reads
-            guard._is_bad = torch.zeros((), device=loss.device)
+            guard._is_bad = torch.zeros((), device=sums.loss.device)
 
     return mock.patch.multiple(NonFiniteGuard, judge=judge, note=lambda *_: None)
 

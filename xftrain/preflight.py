@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain, islice
 from typing import Any
 
 import torch
 
 from xftrain.attention.backends.auto import all_backends
 from xftrain.builder import assemble
+from xftrain.data.loader import ValBatches
 from xftrain.errors import ConfigError
-from xftrain.interfaces import Batch, Loss
+from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss
+from xftrain.training.val_sums import NO_LABEL
 
 
 def check_runs(
@@ -56,6 +59,19 @@ def check_runs(
             raise ConfigError(f"{'; '.join(why)}.")
     for bias, shape in cases:
         model.check_length(max(bias.seqlens or (shape.M,)))
+
+
+def check_labels(data: DataSource, trainer: Mapping[str, Any]) -> None:
+    """Refuses validation batches without any label; makes them until one has a label.
+
+    Raises:
+        ConfigError: none has.
+    """
+    devices, overfit_batches = trainer["devices"], trainer["overfit_batches"]
+    of_ranks = (ValBatches(data, rank, devices, overfit_batches) for rank in range(devices))
+    validated = (islice(batches, trainer["limit_val_batches"]) for batches in of_ranks)
+    if not any((batch.labels_BM != IGNORED_LABEL).any() for batch in chain(*validated)):
+        raise ConfigError(NO_LABEL)
 
 
 def _check_graphs(options: Mapping[str, Any], batch: Batch, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from xftrain import builder, registry
 from xftrain.errors import ConfigError
 from xftrain.interfaces import Batch, DataSource, Loss
 from xftrain.memory import reset_peak_memory
-from xftrain.preflight import check_runs
+from xftrain.preflight import check_labels, check_runs
 from xftrain.processes import rank
 from xftrain.training import distributed, hardware
 from xftrain.training.checkpoint import checkpoint_to_load
@@ -84,6 +84,7 @@ def prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> Pr
             f"trainer.devices must be at most the number of validation batches, "
             f"{data.num_val_batches}, got {devices}: each rank validates some of them."
         )
+    check_labels(data, trainer)
     loss = builder.build_loss(options)
     vocab_size = builder.vocab_size(options, data)
     batch = data.batch("train", 0, own_rank)

@@ -16,6 +16,7 @@ from tests.training.runs import (
 )
 from xftrain.attention.backends.auto import all_backends
 from xftrain.errors import RunError
+from xftrain.interfaces import LossSums
 from xftrain.layers.ffn.swiglu import SwiGLU
 from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.nonfinite import NonFiniteGuard
@@ -151,25 +152,32 @@ def test_the_loss_of_every_batch_of_a_step_counts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_an_infinite_loss_is_left_out_by_grad_scaler_too(on_nonfinite):
-    # its gradient may be finite, of which GradScaler sees nothing
-    # the last one stored transposed
+@pytest.mark.parametrize("fault", ["infinite loss", "no label"])
+def test_grad_scaler_leaves_out_a_step_and_keeps_its_scale(on_nonfinite, fault):
+    # the gradient is finite, so that GradScaler sees nothing, and another scale would not help
     weights = [torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(2, 3).t())]
     optimizer = torch.optim.AdamW(weights, lr=0.1, fused=True)
     scaler, guard = torch.amp.GradScaler("cpu"), NonFiniteGuard(on_nonfinite=on_nonfinite)
     moved = []
-    for extra in (0.0, float("inf"), 0.0):
+    for is_spoilt in (False, True, False):
         before = [weight.detach().clone() for weight in weights]
-        loss = sum(weight.square().sum() for weight in weights) + extra
+        loss = sum(weight.square().sum() for weight in weights)
         optimizer.zero_grad()
-        scaler.scale(loss - extra if extra else loss).backward()
-        guard.judge(optimizer, loss.detach(), None)
+        scaler.scale(loss).backward()
+        sums = LossSums(loss.detach(), torch.tensor(4), None)
+        if is_spoilt and fault == "no label":
+            sums = sums._replace(num_labels=torch.tensor(0))
+        elif is_spoilt:
+            sums = sums._replace(loss=torch.tensor(torch.inf))
+        guard.judge(optimizer, sums, None)
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
         moved.append([not torch.equal(a, b) for a, b in zip(before, weights, strict=True)])
-    after = [False, False] if on_nonfinite == "stop" else [True, True]
-    assert moved == [[True, True], [False, False], after]
+    ends = on_nonfinite == "stop" and fault == "infinite loss"
+    assert moved == [[True, True], [False, False], [not ends, not ends]]
+    assert scaler.get_scale() == 2.0**16
+    assert optimizer.state[weights[0]]["step"] == (1 if ends else 2)
 
 
 @pytest.mark.cuda

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
 
 from tests.training.runs import SMALL, last, model_and_data, result_of, rows_of, run, weights_of
+from tests.training.uneven import write_uneven
 from xftrain import cli
 from xftrain.errors import ConfigError
+from xftrain.interfaces import IGNORED_LABEL
 from xftrain.training.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -84,8 +87,13 @@ def test_lightning_still_has_what_is_replaced():
 
 
 @pytest.mark.slow
-def test_two_ranks_take_the_step_of_both_their_batches(tmp_path, place):
-    process = finished(command(tmp_path, place, "max_steps=4", "trainer.precision=32-true"))
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_two_ranks_take_the_step_of_all_labels_of_their_batches(tmp_path, place, num_batches):
+    # of which each batch has another number; each rank summed up means
+    own = write_uneven(tmp_path / "own")
+    uneven = ("data=uneven", f"trainer.accumulate_grad_batches={num_batches}")
+    words = (*uneven, "max_steps=4", "trainer.precision=32-true", f"--config-dir={own}")
+    process = finished(command(tmp_path, place, *words))
     assert process.returncode == 0, process.stderr
     assert "Warning" not in process.stderr, process.stderr
     result = result_of(tmp_path)
@@ -94,21 +102,23 @@ def test_two_ranks_take_the_step_of_both_their_batches(tmp_path, place):
     assert "devices: 2, each with such a batch in each step" in process.stdout
     assert sorted(rows_of(tmp_path, "train/loss")) == [2, 4]
 
-    # by hand: the mean over both ranks' labels
-    model, data = model_and_data()
+    # by hand: the mean over all labels
+    model, data = model_and_data(*uneven, config_dir=own)
     from xftrain.config import compose, validate
     from xftrain.training.optim.adamw import AdamW
 
     options = validate(compose(*SMALL))["optim"]
     optimizer, schedule = AdamW(**{k: v for k, v in options.items() if k != "name"}).build(model, 4)
+    losses = {}
     for step in range(4):
         loss, count = torch.zeros(()), 0
-        for rank in range(2):
-            batch = data.batch("train", step, rank)
+        for rank, index in product(range(2), range(num_batches)):
+            batch = data.batch("train", step * num_batches + index, rank)
             logits = model(batch.tokens_BM).flatten(0, 1)
             labels = batch.labels_BM.flatten()
             loss = loss + torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-            count += labels.numel()
+            count += int((labels != IGNORED_LABEL).sum())
+        losses[step + 1] = float(loss.detach()) / count
         optimizer.zero_grad()
         (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -116,6 +126,8 @@ def test_two_ranks_take_the_step_of_both_their_batches(tmp_path, place):
         schedule.step()
     for name, weight in weights_of(last(tmp_path)).items():
         torch.testing.assert_close(weight, model.state_dict()[name], rtol=1e-4, atol=1e-5)
+    recorded = rows_of(tmp_path, "train/loss")
+    assert recorded == pytest.approx({step: losses[step] for step in (2, 4)}, rel=1e-4)
 
 
 @pytest.mark.fault("SIGTERM to one of two ranks")

@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 
-from tests.training.runs import last, rows_of, run, same_weights, weights_of
+from tests.training.runs import last, rows_of, run, same_weights, small, weights_of
 from xftrain import preflight, runner
+from xftrain.config import validate
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import LossSums
 from xftrain.model import GPT
@@ -186,6 +187,13 @@ def test_one_that_takes_a_flag_but_no_rate_is_refused(tmp_path, on_cpu, monkeypa
     monkeypatch.setattr(AdamW, "make", make)
     with pytest.raises(ConfigError, match="SGD cannot take its rate"):
         run(tmp_path, *RUN, "compile=cudagraphs")
+
+
+@pytest.mark.parametrize("key", ["accumulate_grad_batches", "devices"])
+def test_what_makes_a_step_of_several_batches_is_refused(key):
+    # a replay writes each batch's gradients to the same place: the last one's alone would count
+    with pytest.raises(ConfigError, match=rf"trainer\.{key} must be 1 with compile=cudagraphs"):
+        validate(small("compile=cudagraphs", f"trainer.{key}=2"))
 
 
 class Callbacks:

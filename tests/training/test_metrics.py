@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.models import gpt, random_tokens
-from tests.training.runs import rows_of, run
+from tests.training.runs import model_and_data, rows_of, run
 from xftrain.data.counting import Counting
 from xftrain.interfaces import Batch, positions_of
 from xftrain.memory import peak_memory_mib
@@ -75,6 +75,20 @@ def test_mfu_is_operations_over_the_peak(tmp_path, monkeypatch):
     # 1 layer, width 32: qkv, out, swiglu of 128, norms; norm and head; 12 L H K M
     per_token = 6 * (3 * 32 * 32 + 32 * 32 + 3 * 32 * 128 + 64 + 32 + 64 * 32) + 12 * 32 * 16
     assert got["speed/mfu"] == pytest.approx(got["speed/tokens_per_s"] * per_token / 1e12)
+
+
+def test_operations_are_of_all_batches_since_the_record_before(tmp_path):
+    # the documents of the first batch of a run stood for those of all
+    words = ("data=counting_packed", "trainer.accumulate_grad_batches=3", "max_steps=2")
+    run(tmp_path, *words)
+    model, data = model_and_data(*words)
+    each = [flops_per_token(model, data.batch("train", step)) for step in range(6)]
+    mean = sum(each) / 6
+    assert abs(each[0] / mean - 1) > 1e-5
+    (tflops,), (tokens_per_s,) = (
+        rows_of(tmp_path, f"speed/{name}").values() for name in ("tflops", "tokens_per_s")
+    )
+    assert tflops * 1e12 / tokens_per_s == pytest.approx(mean, rel=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +162,8 @@ def test_speed_leaves_out_validation_and_checkpoints(tmp_path, monkeypatch):
         "max_steps=4",
         "data.num_val_batches=1",
     )
-    # of each step 2 and 4: last.ckpt, a validation, best.ckpt
-    assert pauses.count("save_checkpoint") == 4 and pauses.count("batch") == 2
+    # of each step 2 and 4: last.ckpt, a validation, best.ckpt; before the first, a look at labels
+    assert pauses.count("save_checkpoint") == 4 and pauses.count("batch") == 3
     steps_ms = rows_of(tmp_path, "speed/step_ms")
     assert list(steps_ms) == [2, 4]
     assert steps_ms[4] < 100  # what one pause alone would add

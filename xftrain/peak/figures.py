@@ -16,6 +16,7 @@ class Peak:
         weights: parameters.
         gradients: of those that are trained; twice where several ranks sum up batches.
         optimizer: what it keeps, as the two moments of AdamW.
+        is_optimizer_known: whether the optimizer says what it keeps (`state_bytes`).
         casts: copies of the weights in the dtype of matrix products.
         num_blocks: how many there are.
         block: what a block keeps for its backward pass.
@@ -29,6 +30,7 @@ class Peak:
     weights: int
     gradients: int
     optimizer: int
+    is_optimizer_known: bool
     casts: int
     num_blocks: int
     block: int

@@ -55,6 +55,8 @@ def plan_memory(
     if is_auto:
         model.recomputed = peak.least(limit)
     said = _said(peak, model.recomputed, total_memory_bytes(device))
+    if not peak.is_optimizer_known:
+        said += "; optim has no state_bytes, so its state is taken to be as large as AdamW's"
     if is_auto:
         said += f"; {_what(model.recomputed, num_blocks)}"
     log.info("%s", said)

@@ -24,7 +24,6 @@ from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
 from xftrain.training.narrow_weights import narrow_layers, strangers
 from xftrain.training.optim.adamw import AdamW
-from xftrain.training.scheduled import Scheduled
 
 
 def predict(
@@ -59,6 +58,8 @@ def predict(
     narrow: set[torch.Tensor] = set()
     if is_mixed and dtype == torch.bfloat16:
         narrow = _with_narrow_gradients(options, model, optim, device)
+    # an optimizer of the user's own that does not say what it keeps is taken for AdamW
+    state_bytes = getattr(optim, "state_bytes", AdamW().state_bytes)
     weights = trained = state = 0
     for parameter in model.parameters():
         narrowed = parameter.dtype == torch.float32 and not is_mixed
@@ -66,10 +67,8 @@ def predict(
         weights += size
         grad_size = parameter.numel() * dtype.itemsize if parameter in narrow else size
         trained += grad_size * parameter.requires_grad
-        if isinstance(optim, Scheduled) and parameter.requires_grad:
-            state += optim.state_bytes(parameter) * size // max(1, parameter.nbytes)
-        elif parameter.requires_grad:  # one of the user's own, taken for AdamW
-            state += 2 * size
+        if parameter.requires_grad:
+            state += state_bytes(parameter) * size // max(1, parameter.nbytes)
     trainer = options["trainer"]
     # batches before a step's last are summed beside what DDP sums over ranks
     is_twice = trainer["devices"] > 1 and trainer["accumulate_grad_batches"] > 1
@@ -78,6 +77,7 @@ def predict(
         weights=weights,
         gradients=trained * (2 if is_twice else 1),
         optimizer=state,
+        is_optimizer_known=hasattr(optim, "state_bytes"),
         casts=len(model.blocks) * layers.block.casts + head if is_mixed else 0,
         num_blocks=len(model.blocks),
         block=block,

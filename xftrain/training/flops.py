@@ -25,13 +25,28 @@ def flops_per_token(model: GPT, batch: Batch) -> float:
     12 L H K M for attention, which is counted in full, causal or not; M is the mean number of
     positions that a token's own document has.
     """
+    return FlopCounter(model).per_token(batch)
+
+
+class FlopCounter:
+    """`flops_per_token` of many batches: the parameters of the model are counted once."""
+
+    def __init__(self, model: GPT) -> None:
+        self._of_weights = 6 * _num_multiplied(model)
+        self._of_a_position = 12 * len(model.blocks) * model.num_heads * model.head_dim
+
+    def per_token(self, batch: Batch) -> float:
+        """See `flops_per_token`."""
+        lengths = batch.seqlens or (batch.tokens_BM.shape[1],)
+        mean_length = sum(n * n for n in lengths) / sum(lengths)
+        return self._of_weights + self._of_a_position * mean_length
+
+
+def _num_multiplied(model: GPT) -> int:
+    """N: parameters but for the embedding tables that are only looked up."""
     looked_up = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in [m.weight]}
     looked_up.discard(id(model.head.weight))
-    num_params = sum(p.numel() for p in model.parameters() if id(p) not in looked_up)
-    lengths = batch.seqlens or (batch.tokens_BM.shape[1],)
-    mean_length = sum(n * n for n in lengths) / sum(lengths)
-    attention = 12 * len(model.blocks) * model.num_heads * model.head_dim * mean_length
-    return 6 * num_params + attention
+    return sum(p.numel() for p in model.parameters() if id(p) not in looked_up)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -75,6 +75,7 @@ class GraphedLoop(_TrainingEpochLoop):
             return
         batch, _, _ = next(data_fetcher)
         self.batch_progress.is_last_batch = data_fetcher.done
+        module.count_label_bytes(batch)
         batch = self.steps.take(batch)
         self.batch_progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)

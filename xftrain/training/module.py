@@ -17,7 +17,6 @@ from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer
 from xftrain.model import GPT
-from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.narrow_weights import NarrowWeights, strangers
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
@@ -29,6 +28,8 @@ from xftrain.training.same_run import (
     refuse_other_run,
     with_digests,
 )
+from xftrain.training.step_sums import StepSums
+from xftrain.training.val_sums import ValSums
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ class TrainingModule(LightningModule):
         self.guard, self.overfit_batches = guard, overfit_batches
         self.seed, self.saved = seed, saved
         self.data_identity = DataIdentity(data)
-        self.last_sums: LossSums | None = None  # of the last batch
+        self.step_sums = StepSums(self)
+        self.last_sums: LossSums | None = None  # of the last step: all its batches and ranks
+        self.label_bytes: int | None = None  # of this rank's batches of a step that is recorded
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.lr = 0.0  # of the last step; after it, the schedule shows the next one's
         self.latest: dict[str, float] = {}  # last fetched metrics, by TensorBoard's names
@@ -75,9 +78,7 @@ class TrainingModule(LightningModule):
         self.always_counts = False  # accuracy, though no record of the step is made
         self.has_begun = False  # to train; before that, a checkpoint is restored
         self._narrow: NarrowWeights | None = None
-        self._step_loss: Tensor | None = None  # of the batches of the step so far
-        self._val_sums: list[Tensor] = []
-        self._val_bytes = 0
+        self._val_sums = ValSums()
 
     def on_train_start(self) -> None:
         """All is restored that a checkpoint held."""
@@ -99,8 +100,17 @@ class TrainingModule(LightningModule):
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
         """The batch on the device, without waiting for it."""
+        if self.trainer.training:
+            self.count_label_bytes(batch)
         batch = batch.pinned() if device.type == "cuda" else batch
         return batch.to(device, non_blocking=True)
+
+    def count_label_bytes(self, batch: Batch) -> None:
+        """Adds the bytes of a training batch that is on the host, where its step is recorded."""
+        if self.logs_this_step():
+            num_bytes = self.data.num_label_bytes(batch.labels_BM)
+            if num_bytes is not None:
+                self.label_bytes = (self.label_bytes or 0) + num_bytes
 
     def forward_loss(self, batch: Batch, *, with_accuracy: bool) -> LossSums:
         """Sums of the loss over a batch."""
@@ -122,18 +132,15 @@ class TrainingModule(LightningModule):
         generator.manual_seed(dropout_seed(self.seed, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy over the batch's labels, in nats."""
+        """The batch's part of the step's mean cross-entropy in nats, see `StepSums`."""
         counts = self.always_counts or self.logs_this_step()
         sums = self.forward_loss(batch, with_accuracy=counts)
-        num_labels = sums.num_labels
-        if self.trainer.world_size > 1:  # of all ranks, as DDP takes the mean of their gradients
-            num_labels = sum_over_ranks(num_labels) / self.trainer.world_size
-        loss = sums.loss / num_labels
-        self.last_sums = LossSums(sums.loss.detach(), sums.num_labels, sums.num_correct)
-        is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
-        before = None if is_first else self._step_loss
-        self._step_loss = self.last_sums.loss if before is None else before + self.last_sums.loss
-        return loss
+        return self.step_sums.add(sums, batch_idx)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass, after whose last one in a step the gradients are those of the step."""
+        super().backward(loss, *args, **kwargs)
+        self.step_sums.rescale(self.trainer.optimizers[0])
 
     def logs_this_step(self) -> bool:
         """Whether the step under way is one whose metrics are recorded."""
@@ -147,23 +154,15 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds to the sums of this pass."""
         sums = self.forward_loss(batch, with_accuracy=True)
-        self._val_sums.append(sums.stacked())
-        self._val_bytes += self.data.num_label_bytes(batch.labels_BM) or 0
+        self._val_sums.add(sums, self.data.num_label_bytes(batch.labels_BM))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `val/loss`, `val/accuracy`, and perplexity or bits per byte."""
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        for batch_sums in self._val_sums:
-            sums[:3] += batch_sums
-        sums[3] = self._val_bytes
-        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        self._val_sums, self._val_bytes = [], 0
-        loss_sum, num_labels, num_correct, total_bytes = sums.tolist()
-        metrics = {"val/loss": loss_sum / num_labels, "val/accuracy": num_correct / num_labels}
-        if total_bytes:
-            metrics["val/bits_per_byte"] = loss_sum / math.log(2) / total_bytes
-        else:
-            metrics["val/perplexity"] = math.exp(min(loss_sum / num_labels, 700.0))
+        """Logs `val/loss`, `val/accuracy`, and perplexity or bits per byte.
+
+        Raises:
+            RunError: no validation batch has a label.
+        """
+        metrics = self._val_sums.metrics(self.device)
         self.latest.update(metrics)
         self.validated_at = self.trainer.global_step
         # for callbacks that monitor a metric; Lightning would log it a step too early, in float32
@@ -207,24 +206,25 @@ class TrainingModule(LightningModule):
         Waits for the device at the step after one whose metrics are recorded, and until that one
         alone is done.
         """
-        assert self._step_loss is not None and self.last_sums is not None
-        self.take(self.last_sums, self.clip(optimizer, self._step_loss))
+        sums = self.step_sums.total
+        assert sums is not None
+        self.take(sums, self.clip(optimizer, sums))
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
         """What scales the loss in float16."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
-    def clip(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    def clip(self, optimizer: torch.optim.Optimizer, sums: LossSums) -> Tensor:
         """Clips to the norm, which it returns, and has the optimizer leave out what is not finite.
 
         Args:
             optimizer: with the gradients in place.
-            loss: of the step's batches.
+            sums: of the step, over all its batches and ranks.
         """
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
         if self.scaler is not None:
-            self.guard.judge(optimizer, loss, None)
+            self.guard.judge(optimizer, sums, None)
             if takes_flag(optimizer):
                 self.scaler.unscale_(optimizer)  # of others Lightning has done it
         limit = self.trainer.gradient_clip_val
@@ -235,14 +235,14 @@ class TrainingModule(LightningModule):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         if self.scaler is None:
-            self.guard.judge(optimizer, loss, norm)
+            self.guard.judge(optimizer, sums, norm)
         return norm
 
     def take(self, sums: LossSums, grad_norm: Tensor) -> None:
         """Keeps for the logs what a step has left; ends a run that an earlier step is to end.
 
         Args:
-            sums: of its last batch.
+            sums: of all its batches and ranks.
             grad_norm: what `clip` returned.
         """
         self.last_sums, self.grad_norm = sums, grad_norm
@@ -254,7 +254,7 @@ class TrainingModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Looks at the last steps, which the last checkpoint has done where there was one."""
-        self.guard.check(self)
+        self.guard.end(self)
 
     def plain_weights(self) -> AbstractContextManager[None]:
         """Gradients come to the weights themselves in it."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xftrain.errors import RunError
 from xftrain.fields import NonNegativeInt
+from xftrain.interfaces import LossSums
 from xftrain.training import distributed
 from xftrain.training.fetched import Fetched
+from xftrain.training.nonfinite_origin import NOT_AGAIN, origin
 
 if TYPE_CHECKING:
     from xftrain.training.module import TrainingModule
@@ -21,16 +22,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_STEPS = 1024  # between two questions
-_NOT_AGAIN = "it did not come again when the step's batches were repeated"
 _MIN_SCALE = 2.0**-8  # GradScaler's own start is 2^16
-_NAMED = 3  # parameters in a message
+_NAMED = 5  # steps in a message
 
 
 class _Question(NamedTuple):
     """Which of these steps were left out?"""
 
     steps: list[int]
-    fetched: Fetched  # a flag for each, and GradScaler's scale, 1 where there is none
+    fetched: Fetched  # the flags of each, and GradScaler's scale, 1 where there is none
 
 
 class NonFiniteGuard:
@@ -40,6 +40,8 @@ class NonFiniteGuard:
     is there for GradScaler. The host asks at the steps whose metrics are recorded, and is answered
     while the next one is under way; before each checkpoint it waits. From the first such step on,
     `stop` makes no other, so the weights that a checkpoint or a message sees are those before it.
+    A step without any label has no loss, and its gradient of 0 would still decay weights and move
+    them by the moments: it is left out and said, whatever `on_nonfinite` is, and is not counted.
     In fp16 an infinite gradient is GradScaler's own affair and not counted, until its scale has
     fallen to what no gradient needs; an infinite loss is.
 
@@ -57,16 +59,20 @@ class NonFiniteGuard:
         self.stops = on_nonfinite == "stop"
         self.budget = 0 if self.stops else max_skipped_steps
         self.num_skipped = 0  # steps left out, as of the last answer
-        self._flags: Tensor | None = None  # 1 for each step since the last question that is bad
+        self._flags: Tensor | None = None  # of each step since the last question: bad, empty
         self._is_bad: Tensor | None = None  # the step that was judged last
-        self._any: Tensor | None = None  # whether there was one at all
+        self._is_empty: Tensor | None = None  # whether that step has no label
+        self._any: Tensor | None = None  # whether a step was bad at all
+        self._left_out: Tensor | None = None  # whether the optimizer is to leave the step out
+        self._hooked: torch.optim.Optimizer | None = None
+        self._num_empty = self._num_answered = 0  # steps, of this process
         self._steps: list[int] = []  # since the last question
         self._asked: _Question | None = None
 
     def judge(
         self,
         optimizer: torch.optim.Optimizer,
-        loss: Tensor,
+        sums: LossSums,
         norm: Tensor | None,
     ) -> None:
         """Looks at the step that is about to be made, with a few small kernels.
@@ -75,29 +81,36 @@ class NonFiniteGuard:
 
         Args:
             optimizer: with the gradients in place.
-            loss: of the step's batches.
+            sums: of the step, over all its batches and ranks, as ranks are to decide alike.
             norm: of the gradients, which all ranks share; None where GradScaler
                 steps the optimizer, which looks at them, and has not done so yet.
         """
-        # the same on all ranks, which are to decide alike
-        seen = distributed.sum_over_ranks(loss) + (0.0 if norm is None else norm)
-        seen = seen.detach()
-        if self._is_bad is None or self._any is None:
-            self._is_bad, self._any = torch.zeros(2, device=seen.device).unbind()
+        seen = sums.loss.detach() + (0.0 if norm is None else norm)
+        if self._is_bad is None:
+            zeros = torch.zeros(4, device=seen.device).unbind()
+            self._is_bad, self._is_empty, self._any, self._left_out = zeros
+        assert self._is_empty is not None and self._any is not None and self._left_out is not None
         torch.ne(seen - seen, 0, out=self._is_bad)  # of NaN and inf, what is left is NaN
+        torch.eq(sums.num_labels, 0, out=self._is_empty)
         torch.maximum(self._any, self._is_bad, out=self._any)
-        left_out = self._any if self.stops else self._is_bad
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        is_bad = self._any if self.stops else self._is_bad
+        torch.maximum(is_bad, self._is_empty, out=self._left_out)
         if not takes_flag(optimizer):  # one of the user's own: the host has to wait
-            if left_out:
-                for parameter in parameters:
-                    parameter.grad = None
+            if self._left_out:
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = None
         elif norm is not None:
-            optimizer.found_inf = left_out  # type: ignore[attr-defined]
-        else:  # GradScaler sets the flag itself, and is to find what makes it skip
-            grad = next(p.grad for p in reversed(parameters) if p.grad is not None)
-            first = grad[(slice(0, 1),) * grad.ndim]  # one number, however it is stored
-            first.add_(torch.where(left_out > 0, torch.nan, 0.0))
+            optimizer.found_inf = self._left_out  # type: ignore[attr-defined]
+        elif optimizer is not self._hooked:  # GradScaler sets the flag just before the step
+            optimizer.register_step_pre_hook(self._raise_flag)
+            self._hooked = optimizer
+
+    def _raise_flag(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Adds to GradScaler's flag, and leaves its scale alone: another one would not help."""
+        assert self._left_out is not None
+        found_inf = torch.maximum(optimizer.found_inf, self._left_out)  # type: ignore[attr-defined]
+        optimizer.found_inf = found_inf  # type: ignore[attr-defined]
 
     @property
     def is_bad(self) -> Tensor:
@@ -112,8 +125,10 @@ class NonFiniteGuard:
             step: its number, from 1.
         """
         if self._flags is None:
-            self._flags = torch.zeros(_MAX_STEPS, device=self.is_bad.device)
-        self._flags[len(self._steps) % _MAX_STEPS].copy_(self.is_bad)
+            self._flags = torch.zeros(_MAX_STEPS, 2, device=self.is_bad.device)
+        assert self._is_empty is not None
+        flags = self._flags[len(self._steps) % _MAX_STEPS]
+        torch.stack([self.is_bad, self._is_empty], out=flags)
         self._steps.append(step)
 
     def is_full(self) -> bool:
@@ -132,7 +147,7 @@ class NonFiniteGuard:
         scale = torch.ones(1, device=flags.device)
         if module.scaler is not None:
             scale = module.scaler.scale(scale)
-        self._asked = _Question(self._steps, Fetched(torch.cat([flags, scale])))
+        self._asked = _Question(self._steps, Fetched(torch.cat([flags.flatten(), scale])))
         self._steps = []
 
     def check(self, module: TrainingModule) -> None:
@@ -144,6 +159,19 @@ class NonFiniteGuard:
         self.answer(module)
         self.ask(module)
         self.answer(module)
+
+    def end(self, module: TrainingModule) -> None:
+        """Looks at the last steps of a run.
+
+        Raises:
+            RunError: as `answer`, or no step has a label.
+        """
+        self.check(module)
+        if self._num_answered and self._num_empty == self._num_answered:
+            raise RunError(
+                f"nothing was trained: none of the {self._num_empty} steps has a label that counts "
+                "(all are IGNORED_LABEL, -100); give data with labels in its training batches."
+            )
 
     def answer(self, module: TrainingModule, *, until: int | None = None) -> None:
         """Ends the run where steps were left out that may not be, by the question there is.
@@ -159,7 +187,16 @@ class NonFiniteGuard:
             return
         (steps, fetched), self._asked = self._asked, None
         *flags, scale = fetched.wait().tolist()
-        bad = [step for step, flag in zip(steps, flags, strict=True) if flag]
+        bad = [step for step, is_bad in zip(steps, flags[::2], strict=True) if is_bad]
+        empty = [step for step, is_empty in zip(steps, flags[1::2], strict=True) if is_empty]
+        self._num_answered += len(steps)
+        self._num_empty += len(empty)
+        if empty:
+            log.warning(
+                "left out, since no label of their batches counts (all are IGNORED_LABEL, -100): "
+                "step %s",
+                _listed(empty),
+            )
         if not bad:
             _refuse_lost_scale(module, steps[-1], scale)
             return
@@ -167,7 +204,7 @@ class NonFiniteGuard:
         if self.num_skipped <= self.budget:
             log.warning(
                 "left out, since loss or gradient are not finite: step %s (%d of at most %d)",
-                ", ".join(map(str, bad)),
+                _listed(bad),
                 self.num_skipped,
                 self.budget,
             )
@@ -207,84 +244,10 @@ def _found(module: TrainingModule, step: int) -> str:
     except Exception as error:  # as where memory runs out
         found = f"where it began could not be looked for, {type(error).__name__}"
     all_found = distributed.from_all_ranks(found)
-    return next((one for one in all_found if one != _NOT_AGAIN), found)
+    return next((one for one in all_found if one != NOT_AGAIN), found)
 
 
-def origin(module: TrainingModule, step: int) -> str:
-    """Where NaN or inf comes from first, found by making the step's batches once more.
-
-    Args:
-        module: with the weights that the step began with, or others not far from them.
-        step: its number, from 1.
-    """
-    parameters = dict(module.model.named_parameters())
-    if named := _named(parameters):
-        return f"weights that are not finite: {named}"
-    accumulate = int(module.trainer.accumulate_grad_batches)
-    for index in range((step - 1) * accumulate, step * accumulate):
-        with module.plain_weights():
-            found = _origin_in_batch(module, parameters, index)
-        if found is not None:
-            return found
-    return _NOT_AGAIN
-
-
-def _origin_in_batch(
-    module: TrainingModule, parameters: Mapping[str, Tensor], index: int
-) -> str | None:
-    batch = module.stream.batch(index).to(module.device)
-    module.on_train_batch_start(batch, index)  # the same dropout
-    with module.model.uncompiled(), _watched(module.model) as bad:  # for the hooks to be called
-        with module.trainer.precision_plugin.forward_context():
-            sums = module.forward_loss(batch, with_accuracy=False)
-            loss = sums.loss / sums.num_labels
-    if bad:
-        return f"first in {bad[0]}"
-    if not torch.isfinite(loss):
-        return "first in the loss"
-    # the gradients that the parameters hold, and DDP's hooks on them, are left alone
-    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    if named := _named(dict(zip(parameters, grads, strict=True))):
-        return f"the loss is finite; first in the gradient of {named}"
-    return None
-
-
-@contextmanager
-def _watched(model: nn.Module) -> Iterator[list[str]]:
-    """What is not finite while the model computes, in that order."""
-    bad: list[str] = []
-
-    def hook_of(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not _is_finite(args):  # attention is no module: it is seen where it arrives
-                bad.append(f"what reaches {name}")
-            elif not _is_finite(output):
-                bad.append(f"the output of {name}")
-
-        return hook
-
-    handles = [
-        child.register_forward_hook(hook_of(name)) for name, child in model.named_modules() if name
-    ]
-    try:
-        yield bad
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _is_finite(values: Any) -> bool:
-    tensors = values if isinstance(values, tuple) else (values,)
-    floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
-    return all(bool(torch.isfinite(tensor).all()) for tensor in floats)
-
-
-def _named(tensors: Mapping[str, Tensor | None]) -> str:
-    """Those that are not finite; a few of them by name."""
-    names = [
-        name
-        for name, tensor in tensors.items()
-        if tensor is not None and not torch.isfinite(tensor).all()
-    ]
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _listed(steps: Sequence[int]) -> str:
+    more = len(steps) - _NAMED
+    named = ", ".join(map(str, steps[:_NAMED]))
+    return named + (f" and {more} more" if more > 0 else "")

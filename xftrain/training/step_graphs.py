@@ -14,6 +14,7 @@ from xftrain.interfaces import Batch, LossSums
 from xftrain.memory import is_out_of_memory
 from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import takes_flag
+from xftrain.training.step_sums import mean_labels
 
 _PLAIN_STEPS = 2  # before the recording: they compile, and make the optimizer's state
 
@@ -213,11 +214,11 @@ class StepGraphs:
         optimizer.zero_grad(set_to_none=True)
         with module.trainer.precision_plugin.forward_context():
             sums = module.forward_loss(batch, with_accuracy=True)
-            loss = sums.loss / sums.num_labels
+            loss = sums.loss / mean_labels(sums.num_labels)
         scaler = module.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
         sums = LossSums(sums.loss.detach(), sums.num_labels, sums.num_correct)
-        grad_norm = module.clip(optimizer, sums.loss)
+        grad_norm = module.clip(optimizer, sums)
         if scaler is None:
             optimizer.step()
         else:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from xftrain.errors import RunError
 from xftrain.interfaces import Batch
@@ -21,9 +20,10 @@ from xftrain.memory import peak_memory_mib
 from xftrain.timing import synchronize
 from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.fetched import Fetched, Moment
-from xftrain.training.flops import describe_peak, flops_per_token, peak_flops
+from xftrain.training.flops import FlopCounter, describe_peak, peak_flops
 from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.text import log_text
+from xftrain.transfer import on_device
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ class _Left:
     """What a step has left for its record, under way to the host."""
 
     step: int
-    figures: Fetched  # sums of loss, labels and hits over ranks; own loss; is it bad; gradient norm
-    labels_BM: Fetched
+    # loss, labels, hits, bytes, tokens and operations of all ranks; is it bad; gradient norm
+    figures: Fetched
+    is_text: bool
     ended: Moment
     since: Moment  # the record before, or the start
     num_steps: int  # since then
-    num_tokens: int
     paused_s: float
     lr: float
 
@@ -59,7 +59,8 @@ class Metrics(Callback):
         self._since: Moment | None = None
         self._paused_at: float | None = None
         self._paused_s = 0.0
-        self._flops_per_token = 0.0
+        self._flops = 0.0  # since the record before, as tokens
+        self._counter: FlopCounter | None = None
         self._peak: float | None = None
 
     def typical_tokens_per_s(self) -> float | None:
@@ -91,35 +92,36 @@ class Metrics(Callback):
         """Counts tokens; records the step before, or has the device fetch for this one."""
         module = training_module(pl_module)
         self._record(module)
-        if not self._flops_per_token:
-            self._flops_per_token = flops_per_token(module.model, batch)
+        self._counter = self._counter or FlopCounter(module.model)
         self._tokens += batch.num_tokens
+        self._flops += batch.num_tokens * self._counter.per_token(batch)
         step = trainer.global_step
         if module.logs(step) and step != self._steps_at_record:
-            self._left = self._fetch(module, batch)
+            self._left = self._fetch(module)
         if step >= trainer.max_steps:  # there is no next one
             self._record(module)
 
-    def _fetch(self, module: TrainingModule, batch: Batch) -> _Left:
+    def _fetch(self, module: TrainingModule) -> _Left:
         """Waits for nothing, and begins the next interval."""
         sums, norm, since = module.last_sums, module.grad_norm, self._since
         assert sums is not None and norm is not None and since is not None
-        own = torch.stack([one.double() for one in (sums.loss, module.guard.is_bad, norm)])
-        figures = torch.cat([sum_over_ranks(sums.stacked()), own])
+        num_bytes, module.label_bytes = module.label_bytes, None
+        own = on_device([num_bytes or 0, self._tokens, self._flops], module.device, torch.float64)
+        step_checks = torch.stack([one.double() for one in (module.guard.is_bad, norm)])
+        figures = torch.cat([sums.stacked(), sum_over_ranks(own), step_checks])
         step, ended = module.trainer.global_step, Moment(module.device)
         left = _Left(
             step=step,
             figures=Fetched(figures),
-            labels_BM=Fetched(batch.labels_BM),
+            is_text=num_bytes is not None,
             ended=ended,
             since=since,
             num_steps=step - self._steps_at_record,
-            num_tokens=self._tokens * module.trainer.world_size,
             paused_s=self._paused_s,
             lr=module.lr,
         )
         self._since, self._steps_at_record = ended, step
-        self._tokens, self._paused_s = 0, 0.0
+        self._tokens, self._flops, self._paused_s = 0, 0.0, 0.0
         return left
 
     def _record(self, module: TrainingModule) -> None:
@@ -137,26 +139,30 @@ class Metrics(Callback):
 
     def _write(self, module: TrainingModule, left: _Left) -> None:
         figures = left.figures.wait().tolist()
-        loss_sum, num_labels, num_correct, own_loss_sum, is_bad, norm = figures
+        loss_sum, num_labels, num_correct, num_bytes, num_tokens, flops, is_bad, norm = figures
         if is_bad and module.guard.stops:
             return  # the run ends for it, be it by another error first
-        loss = loss_sum / num_labels
-        if not math.isfinite(loss) and not is_bad:  # its gradient was finite
-            raise RunError(
-                f"train/loss is {loss} at step {left.step}: lower optim.lr or raise "
-                "optim.warmup_steps; checkpoints saved before are in the run folder."
-            )
+        record = {}
+        if num_labels:
+            loss = loss_sum / num_labels
+            if not math.isfinite(loss) and not is_bad:  # its gradient was finite
+                raise RunError(
+                    f"train/loss is {loss} at step {left.step}: lower optim.lr or raise "
+                    "optim.warmup_steps; checkpoints saved before are in the run folder."
+                )
+            record = {"train/loss": loss, "train/accuracy": num_correct / num_labels}
+            if num_bytes:
+                record["train/bits_per_byte"] = loss_sum / math.log(2) / num_bytes
+            elif not left.is_text:
+                record["train/perplexity"] = math.exp(min(loss, 700.0))
         elapsed = left.ended.seconds_since(left.since) - left.paused_s
-        tokens_per_s = left.num_tokens / elapsed
+        tokens_per_s = num_tokens / elapsed
         self.tokens_per_s.append(tokens_per_s)
-        record = {
-            "train/loss": loss,
-            "train/accuracy": num_correct / num_labels,
-            **_unit(module, left.labels_BM.wait(), own_loss_sum, loss),
+        record |= {
             "optim/lr": left.lr,
             "speed/tokens_per_s": tokens_per_s,
             "speed/step_ms": elapsed / left.num_steps * 1e3,
-            "speed/tflops": tokens_per_s * self._flops_per_token / 1e12,
+            "speed/tflops": flops / elapsed / 1e12,
             "memory/peak_mib": peak_memory_mib(module.device),
             "train/grad_norm": norm,
         }
@@ -222,13 +228,3 @@ def not_training(trainer: Trainer) -> Iterator[None]:
     finally:
         for clock in clocks:
             clock.resume()
-
-
-def _unit(
-    module: TrainingModule, labels_BM: Tensor, loss_sum: float, loss: float
-) -> dict[str, float]:
-    """The loss as people read it: bits per byte of text, else perplexity."""
-    num_bytes = module.data.num_label_bytes(labels_BM)
-    if num_bytes:
-        return {"train/bits_per_byte": loss_sum / math.log(2) / num_bytes}
-    return {"train/perplexity": math.exp(min(loss, 700.0))}

@@ -1,0 +1,124 @@
+"""The loss of an optimizer step: summed over all its labels, divided by their number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from xftrain.interfaces import LossSums
+from xftrain.training import distributed
+from xftrain.transfer import on_device
+
+if TYPE_CHECKING:
+    from xftrain.training.module import TrainingModule
+
+
+class StepSums:
+    """Adds up the micro-batches of a step, so that their gradient is that of one large batch.
+
+    Micro-batch i of k on rank r of R has the summed cross-entropy s_ir and n_ir labels. The step
+    minimizes
+
+        loss = sum of all s_ir / N,  N = sum of all n_ir
+
+    Lightning divides what `add` returns by k, and DDP averages gradients over the R ranks. So:
+
+    * k = 1: N is known before the backward pass, which is of s_1r / (N / R).
+    * k > 1: N is known after the last forward pass only, and earlier micro-batches have had their
+      backward pass by then. Each one is of s_ir / T, where T is a constant, the number of tokens of
+      the run's first micro-batch. After the last backward pass `rescale` multiplies the gradients
+      by T k R / N on the device: one pass over them a step, and no wait. The factor is exactly 1
+      where every token has a label. In float16, where GradScaler's scale is still in the
+      gradients, a label weighs as much as in a batch whose tokens all have one, so there is no
+      overflow that such a batch would not have.
+
+    A step that has no label at all has the loss 0 / 1 and gradients of 0; `NonFiniteGuard` leaves
+    it out. The numbers of all ranks are added up once a step.
+
+    Args:
+        module: whose steps they are.
+    """
+
+    def __init__(self, module: TrainingModule) -> None:
+        self.module = module
+        self.total: LossSums | None = None  # of the last whole step, over all ranks
+        self._so_far: LossSums | None = None  # of this rank's micro-batches of the step under way
+        self._factor: Tensor | None = None  # of the gradients of the last whole step
+        self._full_tokens: int | None = None  # T
+
+    def add(self, sums: LossSums, batch_idx: int) -> Tensor:
+        """Adds a micro-batch, and returns the loss for its backward pass.
+
+        Args:
+            sums: of the micro-batch.
+            batch_idx: its number in the run, from 0.
+        """
+        trainer, num_ranks = self.module.trainer, distributed.world_size()
+        num_batches = trainer.accumulate_grad_batches
+        if batch_idx % num_batches == 0:  # where Lightning sets the gradients to zero
+            self._so_far = None
+        elif self._so_far is None:  # a callback has changed the number, so it does not
+            trainer.optimizers[0].zero_grad()
+        own = LossSums(sums.loss.detach(), sums.num_labels, sums.num_correct)
+        self._so_far = own if self._so_far is None else _added(self._so_far, own)
+        self._factor = None
+        is_last = (batch_idx + 1) % num_batches == 0
+        if is_last:
+            self.total, self._so_far = over_ranks(self._so_far), None
+        if num_batches == 1:
+            assert self.total is not None
+            return sums.loss / mean_labels(self.total.num_labels, num_ranks)
+        full_tokens = self._tokens_of_first_batch()
+        if is_last:
+            assert self.total is not None
+            num_labels = self.total.num_labels.clamp(min=1).double()
+            self._factor = (full_tokens * num_batches * num_ranks / num_labels).float()
+        return sums.loss / full_tokens
+
+    def rescale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the gradients those of the step's loss, after the last backward pass of the step.
+
+        Does nothing after any other backward pass, and in steps of one micro-batch.
+        """
+        if self._factor is None:
+            return
+        factor, self._factor = self._factor, None
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        if grads := [p.grad for p in parameters if p.grad is not None]:
+            torch._foreach_mul_(grads, factor)
+
+    def _tokens_of_first_batch(self) -> int:
+        """T: of the rank that has most, so that it is the same on all ranks and after a resume."""
+        if self._full_tokens is None:
+            own = on_device([self.module.stream.batch(0).num_tokens], self.module.device)
+            self._full_tokens = int(distributed.largest_over_ranks(own))
+        return self._full_tokens
+
+
+def mean_labels(num_labels: Tensor, num_ranks: int = 1) -> Tensor:
+    """What a summed loss is divided by: labels a rank, or as if there were one where none is.
+
+    Args:
+        num_labels: of all ranks.
+        num_ranks: R.
+    """
+    at_least_one = num_labels.clamp(min=1)
+    return at_least_one if num_ranks == 1 else at_least_one / num_ranks
+
+
+def over_ranks(sums: LossSums) -> LossSums:
+    """The sums of all ranks, on every rank; without a wait for the device."""
+    if distributed.world_size() == 1:
+        return sums
+    known = torch.stack([one.double() for one in sums if one is not None])
+    loss, num_labels, *num_correct = distributed.sum_over_ranks(known).unbind()
+    return LossSums(loss, num_labels.long(), num_correct[0] if num_correct else None)
+
+
+def _added(one: LossSums, other: LossSums) -> LossSums:
+    num_correct = None
+    if one.num_correct is not None and other.num_correct is not None:
+        num_correct = one.num_correct + other.num_correct
+    return LossSums(one.loss + other.loss, one.num_labels + other.num_labels, num_correct)
