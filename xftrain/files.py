@@ -111,7 +111,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
-    except Exception:
+    except BaseException:  # a signal too
         with suppress(OSError):
             partial.unlink()
         raise
