@@ -11,9 +11,10 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
-    ["completion", "config_tree", "console", "errors", "fields", "files", "markdown"]
+    ["completion", "config_tree", "console", "errors", "fields", "markdown", "printable"]
     + ["processes", "redaction", "version"],
-    ["signatures", "records"],
+    ["files"],
+    ["signatures", "records", "link_checks"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer"],
     ["interfaces", "compilation", "memory", "timing"],

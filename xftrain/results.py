@@ -18,7 +18,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from xftrain.errors import ConfigError, RunError, Stopped
-from xftrain.files import new_folder, replace_bytes, replace_text
+from xftrain.files import new_folder, refuse_links, replace_bytes, replace_text
 from xftrain.overrides import as_typed
 from xftrain.processes import rank
 from xftrain.records import of_ended_run
@@ -58,12 +58,14 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
         is_kept: whether it is written at all; of several ranks one does.
 
     Raises:
+        ConfigError: the folder has a link in it that leads out of it.
         RunError: in place of the system's own error, where the disk is full.
     """
     if not is_kept:
         yield empty_result(run_dir)
         return
     started = time.perf_counter()
+    refuse_links(run_dir, "hydra.run.dir")
     run_dir.mkdir(parents=True, exist_ok=True)
     former = of_ended_run(run_dir)
     (run_dir / "result.json").unlink(missing_ok=True)
