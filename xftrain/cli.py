@@ -32,6 +32,7 @@ from xftrain.completion import dotted_groups
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
+from xftrain.files import replace_text
 from xftrain.overrides import all_groups, normalise_argv, sentence
 from xftrain.processes import die_with_parent, environment, is_rank, rank, sigterm_raised
 from xftrain.records import of_ended_run
@@ -317,7 +318,7 @@ def _end(said: str, code: int) -> int:
     if _last_words is None:
         _say(said)
     else:  # of a job, the sweep says it
-        _last_words.write_text(said, encoding="utf-8")
+        replace_text(_last_words, said)
     return code
 
 

@@ -169,6 +169,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_text(path: Path) -> str:
+    """The text of a plain file, as a process's last words; empty where there is none."""
+    try:
+        return read_plain(path, _JSON_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """The file, whole or absent."""
     replace_text(path, json.dumps(content, indent=2) + "\n")

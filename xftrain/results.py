@@ -27,6 +27,8 @@ from xftrain.version import __version__, installed
 
 log = logging.getLogger(__name__)
 
+# No space, quota, largest file, input/output error, read-only
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _PACKAGES = ("xformers", "lightning", "hydra-core", "omegaconf")
 
 
@@ -76,9 +78,10 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
         result["status"] = "completed"
     except BaseException as error:
         failure = error
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             failure = RunError(
-                f"the disk of {run_dir} is full: free space on it or choose another hydra.run.dir."
+                f"a file in {run_dir} could not be written ({error}): free space on its disk or "
+                "choose another hydra.run.dir."
             )
             failure.__cause__ = error
         result["status"] = status_after(failure)

@@ -6,11 +6,13 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.worker import Job, Message, serve
+from xftrain.files import open_plain, read_text
 from xftrain.processes import cause_of_death
 
 _START_S = 300.0  # imports on a slow disk
@@ -64,10 +66,8 @@ class _Child:
         self.process.kill()
         self.process.join()
         self.connection.close()
-        if not self._log_file.is_file():
-            return ""
-        text = self._log_file.read_text(errors="replace")
-        self._log_file.unlink()
+        text = read_text(self._log_file)
+        self._log_file.unlink(missing_ok=True)
         return text
 
     def cause_of_death(self) -> str:
@@ -75,10 +75,9 @@ class _Child:
         self.process.join(5)
         said = cause_of_death(self.process.exitcode)
         tail = ""
-        if self._log_file.is_file():
-            with self._log_file.open(errors="replace") as log:
-                log.seek(self._log_start)
-                tail = _last_words(log.read())
+        with suppress(OSError), open_plain(self._log_file) as log:
+            log.seek(self._log_start)
+            tail = _last_words(log.read().decode("utf-8", "replace"))
         return f"{said}: {tail}" if tail else said
 
 
@@ -180,8 +179,8 @@ class Pool:
     def _end(self, child: _Child) -> None:
         self._children.remove(child)
         if text := child.end():
-            with self._log_file.open("a") as log:
-                log.write(text)
+            with open_plain(self._log_file, "ab") as log:
+                log.write(text.encode("utf-8"))
 
 
 def _last_words(text: str) -> str:

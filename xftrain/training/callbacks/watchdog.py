@@ -8,13 +8,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from xftrain.fields import PositiveFloat
+from xftrain.files import open_plain
 
 log = logging.getLogger(__name__)
 
@@ -99,14 +101,15 @@ class Watchdog(Callback):
             self._thread = None
 
     def _watch(self, place: Path) -> None:
-        with place.open("w", encoding="utf-8") as stacks:
+        with _stacks(place) as stacks:
             while not self._over.wait(min(self.timeout_s / 4, 10.0)):
                 # for a thread that never lets this one run: no Python is needed to end it
                 faulthandler.dump_traceback_later(self.timeout_s + _GRACE_S, exit=True, file=stacks)
                 if time.monotonic() - self._moved > self.timeout_s:
                     self._give_up(stacks)
             faulthandler.cancel_dump_traceback_later()
-        place.unlink(missing_ok=True)
+        with suppress(OSError):
+            place.unlink(missing_ok=True)
 
     def _give_up(self, stacks: Any) -> None:
         faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=stacks)
@@ -121,3 +124,17 @@ class Watchdog(Callback):
         sys.stderr.write(f"xftrain: {said}\n")
         sys.stderr.flush()
         os._exit(1)  # the thread that hangs cannot be reached
+
+
+@contextmanager
+def _stacks(place: Path) -> Iterator[Any]:
+    """A new file at that place; standard error where there is no room for one."""
+    try:
+        place.unlink(missing_ok=True)
+        file = open_plain(place, "ab")
+    except OSError as error:
+        log.warning("%s cannot be written (%s): stacks would go to standard error", place, error)
+        yield sys.__stderr__
+        return
+    with file:
+        yield file
