@@ -22,7 +22,7 @@ FLOORS = [
     ["attention.folding"],
     ["attention.biases", "attention.backends"],  # they meet in interfaces.AttnBias alone
     ["layers"],
-    ["initialization", "losses"],
+    ["initialization", "losses", "tied"],
     ["model"],
     ["generate"],
     ["data"],

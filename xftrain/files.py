@@ -24,7 +24,8 @@ from xftrain.errors import ConfigError
 _JSON_BYTES = 64 << 20  # no JSON file that this package writes is larger
 _MOST_ENTRIES = 200_000  # of a folder of runs, or of whatever disk hydra.run.dir names
 _WRITTEN = re.compile(  # by a run, at the top of its folder
-    r"\.hydra|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|config\.yaml|hparams\.yaml|"
+    r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
+    r"config\.yaml|hparams\.yaml|"
     r"result\.json|metrics\.csv|events\.out\..*|stacks.*\.txt|fit-.*|.*\.trace\.json|sample\.txt|"
     r"rows\.jsonl|results\.csv|report\.md|environment\.json"
 ).fullmatch

@@ -274,9 +274,19 @@ def _checked(content: Any) -> dict[str, Any]:
         and all(isinstance(weight, DescribedTensor) for weight in content["state_dict"].values())
         and _is_count(content["global_step"])
         and _is_count(content["xftrain"].get("saved_at", 0))
+        and all(_is_count(value) for value in _leaves(content["loops"]) if type(value) is int)
     ):
         raise _NotOurs
     return content
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in a container and those within it."""
+    if not isinstance(value, dict | list | tuple):
+        yield value
+        return
+    for child in value.values() if isinstance(value, dict) else value:
+        yield from _leaves(child)
 
 
 def _is_count(value: Any) -> bool:

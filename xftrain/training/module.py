@@ -20,6 +20,7 @@ from xftrain.training.distributed import sum_over_ranks
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.narrow_weights import NarrowWeights, strangers
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
+from xftrain.training.restored import check_restored
 from xftrain.training.same_run import (
     differences,
     refuse_other_model,
@@ -71,6 +72,7 @@ class TrainingModule(LightningModule):
         self.recorded_at = -1  # optimizer step of the last fetched training metrics, -1: none are
         self.validated_at = -1  # optimizer step of the last validation
         self.always_counts = False  # accuracy, though no record of the step is made
+        self.saved_at = 0  # nanoseconds; of the checkpoint before the next one
         self.has_begun = False  # to train; before that, a checkpoint is restored
         self._narrow: NarrowWeights | None = None
         self._step_loss: Tensor | None = None  # of the batches of the step so far
@@ -79,6 +81,8 @@ class TrainingModule(LightningModule):
 
     def on_train_start(self) -> None:
         """All is restored that a checkpoint held."""
+        if self.trainer.ckpt_path is not None:
+            check_restored(self.trainer.optimizers[0], self.trainer.ckpt_path)
         self.has_begun = True
         if self._narrow is not None:
             self._narrow.refresh()
@@ -274,6 +278,7 @@ class TrainingModule(LightningModule):
             with_digests(current, self.saved.get("environment", {})),
         )
         self.guard.num_skipped = int(held.get("num_skipped", 0))
+        self.saved_at = max(self.saved_at, held.get("saved_at", 0))
         if changed := differences(saved, current).values():
             log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
         if checkpoint["global_step"] >= self.trainer.max_steps:
@@ -287,7 +292,8 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, as plain values."""
-        more = {"num_skipped": self.guard.num_skipped, "saved_at": time.time_ns()}
+        self.saved_at = max(time.time_ns(), self.saved_at + 1)  # a clock may be set back
+        more = {"num_skipped": self.guard.num_skipped, "saved_at": self.saved_at}
         checkpoint["xftrain"] = {**self.saved, **more}
 
 
