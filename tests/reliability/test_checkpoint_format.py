@@ -8,6 +8,7 @@ import resource
 import socket
 import struct
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from hypothesis import strategies as st
 
 from tests.training.runs import last, run
 from xftrain.errors import ConfigError
+from xftrain.files import open_plain
 from xftrain.training.checkpoint import checkpoint_to_load, newest_save, read_checkpoint
+from xftrain.training.checkpoint_format import described_content
+from xftrain.training.plain_pickle import NotPlain
 
 
 @pytest.fixture(scope="module")
@@ -174,19 +178,30 @@ PICKLES = {
 @pytest.mark.fault("hostile checkpoint")
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_pickle_of_anything_else_is_refused(tmp_path, good, kind):
-    path = tmp_path / "hostile.ckpt"
+    path = tmp_path / "checkpoints" / "hostile.ckpt"
+    path.parent.mkdir()
     path.write_bytes(good.read_bytes())
     rewritten(path, PICKLES[kind])
+    with open_plain(path) as file, suppress(NotPlain):
+        described_content(file)  # nothing else is raised
+    assert newest_save(tmp_path) == 0
     check_refused(path, "cannot be read" if kind != "memo of any size" else "no checkpoint")
 
 
-@given(st.binary(max_size=60), st.integers(0, 7000))
-def test_whatever_a_pickle_holds_ends_in_a_sentence(good, tmp_path_factory, noise, at):
-    path = tmp_path_factory.mktemp("noise") / "hostile.ckpt"
-    path.write_bytes(good.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        pickled = archive.read("archive/data.pkl")
-    rewritten(path, pickled[:at] + noise + pickled[at + len(noise) :])
+@given(st.binary(max_size=60), st.integers(0, 7000), st.booleans())
+def test_whatever_a_file_holds_ends_in_a_sentence(good, tmp_path_factory, noise, at, in_pickle):
+    run_dir = tmp_path_factory.mktemp("noise")
+    path = run_dir / "checkpoints" / "hostile.ckpt"
+    path.parent.mkdir()
+    held = good.read_bytes()
+    path.write_bytes(held)
+    if in_pickle:
+        with zipfile.ZipFile(path) as archive:
+            held = archive.read("archive/data.pkl")
+        rewritten(path, held[:at] + noise + held[at + len(noise) :])
+    else:
+        path.write_bytes(held[: len(held) - at] + noise + held[len(held) - at + len(noise) :])
+    assert newest_save(run_dir) >= 0
     try:
         read_checkpoint(path)
     except ConfigError as refused:

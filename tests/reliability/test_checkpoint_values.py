@@ -91,6 +91,16 @@ def test_a_part_that_no_run_can_take_up_is_refused(tmp_path, content, kind):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.fault("hostile checkpoint")
+def test_weights_of_integers_are_refused(tmp_path, content):
+    # they were taken for floats without a word
+    weight = content["state_dict"]["model.embed.weight"]
+    torch.save(EMBED(torch.zeros_like(weight, dtype=torch.int32), content), tmp_path / "x.ckpt")
+    said = r"model\.embed\.weight, \[64, 32\] of torch\.int32 there and \[64, 32\] here"
+    with pytest.raises(ConfigError, match=said):
+        run(tmp_path / "run", f"ckpt={tmp_path / 'x.ckpt'}")
+
+
 def test_plain_values_of_all_kinds_come_back(tmp_path, content):
     dense = [torch.zeros(3, dtype=d) for d in (torch.bool, torch.uint16, torch.float8_e4m3fn)]
     own: Any = {

@@ -38,6 +38,8 @@ def test_the_last_save_is_the_newest_though_the_clock_goes_back(tmp_path, monkey
     run(tmp_path, *EVERY, "ckpt=auto")
     assert saved_at(last(tmp_path)) > first
     assert checkpoint_to_load("auto", tmp_path) == last(tmp_path)
+    run(tmp_path / "elsewhere", *EVERY, "max_steps=8", f"ckpt={last(tmp_path)}")
+    assert saved_at(last(tmp_path / "elsewhere")) > saved_at(last(tmp_path))
 
 
 def test_it_is_newer_than_what_lies_in_the_folder_of_a_run_that_was_given_up(tmp_path, monkeypatch):
@@ -45,8 +47,8 @@ def test_it_is_newer_than_what_lies_in_the_folder_of_a_run_that_was_given_up(tmp
     run(tmp_path / "other", *EVERY, "max_steps=3")
     clock(monkeypatch, 2_000_000_000)
     run(tmp_path / "run", *EVERY)
-    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    best.write_bytes(last(tmp_path / "run").read_bytes())
+    former = tmp_path / "run" / "checkpoints" / "former.ckpt"
+    former.write_bytes(last(tmp_path / "run").read_bytes())
     clock(monkeypatch, 1_500_000_000)
     run(tmp_path / "run", *EVERY, "max_steps=5", f"ckpt={last(tmp_path / 'other')}")
     assert read_checkpoint(last(tmp_path / "run"))["global_step"] == 5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -218,7 +217,7 @@ def _age(path: Path) -> tuple[int, int]:
     try:
         with open_plain(path) as file:
             held = _checked(described_content(file))
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except Exception:  # zipfile can raise anything
         return _UNREADABLE, 0
     return held["xftrain"].get("saved_at", 0), held["global_step"]
 
