@@ -14,7 +14,7 @@ FLOORS = [
     ["errors", "printable"],
     ["completion", "config_tree", "fields", "markdown", "version"],
     ["files", "processes", "redaction"],
-    ["console", "signatures", "records"],
+    ["console", "signatures", "records", "link_checks"],
     ["values", "hydra_errors", "hydra_files"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
@@ -24,7 +24,7 @@ FLOORS = [
     ["attention.folding"],
     ["attention.biases", "attention.backends"],  # they meet in interfaces.AttnBias alone
     ["layers"],
-    ["initialization", "losses"],
+    ["initialization", "losses", "tied"],
     ["model"],
     ["generate"],
     ["data"],

@@ -31,6 +31,7 @@ from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
+from xftrain.files import replace_text
 from xftrain.hydra_errors import errors_raised
 from xftrain.hydra_files import hide_in_files
 from xftrain.overrides import all_groups, normalise_argv, sentence
@@ -304,5 +305,5 @@ def _end(said: str, code: int) -> int:
     if _last_words is None:
         say(said)
     else:  # of a job, the sweep says it
-        _last_words.write_text(one_line(hidden(said)), encoding="utf-8")
+        replace_text(_last_words, one_line(hidden(said)))
     return code

@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import stat
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,13 @@ from typing import IO, Any
 from xftrain.errors import ConfigError
 
 _JSON_BYTES = 64 << 20  # no JSON file that this package writes is larger
+_MOST_ENTRIES = 200_000  # of a folder of runs, or of whatever disk hydra.run.dir names
+_WRITTEN = re.compile(  # by a run, at the top of its folder
+    r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
+    r"config\.yaml|hparams\.yaml|"
+    r"result\.json|metrics\.csv|events\.out\..*|stacks.*\.txt|fit-.*|.*\.trace\.json|sample\.txt|"
+    r"rows\.jsonl|results\.csv|report\.md|environment\.json"
+).fullmatch
 
 
 class NotPlainFile(OSError):
@@ -85,27 +94,49 @@ def expanded(key: str, path: str) -> Path:
 
 
 def refuse_links(folder: Path, key: str) -> None:
-    """Refuse a folder with a link that leads out of it, before anything writes there.
+    """Refuse a folder with a link that leads out of it, or a FIFO, before anything writes there.
 
-    Lightning, TensorBoard, Hydra and `logging` open files by name and follow links.
+    Lightning, TensorBoard, Hydra and `logging` open files by name, follow links, and wait for the
+    reader of a FIFO. A folder that the working directory is in is the user's own, with data and
+    links to it: there only the names that a run writes are looked at.
 
     Args:
-        folder: an existing folder, which may itself be named through links.
+        folder: may be named through links; nothing is done where it does not exist.
         key: the override that names the folder, for the message.
 
     Raises:
-        ConfigError: the first such link.
+        ConfigError: the first such link, FIFO, device or socket.
     """
     top = Path(os.path.realpath(folder))
-    for parent, folders, files in os.walk(top):  # does not enter linked folders
-        for name in (*folders, *files):
-            path = Path(parent, name)
-            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(top):
+    for entry in _entries(top):
+        path = Path(entry.path)
+        named = f"{key}={folder} has {{}} in it, {path.relative_to(top)}, "
+        if entry.is_symlink():
+            if not Path(os.path.realpath(path)).is_relative_to(top):
                 raise ConfigError(
-                    f"{key}={folder} has a link in it, {path.relative_to(top)}, that leads out of "
-                    "that folder: files behind it could be overwritten; remove the link or choose "
-                    "another folder."
+                    f"{named.format('a link')}that leads out of that folder: files behind it could "
+                    "be overwritten; remove the link or choose another folder."
                 )
+        elif not entry.is_dir() and not entry.is_file():
+            raise ConfigError(
+                f"{named.format('a FIFO, a device or a socket')}at which a run could wait for "
+                "ever; remove it or choose another folder."
+            )
+
+
+def _entries(top: Path) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder of runs and the folders in it, nearest first, and not without end."""
+    is_own = Path.cwd().is_relative_to(top)
+    folders, count = deque([top]), 0
+    while folders and count < _MOST_ENTRIES:
+        with suppress(OSError), os.scandir(folders.popleft()) as entries:  # as one of another user
+            for entry in entries:
+                count += 1
+                if is_own and entry.path == str(top / entry.name) and not _WRITTEN(entry.name):
+                    continue
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -130,7 +161,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
-    except Exception:
+    except BaseException:  # a signal too
         with suppress(OSError):
             partial.unlink()
         raise
@@ -156,6 +187,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_text(path: Path) -> str:
+    """The text of a plain file, as a process's last words; empty where there is none."""
+    try:
+        return read_plain(path, _JSON_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:

@@ -19,6 +19,7 @@ from xftrain.initialization import initialize
 from xftrain.interfaces import AttnBias, AttnShape, Backend, BiasRecipe, positions_of
 from xftrain.layers.linear import Linear
 from xftrain.layers.positions.rope import rotate
+from xftrain.tied import MayTieHead
 
 Rotation = tuple[Tensor, Tensor] | None
 Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
@@ -85,7 +86,7 @@ class Block(nn.Module):
         return F.dropout(x_BMD, self.dropout, self.training) if self.dropout else x_BMD
 
 
-class GPT(nn.Module):
+class GPT(MayTieHead):
     """Token and position embeddings, blocks, a final norm, and an output matrix.
 
     The state dict does not depend on the backend, on `bias.impl` or on `ffn.impl`.
@@ -164,7 +165,7 @@ class GPT(nn.Module):
         self.norm = make_norm(dim, linear_bias)
         self.head = Linear(dim, vocab_size, bias=False)
         if tie_embeddings:
-            self.head.weight = self.embed.weight
+            self.tie_head()
         self.uninitialized = initialize(self, init_std, num_layers)
         self._handle: tuple[Any, Any] | None = None  # (facts, handle) of the last batch
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from xftrain import console, processes, sweeps
 from xftrain.errors import ConfigError, RunError, Stopped
-from xftrain.files import read_json, write_json
+from xftrain.files import read_json, read_text, write_json
 from xftrain.overrides import as_typed, quoted
 from xftrain.processes import Process, cause_of_death
 from xftrain.redaction import hidden
@@ -158,7 +158,7 @@ def _first_death(ranks: Ranks, words: Sequence[Path], wait_s: float = 0.0) -> st
         for rank, (process, place) in enumerate(zip(ranks, words, strict=False), start=1):
             if process.poll() in (None, 0, *_STOPS):  # a stop is no death
                 continue
-            said = place.read_text(encoding="utf-8") if place.is_file() else ""
+            said = read_text(place)
             return f"rank {rank} ended the run: {said or cause_of_death(process.returncode) + '.'}"
         if time.monotonic() > deadline:
             return None

@@ -18,7 +18,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from xftrain.errors import ConfigError, RunError, Stopped
-from xftrain.files import new_folder, replace_bytes, replace_text
+from xftrain.files import new_folder, refuse_links, replace_bytes, replace_text
 from xftrain.overrides import as_typed
 from xftrain.processes import rank
 from xftrain.records import of_ended_run
@@ -27,6 +27,8 @@ from xftrain.version import __version__, installed
 
 log = logging.getLogger(__name__)
 
+# No space, quota, largest file, input/output error, read-only
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _PACKAGES = ("xformers", "lightning", "hydra-core", "omegaconf")
 
 
@@ -58,12 +60,14 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
         is_kept: whether it is written at all; of several ranks one does.
 
     Raises:
+        ConfigError: the folder has a link in it that leads out of it.
         RunError: in place of the system's own error, where the disk is full.
     """
     if not is_kept:
         yield empty_result(run_dir)
         return
     started = time.perf_counter()
+    refuse_links(run_dir, "hydra.run.dir")
     run_dir.mkdir(parents=True, exist_ok=True)
     former = of_ended_run(run_dir)
     (run_dir / "result.json").unlink(missing_ok=True)
@@ -74,9 +78,10 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
         result["status"] = "completed"
     except BaseException as error:
         failure = error
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             failure = RunError(
-                f"the disk of {run_dir} is full: free space on it or choose another hydra.run.dir."
+                f"a file in {run_dir} could not be written ({error}): free space on its disk or "
+                "choose another hydra.run.dir."
             )
             failure.__cause__ = error
         result["status"] = status_after(failure)

@@ -122,7 +122,12 @@ def test_a_run_that_breaks_says_so_and_keeps_what_it_had(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "raised", "status", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), RunError, "failed", "the disk of .* is"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            RunError,
+            "failed",
+            "a file in .* could not be written",
+        ),
         # Lightning answers Ctrl-C with an exit
         (KeyboardInterrupt(), (KeyboardInterrupt, SystemExit), "stopped", ""),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from xftrain.errors import ConfigError
+from xftrain.files import read_json, write_json
 from xftrain.training.hardware import device_name
 from xftrain.version import __version__, installed
 
@@ -59,7 +60,19 @@ def describe(device: torch.device) -> dict[str, str]:
 def write(run_dir: Path, device: torch.device) -> None:
     """What the report says of the machine, the versions and the command."""
     found = describe(device) | {"command": command()}
-    (run_dir / FILE).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_json(found, run_dir / FILE)
+
+
+def read(run_dir: Path) -> dict[str, str]:
+    """The same again.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    found = read_json(run_dir / FILE)
+    if found is None or not {"device", "command"} <= found.keys():
+        raise ConfigError(f"{run_dir / FILE} is missing or damaged: run the benchmark again.")
+    return {name: str(value) for name, value in found.items()}
 
 
 def command() -> str:

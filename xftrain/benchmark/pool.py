@@ -6,11 +6,13 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.worker import Job, Message, serve
+from xftrain.files import open_plain, read_text
 from xftrain.processes import cause_of_death
 from xftrain.redaction import hidden, hidden_throughout
 
@@ -65,10 +67,8 @@ class _Child:
         self.process.kill()
         self.process.join()
         self.connection.close()
-        if not self._log_file.is_file():
-            return ""
-        text = hidden(self._log_file.read_text(encoding="utf-8", errors="replace"))
-        self._log_file.unlink()
+        text = hidden(read_text(self._log_file))
+        self._log_file.unlink(missing_ok=True)
         return text
 
     def cause_of_death(self) -> str:
@@ -76,10 +76,9 @@ class _Child:
         self.process.join(5)
         said = cause_of_death(self.process.exitcode)
         tail = ""
-        if self._log_file.is_file():
-            with self._log_file.open(encoding="utf-8", errors="replace") as log:
-                log.seek(self._log_start)
-                tail = _last_words(log.read())
+        with suppress(OSError), open_plain(self._log_file) as log:
+            log.seek(self._log_start)
+            tail = _last_words(log.read().decode("utf-8", "replace"))
         return hidden(f"{said}: {tail}" if tail else said)
 
 
@@ -181,8 +180,8 @@ class Pool:
     def _end(self, child: _Child) -> None:
         self._children.remove(child)
         if text := child.end():
-            with self._log_file.open("a", encoding="utf-8") as log:
-                log.write(text)
+            with open_plain(self._log_file, "ab") as log:
+                log.write(text.encode("utf-8"))
 
 
 def _last_words(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from xftrain.benchmark.cells import Row
 from xftrain.benchmark.matmul import SWEEP as PEAK
 from xftrain.benchmark.matmul import peak_tflops
 from xftrain.benchmark.rows import write_csv
+from xftrain.files import replace_bytes, replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,9 +29,11 @@ def write(
     if figures:
         (run_dir / _PLOTS).mkdir(exist_ok=True)
     for title, figure in figures.items():
-        figure.savefig(run_dir / _PLOTS / f"{name}-{title}.png")
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        replace_bytes(run_dir / _PLOTS / f"{name}-{title}.png", png.getvalue())
     write_csv(rows, run_dir / "results.csv")
-    (run_dir / "report.md").write_text(render(run_dir, rows, shown), encoding="utf-8")
+    replace_text(run_dir / "report.md", render(run_dir, rows, shown))
 
 
 def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> str:
@@ -41,7 +44,7 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
         rows: of all sweeps.
         shown: of some sweeps the rows to show, where others of the folder have other settings.
     """
-    found: dict[str, str] = json.loads((run_dir / environment.FILE).read_text(encoding="utf-8"))
+    found: dict[str, str] = environment.read(run_dir)
     parts = [f"# Benchmark: {found['device']}", f"`{found.pop('command')}`", found.pop("note", "")]
     parts.append(tables.table(["what", "measured on"], [[k, v] for k, v in found.items()]))
     peaks = [row for row in rows if row["sweep"] == PEAK and row["status"] == "ok"]

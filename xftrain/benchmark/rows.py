@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from xftrain.benchmark.cells import Row
 from xftrain.errors import ConfigError, RunError
+from xftrain.files import open_plain, read_plain, replace_text
+from xftrain.printable import one_line
 
 FILE = "rows.jsonl"
+_MOST_BYTES = 1 << 30
+_TEXTS = ("sweep", "cell", "status")  # fields of every row
 # Of rows that may stand together.
 _SAME = ("device", "host", "torch", "xformers", "xftrain", "deterministic")
 KEPT = ("ok", "unsupported", "oom")  # what a sweep that is run again does not measure again
@@ -26,18 +32,27 @@ def read_rows(run_dir: Path) -> list[Row]:
         ConfigError: the file is damaged.
     """
     path = run_dir / FILE
-    if not path.is_file():
+    try:
+        lines = read_plain(path, _MOST_BYTES).decode("utf-8").split("\n")
+    except FileNotFoundError:
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({one_line(str(error))}): delete it, or choose another "
+            "hydra.run.dir."
+        ) from error
     rows = []
     for number, line in enumerate(lines[:-1], start=1):  # a finished line ends with a newline
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("it is no row of a benchmark")
+        except (ValueError, RecursionError) as error:
             raise ConfigError(
-                f"{path}, line {number}, is damaged ({error}): delete the line, or choose another "
-                "hydra.run.dir."
+                f"{path}, line {number}, is damaged ({one_line(str(error))}): delete the line, or "
+                "choose another hydra.run.dir."
             ) from None
+        rows.append(row)
     return rows
 
 
@@ -53,6 +68,11 @@ class RowStore:
         self.run_dir, self.environment = run_dir, dict(environment)
         self.rows = read_rows(run_dir)
         for row in self.rows:
+            if any(type(row.get(name)) is not str for name in _TEXTS):
+                raise ConfigError(
+                    f"{run_dir / FILE} has a row without {', '.join(_TEXTS)}: delete it, or choose "
+                    "another hydra.run.dir."
+                )
             for name in _SAME:
                 if row.get(name) != self.environment.get(name):
                     raise ConfigError(
@@ -79,28 +99,29 @@ class RowStore:
         is_new = len(others) == len(self.rows)
         self.rows = [*others, full]
         if is_new:
-            self._write([full], "a")
+            self._append(full)
         else:
             self._rewrite()
 
     def _rewrite(self) -> None:
-        path = self.run_dir / FILE
-        partial = path.with_name(f".{FILE}.partial")
-        self._write(self.rows, "w", partial)
-        partial.replace(path)
+        with self._saying_what_failed():
+            replace_text(self.run_dir / FILE, "".join(map(_line, self.rows)))
 
-    def _write(self, rows: Iterable[Row], mode: str, path: Path | None = None) -> None:
-        path = path or self.run_dir / FILE
+    def _append(self, row: Row) -> None:
+        with self._saying_what_failed(), open_plain(self.run_dir / FILE, "ab") as file:
+            file.write(_line(row).encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _saying_what_failed(self) -> Iterator[None]:
         try:
-            with path.open(mode, encoding="utf-8") as file:
-                for row in rows:
-                    file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            yield
         except OSError as error:
             raise RunError(
-                f"{path} could not be written ({error}): free space on its disk or choose another "
-                "hydra.run.dir; the rows before are kept, and the same command goes on."
+                f"{self.run_dir / FILE} could not be written ({error}): free space on its disk or "
+                "choose another hydra.run.dir; the rows before are kept, and the same command goes "
+                "on."
             ) from error
 
 
@@ -108,10 +129,15 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
     """All rows, a column for every field that any of them has."""
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())
+
+
+def _line(row: Row) -> str:
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
 
 
 def _finite(row: Row) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import multiprocessing
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ import torch
 
 from xftrain.benchmark.cells import Cell, Status
 from xftrain.errors import ConfigError
+from xftrain.files import open_plain
 from xftrain.memory import is_out_of_memory
 from xftrain.processes import die_with_parent
 
@@ -112,6 +114,8 @@ def serve(connection: Connection, log_file: str, device: str, deterministic: boo
     for number in (signal.SIGINT, signal.SIGHUP):  # of the terminal, to all processes
         signal.signal(number, signal.SIG_IGN)  # the parent decides
     _write_output_to(Path(log_file))
+    # a lock of a library, as tqdm's, would have a name otherwise, which a killed process leaves
+    multiprocessing.set_start_method("fork", force=True)
     faulthandler.enable()  # where a segmentation fault came from
     if device == "cpu":
         _limit_memory()  # else the kernel would kill a process, and perhaps not this one
@@ -136,10 +140,9 @@ def serve(connection: Connection, log_file: str, device: str, deterministic: boo
 
 
 def _write_output_to(path: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
+    with open_plain(path, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _limit_memory() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import math
 import os
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.files import replacing, sync
+from xftrain.files import NotPlainFile, open_plain, replacing, sync
+from xftrain.printable import one_line
+from xftrain.training.checkpoint_format import check_sums, described_content
+from xftrain.training.plain_pickle import DescribedTensor, NotPlain
 
 _KEYS: dict[str, type] = {
-    "xftrain": Mapping,
-    "state_dict": Mapping,
+    "xftrain": dict,
+    "state_dict": dict,
     "global_step": int,
     "pytorch-lightning_version": str,
     "optimizer_states": list,
     "lr_schedulers": list,
-    "loops": Mapping,
-    "callbacks": Mapping,
+    "loops": dict,
+    "callbacks": dict,
 }
+_UNREADABLE = 2**62  # later than any time in nanoseconds
 
 log = logging.getLogger(__name__)
 
@@ -54,34 +58,74 @@ class AtomicCheckpointIO(CheckpointIO):
             RunError: the disk is full, or the folder cannot be written.
         """
         path = Path(path)
+        written: _RecordingFile | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
-                with partial.open("wb") as file:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
+                with _RecordingFile(partial) as written:
+                    torch.save(checkpoint, written)
+                    written.flush()
+                    os.fsync(written.fileno())
+                _check_readable(partial)
                 if storage_options and path.exists():
                     _link(path, path.with_name(storage_options["previous"]))
             sync(path.parent)  # a rename is to outlast a power cut
-        except (OSError, RuntimeError) as error:
-            # torch reports a full disk as a RuntimeError of its zip writer
-            if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
+        except NotPlain as error:
+            raise RunError(
+                f"the checkpoint {path} is not kept, as it could not be read again ({error}): let "
+                "state_dict() of your own callbacks and optimizers return tensors and plain values."
+            ) from error
+        except Exception as error:
+            # torch puts an error of its own in the place of the system's, in several words
+            cause = (written and written.error) or error
+            if not isinstance(cause, OSError):
                 raise
             raise RunError(
-                f"the checkpoint {path} could not be written ({first_line(error)}): free space on "
+                f"the checkpoint {path} could not be written ({first_line(cause)}): free space on "
                 "its disk or choose another hydra.run.dir; the checkpoint before it is untouched."
             ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The checkpoint at `path`; tensors and plain values only, nothing is executed."""
-        return read_checkpoint(path, map_location)
+        """The checkpoint at `path`, in host memory; tensors and plain values only."""
+        return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes the file."""
         Path(path).unlink(missing_ok=True)
+
+
+class _RecordingFile(io.BufferedWriter):
+    """A file that keeps the system's error where a write fails."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """All of it."""
+        with self._recording():
+            return super().write(content)
+
+    def flush(self) -> None:
+        """All that is left."""
+        with self._recording():
+            super().flush()
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _check_readable(path: Path) -> None:
+    """Refuses what no run could resume from, as state of a class of the user's own may be."""
+    with open_plain(path) as file:
+        described_content(file)
 
 
 def _link(path: Path, other: Path) -> None:
@@ -97,25 +141,31 @@ def _link(path: Path, other: Path) -> None:
 def sweep_partial_files(folder: Path) -> None:
     """Removes what writers left that were killed; nobody else writes in the folder of a run."""
     for path in folder.glob(".*.partial"):
-        path.unlink(missing_ok=True)
+        with suppress(IsADirectoryError, PermissionError):  # none of ours
+            path.unlink(missing_ok=True)
 
 
 def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """The weights alone as safetensors, whole or absent; tied ones once, under their first name.
 
+    The file's metadata names the first for each of the others, as `save_model` of safetensors does.
+
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
-    first: dict[int, str] = {}
+    first: dict[tuple[int, torch.Size], str] = {}
+    tied: dict[str, str] = {}
     for name, tensor in weights.items():
-        first.setdefault(tensor.data_ptr(), name)
+        if (kept := first.setdefault((tensor.data_ptr(), tensor.shape), name)) != name:
+            tied[name] = kept
     once = {name: weights[name].detach().contiguous() for name in first.values()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            save_file(once, partial, {"format": "pt"})
+            save_file(once, partial, {"format": "pt", **tied})
             # safetensors lets the file's owner alone read it
             partial.chmod(path.parent.stat().st_mode & 0o666)
+            sync(partial)
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"the weights {path} could not be written ({first_line(error)}): free space on its "
@@ -153,45 +203,90 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
     )
 
 
-def _age(path: Path) -> tuple[float, float]:
-    """When a checkpoint was saved, as it says itself, without a look at its weights.
+def newest_save(run_dir: Path) -> int:
+    """When the newest checkpoint of a run was saved, as it says itself; 0 where there is none."""
+    ages = (_age(path) for path in run_dir.glob("checkpoints/*.ckpt"))
+    return max((saved_at for saved_at, _ in ages if saved_at < _UNREADABLE), default=0)
 
-    Infinite where it cannot be read: such a file comes first, to be said to be skipped.
+
+def _age(path: Path) -> tuple[int, int]:
+    """When a checkpoint was saved, as it says itself, and its step, without reading its weights.
+
+    One that cannot be read comes first, so that it is named in the log.
     """
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return float(held["xftrain"].get("saved_at", 0)), path.stat().st_mtime
-    except Exception:  # unpickling can raise anything
-        return math.inf, 0.0
+        with open_plain(path) as file:
+            held = _checked(described_content(file))
+    except Exception:  # zipfile can raise anything
+        return _UNREADABLE, 0
+    return held["xftrain"].get("saved_at", 0), held["global_step"]
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A checkpoint file as a dictionary.
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint file as a dictionary, its tensors in host memory.
 
     Raises:
         ConfigError: there is no such file, or it is damaged or holds more than plain values.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"ckpt={path} is not a file: give the path of a .ckpt file of a run.")
+    path = Path(path)
+    if path.is_symlink():
+        raise ConfigError(f"ckpt={path} is a link: give the path of the file, {path.resolve()}.")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself checks no sums
-            if (bad := archive.testzip()) is not None:
-                raise ValueError(f"wrong checksum of {bad}")
-        loaded = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # unpickling can raise anything
+        with open_plain(path) as file:
+            _checked(described_content(file))
+            file.seek(0)
+            check_sums(file)
+            file.seek(0)
+            loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except _NotOurs:
         raise ConfigError(
-            f"ckpt={path} cannot be read ({first_line(error)}): it is damaged or no checkpoint of "
-            "xftrain; give another one."
+            f"ckpt={path} is no checkpoint of xftrain: give a .ckpt file of a run."
+        ) from None
+    except (FileNotFoundError, IsADirectoryError, NotPlainFile) as error:
+        raise ConfigError(
+            f"ckpt={path} is not a file: give the path of a .ckpt file of a run."
         ) from error
-    if not isinstance(loaded, dict) or not _is_ours(loaded):
-        raise ConfigError(f"ckpt={path} is no checkpoint of xftrain: give a .ckpt file of a run.")
+    except Exception as error:  # torch can raise anything
+        raise ConfigError(
+            f"ckpt={path} cannot be read ({one_line(first_line(error))}): it is damaged or no "
+            "checkpoint of xftrain; give another one."
+        ) from error
     return loaded
 
 
-def _is_ours(loaded: Mapping[str, Any]) -> bool:
-    right = all(isinstance(loaded.get(key), kind) for key, kind in _KEYS.items())
-    return (
+class _NotOurs(ValueError):
+    """A file of torch.save that holds something else."""
+
+
+def _checked(content: Any) -> dict[str, Any]:
+    """The content of a checkpoint, if it is laid out as xftrain saves it.
+
+    Raises:
+        _NotOurs: it is not.
+    """
+    if not isinstance(content, dict):
+        raise _NotOurs
+    right = all(isinstance(content.get(key), kind) for key, kind in _KEYS.items())
+    if not (
         right
-        and isinstance(loaded["xftrain"].get("config"), Mapping)
-        and all(isinstance(weight, Tensor) for weight in loaded["state_dict"].values())
-    )
+        and isinstance(content["xftrain"].get("config"), dict)
+        and all(isinstance(weight, DescribedTensor) for weight in content["state_dict"].values())
+        and _is_count(content["global_step"])
+        and _is_count(content["xftrain"].get("saved_at", 0))
+        and all(_is_count(value) for value in _leaves(content["loops"]) if type(value) is int)
+    ):
+        raise _NotOurs
+    return content
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in a container and those within it."""
+    if not isinstance(value, dict | list | tuple):
+        yield value
+        return
+    for child in value.values() if isinstance(value, dict) else value:
+        yield from _leaves(child)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _UNREADABLE

@@ -20,6 +20,7 @@ from xftrain.model import GPT
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.narrow_weights import NarrowWeights, strangers
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
+from xftrain.training.restored import check_restored
 from xftrain.training.same_data import DataIdentity
 from xftrain.training.same_run import (
     differences,
@@ -76,12 +77,15 @@ class TrainingModule(LightningModule):
         self.recorded_at = -1  # optimizer step of the last fetched training metrics, -1: none are
         self.validated_at = -1  # optimizer step of the last validation
         self.always_counts = False  # accuracy, though no record of the step is made
+        self.saved_at = 0  # nanoseconds; of the checkpoint before the next one
         self.has_begun = False  # to train; before that, a checkpoint is restored
         self._narrow: NarrowWeights | None = None
         self._val_sums = ValSums()
 
     def on_train_start(self) -> None:
         """All is restored that a checkpoint held."""
+        if self.trainer.ckpt_path is not None:
+            check_restored(self.trainer.optimizers[0], self.trainer.ckpt_path)
         self.has_begun = True
         if self._narrow is not None:
             self._narrow.refresh()
@@ -279,6 +283,7 @@ class TrainingModule(LightningModule):
         )
         self.data_identity.refuse_other_content(held, current)
         self.guard.num_skipped = int(held.get("num_skipped", 0))
+        self.saved_at = max(self.saved_at, held.get("saved_at", 0))
         if changed := differences(saved, current).values():
             log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
         if checkpoint["global_step"] >= self.trainer.max_steps:
@@ -294,7 +299,8 @@ class TrainingModule(LightningModule):
         """Adds the configuration and what the data is, as plain values."""
         if self.trainer.is_global_zero:
             self.data_identity.keep_vocabulary(Path(self.trainer.default_root_dir))
-        more = {"num_skipped": self.guard.num_skipped, "saved_at": time.time_ns()}
+        self.saved_at = max(time.time_ns(), self.saved_at + 1)  # a clock may be set back
+        more = {"num_skipped": self.guard.num_skipped, "saved_at": self.saved_at}
         checkpoint["xftrain"] = {**self.saved, **more, **self.data_identity.saved}
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 # (message pattern, why it is of no use to the person who reads our log)
 _NAMED_WARNINGS = (
@@ -25,3 +28,19 @@ def quiet_lightning() -> None:
         logger.setLevel(logging.WARNING)
     for pattern in _NAMED_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
+    if not isinstance(threading.excepthook, _QuietWriters):
+        threading.excepthook = _QuietWriters(threading.excepthook)
+
+
+class _QuietWriters:
+    """Leaves out the traceback of the thread that writes TensorBoard's events.
+
+    Its error, as on a full disk, is raised again in the thread that logs.
+    """
+
+    def __init__(self, others: Callable[[threading.ExceptHookArgs], Any]) -> None:
+        self._others = others
+
+    def __call__(self, args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            self._others(args)

@@ -36,14 +36,12 @@ _HARMLESS = (
 
 
 def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Compares names and shapes of two state dicts.
+    """Compares names and shapes of two state dicts, and dtypes but for the width of floats.
 
     Raises:
         ConfigError: they are not of the same model.
     """
-    shapes = [
-        {name: list(value.shape) for name, value in weights.items()} for weights in (saved, ours)
-    ]
+    shapes = [{name: _shape(value) for name, value in weights.items()} for weights in (saved, ours)]
     differ = [n for n in {**saved, **ours} if shapes[0].get(n) != shapes[1].get(n)]
     if differ:
         there, here = (named.get(differ[0], "absent") for named in shapes)
@@ -52,6 +50,11 @@ def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) 
             f"{one_line(differ[0])}, {there} there and {here} here; set model as in its run's "
             "config.yaml."
         )
+
+
+def _shape(value: Tensor) -> str:
+    shape = str(list(value.shape))
+    return shape if value.is_floating_point() else f"{shape} of {value.dtype}"
 
 
 def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

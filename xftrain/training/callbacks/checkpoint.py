@@ -16,7 +16,7 @@ from xftrain.errors import RunError
 from xftrain.fields import NonNegativeInt, PositiveInt
 from xftrain.training import distributed
 from xftrain.training.callbacks.metrics import not_training
-from xftrain.training.checkpoint import export_weights, sweep_partial_files
+from xftrain.training.checkpoint import export_weights, newest_save, sweep_partial_files
 from xftrain.training.module import training_module
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,11 @@ class Checkpoint(LightningCheckpoint):
         self._num_failed = 0  # in a row
         self.is_saving = False
         self._began = self._spent_s = self._last_s = 0.0  # saving, in all and the last time
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Whatever the clock says, what this run saves is newer than what is in its folder."""
+        module = training_module(pl_module)
+        module.saved_at = max(module.saved_at, newest_save(Path(trainer.default_root_dir)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on from its own folder has its first step on the disk."""

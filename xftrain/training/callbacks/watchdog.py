@@ -5,9 +5,11 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from xftrain.console import say
 from xftrain.fields import PositiveFloat
+from xftrain.files import open_plain
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +109,7 @@ class Watchdog(Callback):
     def _watch(self, place: Path) -> None:
         interval_s = min(self.timeout_s / 4, 10.0)
         idle_s, num_moves, at = 0.0, self._num_moves, time.monotonic()
-        with place.open("w", encoding="utf-8") as stacks:
+        with _stacks(place) as stacks:
             while not self._over.wait(interval_s):
                 limit_s = self.timeout_s + _GRACE_S + _STUCK_S
                 faulthandler.dump_traceback_later(limit_s, exit=True, file=stacks)
@@ -118,7 +121,8 @@ class Watchdog(Callback):
                 if idle_s > self.timeout_s:
                     self._give_up(stacks)
             faulthandler.cancel_dump_traceback_later()
-        place.unlink(missing_ok=True)
+        with suppress(OSError):
+            place.unlink(missing_ok=True)
 
     def _give_up(self, stacks: Any) -> None:
         faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=stacks)
@@ -132,3 +136,17 @@ class Watchdog(Callback):
         self.on_hang(said)
         say(said)
         os._exit(1)  # the thread that hangs cannot be reached
+
+
+@contextmanager
+def _stacks(place: Path) -> Iterator[Any]:
+    """A new file at that place; standard error where there is no room for one."""
+    try:
+        place.unlink(missing_ok=True)
+        file = open_plain(place, "ab")
+    except OSError as error:
+        log.warning("%s cannot be written (%s): stacks would go to standard error", place, error)
+        yield sys.__stderr__
+        return
+    with file:
+        yield file
