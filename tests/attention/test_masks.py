@@ -72,7 +72,7 @@ def test_the_kernel_that_is_named_is_the_one_that_runs() -> None:
     for name, bias in (MASKED | {"causal": AttnBias()}).items():
         *qkv, _ = below_zero(704, 2, 64, torch.bfloat16)
         handle = SDPA().prepare(bias, shape, torch.bfloat16, CUDA)
-        with torch.profiler.profile() as profile:
+        with torch.profiler.profile(acc_events=True) as profile:
             SDPA()(*qkv, handle)
         ran = {event.key for event in profile.key_averages()}
         named = SDPA().kernel(bias, shape, torch.bfloat16, CUDA)
@@ -83,7 +83,7 @@ def test_the_kernel_that_is_named_is_the_one_that_runs() -> None:
 @pytest.mark.cuda
 def test_a_gpu_samples_with_a_mask_without_cudnn() -> None:
     model = gpt(bias="window", pos="rope", heads="gqa", attn="sdpa").cuda()
-    with torch.autocast("cuda", torch.bfloat16), torch.profiler.profile() as profile:
+    with torch.autocast("cuda", torch.bfloat16), torch.profiler.profile(acc_events=True) as profile:
         generate(model, random_tokens(1, 64).cuda(), 2, vocab_size=64)
     assert not [event.key for event in profile.key_averages() if "cudnn_attention" in event.key]
 
