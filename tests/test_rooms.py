@@ -11,9 +11,11 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
-    ["completion", "config_tree", "console", "errors", "fields", "files", "markdown"]
-    + ["processes", "redaction", "version"],
-    ["signatures", "records"],
+    ["completion", "config_tree", "console", "errors", "fields", "markdown"]
+    + ["printable", "processes", "redaction", "version"],
+    ["files"],
+    ["signatures", "records", "folder_lock"],
+    ["run_folder"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer"],
     ["interfaces", "compilation", "memory", "timing"],
@@ -37,7 +39,7 @@ FLOORS = [
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
     ["commands", "sweep_record", "sweep_table"],
-    ["sweeps"],
+    ["sweeps", "folder_hooks"],
     ["ranks", "sweep_checks", "sweep_plot"],
     [""],  # xftrain/__init__.py, the public API
     ["cli"],

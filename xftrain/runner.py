@@ -19,7 +19,6 @@ from xftrain.compilation import end_compiling
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.config_tree import config_tree
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.files import replace_text
 from xftrain.interfaces import Batch
 from xftrain.kernels.matmul import begin_choosing, end_choosing
 from xftrain.memory import is_out_of_memory, peak_memory_mib
@@ -29,6 +28,7 @@ from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare
 from xftrain.processes import rank
 from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied
+from xftrain.run_folder import RunFolder
 from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
@@ -39,6 +39,7 @@ from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.profilers import end_profile
 from xftrain.training.quiet import quiet_lightning
+from xftrain.training.run_start import RunStart
 from xftrain.training.same_run import flat
 from xftrain.training.signals import StopSignals
 from xftrain.training.text import log_text
@@ -76,19 +77,19 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     run_dir = folder_of(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     is_whole = False
-    with recorded(run_dir, is_kept=rank() == 0) as result:
+    folder = RunFolder(run_dir, is_kept=rank() == 0)
+    with recorded(folder) as result:
         try:
             options = config.validate(cfg)
             shown = redaction.without_secrets(cfg, options)
             refuse_other_ranks(options["trainer"]["devices"])
-            if rank() == 0:
-                _save_config(cfg, run_dir)
+            folder.write_config(_resolved(cfg))
             log.info("%s", config_tree(shown))
             with StopSignals() as stop:
                 prepared = prepare(options, shown, run_dir)
                 run_dir = distributed.from_rank_0(run_dir)  # under torchrun each had its own
                 result["run_dir"] = str(run_dir)
-                _train(prepared, run_dir, result, stop)
+                _train(prepared, folder, result, stop)
             is_whole = True
         finally:
             distributed.disconnect(together=is_whole)
@@ -100,18 +101,21 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     return result
 
 
-def _train(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
+def _train(
+    prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals
+) -> None:
     """Fits; where memory runs out, says what would save some."""
     try:
-        _fit(prepared, run_dir, result, stop)
+        _fit(prepared, folder, result, stop)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(error, prepared) from error
 
 
-def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
+def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals) -> None:
     """Builds everything and fits; the result gains each figure as soon as it is known."""
+    run_dir = Path(result["run_dir"])
     options, shown, data, batch = prepared.options, prepared.shown, prepared.data, prepared.batch
     device, precision = prepared.device, prepared.precision
     torch.manual_seed(options["seed"])
@@ -151,9 +155,20 @@ def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSi
     watchdogs = [callback for callback in callbacks if isinstance(callback, Watchdog)]
     callbacks = [*watchdogs, *(callback for callback in callbacks if callback not in watchdogs)]
     bars = [bar for c in callbacks if isinstance(c, Progress) and (bar := c.bar())]
+    boards = [logger for logger in loggers if isinstance(logger, TensorBoard)]
+
+    def on_begin() -> None:
+        log_text(loggers, "kernel", kernel)
+        log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
+        typed = varied()
+        for board in boards:
+            board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, typed)
+
+    is_same = _measures_more(options, run_dir)
+    start = RunStart(folder, prepared.ckpt, is_same=is_same, on_begin=on_begin)
     trainer = build_trainer(
         run_dir,
-        [*callbacks, *bars, stop],
+        [start, *callbacks, *bars, stop],
         loggers,
         options["max_steps"],
         options["deterministic"],
@@ -173,12 +188,6 @@ def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSi
 
     for watchdog in watchdogs if rank() == 0 else []:
         watchdog.on_hang = lambda said: abandon(known(), run_dir, said)
-    log_text(loggers, "kernel", kernel)
-    log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
-    boards = [logger for logger in loggers if isinstance(logger, TensorBoard)]
-    typed = varied()
-    for board in boards:
-        board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, typed)
     try:
         with _restoring(prepared.ckpt, module):
             trainer.fit(module, ckpt_path=prepared.ckpt, weights_only=True)
@@ -280,9 +289,15 @@ def _say_what_is_trained(
         log.info("kept their own initialization: %s", ", ".join(model.uninitialized))
 
 
-def _save_config(cfg: DictConfig, run_dir: Path) -> None:
+def _measures_more(options: Mapping[str, Any], run_dir: Path) -> bool:
+    """Whether this is a benchmark that adds to the rows in the folder."""
+    names = [callback.get("name") for callback in options["callbacks"].values()]
+    return any(map(registry.measures_times, names)) and (run_dir / "rows.jsonl").is_file()
+
+
+def _resolved(cfg: DictConfig) -> str:
     """The resolved configuration, as typed; what `_target_` it has is the user's own."""
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
     shown = redaction.without_secrets(cfg, {str(key): value for key, value in values.items()})
-    replace_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))
+    return OmegaConf.to_yaml(OmegaConf.create(shown))

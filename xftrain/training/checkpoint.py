@@ -18,6 +18,8 @@ from torch import Tensor
 
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.files import replacing, sync
+from xftrain.run_folder import run_id_of
+from xftrain.training.checkpoint_header import run_id
 
 _KEYS: dict[str, type] = {
     "xftrain": Mapping,
@@ -135,7 +137,8 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
         read_checkpoint(ckpt)
         return Path(ckpt)
     # by the times that they hold: a copy of the folder has others
-    files = sorted(run_dir.glob("checkpoints/*.ckpt"), key=_age)
+    files = [path for path in run_dir.glob("checkpoints/*.ckpt") if _is_of(run_dir, path)]
+    files.sort(key=_age)
     if not files:
         log.info("ckpt=auto: no checkpoint in %s yet, starting at step 0", run_dir)
         return None
@@ -151,6 +154,14 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
         f"ckpt=auto found {len(files)} checkpoint(s) in {run_dir / 'checkpoints'} and none can be "
         "read: give the path of a good one, or another hydra.run.dir to start afresh."
     )
+
+
+def _is_of(run_dir: Path, path: Path) -> bool:
+    """Whether it is of the run that the folder holds, as far as both name their run."""
+    named = {run_id_of(run_dir), run_id(path)} - {None}
+    if len(named) > 1:
+        log.warning("ckpt=auto: skipped: %s is of another run than %s holds", path, run_dir)
+    return len(named) < 2
 
 
 def _age(path: Path) -> tuple[float, float]:

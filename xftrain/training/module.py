@@ -31,6 +31,9 @@ from xftrain.training.scheduled import Scheduled
 
 log = logging.getLogger(__name__)
 
+# Keys that may differ on resume, with which the validation of the checkpoint's step would too.
+_OF_VALIDATION = {"data.num_val_batches", "trainer.limit_val_batches"}
+
 
 class TrainingModule(LightningModule):
     """Trains a GPT on next tokens.
@@ -274,8 +277,14 @@ class TrainingModule(LightningModule):
             with_digests(current, self.saved.get("environment", {})),
         )
         self.guard.num_skipped = int(held.get("num_skipped", 0))
-        if changed := differences(saved, current).values():
-            log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
+        self.latest |= {str(k): float(value) for k, value in held.get("metrics", {}).items()}
+        changed = differences(saved, current)
+        if not changed.keys() & _OF_VALIDATION:
+            self.validated_at = int(held.get("validated_at", -1))
+        if changed:
+            log.info(
+                "ckpt: the configuration differs from its own: %s", ", ".join(changed.values())
+            )
         if checkpoint["global_step"] >= self.trainer.max_steps:
             log.warning(
                 "ckpt is at step %d and max_steps is %d: nothing is left to train",
@@ -287,7 +296,8 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, as plain values."""
-        more = {"num_skipped": self.guard.num_skipped, "saved_at": time.time_ns()}
+        more: dict[str, Any] = {"num_skipped": self.guard.num_skipped, "saved_at": time.time_ns()}
+        more |= {"metrics": dict(self.latest), "validated_at": self.validated_at}
         checkpoint["xftrain"] = {**self.saved, **more}
 
 
