@@ -34,9 +34,11 @@ from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
 from xftrain.training.callbacks.watchdog import Watchdog
 from xftrain.training.graphed_loop import GraphedLoop
+from xftrain.training.last_save import LastSave
 from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import NonFiniteGuard
+from xftrain.training.optional import optional
 from xftrain.training.profilers import end_profile
 from xftrain.training.quiet import quiet_lightning
 from xftrain.training.run_start import RunStart
@@ -168,7 +170,7 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     start = RunStart(folder, prepared.ckpt, is_same=is_same, on_begin=on_begin)
     trainer = build_trainer(
         run_dir,
-        [start, *callbacks, *bars, stop],
+        [start, LastSave(), *callbacks, *bars, stop],
         loggers,
         options["max_steps"],
         options["deterministic"],
@@ -193,11 +195,13 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
             trainer.fit(module, ckpt_path=prepared.ckpt, weights_only=True)
         stop.end_if_received()
         if options["trainer"]["profiler"]:
-            end_profile(trainer, run_dir)
+            with optional("trainer.profiler"):
+                end_profile(trainer, run_dir)
         result["metrics"] = _finish(trainer, module, options["trainer"])
         for board in boards:
-            board.end_hparams()
-            board.save()
+            with optional("TensorBoard's record of the end"):
+                board.end_hparams()
+                board.save()
     finally:
         for watchdog in watchdogs:
             watchdog.end()
@@ -247,7 +251,10 @@ def _finish(
         trainer.validate(module, verbose=False, weights_only=True)
     # it is of all validation batches, and comparable with nothing else
     is_whole = keys["limit_val_batches"] is None and not keys["overfit_batches"]
-    baseline = module.data.baseline() if is_whole else {}
+    baseline: dict[str, float] = {}
+    if is_whole:
+        with optional("the data's baseline"):
+            baseline = module.data.baseline()
     for logger in trainer.loggers:
         if baseline:
             logger.log_metrics(baseline, step=trainer.global_step)

@@ -28,6 +28,7 @@ from xftrain.training.same_run import (
     with_digests,
 )
 from xftrain.training.scheduled import Scheduled
+from xftrain.training.whole_steps import renumber_batches
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,9 @@ class TrainingModule(LightningModule):
         generator = torch.default_generator
         if self.device.type == "cuda":
             generator = torch.cuda.default_generators[self.device.index]
-        generator.manual_seed(dropout_seed(self.seed, batch_idx, self.global_rank))
+        # not by Lightning's number, which is another one after a change of the accumulation
+        number = self.stream.next_step - 1
+        generator.manual_seed(dropout_seed(self.seed, number, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the batch's labels, in nats."""
@@ -276,6 +279,7 @@ class TrainingModule(LightningModule):
             with_digests(saved, held.get("environment", {})),
             with_digests(current, self.saved.get("environment", {})),
         )
+        renumber_batches(checkpoint, self.trainer.accumulate_grad_batches)
         self.guard.num_skipped = int(held.get("num_skipped", 0))
         self.latest |= {str(k): float(value) for k, value in held.get("metrics", {}).items()}
         changed = differences(saved, current)
