@@ -14,7 +14,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from xftrain import builder, config, redaction, registry
-from xftrain.attention.backends.auto import Auto
 from xftrain.compilation import end_compiling
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.config_tree import config_tree
@@ -33,6 +32,7 @@ from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
 from xftrain.training.callbacks.watchdog import Watchdog
+from xftrain.training.choices import Choices, choose_kernel, kind_of, on_machine, saved_choices
 from xftrain.training.graphed_loop import GraphedLoop
 from xftrain.training.last_save import LastSave
 from xftrain.training.loggers.tensorboard import TensorBoard
@@ -124,8 +124,9 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     model = builder.assemble(options, prepared.vocab_size)
     _say_what_is_trained(model, options, batch, device, precision)
     result["device"] = hardware.device_name(device)
-    result["kernel"] = kernel = _choose_kernel(model, batch, device, prepared.dtype)
-    begin_choosing(options["matmul"])  # products that are chosen keep less
+    saved = saved_choices(prepared.ckpt)
+    result["kernel"] = kernel = choose_kernel(model, batch, device, prepared.dtype, saved)
+    begin_choosing(options["matmul"], saved.matmul)  # products that are chosen keep less
     predicted = plan_memory(options, model, prepared.loss, batch, prepared.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
     if options["compile"]:
@@ -168,9 +169,12 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
 
     is_same = _measures_more(options, run_dir)
     start = RunStart(folder, prepared.ckpt, is_same=is_same, on_begin=on_begin)
+    loss = kind_of(prepared.loss, batch, prepared.vocab_size, device)
+    ran_as = {"precision": precision, "attention kernel": kernel, "loss": loss}
+    choices = Choices(model.backend, ran_as | on_machine(device), saved)
     trainer = build_trainer(
         run_dir,
-        [start, LastSave(), *callbacks, *bars, stop],
+        [start, choices, LastSave(), *callbacks, *bars, stop],
         loggers,
         options["max_steps"],
         options["deterministic"],
@@ -260,20 +264,6 @@ def _finish(
             logger.log_metrics(baseline, step=trainer.global_step)
         logger.save()
     return module.latest | baseline
-
-
-def _choose_kernel(model: GPT, batch: Batch, device: torch.device, dtype: torch.dtype) -> str:
-    """The name of the attention kernel that will run; `auto` measures and chooses here."""
-    bias, shape = model.attention_facts(*batch.shape_BM, batch.seqlens)
-    if isinstance(model.backend, Auto) and distributed.world_size() > 1:
-        if rank() == 0:
-            model.backend.choose(bias, shape, dtype, device)
-        # clocks differ from rank to rank, and so would the choice
-        chosen = model.backend.chosen
-        model.backend.take(distributed.from_rank_0(chosen and chosen.name))
-    kernel = model.backend.kernel(bias, shape, dtype, device)
-    log.info("attention kernel: %s", kernel)
-    return kernel
 
 
 def _say_what_is_trained(

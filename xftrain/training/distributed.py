@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xftrain.processes import rank
+
+_Value = TypeVar("_Value")
 
 _TIMEOUT = timedelta(minutes=30)  # for the slowest of the ranks, as when one makes token files
 
@@ -92,7 +94,7 @@ def largest_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def from_all_ranks(value: str) -> list[str]:
+def from_all_ranks(value: _Value) -> list[_Value]:
     """What each rank has, on every rank."""
     if world_size() == 1:
         return [value]

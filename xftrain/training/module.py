@@ -32,9 +32,6 @@ from xftrain.training.whole_steps import renumber_batches
 
 log = logging.getLogger(__name__)
 
-# Keys that may differ on resume, with which the validation of the checkpoint's step would too.
-_OF_VALIDATION = {"data.num_val_batches", "trainer.limit_val_batches"}
-
 
 class TrainingModule(LightningModule):
     """Trains a GPT on next tokens.
@@ -75,6 +72,7 @@ class TrainingModule(LightningModule):
         self.recorded_at = -1  # optimizer step of the last fetched training metrics, -1: none are
         self.validated_at = -1  # optimizer step of the last validation
         self.always_counts = False  # accuracy, though no record of the step is made
+        self.data_offset = 0  # from Lightning's number of a batch to the data's
         self.has_begun = False  # to train; before that, a checkpoint is restored
         self._narrow: NarrowWeights | None = None
         self._step_loss: Tensor | None = None  # of the batches of the step so far
@@ -121,9 +119,8 @@ class TrainingModule(LightningModule):
         generator = torch.default_generator
         if self.device.type == "cuda":
             generator = torch.cuda.default_generators[self.device.index]
-        # not by Lightning's number, which is another one after a change of the accumulation
-        number = self.stream.next_step - 1
-        generator.manual_seed(dropout_seed(self.seed, number, self.global_rank))
+        index = batch_idx + self.data_offset
+        generator.manual_seed(dropout_seed(self.seed, index, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the batch's labels, in nats."""
@@ -279,16 +276,10 @@ class TrainingModule(LightningModule):
             with_digests(saved, held.get("environment", {})),
             with_digests(current, self.saved.get("environment", {})),
         )
-        renumber_batches(checkpoint, self.trainer.accumulate_grad_batches)
+        self.data_offset = renumber_batches(checkpoint, self.trainer.accumulate_grad_batches)
         self.guard.num_skipped = int(held.get("num_skipped", 0))
-        self.latest |= {str(k): float(value) for k, value in held.get("metrics", {}).items()}
-        changed = differences(saved, current)
-        if not changed.keys() & _OF_VALIDATION:
-            self.validated_at = int(held.get("validated_at", -1))
-        if changed:
-            log.info(
-                "ckpt: the configuration differs from its own: %s", ", ".join(changed.values())
-            )
+        if changed := differences(saved, current).values():
+            log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
         if checkpoint["global_step"] >= self.trainer.max_steps:
             log.warning(
                 "ckpt is at step %d and max_steps is %d: nothing is left to train",
@@ -300,8 +291,7 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, as plain values."""
-        more: dict[str, Any] = {"num_skipped": self.guard.num_skipped, "saved_at": time.time_ns()}
-        more |= {"metrics": dict(self.latest), "validated_at": self.validated_at}
+        more = {"num_skipped": self.guard.num_skipped, "saved_at": time.time_ns()}
         checkpoint["xftrain"] = {**self.saved, **more}
 
 

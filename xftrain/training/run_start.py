@@ -16,6 +16,7 @@ from xftrain.run_folder import RunFolder, holds_run
 from xftrain.training.checkpoint_header import later_checkpoints
 from xftrain.training.loggers.csv import CSV
 from xftrain.training.loggers.tensorboard import TensorBoard
+from xftrain.training.module import TrainingModule, training_module
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class RunStart(Callback):
         self._trainer: Trainer | None = None
         self._saved_run: str | None = None
         self._positions: dict[str, Any] = {}
+        self._metrics: dict[str, float] = {}
+        self._validated_at, self._validation = -1, ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Notes the trainer, whose loggers are asked at each save."""
@@ -57,16 +60,19 @@ class RunStart(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All is restored, and nothing can be refused any more."""
-        self._begin(trainer)
+        self._begin(trainer, training_module(pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing was left to train, so that `on_train_start` was not called."""
-        self._begin(trainer)
+        self._begin(trainer, training_module(pl_module))
 
-    def _begin(self, trainer: Trainer) -> None:
+    def _begin(self, trainer: Trainer, module: TrainingModule) -> None:
         if self.folder.has_begun:
             return
+        module.latest |= self._metrics
         if self._is_here():
+            if self._validation == _validation(trainer, module):
+                module.validated_at = self._validated_at
             self._set_later_aside()
             self.folder.begin_again(self._saved_run)
             for key, logger in _loggers(trainer):
@@ -96,20 +102,35 @@ class RunStart(Callback):
                 self.folder.set_aside_later(later, _COPIED)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which run this is, and where its loggers are."""
-        loggers = _loggers(self._trainer) if self._trainer is not None else []
-        positions = {key: logger.position() for key, logger in loggers}
-        return {"run": self.folder.run_id, "loggers": positions}
+        """Which run this is, where its loggers are, and the last value of each metric."""
+        trainer = self._trainer
+        assert trainer is not None, "setup comes first"
+        module = training_module(trainer.lightning_module)
+        return {
+            "run": self.folder.run_id,
+            "loggers": {key: logger.position() for key, logger in _loggers(trainer)},
+            "metrics": {name: float(value) for name, value in module.latest.items()},
+            "validated_at": module.validated_at,
+            "validation": _validation(trainer, module),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Which run it was, and where its loggers were."""
+        """The same of the checkpoint; of a wrong type, Lightning's restoring ends with an error."""
         loggers = dict(state_dict["loggers"])
         rows, sizes = loggers.get("metrics.csv"), loggers.get("events")
         self._saved_run = None if state_dict["run"] is None else str(state_dict["run"])
+        self._metrics = {str(k): float(value) for k, value in state_dict["metrics"].items()}
+        self._validated_at = int(state_dict["validated_at"])
+        self._validation = str(state_dict["validation"])
         self._positions = {
             "metrics.csv": None if rows is None else int(rows),
             "events": None if sizes is None else {str(k): int(v) for k, v in sizes.items()},
         }
+
+
+def _validation(trainer: Trainer, module: TrainingModule) -> str:
+    """What else decides the figures of a validation: a resumed run may choose other batches."""
+    return f"{trainer.limit_val_batches} of {module.data.num_val_batches}"
 
 
 def _loggers(trainer: Trainer) -> list[tuple[str, CSV | TensorBoard]]:

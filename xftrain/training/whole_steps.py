@@ -12,19 +12,24 @@ from typing import Any
 _COUNTS = ("ready", "started", "processed", "completed")
 
 
-def renumber_batches(checkpoint: dict[str, Any], batches_per_step: int) -> None:
+def renumber_batches(checkpoint: dict[str, Any], batches_per_step: int) -> int:
     """Makes a checkpoint's batches as many as its steps have with today's accumulation.
 
     All that goes by the number of a batch, validations included, is then as in a run that has had
-    this accumulation from the start. Which data comes next does not change: the data has a number
-    of its own (`TrainStream.next_step`), by which dropout is seeded, too.
+    this accumulation from the start. Which data comes next does not change.
 
     Args:
         checkpoint: as it was saved, at the end of a step; its counters are changed in place.
         batches_per_step: `trainer.accumulate_grad_batches`.
+
+    Returns:
+        What to add to the number of a batch for its number in the data.
     """
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    missing = int(checkpoint["global_step"]) * batches_per_step - int(progress["current"]["ready"])
+    loop = checkpoint["loops"]["fit_loop"]
+    num_batches = int(checkpoint["global_step"]) * batches_per_step
+    progress = loop["epoch_loop.batch_progress"]
+    missing = num_batches - int(progress["current"]["ready"])
     for counts in (progress["total"], progress["current"]):
         for name in _COUNTS:
             counts[name] += missing
+    return int(loop["state_dict"]["combined_loader"][0]["next_step"]) - num_batches
