@@ -110,6 +110,8 @@ def _locked(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
 def _release(file: IO[bytes]) -> None:
     if file in _open:  # else this is a forked child, which has closed it
         _open.remove(file)
+        with suppress(OSError):  # where the file system has no locks
+            fcntl.flock(file, fcntl.LOCK_UN)  # also for a child that is just being forked
         file.close()
 
 

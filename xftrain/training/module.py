@@ -286,8 +286,8 @@ class TrainingModule(LightningModule):
                 checkpoint["global_step"],
                 self.trainer.max_steps,
             )
-        optimizer, schedule = checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
-        self.optim.update_saved(optimizer, schedule, self.trainer.max_steps)
+        states = checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
+        self.optim.update_saved(*states, self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, as plain values."""

@@ -45,7 +45,7 @@ class Checkpoint(LightningCheckpoint):
     ) -> None:
         self.every_n_steps, self.max_failed_saves = every_n_steps, max_failed_saves
         self.best_loss = math.inf
-        self._saved_step = self._exported_step = -1
+        self._saved_step = self._exported_step = self._judged_step = -1
         self._num_failed = 0  # in a row
         self.is_saving = False
         self._began = self._spent_s = self._last_s = 0.0  # saving, in all and the last time
@@ -55,6 +55,7 @@ class Checkpoint(LightningCheckpoint):
         ckpt = trainer.ckpt_path
         from_here = ckpt is None or Path(ckpt).resolve().parent == _folder(trainer).resolve()
         self._saved_step = trainer.global_step if from_here else -1
+        self._judged_step = trainer.global_step
         self._began = time.monotonic()
         # with the two moments of each weight
         self._last_s = _SAVE_S + 3 * _num_bytes(training_module(pl_module).model) / _BYTES_A_S
@@ -67,7 +68,7 @@ class Checkpoint(LightningCheckpoint):
         """Saves the last one when it is due."""
         # that of a step with a validation comes after it: a run that goes on from a checkpoint
         # before it would never make it
-        if (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_interval:
+        if not validation_follows(trainer):
             self._save_if_due(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
@@ -81,6 +82,7 @@ class Checkpoint(LightningCheckpoint):
         loss = training_module(pl_module).latest["val/loss"]
         if trainer.sanity_checking or trainer.state.fn != "fit" or within_step(trainer):
             return
+        self._judged_step = trainer.global_step
         if loss < self.best_loss and self._is_affordable():
             beaten, self.best_loss = self.best_loss, loss  # which the file is to hold
             if not self._save(trainer, "best.ckpt"):
@@ -113,6 +115,8 @@ class Checkpoint(LightningCheckpoint):
         run anywhere inside a batch: there the last save stands.
         """
         if isinstance(exception, SystemExit) and not within_step(trainer):
+            if training_module(pl_module).validated_at == trainer.global_step != self._judged_step:
+                self.on_validation_end(trainer, pl_module)  # the signal's callback came before it
             self.on_train_end(trainer, pl_module)
         elif isinstance(exception, Exception) and self._has_all_steps(trainer, exception):
             with optional("saving after the error"):  # which is what is to be told
@@ -199,6 +203,11 @@ def within_step(trainer: Trainer) -> bool:
     A run that went on from there would make that step with part of its gradient.
     """
     return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches)
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether the batch that has just been trained on is one with a validation after it."""
+    return (trainer.fit_loop.total_batch_idx + 1) % int(trainer.val_check_interval) == 0
 
 
 def _folder(trainer: Trainer) -> Path:
