@@ -168,14 +168,14 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
             board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, typed)
 
     is_same = _measures_more(options, run_dir)
-    start = RunStart(folder, prepared.ckpt, is_same=is_same, on_begin=on_begin)
+    start = RunStart(folder, prepared.ckpt, loggers, is_same=is_same, on_begin=on_begin)
     loss = kind_of(prepared.loss, batch, prepared.vocab_size, device)
     ran_as = {"precision": precision, "attention kernel": kernel, "loss": loss}
     choices = Choices(model.backend, ran_as | on_machine(device), saved)
     trainer = build_trainer(
         run_dir,
         [start, choices, LastSave(), *callbacks, *bars, stop],
-        loggers,
+        start.early_loggers,
         options["max_steps"],
         options["deterministic"],
         bool(bars),

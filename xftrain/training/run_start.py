@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 
 from xftrain.run_folder import RunFolder, holds_run
 from xftrain.training.checkpoint_header import later_checkpoints
@@ -33,6 +34,7 @@ class RunStart(Callback):
     Args:
         folder: of the run.
         ckpt: what is resumed; None is nothing.
+        loggers: all of the run's, in order.
         is_same: whether the run in the folder is meant though it is not resumed, as by a benchmark
             that is repeated.
         on_begin: called as soon as the folder is this run's.
@@ -42,12 +44,15 @@ class RunStart(Callback):
         self,
         folder: RunFolder,
         ckpt: Path | None,
+        loggers: list[Logger],
         *,
         is_same: bool,
         on_begin: Callable[[], None],
     ) -> None:
         self.folder, self.ckpt, self.is_same = folder, ckpt, is_same
-        self.on_begin = on_begin
+        self.loggers, self.on_begin = loggers, on_begin
+        # the others make no file before the run is sure to train
+        self.early_loggers = [one for one in loggers if not isinstance(one, CSV | TensorBoard)]
         self._trainer: Trainer | None = None
         self._saved_run: str | None = None
         self._positions: dict[str, Any] = {}
@@ -55,8 +60,9 @@ class RunStart(Callback):
         self._validated_at, self._validation = -1, ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Notes the trainer, whose loggers are asked at each save."""
+        """Gives the trainer all loggers; before this, Lightning has each make its file."""
         self._trainer = trainer
+        trainer.loggers = self.loggers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All is restored, and nothing can be refused any more."""
@@ -70,6 +76,8 @@ class RunStart(Callback):
         if self.folder.has_begun:
             return
         module.latest |= self._metrics
+        for _, logger in _loggers(trainer):  # of which a callback may have asked for the file
+            logger.close()
         if self._is_here():
             if self._validation == _validation(trainer, module):
                 module.validated_at = self._validated_at

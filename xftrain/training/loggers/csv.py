@@ -40,6 +40,11 @@ class CSV(CSVLogger):
         return self._experiment
 
     @rank_zero_only
+    def close(self) -> None:
+        """Forgets the file; what is recorded next looks at it again."""
+        self._experiment = None
+
+    @rank_zero_only
     def position(self) -> int:
         """The number of rows so far, for `cut_back`."""
         return int(self.experiment.num_rows)
@@ -52,7 +57,6 @@ class CSV(CSVLogger):
             step: of the checkpoint.
             num_rows: what `position` was when it was saved; None where that is not known.
         """
-        self._experiment = None
         _cut_back(Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE), step, num_rows)
 
 

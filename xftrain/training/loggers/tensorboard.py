@@ -26,6 +26,19 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False)
 
     @rank_zero_only
+    def save(self) -> None:
+        """Writes what was recorded; a run that is refused has nothing, and makes no file."""
+        if self._experiment is not None:
+            super().save()
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Ends the event file; what is recorded next begins another one."""
+        if self._experiment is not None:
+            self._experiment.close()
+            self._experiment = None
+
+    @rank_zero_only
     def position(self) -> dict[str, int]:
         """The bytes of each event file so far, all of which are on the disk; for `cut_back`."""
         if self._experiment is not None:
