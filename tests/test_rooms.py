@@ -14,8 +14,8 @@ FLOORS = [
     ["errors", "printable"],
     ["completion", "config_tree", "fields", "markdown", "version"],
     ["files", "processes", "redaction"],
-    ["console", "signatures", "records", "link_checks"],
-    ["values", "hydra_errors", "hydra_files"],
+    ["console", "signatures", "records", "folder_lock"],
+    ["values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer", "batch_checks"],
@@ -40,7 +40,7 @@ FLOORS = [
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
     ["commands", "sweep_record", "sweep_table"],
-    ["sweeps"],
+    ["sweeps", "folder_hooks"],
     ["ranks", "sweep_checks", "sweep_plot"],
     [""],  # xftrain/__init__.py, the public API
     ["cli"],

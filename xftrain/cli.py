@@ -32,6 +32,7 @@ from xftrain.config_checks import refuse_other_ranks
 from xftrain.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.files import replace_text
+from xftrain.folder_hooks import leave_folders
 from xftrain.hydra_errors import errors_raised
 from xftrain.hydra_files import hide_in_files
 from xftrain.overrides import all_groups, normalise_argv, sentence
@@ -44,9 +45,9 @@ from xftrain.processes import (
     rank,
     stops_raised,
 )
-from xftrain.records import of_ended_run
 from xftrain.redaction import hidden
 from xftrain.registry import conf_dir, measures_times
+from xftrain.run_folder import holds_record
 from xftrain.sweep_checks import SweepChecks
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ def _run_command() -> int:
         return _end_of_sweep(error)
     finally:
         sweeps.SweepTable.folder = None
+        leave_folders()
 
 
 def _find_own_classes() -> None:
@@ -181,7 +183,7 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
             _refuse_side_by_side(cfg, settings)
             refuse_merged(settings)
             validate(cfg)
-            result = sweeps.run_job(settings, run_dir)
+            result = sweeps.run_job(settings, run_dir, is_new=cfg.get("ckpt") is None)
     except Exception as error:
         status = "refused" if isinstance(error, ConfigError) else "failed"
         result = sweeps.write_end(status, _report(error, run_dir), settings, run_dir)
@@ -207,7 +209,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         if is_rank():  # else the others are started here
             refuse_other_ranks(devices)
     except ConfigError as error:
-        if rank() == 0 and not of_ended_run(run_dir):
+        if rank() == 0 and not holds_record(run_dir):
             sweeps.write_end("refused", hidden(str(error)), settings, run_dir)
         raise
     with ranks.started(devices, settings, run_dir):

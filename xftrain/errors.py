@@ -18,7 +18,10 @@ class RunError(RuntimeError):
 
 
 class SweepRefused(BaseException):
-    """A sweep cannot begin. No Exception, which Hydra would turn into a warning in a callback."""
+    """A sweep, or a run in a folder that is in use, cannot begin.
+
+    No Exception, which Hydra would turn into a warning in a callback.
+    """
 
 
 class Stopped(SystemExit):

@@ -75,8 +75,6 @@ def prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> Pr
     # refused now rather than after the data is prepared
     ckpt = checkpoint_to_load(options["ckpt"], run_dir) if own_rank == 0 else None
     ckpt = distributed.from_rank_0(ckpt)  # files may change while ranks look at them
-    if ckpt is None and own_rank == 0:
-        (run_dir / "metrics.csv").unlink(missing_ok=True)  # of another run in this folder
     data = builder.build_data(options, devices)
     check_data(data)
     if data.num_val_batches < devices:

@@ -18,11 +18,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from xftrain.errors import ConfigError, RunError, Stopped
-from xftrain.files import new_folder, refuse_links, replace_bytes, replace_text
+from xftrain.files import new_folder, refuse_links, replace_text
+from xftrain.folder_lock import holding
 from xftrain.overrides import as_typed
 from xftrain.processes import rank
-from xftrain.records import of_ended_run
 from xftrain.redaction import hidden, hidden_throughout
+from xftrain.run_folder import RunFolder
 from xftrain.version import __version__, installed
 
 log = logging.getLogger(__name__)
@@ -52,25 +53,29 @@ def folder_of(run_dir: Path | None) -> Path:
 
 
 @contextmanager
-def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]:
+def recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
     """The record of a run, to be filled in; `result.json` is written however the run ends.
 
+    A run that ends before it has begun leaves the record of the former run in the folder, whose
+    files are all there still.
+
     Args:
-        run_dir: the run's folder.
-        is_kept: whether it is written at all; of several ranks one does.
+        folder: the run's folder, which is locked meanwhile.
 
     Raises:
-        ConfigError: the folder has a link in it that leads out of it.
+        ConfigError: the folder has a link in it that leads out of it, or another run is using it.
         RunError: in place of the system's own error, where the disk is full.
     """
-    if not is_kept:
-        yield empty_result(run_dir)
+    if not folder.is_kept:
+        yield empty_result(folder.path)
         return
-    started = time.perf_counter()
-    refuse_links(run_dir, "hydra.run.dir")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    former = of_ended_run(run_dir)
-    (run_dir / "result.json").unlink(missing_ok=True)
+    refuse_links(folder.path, "hydra.run.dir")
+    with holding(folder.path, "hydra.run.dir"):
+        yield from _recorded(folder)
+
+
+def _recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    started, run_dir = time.perf_counter(), folder.path
     result = empty_result(run_dir)
     failure: BaseException | None = None
     try:
@@ -88,10 +93,7 @@ def recorded(run_dir: Path, *, is_kept: bool = True) -> Iterator[dict[str, Any]]
         result["error"] = hidden(_said(failure))
     result["wall_s"] = round(time.perf_counter() - started, 3)
     try:
-        if result["status"] == "refused" and former:
-            for path, content in former.items():
-                replace_bytes(path, content)
-        else:
+        if not folder.keeps_record(result["status"]):
             write_result(result, run_dir)
     except (RunError, OSError) as unwritten:
         failure = failure or unwritten  # what ended the run matters more

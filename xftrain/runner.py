@@ -14,12 +14,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from xftrain import builder, config, redaction, registry
-from xftrain.attention.backends.auto import Auto
 from xftrain.compilation import end_compiling
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.config_tree import config_tree
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.files import replace_text
 from xftrain.interfaces import Batch
 from xftrain.kernels.matmul import begin_choosing, end_choosing
 from xftrain.memory import is_out_of_memory, peak_memory_mib
@@ -29,16 +27,21 @@ from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare
 from xftrain.processes import rank
 from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied
+from xftrain.run_folder import RunFolder
 from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.callbacks.progress import Progress
 from xftrain.training.callbacks.watchdog import Watchdog
+from xftrain.training.choices import Choices, choose_kernel, kind_of, on_machine, saved_choices
 from xftrain.training.graphed_loop import GraphedLoop
+from xftrain.training.last_save import LastSave
 from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import NonFiniteGuard
+from xftrain.training.optional import optional
 from xftrain.training.profilers import end_profile
 from xftrain.training.quiet import quiet_lightning
+from xftrain.training.run_start import RunStart
 from xftrain.training.same_run import flat
 from xftrain.training.signals import StopSignals
 from xftrain.training.text import log_text
@@ -76,19 +79,19 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     run_dir = folder_of(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     is_whole = False
-    with recorded(run_dir, is_kept=rank() == 0) as result:
+    folder = RunFolder(run_dir, is_kept=rank() == 0)
+    with recorded(folder) as result:
         try:
             options = config.validate(cfg)
             shown = redaction.without_secrets(cfg, options)
             refuse_other_ranks(options["trainer"]["devices"])
-            if rank() == 0:
-                _save_config(cfg, run_dir)
+            folder.write_config(_resolved(cfg))
             log.info("%s", config_tree(shown))
             with StopSignals() as stop:
                 prepared = prepare(options, shown, run_dir)
                 run_dir = distributed.from_rank_0(run_dir)  # under torchrun each had its own
                 result["run_dir"] = str(run_dir)
-                _train(prepared, run_dir, result, stop)
+                _train(prepared, folder, result, stop)
             is_whole = True
         finally:
             distributed.disconnect(together=is_whole)
@@ -100,26 +103,30 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     return result
 
 
-def _train(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
+def _train(
+    prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals
+) -> None:
     """Fits; where memory runs out, says what would save some."""
     try:
-        _fit(prepared, run_dir, result, stop)
+        _fit(prepared, folder, result, stop)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(error, prepared) from error
 
 
-def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSignals) -> None:
+def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals) -> None:
     """Builds everything and fits; the result gains each figure as soon as it is known."""
+    run_dir = Path(result["run_dir"])
     options, shown, data, batch = prepared.options, prepared.shown, prepared.data, prepared.batch
     device, precision = prepared.device, prepared.precision
     torch.manual_seed(options["seed"])
     model = builder.assemble(options, prepared.vocab_size)
     _say_what_is_trained(model, options, batch, device, precision)
     result["device"] = hardware.device_name(device)
-    result["kernel"] = kernel = _choose_kernel(model, batch, device, prepared.dtype)
-    begin_choosing(options["matmul"])  # products that are chosen keep less
+    saved = saved_choices(prepared.ckpt)
+    result["kernel"] = kernel = choose_kernel(model, batch, device, prepared.dtype, saved)
+    begin_choosing(options["matmul"], saved.matmul)  # products that are chosen keep less
     predicted = plan_memory(options, model, prepared.loss, batch, prepared.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
     if options["compile"]:
@@ -151,10 +158,24 @@ def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSi
     watchdogs = [callback for callback in callbacks if isinstance(callback, Watchdog)]
     callbacks = [*watchdogs, *(callback for callback in callbacks if callback not in watchdogs)]
     bars = [bar for c in callbacks if isinstance(c, Progress) and (bar := c.bar())]
+    boards = [logger for logger in loggers if isinstance(logger, TensorBoard)]
+
+    def on_begin() -> None:
+        log_text(loggers, "kernel", kernel)
+        log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
+        typed = varied()
+        for board in boards:
+            board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, typed)
+
+    is_same = _measures_more(options, run_dir)
+    start = RunStart(folder, prepared.ckpt, loggers, is_same=is_same, on_begin=on_begin)
+    loss = kind_of(prepared.loss, batch, prepared.vocab_size, device)
+    ran_as = {"precision": precision, "attention kernel": kernel, "loss": loss}
+    choices = Choices(model.backend, ran_as | on_machine(device), saved)
     trainer = build_trainer(
         run_dir,
-        [*callbacks, *bars, stop],
-        loggers,
+        [start, choices, LastSave(), *callbacks, *bars, stop],
+        start.early_loggers,
         options["max_steps"],
         options["deterministic"],
         bool(bars),
@@ -173,22 +194,18 @@ def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSi
 
     for watchdog in watchdogs if rank() == 0 else []:
         watchdog.on_hang = lambda said: abandon(known(), run_dir, said)
-    log_text(loggers, "kernel", kernel)
-    log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
-    boards = [logger for logger in loggers if isinstance(logger, TensorBoard)]
-    typed = varied()
-    for board in boards:
-        board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, typed)
     try:
         with _restoring(prepared.ckpt, module):
             trainer.fit(module, ckpt_path=prepared.ckpt, weights_only=True)
         stop.end_if_received()
         if options["trainer"]["profiler"]:
-            end_profile(trainer, run_dir)
+            with optional("trainer.profiler"):
+                end_profile(trainer, run_dir)
         result["metrics"] = _finish(trainer, module, options["trainer"])
         for board in boards:
-            board.end_hparams()
-            board.save()
+            with optional("TensorBoard's record of the end"):
+                board.end_hparams()
+                board.save()
     finally:
         for watchdog in watchdogs:
             watchdog.end()
@@ -238,26 +255,15 @@ def _finish(
         trainer.validate(module, verbose=False, weights_only=True)
     # it is of all validation batches, and comparable with nothing else
     is_whole = keys["limit_val_batches"] is None and not keys["overfit_batches"]
-    baseline = module.data.baseline() if is_whole else {}
+    baseline: dict[str, float] = {}
+    if is_whole:
+        with optional("the data's baseline"):
+            baseline = module.data.baseline()
     for logger in trainer.loggers:
         if baseline:
             logger.log_metrics(baseline, step=trainer.global_step)
         logger.save()
     return module.latest | baseline
-
-
-def _choose_kernel(model: GPT, batch: Batch, device: torch.device, dtype: torch.dtype) -> str:
-    """The name of the attention kernel that will run; `auto` measures and chooses here."""
-    bias, shape = model.attention_facts(*batch.shape_BM, batch.seqlens)
-    if isinstance(model.backend, Auto) and distributed.world_size() > 1:
-        if rank() == 0:
-            model.backend.choose(bias, shape, dtype, device)
-        # clocks differ from rank to rank, and so would the choice
-        chosen = model.backend.chosen
-        model.backend.take(distributed.from_rank_0(chosen and chosen.name))
-    kernel = model.backend.kernel(bias, shape, dtype, device)
-    log.info("attention kernel: %s", kernel)
-    return kernel
 
 
 def _say_what_is_trained(
@@ -280,9 +286,15 @@ def _say_what_is_trained(
         log.info("kept their own initialization: %s", ", ".join(model.uninitialized))
 
 
-def _save_config(cfg: DictConfig, run_dir: Path) -> None:
+def _measures_more(options: Mapping[str, Any], run_dir: Path) -> bool:
+    """Whether this is a benchmark that adds to the rows in the folder."""
+    names = [callback.get("name") for callback in options["callbacks"].values()]
+    return any(map(registry.measures_times, names)) and (run_dir / "rows.jsonl").is_file()
+
+
+def _resolved(cfg: DictConfig) -> str:
     """The resolved configuration, as typed; what `_target_` it has is the user's own."""
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
     shown = redaction.without_secrets(cfg, {str(key): value for key, value in values.items()})
-    replace_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))
+    return OmegaConf.to_yaml(OmegaConf.create(shown))

@@ -26,6 +26,7 @@ from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
 from xftrain.printable import printable
 from xftrain.results import folder_of, recorded
+from xftrain.run_folder import RunFolder, refuse_trained
 from xftrain.training import hardware
 from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.same_run import refuse_other_model
@@ -46,7 +47,9 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         ConfigError: the configuration, the checkpoint or the prompt is wrong.
     """
     run_dir = folder_of(run_dir)
-    with recorded(run_dir) as result:
+    refuse_trained(run_dir, "a sample")
+    folder = RunFolder(run_dir)
+    with recorded(folder) as result:
         asked = config.validate(cfg)
         path = _path(asked["ckpt"])
         held = read_checkpoint(path)
@@ -75,6 +78,7 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         added = vocabulary.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
         shown = redaction.hidden(printable(f"{prompt} | {added}"))
         log.info("step %d of %s:\n%s", held["global_step"], asked["ckpt"], shown)
+        folder.begin_anew()
         replace_text(run_dir / "sample.txt", shown + "\n")
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
         log.info("sample: %s", run_dir / "sample.txt")

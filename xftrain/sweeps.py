@@ -22,6 +22,7 @@ from xftrain.overrides import as_typed, quoted
 from xftrain.processes import Process, cause_of_death, end
 from xftrain.redaction import hidden_throughout
 from xftrain.registry import conf_dir
+from xftrain.run_folder import RunFolder, holds_run
 from xftrain.sweep_record import MODE, is_resumed, kept, write_record
 from xftrain.sweep_table import forget_jobs, read_result
 
@@ -68,7 +69,7 @@ def folder_of(settings: Any) -> Path:
     return Path(settings.runtime.cwd) / str(settings.sweep.dir)
 
 
-def run_job(settings: Any, run_dir: Path) -> dict[str, Any]:
+def run_job(settings: Any, run_dir: Path, *, is_new: bool = False) -> dict[str, Any]:
     """Runs one job as a command of its own, and returns what its `result.json` holds.
 
     A process that leaves none, since it was killed or crashed, gets one that says so.
@@ -76,10 +77,13 @@ def run_job(settings: Any, run_dir: Path) -> dict[str, Any]:
     Args:
         settings: Hydra's own configuration of the job.
         run_dir: the job's folder.
+        is_new: whether it resumes no checkpoint, so that it has no use for a former run's files.
     """
     overrides = as_typed(settings.overrides.task)
     if is_resumed() and (done := _completed(run_dir, overrides)):
         return done
+    if is_new and holds_run(run_dir):
+        RunFolder(run_dir).begin_anew()
     (run_dir / "result.json").unlink(missing_ok=True)
     last_words = run_dir / ".job_said"
     last_words.unlink(missing_ok=True)

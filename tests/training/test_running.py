@@ -93,7 +93,8 @@ def test_the_seed_alone_decides(tmp_path):
 
 def test_without_callbacks_and_loggers(tmp_path):
     result = run(tmp_path, "callbacks=none", "logger=none")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "result.json"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".lock", ".run.json", "config.yaml", "result.json"]
     assert (result["status"], result["tokens_per_s"]) == ("completed", None)
     assert set(result["metrics"]) == {"val/loss", "val/accuracy", "val/perplexity"}
 

@@ -16,6 +16,7 @@ from xftrain.benchmark.sweep import Context, Sweep
 from xftrain.benchmark.tables import table
 from xftrain.errors import ConfigError
 from xftrain.results import folder_of, recorded
+from xftrain.run_folder import RunFolder, refuse_trained
 from xftrain.training import hardware
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,9 @@ def examine(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         RunError: the rows cannot be written.
     """
     run_dir = folder_of(run_dir)
-    with recorded(run_dir) as result:
+    refuse_trained(run_dir, "the doctor")
+    folder = RunFolder(run_dir)
+    with recorded(folder) as result:
         options = config.validate(cfg)
         device, precision = hardware.resolve(options["accelerator"], "auto")
         result["device"] = hardware.device_name(device)
@@ -41,6 +44,7 @@ def examine(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         log.info("%s", table(["what", "here"], [[k, v] for k, v in found.items()]))
         dtype = str(hardware.compute_dtype(precision)).removeprefix("torch.")
         sweeps = [_sweep(key, node) for key, node in options["callbacks"].items()]
+        folder.begin_again()  # its rows are kept
         run_sweeps(sweeps, Context(run_dir, device, dtype, {}, []))
     return result
 

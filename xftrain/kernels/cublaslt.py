@@ -8,7 +8,18 @@ derivative can be had in the product's epilogue. Names and numbers are of `cubla
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    byref,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint16,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -20,6 +31,9 @@ from torch import Tensor
 _TYPES = {torch.float16: 2, torch.bfloat16: 14}  # CUDA_R_16F, CUDA_R_16BF
 _FLOAT32, _COMPUTE_32F = 0, 68
 _TRANSA, _TRANSB, _EPILOGUE, _AUX_POINTER, _AUX_LD, _AUX_TYPE = 3, 4, 7, 11, 12, 22
+# CUBLASLT_ALGO_CONFIG_ID, TILE_ID, SPLITK_NUM, REDUCTION_SCHEME, CTA_SWIZZLING, CUSTOM_OPTION,
+# STAGES_ID, INNER_SHAPE_ID, CLUSTER_SHAPE_ID
+_CONFIG: list[Any] = [*[c_uint32] * 7, *[c_uint16] * 2]
 _PREFERRED_WORKSPACE = 1
 _WORKSPACE_BYTES = 32 << 20
 _NUM_ALGORITHMS = 16
@@ -65,6 +79,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "cublasLtMatmulPreferenceSetAttribute": [_POINTER, c_int, _POINTER, c_size_t],
     "cublasLtMatmulPreferenceDestroy": [_POINTER],
     "cublasLtMatmulAlgoGetHeuristic": [*[_POINTER] * 7, c_int, _POINTER, _POINTER],
+    "cublasLtMatmulAlgoConfigGetAttribute": [_POINTER, c_int, _POINTER, c_size_t, _POINTER],
     "cublasLtMatmul": [*[_POINTER] * 13, _POINTER, c_size_t, _POINTER],
 }
 
@@ -138,6 +153,24 @@ class Plan:
     def __del__(self) -> None:
         for kind, thing in self._owned:
             getattr(library(), f"{kind}Destroy")(thing)
+
+    def name(self, index: int) -> str:
+        """A proposal as another process knows it.
+
+        The fields of its configuration: of its 64 bytes some are left as they were in memory, seen
+        on an H200 with cuBLASLt 13.
+
+        Args:
+            index: which of the proposals.
+        """
+        algorithm, values = self.proposals[index].algorithm, []
+        for field, kind in enumerate(_CONFIG):
+            value, written = kind(0), c_size_t(0)
+            name = "cublasLtMatmulAlgoConfigGetAttribute"
+            size = ctypes.sizeof(value)
+            _call(name, byref(algorithm), field, byref(value), size, byref(written))
+            values.append(str(value.value))
+        return "-".join(values)
 
     def launch(self, index: int, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> None:
         """Launches an algorithm on the current stream.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Literal
 
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import register_flop_formula
 from xftrain.compilation import declare_products
 from xftrain.errors import first_line
 from xftrain.kernels.cublaslt import CublasError, Epilogue, Plan, can_take, library
+from xftrain.kernels.saved_matmul import Choice, Key, described, proposed, saved_form
 from xftrain.memory import is_out_of_memory
 from xftrain.timing import in_turns
 
@@ -32,18 +33,32 @@ _GAIN = 0.99  # of torch's time, to be worth another choice
 _ROUNDS, _LAUNCHES = 3, 5
 
 Call = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
-_choices: dict[tuple[object, ...], Call | None] = {}
+_choices: dict[Key, Choice | None] = {}
+_saved: dict[str, str | None] = {}  # of the run that is resumed, as `choices_made` returned it
 _is_chosen = False
 
 
-def begin_choosing(how: Literal["auto", "torch"]) -> None:
+def begin_choosing(
+    how: Literal["auto", "torch"], saved: Mapping[str, str | None] | None = None
+) -> None:
     """From now on products are measured, or left to torch; a setting of the whole process.
 
     Compiled code keeps the setting that it was compiled under, until `torch._dynamo.reset()`.
+
+    Args:
+        how: as `matmul` is configured.
+        saved: `choices_made` of the run that is resumed: these products are not measured again.
     """
     global _is_chosen
     _is_chosen = how == "auto"
     _choices.clear()
+    _saved.clear()
+    _saved.update(saved or {})
+
+
+def choices_made() -> dict[str, str | None]:
+    """The algorithm of each product so far, None for torch's; for another process."""
+    return {**_saved, **saved_form(_choices)}
 
 
 def end_choosing() -> None:
@@ -204,8 +219,24 @@ def _choice(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tenso
         # nothing can be measured in a recording
         if len(_choices) >= _MOST_CHOICES or torch.cuda.is_current_stream_capturing():
             return with_torch
-        _choices[key] = _measured(epilogue, a, b, out, second, with_torch)
-    return _choices[key] or with_torch
+        _choices[key] = _first_choice(key, a, b, out, second, with_torch)
+    chosen = _choices[key]
+    return with_torch if chosen is None else partial(chosen.plan.launch, chosen.number)
+
+
+def _first_choice(
+    key: Key, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None, with_torch: Call
+) -> Choice | None:
+    """That of the run that is resumed, or the fastest; None is torch."""
+    epilogue, words = key[0], described(key)
+    if words in _saved:
+        name = _saved[words]
+        if name is None:
+            return None
+        if (choice := proposed(name, epilogue, a, b, out, second)) is not None:
+            return choice
+        log.info("matmul: chosen again, as cuBLASLt here has not the checkpoint's: %s", words)
+    return _measured(epilogue, a, b, out, second, with_torch)
 
 
 def _measured(
@@ -215,7 +246,7 @@ def _measured(
     out: Tensor,
     second: Tensor | None,
     with_torch: Call,
-) -> Call | None:
+) -> Choice | None:
     """The fastest, with these operands; None is torch. What they leave in `out` is of no use."""
     try:
         plan = Plan(a, b, epilogue)
@@ -223,12 +254,14 @@ def _measured(
         log.debug("matmul: %s for %s", error, epilogue.name)
         return None
     calls: list[Call] = [with_torch]
+    choices: list[Choice | None] = [None]
     for index in range(len(plan.proposals)):
         try:
             plan.launch(index, a, b, out, second)
         except CublasError:
             continue
         calls.append(partial(plan.launch, index))
+        choices.append(Choice(plan, index))
     once = [partial(_time_ms, partial(call, a, b, out, second)) for call in calls]
     series = in_turns(once, budget_s=0.0, min_repeats=_ROUNDS, max_repeats=_ROUNDS)
     medians = [statistics.median(times) for times in series]
@@ -238,7 +271,7 @@ def _measured(
         *(tuple(a.shape), tuple(b.shape), epilogue.name),
         *(medians[0], medians[best], len(calls)),
     )
-    return calls[best] if medians[best] < _GAIN * medians[0] else None
+    return choices[best] if medians[best] < _GAIN * medians[0] else None
 
 
 def _time_ms(call: Callable[[], None]) -> float:

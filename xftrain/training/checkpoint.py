@@ -19,7 +19,9 @@ from torch import Tensor
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.files import NotPlainFile, open_plain, replacing, sync
 from xftrain.printable import one_line
+from xftrain.run_folder import run_id_of
 from xftrain.training.checkpoint_format import check_sums, described_content
+from xftrain.training.checkpoint_header import run_id
 from xftrain.training.plain_pickle import DescribedTensor, NotPlain
 
 _KEYS: dict[str, type] = {
@@ -185,7 +187,8 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
         read_checkpoint(ckpt)
         return Path(ckpt)
     # by the times that they hold: a copy of the folder has others
-    files = sorted(run_dir.glob("checkpoints/*.ckpt"), key=_age)
+    files = [path for path in run_dir.glob("checkpoints/*.ckpt") if _is_of(run_dir, path)]
+    files.sort(key=_age)
     if not files:
         log.info("ckpt=auto: no checkpoint in %s yet, starting at step 0", run_dir)
         return None
@@ -207,6 +210,14 @@ def newest_save(run_dir: Path) -> int:
     """When the newest checkpoint of a run was saved, as it says itself; 0 where there is none."""
     ages = (_age(path) for path in run_dir.glob("checkpoints/*.ckpt"))
     return max((saved_at for saved_at, _ in ages if saved_at < _UNREADABLE), default=0)
+
+
+def _is_of(run_dir: Path, path: Path) -> bool:
+    """Whether it is of the run that the folder holds, as far as both name their run."""
+    named = {run_id_of(run_dir), run_id(path)} - {None}
+    if len(named) > 1:
+        log.warning("ckpt=auto: skipped: %s is of another run than %s holds", path, run_dir)
+    return len(named) < 2
 
 
 def _age(path: Path) -> tuple[int, int]:

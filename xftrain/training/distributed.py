@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from xftrain.processes import rank, rank_died
 
 _POLL_S = 0.2
 _NAMED = 5  # parameters in a sentence
+_Value = TypeVar("_Value")
+
 _TIMEOUT = timedelta(minutes=30)  # for the slowest of the ranks, as when one makes token files
 
 
@@ -191,7 +193,7 @@ def largest_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def from_all_ranks(value: str) -> list[str]:
+def from_all_ranks(value: _Value) -> list[_Value]:
     """What each rank has, on every rank."""
     if world_size() == 1:
         return [value]

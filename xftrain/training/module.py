@@ -31,6 +31,7 @@ from xftrain.training.same_run import (
 )
 from xftrain.training.step_sums import StepSums
 from xftrain.training.val_sums import ValSums
+from xftrain.training.whole_steps import renumber_batches
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class TrainingModule(LightningModule):
         self.validated_at = -1  # optimizer step of the last validation
         self.always_counts = False  # accuracy, though no record of the step is made
         self.saved_at = 0  # nanoseconds; of the checkpoint before the next one
+        self.data_offset = 0  # from Lightning's number of a batch to the data's
         self.has_begun = False  # to train; before that, a checkpoint is restored
         self._narrow: NarrowWeights | None = None
         self._val_sums = ValSums()
@@ -133,7 +135,8 @@ class TrainingModule(LightningModule):
         generator = torch.default_generator
         if self.device.type == "cuda":
             generator = torch.cuda.default_generators[self.device.index]
-        generator.manual_seed(dropout_seed(self.seed, batch_idx, self.global_rank))
+        index = batch_idx + self.data_offset
+        generator.manual_seed(dropout_seed(self.seed, index, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The batch's part of the step's mean cross-entropy in nats, see `StepSums`."""
@@ -282,6 +285,7 @@ class TrainingModule(LightningModule):
             moved=self.data_identity.has_content_of(held),
         )
         self.data_identity.refuse_other_content(held, current)
+        self.data_offset = renumber_batches(checkpoint, self.trainer.accumulate_grad_batches)
         self.guard.num_skipped = int(held.get("num_skipped", 0))
         self.saved_at = max(self.saved_at, held.get("saved_at", 0))
         if changed := differences(saved, current).values():
@@ -292,8 +296,8 @@ class TrainingModule(LightningModule):
                 checkpoint["global_step"],
                 self.trainer.max_steps,
             )
-        optimizer, schedule = checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
-        self.optim.update_saved(optimizer, schedule, self.trainer.max_steps)
+        states = checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
+        self.optim.update_saved(*states, self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration and what the data is, as plain values."""

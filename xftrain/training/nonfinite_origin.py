@@ -40,7 +40,7 @@ def origin(module: TrainingModule, step: int) -> str:
 def _origin_in_batch(
     module: TrainingModule, parameters: Mapping[str, Tensor], index: int
 ) -> str | None:
-    batch = module.stream.batch(index).to(module.device)
+    batch = module.stream.batch(index + module.data_offset).to(module.device)
     module.on_train_batch_start(batch, index)  # the same dropout
     with module.model.uncompiled(), _watched(module.model) as bad:  # for the hooks to be called
         with module.trainer.precision_plugin.forward_context():

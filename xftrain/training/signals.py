@@ -14,7 +14,7 @@ from torch import Tensor, tensor
 
 from xftrain.errors import Stopped
 from xftrain.processes import END_SIGNALS, is_heeded
-from xftrain.training.callbacks.checkpoint import Checkpoint, within_step
+from xftrain.training.callbacks.checkpoint import Checkpoint, validation_follows, within_step
 from xftrain.training.module import training_module
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,13 @@ class StopSignals(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ends the run where a signal came in this step."""
-        if not within_step(trainer):
+        """Ends the run where a signal came in this step; if it is validated, after that."""
+        if not within_step(trainer) and not validation_follows(trainer):
+            self._end_if_all_know(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that is resumed from a checkpoint before the validation would be without it."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not within_step(trainer):
             self._end_if_all_know(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -125,6 +125,27 @@ class Auto(Backend):
         """Takes a backend by name, as another rank's measurement chose it."""
         (self.chosen,) = (backend for backend in all_backends() if backend.name == name)
 
+    def take_up(
+        self,
+        name: str,
+        bias: AttnBias,
+        shape: AttnShape,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> list[str]:
+        """Takes the backend that a former run chose, without measuring.
+
+        Returns:
+            Why it cannot run here; empty where it is taken.
+        """
+        backends = {backend.name: backend for backend in _candidates()}
+        if name not in backends:
+            return ["there is no such backend to choose"]
+        reasons = backends[name].unsupported(bias, shape, dtype, device)
+        if not reasons:
+            self.chosen = backends[name]
+        return reasons
+
     def table(self, shape: AttnShape, dtype: torch.dtype) -> str:
         """The trials as text."""
         sizes = f"B={shape.B} M={shape.M} H={shape.H} G={shape.G} K={shape.K}"

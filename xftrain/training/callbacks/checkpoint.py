@@ -12,12 +12,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
-from xftrain.errors import RunError
+from xftrain.errors import ConfigError, RunError
 from xftrain.fields import NonNegativeInt, PositiveInt
+from xftrain.memory import is_out_of_memory
 from xftrain.training import distributed
 from xftrain.training.callbacks.metrics import not_training
 from xftrain.training.checkpoint import export_weights, newest_save, sweep_partial_files
 from xftrain.training.module import training_module
+from xftrain.training.optional import optional
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Checkpoint(LightningCheckpoint):
     ) -> None:
         self.every_n_steps, self.max_failed_saves = every_n_steps, max_failed_saves
         self.best_loss = math.inf
-        self._saved_step = -1
+        self._saved_step = self._exported_step = self._judged_step = -1
         self._num_failed = 0  # in a row
         self.is_saving = False
         self._began = self._spent_s = self._last_s = 0.0  # saving, in all and the last time
@@ -58,6 +60,7 @@ class Checkpoint(LightningCheckpoint):
         ckpt = trainer.ckpt_path
         from_here = ckpt is None or Path(ckpt).resolve().parent == _folder(trainer).resolve()
         self._saved_step = trainer.global_step if from_here else -1
+        self._judged_step = trainer.global_step
         self._began = time.monotonic()
         # with the two moments of each weight
         self._last_s = _SAVE_S + 3 * _num_bytes(training_module(pl_module).model) / _BYTES_A_S
@@ -70,7 +73,7 @@ class Checkpoint(LightningCheckpoint):
         """Saves the last one when it is due."""
         # that of a step with a validation comes after it: a run that goes on from a checkpoint
         # before it would never make it
-        if (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_interval:
+        if not validation_follows(trainer):
             self._save_if_due(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
@@ -84,6 +87,7 @@ class Checkpoint(LightningCheckpoint):
         loss = training_module(pl_module).latest["val/loss"]
         if trainer.sanity_checking or trainer.state.fn != "fit" or within_step(trainer):
             return
+        self._judged_step = trainer.global_step
         if loss < self.best_loss and self._is_affordable():
             beaten, self.best_loss = self.best_loss, loss  # which the file is to hold
             if not self._save(trainer, "best.ckpt"):
@@ -91,12 +95,13 @@ class Checkpoint(LightningCheckpoint):
         self._save_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves where the run ended."""
+        """Saves where the run ended; `LastSave` calls this before other callbacks' turn."""
         if trainer.global_step != self._saved_step:
             self._save_last(trainer, may_fail=False)
-        if trainer.is_global_zero and trainer.global_step:
+        if trainer.is_global_zero and trainer.global_step not in (0, self._exported_step):
             weights = training_module(pl_module).model.state_dict()
             export_weights(weights, _folder(trainer) / "weights.safetensors")
+            self._exported_step = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves a run that had nothing left to train, as one that was killed in its last saves."""
@@ -111,10 +116,25 @@ class Checkpoint(LightningCheckpoint):
     ) -> None:
         """Saves where a signal stopped the run, which is between two steps.
 
-        Errors end it anywhere inside a batch: there the last save stands.
+        And where an error comes after the last step, as from another callback. Other errors end a
+        run anywhere inside a batch: there the last save stands.
         """
         if isinstance(exception, SystemExit) and not within_step(trainer):
+            if training_module(pl_module).validated_at == trainer.global_step != self._judged_step:
+                self.on_validation_end(trainer, pl_module)  # the signal's callback came before it
             self.on_train_end(trainer, pl_module)
+        elif isinstance(exception, Exception) and self._has_all_steps(trainer, exception):
+            with optional("saving after the error"):  # which is what is to be told
+                self.on_train_end(trainer, pl_module)
+
+    def _has_all_steps(self, trainer: Trainer, error: Exception) -> bool:
+        """Whether an error came after the last step, and is not of the step or the device."""
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        is_done = trainer.global_step >= trainer.max_steps or trainer.should_stop
+        is_whole = batches.ready == batches.processed and not within_step(trainer)
+        may_save = trainer.world_size == 1  # the other ranks would have to take part
+        is_ours = isinstance(error, ConfigError | RunError) or is_out_of_memory(error)
+        return bool(self._began and is_done and is_whole and may_save and not is_ours)
 
     def state_dict(self) -> dict[str, Any]:
         """The loss to beat, for a run that continues."""
@@ -188,6 +208,11 @@ def within_step(trainer: Trainer) -> bool:
     A run that went on from there would make that step with part of its gradient.
     """
     return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches)
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether the batch that has just been trained on is one with a validation after it."""
+    return (trainer.fit_loop.total_batch_idx + 1) % int(trainer.val_check_interval) == 0
 
 
 def _folder(trainer: Trainer) -> Path:

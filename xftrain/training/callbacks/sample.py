@@ -7,7 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from xftrain.fields import NonNegativeFloat, PositiveInt
 from xftrain.generate import first_prompt, generate, room_after
 from xftrain.printable import printable
-from xftrain.training.module import training_module
+from xftrain.training.module import TrainingModule, training_module
+from xftrain.training.optional import optional
 from xftrain.training.text import log_text
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,11 @@ class Sample(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the sample."""
-        if not trainer.is_global_zero:
-            return
-        module = training_module(pl_module)
+        if trainer.is_global_zero:
+            with optional("callbacks.sample"):
+                self._write(trainer, training_module(pl_module))
+
+    def _write(self, trainer: Trainer, module: TrainingModule) -> None:
         prompt_BM = first_prompt(module.data).to(module.device)
         with trainer.precision_plugin.forward_context():
             tokens_BM = generate(

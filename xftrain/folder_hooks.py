@@ -1,0 +1,77 @@
+"""What is done about a folder before Hydra writes to it: its links, its lock, what it holds.
+
+Hydra opens `xftrain.log` and overwrites `.hydra` before it calls this package. Imports no torch:
+every command imports this.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from xftrain.config import DoctorRoot, SampleRoot, root_of
+from xftrain.errors import ConfigError, SweepRefused
+from xftrain.files import refuse_links
+from xftrain.folder_lock import release_reserved, reserve
+from xftrain.processes import rank
+from xftrain.run_folder import hydra_before, refuse_trained, remember_hydra, restore_hydra
+
+_ENDING_S = 30.0  # for a job of an earlier sweep, whose end was not waited for, to save and end
+
+_WITHOUT_TRAINING = {SampleRoot: "a sample", DoctorRoot: "the doctor"}
+
+
+class FolderHooks(Callback):
+    """Refuses a folder that a link leads out of, or that another command is writing to."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before a run, or a job of a sweep in its own process."""
+        folder = _folder(config, "hydra.run.dir") if rank() == 0 else None
+        if folder is None:
+            return
+        is_job = not OmegaConf.is_missing(config.hydra.job, "num")
+        _reserve(folder, "hydra.run.dir", wait_s=_ENDING_S if is_job else 0.0)
+        if (root := root_of(config)) in _WITHOUT_TRAINING:
+            try:
+                refuse_trained(folder, _WITHOUT_TRAINING[root])
+            except ConfigError as error:
+                raise SweepRefused(str(error)) from error
+        remember_hydra(folder)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before a sweep writes to its folder."""
+        if (folder := _folder(config, "hydra.sweep.dir")) is not None:
+            _reserve(folder, "hydra.sweep.dir")
+
+
+def _folder(config: DictConfig, key: str) -> Path | None:
+    """The folder that Hydra is going to make; None where it meets an error, which it reports."""
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().cfg = cast(Any, config)  # for `${hydra:...}` in the name
+        return Path(str(OmegaConf.select(config, key)))
+    except Exception:
+        return None
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
+    try:
+        refuse_links(folder, key)  # first: the lock is a file too
+        with suppress(OSError):  # Hydra meets the same error, and it is reported then
+            reserve(folder, key, wait_s=wait_s)
+    except ConfigError as error:
+        raise SweepRefused(str(error)) from error
+
+
+def leave_folders() -> None:
+    """At the end of a command: what a refused one has overwritten is put back."""
+    for folder in list(hydra_before):
+        restore_hydra(folder)
+    release_reserved()

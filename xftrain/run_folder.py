@@ -1,0 +1,190 @@
+"""The folder of a run: which run it holds, and where a former run's files go.
+
+The files of a former run are never mixed with those of a new one: a new run in a used folder moves
+them into a folder of their own, `former-1` and so on, and a resumed run takes them up. Until a run
+has begun to train, that is while it can still be refused, they are left as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from xftrain.errors import ConfigError, RunError
+from xftrain.files import read_json, read_plain, replace_bytes, replace_text, write_json
+from xftrain.records import status_of
+
+log = logging.getLogger(__name__)
+
+RUN_FILE = ".run.json"  # names the run that the folder holds
+HYDRA = ".hydra"
+_HYDRA_BYTES = 16 << 20
+_RECORDS = ("metrics.csv", "events.out.tfevents.*")
+_TRAINED = (*_RECORDS, "checkpoints")
+# What one run writes; rows of a benchmark and the log are of the folder and are continued.
+_FILES = (*_TRAINED, RUN_FILE, "hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
+_LAST = ("config.yaml", "result.json")  # moved last: they say that there is something to move
+
+# By folder: Hydra's files of the command before, which it overwrites before this package runs.
+hydra_before: dict[Path, dict[str, bytes]] = {}
+
+
+class RunFolder:
+    """One command's view of its run folder.
+
+    Args:
+        path: the folder.
+        is_kept: whether this process writes to it; of several ranks one does.
+    """
+
+    def __init__(self, path: Path, *, is_kept: bool = True) -> None:
+        self.path, self.is_kept = path, is_kept
+        self.has_begun = False
+        self.run_id = run_id_of(path) if is_kept else None
+        self._config: str | None = None
+
+    def keeps_record(self, status: str) -> bool:
+        """Whether the record of a former run stays, as this one has not begun.
+
+        Args:
+            status: of this one.
+        """
+        if self.has_begun or not holds_record(self.path):
+            return False
+        return status == "refused" or holds_run(self.path)
+
+    def write_config(self, text: str) -> None:
+        """Write `config.yaml`, at once or as soon as it replaces no former run's."""
+        self._config = text
+        if self.is_kept and (self.has_begun or not holds_run(self.path)):
+            replace_text(self.path / "config.yaml", text)
+
+    def begin_anew(self) -> None:
+        """Begin a new run; what a former one has left is moved into a folder of its own."""
+        if self.is_kept and holds_run(self.path):
+            self._set_aside(_present(self.path, (*_FILES, *_LAST)), "the former run's files are")
+        self._begin(secrets.token_hex(8))
+
+    def begin_again(self, run_id: str | None = None) -> None:
+        """Resume the run that the folder holds.
+
+        Args:
+            run_id: as its checkpoint names it.
+        """
+        self._begin(run_id or self.run_id or secrets.token_hex(8))
+
+    def _begin(self, run_id: str) -> None:
+        self.has_begun, self.run_id = True, run_id
+        if not self.is_kept:
+            return
+        (self.path / "result.json").unlink(missing_ok=True)
+        write_json({"run": run_id}, self.path / RUN_FILE)
+        if self._config is not None:
+            self.write_config(self._config)
+
+    def set_aside_later(self, checkpoints: Iterable[Path], copies: Iterable[str]) -> None:
+        """Move what a run that is resumed at an earlier checkpoint has left of later steps.
+
+        Args:
+            checkpoints: later ones, and what was made of them.
+            copies: patterns of files that are cut back next, of which a copy is kept.
+        """
+        self._set_aside([*checkpoints], "what is later than the checkpoint is", copies)
+
+    def _set_aside(self, moved: list[Path], said: str, copies: Iterable[str] = ()) -> None:
+        place = _numbered(self.path)
+        try:
+            for path in _present(self.path, copies):
+                shutil.copy2(path, place / path.name, follow_symlinks=False)
+            for path in moved:
+                target = place / path.relative_to(self.path)
+                target.parent.mkdir(exist_ok=True)
+                path.rename(target)
+            for name, content in hydra_before.pop(self.path.absolute(), {}).items():
+                (place / HYDRA).mkdir(exist_ok=True)
+                (place / HYDRA / name).write_bytes(content)
+        except OSError as error:
+            raise RunError(
+                f"hydra.run.dir={self.path} holds the files of another run, which could not be "
+                f"moved to {place} ({error}): choose another hydra.run.dir."
+            ) from error
+        names = ", ".join(path.name for path in moved)
+        log.info("%s in %s now: %s", said, place, names)
+
+
+def run_id_of(folder: Path) -> str | None:
+    """Which run the folder holds; None where it does not say."""
+    found = (read_json(folder / RUN_FILE) or {}).get("run")
+    return found if isinstance(found, str) else None
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a former run is in the folder that a new one must not replace or be mixed with.
+
+    It has completed or has saved a checkpoint. One that ended before may be started again there.
+    """
+    has_saved = _present(folder, ("checkpoints/*", "sample.txt"))
+    return status_of(folder) == "completed" or bool(has_saved)
+
+
+def holds_record(folder: Path) -> bool:
+    """Whether there is a record of how such a run ended, which a command refused there keeps."""
+    status = status_of(folder)
+    return status in ("completed", "stopped") or (status == "failed" and holds_run(folder))
+
+
+def refuse_trained(folder: Path, what: str) -> None:
+    """Refuse a command that trains nothing in the folder of a training run.
+
+    Args:
+        folder: of the command.
+        what: the command, as `a sample`.
+
+    Raises:
+        ConfigError: the folder holds a training run.
+    """
+    if _present(folder, _TRAINED):
+        raise ConfigError(
+            f"hydra.run.dir={folder} holds a training run, whose record {what} would replace: "
+            "choose another folder, or leave hydra.run.dir out."
+        )
+
+
+def remember_hydra(folder: Path) -> None:
+    """Note Hydra's files of the command before in this folder."""
+    found = {}
+    for path in _present(folder / HYDRA, ("*.yaml",)):
+        with suppress(OSError):
+            found[path.name] = read_plain(path, _HYDRA_BYTES)
+    hydra_before[folder.absolute()] = found
+
+
+def restore_hydra(folder: Path) -> None:
+    """Put them back, where this command was refused and the folder is still the former run's."""
+    files: Mapping[str, bytes] = hydra_before.pop(folder.absolute(), {})
+    if files and holds_record(folder):
+        for name, content in files.items():
+            with suppress(OSError):
+                replace_bytes(folder / HYDRA / name, content)
+
+
+def _present(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """Files of these names, and folders that are not empty."""
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    return [path for path in found if not path.is_dir() or any(path.iterdir())]
+
+
+def _numbered(folder: Path) -> Path:
+    """A new folder for a former run: `former-1`, `former-2` and so on."""
+    number = 1
+    while True:
+        place = folder / f"former-{number}"
+        try:
+            place.mkdir(parents=True)
+            return place
+        except FileExistsError:
+            number += 1

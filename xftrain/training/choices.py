@@ -1,0 +1,149 @@
+"""What `auto` has measured and chosen is saved with a checkpoint, and a resumed run takes it up.
+
+Clocks differ from process to process, and so would a choice that is made anew: the resumed run
+would go through other kernels, and would not end bitwise as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+
+from xftrain.attention.backends.auto import Auto
+from xftrain.interfaces import AttnBias, AttnShape, Batch, Loss
+from xftrain.kernels.matmul import choices_made
+from xftrain.losses.auto import Auto as AutoLoss
+from xftrain.model import GPT
+from xftrain.printable import one_line
+from xftrain.processes import rank
+from xftrain.training import distributed, hardware
+from xftrain.training.checkpoint_header import header
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds of the choices of its run; empty where nothing is resumed.
+
+    Attributes:
+        attn: the backend that `model.attn=auto` took.
+        matmul: the algorithm of each product that `matmul=auto` chose, of this rank.
+        ran_as: what else decides the last digits, by what it is.
+    """
+
+    attn: str | None = None
+    matmul: Mapping[str, str | None] = field(default_factory=dict)
+    ran_as: Mapping[str, str] = field(default_factory=dict)
+
+
+def saved_choices(ckpt: Path | None) -> Saved:
+    """Those of the run that is resumed; the same file on every rank, as rank 0 reads it."""
+    held: Any = None
+    if ckpt is not None and rank() == 0:
+        held = (header(ckpt) or {}).get("callbacks", {}).get("Choices")
+    held = distributed.from_rank_0(held)
+    if not isinstance(held, Mapping):
+        return Saved()
+    attn, of_ranks, ran_as = (held.get(key) for key in ("attn", "matmul", "ran_as"))
+    same_ranks = isinstance(of_ranks, list) and len(of_ranks) == distributed.world_size()
+    own = of_ranks[rank()] if isinstance(of_ranks, list) and same_ranks else {}
+    return Saved(
+        attn if isinstance(attn, str) else None,
+        {str(k): v for k, v in own.items() if v is None or isinstance(v, str)},
+        {str(k): str(v) for k, v in ran_as.items()} if isinstance(ran_as, Mapping) else {},
+    )
+
+
+def choose_kernel(
+    model: GPT, batch: Batch, device: torch.device, dtype: torch.dtype, saved: Saved
+) -> str:
+    """The name of the attention kernel that will run; `auto` chooses here.
+
+    Args:
+        model: what attends.
+        batch: the first.
+        device: where it runs.
+        dtype: of q, k and v.
+        saved: of the run that is resumed, whose choice is taken up where it can run here.
+    """
+    bias, shape = model.attention_facts(*batch.shape_BM, batch.seqlens)
+    if isinstance(model.backend, Auto):
+        if rank() == 0 and not _took_up(model.backend, saved.attn, bias, shape, dtype, device):
+            model.backend.choose(bias, shape, dtype, device)
+        if distributed.world_size() > 1:  # clocks differ from rank to rank, and so would the choice
+            chosen = model.backend.chosen
+            model.backend.take(distributed.from_rank_0(chosen and chosen.name))
+    kernel = model.backend.kernel(bias, shape, dtype, device)
+    log.info("attention kernel: %s", kernel)
+    return kernel
+
+
+def _took_up(
+    backend: Auto,
+    name: str | None,
+    bias: AttnBias,
+    shape: AttnShape,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> bool:
+    if name is None:
+        return False
+    reasons = backend.take_up(name, bias, shape, dtype, device)
+    if not reasons:
+        log.info("attention: auto takes %s, as the run of the checkpoint did", name)
+        return True
+    log.info(
+        "attention: auto chooses again, as %s of the checkpoint's run cannot run here (%s)",
+        *(one_line(name), "; ".join(reasons)),
+    )
+    return False
+
+
+def kind_of(loss: Loss, batch: Batch, vocab_size: int, device: torch.device) -> str:
+    """The loss that runs; what `loss=auto` takes goes by the device and its memory."""
+    if isinstance(loss, AutoLoss):
+        return type(loss.choice(batch.labels_BM.numel(), vocab_size, device)).__name__
+    return type(loss).__name__
+
+
+def on_machine(device: torch.device) -> dict[str, str]:
+    """What decides the last digits and is of the machine."""
+    found = {"device": hardware.device_name(device), "torch": str(torch.__version__)}
+    if device.type == "cpu":
+        found["number of threads"] = str(torch.get_num_threads())
+    return found
+
+
+class Choices(Callback):
+    """Saves what was chosen.
+
+    Args:
+        attn: the backend of the model.
+        ran_as: what else decides the last digits, by what it is.
+        saved: of the checkpoint that is resumed; what differs is said.
+    """
+
+    def __init__(self, attn: object, ran_as: Mapping[str, str], saved: Saved) -> None:
+        self.attn, self.ran_as = attn, dict(ran_as)
+        there = {key: saved.ran_as.get(key, value) for key, value in ran_as.items()}
+        if differing := [key for key, value in ran_as.items() if there[key] != value]:
+            log.info(
+                "ckpt: the last digits may differ from those of its run, with another %s",
+                one_line(", ".join(f"{k} ({there[k]} -> {ran_as[k]})" for k in differing)),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of all ranks, each of which measures its products; rank 0 saves."""
+        chosen = self.attn.chosen if isinstance(self.attn, Auto) else None
+        return {
+            "attn": None if chosen is None else chosen.name,
+            "matmul": distributed.from_all_ranks(choices_made()),
+            "ran_as": self.ran_as,
+        }

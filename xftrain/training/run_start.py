@@ -1,0 +1,147 @@
+"""What is done to the run's folder when a run is sure to train, and not before.
+
+Until then a run can be refused, and leaves the folder as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from xftrain.run_folder import RunFolder, holds_run
+from xftrain.training.checkpoint_header import later_checkpoints
+from xftrain.training.loggers.csv import CSV
+from xftrain.training.loggers.tensorboard import TensorBoard
+from xftrain.training.module import TrainingModule, training_module
+
+log = logging.getLogger(__name__)
+
+_COPIED = ("metrics.csv", "events.out.tfevents.*", "config.yaml", "result.json")
+_NOTHING: dict[str, Any] = {"metrics.csv": 0, "events": {}}  # the positions in empty files
+
+
+class RunStart(Callback):
+    """Sets a former run aside, or takes the folder's run up where its checkpoint was saved.
+
+    The records of the loggers are cut back to what they held then, so that each step has its record
+    once. The first of all callbacks, so that no other one has written anything.
+
+    Args:
+        folder: of the run.
+        ckpt: what is resumed; None is nothing.
+        loggers: all of the run's, in order.
+        is_same: whether the run in the folder is meant though it is not resumed, as by a benchmark
+            that is repeated.
+        on_begin: called as soon as the folder is this run's.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        ckpt: Path | None,
+        loggers: list[Logger],
+        *,
+        is_same: bool,
+        on_begin: Callable[[], None],
+    ) -> None:
+        self.folder, self.ckpt, self.is_same = folder, ckpt, is_same
+        self.loggers, self.on_begin = loggers, on_begin
+        # the others make no file before the run is sure to train
+        self.early_loggers = [one for one in loggers if not isinstance(one, CSV | TensorBoard)]
+        self._trainer: Trainer | None = None
+        self._saved_run: str | None = None
+        self._positions: dict[str, Any] = {}
+        self._metrics: dict[str, float] = {}
+        self._validated_at, self._validation = -1, ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the trainer all loggers; before this, Lightning has each make its file."""
+        self._trainer = trainer
+        trainer.loggers = self.loggers
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All is restored, and nothing can be refused any more."""
+        self._begin(trainer, training_module(pl_module))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing was left to train, so that `on_train_start` was not called."""
+        self._begin(trainer, training_module(pl_module))
+
+    def _begin(self, trainer: Trainer, module: TrainingModule) -> None:
+        if self.folder.has_begun:
+            return
+        module.latest |= self._metrics
+        for _, logger in _loggers(trainer):  # of which a callback may have asked for the file
+            logger.close()
+        if self._is_here():
+            if self._validation == _validation(trainer, module):
+                module.validated_at = self._validated_at
+            self._set_later_aside()
+            self.folder.begin_again(self._saved_run)
+            for key, logger in _loggers(trainer):
+                logger.cut_back(trainer.global_step, self._positions.get(key))
+        elif self.is_same or not holds_run(self.folder.path):
+            self.folder.begin_again()
+            for key, logger in _loggers(trainer):  # all that was recorded is made again
+                logger.cut_back(-1, _NOTHING[key])
+        else:
+            self.folder.begin_anew()
+        if self.folder.is_kept:
+            self.on_begin()
+
+    def _is_here(self) -> bool:
+        """Whether the checkpoint is of the run that the folder holds."""
+        if self.ckpt is None:
+            return False
+        if self.folder.run_id and self._saved_run:
+            return self.folder.run_id == self._saved_run
+        return self.ckpt.resolve().parent == (self.folder.path / "checkpoints").resolve()
+
+    def _set_later_aside(self) -> None:
+        """Where an earlier checkpoint is resumed, later files are of steps that are made again."""
+        if self.ckpt is not None and self.folder.is_kept:
+            later = later_checkpoints(self.folder.path / "checkpoints", self.ckpt)
+            if later:
+                self.folder.set_aside_later(later, _COPIED)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which run this is, where its loggers are, and the last value of each metric."""
+        trainer = self._trainer
+        assert trainer is not None, "setup comes first"
+        module = training_module(trainer.lightning_module)
+        return {
+            "run": self.folder.run_id,
+            "loggers": {key: logger.position() for key, logger in _loggers(trainer)},
+            "metrics": {name: float(value) for name, value in module.latest.items()},
+            "validated_at": module.validated_at,
+            "validation": _validation(trainer, module),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The same of the checkpoint; of a wrong type, Lightning's restoring ends with an error."""
+        loggers = dict(state_dict["loggers"])
+        rows, sizes = loggers.get("metrics.csv"), loggers.get("events")
+        self._saved_run = None if state_dict["run"] is None else str(state_dict["run"])
+        self._metrics = {str(k): float(value) for k, value in state_dict["metrics"].items()}
+        self._validated_at = int(state_dict["validated_at"])
+        self._validation = str(state_dict["validation"])
+        self._positions = {
+            "metrics.csv": None if rows is None else int(rows),
+            "events": None if sizes is None else {str(k): int(v) for k, v in sizes.items()},
+        }
+
+
+def _validation(trainer: Trainer, module: TrainingModule) -> str:
+    """What else decides the figures of a validation: a resumed run may choose other batches."""
+    return f"{trainer.limit_val_batches} of {module.data.num_val_batches}"
+
+
+def _loggers(trainer: Trainer) -> list[tuple[str, CSV | TensorBoard]]:
+    """Those that can be cut back, with a name for what they write."""
+    found = [logger for logger in trainer.loggers if isinstance(logger, CSV | TensorBoard)]
+    return [("metrics.csv" if isinstance(one, CSV) else "events", one) for one in found]
