@@ -11,8 +11,10 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
-    ["completion", "config_tree", "console", "errors", "fields", "files", "markdown"]
+    ["errors", "printable"],
+    ["completion", "config_tree", "console", "fields", "files", "markdown"]
     + ["processes", "redaction", "version"],
+    ["seal"],
     ["signatures", "records"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer"],
@@ -36,7 +38,9 @@ FLOORS = [
     ["oom"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
+    ["recorded_overrides", "job_config"],
     ["commands", "sweep_record", "sweep_table"],
+    ["completed_jobs"],
     ["sweeps"],
     ["ranks", "sweep_checks", "sweep_plot"],
     [""],  # xftrain/__init__.py, the public API
@@ -53,6 +57,10 @@ LIGHT_ROOMS = [
     "config_checks",
     "sweeps",
     "sweep_record",
+    "recorded_overrides",
+    "job_config",
+    "completed_jobs",
+    "seal",
     "sweep_table",
     "sweep_checks",
 ]

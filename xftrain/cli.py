@@ -28,11 +28,13 @@ from omegaconf import DictConfig
 
 from xftrain import __version__, ranks, sweep_record, sweep_table, sweeps
 from xftrain.commands import Command, command_of
+from xftrain.completed_jobs import completed
 from xftrain.completion import dotted_groups
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
-from xftrain.overrides import all_groups, normalise_argv, sentence
+from xftrain.job_config import described
+from xftrain.overrides import all_groups, as_typed, normalise_argv, sentence
 from xftrain.processes import die_with_parent, environment, is_rank, rank, sigterm_raised
 from xftrain.records import of_ended_run
 from xftrain.redaction import hidden
@@ -158,14 +160,16 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
         with sigterm_raised():
             _refuse_side_by_side(cfg, settings)
             refuse_merged(settings)
-            validate(cfg)
-            result = sweeps.run_job(settings, run_dir)
+            description = described(cfg, validate(cfg))
+            result = sweeps.run_job(settings, run_dir, description)
     except Exception as error:
+        if sweep_record.is_resumed() and completed(run_dir, as_typed(settings.overrides.task)):
+            raise SweepRefused(f"job {settings.job.num}: {_report(error, run_dir)}") from error
         status = "refused" if isinstance(error, ConfigError) else "failed"
         result = sweeps.write_end(status, _report(error, run_dir), settings, run_dir)
     finally:
         sweep_table.write_summary(sweeps.folder_of(settings))
-    val_loss: float | None = result.get("metrics", {}).get("val/loss")  # null where it was NaN
+    val_loss = sweep_table.val_loss_of(result)
     if result["status"] != "completed":
         val_loss = None
         _say(f"job {settings.job.num}: {result['error']}")
@@ -240,7 +244,7 @@ def _end_of_sweep(lost: Exception | None = None) -> int:
     else:
         return 0
     resume = shlex.quote(f"{sweep_record.RESUME}={folder}")
-    whole = "" if sweep_record.is_trusted(folder) else "the same command with "
+    whole = "" if sweep_record.is_resumable(folder) else "the same command with "
     again = f"; {whole}{resume} runs {which}"
     return _end(f"{said}{'' if SweepChecks.is_stored else again}.", 1)
 

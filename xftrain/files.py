@@ -66,16 +66,17 @@ def read_plain(path: Path, max_bytes: int) -> bytes:
 
 
 def refuse_links(folder: Path, key: str) -> None:
-    """Refuse a folder with a link that leads out of it, before anything writes there.
+    """Refuse a folder with a link that leads out of it or a FIFO, before anything writes there.
 
-    Lightning, TensorBoard, Hydra and `logging` open files by name and follow links.
+    Lightning, TensorBoard, Hydra and `logging` open files by name, follow links and wait for the
+    reader of a FIFO.
 
     Args:
         folder: an existing folder, which may itself be named through links.
         key: the override that names the folder, for the message.
 
     Raises:
-        ConfigError: the first such link.
+        ConfigError: the first such link, FIFO, device or socket.
     """
     top = Path(os.path.realpath(folder))
     for parent, folders, files in os.walk(top):  # does not enter linked folders
@@ -86,6 +87,13 @@ def refuse_links(folder: Path, key: str) -> None:
                     f"{key}={folder} has a link in it, {path.relative_to(top)}, that leads out of "
                     "that folder: files behind it could be overwritten; remove the link or choose "
                     "another folder."
+                )
+        for name in files:
+            path = Path(parent, name)
+            if not (path.is_symlink() or path.is_file()) and os.path.lexists(path):
+                raise ConfigError(
+                    f"{key}={folder} has {path.relative_to(top)} in it, which is neither a file "
+                    "nor a folder: remove it or choose another folder."
                 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -213,5 +214,11 @@ def _line(text: str) -> str:
 
 def quoted(value: Path | str) -> str:
     """A value as Hydra's grammar takes it, whatever characters it has."""
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return QuotedString(str(value), Quote.double).with_quotes()
+
+
+def literal(value: Path | str) -> str:
+    """The same for a value that is no interpolation, though `${` may be in it."""
+    # OmegaConf reads backslashes as escapes just before `${` and nowhere else
+    escaped = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", str(value))
+    return quoted(escaped)
