@@ -38,7 +38,7 @@ FLOORS = [
     ["oom"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
-    ["recorded_overrides", "job_config"],
+    ["recorded_overrides", "job_config", "run_folders"],
     ["commands", "sweep_record", "sweep_table"],
     ["completed_jobs"],
     ["sweeps"],
@@ -60,6 +60,7 @@ LIGHT_ROOMS = [
     "recorded_overrides",
     "job_config",
     "completed_jobs",
+    "run_folders",
     "seal",
     "sweep_table",
     "sweep_checks",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,7 +27,6 @@ from xftrain import redaction
 from xftrain.config_checks import check_compile, check_files, check_sizes
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
-from xftrain.files import new_folder
 from xftrain.overrides import all_groups, normalise_argv, sentence, slug
 from xftrain.registry import (
     ENTRY_GROUPS,
@@ -91,13 +90,6 @@ class SampleRoot:
     accelerator: Any = "auto"
 
 
-def _new_folder(path: str) -> str:
-    """Made now, since another run may start in the same second."""
-    with suppress(OSError):  # which Hydra meets again, and says
-        return str(new_folder(Path(path)))
-    return path
-
-
 ConfigStore.instance().store(name="root_schema", node=Root)
 ConfigStore.instance().store(name="sample_schema", node=SampleRoot)
 ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
@@ -106,7 +98,8 @@ ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
 OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
-OmegaConf.register_new_resolver("xf.new_folder", _new_folder, use_cache=True, replace=True)
+# a folder that `run_folders` makes where a run starts; naming it makes nothing
+OmegaConf.register_new_resolver("xf.new_folder", lambda path: path, replace=True)
 OmegaConf.register_new_resolver(
     "xf.unless", lambda condition, value: None if condition else value, replace=True
 )
