@@ -14,7 +14,7 @@ FLOORS = [
     ["errors", "printable"],
     ["completion", "config_tree", "console", "fields", "files", "markdown"]
     + ["processes", "redaction", "version"],
-    ["seal"],
+    ["seal", "yaml_files"],
     ["signatures", "records"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer"],
@@ -42,7 +42,7 @@ FLOORS = [
     ["commands", "sweep_record", "sweep_table"],
     ["completed_jobs"],
     ["sweeps"],
-    ["ranks", "sweep_checks", "sweep_plot"],
+    ["ranks", "sweep_checks", "sweep_plot", "arguments"],
     [""],  # xftrain/__init__.py, the public API
     ["cli"],
     ["__main__"],
@@ -60,6 +60,7 @@ LIGHT_ROOMS = [
     "recorded_overrides",
     "job_config",
     "completed_jobs",
+    "arguments",
     "run_folders",
     "seal",
     "sweep_table",

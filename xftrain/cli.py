@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import logging
 import math
 import os
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from xftrain import __version__, ranks, sweep_record, sweep_table, sweeps
+from xftrain.arguments import normalised
 from xftrain.commands import Command, command_of
 from xftrain.completed_jobs import completed
 from xftrain.completion import dotted_groups
@@ -34,7 +33,7 @@ from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.job_config import described
-from xftrain.overrides import all_groups, as_typed, normalise_argv, sentence
+from xftrain.overrides import all_groups, as_typed, sentence
 from xftrain.processes import die_with_parent, environment, is_rank, rank, sigterm_raised
 from xftrain.records import of_ended_run
 from xftrain.redaction import hidden
@@ -70,7 +69,7 @@ def main() -> int:
     try:
         _find_own_classes()
         with _errors_raised():
-            sys.argv[1:] = _normalised(sys.argv[1:])  # Lightning reads it again
+            sys.argv[1:] = normalised(sys.argv[1:])  # Lightning reads it again
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
             )
@@ -111,30 +110,6 @@ def _find_own_classes() -> None:
     """In the working folder, by the command `xftrain` too, as `python -m` does."""
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-
-
-def _normalised(argv: list[str]) -> list[str]:
-    """The arguments with flags first, wherever they stood, and dotted group overrides slashed."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            flags = get_args_parser().parse_intermixed_args(argv)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        said = complaint.getvalue().rpartition("error: ")[2].strip()
-        raise ConfigError(f"{said}; --hydra-help lists the flags.") from None
-    if flags.experimental_rerun is not None:
-        raise ConfigError(
-            "--experimental-rerun is refused, since it runs whatever code its file holds; "
-            "repeat a run with the overrides in its .hydra/overrides.yaml."
-        )
-    package = Path(__file__).resolve().parent  # what Hydra takes a relative --config-path from
-    config_dirs = [Path(flags.config_dir)] if flags.config_dir else []
-    config_dirs += [package / flags.config_path] if flags.config_path else []
-    first = [arg for arg in argv if arg not in flags.overrides]
-    rest = sweep_record.resumed(flags.overrides, has_flags=bool(flags.config_name or config_dirs))
-    return first + normalise_argv(rest, all_groups(*config_dirs))
 
 
 def _job(cfg: DictConfig) -> float | None:

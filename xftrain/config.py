@@ -27,7 +27,14 @@ from xftrain import redaction
 from xftrain.config_checks import check_compile, check_files, check_sizes
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
-from xftrain.overrides import all_groups, normalise_argv, sentence, slug
+from xftrain.overrides import (
+    all_groups,
+    normalise_argv,
+    refuse_long_names,
+    refuse_other_text,
+    sentence,
+    slug,
+)
 from xftrain.registry import (
     ENTRY_GROUPS,
     PACKAGES,
@@ -39,9 +46,14 @@ from xftrain.registry import (
     show,
 )
 from xftrain.signatures import Field, fields_of
+from xftrain.yaml_files import refuse_yaml_bombs
 
 GUARD_KEYS = ("on_nonfinite", "max_skipped_steps")  # root keys of the NonFiniteGuard
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError)
+# of composing and reading a configuration, whatever is in it
+COMPOSITION_ERRORS = (
+    *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+    *(ValueError, TypeError, RecursionError, MemoryError, OverflowError),
+)
 
 
 @dataclass
@@ -122,7 +134,11 @@ def compose(
     for folder in own:
         if not folder.is_dir():
             raise ConfigError(f"config_dir must be a folder, got {str(config_dir)!r}.")
-    typed = normalise_argv(overrides, all_groups(*own))
+    refuse_yaml_bombs(own)
+    refuse_other_text(overrides)
+    groups = all_groups(*own)
+    refuse_long_names([config_name, *overrides], groups)
+    typed = normalise_argv(overrides, groups)
     with _own_hydra(own):
         try:
             cfg = hydra_compose(config_name, typed, return_hydra_config=True)
@@ -176,6 +192,13 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: the first fault found, as one sentence.
     """
+    try:
+        return _validated(cfg)
+    except (RecursionError, MemoryError) as error:
+        raise ConfigError(sentence(error)) from error
+
+
+def _validated(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     values = _plain(cfg)
     if not isinstance(cfg, DictConfig):
         _refuse_targets(values)

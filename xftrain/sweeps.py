@@ -22,6 +22,7 @@ from xftrain.errors import ConfigError, SweepRefused
 from xftrain.files import read_plain, refuse_links, write_json
 from xftrain.job_config import refuse_other_config, write_job_config
 from xftrain.overrides import as_typed, literal, quoted
+from xftrain.printable import one_line
 from xftrain.processes import Process, cause_of_death, end
 from xftrain.registry import conf_dir
 from xftrain.sweep_record import MODE, is_resumed, kept, record_of, write_record
@@ -54,9 +55,10 @@ class SweepTable(Callback):
             write_record(record, folder)
         except ConfigError as error:
             raise SweepRefused(str(error)) from error
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name with a NUL
             raise SweepRefused(
-                f"hydra.sweep.dir={folder} cannot be written ({error}): choose another folder."
+                f"hydra.sweep.dir={one_line(str(folder))} cannot be written ({error}): choose "
+                "another folder."
             ) from error
         SweepTable.folder = folder
 
