@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
-    ["errors", "printable"],
+    ["errors", "printable", "search_path"],
     ["completion", "config_tree", "console", "fields", "files", "markdown"]
     + ["processes", "redaction", "version"],
     ["seal", "yaml_files"],

@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from xftrain import __version__, ranks, sweep_record, sweep_table, sweeps
+from xftrain import __version__, ranks, search_path, sweep_record, sweep_table, sweeps
 from xftrain.arguments import normalised
 from xftrain.commands import Command, command_of
 from xftrain.completed_jobs import completed
@@ -67,8 +67,8 @@ def main() -> int:
         sys.stdout.write(f"xftrain {__version__}\n")
         return 0
     try:
-        _find_own_classes()
-        with _errors_raised():
+        search_path.find_own_classes()
+        with environment(search_path.variables_of_children()), _errors_raised():
             sys.argv[1:] = normalised(sys.argv[1:])  # Lightning reads it again
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
@@ -106,16 +106,11 @@ def main() -> int:
         sweeps.SweepTable.folder = None
 
 
-def _find_own_classes() -> None:
-    """In the working folder, by the command `xftrain` too, as `python -m` does."""
-    if not sys.flags.safe_path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-
-
 def _job(cfg: DictConfig) -> float | None:
     """One job: the whole of a run, one of many in a sweep. Returns what a sweeper minimizes."""
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
+    search_path.find_own_classes()  # also where a launcher has started this process
     if settings.mode == RunMode.MULTIRUN:
         return _one_of_many(cfg, settings, run_dir)
     try:
@@ -168,7 +163,9 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
             sweeps.write_end("refused", hidden(str(error)), settings, run_dir)
         raise
     with ranks.started(devices, settings, run_dir):
-        return _imported(cfg)(cfg, run_dir)
+        command = _imported(cfg)
+        search_path.forget_variables()
+        return command(cfg, run_dir)
 
 
 def _imported(cfg: DictConfig) -> Command:
