@@ -131,12 +131,43 @@ def test_there_is_one_finder_for_the_folder_of_the_last_command(
 # ---- python -m
 
 
+@pytest.fixture
+def as_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["-m", "seq=8"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "xftrain", "seq=8"])
+
+
+@pytest.mark.parametrize(
+    ("command", "is_ours"),
+    [
+        (["python", "-m", "xftrain"], True),
+        (["python", "-um", "xftrain", "-m", "seq=8,16"], True),
+        (["python", "-mxftrain"], True),
+        (["python", "-m", "xftrain.cli"], True),
+        (["python", "-m", "mine", "xftrain"], False),
+        (["python", "-m", "mine.tools"], False),
+    ],
+)
+def test_another_program_that_imports_this_package_keeps_its_path(
+    monkeypatch: pytest.MonkeyPatch, command: list[str], is_ours: bool
+) -> None:
+    at = next(n for n, word in enumerate(command) if word.startswith("-") and "m" in word)
+    rest = command[at + (1 if command[at].endswith("xftrain") else 2) :]
+    monkeypatch.setattr(sys, "argv", ["-m", *rest])
+    monkeypatch.setattr(sys, "orig_argv", command)
+    monkeypatch.setattr(sys, "path", ["/somewhere", "/lib"])
+    search_path.leave_out_working_folder()
+    assert sys.path == (["/lib"] if is_ours else ["/somewhere", "/lib"])
+
+
+@pytest.mark.usefixtures("as_module")
 def test_what_python_m_has_put_first_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["/somewhere", "/lib", str(ROOT)])
     search_path.leave_out_working_folder()
     assert sys.path == ["/lib", str(ROOT)]
 
 
+@pytest.mark.usefixtures("as_module")
 def test_a_checkout_in_place_stays_last_but_before_another_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ In notebooks and tests: `cfg = xftrain.compose("model.attn=naive")`, `xftrain.bu
 
 import sys
 
-if sys.argv[:1] == ["-m"]:  # `python -m xftrain` looks for this package; before any other import
+if getattr(sys, "argv", [])[:1] == ["-m"]:  # Python looks for its module; before other imports
     from xftrain.search_path import leave_out_working_folder
 
     leave_out_working_folder()

@@ -30,7 +30,9 @@ def leave_out_working_folder() -> None:
     Where this package is in the working folder, as in a checkout, the folder stays: behind all
     others, but before another installation of this package.
     """
-    if sys.flags.safe_path or not sys.path:
+    # `-m`, the module and its arguments are the last of what Python was given
+    module = sys.orig_argv[-len(sys.argv)] if len(sys.orig_argv) >= len(sys.argv) else ""
+    if sys.flags.safe_path or not module.partition(".")[0].endswith("xftrain"):
         return
     folder = sys.path.pop(0)
     if os.path.abspath(folder) != _HOME:

@@ -77,7 +77,7 @@ def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
         arguments = ["--multirun", *command, *others]
     elif missing := _missing(record, others):
         raise ConfigError(
-            f"the sweep in {str(folder)!r} had {one_line(missing)}, which this command has not: "
+            f"the sweep in {str(folder)!r} had {_short(missing)}, which this command has not: "
             f"type {RESUME}={folder} alone, or repeat its whole command with it."
         )
     os.environ[_RESUMED] = "1"
@@ -137,17 +137,21 @@ def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> li
         raise ConfigError(
             f"the sweep in {str(folder)!r} used options of its own folder, _target_, an "
             f"interpolation or Hydra's own keys, which are not taken from a file "
-            f"({one_line(str(reason))}): {again}."
+            f"({_short(str(reason))}): {again}."
         ) from reason
     if not is_trusted and not has_valid_seal(record):
-        shown = one_line(" ".join(["--config-name", name, *command]))
-        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+        shown = _short(" ".join(["--config-name", name, *command]))
         raise ConfigError(
             f"the sweep in {str(folder)!r} was not recorded by this user on this machine, and its "
             f"record would run {shown}: {again}, or add {TRUST}=true, with which these overrides "
             "are taken from the file as plain values."
         )
     return ["--config-name", name, *command]
+
+
+def _short(text: str) -> str:
+    text = one_line(text)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def is_resumed() -> bool:

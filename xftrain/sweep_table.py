@@ -95,7 +95,7 @@ def read_rows(folder: Path) -> list[Row]:
         for column, place in _FIGURES.items():
             row[column] = _figure(result, place)
         row["run_dir"] = run_dir
-        row["error"] = " ".join(str(result.get("error") or "").split())
+        row["error"] = one_line(" ".join(str(result.get("error") or "").split()))
         rows.append(row)
     return sorted(rows, key=lambda row: row["job"])
 
