@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from xftrain import cli, sweeps
@@ -93,7 +94,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         overrides = [
             word for word in command if re.match(r"(seq|model|optim|hparams_search)", word)
         ]
-        run_dir = Path(re.findall(r'hydra.run.dir="(.*?)"', " ".join(command))[0])
+        (place,) = [word for word in command if word.startswith("hydra.run.dir=")]
+        run_dir = Path(str(OverridesParser.create().parse_override(place).value()))
         if "seq=13" in overrides:
             return Process(-9)
         if "seq=14" in overrides:  # it could not even make its folder

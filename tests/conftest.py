@@ -84,4 +84,5 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     """Token files and vocabularies of the tests stay out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))  # the key of seals
         yield

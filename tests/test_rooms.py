@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
-    ["errors", "printable"],
+    ["errors", "printable", "search_path"],
     ["completion", "config_tree", "fields", "markdown", "version"],
     ["files", "processes", "redaction"],
-    ["console", "signatures", "records", "folder_lock"],
+    ["console", "signatures", "records", "folder_lock", "seal", "yaml_files"],
     ["values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
@@ -39,9 +39,11 @@ FLOORS = [
     ["oom"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
+    ["recorded_overrides", "job_config", "run_folders"],
     ["commands", "sweep_record", "sweep_table"],
+    ["completed_jobs"],
     ["sweeps", "folder_hooks"],
-    ["ranks", "sweep_checks", "sweep_plot"],
+    ["ranks", "sweep_checks", "sweep_plot", "arguments"],
     [""],  # xftrain/__init__.py, the public API
     ["cli"],
     ["__main__"],
@@ -56,6 +58,12 @@ LIGHT_ROOMS = [
     "config_checks",
     "sweeps",
     "sweep_record",
+    "recorded_overrides",
+    "job_config",
+    "completed_jobs",
+    "arguments",
+    "run_folders",
+    "seal",
     "sweep_table",
     "sweep_checks",
 ]

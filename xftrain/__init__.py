@@ -4,6 +4,13 @@ In notebooks and tests: `cfg = xftrain.compose("model.attn=naive")`, `xftrain.bu
 `xftrain.run(cfg)`. Importing the package imports no torch; these do, when first used.
 """
 
+import sys
+
+if getattr(sys, "argv", [])[:1] == ["-m"]:  # Python looks for its module; before other imports
+    from xftrain.search_path import leave_out_working_folder
+
+    leave_out_working_folder()
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
 import logging
 import math
 import os
@@ -19,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from xftrain import __version__, ranks, sweep_record, sweep_table, sweeps
+from xftrain import __version__, ranks, search_path, sweep_record, sweep_table, sweeps
+from xftrain.arguments import normalised
 from xftrain.commands import Command, command_of
+from xftrain.completed_jobs import completed
 from xftrain.completion import dotted_groups
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
@@ -35,12 +34,14 @@ from xftrain.files import replace_text
 from xftrain.folder_hooks import leave_folders
 from xftrain.hydra_errors import errors_raised
 from xftrain.hydra_files import hide_in_files
-from xftrain.overrides import all_groups, normalise_argv, sentence
+from xftrain.job_config import described
+from xftrain.overrides import all_groups, as_typed, sentence
 from xftrain.printable import one_line
 from xftrain.processes import (
     check_rank_variables,
     die_with_parent,
     drop_empty_variables,
+    environment,
     is_rank,
     rank,
     stops_raised,
@@ -83,11 +84,15 @@ def _run_command() -> int:
         sys.stdout.write(f"xftrain {__version__}\n")
         return 0
     try:
-        _find_own_classes()
+        search_path.find_own_classes()
         drop_empty_variables()
         check_rank_variables()
-        with errors_raised(), stops_raised(signal.SIGUSR1, signal.SIGUSR2):
-            sys.argv[1:] = _normalised(sys.argv[1:])  # Lightning reads it again
+        with (
+            environment(search_path.variables_of_children()),
+            errors_raised(),
+            stops_raised(signal.SIGUSR1, signal.SIGUSR2),
+        ):
+            sys.argv[1:] = normalised(sys.argv[1:])  # Lightning reads it again
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
             )
@@ -123,40 +128,11 @@ def _run_command() -> int:
         leave_folders()
 
 
-def _find_own_classes() -> None:
-    """In the working folder, by the command `xftrain` too, as `python -m` does."""
-    if not sys.flags.safe_path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-
-
-def _normalised(argv: list[str]) -> list[str]:
-    """The arguments with flags first, wherever they stood, and dotted group overrides slashed."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            flags = get_args_parser().parse_intermixed_args(argv)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        said = complaint.getvalue().rpartition("error: ")[2].strip()
-        raise ConfigError(f"{said}; --hydra-help lists the flags.") from None
-    if flags.experimental_rerun is not None:
-        raise ConfigError(
-            "--experimental-rerun is refused, since it runs whatever code its file holds; "
-            "repeat a run with the overrides in its .hydra/overrides.yaml."
-        )
-    package = Path(__file__).resolve().parent  # what Hydra takes a relative --config-path from
-    config_dirs = [Path(flags.config_dir)] if flags.config_dir else []
-    config_dirs += [package / flags.config_path] if flags.config_path else []
-    first = [arg for arg in argv if arg not in flags.overrides]
-    rest = sweep_record.resumed(flags.overrides, has_flags=bool(flags.config_name or config_dirs))
-    return first + normalise_argv(rest, all_groups(*config_dirs))
-
-
 def _job(cfg: DictConfig) -> float | None:
     """One job: the whole of a run, one of many in a sweep. Returns what a sweeper minimizes."""
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
+    search_path.find_own_classes()  # also where a launcher has started this process
     protect_handlers()
     if settings.output_subdir is not None:
         hide_in_files(run_dir / settings.output_subdir)
@@ -182,14 +158,17 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
         with stops_raised():
             _refuse_side_by_side(cfg, settings)
             refuse_merged(settings)
-            validate(cfg)
-            result = sweeps.run_job(settings, run_dir, is_new=cfg.get("ckpt") is None)
+            description = described(cfg, validate(cfg))
+            is_new = cfg.get("ckpt") is None
+            result = sweeps.run_job(settings, run_dir, description, is_new=is_new)
     except Exception as error:
+        if sweep_record.is_resumed() and completed(run_dir, as_typed(settings.overrides.task)):
+            raise SweepRefused(f"job {settings.job.num}: {_report(error, run_dir)}") from error
         status = "refused" if isinstance(error, ConfigError) else "failed"
         result = sweeps.write_end(status, _report(error, run_dir), settings, run_dir)
     finally:
         sweep_table.write_summary(sweeps.folder_of(settings))
-    val_loss: float | None = result.get("metrics", {}).get("val/loss")  # null where it was NaN
+    val_loss = sweep_table.val_loss_of(result)
     if result["status"] != "completed":
         val_loss = None
         say(f"job {settings.job.num}: {result['error']}")
@@ -213,7 +192,9 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
             sweeps.write_end("refused", hidden(str(error)), settings, run_dir)
         raise
     with ranks.started(devices, settings, run_dir):
-        return _imported(cfg)(cfg, run_dir)
+        command = _imported(cfg)
+        search_path.forget_variables()
+        return command(cfg, run_dir)
 
 
 def _imported(cfg: DictConfig) -> Command:
@@ -264,7 +245,7 @@ def _end_of_sweep(lost: Exception | None = None) -> int:
     else:
         return 0
     resume = shlex.quote(f"{sweep_record.RESUME}={folder}")
-    whole = "" if sweep_record.is_trusted(folder) else "the same command with "
+    whole = "" if sweep_record.is_resumable(folder) else "the same command with "
     again = f"; {whole}{resume} runs {which}"
     return _end(f"{said}{'' if SweepChecks.is_stored else again}.", 1)
 

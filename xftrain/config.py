@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -29,8 +29,14 @@ from xftrain.composed_parts import Composed
 from xftrain.config_checks import check_compile, check_files, check_sizes
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
-from xftrain.files import new_folder
-from xftrain.overrides import all_groups, normalise_argv, sentence, slug
+from xftrain.overrides import (
+    all_groups,
+    normalise_argv,
+    refuse_long_names,
+    refuse_other_text,
+    sentence,
+    slug,
+)
 from xftrain.registry import (
     ENTRY_GROUPS,
     PACKAGES,
@@ -43,9 +49,14 @@ from xftrain.registry import (
 )
 from xftrain.signatures import Field, fields_of
 from xftrain.values import check_fields, show
+from xftrain.yaml_files import refuse_yaml_bombs
 
 GUARD_KEYS = ("on_nonfinite", "max_skipped_steps")  # root keys of the NonFiniteGuard
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError)
+# of composing and reading a configuration, whatever is in it
+COMPOSITION_ERRORS = (
+    *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+    *(ValueError, TypeError, RecursionError, MemoryError, OverflowError),
+)
 
 
 @dataclass
@@ -98,13 +109,6 @@ class SampleRoot:
     model: Any = field(default_factory=dict)
 
 
-def _new_folder(path: str) -> str:
-    """Made now, since another run may start in the same second."""
-    with suppress(OSError):  # which Hydra meets again, and says
-        return str(new_folder(Path(path)))
-    return path
-
-
 ConfigStore.instance().store(name="root_schema", node=Root)
 ConfigStore.instance().store(name="sample_schema", node=SampleRoot)
 ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
@@ -114,7 +118,8 @@ setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
 OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
 OmegaConf.register_new_resolver("oc.decode", redaction.decode, replace=True)
-OmegaConf.register_new_resolver("xf.new_folder", _new_folder, use_cache=True, replace=True)
+# a folder that `run_folders` makes where a run starts; naming it makes nothing
+OmegaConf.register_new_resolver("xf.new_folder", lambda path: path, replace=True)
 OmegaConf.register_new_resolver(
     "xf.unless", lambda condition, value: None if condition else value, replace=True
 )
@@ -150,7 +155,11 @@ def compose(
     for folder in own:
         if not folder.is_dir():
             raise ConfigError(f"config_dir must be a folder, got {str(config_dir)!r}.")
-    typed = normalise_argv(overrides, all_groups(*own))
+    refuse_yaml_bombs(own)
+    refuse_other_text(overrides)
+    groups = all_groups(*own)
+    refuse_long_names([config_name, *overrides], groups)
+    typed = normalise_argv(overrides, groups)
     with _own_hydra(own):
         try:
             cfg = hydra_compose(config_name, typed, return_hydra_config=True)
@@ -204,6 +213,13 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: the first fault found, as one sentence.
     """
+    try:
+        return _validated(cfg)
+    except (RecursionError, MemoryError) as error:
+        raise ConfigError(sentence(error)) from error
+
+
+def _validated(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     values = _plain(cfg)
     if not isinstance(cfg, DictConfig):
         _refuse_targets(values)

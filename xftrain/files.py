@@ -22,7 +22,7 @@ from typing import IO, Any
 from xftrain.errors import ConfigError
 
 _JSON_BYTES = 64 << 20  # no JSON file that this package writes is larger
-_MOST_ENTRIES = 200_000  # of a folder of runs, or of whatever disk hydra.run.dir names
+_MOST_ENTRIES = 500_000  # of a folder of runs; more would take long to search
 _WRITTEN = re.compile(  # by a run, at the top of its folder
     r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
     r"config\.yaml|hparams\.yaml|"
@@ -125,13 +125,18 @@ def refuse_links(folder: Path, key: str) -> None:
 
 
 def _entries(top: Path) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder of runs and the folders in it, nearest first, and not without end."""
+    """What is in a folder of runs and the folders in it, nearest first."""
     is_own = Path.cwd().is_relative_to(top)
     folders, count = deque([top]), 0
-    while folders and count < _MOST_ENTRIES:
+    while folders:
         with suppress(OSError), os.scandir(folders.popleft()) as entries:  # as one of another user
             for entry in entries:
                 count += 1
+                if count > _MOST_ENTRIES:
+                    raise ConfigError(
+                        f"{top} holds more than {_MOST_ENTRIES:,} files, which is no folder of "
+                        "runs: choose another."
+                    )
                 if is_own and entry.path == str(top / entry.name) and not _WRITTEN(entry.name):
                     continue
                 yield entry

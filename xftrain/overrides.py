@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -19,6 +20,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from xftrain.errors import ConfigError
+from xftrain.printable import one_line
 from xftrain.registry import PACKAGES, conf_dir, group_of
 from xftrain.values import describe, show, unknown_key
 
@@ -41,6 +44,8 @@ _DOTTED = re.compile(
     r"(?P<sign>\+\+|\+|~|)(?P<key>[A-Za-z_]\w*(?:\.\w+)+)(?P<package>@[^=]*)?(?P<value>=.*)?",
     re.DOTALL,
 )
+_LONGEST = 1000  # characters of a sentence with a value of the user's in it
+_NAME_BYTES = 240  # a file system has 255, and .yaml is added
 _KEY = re.compile(r"(?:(?<=,)|^)[+~]*(?:\w+[./])*(\w+)=")  # of each of several overrides
 
 
@@ -94,8 +99,54 @@ def slug(text: str) -> str:
     return f"_{safe}" if safe else ""
 
 
+def refuse_other_text(texts: Iterable[str]) -> None:
+    """Refuses what no file can hold: bytes of a command line or a name that are not UTF-8.
+
+    Raises:
+        ConfigError: the first such text.
+    """
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{_short(one_line(text))!r} holds bytes that are not UTF-8: use another name or "
+                "another value."
+            ) from error
+
+
+def refuse_long_names(overrides: Iterable[str], groups: Set[str]) -> None:
+    """Refuses keys and options that no file can be named after, which Hydra looks for on the disk.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        is_group = key.partition("@")[0].replace(".", "/") in groups
+        names = [*key.split("/"), *(re.split(r"[,()\[\]]", value) if is_group else ())]
+        if any(len(name.encode()) > _NAME_BYTES for name in names):
+            raise ConfigError(
+                f"a key or an option must have at most {_NAME_BYTES} characters, got "
+                f"{_short(one_line(override))!r}."
+            )
+
+
 def sentence(error: BaseException, overrides: Iterable[str] = ()) -> str:
     """One sentence for what Hydra or OmegaConf has to say about a configuration."""
+    return _short(one_line(_sentence(error, overrides)))
+
+
+def _short(text: str) -> str:
+    """A text of somebody else's, with its middle left out where it is very long."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
+
+
+def _sentence(error: BaseException, overrides: Iterable[str]) -> str:
+    if isinstance(error, RecursionError):
+        return "an override or a configuration file is nested too deeply: use fewer levels."
+    if isinstance(error, MemoryError):
+        return "the configuration needs more memory than there is: use shorter values."
     chained = error.__cause__ or error.__context__
     cause = error if isinstance(error, OmegaConfBaseException) else chained
     text = str(error)
@@ -214,5 +265,11 @@ def _line(text: str) -> str:
 
 def quoted(value: Path | str) -> str:
     """A value as Hydra's grammar takes it, whatever characters it has."""
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return QuotedString(str(value), Quote.double).with_quotes()
+
+
+def literal(value: Path | str) -> str:
+    """The same for a value that is no interpolation, though `${` may be in it."""
+    # OmegaConf reads backslashes as escapes just before `${` and nowhere else
+    escaped = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", str(value))
+    return quoted(escaped)

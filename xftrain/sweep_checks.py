@@ -6,6 +6,7 @@ torch: every command imports this.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from xftrain.config import COMPOSITION_ERRORS
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.overrides import all_groups, as_typed, normalise_argv, sentence
 from xftrain.processes import is_rank
+from xftrain.recorded_overrides import MAX_JOBS, num_values
 from xftrain.sweep_record import RESUME, is_resumed
 
 
@@ -61,14 +63,15 @@ def _checked(config: DictConfig) -> bool:
     if params:
         with read_write(sweeper), open_dict(sweeper):
             sweeper.params = dict(param.split("=", 1) for param in params)
+    typed = [*params, *as_typed(config.hydra.overrides.task)]
+    # of two for one key, the later one counts
+    overrides = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(typed)}
+    _check_number(overrides)
     if choices.get("hydra/sweeper") != "optuna":
         return False
     storage = sweeper.storage
     if is_resumed():
         _check_resumed(storage, OmegaConf.select(sweeper, "sampler.seed"))
-    typed = [*params, *as_typed(config.hydra.overrides.task)]
-    # of two for one key, the later one counts
-    overrides = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(typed)}
     _check_choices(config, overrides)
     if storage is None:
         return False
@@ -85,6 +88,17 @@ def _slashed(params: Mapping[str, Any], config: DictConfig) -> list[str]:
     """The parameters as overrides, dotted groups made slashed as on the command line."""
     files = [Path(s.path) for s in config.hydra.runtime.config_sources if s.schema == "file"]
     return normalise_argv([f"{key}={value}" for key, value in params.items()], all_groups(*files))
+
+
+def _check_number(overrides: Mapping[str, Override]) -> None:
+    """Refuses more jobs than could be listed."""
+    numbers = {key: num_values(override) for key, override in overrides.items()}
+    if math.prod(numbers.values()) > MAX_JOBS:
+        key = max(numbers, key=lambda name: numbers[name])
+        raise ConfigError(
+            f"a sweep must have at most {MAX_JOBS:,} jobs, and {key} alone has {numbers[key]:,.0f} "
+            "values: leave some out."
+        )
 
 
 def _check_resumed(storage: str | None, seed: int | None) -> None:

@@ -23,6 +23,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from xftrain.files import replace_bytes
+from xftrain.printable import one_line
 from xftrain.sweep_table import Row, changed_keys
 
 _TITLES = {"val/loss": "val/loss", "tokens_per_s": "tokens/s"}  # by column of a row
@@ -196,6 +197,7 @@ def _spans_decades(values: Sequence[float]) -> bool:
 
 def _shown(text: str, longest: int = _LONGEST) -> str:
     """Short, and without the dollars that matplotlib takes for mathematics."""
+    text = one_line(text)
     short = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return short.replace("$", r"\$")
 

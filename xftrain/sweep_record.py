@@ -1,4 +1,4 @@
-"""What a sweep runs, written down so that it can go on; read as a file that may come from anyone.
+"""What a sweep runs, written down so that it can be resumed; anyone may have written the file.
 
 Imports no torch: every command imports this.
 """
@@ -6,7 +6,6 @@ Imports no torch: every command imports this.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,40 +13,40 @@ from typing import Any
 from omegaconf import DictConfig
 
 from xftrain.errors import ConfigError
-from xftrain.files import read_json, write_json
-from xftrain.overrides import all_groups, as_typed, quoted
+from xftrain.files import expanded, read_json, write_json
+from xftrain.overrides import as_typed, literal
+from xftrain.printable import one_line
+from xftrain.recorded_overrides import NotPlain, plain_overrides
 from xftrain.registry import conf_dir
+from xftrain.seal import has_valid_seal, sealed
 
-RESUME = "resume_sweep"  # the override that goes on with a sweep
+RESUME = "resume_sweep"  # the override that resumes a sweep
+TRUST = "trust_sweep"  # the one that runs the overrides of a folder whose record has no valid seal
 _RESUMED = "XFTRAIN_RESUMED_SWEEP"  # in the sweep's processes, whoever starts them
 _RECORD = ".sweep.json"
 _OWN = ("command-line", "hydra.searchpath in main", "hydra.searchpath in command-line")
 # Overrides that are about the sweep rather than about a job, or about what is run.
 MODE = ("hydra.mode", "hydra.run", "hydra.sweep.dir", "hydra.output_subdir")
-# Of a record that may come from anyone: an override rather than a flag, and those of Hydra's own
-# that name no code, folder or command.
-_OVERRIDE = re.compile(r"[+~]*\w[\w./@]*(=.*)?", re.DOTALL)
-_OPTIONS = re.compile(r"[\w, ()\[\]*-]*")
-_HARMLESS = re.compile(
-    r"\+?hydra[./](launcher|sweeper)=\w+|hydra\.launcher\.n_jobs=\d+"
-    r"|hydra\.sweeper\.(n_trials|n_jobs|max_trials|study_name|direction|seed|sampler\.seed)=\w+"
-)
+_SHOWN = 300  # characters of a record's overrides in a sentence
 
 
-def write_record(config: DictConfig, folder: Path) -> None:
+def record_of(config: DictConfig) -> dict[str, Any]:
     """What `resumed` reads.
 
     Args:
         config: of the sweep, Hydra's own part included.
-        folder: of the sweep.
     """
     hydra = config.hydra
-    record = {
+    return {
         "config_name": hydra.job.config_name,
         "config_dirs": [s.path for s in hydra.runtime.config_sources if s.provider in _OWN],
         "overrides": as_typed(hydra.overrides.task) + kept(hydra.overrides.hydra, MODE),
     }
-    write_json(record, folder / _RECORD)
+
+
+def write_record(record: Mapping[str, Any], folder: Path) -> None:
+    """Leaves the record in the sweep's folder, with this user's seal."""
+    write_json(sealed(record), folder / _RECORD)
 
 
 def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
@@ -61,38 +60,43 @@ def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
         ConfigError: there is no such sweep, or its command has to be typed again.
     """
     os.environ.pop(_RESUMED, None)
-    named = [override for override in overrides if override.startswith(f"{RESUME}=")]
-    if not named:
-        return list(overrides)
-    typed = named[-1].partition("=")[2]
-    folder = Path(typed).expanduser()
-    others = [override for override in overrides if not override.startswith(f"{RESUME}=")]
-    record = read_json(folder / _RECORD)
+    others, named = _taken(overrides, RESUME)
+    others, trust = _taken(others, TRUST)
+    if trust not in (None, "true", "false") or (trust and named is None):
+        raise ConfigError(f"{TRUST} must be true or false and needs {RESUME}, got {trust!r}.")
+    if named is None:
+        return others
+    folder = expanded(RESUME, named)
+    record = read_json(folder / _RECORD) if named else None
     if record is None:
-        raise ConfigError(f"{RESUME} must be the folder of a sweep, got {typed!r}.")
+        raise ConfigError(f"{RESUME} must be the folder of a sweep, got {named!r}.")
     arguments = ["--multirun", *others]
     if not has_flags and all(_key(override).startswith("hydra.") for override in others):
-        command = _trusted(record)
-        if command is None:
-            raise ConfigError(
-                f"the sweep in {str(folder)!r} used options of its own folder, _target_, an "
-                "interpolation or Hydra's own keys, which are not taken from a file: repeat its "
-                f"whole command and add {RESUME}={folder}."
-            )
+        command = _command(record, folder, is_trusted=trust == "true")
         arguments = ["--multirun", *command, *others]
     elif missing := _missing(record, others):
         raise ConfigError(
-            f"the sweep in {str(folder)!r} had {missing}, which this command has not: type "
-            f"{RESUME}={folder} alone, or repeat its whole command with it."
+            f"the sweep in {str(folder)!r} had {_short(missing)}, which this command has not: "
+            f"type {RESUME}={folder} alone, or repeat its whole command with it."
         )
     os.environ[_RESUMED] = "1"
-    return [*arguments, f"hydra.sweep.dir={quoted(folder)}"]
+    return [*arguments, f"hydra.sweep.dir={literal(folder)}"]
 
 
-def is_trusted(folder: Path) -> bool:
-    """Whether `resume_sweep=<folder>` alone goes on with the sweep there."""
+def _taken(overrides: Sequence[str], name: str) -> tuple[list[str], str | None]:
+    """The overrides without those of that name, and the value of the last of these."""
+    others = [override for override in overrides if not override.startswith(f"{name}=")]
+    values = [o.partition("=")[2] for o in overrides if o.startswith(f"{name}=")]
+    return others, values[-1] if values else None
+
+
+def is_resumable(folder: Path) -> bool:
+    """Whether `resume_sweep=<folder>` alone resumes the sweep there."""
     record = read_json(folder / _RECORD)
-    return record is not None and _trusted(record) is not None
+    try:
+        return record is not None and bool(_command(record, folder, is_trusted=False))
+    except ConfigError:
+        return False
 
 
 def _key(override: str) -> str:
@@ -110,30 +114,47 @@ def _missing(record: Mapping[str, Any], typed: Sequence[str]) -> str | None:
     return None
 
 
-def _trusted(record: Mapping[str, Any]) -> list[str] | None:
-    """The command of a record; None where it could run code: a folder may come from anyone."""
-    name, typed = record.get("config_name"), record.get("overrides")
-    if not isinstance(typed, list) or not all(isinstance(one, str) for one in typed):
-        return None
-    roots = {path.stem for path in conf_dir().glob("*.yaml")}
-    if record.get("config_dirs") != [] or not isinstance(name, str) or name not in roots:
-        return None
-    groups = all_groups()
-    for override in typed:
-        key, value = _key(override), override.partition("=")[2]
-        if "_target_" in override or "${" in override or not _OVERRIDE.fullmatch(override):
-            return None
-        if key.partition(".")[0] == "hydra" and not _HARMLESS.fullmatch(override):
-            return None
-        # an option is a word: a path would lead out of the folder of options
-        is_group = key.partition("@")[0].replace(".", "/") in groups
-        if ".." in key or (is_group and not _OPTIONS.fullmatch(value)):
-            return None
-    return ["--config-name", name, *typed]
+def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> list[str]:
+    """The command of a record, in which nothing is left but plain values of known keys.
+
+    Raises:
+        ConfigError: it could run code, or nobody says that its folder is to be trusted.
+    """
+    name, recorded = record.get("config_name"), record.get("overrides")
+    again = f"repeat its whole command and add {RESUME}={folder}"
+    try:
+        if not isinstance(recorded, list) or not all(isinstance(one, str) for one in recorded):
+            raise NotPlain("no list of overrides")
+        if not isinstance(name, str) or name not in {
+            path.stem for path in conf_dir().glob("*.yaml")
+        }:
+            raise NotPlain("a configuration of its own")
+        if record.get("config_dirs") != []:
+            raise NotPlain("a folder of options")
+        command = plain_overrides(name, recorded)
+    except NotPlain as reason:
+        raise ConfigError(
+            f"the sweep in {str(folder)!r} used options of its own folder, _target_, an "
+            f"interpolation or Hydra's own keys, which are not taken from a file "
+            f"({_short(str(reason))}): {again}."
+        ) from reason
+    if not is_trusted and not has_valid_seal(record):
+        shown = _short(" ".join(["--config-name", name, *command]))
+        raise ConfigError(
+            f"the sweep in {str(folder)!r} was not recorded by this user on this machine, and its "
+            f"record would run {shown}: {again}, or add {TRUST}=true, with which these overrides "
+            "are taken from the file as plain values."
+        )
+    return ["--config-name", name, *command]
+
+
+def _short(text: str) -> str:
+    text = one_line(text)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def is_resumed() -> bool:
-    """Whether this sweep goes on with one that was there."""
+    """Whether this sweep resumes one that was there."""
     return _RESUMED in os.environ
 
 

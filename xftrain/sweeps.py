@@ -8,28 +8,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from xftrain.errors import SweepRefused
-from xftrain.files import write_json
-from xftrain.overrides import as_typed, quoted
+from xftrain.completed_jobs import completed, refuse_other_jobs
+from xftrain.errors import ConfigError, SweepRefused
+from xftrain.files import read_plain, refuse_links, write_json
+from xftrain.job_config import refuse_other_config, write_job_config
+from xftrain.overrides import as_typed, literal, quoted
+from xftrain.printable import one_line
 from xftrain.processes import Process, cause_of_death, end
 from xftrain.redaction import hidden_throughout
 from xftrain.registry import conf_dir
 from xftrain.run_folder import RunFolder, holds_run
-from xftrain.sweep_record import MODE, is_resumed, kept, write_record
+from xftrain.sweep_record import MODE, is_resumed, kept, record_of, write_record
 from xftrain.sweep_table import forget_jobs, read_result
 
 # In a job's process: the file for its last sentence, which the sweep says.
 JOB = "XFTRAIN_SWEEP_JOB"
 _SHARED = "hydra.job.config.override_dirname.exclude_keys"  # of the names of jobs
 _END_S = 30.0  # for a job to save and end
+_WORDS_BYTES = 1 << 20  # of a job's last sentence
 
 
 class SweepTable(Callback):
@@ -40,15 +45,32 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before the first job."""
         folder = Path(config.hydra.sweep.dir).absolute()
+        record = record_of(config)
+        _name_by_changes(config)
         try:
+            if folder.is_dir():
+                refuse_links(folder, "hydra.sweep.dir")
+            if is_resumed():
+                refuse_other_jobs(config, folder)
+            _leave_old_submissions(config, folder)
             forget_jobs(folder)
-            write_record(config, folder)
-        except OSError as error:
+            write_record(record, folder)
+        except ConfigError as error:
+            raise SweepRefused(str(error)) from error
+        except (OSError, ValueError) as error:  # a name with a NUL
             raise SweepRefused(
-                f"hydra.sweep.dir={folder} cannot be written ({error}): choose another folder."
+                f"hydra.sweep.dir={one_line(str(folder))} cannot be written ({error}): choose "
+                "another folder."
             ) from error
         SweepTable.folder = folder
-        _name_by_changes(config)
+
+
+def _leave_old_submissions(config: DictConfig, folder: Path) -> None:
+    """Give submitit a new folder where it has left one, whose results it would unpickle."""
+    launcher = config.hydra.launcher
+    if "submitit_folder" in launcher and (folder / ".submitit").exists():
+        with flag_override(config, ["readonly", "struct"], False):
+            launcher.submitit_folder = f"${{hydra.sweep.dir}}/.submitit/{token_hex(8)}/%j"
 
 
 def _name_by_changes(config: DictConfig) -> None:
@@ -69,7 +91,9 @@ def folder_of(settings: Any) -> Path:
     return Path(settings.runtime.cwd) / str(settings.sweep.dir)
 
 
-def run_job(settings: Any, run_dir: Path, *, is_new: bool = False) -> dict[str, Any]:
+def run_job(
+    settings: Any, run_dir: Path, description: Mapping[str, Any], *, is_new: bool = False
+) -> dict[str, Any]:
     """Runs one job as a command of its own, and returns what its `result.json` holds.
 
     A process that leaves none, since it was killed or crashed, gets one that says so.
@@ -77,14 +101,20 @@ def run_job(settings: Any, run_dir: Path, *, is_new: bool = False) -> dict[str, 
     Args:
         settings: Hydra's own configuration of the job.
         run_dir: the job's folder.
+        description: see `job_config.described`.
         is_new: whether it resumes no checkpoint, so that it has no use for a former run's files.
+
+    Raises:
+        SweepRefused: the job was completed with another configuration.
     """
     overrides = as_typed(settings.overrides.task)
-    if is_resumed() and (done := _completed(run_dir, overrides)):
+    if is_resumed() and (done := completed(run_dir, overrides)):
+        refuse_other_config(description, run_dir)
         return done
     if is_new and holds_run(run_dir):
         RunFolder(run_dir).begin_anew()
     (run_dir / "result.json").unlink(missing_ok=True)
+    write_job_config(description, run_dir)
     last_words = run_dir / ".job_said"
     last_words.unlink(missing_ok=True)
     process = start(job_command(settings, run_dir, overrides), settings.runtime.cwd, last_words)
@@ -97,11 +127,18 @@ def run_job(settings: Any, run_dir: Path, *, is_new: bool = False) -> dict[str, 
         raise
     result = read_result(run_dir)
     if result is None:
-        said = last_words.read_text(encoding="utf-8") if last_words.is_file() else ""
-        said = said or f"{cause_of_death(code)} and left no result"
+        said = _said(last_words) or f"{cause_of_death(code)} and left no result"
         result = write_end("crashed", said, settings, run_dir)
     last_words.unlink(missing_ok=True)
     return result
+
+
+def _said(last_words: Path) -> str:
+    """The last sentence of a job; empty where it left none."""
+    try:
+        return read_plain(last_words, _WORDS_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def write_end(status: str, error: str, settings: Any, run_dir: Path) -> dict[str, Any]:
@@ -132,21 +169,14 @@ def job_command(settings: Any, run_dir: Path, overrides: Sequence[str]) -> list[
             flags += ["--config-path", source.path]
     own = kept(settings.overrides.hydra, (*MODE, "hydra.sweep", "hydra.launcher"))
     place = [
-        f"hydra.run.dir={quoted(run_dir.absolute())}",
+        f"hydra.run.dir={literal(run_dir.absolute())}",
         "hydra.mode=RUN",
         "hydra.output_subdir=null",
     ]
     if not OmegaConf.is_missing(settings.job, "num"):  # one of a sweep
         place += [
-            f"hydra.sweep.dir={quoted(folder_of(settings))}",
+            f"hydra.sweep.dir={literal(folder_of(settings))}",
             f"hydra.job.num={settings.job.num}",
-            f"hydra.job.id={quoted(str(settings.job.id))}",
+            f"hydra.job.id={literal(str(settings.job.id))}",
         ]
     return [sys.executable, "-m", "xftrain", *flags, *overrides, *own, *place]
-
-
-def _completed(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
-    result = read_result(run_dir)
-    if result is None or result["status"] != "completed":
-        return None
-    return result if result["overrides"] == list(overrides) else None

@@ -13,8 +13,9 @@ from pathlib import Path
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.worker import Job, Message, serve
 from xftrain.files import open_plain, read_text
-from xftrain.processes import cause_of_death
+from xftrain.processes import cause_of_death, environment
 from xftrain.redaction import hidden, hidden_throughout
+from xftrain.search_path import variables_of_children
 
 _START_S = 300.0  # imports on a slow disk
 _STARTS = 3  # tries to start a process, before a job is given up
@@ -33,7 +34,8 @@ class _Child:
             target=serve, args=(theirs, str(log_file), device, deterministic), daemon=True
         )
         try:
-            self.process.start()
+            with environment(variables_of_children()):
+                self.process.start()
         except BaseException:  # SIGTERM, say: nobody else knows of the process yet
             if self.process.pid is not None:
                 self.process.kill()

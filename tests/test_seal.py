@@ -1,0 +1,81 @@
+"""A record is trusted where this user's own xftrain wrote it, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from xftrain.seal import has_valid_seal, sealed
+
+RECORD = {"config_name": "train", "overrides": ["seq=8,16"]}
+
+
+@pytest.fixture
+def key(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "xftrain" / "key"
+
+
+def test_a_seal_is_of_this_record_and_this_key(key, tmp_path, monkeypatch):
+    record = sealed(RECORD)
+
+    assert has_valid_seal(record) and {**RECORD, "seal": record["seal"]} == record
+    assert not has_valid_seal(RECORD)
+    assert not has_valid_seal({**record, "overrides": ["seq=8,32"]})
+    assert not has_valid_seal({**record, "more": 1})
+    for seal in (None, 1, "", "\ud800", record["seal"][:-1]):
+        assert not has_valid_seal({**record, "seal": seal})
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of another machine"))
+    assert not has_valid_seal(record)
+    assert not (tmp_path / "of another machine").exists()  # looking makes nothing
+    assert sealed(RECORD) != record
+
+
+def test_the_key_is_the_users_alone(key):
+    sealed(RECORD)
+    assert key.stat().st_mode & 0o777 == 0o600 and len(key.read_bytes()) == 32
+    assert [path.name for path in key.parent.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize("spoil", ["readable", "short", "link", "folder", "fifo"])
+def test_a_key_that_others_may_know_seals_nothing(key, tmp_path, spoil):
+    record, content = sealed(RECORD), key.read_bytes()
+    if spoil == "readable":
+        key.chmod(0o644)
+    elif spoil == "short":
+        key.write_bytes(content[:-1])
+    else:
+        key.unlink()
+        if spoil == "link":
+            (tmp_path / "elsewhere").write_bytes(content)
+            key.symlink_to(tmp_path / "elsewhere")
+        elif spoil == "fifo":
+            os.mkfifo(key, 0o600)
+        else:
+            key.mkdir()
+    assert not has_valid_seal(record) and sealed(RECORD) == RECORD
+
+
+@pytest.mark.parametrize("home", [None, "", "relative", "/dev/null/nowhere"])
+def test_without_a_home_folder_nothing_is_sealed(tmp_path, monkeypatch, home):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", "also/relative")
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    assert sealed(RECORD) == RECORD and not has_valid_seal(RECORD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_below_the_home_folder_where_no_other_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert has_valid_seal(sealed(RECORD))
+    assert (tmp_path / ".local" / "state" / "xftrain" / "key").is_file()
+
+
+def test_processes_that_start_together_have_one_key(key):
+    with ThreadPoolExecutor(8) as pool:
+        seals = {record["seal"] for record in pool.map(sealed, [RECORD] * 16)}
+    assert len(seals) == 1

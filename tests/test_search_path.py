@@ -1,0 +1,204 @@
+"""The working folder may be anyone's: nothing in it is imported but what a configuration names."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class
+
+from xftrain import search_path
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["model.dim=16", "model.num_layers=1", "model.num_heads=2", "seq=16", "batch_tokens=32"]
+SMALL += ["max_steps=1", "trainer=cpu", "model.attn=naive", "callbacks=none"]
+# Dependencies, what they try to import though it may not be installed, and the standard library
+# but for what Python itself imports to find `-m`.
+NAMES = "hydra omegaconf antlr4 yaml torch numpy lightning lightning_utilities torchmetrics rich \
+tensorboard matplotlib tokenizers safetensors xformers triton pydantic annotated_types tqdm fsspec \
+pandas scipy psutil joblib cloudpickle optuna IPython liger_kernel bitsandbytes deepspeed sympy \
+__future__ typing typing_extensions dataclasses json logging argparse subprocess socket decimal \
+difflib csv hmac hashlib secrets multiprocessing pickle selectors inspect ast copy shutil tempfile \
+sitecustomize usercustomize readline".split()
+EVIL = "import pathlib\npathlib.Path({marker!r}).open('a').write(__name__ + ' ')\n"
+MINE = """
+import os, sys
+import helper
+from lightning.pytorch import Callback
+
+
+class Mine(Callback):
+    def __init__(self):
+        assert sys.path[-1] == os.getcwd() and helper.x == 1
+        assert "PYTHONSAFEPATH" not in os.environ
+        open("made", "w").close()
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A working folder with modules and plug-ins that nobody asked for."""
+    folder = tmp_path / "work"
+    (folder / "hydra_plugins").mkdir(parents=True)
+    (folder / "evil-1.dist-info").mkdir()
+    evil = EVIL.format(marker=str(tmp_path / "executed"))
+    for name in NAMES:
+        (folder / f"{name}.py").write_text(evil)
+    (folder / "hydra_plugins" / "evil.py").write_text(evil)
+    (folder / "entry.py").write_text(evil + "def go(): return []\n")
+    (folder / "evil-1.dist-info" / "METADATA").write_text("Name: evil\nVersion: 1\n")
+    entries = "[torch.backends]\nevil = entry:go\n"
+    (folder / "evil-1.dist-info" / "entry_points.txt").write_text(entries)
+    return folder
+
+
+def _run(folder: Path, *arguments: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "xftrain", *arguments, *SMALL],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    marker = folder.parent / "executed"
+    assert not marker.exists(), marker.read_text()
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_job_of_a_sweep_imports_nothing_of_the_working_folder(hostile: Path) -> None:
+    _run(hostile, "-m", "seed=1", "hydra.sweep.dir=sweep")
+    assert "completed" in (hostile / "sweep" / "summary.csv").read_text()
+
+
+def test_a_class_of_the_working_folder_is_found_behind_all_others(hostile: Path) -> None:
+    (hostile / "mine.py").write_text(MINE)
+    (hostile / "helper.py").write_text("x = 1\n")
+    _run(hostile, "+callbacks.mine._target_=mine.Mine")
+    assert (hostile / "made").exists()
+
+
+# ---- the finder
+
+
+@pytest.fixture
+def finder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    for name in ("own_module_x", "own_module_y", "own_namespace_z"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "own_module_x.py").write_text("import own_module_y\nclass A: pass\n")
+    (tmp_path / "own_module_y.py").touch()
+    (tmp_path / "own_namespace_z").mkdir()
+    search_path.find_own_classes()
+
+
+@pytest.mark.usefixtures("finder")
+def test_only_what_a_configuration_names_opens_the_folder(tmp_path: Path) -> None:
+    for name in ("own_module_x", "own_module_y", "own_namespace_z"):
+        assert importlib.util.find_spec(name) is None
+    with pytest.raises(ImportError):
+        importlib.import_module("own_module_y")
+    with pytest.raises(ImportError):
+        get_class("own_module_of_nobody.A")
+    assert str(tmp_path) not in sys.path
+
+    assert get_class("own_module_x.A").__name__ == "A"
+    assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
+    assert importlib.util.find_spec("own_namespace_z") is not None
+
+
+@pytest.mark.usefixtures("finder")
+def test_there_is_one_finder_for_the_folder_of_the_last_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    search_path.find_own_classes()
+    with pytest.raises(ImportError):
+        get_class("own_module_x.A")
+    monkeypatch.setattr(search_path, "_IS_REFUSED", True)  # python -P
+    monkeypatch.chdir(tmp_path)
+    search_path.find_own_classes()
+    with pytest.raises(ImportError):
+        get_class("own_module_x.A")
+
+
+# ---- python -m
+
+
+@pytest.fixture
+def as_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["-m", "seq=8"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "xftrain", "seq=8"])
+
+
+@pytest.mark.parametrize(
+    ("command", "is_ours"),
+    [
+        (["python", "-m", "xftrain"], True),
+        (["python", "-um", "xftrain", "-m", "seq=8,16"], True),
+        (["python", "-mxftrain"], True),
+        (["python", "-m", "xftrain.cli"], True),
+        (["python", "-m", "mine", "xftrain"], False),
+        (["python", "-m", "mine.tools"], False),
+    ],
+)
+def test_another_program_that_imports_this_package_keeps_its_path(
+    monkeypatch: pytest.MonkeyPatch, command: list[str], is_ours: bool
+) -> None:
+    at = next(n for n, word in enumerate(command) if word.startswith("-") and "m" in word)
+    rest = command[at + (1 if command[at].endswith("xftrain") else 2) :]
+    monkeypatch.setattr(sys, "argv", ["-m", *rest])
+    monkeypatch.setattr(sys, "orig_argv", command)
+    monkeypatch.setattr(sys, "path", ["/somewhere", "/lib"])
+    search_path.leave_out_working_folder()
+    assert sys.path == (["/lib"] if is_ours else ["/somewhere", "/lib"])
+
+
+@pytest.mark.usefixtures("as_module")
+def test_what_python_m_has_put_first_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", ["/somewhere", "/lib", str(ROOT)])
+    search_path.leave_out_working_folder()
+    assert sys.path == ["/lib", str(ROOT)]
+
+
+@pytest.mark.usefixtures("as_module")
+def test_a_checkout_in_place_stays_last_but_before_another_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT), "/lib"])
+    search_path.leave_out_working_folder()
+    assert sys.path == ["/lib", str(ROOT)]
+    monkeypatch.setattr(sys, "path", [str(ROOT), str(ROOT), "/lib"])  # PYTHONPATH names it too
+    search_path.leave_out_working_folder()
+    assert sys.path == [str(ROOT), "/lib"]
+    (tmp_path / "xftrain").mkdir()
+    (tmp_path / "xftrain" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(ROOT), "/lib", str(tmp_path), "/more"])
+    search_path.leave_out_working_folder()
+    assert sys.path == ["/lib", str(ROOT), str(tmp_path), "/more"]
+
+
+def test_children_do_not_see_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search_path, "_IS_REFUSED", False)
+    ours = search_path.variables_of_children()
+    assert ours == {"PYTHONSAFEPATH": "1", "XFTRAIN_SAFE_PATH": "1"}
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    search_path.forget_variables()
+    assert not ours.keys() & os.environ.keys()
+    monkeypatch.setattr(search_path, "_IS_REFUSED", True)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    search_path.forget_variables()
+    assert os.environ["PYTHONSAFEPATH"] == "1"  # the user's own
+    assert search_path.variables_of_children() == {"PYTHONSAFEPATH": "1"}
+    monkeypatch.chdir(ROOT)
+    assert search_path.variables_of_children() == {}

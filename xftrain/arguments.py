@@ -1,0 +1,59 @@
+"""The arguments of a command, brought into the form that Hydra reads."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.utils import get_args_parser
+
+from xftrain import sweep_record
+from xftrain.errors import ConfigError
+from xftrain.overrides import all_groups, normalise_argv, refuse_long_names, refuse_other_text
+from xftrain.yaml_files import refuse_yaml_bombs
+
+
+def normalised(argv: list[str]) -> list[str]:
+    """The arguments with flags first, wherever they stood, and dotted group overrides slashed.
+
+    Raises:
+        ConfigError: Hydra could not read them, or what they name is not to be read.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            flags = get_args_parser().parse_intermixed_args(argv)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        said = complaint.getvalue().rpartition("error: ")[2].strip()
+        raise ConfigError(f"{said}; --hydra-help lists the flags.") from None
+    if flags.experimental_rerun is not None:
+        raise ConfigError(
+            "--experimental-rerun is refused, since it runs whatever code its file holds; "
+            "repeat a run with the overrides in its .hydra/overrides.yaml."
+        )
+    package = Path(__file__).resolve().parent  # what Hydra takes a relative --config-path from
+    config_dirs = [Path(flags.config_dir)] if flags.config_dir else []
+    config_dirs += [package / flags.config_path] if flags.config_path else []
+    refuse_other_text([*argv, os.getcwd()])
+    _refuse_interpolations([Path.cwd(), *config_dirs])
+    refuse_yaml_bombs(config_dirs)
+    first = [arg for arg in argv if arg not in flags.overrides]
+    rest = sweep_record.resumed(flags.overrides, has_flags=bool(flags.config_name or config_dirs))
+    groups = all_groups(*config_dirs)
+    refuse_long_names([flags.config_name or "", *rest], groups)
+    return first + normalise_argv(rest, groups)
+
+
+def _refuse_interpolations(folders: Sequence[Path]) -> None:
+    """Refuses folders whose names Hydra, which keeps them as values, takes for interpolations."""
+    for folder in folders:
+        if "${" in os.path.abspath(folder):
+            raise ConfigError(
+                f"the folder {str(folder)!r} has ${{ in its name, which is read as an "
+                "interpolation: use a folder with another name."
+            )

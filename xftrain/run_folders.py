@@ -1,0 +1,49 @@
+"""The folder of a run or a sweep is made when that starts, and only named before.
+
+A configuration is also composed to be printed, which makes nothing.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from xftrain.files import new_folder
+from xftrain.overrides import literal
+
+_NEW = "${xf.new_folder:"  # the resolver in config.py that only names a folder
+
+
+class NewFolders(Callback):
+    """Makes the folders that the configuration names with `${xf.new_folder:...}`.
+
+    Two runs or sweeps may start in the same second: the second one's folder ends in `-2`.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before Hydra makes the folder of a run, where it may be there already."""
+        _make(config, config.hydra.run)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before anything is written to the folder of a sweep, of which each job is told."""
+        if made := _make(config, config.hydra.sweep):
+            with flag_override(config, ["readonly", "struct"], False):
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={literal(made)}")
+
+
+def _make(config: DictConfig, node: DictConfig) -> str | None:
+    """Makes the folder and puts its name in the place of the interpolation."""
+    written = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(written, dict)
+    if not str(written["dir"]).startswith(_NEW):
+        return None
+    with suppress(OSError):  # which Hydra meets again, and cli reports
+        made = str(new_folder(Path(node.dir)))
+        with flag_override(config, ["readonly", "struct"], False):
+            node.dir = made
+        return made
+    return None

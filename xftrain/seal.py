@@ -1,0 +1,81 @@
+"""Seals: proof that this user's own xftrain, on this machine, wrote a record.
+
+The owner of a file proves nothing, since whatever a user unpacks or clones is the user's own. So a
+secret key stays in the user's state folder, and a record carries its HMAC.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from xftrain.files import open_plain
+
+_FIELD = "seal"
+_KEY_BYTES = 32
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with its seal; without one where this user has no folder for a key."""
+    key = _key(may_make=True)
+    return {**record} if key is None else {**record, _FIELD: _seal(key, record)}
+
+
+def has_valid_seal(record: Mapping[str, Any]) -> bool:
+    """Whether `sealed` of this user on this machine made the record, and nobody changed it."""
+    key, seal = _key(may_make=False), record.get(_FIELD)
+    if key is None or not isinstance(seal, str):
+        return False
+    return hmac.compare_digest(_seal(key, record).encode(), seal.encode("utf-8", "replace"))
+
+
+def _seal(key: bytes, record: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in record.items() if name != _FIELD}
+    text = json.dumps(content, sort_keys=True)  # ASCII
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _key(*, may_make: bool) -> bytes | None:
+    """The user's key; None where there is none, or where others could have read or written it."""
+    path = _key_path()
+    if path is None:
+        return None
+    with suppress(OSError):
+        if may_make and not path.exists():
+            _make_key(path)
+        with open_plain(path) as file:
+            status = os.fstat(file.fileno())
+            is_private = status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o077
+            key = file.read(_KEY_BYTES + 1)
+        return key if is_private and len(key) == _KEY_BYTES else None
+    return None
+
+
+def _key_path() -> Path | None:
+    """`$XDG_STATE_HOME/xftrain/key`, else below the home folder; relative ones do not count."""
+    named, home = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("HOME", "")
+    if os.path.isabs(named):
+        return Path(named, "xftrain", "key")
+    return Path(home, ".local", "state", "xftrain", "key") if os.path.isabs(home) else None
+
+
+def _make_key(path: Path) -> None:
+    """Writes a new key beside its place and links it there: of two processes, the first wins."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+        with suppress(FileExistsError):
+            os.link(partial, path)
+    finally:
+        partial.unlink()
