@@ -105,5 +105,6 @@ def test_a_whole_disk_is_not_searched(tmp_path, monkeypatch):
     seen = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: seen.append(path) or scandir(path))
-    refuse_links(tmp_path, "hydra.run.dir")
+    with pytest.raises(ConfigError, match="more than 5 files"):
+        refuse_links(tmp_path, "hydra.run.dir")
     assert len(seen) == 1
