@@ -18,13 +18,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from xftrain.console import say
 from xftrain.fields import PositiveFloat
 from xftrain.files import open_plain
+from xftrain.training.interpreter_watch import interpreter_watched
 
 log = logging.getLogger(__name__)
 
 _GRACE_S = 30.0  # for the message, before the interpreter itself is ended
-# For a thread that never lets another one run, which a timer in C ends. That timer cannot tell a
-# hang from a process that was stopped, so it leaves time for that.
-_STUCK_S = 86400.0
 
 
 class Watchdog(Callback):
@@ -39,7 +37,7 @@ class Watchdog(Callback):
     Args:
         timeout_s: seconds in which no batch, of training or of validation, begins or ends, nor the
             run does; then the stacks of all threads are written to `stacks.txt` and the process
-            ends with code 1.
+            ends with code 1, or by SIGABRT where a thread lets no other run.
     """
 
     def __init__(self, *, timeout_s: PositiveFloat = 1800.0) -> None:
@@ -109,10 +107,17 @@ class Watchdog(Callback):
     def _watch(self, place: Path) -> None:
         interval_s = min(self.timeout_s / 4, 10.0)
         idle_s, num_moves, at = 0.0, self._num_moves, time.monotonic()
-        with _stacks(place) as stacks:
+        limit_s = self.timeout_s + _GRACE_S
+        said = (
+            f"no progress for {limit_s:g} s: a thread lets no other run ({place} shows where); "
+            "callbacks.watchdog.timeout_s allows more."
+        )
+        with (
+            _stacks(place) as stacks,
+            interpreter_watched(limit_s, interval_s, stacks, said) as alive,
+        ):
             while not self._over.wait(interval_s):
-                limit_s = self.timeout_s + _GRACE_S + _STUCK_S
-                faulthandler.dump_traceback_later(limit_s, exit=True, file=stacks)
+                alive()
                 before, at = at, time.monotonic()
                 # a longer time went by while the process was stopped
                 idle_s += min(at - before, interval_s)
@@ -120,7 +125,6 @@ class Watchdog(Callback):
                     idle_s, num_moves = 0.0, self._num_moves
                 if idle_s > self.timeout_s:
                     self._give_up(stacks)
-            faulthandler.cancel_dump_traceback_later()
         with suppress(OSError):
             place.unlink(missing_ok=True)
 
