@@ -91,3 +91,21 @@ def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path: Path) -> None:
     (run / "checkpoints" / "x").symlink_to(tmp_path / "made later")
     with pytest.raises(ConfigError, match="hydra.run.dir.*checkpoints/x.*leads out"):
         refuse_links(tmp_path / "named", "hydra.run.dir")
+
+
+def test_a_file_with_a_hard_link_is_not_appended_to(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run" / "xftrain.log").hardlink_to(tmp_path / "precious")
+    with pytest.raises(NotPlainFile, match="another name"):
+        open_plain(tmp_path / "run" / "xftrain.log", "ab")
+    with pytest.raises(ConfigError, match="xftrain.log, with a hard link"):
+        refuse_links(tmp_path / "run", "hydra.run.dir")
+
+
+def test_of_a_sweep_nothing_is_taken_for_data(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0_seed=1").symlink_to("/elsewhere")
+    refuse_links(tmp_path, "hydra.run.dir")
+    with pytest.raises(ConfigError, match="hydra.sweep.dir=.* has a link in it, 0_seed=1"):
+        refuse_links(tmp_path, "hydra.sweep.dir", may_hold_data=False)

@@ -25,7 +25,7 @@ from xftrain import __version__, ranks, search_path, sweep_record, sweep_table, 
 from xftrain.arguments import normalised
 from xftrain.commands import Command, command_of
 from xftrain.completed_jobs import completed
-from xftrain.completion import dotted_groups
+from xftrain.completion import safe_completion
 from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.console import protect_handlers, safe_streams, say, show_traceback
@@ -96,7 +96,7 @@ def _run_command() -> int:
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
             )
-            with dotted_groups(all_groups), ranks.following(is_ours=bool(words)) as told:
+            with safe_completion(all_groups), ranks.following(is_ours=bool(words)) as told:
                 sys.argv += told
                 decorate(_job)()
         return _end_of_sweep()

@@ -44,7 +44,7 @@ def open_plain(path: Path, mode: str = "rb") -> IO[bytes]:
         mode: `rb`, or `ab` to append to a file or make it.
 
     Raises:
-        NotPlainFile: it is something else than a plain file.
+        NotPlainFile: it is something else than a plain file; to append, also one with a hard link.
         OSError: it does not exist, or may not be opened.
     """
     wanted = {"rb": os.O_RDONLY, "ab": os.O_WRONLY | os.O_APPEND | os.O_CREAT}[mode]
@@ -54,9 +54,13 @@ def open_plain(path: Path, mode: str = "rb") -> IO[bytes]:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a FIFO without a reader, a socket
             raise NotPlainFile(error.errno, "not a plain file", str(path)) from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    said = None if stat.S_ISREG(status.st_mode) else "not a plain file"
+    if mode == "ab" and status.st_nlink > 1:
+        said = "a file with another name, which would change as well"
+    if said:
         os.close(descriptor)
-        raise NotPlainFile(errno.EINVAL, "not a plain file", str(path))
+        raise NotPlainFile(errno.EINVAL, said, str(path))
     return os.fdopen(descriptor, mode)
 
 
@@ -93,22 +97,23 @@ def expanded(key: str, path: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def refuse_links(folder: Path, key: str) -> None:
+def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
     """Refuse a folder with a link that leads out of it, or a FIFO, before anything writes there.
 
     Lightning, TensorBoard, Hydra and `logging` open files by name, follow links, and wait for the
-    reader of a FIFO. A folder that the working directory is in is the user's own, with data and
-    links to it: there only the names that a run writes are looked at.
+    reader of a FIFO.
 
     Args:
         folder: may be named through links; nothing is done where it does not exist.
         key: the override that names the folder, for the message.
+        may_hold_data: a folder that the working directory is in may be the user's project, with
+            links to data in it; there only the names that a run writes are looked at.
 
     Raises:
-        ConfigError: the first such link, FIFO, device or socket.
+        ConfigError: the first such link, FIFO, device or socket, or file with a hard link.
     """
     top = Path(os.path.realpath(folder))
-    for entry in _entries(top):
+    for entry in _entries(top, may_hold_data=may_hold_data):
         path = Path(entry.path)
         named = f"{key}={folder} has {{}} in it, {path.relative_to(top)}, "
         if entry.is_symlink():
@@ -117,6 +122,11 @@ def refuse_links(folder: Path, key: str) -> None:
                     f"{named.format('a link')}that leads out of that folder: files behind it could "
                     "be overwritten; remove the link or choose another folder."
                 )
+        elif _has_other_name(entry):
+            raise ConfigError(
+                f"{named.format('a file')}with a hard link, so that a file elsewhere could change "
+                "with it; copy the folder or choose another."
+            )
         elif not entry.is_dir() and not entry.is_file():
             raise ConfigError(
                 f"{named.format('a FIFO, a device or a socket')}at which a run could wait for "
@@ -124,9 +134,18 @@ def refuse_links(folder: Path, key: str) -> None:
             )
 
 
-def _entries(top: Path) -> Iterator[os.DirEntry[str]]:
+def _has_other_name(entry: os.DirEntry[str]) -> bool:
+    """Whether a file that is written in place has a hard link; checkpoints are replaced whole."""
+    if entry.name.endswith((".ckpt", ".safetensors")) or not entry.is_file(follow_symlinks=False):
+        return False
+    with suppress(OSError):  # it has just been removed
+        return entry.stat(follow_symlinks=False).st_nlink > 1
+    return False
+
+
+def _entries(top: Path, *, may_hold_data: bool) -> Iterator[os.DirEntry[str]]:
     """What is in a folder of runs and the folders in it, nearest first."""
-    is_own = Path.cwd().is_relative_to(top)
+    is_own = may_hold_data and Path.cwd().is_relative_to(top)
     folders, count = deque([top]), 0
     while folders:
         with suppress(OSError), os.scandir(folders.popleft()) as entries:  # as one of another user

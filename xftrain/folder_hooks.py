@@ -63,7 +63,8 @@ def _folder(config: DictConfig, key: str) -> Path | None:
 
 def _reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
     try:
-        refuse_links(folder, key)  # first: the lock is a file too
+        # first, as the lock is a file too; the names of a sweep's jobs are known to nobody yet
+        refuse_links(folder, key, may_hold_data=key == "hydra.run.dir")
         with suppress(OSError):  # Hydra meets the same error, and it is reported then
             reserve(folder, key, wait_s=wait_s)
     except ConfigError as error:

@@ -49,7 +49,7 @@ class SweepTable(Callback):
         _name_by_changes(config)
         try:
             if folder.is_dir():
-                refuse_links(folder, "hydra.sweep.dir")
+                refuse_links(folder, "hydra.sweep.dir", may_hold_data=False)
             if is_resumed():
                 refuse_other_jobs(config, folder)
             _leave_old_submissions(config, folder)
