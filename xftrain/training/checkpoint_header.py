@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
+from xftrain.files import open_plain
+
 
 def header(path: Path) -> Mapping[str, Any] | None:
     """The checkpoint's own entry, `xftrain`, and its `callbacks`; None where it cannot be read."""
     try:
+        open_plain(path).close()  # or a FIFO would be waited for
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found = {"callbacks": held["callbacks"], **held["xftrain"]}
     except Exception:  # unpickling can raise anything
