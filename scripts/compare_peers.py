@@ -52,7 +52,7 @@ from xftrain import markdown
 from xftrain.benchmark import environment
 from xftrain.benchmark.tables import STATUS, figure, show
 from xftrain.files import read_json, replace_text, write_json
-from xftrain.processes import cause_of_death, sigterm_raised
+from xftrain.processes import cause_of_death, stops_raised
 from xftrain.training.flops import FORMULA
 from xftrain.version import installed
 
@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo = [(n, peer) for n in range(args.repeat) for peer in args.peers.split(",")]
     text = ""
     try:
-        with sigterm_raised():
+        with stops_raised():
             for repeat, peer in todo:
                 row = run_peer(replace(setup, peer=peer), args.timeout, log)
                 rows.append({**row, "repeat": repeat})

@@ -19,7 +19,7 @@ from xftrain.errors import ConfigError, SweepRefused
 from xftrain.files import refuse_links
 from xftrain.folder_lock import release_reserved, reserve
 from xftrain.processes import rank
-from xftrain.run_folder import hydra_before, refuse_trained, remember_hydra, restore_hydra
+from xftrain.run_folder import refuse_trained, remember_hydra, restore_hydra
 
 _ENDING_S = 30.0  # for a job of an earlier sweep, whose end was not waited for, to save and end
 
@@ -73,6 +73,5 @@ def _reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
 
 def leave_folders() -> None:
     """At the end of a command: what a refused one has overwritten is put back."""
-    for folder in list(hydra_before):
-        restore_hydra(folder)
+    restore_hydra()
     release_reserved()

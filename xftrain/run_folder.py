@@ -8,9 +8,10 @@ has begun to train, that is while it can still be refused, they are left as they
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,8 +30,8 @@ _TRAINED = (*_RECORDS, "checkpoints")
 _FILES = (*_TRAINED, RUN_FILE, "hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
 _LAST = ("config.yaml", "result.json")  # moved last: they say that there is something to move
 
-# By folder: Hydra's files of the command before, which it overwrites before this package runs.
-hydra_before: dict[Path, dict[str, bytes]] = {}
+# By real path: Hydra's files of the command before, which it overwrites before this package runs.
+_hydra_before: dict[str, dict[str, bytes]] = {}
 
 
 class RunFolder:
@@ -79,6 +80,7 @@ class RunFolder:
 
     def _begin(self, run_id: str) -> None:
         self.has_begun, self.run_id = True, run_id
+        _hydra_before.pop(os.path.realpath(self.path), None)
         if not self.is_kept:
             return
         (self.path / "result.json").unlink(missing_ok=True)
@@ -104,7 +106,7 @@ class RunFolder:
                 target = place / path.relative_to(self.path)
                 target.parent.mkdir(exist_ok=True)
                 path.rename(target)
-            for name, content in hydra_before.pop(self.path.absolute(), {}).items():
+            for name, content in _hydra_before.pop(os.path.realpath(self.path), {}).items():
                 (place / HYDRA).mkdir(exist_ok=True)
                 (place / HYDRA / name).write_bytes(content)
         except OSError as error:
@@ -127,8 +129,8 @@ def holds_run(folder: Path) -> bool:
 
     It has completed or has saved a checkpoint. One that ended before may be started again there.
     """
-    has_saved = _present(folder, ("checkpoints/*", "sample.txt"))
-    return status_of(folder) == "completed" or bool(has_saved)
+    saved = _present(folder, ("checkpoints/*.ckpt", "checkpoints/*.safetensors"))
+    return status_of(folder) == "completed" or bool(saved)
 
 
 def holds_record(folder: Path) -> bool:
@@ -160,16 +162,17 @@ def remember_hydra(folder: Path) -> None:
     for path in _present(folder / HYDRA, ("*.yaml",)):
         with suppress(OSError):
             found[path.name] = read_plain(path, _HYDRA_BYTES)
-    hydra_before[folder.absolute()] = found
+    _hydra_before[os.path.realpath(folder)] = found
 
 
-def restore_hydra(folder: Path) -> None:
-    """Put them back, where this command was refused and the folder is still the former run's."""
-    files: Mapping[str, bytes] = hydra_before.pop(folder.absolute(), {})
-    if files and holds_record(folder):
-        for name, content in files.items():
-            with suppress(OSError):
-                replace_bytes(folder / HYDRA / name, content)
+def restore_hydra() -> None:
+    """Put them back where a command has not begun, so that the folder is still a former run's."""
+    while _hydra_before:
+        name, files = _hydra_before.popitem()
+        if holds_record(Path(name)):
+            for file, content in files.items():
+                with suppress(OSError):
+                    replace_bytes(Path(name, HYDRA, file), content)
 
 
 def _present(folder: Path, patterns: Iterable[str]) -> list[Path]:

@@ -13,7 +13,7 @@ from tests.training.runs import last, result_of, rows_of, run
 from tests.training.test_checkpoint import power_cut
 from xftrain import sweeps
 from xftrain.errors import ConfigError, RunError
-from xftrain.run_folder import holds_run, run_id_of
+from xftrain.run_folder import RunFolder, holds_run, remember_hydra, restore_hydra, run_id_of
 from xftrain.sample import sample
 from xftrain.training.checkpoint import checkpoint_to_load, read_checkpoint
 from xftrain.training.checkpoint_header import run_id
@@ -149,6 +149,23 @@ def test_a_refusal_puts_back_what_hydra_has_overwritten(command, tmp_path):
     assert command("hydra.run.dir=r", "batch_tokens=0").code == 2
     assert (tmp_path / "r" / ".hydra" / "overrides.yaml").read_text() == "- seq=32\n"
     assert json.loads((tmp_path / "r" / "result.json").read_text()) == {"status": "completed"}
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_what_hydra_wrote_for_a_run_that_has_begun_stays(tmp_path, is_new):
+    (tmp_path / ".hydra").mkdir()
+    overrides = tmp_path / ".hydra" / "overrides.yaml"
+    overrides.write_text("- seq=32\n")
+    (tmp_path / "result.json").write_text(json.dumps({"status": "completed"}))
+    remember_hydra(tmp_path)
+    overrides.write_text("- seq=64\n")
+    folder = RunFolder(tmp_path)
+    folder.begin_anew() if is_new else folder.begin_again()
+    (tmp_path / "result.json").write_text(json.dumps({"status": "completed"}))
+    restore_hydra()
+    assert overrides.read_text() == "- seq=64\n"
+    former = tmp_path / "former-1" / ".hydra" / "overrides.yaml"
+    assert not is_new or former.read_text() == "- seq=32\n"
 
 
 def test_a_job_of_a_sweep_in_a_used_folder_sets_its_former_run_aside(command, jobs, tmp_path):

@@ -16,6 +16,7 @@ from tests.training.runs import last, result_of, rows_of, run, same_weights, wei
 from xftrain.errors import RunError
 from xftrain.training import module as module_file
 from xftrain.training.callbacks import sample as sample_file
+from xftrain.training.checkpoint import read_checkpoint
 
 # a validation with the last step
 STEPS = ("max_steps=4", "trainer.val_check_interval=4", "data.stop_at_accuracy=null")
@@ -150,19 +151,41 @@ def test_optional_steps_at_the_end_fail_with_a_warning(tmp_path, whole, monkeypa
 # ---- what a resumed run takes up
 
 
+def test_a_step_that_is_validated_is_saved_after_its_validation(tmp_path, added):
+    # resumed from a save before it, a run would never make that validation
+    def kill(trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 4:
+            raise RuntimeError("a power cut")
+
+    own = Callback()
+    own.on_validation_start = kill  # type: ignore[method-assign]
+    added(own)
+    steps = (*STEPS, "max_steps=6", "callbacks.checkpoint.every_n_steps=2")
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path, *steps)
+    assert read_checkpoint(last(tmp_path))["global_step"] == 2
+    added(Callback())
+    run(tmp_path, *steps, "ckpt=auto")
+    assert list(rows_of(tmp_path, "val/loss")) == [4, 6]
+
+
 def test_a_signal_at_a_validated_step_leaves_its_validation_and_the_best(tmp_path, added):
     whole = run(tmp_path / "whole", *STEPS, "max_steps=6", "trainer.val_check_interval=2")
 
     def stop(trainer: Any, *_: Any) -> None:
-        if trainer.global_step == 4:
+        if trainer.global_step == 3:
             os.kill(os.getpid(), signal.SIGUSR1)
 
     own = Callback()
-    own.on_train_batch_end = stop  # type: ignore[method-assign, assignment]
+    own.on_train_batch_start = stop  # type: ignore[method-assign, assignment]
     added(own)
     steps = (*STEPS, "max_steps=6", "trainer.val_check_interval=2")
     with pytest.raises(SystemExit):
         run(tmp_path / "cut", *steps)
+    assert list(rows_of(tmp_path / "cut", "val/loss")) == [2, 4]
+    folder = tmp_path / "cut" / "checkpoints"
+    for name in ("last.ckpt", "best.ckpt"):
+        assert read_checkpoint(folder / name)["global_step"] == 4
     added(Callback())
     again = run(tmp_path / "cut", *steps, "ckpt=auto")
     assert again["metrics"]["val/loss"] == whole["metrics"]["val/loss"]

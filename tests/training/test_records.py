@@ -66,9 +66,12 @@ def test_the_records_of_a_resumed_run_are_those_of_one_that_was_not_cut(tmp_path
         assert name.startswith(timed) or again["metrics"][name] == value, name
 
 
-def test_a_run_that_is_killed_after_its_last_save_is_finished_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize("last_step", [10, 12])  # without a validation, and with one
+def test_a_run_that_is_killed_after_its_last_save_is_finished_once(
+    tmp_path, monkeypatch, last_step
+):
     # its train/loss was missing from result.json, and it was validated a second time
-    steps = (*STEPS, "max_steps=10")
+    steps = (*STEPS, f"max_steps={last_step}")
     expected = run(tmp_path / "whole", *steps)["metrics"]
 
     def kill(*_: Any) -> None:
