@@ -74,7 +74,7 @@ def test_a_file_of_another_shape_ends_nothing(tmp_path: Path, content: str) -> N
 def _option(folder: Path, decay: float) -> None:
     path = folder / "own" / "optim" / "mine.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"name: adamw\nweight_decay: {decay}\n")
+    path.write_text(f"name: adamw\nlr: 0.1\nweight_decay: {decay}\n")
 
 
 def test_an_option_file_that_has_changed_is_told_before_any_job(
