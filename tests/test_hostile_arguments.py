@@ -27,6 +27,7 @@ TEXT = st.one_of(st.text(), st.text(alphabet="\\\"'${}ab \n,=[]()"))
 @example("\\")
 @example('a\\"b\\\\')
 @example("x${y}")
+@example("a\\${y}\\\\${y}\\")
 def test_a_quoted_value_is_that_value(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

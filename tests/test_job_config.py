@@ -71,10 +71,10 @@ def test_a_file_of_another_shape_ends_nothing(tmp_path: Path, content: str) -> N
         assert '"seq"' in content
 
 
-def _option(folder: Path, lr: float) -> None:
+def _option(folder: Path, decay: float) -> None:
     path = folder / "own" / "optim" / "mine.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"name: adamw\nlr: {lr}\n")
+    path.write_text(f"name: adamw\nlr: 0.1\nweight_decay: {decay}\n")
 
 
 def test_an_option_file_that_has_changed_is_told_before_any_job(
@@ -88,14 +88,32 @@ def test_an_option_file_that_has_changed_is_told_before_any_job(
 
     _option(tmp_path, 0.2)
     said = one_sentence(command(*sweep, "resume_sweep=sweep"), 2)
-    assert "optim.lr 0.1 -> 0.2" in said and "1_seq=8" in said and jobs == []
+    assert "optim.weight_decay 0.1 -> 0.2" in said and "1_seq=8" in said and jobs == []
     _option(tmp_path, -1)  # nor is a result overwritten by the refusal of its job
-    assert "optim.lr must be" in one_sentence(command(*sweep, "resume_sweep=sweep"), 2)
+    assert "optim.weight_decay must be" in one_sentence(command(*sweep, "resume_sweep=sweep"), 2)
     assert before == {path: path.read_text() for path in tmp_path.glob("sweep/**/*.json")}
 
     _option(tmp_path, 0.1)
     command(*sweep, "resume_sweep=sweep")
     assert ["seq=16" in words for words in jobs] == [True]
+
+
+def test_a_drawn_job_is_compared_when_it_is_drawn(
+    command: Command, jobs: Jobs, tmp_path: Path
+) -> None:
+    search = ["--config-dir", "own", "hparams_search=optuna", "hydra.sweeper.n_trials=1"]
+    search += ["optim=mine", "seq=8"]
+    _option(tmp_path, 0.1)
+    assert command(*search, "hydra.sweep.dir=search").code == 0
+    (before,) = [path.read_text() for path in tmp_path.glob("search/*/result.json")]
+    for decay, sentence in (
+        (0.2, "optim.weight_decay 0.1 -> 0.2"),
+        (-1, "job 0: optim.weight_decay must be"),
+    ):
+        _option(tmp_path, decay)
+        ended = command(*search, "resume_sweep=search")
+        assert ended.code == 2 and sentence in ended.err
+        assert before == next(tmp_path.glob("search/*/result.json")).read_text()
 
 
 def test_a_completed_job_with_other_overrides_is_run(

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from xftrain import recorded_overrides
 from xftrain.config import compose, validate
 from xftrain.errors import ConfigError
 from xftrain.recorded_overrides import NotPlain, plain_overrides, same_overrides
@@ -188,6 +189,12 @@ def test_what_people_type_means_the_same_afterwards(typed):
         "seq",
         "=",
         "tags=[choice(a,b)]",
+        "tags=['{a}','$']",  # together in another order
+        "tags=['$\\{canary:}']",  # after one more unescaping
+        "seq=tag('a b',choice(8,16))",
+        "model/attn=../bias/alibi",
+        "hydra.launcher.n_jobs=[2]",
+        "hydra.launcher.n_jobs=2,3",
         "experiment=../x",
         "model/attn=nope",
         "callbacks=[default,nope]",
@@ -204,6 +211,12 @@ def test_what_people_type_means_the_same_afterwards(typed):
 def test_anything_else_is_refused(override):
     with pytest.raises(NotPlain):
         plain_overrides("train", [override])
+
+
+def test_what_cannot_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_overrides, "_element", lambda value: "other")
+    with pytest.raises(NotPlain, match="cannot be written"):
+        plain_overrides("train", ["seq=8"])
 
 
 def test_jobs_of_several_sweeps_are_counted_together():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
 from tests.commands import Ended, one_sentence
 from xftrain import sweeps
@@ -140,17 +140,25 @@ def test_jobs_are_below_the_folder_of_their_sweep(tmp_path: Path) -> None:
     assert [row["run_dir"] for row in read_rows(folder)] == [str(folder / "0")]
 
 
-def test_old_results_of_submitit_are_not_unpickled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("was_there", [True, False])
+def test_old_results_of_submitit_are_not_unpickled(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_there: bool
+) -> None:
     """It would look for the result of a process by its number, and anyone can guess that."""
-    launcher = {"submitit_folder": "${hydra.sweep.dir}/.submitit/%j"}
-    hydra = {"sweep": {"dir": str(tmp_path / "sweep")}, "launcher": launcher}
-    config = OmegaConf.create({"hydra": hydra})
-    sweeps._leave_old_submissions(config, tmp_path / "sweep")
-    assert config.hydra.launcher.submitit_folder == f"{tmp_path}/sweep/.submitit/%j"
-    (tmp_path / "sweep" / ".submitit").mkdir(parents=True)
-    sweeps._leave_old_submissions(config, tmp_path / "sweep")
-    (made,) = Path(config.hydra.launcher.submitit_folder).parts[-2:-1]
-    assert len(made) == 16 and Path(config.hydra.launcher.submitit_folder).parts[-1] == "%j"
+    configs: list[DictConfig] = []
+
+    def end(*arguments: object) -> None:
+        raise OSError("before any process starts")
+
+    monkeypatch.setattr(sweeps, "record_of", configs.append)
+    monkeypatch.setattr(sweeps, "forget_jobs", end)
+    if was_there:
+        (tmp_path / "sweep" / ".submitit").mkdir(parents=True)
+    launcher = "hydra/launcher=submitit_local"
+    assert command("-m", "seq=8,32", launcher, "hydra.sweep.dir=sweep").code == 2
+    parts = Path(configs[0].hydra.launcher.submitit_folder).relative_to("sweep").parts
+    assert (parts[0], parts[-1]) == (".submitit", "%j")
+    assert [len(part) for part in parts[1:-1]] == ([16] if was_there else [])
 
 
 # ---- what a result says
