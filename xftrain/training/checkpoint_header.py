@@ -9,8 +9,6 @@ from typing import Any
 from xftrain.files import open_plain
 from xftrain.training.checkpoint_format import described_content
 
-from xftrain.files import open_plain
-
 
 def header(path: Path) -> Mapping[str, Any] | None:
     """The checkpoint's own entry, `xftrain`, and its `callbacks`; None where it cannot be read."""
