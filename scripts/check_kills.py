@@ -36,12 +36,12 @@ HEADER = (
 def cases(harness: Harness, num_kills: int, folder: Path) -> list[Case]:
     """As many as it takes for so many kills; those that are noted are not run again."""
     notes = folder / f"{harness.name}_{harness.seed}.jsonl"
-    lines = notes.read_text().splitlines() if notes.is_file() else []
+    lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
     done = [Case(**json.loads(line)) for line in lines]
     while (left := num_kills - sum(len(case.hits) for case in done)) > 0:
         case = harness.case(len(done), left)
         done.append(case)
-        with notes.open("a") as file:
+        with notes.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(case)) + "\n")
         say(f"{case.kind} {case.number}: {len(case.hits)} kills ({', '.join(case.hits)})")
         for said in (case.weights + case.rows)[:8]:

@@ -96,18 +96,18 @@ def reached_by(tests: Sequence[str], files: Sequence[str]) -> Reached:
             file: {line: sorted(names) for line, names in found.items()}
             for file, found in recorder.lines.items()
         }
-        noted.write_text(json.dumps([seconds, lines, sorted(recorder.failed)]))
+        noted.write_text(json.dumps([seconds, lines, sorted(recorder.failed)]), encoding="utf-8")
         return 0
 
     try:
         for path, source in sources.items():
             path.write_text(marked(source, str(path)), encoding="utf-8")
         if in_fork(record, 3600.0) != 0:
-            raise SystemExit(f"the tests cannot run: {LOG.read_text()[-3000:]}")
+            raise SystemExit(f"the tests cannot run: {LOG.read_text(encoding='utf-8')[-3000:]}")
     finally:
         for path, source in sources.items():
             path.write_text(source, encoding="utf-8")
-    seconds, lines, failed = json.loads(noted.read_text())
+    seconds, lines, failed = json.loads(noted.read_text(encoding="utf-8"))
     for name in failed:
         say(f"fails without a mutation, and is left out: {name}")
     return Reached(
@@ -155,8 +155,12 @@ def serve(given: argparse.Namespace) -> int:
         reached = reached_by(matching(given.tests or tests), files)
         say(f"{part}: {len(reached.seconds)} tests pass, {time.monotonic() - began:.0f} s")
         if fails(sorted(reached.seconds, key=lambda name: reached.seconds[name])[:20], reached):
-            raise SystemExit(f"tests fail without a mutation: {LOG.read_text()}")
-        all_of = [(file, one) for file in files for one in mutations(Path(file).read_text())]
+            raise SystemExit(f"tests fail without a mutation: {LOG.read_text(encoding='utf-8')}")
+        all_of = [
+            (file, one)
+            for file in files
+            for one in mutations(Path(file).read_text(encoding="utf-8"))
+        ]
         draw = random.Random(f"{given.seed} {part}")
         chosen = sorted(draw.sample(all_of, min(given.mutants, len(all_of))))
         counts: dict[str, int] = defaultdict(int)

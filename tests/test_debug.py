@@ -54,7 +54,9 @@ def test_a_preset_runs(tmp_path: Path, name: str) -> None:
     cfg = tiny(f"debug={name}")
     result = run(cfg, tmp_path)
     assert (result["status"], result["steps"]) == ("completed", cfg.max_steps)
-    saved = {path.name for path in tmp_path.iterdir()} - {"config.yaml", "result.json"}
+    saved = {path.name for path in tmp_path.iterdir()} - {
+        *("config.yaml", "result.json", ".lock", ".run.json")
+    }
     assert bool(saved) == (name not in SAVE_NOTHING)
 
 
@@ -74,7 +76,8 @@ def test_a_preset_beats_an_experiment_and_what_is_typed_beats_both() -> None:
 
 def test_fdr_is_one_step_and_one_validation_batch(tmp_path: Path, asked: Asked) -> None:
     run(tiny("debug=fdr", "data.num_val_batches=3"), tmp_path)
-    assert asked == [("train", 0), ("train", 0), ("val", 0)]  # the first is looked at before
+    # before it, one of each is looked at
+    assert asked == [("val", 0), ("train", 0), ("train", 0), ("val", 0)]
 
 
 def test_default_shows_what_is_meant_for_debugging() -> None:
@@ -94,11 +97,13 @@ def test_overfitting_repeats_the_batches_and_validates_on_them(
     run(tiny(*steps, "max_steps=3"), tmp_path)
     trained = [("train", 0), ("train", 1), ("train", 0)]
     validated = [("train", 0), ("train", 1)]
-    assert asked == [("train", 0), *trained, *validated]
+    seen_before = [("train", 0), ("train", 0)]  # for labels, and for the shapes of a step
+    prompt = [("val", 0)]  # saved for a sample
+    assert asked == [*seen_before, *trained, *validated, *prompt]
 
     asked.clear()
     run(tiny(*steps, "max_steps=4", "ckpt=auto"), tmp_path)  # goes on with the second batch
-    assert asked == [("train", 0), ("train", 1), *validated]
+    assert asked == [*seen_before, *prompt, ("train", 1), *validated]
 
 
 def test_each_rank_overfits_its_own_batches() -> None:
@@ -131,7 +136,7 @@ def test_detect_anomaly_is_on(
 
     monkeypatch.setattr(Counting, "batch", note)
     run(tiny("debug=fdr", f"trainer.detect_anomaly={detect}"), tmp_path)
-    assert seen == [False, detect, detect]  # the batch that is looked at before, a step, validation
+    assert seen == [False, False, detect, detect]  # two are looked at before a step and validation
 
 
 @pytest.mark.parametrize(

@@ -109,3 +109,17 @@ def test_of_a_sweep_nothing_is_taken_for_data(tmp_path: Path, monkeypatch) -> No
     refuse_links(tmp_path, "hydra.run.dir")
     with pytest.raises(ConfigError, match="hydra.sweep.dir=.* has a link in it, 0_seed=1"):
         refuse_links(tmp_path, "hydra.sweep.dir", may_hold_data=False)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch) -> None:
+    scandir = os.scandir
+
+    def refused(path: Path):
+        if Path(path).name == ".hydra":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    (tmp_path / ".hydra").mkdir()
+    monkeypatch.setattr(os, "scandir", refused)  # root may list everything
+    with pytest.raises(ConfigError, match="cannot be searched for links .Permission denied."):
+        refuse_links(tmp_path, "hydra.run.dir")

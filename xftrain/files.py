@@ -143,12 +143,33 @@ def _has_other_name(entry: os.DirEntry[str]) -> bool:
     return False
 
 
+@contextmanager
+def _listed(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """The entries of a folder; none where there is none.
+
+    Raises:
+        ConfigError: it cannot be listed. It might be entered all the same, and files in it opened.
+    """
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        yield iter(())
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be searched for links ({error.strerror}): make it readable or choose "
+            "another folder."
+        ) from error
+    with entries:
+        yield entries
+
+
 def _entries(top: Path, *, may_hold_data: bool) -> Iterator[os.DirEntry[str]]:
     """What is in a folder of runs and the folders in it, nearest first."""
     is_own = may_hold_data and Path.cwd().is_relative_to(top)
     folders, count = deque([top]), 0
     while folders:
-        with suppress(OSError), os.scandir(folders.popleft()) as entries:  # as one of another user
+        with _listed(folders.popleft()) as entries:
             for entry in entries:
                 count += 1
                 if count > _MOST_ENTRIES:

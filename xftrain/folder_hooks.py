@@ -54,11 +54,12 @@ def _folder(config: DictConfig, key: str) -> Path | None:
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().cfg = cast(Any, config)  # for `${hydra:...}` in the name
-        return Path(str(OmegaConf.select(config, key)))
+        name = str(OmegaConf.select(config, key))
     except Exception:
         return None
     finally:
         HydraConfig.instance().cfg = before
+    return None if "\0" in name else Path(name)
 
 
 def _reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
