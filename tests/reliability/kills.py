@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def _run(*overrides: str) -> Callable[[Path], list[str]]:
 
 
 def _sweep(folder: Path) -> list[str]:
-    values = ("model.heads=mha,mqa", "max_steps=150", "ckpt=auto")
+    values = ("model.heads=mha,mqa", "max_steps=150", "ckpt=auto", "model.attn=sdpa")
     return ["-m", *_COUNTING, *values, f'hydra.sweep.dir="{folder}"']
 
 
@@ -153,14 +153,28 @@ class Harness:
         """How long the uninterrupted command takes; runs it, where that has not been done."""
         noted = self.folder / "wall_s.json"
         if noted.is_file():
-            return float(json.loads(noted.read_text()))
+            return float(json.loads(noted.read_text(encoding="utf-8")))
         self.folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         self._finish(self.whole)
         return self._note_wall_s(time.monotonic() - began)
 
+    def reference(self, place: Path) -> Path:
+        """The uninterrupted command, with the attention that the killed one has ended with.
+
+        A command that is killed before its first save begins anew, and `auto` measures anew.
+        """
+        kernels = [_kernel(folder) for folder in (self.whole, place)]
+        if self.kind.runs != (".",) or kernels[0] == kernels[1]:
+            return self.whole
+        backend = next(name for name in ("naive", "sdpa", "") if kernels[1].startswith(name))
+        whole = self.folder / f"whole_{backend or 'xformers'}"
+        if not (whole / "result.json").is_file():
+            self._finish(whole, more=[f"model.attn={backend or 'xformers'}"])
+        return whole
+
     def _note_wall_s(self, seconds: float) -> float:
-        (self.folder / "wall_s.json").write_text(json.dumps(seconds))
+        (self.folder / "wall_s.json").write_text(json.dumps(seconds), encoding="utf-8")
         return seconds
 
     def case(self, number: int, most_kills: int) -> Case:
@@ -201,8 +215,8 @@ class Harness:
                 start_new_session=True,
             )
 
-    def _finish(self, place: Path, *, again: bool = False) -> None:
-        words = self.kind.resume(place) if again else self.kind.words(place)
+    def _finish(self, place: Path, *, again: bool = False, more: Sequence[str] = ()) -> None:
+        words = [*(self.kind.resume(place) if again else self.kind.words(place)), *more]
         process = self._start(words, place)
         try:
             code = process.wait(_LIMIT_S)
@@ -229,10 +243,11 @@ class Harness:
         process.wait()
 
     def _compare(self, case: Case, place: Path) -> None:
+        reference = self.reference(place)
         for pattern in self.kind.runs:
             whole, found = (
                 [root] if pattern == "." else sorted(root.glob(pattern))
-                for root in (self.whole, place)
+                for root in (reference, place)
             )
             if len(whole) != len(found):
                 case.rows.append(f"{len(found)} folders {pattern}, not {len(whole)}")
@@ -241,7 +256,8 @@ class Harness:
                 case.rows += rows_differ(one, two)
         if self.name == "sweep":
             tables = [
-                (root / "summary.csv").read_text().count("\n") for root in (self.whole, place)
+                (root / "summary.csv").read_text(encoding="utf-8").count("\n")
+                for root in (self.whole, place)
             ]
             if tables[0] != tables[1]:
                 case.rows.append(f"summary.csv: {tables[1]} lines, not {tables[0]}")
@@ -253,6 +269,12 @@ class Harness:
             case.rows += [f"row {row} is missing" for row in rows[0] if row not in rows[1]]
             case.rows += [f"row {row} is new" for row in rows[1] if row not in rows[0]]
             case.rows += [f"row {row} twice" for row in set(rows[1]) if rows[1].count(row) > 1]
+
+
+def _kernel(folder: Path) -> str:
+    """The attention kernel that a run has ended with."""
+    path = folder / "result.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["kernel"]) if path.is_file() else ""
 
 
 def _phase(place: Path, kind: Kind) -> str:
@@ -272,7 +294,7 @@ def _session(leader: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            state, _, _, session = path.read_text(encoding="utf-8").rpartition(")")[2].split()[:4]
         except OSError:
             continue  # it has just ended
         if int(session) == leader and state != "Z":
