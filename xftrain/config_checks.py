@@ -54,6 +54,11 @@ def check_compile(options: Mapping[str, Any]) -> None:
         raise ConfigError(
             "trainer.detect_anomaly waits for the device, which a graph cannot: use compile=false."
         )
+    if options["loss"].get("name") == "liger":
+        raise ConfigError(
+            "loss=liger waits for the device to count the labels, which a graph cannot: use "
+            "loss=auto, or compile=true."
+        )
     for key in ("accumulate_grad_batches", "devices"):
         if trainer[key] > 1:
             raise ConfigError(

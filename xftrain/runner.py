@@ -37,7 +37,7 @@ from xftrain.training.graphed_loop import GraphedLoop
 from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import NonFiniteGuard
-from xftrain.training.profilers import end_profile
+from xftrain.training.profilers import end_profile, stop_profiling
 from xftrain.training.quiet import quiet_lightning
 from xftrain.training.same_run import flat
 from xftrain.training.signals import StopSignals
@@ -192,6 +192,7 @@ def _fit(prepared: Prepared, run_dir: Path, result: dict[str, Any], stop: StopSi
     finally:
         for watchdog in watchdogs:
             watchdog.end()
+        stop_profiling(trainer)
         cut_off = not result["metrics"]
         result |= known() if cut_off else {"steps": trainer.global_step}
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
