@@ -92,6 +92,7 @@ def test_what_is_called_once_is_not_compiled():
         (["model.activation_checkpointing=auto"], "must be false or ffn .* got auto"),
         (["model.activation_checkpointing=ffn"], "needs a CUDA GPU, got cpu"),
         (["loss=liger"], "loss=liger waits for the device"),
+        (["optim=adafactor"], "Adafactor cannot take its rate"),
         ([], "needs a CUDA GPU, got cpu"),
     ],
 )
