@@ -22,7 +22,8 @@ from xftrain.printable import one_line
 from xftrain.run_folder import run_id_of
 from xftrain.training.checkpoint_format import check_sums, described_content
 from xftrain.training.checkpoint_header import run_id
-from xftrain.training.plain_pickle import DescribedTensor, NotPlain
+from xftrain.training.plain_pickle import DescribedTensor
+from xftrain.training.plain_values import NotPlain
 
 _KEYS: dict[str, type] = {
     "xftrain": dict,
