@@ -207,7 +207,7 @@ def _tensor(
     if len(shape) > _MAX_DIMENSIONS or len(strides) > _MAX_DIMENSIONS:
         raise NotPlain(f"a tensor has more than {_MAX_DIMENSIONS} dimensions")
     numbers = (offset, *shape, *strides)
-    if hooks or any(type(number) is not int or number < 0 for number in numbers):
+    if hooks or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
         raise NotPlain("a tensor has hooks, or no shape")
     tensor = DescribedTensor(shape, storage.dtype if dtype is None else _dtypes(dtype.text))
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))

@@ -9,7 +9,8 @@ _MAX_DEPTH = 64  # of values within values; Python's recursion ends at some hund
 _MAX_INTEGER = 2**60  # of a key; larger ones may all have one hash, and take for ever to put
 # Bytes that all values would take, where one within two others counts twice: so many more than the
 # pickle has, and so many times the pickle's. Any of them may be made a text of, for a message.
-_MORE_BYTES, _TIMES = 16 << 20, 4
+_MORE_BYTES, _TIMES = 16 << 20, 8
+_VALUE = 8  # bytes of one, besides its text; a pickle has one at least
 _KEYS = str | int | float | None  # of a dictionary; the hash of a tuple that is deep ends Python
 
 
@@ -44,16 +45,16 @@ def check_extent(value: Any, num_pickled: int) -> None:
 def _num_bytes(value: Any, known: dict[int, int], limit: int, depth: int) -> int:
     """Of a value and those within it; `known` has those of containers by their addresses."""
     if isinstance(value, str | bytes):
-        return 1 + len(value)
+        return _VALUE + len(value)
     if isinstance(value, int):
-        return 1 + value.bit_length() // 8
+        return _VALUE + value.bit_length() // 8
     if not isinstance(value, dict | list | tuple | set):
-        return 1
+        return _VALUE
     if id(value) not in known:
         if depth > _MAX_DEPTH:  # also where one is within itself
             raise NotPlain(f"it has values within values, more than {_MAX_DEPTH} of them")
         children = chain(value, value.values()) if isinstance(value, dict) else value
-        total = 1
+        total = _VALUE
         for child in children:
             total += _num_bytes(child, known, limit, depth + 1)
         known[id(value)] = total

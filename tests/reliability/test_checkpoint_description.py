@@ -1,0 +1,66 @@
+"""What a checkpoint says of its run: small, of the types that are saved, whoever made the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.reliability.test_checkpoint_values import Content, _set
+from tests.training.runs import last, run
+from xftrain.errors import ConfigError
+from xftrain.training.checkpoint import read_checkpoint
+from xftrain.training.checkpoint_header import header
+from xftrain.training.same_run import differences, with_digests
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory) -> Content:
+    run_dir = tmp_path_factory.mktemp("good")
+    run(run_dir, "max_steps=1")
+    return read_checkpoint(last(run_dir))
+
+
+def _doubled(depth: int) -> dict[str, Any]:
+    node: dict[str, Any] = {"a": 0, "b": 0}
+    for _ in range(depth):
+        node = {"a": node, "b": node}
+    return node
+
+
+CONFIG = ("xftrain", "config")
+HOSTILE: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "a key of dots": ((*CONFIG, "." * 200_000), 1, "a key that is too long"),
+    "a long group": ((*CONFIG, "k" * 2**20), {str(n): 0 for n in range(99)}, "a key that is too"),
+    "long groups": ((*CONFIG, "k" * 200), {str(n): 0 for n in range(9000)}, "more than 1,048,576"),
+    "dictionaries twice": ((*CONFIG, "zz"), _doubled(17), "more than 1,048,576 characters"),
+    "a long value": ((*CONFIG, "seed"), ["k" * 2**20] * 2, "more than 1,048,576 characters"),
+    "a text as a digest": (("xftrain", "environment"), {"A": "${oc.env:B}" * 9}, "environment"),
+    "digests in a list": (("xftrain", "environment"), ["abc"], "environment"),
+    "numbers as digests": (("xftrain", "environment"), {"A": 123}, "environment"),
+}
+
+
+@pytest.mark.fault("hostile checkpoint")
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_description_that_grows_is_refused_when_it_is_read(tmp_path, content, kind):
+    keys, value, why = HOSTILE[kind]
+    path = tmp_path / "hostile.ckpt"
+    torch.save(_set(*keys)(value, content), path)
+    assert header(path) is None
+    with pytest.raises(ConfigError, match=why) as refused:
+        read_checkpoint(path)
+    assert len(str(refused.value)) < 500
+
+
+def test_a_digest_is_put_behind_its_variable_once():
+    texts = {"key": "${oc.env:A}, ${oc.env:B} and ${oc.env:C}", "list": ["${oc.env:A}"]}
+    told = with_digests(texts, {"A": "${oc.env:B}", "B": "0a1"})
+    assert told["key"] == "${oc.env:A} (${oc.env:B}), ${oc.env:B} (0a1) and ${oc.env:C}"
+    assert told["list"] == ["${oc.env:A} (${oc.env:B})"]
+
+
+def test_a_long_value_is_shown_in_part():
+    (said,) = differences({"tags": ["x"] * 10_000}, {"tags": []}).values()
+    assert said.startswith("tags ['x', 'x'") and said.endswith("... -> []") and len(said) < 300
