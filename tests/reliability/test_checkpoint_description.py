@@ -9,9 +9,11 @@ import torch
 
 from tests.reliability.test_checkpoint_values import Content, _set
 from tests.training.runs import last, run
+from xftrain.data.vocabulary import rebuild
 from xftrain.errors import ConfigError
 from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.checkpoint_header import header
+from xftrain.training.choices import Saved, saved_choices
 from xftrain.training.same_run import differences, with_digests
 
 
@@ -64,3 +66,32 @@ def test_a_digest_is_put_behind_its_variable_once():
 def test_a_long_value_is_shown_in_part():
     (said,) = differences({"tags": ["x"] * 10_000}, {"tags": []}).values()
     assert said.startswith("tags ['x', 'x'") and said.endswith("... -> []") and len(said) < 300
+
+
+TYPES: dict[str, tuple[tuple[str, ...], Any]] = {
+    "a run of texts": (("callbacks", "RunStart", "run"), ["x"]),
+    "a validation of texts": (("callbacks", "RunStart", "validation"), ["x"]),
+}
+
+
+@pytest.mark.fault("hostile checkpoint")
+@pytest.mark.parametrize("kind", TYPES)
+def test_another_type_is_not_made_a_text_of(tmp_path, content, kind):
+    keys, value = TYPES[kind]
+    torch.save(_set(*keys)(value, content), tmp_path / "hostile.ckpt")
+    with pytest.raises(ConfigError, match="cannot be gone on from"):
+        run(tmp_path / "run", f"ckpt={tmp_path / 'hostile.ckpt'}", "max_steps=2")
+
+
+@pytest.mark.fault("hostile checkpoint")
+def test_choices_that_are_no_names_are_passed_over(tmp_path, content):
+    held = {"attn": "x" * 9999, "matmul": [7], "ran_as": {"torch": ["x"], "device": "cpu", 3: "x"}}
+    torch.save(_set("callbacks", "Choices")(held, content), tmp_path / "hostile.ckpt")
+    assert saved_choices(tmp_path / "hostile.ckpt") == Saved(ran_as={"device": "cpu"})
+
+
+@pytest.mark.fault("hostile checkpoint")
+@pytest.mark.parametrize("kind", [None, 3, ["bytes"]])
+def test_a_vocabulary_whose_kind_is_no_text_is_refused(tmp_path, kind):
+    with pytest.raises(ConfigError, match="a damaged description"):
+        rebuild({"kind": kind, "vocab_size": 64, "digest": "x"}, tmp_path)
