@@ -289,7 +289,7 @@ def _checked(content: Any) -> dict[str, Any]:
         and all(isinstance(weight, DescribedTensor) for weight in content["state_dict"].values())
         and _is_count(content["global_step"])
         and _is_count(content["xftrain"].get("saved_at", 0))
-        and all(_is_count(value) for value in _leaves(content["loops"]) if type(value) is int)
+        and all(type(value) is bool or _is_count(value) for value in _leaves(content["loops"]))
     ):
         raise _NotOurs
     check_description(content["xftrain"])

@@ -124,6 +124,12 @@ class RunStart(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The same of the checkpoint; of a wrong type, Lightning's restoring ends with an error."""
+        try:
+            self._take_up(state_dict)
+        except OverflowError as error:
+            raise ValueError(f"a number is too large ({error})") from error
+
+    def _take_up(self, state_dict: dict[str, Any]) -> None:
         loggers = dict(state_dict["loggers"])
         rows, sizes = loggers.get("metrics.csv"), loggers.get("events")
         saved_run, validation = state_dict["run"], state_dict["validation"]

@@ -46,6 +46,8 @@ def _refuse_large(value: Any, key: str, num_before: int) -> int:
             if len(str(name)) > _MAX_KEY or len(key) > _MAX_DOTTED:
                 raise NotPlain("its configuration has a key that is too long")
             total = _refuse_large(child, f"{key}.{name}", total)
+    elif not isinstance(value, str | int | float | list | tuple | set | None):
+        raise NotPlain(f"its configuration has a {type(value).__name__}")
     elif isinstance(value, list | tuple | set):
         for child in value:
             total = _refuse_large(child, "", total)
