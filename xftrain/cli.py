@@ -21,7 +21,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from xftrain import __version__, ranks, search_path, sweep_record, sweep_table, sweeps
+from xftrain import (
+    __version__,
+    plot_settings,
+    ranks,
+    search_path,
+    sweep_record,
+    sweep_table,
+    sweeps,
+)
 from xftrain.arguments import normalised
 from xftrain.commands import Command, command_of
 from xftrain.completed_jobs import completed
@@ -76,6 +84,7 @@ def main() -> int:
 
 def _run_command() -> int:
     global _last_words
+    plot_settings.ignore_working_folder()
     words = os.environ.pop(sweeps.JOB, None)  # not for the commands that this one may start
     _last_words = Path(words) if words else None
     if words:
@@ -133,6 +142,7 @@ def _job(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
     search_path.find_own_classes()  # also where a launcher has started this process
+    plot_settings.ignore_working_folder()
     protect_handlers()
     if settings.output_subdir is not None:
         hide_in_files(run_dir / settings.output_subdir)
