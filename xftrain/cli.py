@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import math
@@ -116,6 +117,8 @@ def _run_command() -> int:
     except COMPOSITION_ERRORS as error:
         return _end(sentence(error, sys.argv[1:]), 2)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # as of an option that a variable holds
+            return _end(f"no file can have that name ({error}): use a shorter option or value.", 2)
         return _end(f"the run folder cannot be made ({error}): choose another hydra.run.dir.", 1)
     except KeyboardInterrupt:
         return _end("interrupted.", 130)

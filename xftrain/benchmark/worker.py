@@ -96,8 +96,8 @@ def outcome(error: Exception) -> tuple[Status, str]:
     if isinstance(error, Unsupported | ConfigError):
         return "unsupported", said
     if is_out_of_memory(error):
-        return "oom", said.partition(". GPU 0 has")[0][:300] or "out of memory"
-    return "failed", f"{type(error).__name__}: {said[:500]}"
+        return "oom", said.partition(". GPU 0 has")[0] or "out of memory"
+    return "failed", f"{type(error).__name__}: {said}"
 
 
 def free_memory() -> None:
