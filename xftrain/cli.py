@@ -22,15 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from xftrain import (
-    __version__,
-    plot_settings,
-    ranks,
-    search_path,
-    sweep_record,
-    sweep_table,
-    sweeps,
-)
+from xftrain import __version__, ranks, search_path, sweep_record, sweep_table, sweeps
 from xftrain.arguments import normalised
 from xftrain.commands import Command, command_of
 from xftrain.completed_jobs import completed
@@ -45,6 +37,7 @@ from xftrain.hydra_errors import errors_raised
 from xftrain.hydra_files import hide_in_files
 from xftrain.job_config import described
 from xftrain.overrides import all_groups, as_typed, sentence
+from xftrain.plot_settings import ignore_working_folder
 from xftrain.printable import one_line
 from xftrain.processes import (
     check_rank_variables,
@@ -85,7 +78,7 @@ def main() -> int:
 
 def _run_command() -> int:
     global _last_words
-    plot_settings.ignore_working_folder()
+    ignore_working_folder()
     words = os.environ.pop(sweeps.JOB, None)  # not for the commands that this one may start
     _last_words = Path(words) if words else None
     if words:
@@ -145,7 +138,7 @@ def _job(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
     search_path.find_own_classes()  # also where a launcher has started this process
-    plot_settings.ignore_working_folder()
+    ignore_working_folder()
     protect_handlers()
     if settings.output_subdir is not None:
         hide_in_files(run_dir / settings.output_subdir)
