@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tests.commands import Ended
 from xftrain import redaction
@@ -80,3 +81,11 @@ def test_a_short_secret_is_hidden_in_the_word_that_it_is_a_part_of(
     said = hidden(str(refused.value))
     assert f"/nonexist/pre{SHOWN}suf/" in said and f"pre{value}suf" not in said
     assert hidden(f"max{value}y") == f"max{value}y"  # a word that nobody composed
+
+
+def test_the_folder_of_a_job_is_not_named_by_a_secret(secret: Callable[[str], str]) -> None:
+    secret("tkQ7zz9")
+    node = OmegaConf.create(
+        {"dirname": "tags=${oc.env:XFTRAIN_TEST_SECRET}", "name": "${xf.slug:${.dirname}}"}
+    )
+    assert node.name == "_tags=.oc.env.XFTRAIN_TEST_SECRET."

@@ -115,7 +115,9 @@ ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 # Hydra copies the whole store for each group that it lists, though what it loads is a copy anyway:
 # half of the time of --help.
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
-OmegaConf.register_new_resolver("xf.slug", slug, replace=True)
+OmegaConf.register_new_resolver(
+    "xf.slug", lambda text: slug(redaction.hidden(str(text))), replace=True
+)
 OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
 OmegaConf.register_new_resolver("oc.decode", redaction.decode, replace=True)
 # a folder that `run_folders` makes where a run starts; naming it makes nothing
