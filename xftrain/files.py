@@ -23,6 +23,7 @@ from xftrain.errors import ConfigError
 
 _JSON_BYTES = 1 << 20  # of a record: of a run, a job, a sweep
 _TEXT_BYTES = 64 << 20  # of a log
+_REPLACED = (".ckpt", ".safetensors")  # never opened to be written, and read by open_plain alone
 _MOST_ENTRIES = 500_000  # of a folder of runs; more would take long to search
 _WRITTEN = re.compile(  # by a run, at the top of its folder
     r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
@@ -128,7 +129,7 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
                 f"{named.format('a file')}with a hard link, so that a file elsewhere could change "
                 "with it; copy the folder or choose another."
             )
-        elif not entry.is_dir() and not entry.is_file():
+        elif not (entry.is_dir() or entry.is_file() or entry.name.endswith(_REPLACED)):
             raise ConfigError(
                 f"{named.format('a FIFO, a device or a socket')}at which a run could wait for "
                 "ever; remove it or choose another folder."
@@ -136,8 +137,8 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
 
 
 def _has_other_name(entry: os.DirEntry[str]) -> bool:
-    """Whether a file that is written in place has a hard link; checkpoints are replaced whole."""
-    if entry.name.endswith((".ckpt", ".safetensors")) or not entry.is_file(follow_symlinks=False):
+    """Whether a file that is written in place has a hard link."""
+    if entry.name.endswith(_REPLACED) or not entry.is_file(follow_symlinks=False):
         return False
     with suppress(OSError):  # it has just been removed
         return entry.stat(follow_symlinks=False).st_nlink > 1
