@@ -2,7 +2,9 @@
 
 Each case calls a backend, a loss or a kernel where a report says that torch, cuDNN, xFormers,
 FlashAttention or Triton is wrong, and compares the output and the gradients with float64. Prints
-one table in Markdown; exits with 1 where a case is wrong. Without a GPU no case is run.
+one table in Markdown; exits with 1 where a case is wrong. What a backend refuses, with its reason,
+is not wrong. Without a GPU no case is run. Cases that may leave the GPU of their process unusable
+run in one of their own, and so do all others once that has happened.
 
     python scripts/check_kernels.py [PATTERN]     # cases whose report or words contain the pattern
 """
@@ -10,9 +12,10 @@ one table in Markdown; exits with 1 where a case is wrong. Without a GPU no case
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,27 +24,19 @@ from torch import Tensor
 import xftrain
 from xftrain import registry
 from xftrain.benchmark.reference import RESULTS, output_and_grads, relative_error
-from xftrain.benchmark.tables import table
 from xftrain.interfaces import AttnBias, AttnShape, Loss
 from xftrain.kernels.in_front import in_front
 from xftrain.losses.full import Full
 from xftrain.losses.fused import Fused
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.cases import Case, Verdict, try_all  # noqa: E402
+
 CUDA = torch.device("cuda")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LIMIT = {BF16: 0.03, FP16: 5e-3, FP32: 5e-3}  # of relative errors; float32 multiplies in TF32
 ROWS = 1024  # queries of the float64 reference at a time
-
-Verdict = tuple[str, str]  # the kernel, and what was found
-
-
-@dataclass(frozen=True)
-class Case:
-    """A report and the call that it is about."""
-
-    report: str
-    words: str
-    run: Callable[[], Verdict]
 
 
 def reference(bias: AttnBias, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
@@ -215,8 +210,8 @@ def dropout_under_a_budget(budget: float) -> Verdict:
 def cases() -> Iterator[Case]:
     """One a report and a way to run it."""
 
-    def attend(report: str, words: str, *args: Any, **how: Any) -> Case:
-        return Case(report, f"{args[0]}: {words}", partial(attention, *args, **how))
+    def attend(report: str, words: str, *args: Any, alone: bool = False, **how: Any) -> Case:
+        return Case(report, f"{args[0]}: {words}", partial(attention, *args, **how), alone)
 
     causal, dense, four = AttnBias(), AttnBias(dense=True), (0.5, 0.25, 0.125, 0.0625)
     row, grouped = AttnShape(1, 704, 4, 4, 64), AttnShape(1, 704, 4, 2, 64)
@@ -257,7 +252,8 @@ def cases() -> Iterator[Case]:
     many = AttnShape(520, 1024, 64, 64, 64)
     for name in ("sdpa", "xformers", "flex"):
         said = "more than 2^31 numbers"
-        yield attend("flash-linear-attention#1080", said, name, causal, many, last_row=True)
+        how = {"last_row": True, "alone": True}
+        yield attend("flash-linear-attention#1080", said, name, causal, many, **how)
     scores, said = AttnShape(2049, 1024, 1, 1, 64), "more than 2^31 scores"
     yield attend("onnxruntime#32299", said, "naive", causal, scores, FP32, last_row=True)
     for loss in (Full(), Fused(chunk_tokens=65536)):
@@ -275,26 +271,10 @@ def cases() -> Iterator[Case]:
         yield Case("pytorch#190758", f"dropout, activation_budget={budget}", run)
 
 
-def main(pattern: str = "") -> int:
+def main(*arguments: str) -> int:
     """Runs the cases and prints the table."""
-    lines, is_wrong = [], False
-    for case in cases():
-        if pattern not in f"{case.report} {case.words}":
-            continue
-        kernel, result = "-", "skipped: needs an NVIDIA GPU"
-        if torch.cuda.is_available():
-            torch.manual_seed(0)
-            torch.cuda.empty_cache()
-            try:
-                kernel, result = case.run()
-            except Exception as error:  # the other cases are to be seen
-                kernel, result = "-", f"FAILED: {type(error).__name__}: {error}".splitlines()[0]
-        is_wrong |= result.startswith(("WRONG", "FAILED"))
-        lines.append([case.report, case.words, kernel, result])
-        print(" | ".join(lines[-1]), file=sys.stderr, flush=True)
-    print(table(["report", "case", "kernel", "result"], lines))
-    return int(is_wrong)
+    return try_all(list(cases()), __file__, *arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:2]))
+    sys.exit(main(*sys.argv[1:]))

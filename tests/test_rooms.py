@@ -20,7 +20,7 @@ FLOORS = [
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["transfer", "batch_checks"],
     ["interfaces", "compilation", "memory", "timing"],
-    ["attention.dense", "attention.xformers_ops", "kernels"],
+    ["attention.dense", "attention.limits", "attention.xformers_ops", "kernels"],
     ["attention.folding"],
     ["attention.biases", "attention.backends"],  # they meet in interfaces.AttnBias alone
     ["layers"],

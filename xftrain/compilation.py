@@ -11,6 +11,8 @@ from xftrain.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+Shape = Sequence[int]
+
 _products: list[Any] = []  # operators of ours that are matrix products
 
 
@@ -23,6 +25,7 @@ def begin_compiling(activation_budget: float = 1.0) -> None:
     allow_many_shapes()
     if activation_budget < 1:
         _weigh_own_products()
+        _count_grouped_attention()
         _keep_random_numbers()
     torch._functorch.config.activation_memory_budget = activation_budget
 
@@ -54,6 +57,22 @@ def _weigh_own_products() -> None:
 
     with_ours.has_ours = True  # type: ignore[attr-defined]
     partitioners.get_default_op_list = with_ours
+
+
+def _count_grouped_attention() -> None:
+    """A budget counts what operators cost, and torch 2.11 does not count attention of fewer K/V."""
+    from torch.utils import flop_counter
+
+    count = flop_counter.sdpa_flop_count
+    if getattr(count, "has_groups", False):
+        return
+
+    def with_groups(query: Shape, key: Shape, value: Shape) -> int:
+        key, value = ((*shape[:1], query[1], *shape[2:]) for shape in (key, value))
+        return int(count(query, key, value))
+
+    with_groups.has_groups = True  # type: ignore[attr-defined]
+    flop_counter.sdpa_flop_count = with_groups
 
 
 def _keep_random_numbers() -> None:

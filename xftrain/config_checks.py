@@ -54,6 +54,16 @@ def check_compile(options: Mapping[str, Any]) -> None:
         raise ConfigError(
             "trainer.detect_anomaly waits for the device, which a graph cannot: use compile=false."
         )
+    if options["loss"].get("name") == "liger":
+        raise ConfigError(
+            "loss=liger waits for the device to count the labels, which a graph cannot: use "
+            "loss=auto, or compile=true."
+        )
+    if options["optim"].get("name") == "adafactor":  # others are asked when they are built
+        raise ConfigError(
+            "compile=cudagraphs replays the optimizer's step, and Adafactor cannot take its rate, "
+            "and whether to skip, from the device: use optim=adamw, or compile=true."
+        )
     for key in ("accumulate_grad_batches", "devices"):
         if trainer[key] > 1:
             raise ConfigError(

@@ -39,7 +39,7 @@ from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.optional import optional
-from xftrain.training.profilers import end_profile
+from xftrain.training.profilers import end_profile, stop_profiling
 from xftrain.training.quiet import quiet_lightning
 from xftrain.training.run_start import RunStart
 from xftrain.training.same_run import flat
@@ -209,6 +209,7 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     finally:
         for watchdog in watchdogs:
             watchdog.end()
+        stop_profiling(trainer)
         cut_off = not result["metrics"]
         result |= known() if cut_off else {"steps": trainer.global_step}
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)

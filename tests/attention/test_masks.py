@@ -139,14 +139,6 @@ def test_a_mask_of_too_many_rows_is_refused(monkeypatch, name: str) -> None:
     assert not mask_reasons(46336, CUDA) and not mask_reasons(10**6, torch.device("cpu"))
 
 
-def test_xformers_takes_as_many_rows_as_a_grid_has_blocks() -> None:
-    backend, half = backend_named("xformers"), torch.bfloat16
-    many = AttnShape(65536, 16, 4, 4, 64)
-    assert "65535 rows" in backend.unsupported(AttnBias(), many, half, CUDA)[0]
-    packed, row = AttnBias(seqlens=(1,) * 65536), AttnShape(1, 65536, 4, 4, 64)
-    assert "got 65536" in backend.unsupported(packed, row, half, CUDA)[0]
-
-
 def test_flex_counts_a_tensor_that_it_reads_in_32_bits(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     flex, half = backend_named("flex"), torch.bfloat16

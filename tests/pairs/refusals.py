@@ -1,24 +1,22 @@
-"""Which combinations are refused, and why: found by running rows, and kept in a file a device.
+"""Which combinations are refused, and why: kept in a file a device.
 
-`python -m tests.pairs.refusals` finds them anew on this machine and writes the file. A combination
-is the fewest levels, beside the defaults, that are refused for that reason.
+`python -m tests.pairs.refusals` finds them anew on this machine, see `tests.pairs.find_refusals`.
+
+A combination is the fewest levels, beside the defaults, that are refused for that reason.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest import mock
 
 import torch
 
-from tests.pairs.covering import Combination, Generator
-from tests.pairs.factors import OWN_OPTIONS, Factor, Level, Row, all_factors, completed
-from tests.pairs.runs import Places, make_corpus, normalized
+from tests.pairs.covering import Combination
+from tests.pairs.factors import OWN_OPTIONS, Factor, Level, Row, completed
+from tests.pairs.runs import Places, normalized
 from xftrain import runner
 from xftrain.config import compose
 from xftrain.errors import ConfigError
@@ -128,58 +126,7 @@ def row_with(combination: Combination, factors: list[Factor]) -> Row:
     return completed(parents | chosen, factors)
 
 
-def find(
-    places: Places, folder: Path, factors: list[Factor], known: Iterable[Combination]
-) -> dict[Combination, str]:
-    """All of them, by making covering arrays until no row is refused.
-
-    Args:
-        places: of the rows.
-        folder: for the runs, which end before they train.
-        factors: all of them.
-        known: combinations to try first, which saves most of the search.
-    """
-    refused: dict[Combination, str] = {}
-    number = 0
-
-    def refusal(row: Row) -> str | None:
-        nonlocal number
-        if any(combination <= row.items() for combination in refused):
-            return None  # another reason than the one that is looked for
-        number += 1
-        return refusal_before_training(row, factors, places, folder / str(number))
-
-    def note(combination: Combination, reason: str) -> None:
-        refused[combination] = reason
-        sys.stderr.write(as_lines({combination: reason})[0] + "\n")
-
-    for combination in known:
-        if reason := refusal(row_with(combination, factors)):
-            note(combination, reason)
-    while True:
-        before = len(refused)
-        for row in Generator(factors, list(refused), dict(COSTS)).array().rows:
-            if refusal(row):
-                note(*smallest(row, factors, refusal))
-        if len(refused) == before:
-            return refused
-
-
-def main() -> None:
-    """Writes the file of this device."""
-    logging.disable(logging.INFO)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        places = Places(make_corpus(folder / "corpus"), folder / "cache")
-        factors = all_factors()
-        levels = {(one.name, level) for one in factors for level in one.levels}
-        listed = [*read("cpu"), *read("cuda")]
-        known = [one for one in dict.fromkeys(listed) if one <= levels]
-        # the fewest levels first: what they refuse needs no more of them
-        lines = as_lines(find(places, folder, factors, sorted(known, key=len)))
-    file_of(device_here()).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
+    from tests.pairs.find_refusals import main
+
     main()

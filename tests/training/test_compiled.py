@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.utils import flop_counter
 
 from tests.training.runs import model_and_data, run
+from xftrain import compilation
 from xftrain.attention.backends.naive import Naive
 from xftrain.compilation import begin_compiling
 from xftrain.errors import ConfigError
+from xftrain.layers.ffn.swiglu import SwiGLU
 from xftrain.model import GPT
 
 CPU = torch.device("cpu")
@@ -35,6 +38,14 @@ def test_a_compiled_run_learns_the_same(tmp_path, how):
     assert compiled["val/loss"] == pytest.approx(plain["val/loss"], rel=0.03)
     assert compiled["train/grad_norm"] == pytest.approx(plain["train/grad_norm"], rel=0.2)
     assert plain["val/loss"] < 3.0  # of log 64 = 4.16 at the start
+
+
+@pytest.mark.cuda
+def test_a_budget_compiles_attention_of_fewer_heads_of_k_and_v(tmp_path):
+    words = ("model.heads=gqa", "model.activation_budget=0.3", "max_steps=3")
+    plain = run(tmp_path / "plain", *GPU, "model.heads=gqa", "max_steps=3")["metrics"]
+    compiled = run(tmp_path / "compiled", *GPU, "compile=true", *words)["metrics"]
+    assert compiled["val/loss"] == pytest.approx(plain["val/loss"], rel=0.03)
 
 
 @pytest.mark.cuda
@@ -80,6 +91,8 @@ def test_what_is_called_once_is_not_compiled():
         (["trainer.devices=2"], "devices must be 1 with"),
         (["model.activation_checkpointing=auto"], "must be false or ffn .* got auto"),
         (["model.activation_checkpointing=ffn"], "needs a CUDA GPU, got cpu"),
+        (["loss=liger"], "loss=liger waits for the device"),
+        (["optim=adafactor"], "Adafactor cannot take its rate"),
         ([], "needs a CUDA GPU, got cpu"),
     ],
 )
@@ -91,3 +104,24 @@ def test_graphs_are_refused_where_they_cannot_be(tmp_path, words, why):
 def test_a_budget_is_refused_where_nothing_keeps_it(tmp_path):
     with pytest.raises(ConfigError, match="activation_budget is kept by compiled blocks alone"):
         run(tmp_path, "model.activation_budget=0.5")
+
+
+def test_a_budget_counts_attention_of_fewer_heads_of_k_and_v(monkeypatch):
+    # torch 2.11 counts none but equal ones, and such a model could not be compiled
+    def equal_alone(query, key, value):
+        assert query == key == value
+        return 7
+
+    monkeypatch.setattr(flop_counter, "sdpa_flop_count", equal_alone)
+    compilation._count_grouped_attention()
+    compilation._count_grouped_attention()
+    assert flop_counter.sdpa_flop_count((2, 4, 33, 16), (2, 2, 33, 16), (2, 2, 33, 16)) == 7
+
+
+def test_compiled_xformers_feed_forwards_look_nothing_up():
+    # dynamo warns of a cache, which it would trace into
+    ffn = SwiGLU(8, False, hidden_dim=16, impl="xformers")
+    x = torch.randn(2, 3, 8)
+    compiled = torch.compile(ffn, backend="eager")
+    torch.testing.assert_close(compiled(x), ffn(x))
+    torch._dynamo.reset()

@@ -338,3 +338,21 @@ def test_a_replayed_step_is_judged(tmp_path, precision):
     words = (f"trainer.precision={precision}", "max_steps=12", spoils)
     with pytest.raises(RunError, match=r"step 6 .*weights that are not finite: blocks\.1\.out"):
         run(tmp_path, *GPU, *words)
+
+
+@pytest.mark.cuda
+def test_a_recording_that_failed_leaves_random_numbers_to_be_drawn():
+    # the generator stayed that of a recording, and dropout failed in later runs of the process
+    def waits() -> Outcome:
+        torch.rand(3, device="cuda")
+        raise AssertionError(torch.ones(3, device="cuda").sum().item())
+
+    recorder = step_graphs.Recorder()
+    with recorder.warming_up():
+        torch.rand(3, device="cuda")
+    torch.manual_seed(5)
+    want = torch.rand(3, device="cuda")
+    torch.manual_seed(5)
+    with pytest.raises(RuntimeError, match="capturing"):
+        recorder(waits)
+    assert torch.equal(torch.rand(3, device="cuda"), want)

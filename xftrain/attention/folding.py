@@ -33,6 +33,7 @@ _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
     torch.float32: (11, 3, 2.0**-11),  # 11 bits: exact also where kernels multiply in TF32
     torch.float64: (26, 2, 2.0**-30),
 }
+_LESS_OWN = (torch.float32, torch.float64)  # in which the own position is subtracted
 _ALIGN = 16  # of head widths: 80 is faster than 72 or 96, and 144 than 136 or 160
 _SUMS = 8  # a product and its opposite are so far apart, in blocks of 16 after the first so many
 
@@ -106,6 +107,18 @@ def _num_digits(longest: int, bits: int) -> int:
     return max(1, math.ceil((longest - 1).bit_length() / bits))
 
 
+def num_features(bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
+    """How many features `fold` puts in front of q and k; none where nothing is folded."""
+    if not folds(bias) or dtype not in _PIECES:
+        return 0
+    bits, num_pieces, _ = _PIECES[dtype]
+    num_digits = _num_digits(max(bias.seqlens or (shape.M,)), bits)
+    count = num_pieces * num_digits
+    if dtype in _LESS_OWN:
+        count = _SUMS + sum(2 * (n + -n % _SUMS) for n in (*[1] * num_digits, count - num_digits))
+    return count + -(count + shape.K) % _ALIGN
+
+
 def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device) -> Fold:
     """The features of an ALiBi bias for one batch.
 
@@ -120,7 +133,7 @@ def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.dev
     positions_M = torch.arange(shape.M, device=device) - first_M
     num_digits = _num_digits(max(bias.seqlens or (shape.M,)), bits)
     digits_M = [(positions_M >> (bits * n)) & (2**bits - 1) for n in range(num_digits)]
-    subtract_own = dtype in (torch.float32, torch.float64)
+    subtract_own = dtype in _LESS_OWN
 
     rest_H = torch.tensor(bias.slopes, dtype=torch.float64) / shape.scale
     products: list[_Product] = []  # the largest first

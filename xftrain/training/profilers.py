@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
@@ -13,6 +14,8 @@ from lightning.pytorch.profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
+
+from xftrain.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,22 @@ def end_profile(trainer: Trainer, run_dir: Path) -> None:
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     for path in sorted(run_dir.glob(f"fit-{_FILENAME}*")):
         log.info("profile: %s", path)
+
+
+def stop_profiling(trainer: Trainer) -> None:
+    """Stops what an error in training left on.
+
+    torch's profiler would go on through later runs of this process, and one that an error left
+    half begun ends the process in one of them.
+    """
+    try:
+        trainer.profiler.teardown(stage=None)  # type: ignore[attr-defined]
+    except Exception as error:  # the one that training ended with is to be seen
+        log.warning("the profile is lost: %s", first_line(error))
+    finally:
+        trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
+        if torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
+            torch.autograd._disable_profiler()  # type: ignore[attr-defined]
 
 
 class _TrainingSteps(PyTorchProfiler):

@@ -72,6 +72,8 @@ class Recorder:
             make: launches on the current stream, and waits for nothing.
         """
         graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        state = generator.clone_state()
         made: Outcome | RuntimeError | None = None
         # other threads, as that of autograd, may ask the driver what a recording one may not
         how: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
@@ -86,6 +88,8 @@ class Recorder:
         finally:
             torch.cuda.set_stream(outer)
         if not isinstance(made, Outcome):
+            # the old state is that of a recording for ever, and would refuse to be drawn from
+            generator.graphsafe_set_state(state)
             assert made is not None
             raise made
         return graph.replay, made

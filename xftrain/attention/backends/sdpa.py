@@ -23,7 +23,15 @@ from xftrain.attention.dense import (
     masked_attention,
     masked_kernels,
 )
-from xftrain.attention.folding import Fold, fold, folding_reasons, folds, unfolded
+from xftrain.attention.folding import (
+    Fold,
+    fold,
+    folding_reasons,
+    folds,
+    num_features,
+    unfolded,
+)
+from xftrain.attention.limits import number_reasons, row_reasons
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 
 _KERNELS = {
@@ -66,14 +74,17 @@ class SDPA(Backend):
         *,
         needs_grad: bool = True,
     ) -> list[str]:
-        """What cannot be folded, and masks that are too large: torch runs the rest somehow."""
+        """What cannot be folded, and what is too large: torch runs the rest somehow."""
         if reasons := bias.misfits(shape):
             return reasons
         if folds(bias):
             reasons = folding_reasons(bias, shape.M, dtype, shape.K)
+        longest = max(bias.seqlens or (shape.M,))  # documents are one call each
         if needs_mask(bias):
-            reasons += mask_reasons(max(bias.seqlens or (shape.M,)), device)
-        return reasons
+            reasons += mask_reasons(longest, device)
+        width = shape.K + num_features(bias, shape, dtype)
+        reasons += row_reasons(shape.B, "rows", device)
+        return reasons + number_reasons((shape.B, longest, shape.H, width), device)
 
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device

@@ -15,12 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xftrain.attention.dense import dense_bias, mask_reasons
-from xftrain.attention.folding import Fold, fold, folding_reasons, folds, unfolded
+from xftrain.attention.folding import (
+    Fold,
+    fold,
+    folding_reasons,
+    folds,
+    num_features,
+    unfolded,
+)
+from xftrain.attention.limits import number_reasons, row_reasons
 from xftrain.attention.xformers_ops.loading import xformers_ops
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 
 _ALIGN = 8  # cutlass reads a bias in rows that start on 16 bytes
-_MOST_ROWS = 65535  # blocks of a grid's second and third dimension; torch's own call splits more
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,9 @@ class XFormers(Backend):
             reasons = folding_reasons(bias, shape.M, dtype, shape.K)
         if _is_tensor(bias):
             reasons += mask_reasons(shape.M, device)
-        most = max(shape.B, len(bias.seqlens or ()))
-        if device.type == "cuda" and most > _MOST_ROWS:
-            reasons.append(f"its kernels take {_MOST_ROWS} rows or documents at most, got {most}")
+        reasons += row_reasons(max(shape.B, len(bias.seqlens or ())), "rows or documents", device)
+        width = shape.K + num_features(bias, shape, dtype)
+        reasons += number_reasons((shape.B, shape.M, shape.H, width), device)
         if reasons:
             return reasons
         try:

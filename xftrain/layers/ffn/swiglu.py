@@ -1,7 +1,8 @@
 """Gated feed-forward with SiLU (Shazeer, 2020, arXiv:2002.05202), as in Llama."""
 
 import importlib.util
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class SwiGLU(GatedFeedForward):
     ) -> None:
         super().__init__(dim, linear_bias, hidden_dim=hidden_dim)
         self.impl = impl
+        self._swiglu = _xformers_swiglu() if impl == "xformers" else None
 
     def unsupported(self, device: torch.device) -> list[str]:
         """Reasons why `impl` cannot run on this device; empty means that it runs."""
@@ -80,6 +82,17 @@ class SwiGLU(GatedFeedForward):
     def _xformers(self, x_BMD: Tensor) -> Tensor:
         w_gate, w_value = self.up.weight.chunk(2)
         b_gate, b_value = (None, None) if self.up.bias is None else self.up.bias.chunk(2)
-        return xformers_ops().swiglu(
+        assert self._swiglu is not None, "such a model is refused"
+        out_BMD: Tensor = self._swiglu(
             x_BMD, w_gate, b_gate, w_value, b_value, self.down.weight, self.down.bias
         )
+        return out_BMD
+
+
+def _xformers_swiglu() -> Callable[..., Any] | None:
+    """xFormers' function, which compiled code is not to look up; None where there is none."""
+    try:
+        found: Callable[..., Any] = xformers_ops().swiglu
+        return found
+    except ImportError:
+        return None  # of which `unsupported` tells
