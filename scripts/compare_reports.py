@@ -18,6 +18,7 @@ from typing import Any
 from xftrain.benchmark.rows import read_rows
 from xftrain.benchmark.tables import figure, table
 from xftrain.errors import ConfigError
+from xftrain.printable import one_line
 
 Row = dict[str, Any]
 
@@ -25,6 +26,17 @@ SLOWER, LARGER, LARGER_MIB = 1.05, 1.02, 1.0
 TIMES = ("ms", "fwd_ms", "step_ms")
 WORSE = ("SLOWER", "LARGER", "WRONG")
 MEMORY = ("extra_mib", "peak_mib")  # the peak where that is all there is
+
+
+def is_row(row: Row) -> bool:
+    """Whether the fields that are compared are what a benchmark writes."""
+    texts = all(isinstance(row.get(name), str) for name in ("cell", "status", "device"))
+    spread = [f"{name}_{end}" for name in TIMES if row.get(name) for end in ("p10", "p90")]
+    errors = ["error_alone"] if row.get("error_packed") is not None else []
+    needed = [row.get(name) for name in (*spread, *errors)]
+    others = [row.get(name) for name in (*TIMES, *MEMORY, "error_packed")]
+    figures = [*needed, *(value for value in others if value is not None)]
+    return texts and all(type(value) in (int, float) for value in figures)
 
 
 def compare(before: Row, after: Row) -> list[tuple[str, float | None, float | None, str]]:
@@ -76,9 +88,11 @@ def main(argv: list[str] | None = None) -> int:
         try:
             rows = read_rows(folder)
         except ConfigError as error:
-            parser.error(str(error))
+            parser.error(one_line(str(error)))
         if not rows:
-            parser.error(f"{folder} has no rows.jsonl of a benchmark")
+            parser.error(f"{one_line(str(folder))} has no rows.jsonl of a benchmark")
+        if not all(map(is_row, rows)):
+            parser.error(f"{one_line(str(folder))} has a row that no benchmark wrote: delete it")
         sides.append({row["cell"]: row for row in rows})
     before, after = sides
     devices = [{row["device"] for row in side.values()} for side in sides]

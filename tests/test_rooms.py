@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
-    ["errors", "printable", "search_path"],
-    ["completion", "config_tree", "fields", "markdown", "version"],
+    ["errors", "printable", "search_path", "plot_settings"],
+    ["completion", "config_tree", "fields", "markdown", "spellings", "version"],
     ["files", "processes", "redaction"],
     ["console", "signatures", "records", "folder_lock", "seal", "yaml_files"],
     ["values", "hydra_errors", "hydra_files", "run_folder"],

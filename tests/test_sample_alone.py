@@ -12,6 +12,7 @@ import torch
 
 from tests.test_sample import sample
 from tests.training.runs import last, run
+from xftrain import builder
 from xftrain.data.vocabulary import FILE
 from xftrain.errors import ConfigError
 from xftrain.training.checkpoint import read_checkpoint
@@ -122,6 +123,26 @@ def test_the_name_of_a_tensor_is_shown_as_escapes(tmp_path: Path, in_bytes: Path
     with pytest.raises(ConfigError, match="ckpt holds another model") as refused:
         sample(tmp_path / "sample", altered(tmp_path / "foreign", in_bytes, name))
     assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["model.x{}", "model.blocks.{}.norm_attn.weight"])
+def test_no_layers_are_built_that_the_checkpoint_has_no_weights_for(
+    tmp_path: Path, in_bytes: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # a file of 562 KB had 20,000 layers built, in minutes
+    def claim(held: dict[str, Any]) -> None:
+        held["xftrain"]["config"]["model"]["num_layers"] = 50
+        held["state_dict"] |= {name.format(n): torch.zeros(0) for n in range(1, 50)}
+
+    assemble = builder.assemble
+
+    def watched(options: Any, num_tokens: int) -> Any:
+        assert options["model"]["num_layers"] == 1, "all layers are built"
+        return assemble(options, num_tokens)
+
+    monkeypatch.setattr(builder, "assemble", watched)
+    with pytest.raises(ConfigError, match="ckpt holds another model"):
+        sample(tmp_path / "sample", altered(tmp_path / "foreign", in_bytes, claim))
 
 
 def test_a_configuration_nested_too_deeply_is_one_sentence(tmp_path: Path, in_bytes: Path) -> None:

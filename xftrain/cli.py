@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import math
@@ -36,6 +37,7 @@ from xftrain.hydra_errors import errors_raised
 from xftrain.hydra_files import hide_in_files
 from xftrain.job_config import described
 from xftrain.overrides import all_groups, as_typed, sentence
+from xftrain.plot_settings import ignore_working_folder
 from xftrain.printable import one_line
 from xftrain.processes import (
     check_rank_variables,
@@ -76,6 +78,7 @@ def main() -> int:
 
 def _run_command() -> int:
     global _last_words
+    ignore_working_folder()
     words = os.environ.pop(sweeps.JOB, None)  # not for the commands that this one may start
     _last_words = Path(words) if words else None
     if words:
@@ -107,6 +110,8 @@ def _run_command() -> int:
     except COMPOSITION_ERRORS as error:
         return _end(sentence(error, sys.argv[1:]), 2)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # as of an option that a variable holds
+            return _end(f"no file can have that name ({error}): use a shorter option or value.", 2)
         return _end(f"the run folder cannot be made ({error}): choose another hydra.run.dir.", 1)
     except KeyboardInterrupt:
         return _end("interrupted.", 130)
@@ -133,6 +138,7 @@ def _job(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
     search_path.find_own_classes()  # also where a launcher has started this process
+    ignore_working_folder()
     protect_handlers()
     if settings.output_subdir is not None:
         hide_in_files(run_dir / settings.output_subdir)

@@ -22,6 +22,7 @@ from omegaconf.errors import (
 
 from xftrain.errors import ConfigError
 from xftrain.printable import one_line
+from xftrain.redaction import hidden
 from xftrain.registry import PACKAGES, conf_dir, group_of
 from xftrain.values import describe, show, unknown_key
 
@@ -110,7 +111,7 @@ def refuse_other_text(texts: Iterable[str]) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ConfigError(
-                f"{_short(one_line(text))!r} holds bytes that are not UTF-8: use another name or "
+                f"{_shown(text)!r} holds bytes that are not UTF-8: use another name or "
                 "another value."
             ) from error
 
@@ -128,17 +129,21 @@ def refuse_long_names(overrides: Iterable[str], groups: Set[str]) -> None:
         if any(len(name.encode()) > _NAME_BYTES for name in names):
             raise ConfigError(
                 f"a key or an option must have at most {_NAME_BYTES} characters, got "
-                f"{_short(one_line(override))!r}."
+                f"{_shown(override)!r}."
             )
 
 
 def sentence(error: BaseException, overrides: Iterable[str] = ()) -> str:
     """One sentence for what Hydra or OmegaConf has to say about a configuration."""
-    return _short(one_line(_sentence(error, overrides)))
+    return _shown(_sentence(error, overrides))
 
 
-def _short(text: str) -> str:
-    """A text of somebody else's, with its middle left out where it is very long."""
+def _shown(text: str) -> str:
+    """A text of somebody else's as one line, with its middle left out where it is very long.
+
+    Secrets are hidden before anything is left out: afterwards the halves of one are not found.
+    """
+    text = one_line(hidden(text))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
 
 

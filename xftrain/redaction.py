@@ -6,26 +6,27 @@ A configuration names a secret as `${oc.env:TOKEN}`. `read` notes what the varia
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from hashlib import sha256
 from typing import Any, NamedTuple
-from urllib.parse import quote, quote_plus
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers import oc
 
-from xftrain.printable import one_line, printable
+from xftrain.spellings import as_paths, folded, spellings
 
 READ: dict[str, str] = {}  # values, by the variable's name
 _DECODED: dict[str, tuple[str, ...]] = {}  # texts that `oc.decode` took out of such a value
+_WORDS: dict[str, str] = {}  # words that a short value is a part of, and how they are shown
 # Words that the configuration consists of, as names of options. `config` replaces this.
 public_words: Callable[[], Collection[str]] = frozenset
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_READS = re.compile(r"\$\{oc\.env:\s*(\w+)[^${}]*\}")
+_INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _CONSTANTS = {"true", "false", "null", "none", "yes", "no", "on", "off", "inf", "nan"}
 _LONG_NUMBER = 6  # digits from which a number is taken for a secret
 _SHORT = 4  # below this many characters, a value is looked for as a word of its own
@@ -35,24 +36,38 @@ class _Form(NamedTuple):
     """One way in which a text may hold the value of a variable."""
 
     text: str
-    name: str
+    shown: str  # in its place
     is_word: bool  # nothing but a word of its own is meant
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Where the text has it, overlapping places included."""
-        start = text.find(self.text)
-        while start >= 0:
-            end = start + len(self.text)
+        for start, end in self._places(text):
             if not self.is_word or not (_joins(text, start) or _joins(text, end)):
                 yield start, end
-            start = text.find(self.text, start + 1)
+
+    def _places(self, text: str) -> Iterator[tuple[int, int]]:
+        pattern = folded(self.text)
+        if pattern is None:
+            start = text.find(self.text)
+            while start >= 0:
+                yield start, start + len(self.text)
+                start = text.find(self.text, start + 1)
+            return
+        found = pattern.search(text)
+        while found:
+            yield found.span()
+            found = pattern.search(text, found.start() + 1)
 
 
-def read(name: str, *default: str | None) -> str | None:
+def read(name: str, *default: str | None, _node_: Any = None) -> str | None:
     """OmegaConf's `oc.env`, with a note of the value; a default is no secret."""
     value: str | None = oc.env(name, *default)
     if name in os.environ:
         READ[name] = os.environ[name]
+        source = _node_._value() if _node_ is not None else None  # what the value is a part of
+        if isinstance(source, str):
+            known = _READS.sub(lambda found: os.environ.get(found[1], "\0"), source)
+            _note_words(_INTERPOLATION.sub("\0", known))
     return value
 
 
@@ -89,19 +104,19 @@ def hidden(text: str, *, is_value: bool = False) -> str:
             which every variable's value is looked for.
     """
     decoded = [(name, text) for name, texts in _DECODED.items() for text in texts]
-    forms = _forms((*READ.items(), *decoded), is_value)
+    forms = _forms((*READ.items(), *decoded), tuple(_WORDS.items()), is_value)
     if not forms:
         return text
     names = [place.span() for place in re.finditer(r"\$\{oc\.env:\w+\}", text)]
     found = sorted(
-        (start, end, form.name)
+        (start, end, form.shown)
         for form in forms
         for start, end in form.spans(text)
         if not any(first <= start and end <= last for first, last in names)
     )
     pieces, at = [], 0
-    for start, end, name in _merged(found):
-        pieces += [text[at:start], f"${{oc.env:{name}}}"]
+    for start, end, shown in _merged(found):
+        pieces += [text[at:start], shown]
         at = end
     return "".join([*pieces, text[at:]])
 
@@ -142,71 +157,73 @@ def _cleared(value: Any, source: Any) -> Any:
     if not isinstance(source, str) or "${" not in source:
         return value
     if isinstance(value, str):
-        return hidden(value, is_value=True)
+        shown = hidden(value, is_value=True)
+        # a path that was read may have been brought into another form
+        is_other = shown == value and any(READ.get(name) for name in _READS.findall(source))
+        return source if is_other else shown
     # a number that was read from a text
     return source if "oc." in source or str(value) in READ.values() else value
 
 
 def _merged(found: list[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
-    """Overlapping places as one, by the name of the longest, so that no part of any is left."""
+    """Overlapping places as one, shown as the longest, so that no part of any is left."""
     while found:
-        start, end, name = found.pop(0)
+        start, end, shown = found.pop(0)
         longest = end - start
         while found and found[0][0] < end:
             other_start, other_end, other = found.pop(0)
             if other_end - other_start > longest:
-                longest, name = other_end - other_start, other
+                longest, shown = other_end - other_start, other
             end = max(end, other_end)
-        yield start, end, name
+        yield start, end, shown
 
 
 @cache
-def _forms(named: tuple[tuple[str, str], ...], all_: bool) -> list[_Form]:
-    """What to look for: all values, or those that are secrets."""
+def _forms(
+    named: tuple[tuple[str, str], ...], words: tuple[tuple[str, str], ...], all_: bool
+) -> list[_Form]:
+    """What to look for: all values, or those that are secrets, and words that have one in them."""
     forms = set()
     for name, value in named:
         # a line of a long value may be shown alone
-        for part in {value, value.strip(), *(line.strip() for line in value.splitlines())}:
+        parts = {value, value.strip(), *(line.strip() for line in value.splitlines())}
+        for part in parts | (set(as_paths(value)) if _is_secret(value) else set()):
             if part and (all_ or _is_secret(part)):
-                is_word = not all_ and (len(part) < _SHORT or _NUMBER.fullmatch(part) is not None)
-                forms |= {_Form(text, name, is_word) for text in _spellings(part)}
+                is_word = not all_ and _is_short(part)
+                shown = f"${{oc.env:{name}}}"
+                forms |= {_Form(text, shown, is_word) for text in spellings(part) if text}
+    for word, shown in words:
+        forms |= {_Form(text, shown, len(word) < _SHORT) for text in spellings(word)}
     return sorted(forms)
+
+
+def _note_words(text: str) -> None:
+    """Notes each word of a value of the configuration that a short secret is a part of."""
+    for name, value in READ.items():
+        if not (_is_secret(value) and _is_short(value)):
+            continue
+        for found in re.finditer(re.escape(value), text):
+            start, end = found.span()
+            while _joins(text, start):
+                start -= 1
+            while _joins(text, end):
+                end += 1
+            if (start, end) != found.span():
+                before, after = text[start : found.start()], text[found.end() : end]
+                _WORDS[text[start:end]] = f"{before}${{oc.env:{name}}}{after}"
+
+
+def _is_short(value: str) -> bool:
+    """Whether a text may have it in it by chance."""
+    return len(value) < _SHORT or _NUMBER.fullmatch(value) is not None
 
 
 def _is_secret(value: str) -> bool:
     if not any(letter.isalnum() for letter in value):
-        return len(value) >= _SHORT  # rather than the path `/`
+        return len(value.strip()) >= _SHORT  # rather than the path `/`
     if _NUMBER.fullmatch(value):
         return sum(letter.isdigit() for letter in value) >= _LONG_NUMBER
     return value.lower() not in _CONSTANTS and value not in public_words()
-
-
-def _spellings(value: str) -> set[str]:
-    """The value as it is, and escaped as Python, JSON, a shell, a URL and our own messages do."""
-    unescaped = {value, " ".join(value.split()), one_line(value), printable(value)}
-    escaped = set()
-    for text in unescaped:
-        escaped |= {
-            *_in_quotes(text),
-            repr(text.encode("utf-8", "surrogateescape"))[2:-1],
-            json.dumps(text)[1:-1],
-            json.dumps(text, ensure_ascii=False)[1:-1],
-            text.encode("unicode_escape").decode(),
-            text.replace("'", "'\"'\"'"),
-            text.replace("|", "\\|"),
-            quote(text, errors="surrogateescape"),
-            quote(text, safe="", errors="surrogateescape"),
-            quote_plus(text, errors="surrogateescape"),
-        }
-    # an exception in the text of another one
-    return unescaped | escaped | {twice for text in escaped for twice in _in_quotes(text)}
-
-
-def _in_quotes(text: str) -> Iterator[str]:
-    """What `repr` makes of a text, by the quotes that stand around it and in it."""
-    body = "".join(c if c in "'\"" else repr(c)[1:-1] for c in text)
-    for quotes in ("", "'", '"', "'\""):
-        yield "".join(f"\\{c}" if c in quotes else c for c in body)
 
 
 def _joins(text: str, at: int) -> bool:

@@ -33,6 +33,7 @@ from xftrain.training.same_run import refuse_other_model
 
 log = logging.getLogger(__name__)
 
+_FIRST = "blocks.0."  # names of weights of the first layer
 _EXAMPLE = "ckpt=outputs/<date>/<time>/checkpoints/last.ckpt"
 
 
@@ -109,9 +110,7 @@ def _model(options: Mapping[str, Any], state: Mapping[str, Tensor], vocabulary: 
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
     num_tokens = builder.vocab_size(options, vocabulary)
     try:
-        with torch.device("meta"):
-            planned = builder.assemble(options, num_tokens).state_dict()
-        refuse_other_model(weights, planned)
+        refuse_other_model(weights, _planned(options, num_tokens))
         model = builder.assemble(options, num_tokens)
         model.load_state_dict(weights)
     except (RuntimeError, OverflowError, TypeError) as error:
@@ -119,6 +118,21 @@ def _model(options: Mapping[str, Any], state: Mapping[str, Tensor], vocabulary: 
             f"ckpt describes a model that cannot be built ({first_line(error)}): give another one."
         ) from error
     return model
+
+
+def _planned(options: Mapping[str, Any], num_tokens: int) -> dict[str, Tensor]:
+    """The weights of the model by name, without memory; one layer is built, as all are alike."""
+    one_layer = {**options, "model": {**options["model"], "num_layers": 1}}
+    with torch.device("meta"):
+        of_one = builder.assemble(one_layer, num_tokens).state_dict()
+    planned = {name: weight for name, weight in of_one.items() if not name.startswith(_FIRST)}
+    for number in range(options["model"]["num_layers"]):
+        planned |= {
+            f"blocks.{number}.{name.removeprefix(_FIRST)}": weight
+            for name, weight in of_one.items()
+            if name.startswith(_FIRST)
+        }
+    return planned
 
 
 def _prompt(held: Mapping[str, Any], vocabulary: Vocabulary, text: str | None) -> Tensor:

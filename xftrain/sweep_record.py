@@ -17,6 +17,7 @@ from xftrain.files import expanded, read_json, write_json
 from xftrain.overrides import as_typed, literal
 from xftrain.printable import one_line
 from xftrain.recorded_overrides import NotPlain, plain_overrides
+from xftrain.redaction import hidden
 from xftrain.registry import conf_dir
 from xftrain.seal import has_valid_seal, sealed
 
@@ -149,7 +150,7 @@ def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> li
 
 
 def _short(text: str) -> str:
-    text = one_line(text)
+    text = one_line(hidden(text))  # before it is cut: the halves of a secret are not found
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

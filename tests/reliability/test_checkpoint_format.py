@@ -22,7 +22,7 @@ from xftrain.errors import ConfigError
 from xftrain.files import open_plain
 from xftrain.training.checkpoint import checkpoint_to_load, newest_save, read_checkpoint
 from xftrain.training.checkpoint_format import described_content
-from xftrain.training.plain_pickle import NotPlain
+from xftrain.training.plain_values import NotPlain
 
 
 @pytest.fixture(scope="module")

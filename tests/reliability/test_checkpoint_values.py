@@ -38,6 +38,7 @@ def _set(*keys: Any) -> Callable[[Any, Content], Content]:
 
 EMBED = _set("state_dict", "model.embed.weight")
 PROGRESS = _set("loops", "fit_loop", "epoch_loop.batch_progress", "total")
+BATCH_SIZE = _set("xftrain", "config", "data", "batch_size")
 VALUES: dict[str, tuple[Callable[[Any, Content], Content], Any, str]] = {
     "a terabyte of one number": (EMBED, torch.zeros(1).expand(2**38), "a tensor of shape"),
     "overlapping rows": (EMBED, torch.zeros(95).as_strided((64, 32), (1, 1)), "a tensor of shape"),
@@ -50,6 +51,9 @@ VALUES: dict[str, tuple[Callable[[Any, Content], Content], Any, str]] = {
     "a step that is true": (_set("global_step"), True, "is no checkpoint"),
     "a time that is no number": (_set("xftrain", "saved_at"), float("nan"), "is no checkpoint"),
     "a time that is huge": (_set("xftrain", "saved_at"), 2**63, "is no checkpoint"),
+    "a progress of text": (PROGRESS, {"ready": "x", "completed": 1}, "is no checkpoint"),
+    "a progress without end": (PROGRESS, {"ready": float("inf")}, "is no checkpoint"),
+    "an option that is a tensor": (BATCH_SIZE, torch.zeros(2), "configuration has a DescribedT"),
     "a progress below 0": (PROGRESS, {"ready": -5, "completed": 1}, "is no checkpoint"),
 }
 
@@ -72,6 +76,7 @@ WRONG: dict[str, tuple[Callable[[Any, Content], Content], Any]] = {
     "a moment that is no tensor": (MOMENT, {"exp_avg": [1.0]}),
     "a state that is a list": (_set("optimizer_states", 0, "state"), [1, 2]),
     "loops of numbers": (_set("loops", "fit_loop"), 3),
+    "a metric that is huge": (_set("callbacks", "RunStart", "metrics"), {"x": 2**2000}),
     "callbacks of text": (_set("callbacks", "Checkpoint"), "best"),
     "a best loss of text": (_set("callbacks", "Checkpoint"), {"best_loss": "x"}),
     "skipped steps of text": (_set("xftrain", "num_skipped"), "x"),

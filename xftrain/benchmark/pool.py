@@ -19,6 +19,7 @@ from xftrain.search_path import variables_of_children
 
 _START_S = 300.0  # imports on a slow disk
 _STARTS = 3  # tries to start a process, before a job is given up
+_REASON = 500  # characters of what a cell raised
 _LOG_TAIL = 400  # characters of the log that go into the reason of a crash
 
 
@@ -80,7 +81,7 @@ class _Child:
         tail = ""
         with suppress(OSError), open_plain(self._log_file) as log:
             log.seek(self._log_start)
-            tail = _last_words(log.read().decode("utf-8", "replace"))
+            tail = _last_words(hidden(log.read().decode("utf-8", "replace")))
         return hidden(f"{said}: {tail}" if tail else said)
 
 
@@ -193,6 +194,12 @@ def _last_words(text: str) -> str:
     return " ".join(kept.split())
 
 
+def _shown(fields: Row) -> Row:
+    """A row without secrets, and then with a short reason: the half of a secret is not found."""
+    row: Row = hidden_throughout(fields)
+    return row | {"reason": row["reason"][:_REASON]} if row.get("reason") else row
+
+
 def _receive(child: _Child) -> Message | None:
     """What the process says; None where it is dead."""
     try:
@@ -226,4 +233,4 @@ def _heed(
         assert child.job is not None
         child.open.discard(index)
         child.current, child.notes = None, {}
-        yield child.job.cells[index], hidden_throughout(fields)
+        yield child.job.cells[index], _shown(fields)

@@ -19,6 +19,7 @@ from xftrain.printable import one_line
 
 FILE = "rows.jsonl"
 _MOST_BYTES = 1 << 30
+_LARGEST = 1 << 62  # bytes, tokens or repetitions; no row has more
 _TEXTS = ("sweep", "cell", "status")  # fields of every row
 # Of rows that may stand together.
 _SAME = ("device", "host", "torch", "xformers", "xftrain", "deterministic")
@@ -52,8 +53,17 @@ def read_rows(run_dir: Path) -> list[Row]:
                 f"{path}, line {number}, is damaged ({one_line(str(error))}): delete the line, or "
                 "choose another hydra.run.dir."
             ) from None
-        rows.append(row)
+        rows.append({one_line(name): _plain(value) for name, value in row.items()})
     return rows
+
+
+def _plain(value: Any) -> Any:
+    """A value of a row that anyone may have written: a text is one line, a number a plain one."""
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return None
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class RowStore:

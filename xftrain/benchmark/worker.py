@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from xftrain import plot_settings
 from xftrain.benchmark.cells import Cell, Status
 from xftrain.errors import ConfigError
 from xftrain.files import open_plain
@@ -95,8 +96,8 @@ def outcome(error: Exception) -> tuple[Status, str]:
     if isinstance(error, Unsupported | ConfigError):
         return "unsupported", said
     if is_out_of_memory(error):
-        return "oom", said.partition(". GPU 0 has")[0][:300] or "out of memory"
-    return "failed", f"{type(error).__name__}: {said[:500]}"
+        return "oom", said.partition(". GPU 0 has")[0] or "out of memory"
+    return "failed", f"{type(error).__name__}: {said}"
 
 
 def free_memory() -> None:
@@ -108,6 +109,7 @@ def free_memory() -> None:
 
 def serve(connection: Connection, log_file: str, device: str, deterministic: bool) -> None:
     """Measures one job after the other until the parent hangs up."""
+    plot_settings.ignore_working_folder()
     die_with_parent(signal.SIGKILL)
     # a kernel or two at a time are compiled: starting threads for more takes longer than they save
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

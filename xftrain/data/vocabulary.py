@@ -77,7 +77,7 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
     """
     held = description if isinstance(description, Mapping) else {}
     kind, size = held.get("kind"), held.get("vocab_size")
-    if type(size) is not int or not 0 < size < _MAX_VOCAB:
+    if type(kind) is not str or type(size) is not int or not 0 < size < _MAX_VOCAB:
         raise ConfigError("ckpt holds a damaged description of its vocabulary: give another one.")
     found: Vocabulary
     if kind == "bpe":
@@ -88,7 +88,7 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
         found = Integers(size)
     else:
         raise ConfigError(
-            f"ckpt has a vocabulary of the kind {str(kind)[:40]!r}, which cannot be rebuilt from a "
+            f"ckpt has a vocabulary of the kind {kind[:40]!r}, which cannot be rebuilt from a "
             "checkpoint: a data source of your own can be sampled from where its vocabulary is one "
             "of integers, bytes or bpe (docs/adding.md)."
         )

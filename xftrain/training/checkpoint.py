@@ -22,7 +22,9 @@ from xftrain.printable import one_line
 from xftrain.run_folder import run_id_of
 from xftrain.training.checkpoint_format import check_sums, described_content
 from xftrain.training.checkpoint_header import run_id
-from xftrain.training.plain_pickle import DescribedTensor, NotPlain
+from xftrain.training.plain_pickle import DescribedTensor
+from xftrain.training.plain_values import NotPlain
+from xftrain.training.saved_config import check_description
 
 _KEYS: dict[str, type] = {
     "xftrain": dict,
@@ -127,7 +129,9 @@ class _RecordingFile(io.BufferedWriter):
 def _check_readable(path: Path) -> None:
     """Refuses what no run could resume from, as state of a class of the user's own may be."""
     with open_plain(path) as file:
-        described_content(file)
+        content = described_content(file)
+    if isinstance(content, dict) and isinstance(content.get("xftrain"), dict):
+        check_description(content["xftrain"])
 
 
 def _link(path: Path, other: Path) -> None:
@@ -276,6 +280,7 @@ def _checked(content: Any) -> dict[str, Any]:
 
     Raises:
         _NotOurs: it is not.
+        NotPlain: what it says of its run is too large, or none.
     """
     if not isinstance(content, dict):
         raise _NotOurs
@@ -286,9 +291,10 @@ def _checked(content: Any) -> dict[str, Any]:
         and all(isinstance(weight, DescribedTensor) for weight in content["state_dict"].values())
         and _is_count(content["global_step"])
         and _is_count(content["xftrain"].get("saved_at", 0))
-        and all(_is_count(value) for value in _leaves(content["loops"]) if type(value) is int)
+        and all(type(value) is bool or _is_count(value) for value in _leaves(content["loops"]))
     ):
         raise _NotOurs
+    check_description(content["xftrain"])
     return content
 
 

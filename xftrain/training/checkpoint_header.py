@@ -8,6 +8,7 @@ from typing import Any
 
 from xftrain.files import open_plain
 from xftrain.training.checkpoint_format import described_content
+from xftrain.training.saved_config import check_description
 
 
 def header(path: Path) -> Mapping[str, Any] | None:
@@ -15,6 +16,7 @@ def header(path: Path) -> Mapping[str, Any] | None:
     try:
         with open_plain(path) as file:
             held = described_content(file)
+        check_description(held["xftrain"])
         found = {"callbacks": held["callbacks"], **held["xftrain"]}
     except Exception:  # zipfile can raise anything
         return None

@@ -25,6 +25,8 @@ from xftrain.processes import rank
 from xftrain.training import distributed, hardware
 from xftrain.training.checkpoint_header import header
 
+_LONGEST = 1000  # characters of a name of a device or a kernel
+
 log = logging.getLogger(__name__)
 
 
@@ -55,10 +57,20 @@ def saved_choices(ckpt: Path | None) -> Saved:
     same_ranks = isinstance(of_ranks, list) and len(of_ranks) == distributed.world_size()
     own = of_ranks[rank()] if isinstance(of_ranks, list) and same_ranks else {}
     return Saved(
-        attn if isinstance(attn, str) else None,
-        {str(k): v for k, v in own.items() if v is None or isinstance(v, str)},
-        {str(k): str(v) for k, v in ran_as.items()} if isinstance(ran_as, Mapping) else {},
+        attn if _is_name(attn) else None,
+        {k: v for k, v in _named(own).items() if v is None or isinstance(v, str)},
+        {k: v for k, v in _named(ran_as).items() if _is_name(v)},
     )
+
+
+def _named(held: Any) -> dict[str, Any]:
+    """What is said by name; nothing where a checkpoint holds anything else."""
+    held = held if isinstance(held, Mapping) else {}
+    return {key: value for key, value in held.items() if isinstance(key, str)}
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST
 
 
 def choose_kernel(

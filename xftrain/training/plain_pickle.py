@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from xftrain.training.plain_values import NotPlain, check_extent, check_key
+
 _MAX_OPERATIONS = 5_000_000  # each makes one small object; a model of 7B has 60,000
-_MAX_DEPTH = 64  # of values within values; Python's recursion ends at some hundred
-_MAX_EXPANDED = 20_000_000  # values, where a list within two others counts twice
+_MAX_DIMENSIONS = 64  # of a tensor, as in torch
 _STORAGES: dict[str, torch.dtype] = {  # torch's classes, each of one dtype
     "torch.storage UntypedStorage": torch.uint8,  # of the newer dtypes
     "torch FloatStorage": torch.float32,
@@ -34,10 +35,6 @@ _STORAGES: dict[str, torch.dtype] = {  # torch's classes, each of one dtype
     "torch ComplexFloatStorage": torch.complex64,
     "torch ComplexDoubleStorage": torch.complex128,
 }
-
-
-class NotPlain(ValueError):
-    """A pickle that is damaged, or holds more than plain values and dense tensors."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def read_plain_pickle(pickle: bytes, storage_bytes: Mapping[str, int]) -> Any:
     Raises:
         NotPlain: it is something else, or a tensor does not fit its storage.
     """
-    reader = _Reader(storage_bytes)
+    reader = _Reader(storage_bytes, len(pickle))
     try:
         for number, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
             if number > _MAX_OPERATIONS:
@@ -87,21 +84,25 @@ def read_plain_pickle(pickle: bytes, storage_bytes: Mapping[str, int]) -> Any:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise NotPlain(f"its pickle is damaged, {type(error).__name__}: {error}") from error
-    _check_extent(content, {}, depth=0)
+    check_extent(content, len(pickle))
     return content
 
 
 class _Reader:
     """A pickle's stack machine, for the operations that torch.save makes use of."""
 
-    def __init__(self, storage_bytes: Mapping[str, int]) -> None:
+    def __init__(self, storage_bytes: Mapping[str, int], num_bytes: int) -> None:
         self.stack: list[Any] = []
+        self._num_operations, self._num_bytes = 0, num_bytes
+        # what is in those that calls have made
+        self._num_made: dict[type[Any], int] = {bytes: 0, set: 0, tuple: 0}
         self._marked: list[list[Any]] = []  # the stacks below each mark
         self._memo: dict[int, Any] = {}
         self._storage_bytes = storage_bytes
 
     def take(self, operation: str, argument: Any) -> None:
         """One operation."""
+        self._num_operations += 1
         if operation in _VALUES:
             self.stack.append(argument)
         elif operation in _CONSTANTS:
@@ -149,8 +150,7 @@ class _Reader:
             self._put(key, value)
 
     def _put(self, key: Any, value: Any) -> None:
-        if not isinstance(key, _KEYS):
-            raise NotPlain(f"it has a key that is a {type(key).__name__}")
+        check_key(key)
         self._of(dict, self.stack[-1])[key] = value
 
     def _of(self, kind: type[Any], value: Any) -> Any:
@@ -166,9 +166,10 @@ class _Reader:
     def _binpersid(self, _: Any) -> None:
         """A storage: its class, name, device, and number of elements."""
         kind, storage, name, device, count = self.stack.pop()
+        if not (type(kind) is type(name) is type(device) is str and type(count) is int):
+            raise NotPlain("a tensor's storage is not described as torch.save does")
         dtype = _STORAGES[storage.text]
-        right = kind == "storage" and type(name) is type(device) is str and type(count) is int
-        if not right or count * dtype.itemsize != self._storage_bytes[name]:
+        if kind != "storage" or count * dtype.itemsize != self._storage_bytes[name]:
             raise NotPlain(
                 f"a tensor's storage is not of the {self._storage_bytes[name]:,} bytes there"
             )
@@ -176,12 +177,20 @@ class _Reader:
 
     def _reduce(self, _: Any) -> None:
         arguments = self.stack.pop()
-        self.stack[-1] = _CALLS[self.stack[-1].text](*arguments)
+        made = _CALLS[self.stack[-1].text](*arguments)
+        if type(made) in self._num_made:
+            # torch.save writes down all that it has a call make; a memo would have it made again
+            self._num_made[type(made)] += len(made)
+            limit = self._num_bytes if isinstance(made, bytes) else self._num_operations
+            if self._num_made[type(made)] > limit:
+                raise NotPlain("its pickle has calls that make more than it holds")
+        self.stack[-1] = made
 
     def _build(self, _: Any) -> None:
         """An attribute that state dicts of modules have."""
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], OrderedDict) or set(state) - {"_metadata"}:
+        self._of(OrderedDict, self.stack[-1])
+        if len(self._of(dict, state)) > ("_metadata" in state):
             raise NotPlain("it sets attributes of an object")
 
 
@@ -195,8 +204,10 @@ def _tensor(
     dtype: _Name | None = None,
 ) -> DescribedTensor:
     """A dense tensor, which has no more elements than its storage."""
+    if len(shape) > _MAX_DIMENSIONS or len(strides) > _MAX_DIMENSIONS:
+        raise NotPlain(f"a tensor has more than {_MAX_DIMENSIONS} dimensions")
     numbers = (offset, *shape, *strides)
-    if hooks or any(type(number) is not int or number < 0 for number in numbers):
+    if hooks or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
         raise NotPlain("a tensor has hooks, or no shape")
     tensor = DescribedTensor(shape, storage.dtype if dtype is None else _dtypes(dtype.text))
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
@@ -215,47 +226,30 @@ def _parameter(data: Any, requires_grad: bool, hooks: Any) -> DescribedTensor:
 
 def _dtypes(name: str) -> torch.dtype:
     module, _, attribute = name.partition(" ")
-    found = getattr(torch, attribute, None) if module == "torch" else None
+    found = vars(torch).get(attribute) if module == "torch" else None
     if not isinstance(found, torch.dtype):
         raise NotPlain(f"it holds more than plain values and tensors: {name.replace(' ', '.')}")
     return found
 
 
 def _bytes(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise NotPlain(f"it has bytes encoded as {encoding!r}")
+    if type(text) is not str or type(encoding) is not str or encoding != "latin1":
+        raise NotPlain("it has bytes in another encoding than latin1")
     return text.encode(encoding)
 
 
 def _set(values: list[Any]) -> set[Any]:
-    if not all(isinstance(value, _KEYS) for value in values):
-        raise NotPlain("it has a set of other things than numbers and strings")
+    for value in values:
+        check_key(value)
     return set(values)
 
 
-def _check_extent(value: Any, known: dict[int, int], depth: int) -> int:
-    """Counts the values within a value, and itself.
-
-    One list within another, that twice within a third and so on soon takes for ever to go through.
-
-    Args:
-        value: of any kind.
-        known: the counts of containers by their addresses.
-        depth: values around it.
-    """
-    if not isinstance(value, dict | list | tuple):
-        return 1
-    if id(value) not in known:
-        if depth > _MAX_DEPTH:  # also where one is within itself
-            raise NotPlain(f"it has values within values, more than {_MAX_DEPTH} of them")
-        children = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_check_extent(child, known, depth + 1) for child in children)
-    if known[id(value)] > _MAX_EXPANDED:
-        raise NotPlain(f"it holds more than {_MAX_EXPANDED:,} values")
-    return known[id(value)]
+def _device(kind: str, index: int = 0) -> str:
+    if type(kind) is not str or type(index) is not int:
+        raise NotPlain("it has a device that is not described as torch.save does")
+    return f"{kind}:{index}"
 
 
-_KEYS = str | int | float | None  # of a dictionary; the hash of a tuple that is deep ends Python
 _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _CONSTANTS: dict[str, Callable[[], Any]] = {
@@ -272,7 +266,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils _rebuild_tensor_v3": _tensor,  # has the dtype besides
     "torch._utils _rebuild_parameter": _parameter,
     "torch Size": lambda numbers: tuple(numbers),
-    "torch device": lambda kind, index=0: f"{kind}:{index}",
+    "torch device": _device,
     "_codecs encode": _bytes,
     "__builtin__ set": _set,
 }

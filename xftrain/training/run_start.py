@@ -124,12 +124,20 @@ class RunStart(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The same of the checkpoint; of a wrong type, Lightning's restoring ends with an error."""
+        try:
+            self._take_up(state_dict)
+        except OverflowError as error:
+            raise ValueError(f"a number is too large ({error})") from error
+
+    def _take_up(self, state_dict: dict[str, Any]) -> None:
         loggers = dict(state_dict["loggers"])
         rows, sizes = loggers.get("metrics.csv"), loggers.get("events")
-        self._saved_run = None if state_dict["run"] is None else str(state_dict["run"])
+        saved_run, validation = state_dict["run"], state_dict["validation"]
+        if not isinstance(saved_run, str | None) or not isinstance(validation, str):
+            raise TypeError("the run and its validation are no texts")
+        self._saved_run, self._validation = saved_run, validation
         self._metrics = {str(k): float(value) for k, value in state_dict["metrics"].items()}
         self._validated_at = int(state_dict["validated_at"])
-        self._validation = str(state_dict["validation"])
         self._positions = {
             "metrics.csv": None if rows is None else int(rows),
             "events": None if sizes is None else {str(k): int(v) for k, v in sizes.items()},

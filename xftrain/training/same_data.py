@@ -192,7 +192,10 @@ def _vocabulary(held: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _said(vocabulary: Mapping[str, Any]) -> str:
-    kind, size, digest = (one_line(str(value))[:20] for value in vocabulary.values())
+    kind, size, digest = (
+        one_line(str(value)[:20] if isinstance(value, str | int) else type(value).__name__)
+        for value in vocabulary.values()
+    )
     return f"{kind} of {size} tokens ({digest[:12]})"
 
 

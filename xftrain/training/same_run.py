@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +34,8 @@ _HARMLESS = (
     "model.bias.impl",
     "model.ffn.impl",
 )
+_VARIABLE = re.compile(r"\$\{oc\.env:([^{}]+)\}")
+_LONGEST = 200  # characters of a value that is shown
 
 
 def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
@@ -75,10 +78,15 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[st
     """Keys whose values differ, each as `optim.lr 0.003 -> 1e-05`, but those of going on."""
     before, after = (flat(config) for config in (saved, current))
     return {
-        key: f"{one_line(key)} {before.get(key)!r} -> {after.get(key)!r}"
+        key: f"{one_line(key)} {_shown(before.get(key))} -> {_shown(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in _HOW_TO_GO_ON
     }
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def refuse_other_run(
@@ -100,10 +108,11 @@ def refuse_other_run(
         if not any(_is_in(key, (name,)) for key in known):
             raise ConfigError(f"ckpt_allow names {name!r}, which is no key of the configuration.")
     there = flat(saved)
+    own = {key for key in {**there, **known} if key.endswith("._target_")}
     differing = [
         (key, text)
         for key, text in differences(saved, current).items()
-        if _decides(key, there, known)
+        if _decides(key, there, known, own)
         and not _is_in(key, allowed)
         and not (moved and key == "data.path")
     ]
@@ -115,12 +124,19 @@ def refuse_other_run(
         )
 
 
-def _decides(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    """Whether a run with another value, or without the key, would be another run."""
+def _decides(key: str, there: Mapping[str, Any], here: Mapping[str, Any], own: Set[str]) -> bool:
+    """Whether a run with another value, or without the key, would be another run.
+
+    Args:
+        key: with its groups.
+        there: values of the checkpoint's run by their keys.
+        here: those of this run.
+        own: keys of either that name a class of somebody's own.
+    """
     if key.endswith("_target_"):  # a class of somebody's own
         return True
-    parents = [key[:at] for at, letter in enumerate(key) if letter == "."]
-    is_own = any(f"{parent}._target_" in {**there, **here} for parent in parents)
+    dots = (at for at, letter in enumerate(key) if letter == ".")
+    is_own = bool(own) and any(f"{key[:at]}._target_" in own for at in dots)
     if not is_own and (key not in there or key not in here):
         return False  # new since, which says nothing of the former run
     return _is_in(key, _DECISIVE) and not _is_in(key, _HARMLESS)
@@ -140,9 +156,12 @@ def with_digests(config: Mapping[str, Any], environment: Mapping[str, str]) -> d
         if isinstance(value, list | tuple):
             return [told(child) for child in value]
         if isinstance(value, str):
-            for name, digest in environment.items():
-                value = value.replace(f"${{oc.env:{name}}}", f"${{oc.env:{name}}} ({digest})")
+            return _VARIABLE.sub(with_digest, value)
         return value
+
+    def with_digest(found: re.Match[str]) -> str:
+        digest = environment.get(found[1])
+        return found[0] if digest is None else f"{found[0]} ({digest})"
 
     return {key: told(value) for key, value in config.items()}
 

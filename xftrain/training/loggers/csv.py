@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
+from xftrain.errors import RunError
 from xftrain.files import open_plain, read_plain, replace_bytes
 
 log = logging.getLogger(__name__)
@@ -123,12 +124,27 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns and the rows; the last line that a killed process left unfinished is no row."""
+    """The columns and the rows that have a cell for each, as a killed process may leave others.
+
+    Raises:
+        RunError: it is no file of ours.
+    """
     text = read_plain(path, _MAX_BYTES).decode("utf-8", "replace").replace("\0", "")
     whole = text[: text.rfind("\n") + 1]
-    reader = csv.DictReader(io.StringIO(whole, newline=""), restkey="", restval="")
-    rows = [row for row in reader if "" not in row]
-    return list(reader.fieldnames or []), rows
+    try:
+        lines = csv.reader(io.StringIO(whole, newline=""))
+        columns = next(lines, [])
+        rows = [
+            dict(zip(columns, cells, strict=True))
+            for cells in lines
+            if cells and len(cells) == len(columns)
+        ]
+    except csv.Error as error:
+        raise RunError(
+            f"the records {path} cannot be read ({error}): move the file away, or choose another "
+            "hydra.run.dir."
+        ) from error
+    return columns, rows
 
 
 def _text(

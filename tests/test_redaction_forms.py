@@ -1,0 +1,82 @@
+"""Values of the environment are found as YAML, a path and a longer word have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.commands import Ended
+from xftrain import redaction
+from xftrain.config import compose, validate
+from xftrain.errors import ConfigError
+from xftrain.redaction import hidden, without_secrets
+
+SHOWN = "${oc.env:XFTRAIN_TEST_SECRET}"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("READ", "_DECODED", "_WORDS"):
+        if hasattr(redaction, name):
+            monkeypatch.setattr(redaction, name, {})
+    yield
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    def hold(value: str) -> str:
+        monkeypatch.setenv("XFTRAIN_TEST_SECRET", value)
+        return value
+
+    return hold
+
+
+@pytest.mark.parametrize("value", ["it's: zzQQ9 'x'", "wd9 " * 60 + "END7", "ab\tc7\x1bd é" * 30])
+def test_a_printed_configuration_has_no_form_of_a_secret(
+    command: Callable[..., Ended], secret: Callable[[str], str], value: str
+) -> None:
+    secret(value)
+    word = f"tags=['{SHOWN}']"
+    ended = command("--cfg", "job", "--resolve", word)
+    assert ended.code == 0, ended.err
+    assert yaml.safe_load(ended.out)["tags"] == [SHOWN]
+    assert not any(part in ended.out for part in ("zzQQ9", "wd9", "END7", "c7"))
+
+
+def test_a_path_is_hidden_in_any_form_of_it(
+    secret: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    secret("txtQ9//./dirZ8/")
+    cfg = compose("data=text", f"data.path={SHOWN}", "data.tokenizer=bytes")
+    options = {"data": {"path": str(Path(cfg.data.path))}}
+    assert options["data"]["path"] == "txtQ9/dirZ8"
+    for text in ("txtQ9/dirZ8", str(tmp_path / "txtQ9" / "dirZ8"), "txtQ9//./dirZ8/"):
+        assert "txtQ9" not in hidden(f"at {text}: none")
+    assert without_secrets(cfg, options) == {"data": {"path": SHOWN}}
+    other = {"data": {"path": "/anything/else"}}
+    assert without_secrets(cfg, other) == {"data": {"path": SHOWN}}
+
+
+@pytest.mark.parametrize("value", ["./1", "..", "./", "a/sdpa/.."])
+def test_a_path_of_public_words_hides_no_other_text(
+    secret: Callable[[str], str], value: str
+) -> None:
+    redaction.READ["XFTRAIN_TEST_SECRET"] = value
+    assert hidden("step 1 of sdpa in .. at 1.0") == "step 1 of sdpa in .. at 1.0"
+
+
+@pytest.mark.parametrize("value", ["q7z", "k", "1234567"])
+def test_a_short_secret_is_hidden_in_the_word_that_it_is_a_part_of(
+    secret: Callable[[str], str], value: str
+) -> None:
+    secret(value)
+    with pytest.raises(ConfigError) as refused:
+        validate(compose("data=text", f"data.path='/nonexist/pre{SHOWN}suf/${{seq}}x'"))
+    assert f"pre{value}suf" in str(refused.value)
+    said = hidden(str(refused.value))
+    assert f"/nonexist/pre{SHOWN}suf/" in said and f"pre{value}suf" not in said
+    assert hidden(f"max{value}y") == f"max{value}y"  # a word that nobody composed
