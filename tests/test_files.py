@@ -73,6 +73,11 @@ def test_json_of_a_stranger_is_a_mapping_or_nothing(tmp_path: Path) -> None:
         assert read_json(tmp_path / "file") is None
 
 
+def test_a_record_of_many_megabytes_is_none(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"x": "' + "x" * (2 << 20) + '"}')
+    assert read_json(tmp_path / "result.json") is None
+
+
 def test_a_link_at_the_place_of_a_new_file_is_replaced_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "file").symlink_to(tmp_path / "precious")

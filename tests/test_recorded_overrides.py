@@ -224,6 +224,13 @@ def test_jobs_of_several_sweeps_are_counted_together():
         plain_overrides("train", ["seq=range(0,1000)", "seed=range(0,1000)"])
 
 
+def test_a_record_starts_no_crowd_and_is_not_read_without_end():
+    with pytest.raises(NotPlain, match="n_jobs=100000"):
+        plain_overrides("train", ["hydra.launcher.n_jobs=100000"])
+    with pytest.raises(NotPlain, match="200,000 overrides"):
+        plain_overrides("train", ["seed=1"] * 200_000)
+
+
 def test_each_configuration_has_keys_of_its_own():
     assert plain_overrides("sample", ["prompt=a"]) == ["prompt=a"]
     with pytest.raises(NotPlain):

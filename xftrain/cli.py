@@ -122,6 +122,8 @@ def _run_command() -> int:
             return _end("interrupted.", 130)
         if stop.code is None:  # and SIGTERM
             return _end("stopped by SIGTERM.", 143)
+        if isinstance(stop.code, str):  # Python would print it as it is
+            return _end(stop.code, 1)
         raise
     except Exception as error:
         if sweeps.SweepTable.folder is None:

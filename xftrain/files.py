@@ -21,7 +21,8 @@ from typing import IO, Any
 
 from xftrain.errors import ConfigError
 
-_JSON_BYTES = 64 << 20  # no JSON file that this package writes is larger
+_JSON_BYTES = 1 << 20  # of a record: of a run, a job, a sweep
+_TEXT_BYTES = 64 << 20  # of a log
 _MOST_ENTRIES = 500_000  # of a folder of runs; more would take long to search
 _WRITTEN = re.compile(  # by a run, at the top of its folder
     r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
@@ -237,7 +238,7 @@ def sync(path: Path) -> None:
 def read_text(path: Path) -> str:
     """The text of a plain file, as a process's last words; empty where there is none."""
     try:
-        return read_plain(path, _JSON_BYTES).decode("utf-8", "replace")
+        return read_plain(path, _TEXT_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
 

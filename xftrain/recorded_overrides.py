@@ -8,6 +8,7 @@ values and proved to mean the same; the text of the file is never handed on.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -32,6 +33,8 @@ from xftrain.registry import ENTRY_GROUPS, conf_dir
 
 MAX_JOBS = 100_000  # of one sweep
 _MAX_CHARACTERS = 20_000  # of one override
+_MOST_PROCESSES = 64
+_MAX_OVERRIDES = 1_000  # each takes Hydra's parser some milliseconds
 _ROOTS = {"doctor": DoctorRoot, "sample": SampleRoot}
 _NAME = r"[A-Za-z]\w*"  # no underscore first: _target_, _args_ and the like name code
 _KEY = re.compile(rf"{_NAME}(?:[./]{_NAME})*", re.ASCII)
@@ -59,6 +62,8 @@ def plain_overrides(config_name: str, recorded: Sequence[str]) -> list[str]:
     Raises:
         NotPlain: one of them could run code, resolve an interpolation or leave the schema.
     """
+    if len(recorded) > _MAX_OVERRIDES:
+        raise NotPlain(f"{len(recorded):,} overrides")
     known = {field.name for field in fields(_ROOTS.get(config_name, Root))}
     groups = all_groups()
     num_jobs, made = 1.0, []
@@ -127,6 +132,11 @@ def _check_key(override: Override, known: set[str], groups: set[str]) -> None:
 
 def _check_value(override: Override, groups: set[str]) -> None:
     value, group = override.value(), override.key_or_group.replace(".", "/")
+    # joblib starts so many processes at once, before the first job
+    if group == "hydra/launcher/n_jobs" and not (
+        type(value) is int and -1 <= value <= max(_MOST_PROCESSES, os.cpu_count() or 1)
+    ):
+        raise NotPlain(f"hydra.launcher.n_jobs={value}, which starts as many processes")
     strings = list(_strings(value))
     joined = "".join(strings)
     # together they make an interpolation, however they are escaped or put together later

@@ -17,6 +17,7 @@ from xftrain.files import read_json, replace_text, write_json
 from xftrain.printable import one_line
 from xftrain.redaction import hidden_throughout
 
+_MAX_CHARACTERS = 1000  # of a cell
 _JOBS = ".jobs"  # of a sweep's folder: a file for each of its jobs
 _ENTRY = re.compile(r"\d+\.json", re.ASCII)
 _FORMULA = re.compile(r"[=+\-@]")  # at the beginning of a cell, for a spreadsheet
@@ -93,11 +94,11 @@ def read_rows(folder: Path) -> list[Row]:
         row: Row = {"job": number, "status": result["status"]}
         for override in result["overrides"]:
             key, _, value = override.partition("=")
-            row[key.lstrip("+").replace("/", ".")] = value
+            row[key.lstrip("+").replace("/", ".")[:_MAX_CHARACTERS]] = value[:_MAX_CHARACTERS]
         for column, place in _FIGURES.items():
             row[column] = _figure(result, place)
         row["run_dir"] = run_dir
-        row["error"] = one_line(" ".join(str(result.get("error") or "").split()))
+        row["error"] = one_line(" ".join(str(result.get("error") or "").split()))[:_MAX_CHARACTERS]
         rows.append(row)
     return sorted(rows, key=lambda row: row["job"])
 
