@@ -46,6 +46,7 @@ class RunFolder:
         self.path, self.is_kept = path, is_kept
         self.has_begun = False
         self.run_id = run_id_of(path) if is_kept else None
+        self.notes: dict[str, str] = {}  # on the run, written when it begins
         self._config: str | None = None
 
     def keeps_record(self, status: str) -> bool:
@@ -84,7 +85,7 @@ class RunFolder:
         if not self.is_kept:
             return
         (self.path / "result.json").unlink(missing_ok=True)
-        write_json({"run": run_id}, self.path / RUN_FILE)
+        write_json({**self.notes, "run": run_id}, self.path / RUN_FILE)
         if self._config is not None:
             self.write_config(self._config)
 
@@ -120,7 +121,12 @@ class RunFolder:
 
 def run_id_of(folder: Path) -> str | None:
     """Which run the folder holds; None where it does not say."""
-    found = (read_json(folder / RUN_FILE) or {}).get("run")
+    return note_of(folder, "run")
+
+
+def note_of(folder: Path, name: str) -> str | None:
+    """What the run in the folder has noted when it began."""
+    found = (read_json(folder / RUN_FILE) or {}).get(name)
     return found if isinstance(found, str) else None
 
 

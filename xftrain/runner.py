@@ -99,7 +99,8 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             end_compiling()
             end_choosing()
     if rank() == 0:
-        say_how_it_went(result, has_board=any(map(_is_board, options["logger"].values())))
+        kinds = [logger.get("name") for logger in options["logger"].values()]
+        say_how_it_went(result, has_board="tensorboard" in kinds)
     return result
 
 
@@ -124,8 +125,9 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     model = builder.assemble(options, prepared.vocab_size)
     _say_what_is_trained(model, options, batch, device, precision)
     result["device"] = hardware.device_name(device)
-    saved = saved_choices(prepared.ckpt)
-    result["kernel"] = kernel = choose_kernel(model, batch, device, prepared.dtype, saved)
+    saved = saved_choices(prepared.ckpt, options["ckpt"], folder)
+    kernel = choose_kernel(model, batch, device, prepared.dtype, saved, folder)
+    result["kernel"] = kernel
     begin_choosing(options["matmul"], saved.matmul)  # products that are chosen keep less
     predicted = plan_memory(options, model, prepared.loss, batch, prepared.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
@@ -242,10 +244,6 @@ def _hparams(options: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, 
     found = flat({key: value for key, value in options.items() if key not in _NO_HPARAMS})
     more = {key: value for key, value in typed.items() if f"{key}.name" not in found}
     return more | found
-
-
-def _is_board(logger: Mapping[str, Any]) -> bool:
-    return logger.get("name") == "tensorboard"
 
 
 def _finish(

@@ -129,7 +129,6 @@ def test_a_run_that_is_killed_inside_a_save_ends_the_same(tmp_path, whole, amoun
     record(fault, 0, kills)
 
 
-@pytest.mark.xfail(strict=True, reason="rows are lost with their buffer, or written once more")
 def test_a_run_that_is_killed_has_each_row_once(tmp_path, whole):
     killed = start(tmp_path, PLACES[1], 30)
     killed.join(60)

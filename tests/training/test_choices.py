@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.training.runs import last, run, same_weights
+from tests.training.test_checkpoint import power_cut
 from xftrain.attention.backends import auto, sdpa
 from xftrain.kernels import matmul
 from xftrain.kernels.cublaslt import CublasError, Epilogue
@@ -42,7 +43,7 @@ def test_a_resumed_run_takes_up_the_attention_that_was_chosen(tmp_path, fastest,
     with caplog.at_level("INFO"):
         result = run(tmp_path / "cut", *STEPS, "ckpt=auto")
     assert result["kernel"].startswith("sdpa")
-    assert "auto takes sdpa, as the run of the checkpoint did" in caplog.text
+    assert "auto takes sdpa, as the run that is resumed did" in caplog.text
     again = read_checkpoint(last(tmp_path / "cut"))["callbacks"]["Choices"]
     assert again["attn"] == "sdpa"  # for the next one
 
@@ -57,6 +58,21 @@ def test_the_run_is_bitwise_the_same(tmp_path, fastest):
     assert same_weights(last(tmp_path / "whole"), last(tmp_path / "cut"))
 
 
+def test_a_run_that_was_killed_before_its_first_save_keeps_its_attention(tmp_path, fastest):
+    fastest("naive")
+    with power_cut(at_batch=1):
+        run(tmp_path, *STEPS)
+    fastest(None)
+    assert run(tmp_path, *STEPS, "ckpt=auto")["kernel"] == "naive"
+    fastest("sdpa")  # of a new run, and of other sizes
+    assert run(tmp_path, *STEPS)["kernel"].startswith("sdpa")
+    fastest("naive")
+    with power_cut(at_batch=1):
+        run(tmp_path / "other", *STEPS)
+    fastest("sdpa")
+    assert run(tmp_path / "other", *STEPS, "seq=8", "ckpt=auto")["kernel"].startswith("sdpa")
+
+
 def test_what_cannot_run_here_is_chosen_again_with_a_word(tmp_path, fastest, monkeypatch, caplog):
     fastest("sdpa")
     run(tmp_path, *STEPS, "max_steps=2")
@@ -64,7 +80,7 @@ def test_what_cannot_run_here_is_chosen_again_with_a_word(tmp_path, fastest, mon
     fastest("naive")
     with caplog.at_level("INFO"):
         assert run(tmp_path, *STEPS, "ckpt=auto")["kernel"] == "naive"
-    said = "auto chooses again, as sdpa of the checkpoint's run cannot run here (no such kernel)"
+    said = "auto chooses again, as sdpa of the run that is resumed cannot run here (no such kernel)"
     assert caplog.text.count(said) == 1
 
 

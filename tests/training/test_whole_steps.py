@@ -45,7 +45,7 @@ def test_each_step_after_a_change_has_all_its_batches(tmp_path, of_threes, monke
     batch, clip = Counting.batch, TrainingModule.clip
 
     def note_batch(self: Any, split: Any, step: int, rank: int = 0) -> Any:
-        if split == "train":
+        if split == "train" and step:  # sizes are read off the first batch
             steps[-1].append(step)
         return batch(self, split, step, rank)
 
@@ -58,7 +58,6 @@ def test_each_step_after_a_change_has_all_its_batches(tmp_path, of_threes, monke
     more = ("max_steps=6", accumulated(number), "trainer.val_check_interval=100")
     run(tmp_path, *STEPS, *more, f"ckpt={of_threes}", ALLOW)
     made = [step for step in steps if step]
-    made[0].remove(0)  # `prepare` looks at the first batch
     assert made == [[9 + number * step + i for i in range(number)] for step in range(3)]
 
 

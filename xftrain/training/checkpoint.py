@@ -136,6 +136,8 @@ def _check_readable(path: Path) -> None:
 
 def _link(path: Path, other: Path) -> None:
     """The file under another name as well; without a moment at which it has none."""
+    if other.exists() and other.samefile(path):  # as after a kill between here and the rename
+        return  # a rename between names of one file does nothing, and leaves both
     try:
         with replacing(other) as partial:
             partial.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from xftrain.losses.auto import Auto as AutoLoss
 from xftrain.model import GPT
 from xftrain.printable import one_line
 from xftrain.processes import rank
+from xftrain.run_folder import RunFolder, holds_run, note_of
 from xftrain.training import distributed, hardware
 from xftrain.training.checkpoint_header import header
 
@@ -36,20 +37,31 @@ class Saved:
 
     Attributes:
         attn: the backend that `model.attn=auto` took.
+        attn_at: the sizes at which it did, where it counts for these alone.
         matmul: the algorithm of each product that `matmul=auto` chose, of this rank.
         ran_as: what else decides the last digits, by what it is.
     """
 
     attn: str | None = None
+    attn_at: str | None = None
     matmul: Mapping[str, str | None] = field(default_factory=dict)
     ran_as: Mapping[str, str] = field(default_factory=dict)
 
 
-def saved_choices(ckpt: Path | None) -> Saved:
-    """Those of the run that is resumed; the same file on every rank, as rank 0 reads it."""
+def saved_choices(ckpt: Path | None, asked: str | None, folder: RunFolder) -> Saved:
+    """Those of the run that is resumed, on every rank as rank 0 reads them.
+
+    Args:
+        ckpt: the checkpoint; None is nothing.
+        asked: `ckpt` as it is configured: `auto` also starts the run again that was killed in this
+            folder before its first save.
+        folder: of the run.
+    """
     held: Any = None
     if ckpt is not None and rank() == 0:
         held = (header(ckpt) or {}).get("callbacks", {}).get("Choices")
+    elif asked == "auto" and rank() == 0 and not holds_run(folder.path):
+        held = {name: note_of(folder.path, name) for name in ("attn", "attn_at")}
     held = distributed.from_rank_0(held)
     if not isinstance(held, Mapping):
         return Saved()
@@ -58,6 +70,7 @@ def saved_choices(ckpt: Path | None) -> Saved:
     own = of_ranks[rank()] if isinstance(of_ranks, list) and same_ranks else {}
     return Saved(
         attn if _is_name(attn) else None,
+        at if _is_name(at := held.get("attn_at")) else None,
         {k: v for k, v in _named(own).items() if v is None or isinstance(v, str)},
         {k: v for k, v in _named(ran_as).items() if _is_name(v)},
     )
@@ -74,7 +87,12 @@ def _is_name(value: Any) -> bool:
 
 
 def choose_kernel(
-    model: GPT, batch: Batch, device: torch.device, dtype: torch.dtype, saved: Saved
+    model: GPT,
+    batch: Batch,
+    device: torch.device,
+    dtype: torch.dtype,
+    saved: Saved,
+    folder: RunFolder,
 ) -> str:
     """The name of the attention kernel that will run; `auto` chooses here.
 
@@ -84,11 +102,16 @@ def choose_kernel(
         device: where it runs.
         dtype: of q, k and v.
         saved: of the run that is resumed, whose choice is taken up where it can run here.
+        folder: of the run, which notes the choice.
     """
     bias, shape = model.attention_facts(*batch.shape_BM, batch.seqlens)
     if isinstance(model.backend, Auto):
-        if rank() == 0 and not _took_up(model.backend, saved.attn, bias, shape, dtype, device):
+        at = f"{shape} {dtype} {device.type} causal={bias.causal} window={bias.window}"
+        name = saved.attn if saved.attn_at in (None, at) else None
+        if rank() == 0 and not _took_up(model.backend, name, bias, shape, dtype, device):
             model.backend.choose(bias, shape, dtype, device)
+        if (made := model.backend.chosen) is not None:
+            folder.notes = {"attn": made.name, "attn_at": at}
         if distributed.world_size() > 1:  # clocks differ from rank to rank, and so would the choice
             chosen = model.backend.chosen
             model.backend.take(distributed.from_rank_0(chosen and chosen.name))
@@ -109,10 +132,10 @@ def _took_up(
         return False
     reasons = backend.take_up(name, bias, shape, dtype, device)
     if not reasons:
-        log.info("attention: auto takes %s, as the run of the checkpoint did", name)
+        log.info("attention: auto takes %s, as the run that is resumed did", name)
         return True
     log.info(
-        "attention: auto chooses again, as %s of the checkpoint's run cannot run here (%s)",
+        "attention: auto chooses again, as %s of the run that is resumed cannot run here (%s)",
         *(one_line(name), "; ".join(reasons)),
     )
     return False
