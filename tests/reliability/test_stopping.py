@@ -167,7 +167,7 @@ def test_a_run_that_hangs_ends_with_its_stacks(tmp_path, place, steps):
     )
     assert process.returncode == 1
     said = process.stderr.strip().splitlines()[-1]
-    assert said.startswith("xftrain: no progress for 0.5 s: ")
+    assert said.startswith("xftrain: no progress for 0.5 s: ") and "(run/stacks.txt shows" in said
     result = result_of(tmp_path / "run")
     assert result["status"] == "failed" and "no progress for" in result["error"]
     assert result["steps"] == steps and "train/loss" in result["metrics"]

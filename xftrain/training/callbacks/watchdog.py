@@ -44,6 +44,7 @@ class Watchdog(Callback):
         self.timeout_s = timeout_s
         self.on_hang: Callable[[str], None] = lambda said: None  # to leave a record
         self._num_moves = 0
+        self._place = Path("stacks.txt")
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -105,6 +106,7 @@ class Watchdog(Callback):
             self._thread = None
 
     def _watch(self, place: Path) -> None:
+        self._place = place
         interval_s = min(self.timeout_s / 4, 10.0)
         idle_s, num_moves, at = 0.0, self._num_moves, time.monotonic()
         limit_s = self.timeout_s + _GRACE_S
@@ -134,7 +136,7 @@ class Watchdog(Callback):
         stacks.flush()
         said = (
             f"no progress for {self.timeout_s:g} s: a step, a batch, a save or another rank "
-            f"hangs ({stacks.name} shows where); callbacks.watchdog.timeout_s allows more."
+            f"hangs ({self._place} shows where); callbacks.watchdog.timeout_s allows more."
         )
         log.error(said)
         self.on_hang(said)
