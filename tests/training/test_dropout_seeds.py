@@ -29,7 +29,9 @@ def test_each_batch_of_a_step_has_a_seed_of_its_own(tmp_path, monkeypatch):
 def test_each_rank_has_a_seed_of_its_own():
     seeds = []
     for rank in range(4):
-        module = SimpleNamespace(device=torch.device("cpu"), seed=7, global_rank=rank)
+        module = SimpleNamespace(
+            device=torch.device("cpu"), seed=7, global_rank=rank, data_offset=0
+        )
         TrainingModule.on_train_batch_start(module, None, 5)
         seeds.append(torch.initial_seed())
     assert seeds == [dropout_seed(7, 5, rank) for rank in range(4)]
