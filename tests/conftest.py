@@ -66,6 +66,9 @@ def _logging_as_before() -> Iterator[None]:
         if type(handler).__name__ != "LogCaptureHandler" and handler not in root.handlers:
             root.addHandler(handler)
     root.setLevel(level)
+    for logger in logging.Logger.manager.loggerDict.values():  # as hydra.job_logging=disabled does
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -102,7 +102,7 @@ def test_a_fifo_is_not_waited_for(command: Command, jobs: Jobs, tmp_path: Path, 
     (tmp_path / "sweep" / name).parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / "sweep" / name)
     for ended in _run_everything(command):
-        assert "neither a file nor a folder" in one_sentence(ended, 2)
+        assert "a FIFO, a device or a socket" in one_sentence(ended, 2)
 
 
 def test_links_inside_the_folder_may_stay(command: Command, jobs: Jobs, tmp_path: Path) -> None:

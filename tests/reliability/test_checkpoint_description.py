@@ -11,6 +11,7 @@ from tests.reliability.test_checkpoint_values import Content, _set
 from tests.training.runs import last, run
 from xftrain.data.vocabulary import rebuild
 from xftrain.errors import ConfigError
+from xftrain.run_folder import RunFolder
 from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.checkpoint_header import header
 from xftrain.training.choices import Saved, saved_choices
@@ -87,7 +88,9 @@ def test_another_type_is_not_made_a_text_of(tmp_path, content, kind):
 def test_choices_that_are_no_names_are_passed_over(tmp_path, content):
     held = {"attn": "x" * 9999, "matmul": [7], "ran_as": {"torch": ["x"], "device": "cpu", 3: "x"}}
     torch.save(_set("callbacks", "Choices")(held, content), tmp_path / "hostile.ckpt")
-    assert saved_choices(tmp_path / "hostile.ckpt") == Saved(ran_as={"device": "cpu"})
+    folder = RunFolder(tmp_path)
+    held = saved_choices(tmp_path / "hostile.ckpt", None, folder)
+    assert held == Saved(ran_as={"device": "cpu"})
 
 
 @pytest.mark.fault("hostile checkpoint")

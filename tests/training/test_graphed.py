@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import ClassVar
+from unittest import mock
 
 import pytest
 import torch
@@ -152,6 +153,8 @@ def test_the_error_that_is_told_is_the_first(monkeypatch, first):
     ):
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "outer")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "default_generators", [mock.MagicMock()])
 
     def make():
         if first:

@@ -165,7 +165,7 @@ def test_memory_is_a_figure_where_the_system_keeps_no_peak(monkeypatch):
     def closed(self: Path, *args: object, **kwargs: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    for reader in (closed, lambda self: "VmRSS: 1 kB"):
+    for reader in (closed, lambda self, **_: "VmRSS: 1 kB"):
         monkeypatch.setattr(Path, "read_text", reader)
         monkeypatch.setattr(Path, "write_text", closed)
         reset_peak_memory(cpu)
