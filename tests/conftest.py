@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from tests.commands import command, jobs, runner  # noqa: F401  # fixtures
 
@@ -69,6 +70,13 @@ def _logging_as_before() -> Iterator[None]:
     for logger in logging.Logger.manager.loggerDict.values():  # as hydra.job_logging=disabled does
         if isinstance(logger, logging.Logger):
             logger.disabled = False
+
+
+@pytest.fixture(autouse=True)
+def _no_command_line_left() -> Iterator[None]:
+    """Hydra keeps the configuration of a command, which the next test's runs would record."""
+    yield
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture(scope="session", autouse=True)
