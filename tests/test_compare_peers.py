@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from xftrain import builder
+from xftrain.training.bf16_weights import weight_modifiers
 from xftrain.training.flops import flops_per_token
-from xftrain.training.narrow_weights import strangers
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "scripts"))  # as for a script that is started there
@@ -168,7 +168,7 @@ def test_the_ratio_is_that_of_the_median_speeds() -> None:
 
 def test_the_clock_in_a_run_of_xftrain_changes_nothing_in_it() -> None:
     framework = import_module("peers.framework")
-    assert strangers([framework.Timed]) == []
+    assert weight_modifiers([framework.Timed]) == []
 
 
 def test_each_override_of_a_peer_has_a_line_of_its_own_in_the_picture() -> None:

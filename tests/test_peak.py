@@ -420,7 +420,7 @@ def test_what_would_help_is_what_is_not_refused(how, recomputed, expected):
     model = assemble(settings, VOCAB)
     model.recomputed = recomputed
     peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
-    said = _warning(settings, peak, model, 2**20)
+    said = _warning(settings, peak, model, Full(), 2**20)
     assert "a smaller data.batch_size" in said
     words = ["checkpointing=auto", "checkpointing=ffn", "_budget", "accumulate_grad_batches"]
     assert [word for word in words if word in said] == expected
@@ -432,7 +432,7 @@ def test_where_nothing_fits_it_is_said_with_what_would_help(tmp_path, monkeypatc
         caplog.clear()
         assert run(tmp_path, *SMALL, override, "loss=full")["status"] == "completed"
         (warning,) = [line for line in caplog.messages if "may not fit" in line]
-        assert "data.batch_size" in warning and "loss=auto" in warning and "\n" not in warning
+        assert "data.batch_size" in warning and "loss=chunked" in warning and "\n" not in warning
         assert (AUTO in warning) == (override != AUTO)
 
 

@@ -22,6 +22,7 @@ FLOORS = [
     ["interfaces", "compilation", "memory", "timing"],
     ["attention.dense", "attention.limits", "attention.xformers_ops", "kernels"],
     ["attention.folding"],
+    ["attention.stand_in"],
     ["attention.biases", "attention.backends"],  # they meet in interfaces.AttnBias alone
     ["layers"],
     ["initialization", "losses", "tied"],

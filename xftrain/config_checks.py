@@ -11,6 +11,7 @@ from typing import Any
 from xftrain.errors import ConfigError
 from xftrain.files import expanded
 from xftrain.processes import check_rank_variables, is_rank, num_ranks
+from xftrain.registry import declared
 
 
 def check_sizes(model: Mapping[str, Any]) -> None:
@@ -27,11 +28,9 @@ def check_sizes(model: Mapping[str, Any]) -> None:
             f"model.heads.num_kv_heads must divide model.num_heads = {num_heads}, got "
             f"{num_kv_heads}; choose one of {_divisors(num_heads)}."
         )
-    if model["bias"].get("name") == "full":
-        raise ConfigError(
-            "model.bias=full lets next-token training see its answers; choose causal, alibi or "
-            "window (full is for the benchmark)."
-        )
+    if "name" in (bias := model["bias"]):
+        if reason := declared("model/bias", bias["name"], "not_for_training"):
+            raise ConfigError(f"model.bias={bias['name']} {reason}.")
 
 
 def check_compile(options: Mapping[str, Any]) -> None:
@@ -54,16 +53,12 @@ def check_compile(options: Mapping[str, Any]) -> None:
         raise ConfigError(
             "trainer.detect_anomaly waits for the device, which a graph cannot: use compile=false."
         )
-    if options["loss"].get("name") == "liger":
-        raise ConfigError(
-            "loss=liger waits for the device to count the labels, which a graph cannot: use "
-            "loss=auto, or compile=true."
-        )
-    if options["optim"].get("name") == "adafactor":  # others are asked when they are built
-        raise ConfigError(
-            "compile=cudagraphs replays the optimizer's step, and Adafactor cannot take its rate, "
-            "and whether to skip, from the device: use optim=adamw, or compile=true."
-        )
+    for group in ("loss", "optim"):
+        name = options[group].get("name")  # a class of the user's own is asked when it is built
+        if name is not None and (reason := declared(group, name, "no_cuda_graph")):
+            raise ConfigError(
+                f"{group}={name} cannot run with compile=cudagraphs: {reason}, or compile=true."
+            )
     for key in ("accumulate_grad_batches", "devices"):
         if trainer[key] > 1:
             raise ConfigError(

@@ -18,6 +18,7 @@ M backends meet in `AttnBias` alone, so a new bias edits no backend and a new ba
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -31,6 +32,8 @@ from xftrain.transfer import on_device
 
 IGNORED_LABEL = -100
 Split = Literal["train", "val"]
+# (q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK
+Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 
 @dataclass(eq=False)  # not frozen: Lightning's bf16-true copies a batch field by field
@@ -239,11 +242,18 @@ class Backend(ABC):
 
     Every backend of the package is tested against the float64 meaning of every bias, or lists the
     reasons why it does not run it.
+
+    Attributes:
+        name: the option's word.
+        rank: `auto` and refusals name backends of lower rank first.
+        needs_compilation: it cannot be timed without compiling it, so `auto` leaves it out.
+        smaller_option: the option of its group that needs less memory, named where memory runs out.
     """
 
     name: ClassVar[str]
-    rank: ClassVar[int] = 50  # `auto` and refusals name backends of lower rank first
-    needs_compilation: ClassVar[bool] = False  # `auto` compiles nothing just to try it
+    rank: ClassVar[int] = 50
+    needs_compilation: ClassVar[bool] = False
+    smaller_option: ClassVar[str | None] = None
 
     @abstractmethod
     def unsupported(
@@ -273,6 +283,25 @@ class Backend(ABC):
     ) -> str:
         """The name of the kernel that really runs, for logs, TensorBoard and benchmark rows."""
 
+    def too_slow_to_time(self, shape: AttnShape) -> list[str]:
+        """Reasons why `auto` does not time this backend at such sizes; empty means it does."""
+        return []
+
+    def stand_in(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Attention | None:
+        """Attention that saves the tensors that this backend saves for its backward pass.
+
+        The memory prediction calls it with fake tensors, which have sizes and no memory, and reads
+        the autograd graph of the result. None has it run `prepare` and the backend itself on fake
+        tensors, which plain PyTorch code can; where that fails, the peak is called unknown.
+        """
+        return None
+
+    def transient_bytes(self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
+        """Bytes that its backward pass needs for a moment beside the gradient of one tensor."""
+        return 0
+
 
 class LossSums(NamedTuple):
     """What a loss returns: sums, so that parts add up exactly whatever their sizes.
@@ -298,7 +327,18 @@ class LossSums(NamedTuple):
 
 
 class Loss(Protocol):
-    """Cross-entropy of the next token, from hidden states (`conf/loss/`)."""
+    """Cross-entropy of the next token, from hidden states (`conf/loss/`).
+
+    A loss may have more, and all of its own package have:
+
+    - `peak_bytes(num_tokens, weight_VD, dtype, device) -> int`: the most memory that it needs at
+      once beside its inputs, in bytes, the gradients that its forward pass makes included; `dtype`
+      is that of the matmuls. Without it, the loss is taken to hold the whole logits.
+    - `choice(num_tokens, vocab_size, device) -> Loss`: the loss that runs such a batch, where this
+      one only chooses.
+    - `smaller_option: str | None`: the option of this group that needs less memory.
+    - `no_cuda_graph: str | None`: why it cannot be recorded in a CUDA graph, and what to use.
+    """
 
     def unsupported(self, device: torch.device) -> list[str]:
         """Reasons why this cannot run on the device; empty means that it runs."""
@@ -353,7 +393,17 @@ class Vocabulary(Protocol):
 
 
 class Optimizer(Protocol):
-    """Builds the optimizer and its schedule (`conf/optim/`)."""
+    """Builds the optimizer and its schedule (`conf/optim/`).
+
+    An option may have more, and all of the package have:
+
+    - `state_bytes(parameter) -> int`: what the optimizer keeps of a parameter. Without it, the
+      state is taken to be as large as AdamW's.
+    - `takes_bf16_gradients(device) -> bool`: its step reads bfloat16 gradients of float32 weights.
+    - `modifies_weights: bool`: whether anything but its step changes weights or reads gradients
+      before they are complete; true where it is not said.
+    - `no_cuda_graph: str | None`: why its step cannot be recorded in a CUDA graph, and what to use.
+    """
 
     def build(
         self, model: nn.Module, max_steps: int

@@ -41,6 +41,8 @@ class Recomputed(NamedTuple):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + ffn(norm(x))."""
 
+    reads_weights = False
+
     def __init__(
         self,
         heads: nn.Module,

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
+from xftrain import registry
 from xftrain.builder import assemble
 from xftrain.errors import RunError
 from xftrain.interfaces import Batch
-from xftrain.losses.chunked import Chunked
-from xftrain.losses.full import Full
 from xftrain.memory import peak_memory_mib, total_memory_bytes, usable_memory_bytes
-from xftrain.peak.prediction import chosen_loss, predict
+from xftrain.peak.prediction import predict
 from xftrain.prepare import Prepared
 
 _BUDGET = 0.5  # to try: half of the activations
@@ -35,8 +34,8 @@ def out_of_memory(error: BaseException, run: Prepared) -> RunError:
 
 def _remedies(run: Prepared) -> str:
     """Settings, and by how much less is predicted with each."""
-    loss = chosen_loss(run.loss, run.batch.num_tokens, run.vocab_size, run.device)
-    run = replace(run, loss=loss)
+    if (choice := getattr(run.loss, "choice", None)) is not None:
+        run = replace(run, loss=choice(run.batch.num_tokens, run.vocab_size, run.device))
     remedies = list(_changed(run))
     try:
         now = _peak_bytes(run)
@@ -55,8 +54,9 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
         return replace(run, options={**run.options, "model": {**run.options["model"], **keys}})
 
     model, batch = run.options["model"], run.batch
-    if model["attn"].get("name") == "naive":
-        yield "model.attn=auto", with_model(attn={"name": "auto"})
+    attn = registry.build("model/attn", "model.attn", model["attn"])
+    if (smaller := getattr(attn, "smaller_option", None)) is not None:
+        yield f"model.attn={smaller}", with_model(attn={"name": smaller})
     is_graph = run.options["compile"] == "cudagraphs"  # refuses what else would be advised
     recomputes = model["activation_checkpointing"]
     if is_graph and not recomputes:
@@ -67,8 +67,9 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
         fewer = "" if recomputes == "auto" else ", or auto for as little as will do"
         text = f"model.activation_checkpointing=true{fewer}"
         yield text, with_model(activation_checkpointing=True)
-    if isinstance(run.loss, Full):
-        yield "loss=chunked", replace(run, loss=Chunked())
+    if (smaller := getattr(run.loss, "smaller_option", None)) is not None:
+        loss = registry.build("loss", "loss", {"name": smaller})
+        yield f"loss={smaller}", replace(run, loss=loss)
     rows, tokens = batch.shape_BM
     if rows > 1:
         doubled = "" if is_graph else " with trainer.accumulate_grad_batches doubled"

@@ -52,7 +52,7 @@ def check_runs(
             f"on {device.type}: {'; '.join(reasons)}. Nearest choice that works: "
             f"model.attn={works[0]}."
         )
-    _check_graphs(options, batch, device)
+    _check_graphs(options, loss, batch, device)
     for part in (model.blocks[0].ffn, loss):
         ask = getattr(part, "unsupported", None)
         if ask is not None and (why := ask(device)):
@@ -74,7 +74,9 @@ def check_labels(data: DataSource, trainer: Mapping[str, Any]) -> None:
         raise ConfigError(NO_LABEL)
 
 
-def _check_graphs(options: Mapping[str, Any], batch: Batch, device: torch.device) -> None:
+def _check_graphs(
+    options: Mapping[str, Any], loss: Loss, batch: Batch, device: torch.device
+) -> None:
     if options["compile"] != "cudagraphs":
         return
     if device.type != "cuda":
@@ -84,6 +86,8 @@ def _check_graphs(options: Mapping[str, Any], batch: Batch, device: torch.device
             "compile=cudagraphs replays batches of one shape, and packed documents are of another "
             "in each batch: use compile=true."
         )
+    if reason := getattr(loss, "no_cuda_graph", None):
+        raise ConfigError(f"loss cannot run with compile=cudagraphs: {reason}.")
 
 
 def _name(options: Mapping[str, Any], group: str) -> str:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from xftrain.errors import ConfigError
 from xftrain.fields import PositiveInt
 from xftrain.own_classes import check_instance, check_own_class
-from xftrain.signatures import Field, fields_of, option_class, source_of
+from xftrain.signatures import Field, class_value, fields_of, option_class, source_of
 from xftrain.values import check_fields, show
 
 PACKAGES = {
@@ -91,6 +91,14 @@ def measures_times(name: str | None) -> bool:
 def schema(group: str, name: str) -> dict[str, Field]:
     """The fields of an option, by name, those that its whole group shares included."""
     return SHARED_FIELDS.get(group, {}) | fields_of(*_module_and_class(group, name))
+
+
+def declared(group: str, name: str, attribute: str) -> Any:
+    """What the class of an option says of itself by a constant attribute; None where nothing.
+
+    It is read from the source, so that a configuration is refused before torch is imported.
+    """
+    return class_value(*_module_and_class(group, name), attribute)
 
 
 def load(group: str, name: str) -> type:

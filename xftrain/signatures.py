@@ -56,6 +56,20 @@ def fields_of(module: str, name: str) -> dict[str, Field]:
     raise AssertionError(f"{path} has no {name}")
 
 
+def class_value(module: str, name: str, attribute: str) -> Any:
+    """The constant that a class, or a base of it, assigns to an attribute; None where none does."""
+    found = _find_class(source_of(module), name)
+    while found is not None:
+        path, node = found
+        for item in node.body:
+            targets = item.targets if isinstance(item, ast.Assign) else []
+            if attribute in [getattr(target, "id", "") for target in targets]:
+                return ast.literal_eval(item.value)  # type: ignore[attr-defined]
+        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        found = next(filter(None, (_find_class(path, base) for base in bases)), None)
+    return None
+
+
 def option_class(path: Path) -> str | None:
     """The class that a file stands for: `counting_packed.py` for CountingPacked."""
     nodes = _parse(path).body if path.is_file() else []

@@ -24,7 +24,7 @@ class Timed(Callback):
         arguments: of the stopwatch.
     """
 
-    leaves_weights = True  # or the run would have no copies of them
+    modifies_weights = False  # or the run would have no copies of them
     last: ClassVar[Timed | None] = None  # Hydra makes it, so this is how to find it again
 
     def __init__(self, **arguments: Any) -> None:

@@ -43,7 +43,7 @@ class Spy(Callback):
         slope: of the loss along its gradient, as that gradient says and as differences say.
     """
 
-    leaves_weights = True
+    modifies_weights = False
     last: Spy
 
     def __init__(self, *, probes: bool = False) -> None:

@@ -19,9 +19,9 @@ from xftrain.errors import RunError
 from xftrain.kernels.adamw import Held, Settings, adamw_, has_kernel
 from xftrain.layers.linear import Linear
 from xftrain.training import fused_adamw, module
+from xftrain.training.bf16_weights import BF16Weights, layers_with_copies
 from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.fused_adamw import FusedAdamW
-from xftrain.training.narrow_weights import NarrowWeights, narrow_layers
 from xftrain.training.optim.adamw import AdamW
 
 BETAS = (0.9, 0.95)
@@ -138,7 +138,7 @@ def with_and_without(tmp_path, monkeypatch, *words: str) -> None:
     """A run with copies leaves bitwise what one leaves whose weights autocast copies."""
     run(tmp_path / "with", *words)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "strangers", lambda parts: ["Somebody"])
+        patch.setattr(module, "weight_modifiers", lambda parts: ["Somebody"])
         run(tmp_path / "without", *words)
     assert same_weights(last(tmp_path / "with"), last(tmp_path / "without"))
 
@@ -212,7 +212,7 @@ class Own(Callback):
 
 
 class Harmless(Own):
-    leaves_weights = True
+    modifies_weights = False
 
 
 class Mine(AdamW):
@@ -308,30 +308,30 @@ def test_which_layers_have_copies(on_cpu):
 
     blocks[1].ffn.up.__class__ = Other
     layers = [blocks[0].heads.qkv, blocks[0].ffn.up, blocks[0].ffn.down, blocks[1].ffn.down]
-    assert list(narrow_layers(model)) == layers
+    assert list(layers_with_copies(model)) == layers
     blocks[0].ffn.up.weight.register_hook(lambda grad: grad)
-    assert list(narrow_layers(model)) == [layers[0], *layers[2:]]
+    assert list(layers_with_copies(model)) == [layers[0], *layers[2:]]
     blocks[0].ffn.impl = "xformers"  # reads its weights without calling its layers
-    assert list(narrow_layers(model)) == [layers[0], layers[3]]
+    assert list(layers_with_copies(model)) == [layers[0], layers[3]]
 
 
 def test_copies_are_read_where_gradients_are_made_and_nowhere_else(on_cpu):
     model, _ = model_and_data()
     layer = model.blocks[0].out
-    narrow = NarrowWeights(model, torch.bfloat16)
+    narrow = BF16Weights(model, torch.bfloat16)
     x = torch.randn(3, 32)
     assert layer.read_for(x) is layer.weight  # not the dtype of products
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer.read_for(x) is layer.narrow
+        assert layer.read_for(x) is layer.bf16_weight
         with torch.no_grad():
             assert layer.read_for(x) is layer.weight
         with narrow.set_aside():
             assert layer.read_for(x) is layer.weight
         layer(x).sum().backward()
-    assert layer.weight.grad.dtype == torch.bfloat16 and layer.narrow.grad is None
-    assert not any("narrow" in name for name in model.state_dict())
+    assert layer.weight.grad.dtype == torch.bfloat16 and layer.bf16_weight.grad is None
+    assert not any("bf16_weight" in name for name in model.state_dict())
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert other.narrow is None and layer.narrow is not None
+        assert other.bf16_weight is None and layer.bf16_weight is not None
 
 
 def test_compiled_blocks_share_their_code(on_cpu):
@@ -346,7 +346,7 @@ def test_compiled_blocks_share_their_code(on_cpu):
 
     expected = gradients()
     model.zero_grad(set_to_none=True)
-    NarrowWeights(model, torch.bfloat16)
+    BF16Weights(model, torch.bfloat16)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model.compile_blocks(packed=False)

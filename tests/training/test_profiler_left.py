@@ -14,7 +14,7 @@ RUN = ("trainer=cpu", "max_steps=6", "trainer.profiler=pytorch")
 class Fails(Callback):
     """In the step that is profiled."""
 
-    leaves_weights = True
+    modifies_weights = False
 
     def on_train_batch_end(self, trainer, *args):
         if trainer.global_step == 3:

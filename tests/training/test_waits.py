@@ -17,7 +17,7 @@ FIRST, LAST = 4, 12  # the steps before measure products and compile
 class Strict(Callback):
     """From the end of one step to that of another, what waits raises an error."""
 
-    leaves_weights = True
+    modifies_weights = False
     was_on = False
 
     def on_train_batch_end(self, trainer, pl_module, *args):

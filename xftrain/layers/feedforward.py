@@ -31,6 +31,8 @@ class FeedForward(nn.Module, ABC):
         hidden_dim: inner width; None is 4 x dim.
     """
 
+    reads_weights = False
+
     def __init__(
         self, dim: int, linear_bias: bool, *, hidden_dim: PositiveInt | None = None
     ) -> None:
@@ -56,6 +58,8 @@ class GatedFeedForward(nn.Module, ABC):
         linear_bias: whether the linear layers add biases.
         hidden_dim: inner width; None is 8/3 x dim, to a multiple of 64.
     """
+
+    reads_weights = False
 
     def __init__(
         self, dim: int, linear_bias: bool, *, hidden_dim: PositiveInt | None = None

@@ -13,11 +13,11 @@ class Linear(nn.Linear):
     """torch's, with large products on a GPU by the fastest algorithm, see `kernels.matmul`.
 
     Attributes:
-        narrow: a copy of the weight in the dtype of products, for training to read, if it has one;
-            see `training.narrow_weights`.
+        bf16_weight: a copy of the weight in the dtype of matmuls, which training reads in its
+            place; None where there is none, see `training.bf16_weights`.
     """
 
-    narrow: Tensor | None = None
+    bf16_weight: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
@@ -27,16 +27,16 @@ class Linear(nn.Linear):
         return F.linear(x, weight_OI, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy of the layer, no optimizer would keep `narrow` up to date."""
+        """Of a copy of the layer, no optimizer would keep `bf16_weight` up to date."""
         state: dict[str, Any] = super().__getstate__()
-        state.pop("narrow", None)
+        state.pop("bf16_weight", None)
         return state
 
     def read_for(self, x: Tensor) -> Tensor:
         """What a product with x reads: the weight, or its copy where that is of its dtype."""
-        if self.narrow is None or not torch.is_grad_enabled():
+        if self.bf16_weight is None or not torch.is_grad_enabled():
             return self.weight
-        return self.narrow if self.narrow.dtype == compute_dtype(x) else self.weight
+        return self.bf16_weight if self.bf16_weight.dtype == compute_dtype(x) else self.weight
 
 
 def is_plain(layer: nn.Module) -> bool:

@@ -18,6 +18,8 @@ class QKVProjection(nn.Module):
         linear_bias: whether the projection adds a bias.
     """
 
+    reads_weights = False
+
     def __init__(self, dim: int, num_heads: int, num_kv_heads: int, linear_bias: bool) -> None:
         super().__init__()
         if min(dim, num_heads, num_kv_heads) < 1 or dim % num_heads or num_heads % num_kv_heads:

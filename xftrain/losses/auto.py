@@ -47,6 +47,13 @@ class Auto:
             self._chosen = (sizes, self._choose(*sizes, device))
         return self._chosen[1]
 
+    def peak_bytes(
+        self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> int:
+        """The chosen loss's."""
+        loss = self.choice(num_tokens, weight_VD.shape[0], device)
+        return loss.peak_bytes(num_tokens, weight_VD, dtype, device)
+
     def _choose(
         self, num_tokens: int, vocab_size: int, device: torch.device
     ) -> Full | Chunked | Fused:

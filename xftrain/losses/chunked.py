@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xftrain.fields import PositiveInt
 from xftrain.interfaces import LossSums
-from xftrain.losses.full import cross_entropy_sums
+from xftrain.losses.full import cross_entropy_sums, logits_bytes
 
 
 class Chunked:
@@ -45,3 +45,9 @@ class Chunked:
         ]
         totals = [torch.stack(column).sum() for column in zip(*parts, strict=True)]
         return LossSums(totals[0], totals[1], totals[2] if with_accuracy else None)
+
+    def peak_bytes(
+        self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> int:
+        """Those of one chunk's logits."""
+        return logits_bytes(min(num_tokens, self.chunk_tokens), weight_VD.shape[0])

@@ -10,6 +10,8 @@ from xftrain.interfaces import IGNORED_LABEL, LossSums
 class Full:
     """N x V logits, then one cross-entropy in float32."""
 
+    smaller_option = "chunked"
+
     def unsupported(self, device: torch.device) -> list[str]:
         """Runs everywhere."""
         return []
@@ -19,6 +21,20 @@ class Full:
     ) -> LossSums:
         """Sums over the labels that count."""
         return cross_entropy_sums(F.linear(x_ND, weight_VD), labels_N, with_accuracy=with_accuracy)
+
+    def peak_bytes(
+        self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> int:
+        """Those of the whole logits."""
+        return logits_bytes(num_tokens, weight_VD.shape[0])
+
+
+def logits_bytes(num_tokens: int, vocab_size: int) -> int:
+    """What torch's cross-entropy needs at once, in bytes.
+
+    Three float32 tensors, N x V each: the log-softmax, its gradient, and that of the logits.
+    """
+    return 3 * 4 * num_tokens * vocab_size
 
 
 def cross_entropy_sums(logits_NV: Tensor, labels_N: Tensor, *, with_accuracy: bool) -> LossSums:

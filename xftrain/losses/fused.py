@@ -14,7 +14,7 @@ from torch import Tensor
 from xftrain.fields import PositiveInt
 from xftrain.interfaces import IGNORED_LABEL, LossSums
 from xftrain.kernels.matmul import product_
-from xftrain.kernels.softmax_gradient import softmax_gradient_
+from xftrain.kernels.softmax_gradient import has_kernel, softmax_gradient_
 
 
 class Fused:
@@ -47,6 +47,37 @@ class Fused:
         )
         num_labels = (labels_N != IGNORED_LABEL).sum()
         return LossSums(loss, num_labels, num_correct if with_accuracy else None)
+
+    def peak_bytes(
+        self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> int:
+        """A chunk's logits, and the gradients of the hidden states and of the weight in float32.
+
+        With the latter there is a copy in the weight's dtype, or a chunk's part of it, unless the
+        matmul adds that up itself and the weight is float32.
+        """
+        vocab_size = weight_VD.shape[0]
+        rows = min(num_tokens, self.chunk_tokens)
+        on_gpu = device.type == "cuda" and dtype.itemsize == 2
+        part = 0 if on_gpu and weight_VD.dtype == torch.float32 else dtype.itemsize
+        # without the kernel there are a logit in float32 and its log-softmax as well
+        logit = dtype.itemsize + (0 if has_kernel(device) else 2 * 4)
+        return rows * vocab_size * logit + gradient_bytes(num_tokens, weight_VD, dtype, part)
+
+
+def gradient_bytes(
+    num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, part_itemsize: int
+) -> int:
+    """Gradients that a forward pass makes, in bytes: of the hidden states, and of the weight.
+
+    Args:
+        num_tokens: N.
+        weight_VD: the output matrix.
+        dtype: of matmuls, in which the hidden states' gradient is.
+        part_itemsize: bytes an element of what there is beside the weight's float32 gradient.
+    """
+    vocab_size, dim = weight_VD.shape
+    return num_tokens * dim * dtype.itemsize + vocab_size * dim * (4 + part_itemsize)
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):

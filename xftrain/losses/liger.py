@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xftrain.interfaces import IGNORED_LABEL, LossSums
+from xftrain.losses.fused import gradient_bytes
 
 
 class Liger:
     """No N x V logits; CUDA only."""
+
+    no_cuda_graph = "it waits for the device to count the labels: use loss=auto"
 
     def unsupported(self, device: torch.device) -> list[str]:
         """Needs CUDA and the package."""
@@ -43,6 +46,19 @@ class Liger:
         if with_accuracy:
             num_correct = self._num_correct(x_ND.detach(), weight_VD.detach(), labels_N)
         return LossSums(loss, (labels_N != IGNORED_LABEL).sum(), num_correct)
+
+    def peak_bytes(
+        self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> int:
+        """A chunk's logits, and the gradients of the hidden states and of the weight in float32.
+
+        Liger's chunks are so long that all logits take about as much as the hidden states.
+        """
+        vocab_size, dim = weight_VD.shape
+        chunks = -(-vocab_size // dim)
+        rows = min(num_tokens, 1 << (-(-num_tokens // chunks) - 1).bit_length())
+        gradients = gradient_bytes(num_tokens, weight_VD, dtype, dtype.itemsize)
+        return rows * vocab_size * dtype.itemsize + gradients
 
     @staticmethod
     def _num_correct(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ class Peak:
         gradients: of those that are trained; twice where several ranks sum up batches.
         optimizer: what it keeps, as the two moments of AdamW.
         is_optimizer_known: whether the optimizer says what it keeps (`state_bytes`).
+        is_loss_known: whether the loss says what it needs (`peak_bytes`).
         casts: copies of the weights in the dtype of matrix products.
         num_blocks: how many there are.
         block: what a block keeps for its backward pass.
@@ -31,6 +32,7 @@ class Peak:
     gradients: int
     optimizer: int
     is_optimizer_known: bool
+    is_loss_known: bool
     casts: int
     num_blocks: int
     block: int

@@ -57,11 +57,13 @@ def plan_memory(
     said = _said(peak, model.recomputed, total_memory_bytes(device))
     if not peak.is_optimizer_known:
         said += "; optim has no state_bytes, so its state is taken to be as large as AdamW's"
+    if not peak.is_loss_known:
+        said += "; loss has no peak_bytes, so it is taken to hold the whole logits"
     if is_auto:
         said += f"; {_what(model.recomputed, num_blocks)}"
     log.info("%s", said)
     if not peak.fits(limit, model.recomputed):
-        log.warning("%s", _warning(options, peak, model, limit))
+        log.warning("%s", _warning(options, peak, model, loss, limit))
     return peak.total(model.recomputed) / 2**20
 
 
@@ -91,7 +93,7 @@ def _said(peak: Peak, recomputed: Recomputed, memory: int) -> str:
     )
 
 
-def _warning(options: Mapping[str, Any], peak: Peak, model: GPT, limit: int) -> str:
+def _warning(options: Mapping[str, Any], peak: Peak, model: GPT, loss: Loss, limit: int) -> str:
     is_graph = options["compile"] == "cudagraphs"  # refuses what else would be advised
     remedies = []
     if is_graph and not any(model.recomputed):
@@ -102,8 +104,8 @@ def _warning(options: Mapping[str, Any], peak: Peak, model: GPT, limit: int) -> 
         remedies.append("model.activation_checkpointing=auto")
     accumulated = "" if is_graph else " with more trainer.accumulate_grad_batches"
     remedies.append(f"a smaller data.batch_size{accumulated}")
-    if options["loss"].get("name") == "full":
-        remedies.append("loss=auto")
+    if (smaller := getattr(loss, "smaller_option", None)) is not None:
+        remedies.append(f"loss={smaller}")
     if options["trainer"]["precision"] == "32-true":
         remedies.append("trainer.precision=bf16-mixed")
     return (

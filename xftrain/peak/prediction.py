@@ -15,15 +15,11 @@ from hydra.utils import get_object
 
 from xftrain import registry
 from xftrain.interfaces import Batch, Loss
-from xftrain.kernels.softmax_gradient import has_kernel
-from xftrain.losses.auto import Auto
-from xftrain.losses.fused import Fused
-from xftrain.losses.liger import Liger
+from xftrain.losses.full import logits_bytes
 from xftrain.model import GPT
 from xftrain.peak.figures import Peak
 from xftrain.peak.layers import run_layers
-from xftrain.training.narrow_weights import narrow_layers, strangers
-from xftrain.training.optim.adamw import AdamW
+from xftrain.training.bf16_weights import layers_with_copies, weight_modifiers
 
 
 def predict(
@@ -39,8 +35,7 @@ def predict(
     Args:
         options: the checked configuration.
         model: on any device, torch's meta device included.
-        loss: cross-entropy. One of the user's own counts as `chunked` if it has `chunk_tokens`,
-            else as `full`.
+        loss: cross-entropy; without `peak_bytes` it is taken to hold the whole logits.
         batch: the first of the run.
         dtype: of matrix products and attention.
         device: where the run will be.
@@ -55,17 +50,16 @@ def predict(
         block = layers.block_input + int(share * (whole - layers.block_input))
         ffn = int(share * ffn)
     optim = registry.build("optim", "optim", options["optim"])
-    narrow: set[torch.Tensor] = set()
+    with_bf16: set[torch.Tensor] = set()
     if is_mixed and dtype == torch.bfloat16:
-        narrow = _with_narrow_gradients(options, model, optim, device)
-    # an optimizer of the user's own that does not say what it keeps is taken for AdamW
-    state_bytes = getattr(optim, "state_bytes", AdamW().state_bytes)
+        with_bf16 = _with_bf16_gradients(options, model, optim, device)
+    state_bytes = getattr(optim, "state_bytes", _two_moments)
     weights = trained = state = 0
     for parameter in model.parameters():
         narrowed = parameter.dtype == torch.float32 and not is_mixed
         size = parameter.numel() * (dtype if narrowed else parameter.dtype).itemsize
         weights += size
-        grad_size = parameter.numel() * dtype.itemsize if parameter in narrow else size
+        grad_size = parameter.numel() * dtype.itemsize if parameter in with_bf16 else size
         trained += grad_size * parameter.requires_grad
         if parameter.requires_grad:
             state += state_bytes(parameter) * size // max(1, parameter.nbytes)
@@ -78,6 +72,7 @@ def predict(
         gradients=trained * (2 if is_twice else 1),
         optimizer=state,
         is_optimizer_known=hasattr(optim, "state_bytes"),
+        is_loss_known=hasattr(loss, "peak_bytes"),
         casts=len(model.blocks) * layers.block.casts + head if is_mixed else 0,
         num_blocks=len(model.blocks),
         block=block,
@@ -89,48 +84,33 @@ def predict(
     )
 
 
-def _with_narrow_gradients(
+def _two_moments(parameter: torch.Tensor) -> int:
+    """As AdamW keeps, which is what an optimizer that does not say is taken to keep."""
+    return 2 * parameter.nbytes
+
+
+def _with_bf16_gradients(
     options: Mapping[str, Any], model: GPT, optim: Any, device: torch.device
 ) -> set[torch.Tensor]:
-    """The weights whose gradients come in bfloat16, in a run that is mixed."""
+    """The float32 weights whose gradients are bfloat16 in a run with mixed precision."""
     trainer = options["trainer"]
     sums_up = trainer["accumulate_grad_batches"] > 1 or trainer["devices"] > 1  # in float32
-    if not isinstance(optim, AdamW) or sums_up or not optim.is_own(device):
+    takes = getattr(optim, "takes_bf16_gradients", None)
+    if sums_up or takes is None or not takes(device):
         return set()
     targets = [
         one["_target_"] for one in options["callbacks"].values() if "_target_" in (one or {})
     ]
-    if strangers([optim, *(get_object(target) for target in targets)]):
+    if weight_modifiers([optim, *(get_object(target) for target in targets)]):
         return set()
-    return {layer.weight for layer in narrow_layers(model)}
-
-
-def chosen_loss(loss: Loss, num_tokens: int, vocab_size: int, device: torch.device) -> Loss:
-    """The loss itself, or what `auto` takes for a batch."""
-    return loss.choice(num_tokens, vocab_size, device) if isinstance(loss, Auto) else loss
+    return {layer.weight for layer in layers_with_copies(model)}
 
 
 def _loss_bytes(
     loss: Loss, num_tokens: int, model: GPT, dtype: torch.dtype, device: torch.device
 ) -> int:
-    """Logits, and what is made of them, at the worst moment.
-
-    torch's cross-entropy has three tensors in float32 then: the log-softmax, its gradient, and
-    that of the logits. The kernels of `fused` and `liger` overwrite the logits, and make the
-    gradients of the hidden states and of the matrix, in float32, in the forward pass. With the
-    latter there is a chunk's part of it, or a copy in the weights' dtype, but where `fused` adds it
-    up in the product and weights are float32.
-    """
-    vocab_size, dim = model.head.weight.shape
-    loss = chosen_loss(loss, num_tokens, vocab_size, device)
-    rows = min(num_tokens, getattr(loss, "chunk_tokens", num_tokens))
-    if isinstance(loss, Liger):  # as wide as the hidden states, all in all
-        chunks = -(-vocab_size // dim)
-        rows = min(num_tokens, 1 << (-(-num_tokens // chunks) - 1).bit_length())
-    if not isinstance(loss, Fused | Liger):
-        return 3 * 4 * rows * vocab_size
-    on_gpu = isinstance(loss, Fused) and device.type == "cuda" and dtype.itemsize == 2
-    part = 0 if on_gpu and model.head.weight.dtype == torch.float32 else dtype.itemsize
-    gradients = num_tokens * dim * dtype.itemsize + vocab_size * dim * (4 + part)
-    in_torch = 0 if has_kernel(device) else 2 * 4  # bytes: a logit in float32 and its log-softmax
-    return rows * vocab_size * (dtype.itemsize + in_torch) + gradients
+    """What the loss says that it needs at once, else whole logits: never less than it needs."""
+    ask = getattr(loss, "peak_bytes", None)
+    if ask is None:
+        return logits_bytes(num_tokens, model.vocab_size)
+    return int(ask(num_tokens, model.head.weight, dtype, device))

@@ -18,7 +18,6 @@ from lightning.pytorch import Callback
 from xftrain.attention.backends.auto import Auto
 from xftrain.interfaces import AttnBias, AttnShape, Batch, Loss
 from xftrain.kernels.matmul import choices_made
-from xftrain.losses.auto import Auto as AutoLoss
 from xftrain.model import GPT
 from xftrain.printable import one_line
 from xftrain.processes import rank
@@ -143,8 +142,8 @@ def _took_up(
 
 def kind_of(loss: Loss, batch: Batch, vocab_size: int, device: torch.device) -> str:
     """The loss that runs; what `loss=auto` takes goes by the device and its memory."""
-    if isinstance(loss, AutoLoss):
-        return type(loss.choice(batch.labels_BM.numel(), vocab_size, device)).__name__
+    if (choice := getattr(loss, "choice", None)) is not None:
+        loss = choice(batch.labels_BM.numel(), vocab_size, device)
     return type(loss).__name__
 
 
@@ -164,6 +163,8 @@ class Choices(Callback):
         ran_as: what else decides the last digits, by what it is.
         saved: of the checkpoint that is resumed; what differs is said.
     """
+
+    modifies_weights = False
 
     def __init__(self, attn: object, ran_as: Mapping[str, str], saved: Saved) -> None:
         self.attn, self.ran_as = attn, dict(ran_as)

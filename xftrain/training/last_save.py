@@ -15,6 +15,8 @@ class LastSave(Callback):
     the trained weights.
     """
 
+    modifies_weights = False
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

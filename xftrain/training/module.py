@@ -17,8 +17,8 @@ from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer
 from xftrain.model import GPT
+from xftrain.training.bf16_weights import BF16Weights, weight_modifiers
 from xftrain.training.fused_adamw import FusedAdamW
-from xftrain.training.narrow_weights import NarrowWeights, strangers
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
 from xftrain.training.restored import check_restored
 from xftrain.training.same_data import DataIdentity
@@ -81,7 +81,7 @@ class TrainingModule(LightningModule):
         self.saved_at = 0  # nanoseconds; of the checkpoint before the next one
         self.data_offset = 0  # from Lightning's number of a batch to the data's
         self.has_begun = False  # to train; before that, a checkpoint is restored
-        self._narrow: NarrowWeights | None = None
+        self._bf16_weights: BF16Weights | None = None
         self._val_sums = ValSums()
 
     def on_train_start(self) -> None:
@@ -89,8 +89,8 @@ class TrainingModule(LightningModule):
         if self.trainer.ckpt_path is not None:
             check_restored(self.trainer.optimizers[0], self.trainer.ckpt_path)
         self.has_begun = True
-        if self._narrow is not None:
-            self._narrow.refresh()
+        if self._bf16_weights is not None:
+            self._bf16_weights.refresh()
 
     def train_dataloader(self) -> TrainStream:
         """Endless batches of this rank."""
@@ -181,23 +181,23 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule, stepped once an optimizer step."""
         optimizer, schedule = self.optim.build(self.model, self.trainer.max_steps)
-        if type(optimizer) is FusedAdamW and self._may_narrow():
-            self._narrow = NarrowWeights(self.model, torch.bfloat16)
-            optimizer.copies = self._narrow.copies
+        if type(optimizer) is FusedAdamW and self._may_copy_weights():
+            self._bf16_weights = BF16Weights(self.model, torch.bfloat16)
+            optimizer.copies = self._bf16_weights.copies
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _may_narrow(self) -> bool:
+    def _may_copy_weights(self) -> bool:
         # DDP would look for gradients where there are none
         if self.trainer.precision != "bf16-mixed" or self.trainer.world_size > 1:
             return False
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if unknown := strangers([*callbacks, self.optim]):
+        if unknown := weight_modifiers([*callbacks, self.optim]):
             log.info(
-                "optim: no bfloat16 copies of weights, as %s may look at these or at gradients "
-                "(leaves_weights = True in its class says that it does not)",
+                "optim: no bfloat16 copies of weights, as %s may change weights or read gradients "
+                "(modifies_weights = False in its class says that it does neither)",
                 " and ".join(unknown),
             )
         return not unknown
@@ -265,7 +265,7 @@ class TrainingModule(LightningModule):
 
     def plain_weights(self) -> AbstractContextManager[None]:
         """Gradients come to the weights themselves in it."""
-        return nullcontext() if self._narrow is None else self._narrow.set_aside()
+        return nullcontext() if self._bf16_weights is None else self._bf16_weights.set_aside()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says what differs from the run that is continued, and lets today's settings count.

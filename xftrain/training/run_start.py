@@ -40,6 +40,8 @@ class RunStart(Callback):
         on_begin: called as soon as the folder is this run's.
     """
 
+    modifies_weights = False
+
     def __init__(
         self,
         folder: RunFolder,

@@ -30,6 +30,8 @@ class StopSignals(Callback):
     save nothing, end with code 0, and of several ranks wait for rank 0.
     """
 
+    modifies_weights = False
+
     def __init__(self) -> None:
         self.received: int | None = None
         self._trainer: Trainer | None = None  # while it trains

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from xftrain import registry
-from xftrain.attention.backends.naive import Naive
-from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
 from xftrain.timing import in_turns, wall_ms
 
 log = logging.getLogger(__name__)
 
 _BUDGET_S = 1.0  # of timing, a backend
 _MIN_REPEATS, _MAX_REPEATS = 3, 30
-_NAIVE_MIB = 4096  # scores of more than this are not tried: they would only be slow, or not fit
 
 
 @dataclass(frozen=True)
@@ -97,17 +95,18 @@ class Auto(Backend):
         to run: the first candidate that runs is taken.
         """
         runnable: list[Backend] = []
+        slow: list[Backend] = []
         trials: dict[str, Trial] = {}
         for backend in _candidates():
             reasons = backend.unsupported(bias, shape, dtype, device)
-            if not reasons and backend.name == "naive":
-                reasons = _too_large(shape)
+            if not reasons and (reasons := backend.too_slow_to_time(shape)):
+                slow.append(backend)
             if reasons:
                 trials[backend.name] = Trial(backend.name, "", None, "; ".join(reasons))
             else:
                 runnable.append(backend)
-        # naive runs wherever nothing else does, whatever its size
-        runnable = runnable or [Naive()]
+        runnable = runnable or slow[:1]  # one that is slow is better than none
+        assert runnable, "preflight refuses a run that no backend can compute"
         if torch.are_deterministic_algorithms_enabled() or len(runnable) == 1:
             self.chosen = runnable[0]
             self.trials = list(trials.values())
@@ -120,6 +119,23 @@ class Auto(Backend):
         self.chosen = runnable[medians.index(min(medians))]
         self.trials = sorted(trials.values(), key=lambda trial: trial.ms or float("inf"))
         log.info("%s", self.table(shape, dtype))
+
+    def stand_in(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Attention | None:
+        """The chosen backend's."""
+        return self._memory_of(bias, shape, dtype, device).stand_in(bias, shape, dtype, device)
+
+    def transient_bytes(self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
+        """The chosen backend's."""
+        return 0 if self.chosen is None else self.chosen.transient_bytes(bias, shape, dtype)
+
+    def _memory_of(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Backend:
+        """The chosen backend; before the choice, the preferred one that can run."""
+        runs = (b for b in _candidates() if not b.unsupported(bias, shape, dtype, device))
+        return self.chosen or next(runs)
 
     def take(self, name: str) -> None:
         """Takes a backend by name, as another rank's measurement chose it."""
@@ -171,13 +187,6 @@ def all_backends() -> list[Backend]:
 def _candidates() -> list[Backend]:
     """Those that need not be compiled just to be tried."""
     return [backend for backend in all_backends() if not backend.needs_compilation]
-
-
-def _too_large(shape: AttnShape) -> list[str]:
-    scores_mib = shape.B * shape.H * shape.M**2 * 4 / 2**20
-    if scores_mib > _NAIVE_MIB:
-        return [f"its scores alone would take {scores_mib:,.0f} MiB a layer; not tried"]
-    return []
 
 
 def times_ms(

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from xftrain.attention.stand_in import fused_kernel
 from xftrain.compilation import allow_many_shapes
-from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
 from xftrain.transfer import on_device
 
 _ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -117,6 +118,20 @@ class Flex(Backend):
     ) -> str:
         """The compiler's Triton template."""
         return "flex-triton"
+
+    def stand_in(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Attention:
+        """A fused kernel, of rows padded to whole blocks where the compiled one wants them."""
+        padding = _padding(bias, shape.M)
+
+        def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
+            if not padding:
+                return fused_kernel(q_BMHK, k_BMGK, v_BMGK)
+            padded = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q_BMHK, k_BMGK, v_BMGK))
+            return fused_kernel(*padded)[:, : shape.M]
+
+        return attend
 
 
 def _kernel_options(bias: AttnBias) -> dict[str, int | bool]:

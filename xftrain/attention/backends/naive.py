@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xftrain.attention.dense import DenseDocument, dense_documents
-from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.attention.dense import DenseDocument, dense_documents, documents_of
+from xftrain.attention.stand_in import materialized_scores
+from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
+
+_TIMED_MIB = 4096  # scores of more than this would only be slow to time, or not fit
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Naive(Backend):
 
     name = "naive"
     rank = 90
+    smaller_option = "auto"
 
     def unsupported(
         self,
@@ -68,6 +72,25 @@ class Naive(Backend):
     ) -> str:
         """Always the same."""
         return "naive"
+
+    def too_slow_to_time(self, shape: AttnShape) -> list[str]:
+        """Scores of more than 4 GiB."""
+        scores_mib = shape.B * shape.H * shape.M**2 * 4 / 2**20
+        if scores_mib > _TIMED_MIB:
+            return [f"its scores alone would take {scores_mib:,.0f} MiB a layer; not tried"]
+        return []
+
+    def stand_in(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Attention:
+        """The softmax of all scores is saved."""
+        lengths = [length for length, _ in documents_of(bias, shape.M)]
+        return lambda q, k, v, handle: materialized_scores(q, k, v, lengths)
+
+    def transient_bytes(self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
+        """The gradient of the scores, beside that of their softmax."""
+        longest = max(bias.seqlens or (shape.M,))
+        return shape.B * shape.H * longest**2 * torch.promote_types(dtype, torch.float32).itemsize
 
 
 def _attend(

@@ -32,7 +32,8 @@ from xftrain.attention.folding import (
     unfolded,
 )
 from xftrain.attention.limits import number_reasons, row_reasons
-from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.attention.stand_in import folded, fused_kernel
+from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
 
 _KERNELS = {
     SDPBackend.MATH: "math",
@@ -159,6 +160,24 @@ class SDPA(Backend):
         ]
         said = ", ".join(note for note in notes if note)
         return f"sdpa-{name} ({said})" if said else f"sdpa-{name}"
+
+    def stand_in(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Attention:
+        """A fused kernel, with copies of K and V where a mask on a GPU wants one a query head."""
+        features = fold(bias, shape, dtype, device) if folds(bias) else None
+        expands = device.type == "cuda" and needs_mask(bias) and shape.G != shape.H
+
+        def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
+            width = v_BMGK.shape[-1]
+            pads_v = device.type == "cpu"
+            q, k, v = folded(q_BMHK, k_BMGK, v_BMGK, features, pads_v=pads_v)
+            if expands:
+                k, v = (x.repeat_interleave(shape.H // shape.G, dim=2) for x in (k, v))
+            out_BMHK = fused_kernel(q, k, v)
+            return out_BMHK if out_BMHK.shape[-1] == width else out_BMHK[..., :width]
+
+        return attend
 
 
 def needs_mask(bias: AttnBias) -> bool:

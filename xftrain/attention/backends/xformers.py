@@ -24,8 +24,9 @@ from xftrain.attention.folding import (
     unfolded,
 )
 from xftrain.attention.limits import number_reasons, row_reasons
+from xftrain.attention.stand_in import folded, fused_kernel
 from xftrain.attention.xformers_ops.loading import xformers_ops
-from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
 
 _ALIGN = 8  # cutlass reads a bias in rows that start on 16 bytes
 
@@ -172,6 +173,19 @@ class XFormers(Backend):
         ]
         said = ", ".join(note for note in notes if note)
         return f"{name} ({said})" if said else name
+
+    def stand_in(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Attention:
+        """A fused kernel, whose v is as wide as q and k."""
+        features = fold(bias, shape, dtype, device) if folds(bias) else None
+
+        def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
+            width = v_BMGK.shape[-1]
+            out_BMHK = fused_kernel(*folded(q_BMHK, k_BMGK, v_BMGK, features, pads_v=True))
+            return out_BMHK if out_BMHK.shape[-1] == width else out_BMHK[..., :width]
+
+        return attend
 
     def _ops(
         self,

@@ -44,6 +44,8 @@ class Alibi(Sweep):
         resume: keep the rows that are in the run folder already.
     """
 
+    modifies_weights = False
+
     name = "alibi"
     title = "ALiBi by sequence length"
 

@@ -54,6 +54,8 @@ class AttentionSweep(Sweep):
         resume: keep the rows that are in the run folder already.
     """
 
+    modifies_weights = False
+
     name = "attention_sweep"
     title = "Attention by sequence length"
 

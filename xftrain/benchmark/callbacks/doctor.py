@@ -41,6 +41,8 @@ class Doctor(Sweep):
         resume: keep the rows that are in the run folder already.
     """
 
+    modifies_weights = False
+
     name = "doctor"
     title = "Which kernels run here"
     is_timed = False

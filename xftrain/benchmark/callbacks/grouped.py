@@ -37,6 +37,8 @@ class Grouped(Sweep):
         resume: keep the rows that are in the run folder already.
     """
 
+    modifies_weights = False
+
     name = "grouped"
     title = "Head groupings"
     needs_model = True

@@ -38,6 +38,8 @@ class Packed(Sweep):
         resume: keep the rows that are in the run folder already.
     """
 
+    modifies_weights = False
+
     name = "packed"
     title = "Packed against padded documents"
 

@@ -49,6 +49,8 @@ class Parity(Sweep):
         resume: keep the rows that are in the run folder already.
     """
 
+    modifies_weights = False
+
     name = "parity"
     title = "Parity with float64"
     is_timed = False

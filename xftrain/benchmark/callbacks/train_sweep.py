@@ -33,6 +33,8 @@ class TrainSweep(Sweep):
         resume: keep the rows that are in the run folder already.
     """
 
+    modifies_weights = False
+
     name = "train_sweep"
     title = "Training steps"
     needs_model = True

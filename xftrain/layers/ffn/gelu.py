@@ -11,6 +11,8 @@ from xftrain.layers.linear import is_plain
 class GELU(FeedForward):
     """The tanh form."""
 
+    reads_weights = False
+
     def activation(self, x: Tensor) -> Tensor:
         """`gelu(x)`."""
         return F.gelu(x, approximate="tanh")

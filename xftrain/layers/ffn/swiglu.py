@@ -1,5 +1,7 @@
 """Gated feed-forward with SiLU (Shazeer, 2020, arXiv:2002.05202), as in Llama."""
 
+from __future__ import annotations
+
 import importlib.util
 from collections.abc import Callable
 from typing import Any, Literal
@@ -52,7 +54,7 @@ class SwiGLU(GatedFeedForward):
         return []
 
     @property
-    def reads_weights(self) -> bool:
+    def reads_weights(self) -> bool:  # type: ignore[override]
         """Whether it reads the weights of its layers without calling these."""
         return self.impl == "xformers"
 
@@ -72,6 +74,12 @@ class SwiGLU(GatedFeedForward):
         if self.impl == "liger":
             return self._liger(x_BMD)
         return super().forward(x_BMD)
+
+    def stand_in(self) -> SwiGLU:
+        """Makes a copy of this layer run on fake tensors, which Liger's kernel does not take."""
+        if self.impl == "liger":
+            self.impl = "torch"
+        return self
 
     def _liger(self, x_BMD: Tensor) -> Tensor:
         from liger_kernel.ops.swiglu import LigerSiLUMulFunction

@@ -36,6 +36,8 @@ class AttentionPattern(Callback):
             would be quadratic in the sequence.
     """
 
+    modifies_weights = False
+
     def __init__(self, *, num_positions: ImageSide = 128) -> None:
         self.num_positions = num_positions
         self._is_drawn = False

@@ -40,6 +40,8 @@ class Checkpoint(LightningCheckpoint):
             last one of a run may not.
     """
 
+    modifies_weights = False
+
     def __init__(
         self, *, every_n_steps: PositiveInt | None = None, max_failed_saves: NonNegativeInt = 3
     ) -> None:

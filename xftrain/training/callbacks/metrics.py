@@ -51,6 +51,8 @@ class Metrics(Callback):
     steps, less what validation and checkpoints took.
     """
 
+    modifies_weights = False
+
     def __init__(self) -> None:
         self.tokens_per_s: list[float] = []  # of each interval
         self._left: _Left | None = None

@@ -44,6 +44,8 @@ class Progress(Callback):
         every_n_steps: optimizer steps between two lines; None is what `interval_at` gives.
     """
 
+    modifies_weights = False
+
     def __init__(
         self,
         *,

@@ -24,6 +24,8 @@ class Sample(Callback):
         top_k: draw among that many likeliest tokens; None draws among all.
     """
 
+    modifies_weights = False
+
     def __init__(
         self,
         *,

@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 class Solved(Callback):
     """Ends training at a validation accuracy of `data.stop_at_accuracy`; never where it is null."""
 
+    modifies_weights = False
+
     def __init__(self) -> None:
         self.accuracy: float | None = None  # at which it ended
 

@@ -40,6 +40,8 @@ class Watchdog(Callback):
             ends with code 1, or by SIGABRT where a thread lets no other run.
     """
 
+    modifies_weights = False
+
     def __init__(self, *, timeout_s: PositiveFloat = 1800.0) -> None:
         self.timeout_s = timeout_s
         self.on_hang: Callable[[str], None] = lambda said: None  # to leave a record

@@ -28,6 +28,12 @@ class Adafactor(Scheduled):
         min_lr_ratio: where the cosine ends, as a share of `lr`.
     """
 
+    modifies_weights = False
+    no_cuda_graph = (
+        "its step cannot read the learning rate, and whether to skip, from the device: use "
+        "optim=adamw"
+    )
+
     def __init__(
         self,
         *,

@@ -28,8 +28,10 @@ class AdamW(Scheduled):
         impl: `torch`, its fused one; `auto`: where Triton runs, large weights are clipped and
             stepped in one kernel. In `bf16-mixed` on one GPU it also keeps bfloat16 copies of those
             in blocks, for matrix products to read, and reads bfloat16 gradients, unless a part of
-            the run that is not built in may look at them, see `training.narrow_weights`.
+            the run that is not built in may look at them, see `training.bf16_weights`.
     """
+
+    modifies_weights = False
 
     def __init__(
         self,
@@ -59,6 +61,10 @@ class AdamW(Scheduled):
     def settings(self) -> dict[str, Any]:
         """The moments'."""
         return {"betas": self.betas, "eps": self.eps}
+
+    def takes_bf16_gradients(self, device: torch.device) -> bool:
+        """Where the step is our kernel's."""
+        return self.is_own(device)
 
     def state_bytes(self, parameter: torch.Tensor) -> int:
         """Two moments in the dtype of the parameter."""

@@ -1,7 +1,8 @@
-"""Copies of large weights in the dtype of matrix products, for training to read in their place.
+"""bfloat16 copies of large float32 weights, which the matmuls of training read in their place.
 
 Autocast would make them anew in each step, 6 bytes of traffic a weight, and as much again to widen
-each gradient to float32. The weights stay what is initialized, saved, validated and exported.
+each gradient to float32. The float32 weights stay what is initialized, saved, validated and
+exported.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor, nn
 
 from xftrain.layers.linear import Linear
 from xftrain.model import GPT
 from xftrain.training.fused_adamw import has_own_kernel
 
-_OURS = "xftrain."
 
-
-class NarrowWeights:
+class BF16Weights:
     """Gives each large linear layer its copy, which the optimizer is to keep up to date.
 
     A gradient comes to the copy in the copy's dtype, and is handed over to the weight as it is.
@@ -31,13 +31,13 @@ class NarrowWeights:
     """
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
-        self._layers = list(narrow_layers(model))
+        self._layers = list(layers_with_copies(model))
         self.copies: dict[Tensor, Tensor] = {}
         for layer in self._layers:
             copy = layer.weight.detach().to(dtype, copy=True).requires_grad_()
             layer.weight.grad_dtype = None  # any
             copy.register_post_accumulate_grad_hook(_hand_over_to(layer.weight))
-            layer.narrow = self.copies[layer.weight] = copy
+            layer.bf16_weight = self.copies[layer.weight] = copy
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -49,40 +49,42 @@ class NarrowWeights:
     def set_aside(self) -> Iterator[None]:
         """Layers read their weights in it, and gradients come to those."""
         for layer in self._layers:
-            layer.narrow = None
+            layer.bf16_weight = None
         try:
             yield
         finally:
             for layer in self._layers:
-                layer.narrow = self.copies[layer.weight]
+                layer.bf16_weight = self.copies[layer.weight]
 
 
-def strangers(parts: Iterable[object]) -> list[str]:
-    """Names of those that may change weights, or look for gradients while they come.
+def weight_modifiers(parts: Iterable[object]) -> list[str]:
+    """The names of the classes that may change weights, or read gradients while they are computed.
 
     Args:
-        parts: callbacks, the optimizer's option, or classes of them. One that is not built in is
-            a stranger unless its class says that it does neither: `leaves_weights = True`.
+        parts: callbacks, the optimizer's option, or classes of them. Each may, unless its very
+            class says that it does neither: `modifies_weights = False`. A subclass has to say so
+            itself, since it may override anything. Lightning's progress bars only count.
     """
     kinds = [part if isinstance(part, type) else type(part) for part in parts]
-    return [kind.__name__ for kind in kinds if not _is_known(kind)]
+    return [kind.__name__ for kind in kinds if _may_modify_weights(kind)]
 
 
-def _is_known(kind: type) -> bool:
-    built_in = kind.__module__.startswith((_OURS, "lightning.pytorch.callbacks.progress"))
-    return built_in or getattr(kind, "leaves_weights", False) is True
+def _may_modify_weights(kind: type) -> bool:
+    if issubclass(kind, ProgressBar):
+        return False
+    return vars(kind).get("modifies_weights", True) is not False
 
 
-def narrow_layers(model: GPT) -> Iterator[Linear]:
+def layers_with_copies(model: GPT) -> Iterator[Linear]:
     """The layers in blocks whose weights are worth a copy: large, trained, and read by them alone.
 
-    Parts of a block that are not built in, or say that they read weights (`reads_weights`), are
-    passed over; so are weights that others wait for, by hooks.
+    Modules that do not say that they only call their layers (`reads_weights = False`) are passed
+    over; so are weights with hooks.
     """
     owners = Counter(
         id(weight) for module in model.modules() for weight in module._parameters.values()
     )
-    for layer in dict.fromkeys(_in_known_parts(model.blocks)):
+    for layer in dict.fromkeys(_called_layers(model.blocks)):
         weight = layer.weight
         hooks = weight._backward_hooks or weight._post_accumulate_grad_hooks
         if weight.requires_grad and has_own_kernel(weight) and not hooks:
@@ -90,13 +92,21 @@ def narrow_layers(model: GPT) -> Iterator[Linear]:
                 yield layer
 
 
-def _in_known_parts(module: nn.Module) -> Iterator[Linear]:
+def _called_layers(module: nn.Module) -> Iterator[Linear]:
     if type(module) is Linear:
         yield module
-    elif type(module) is nn.ModuleList or type(module).__module__.startswith(_OURS):
-        if not getattr(module, "reads_weights", False):
-            for child in module.children():
-                yield from _in_known_parts(child)
+    elif type(module) is nn.ModuleList or not _reads_weights(module):
+        for child in module.children():
+            yield from _called_layers(child)
+
+
+def _reads_weights(module: nn.Module) -> bool:
+    """Whether a module may read the weights of its layers, instead of calling these.
+
+    The class that defines `forward` says that it does not: `reads_weights = False`.
+    """
+    definer = next((kind for kind in type(module).__mro__ if "forward" in vars(kind)), nn.Module)
+    return "reads_weights" not in vars(definer) or bool(module.reads_weights)
 
 
 def _hand_over_to(weight: Tensor) -> Callable[[Tensor], None]:
