@@ -23,7 +23,7 @@ from xftrain.run_folder import run_id_of
 from xftrain.training.checkpoint_format import check_sums, described_content
 from xftrain.training.checkpoint_header import run_id
 from xftrain.training.plain_pickle import DescribedTensor
-from xftrain.training.plain_values import NotPlain
+from xftrain.training.plain_values import NotPlain, is_count
 from xftrain.training.saved_config import check_description
 
 _KEYS: dict[str, type] = {
@@ -289,9 +289,10 @@ def _checked(content: Any) -> dict[str, Any]:
         right
         and isinstance(content["xftrain"].get("config"), dict)
         and all(isinstance(weight, DescribedTensor) for weight in content["state_dict"].values())
-        and _is_count(content["global_step"])
-        and _is_count(content["xftrain"].get("saved_at", 0))
-        and all(type(value) is bool or _is_count(value) for value in _leaves(content["loops"]))
+        and is_count(content["global_step"])
+        and is_count(content["xftrain"].get("saved_at", 0))
+        and is_count(content["xftrain"].get("num_skipped", 0))
+        and all(type(value) is bool or is_count(value) for value in _leaves(content["loops"]))
     ):
         raise _NotOurs
     check_description(content["xftrain"])
@@ -305,7 +306,3 @@ def _leaves(value: Any) -> Iterator[Any]:
         return
     for child in value.values() if isinstance(value, dict) else value:
         yield from _leaves(child)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _UNREADABLE
