@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.files import NotPlainFile, open_plain, replacing, sync
+from xftrain.files import NotPlainFile, open_plain, real_path, replacing, sync
 from xftrain.printable import one_line
 from xftrain.run_folder import run_id_of
 from xftrain.training.checkpoint_format import check_sums, described_content
@@ -247,7 +247,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_symlink():
-        raise ConfigError(f"ckpt={path} is a link: give the path of the file, {path.resolve()}.")
+        place = real_path(path) or "not of a link"
+        raise ConfigError(f"ckpt={path} is a link: give the path of the file, {place}.")
     try:
         with open_plain(path) as file:
             _checked(described_content(file))
