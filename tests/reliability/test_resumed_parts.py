@@ -131,6 +131,28 @@ def test_an_optimizer_and_a_schedule_of_ones_own_keep_what_they_have_saved():
     assert resumed.losses == [1.0, 0.5] and resumed.best == 0.5 and resumed.is_warm
 
 
+class OwnAdamW(torch.optim.AdamW):
+    """Keeps more in its groups and of each weight."""
+
+
+def test_an_optimizer_built_on_a_known_one_keeps_more():
+    weight = torch.nn.Parameter(torch.ones(2))
+    saving, resumed = (OwnAdamW([{"params": [weight], "k": 0}]) for _ in range(2))
+    weight.grad = torch.ones(2)
+    saving.step()
+    saving.param_groups[0]["k"] = 7
+    saving.state[weight]["mine"] = torch.ones(3)
+    _, schedule = _own()
+    saved = saving.state_dict(), schedule.state_dict()
+    keep_own_settings(resumed, schedule, saved, "x.ckpt")
+    resumed.load_state_dict(saved[0])
+    assert resumed.param_groups[0]["k"] == 7
+    assert torch.equal(resumed.state[weight]["mine"], torch.ones(3))
+    saved[0]["state"][0]["exp_avg"] = torch.ones(1)
+    with pytest.raises(ConfigError, match="is not what OwnAdamW saves"):
+        keep_own_settings(resumed, schedule, (saved[0], schedule.state_dict()), "x.ckpt")
+
+
 @pytest.mark.parametrize(
     ("place", "key", "value"), [(0, "k", "x"), (0, "mode", 3), (1, "best", []), (1, "losses", [""])]
 )

@@ -110,7 +110,7 @@ def _reduce_groups(optimizer: torch.optim.Optimizer, saved: State) -> None:
     sizes = [[len(group["params"]) for group in held] for held in (groups, saved["param_groups"])]
     if sizes[0] != sizes[1]:
         raise ValueError(f"its optimizer's parameter groups are not those of this {name}")
-    is_built_in = _kind_of(optimizer) is not None
+    is_built_in = _kind_of(optimizer) is not None and not _is_own(optimizer)
     reduced = []
     for own, held in zip(groups, saved["param_groups"], strict=True):
         kept = held.keys() & _RATES if is_built_in else held.keys() - _FLAGS
@@ -136,8 +136,9 @@ def _take_moments(optimizer: torch.optim.Optimizer, saved: State) -> None:
     for key, state in saved["state"].items():
         is_right = isinstance(state, dict)
         if is_right and kind is not None:
-            is_right = state.keys() in _NAMES[kind] and all(
-                _fits(name, value, by_key[key]) for name, value in state.items()
+            known = set().union(*_NAMES[kind])
+            is_right = (_is_own(optimizer) or state.keys() in _NAMES[kind]) and all(
+                _fits(name, value, by_key[key]) for name, value in state.items() if name in known
             )
         if not is_right:
             raise ValueError(
@@ -162,6 +163,11 @@ def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
 
 def _kind_of(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | None:
     return next((kind for kind in _NAMES if isinstance(optimizer, kind)), None)
+
+
+def _is_own(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its class is the user's own, which may keep more than the one that it builds on."""
+    return not type(optimizer).__module__.startswith(("torch.", "xftrain."))
 
 
 def _fits(name: str, value: object, weight: Tensor) -> bool:
