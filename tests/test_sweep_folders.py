@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def test_a_changed_record_is_a_foreign_one(command: Command, jobs: Jobs, tmp_pat
     jobs.clear()
     assert "was not recorded by this user" in one_sentence(command("resume_sweep=sweep"), 2)
     assert jobs == []
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["copied", "moved"])
+def test_a_sweep_in_another_folder_needs_a_word(
+    command: Command, jobs: Jobs, tmp_path: Path, moved: bool
+) -> None:
+    # a copy may come back from somebody else, with other results beside the sealed record
+    command("-m", "seq=8,32", "hydra.sweep.dir=sweep")
+    jobs.clear()
+    (shutil.move if moved else shutil.copytree)(tmp_path / "sweep", tmp_path / "other")
+    assert "not in this folder" in one_sentence(command("resume_sweep=other"), 2)
+    assert jobs == []
+    assert moved or command("resume_sweep=sweep").code == 0
 
 
 # ---- links and other files
