@@ -250,3 +250,15 @@ def test_a_cell_is_neither_markup_nor_two_cells(tmp_path: Path) -> None:
     assert _summary_is_a_table(text)
     assert "<" not in text and "](" not in text and "\x1b" not in text and "\u202e" not in text
     assert "\x1b" not in row["error"] and "<img" in row["error"]
+
+
+def test_a_result_of_a_megabyte_is_a_short_row(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    many = [f"a{number}=1" for number in range(20_000)]
+    row, text = _summary(
+        *(tmp_path,),
+        **{"status": long, "error": long, "overrides": [f"tags={long}", f"{long}=1", *many]},
+        **{"tokens_per_s": 1e300, "wall_s": int("9" * 300)},
+    )
+    assert len(row) < 1100 and max(map(len, [*row, *row.values()])) <= 1000
+    assert row["tokens_per_s"] == "1e+300" and row["wall_s"] == "" and "1e+300 " in text
