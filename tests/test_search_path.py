@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import spawn
 from pathlib import Path
 
@@ -15,6 +15,9 @@ import pytest
 from hydra.utils import get_class
 
 from xftrain import search_path
+from xftrain.benchmark.cells import Cell
+from xftrain.benchmark.pool import Pool
+from xftrain.benchmark.worker import Job, Reporter
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["model.dim=16", "model.num_layers=1", "model.num_heads=2", "seq=16", "batch_tokens=32"]
@@ -197,6 +200,22 @@ def test_there_is_one_finder_for_the_folder_of_the_last_command(
     search_path.find_own_classes()
     with pytest.raises(ImportError):
         get_class("own_module_x.A")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("finder")
+def test_a_process_of_the_benchmark_finds_a_class_that_it_is_told(tmp_path: Path) -> None:
+    # the README's own backend in a list of options was refused, as no module of that name
+    cells = (Cell("s", {"what": "own_module_x.A"}),)
+    with Pool(tmp_path / "worker.log") as pool:
+        ((_, row),) = pool.run([Job(_locate, cells)], timeout_s=60)
+    assert row["status"] == "ok" and row["found"] == "A"
+
+
+def _locate(cells: Sequence[Cell], reporter: Reporter) -> None:
+    found = reporter.attempt(0, get_class, cells[0].columns["what"])
+    if found is not None:
+        reporter.row(0, "ok", found=found.__name__)
 
 
 # ---- python -m

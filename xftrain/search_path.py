@@ -75,7 +75,7 @@ class _OwnClasses:
         spec = PathFinder.find_spec(name, [self.folder])
         if spec is not None:
             self.modules.add(name)
-            _pass_on_to_processes()
+            pass_on_to_processes()
         return spec
 
     def __reduce__(self) -> "Any":
@@ -103,10 +103,10 @@ def _add_finder(folder: str, modules: "Iterable[str]" = ()) -> None:
     finder = _OwnClasses(folder, known.union(modules))
     sys.meta_path[:] = [*(one for one in sys.meta_path if one not in others), finder]
     if finder.modules:
-        _pass_on_to_processes()
+        pass_on_to_processes()
 
 
-def _pass_on_to_processes() -> None:
+def pass_on_to_processes() -> None:
     """Gives the finder to each process that `multiprocessing` starts by spawn or forkserver.
 
     Objects of the user's own classes are unpickled there before anything else is imported.
