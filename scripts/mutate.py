@@ -54,10 +54,14 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "xftrain/training/checkpoint.py",
             "xftrain/training/callbacks/checkpoint.py",
             "xftrain/training/same_run.py",
+            "xftrain/training/checkpoint_format.py",
+            "xftrain/training/plain_pickle.py",
+            "xftrain/training/restored.py",
+            "xftrain/training/saved_config.py",
         ),
         (
             "tests/training/test_checkpoint.py",
-            "tests/reliability/test_checkpoint_files.py",
+            "tests/reliability/test_checkpoint_*.py",
             "tests/reliability/test_exact.py",
             "tests/training/test_running.py",
         ),
@@ -67,7 +71,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("tests/test_overrides.py", "tests/test_cli.py", "tests/test_config.py"),
     ),
     "redaction": (
-        ("xftrain/redaction.py",),
+        ("xftrain/redaction.py", "xftrain/spellings.py"),
         ("tests/*redact*.py", "tests/test_cli.py", "tests/reliability/test_hostile.py"),
     ),
     "sweep_record": (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from xftrain import registry
 from xftrain.benchmark import tables
-from xftrain.benchmark.rows import read_rows
+from xftrain.benchmark.rows import as_markdown, read_rows
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -21,7 +21,7 @@ PLOT = "attention_sweep-memory.png"
 
 def results(folder: Path) -> str:
     """The section, in Markdown."""
-    rows = read_rows(folder)
+    rows = [as_markdown(row) for row in read_rows(folder)]
     found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     place = folder.resolve().relative_to(ROOT).as_posix()
     sweep = registry.load("callbacks", "attention_sweep")

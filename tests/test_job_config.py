@@ -62,6 +62,20 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, caplog: pytest.LogCaptu
     assert "was run with xftrain 0.0" in caplog.text
 
 
+def test_what_a_file_holds_is_cut_where_it_is_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # a value of 3 MB was a message of 4 MB on the console
+    write_job_config(_described(config={"seed": "A" * 500_000, "k" * 400_000: 1}), tmp_path)
+    with pytest.raises(SweepRefused, match='seed "AAA.* -> 0') as refused:
+        refuse_other_config(_described(), tmp_path)
+    assert len(str(refused.value)) < 3000
+    write_job_config(_described(xftrain="0" * 500_000), tmp_path)
+    caplog.clear()
+    refuse_other_config(_described(), tmp_path)
+    assert 0 < len(caplog.text) < 3000
+
+
 @pytest.mark.parametrize("content", ['{"config": 3}', "[]", '{"config": {"seq": {}}}'])
 def test_a_file_of_another_shape_ends_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / ".job.json").write_text(content)

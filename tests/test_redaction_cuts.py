@@ -40,6 +40,23 @@ def test_a_long_secret_is_in_no_sentence_and_no_file(
     assert [path for path in files if _is_in(path.read_text())] == []
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("data=text", "data.path=${oc.env:XFTRAIN_TEST_KEY}"),
+        ("ckpt=${oc.env:XFTRAIN_TEST_KEY}",),
+        ("ckpt=a/${oc.env:XFTRAIN_TEST_KEY}/b",),
+        ("--config-name", "sample", "ckpt=${oc.env:XFTRAIN_TEST_KEY}"),
+    ],
+)
+def test_a_path_that_is_too_long_is_refused_without_its_text(
+    command: Callable[..., Ended], tmp_path: Path, typed: tuple[str, ...]
+) -> None:
+    said = one_sentence(command(*typed), 2)
+    assert "which no path can have" in said and said.startswith(("data.path must", "ckpt must"))
+    assert not any(_is_in(path.read_text()) for path in tmp_path.rglob("*") if path.is_file())
+
+
 def test_each_text_that_is_cut_is_cleared_before() -> None:
     redaction.READ["XFTRAIN_TEST_KEY"] = KEY
     assert not _is_in(sentence(ValueError(f"no {KEY}")))

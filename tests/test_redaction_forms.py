@@ -89,3 +89,41 @@ def test_the_folder_of_a_job_is_not_named_by_a_secret(secret: Callable[[str], st
         {"dirname": "tags=${oc.env:XFTRAIN_TEST_SECRET}", "name": "${xf.slug:${.dirname}}"}
     )
     assert node.name == "_tags=.oc.env.XFTRAIN_TEST_SECRET."
+
+
+@pytest.mark.parametrize("value", ["\U0001f600\U0001f601ab", "k\u20acx\u20acq7z", "\xe9\xe9zz9"])
+@pytest.mark.parametrize("is_unicode", [True, False])
+def test_a_line_that_yaml_breaks_after_an_escape_hides_a_secret(
+    monkeypatch: pytest.MonkeyPatch, value: str, is_unicode: bool
+) -> None:
+    monkeypatch.setitem(redaction.READ, "XFTRAIN_TEST_SECRET", value)
+    for length in range(50, 84):
+        written = yaml.dump(["a" * length + " " + value], allow_unicode=is_unicode)
+        assert value[-2:] not in hidden(written), written
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [
+        ["tags=['${oc.env:XFTRAIN_TEST_SECRET}']", "data.path=/absent/pre${tags[0]}suf"],
+        ["tags=['a${oc.env:XFTRAIN_TEST_SECRET}','x${.0}y']", "data.path=/absent/pr${tags[1]}suf"],
+        ["data.cache_dir='${oc.env:XFTRAIN_TEST_SECRET}'", "data.path=/absent/pre${.cache_dir}s"],
+        ["tags=['${oc.env:XFTRAIN_TEST_SECRET}']", "seed='pre${tags[0]}suf'"],
+        ["data.path='/absent/pre${xf.unless:false,${oc.env:XFTRAIN_TEST_SECRET}}s'"],
+    ],
+)
+def test_a_short_secret_that_comes_by_another_key_is_hidden(
+    command: Callable[..., Ended],
+    secret: Callable[[str], str],
+    tmp_path: Path,
+    joined: list[str],
+) -> None:
+    secret("q7z")
+    with pytest.raises(ConfigError) as refused:
+        validate(compose("data=text", *joined))
+    assert "q7z" not in hidden(str(refused.value))
+    assert hidden("xq7zx of another word") == "xq7zx of another word"
+    ended = command("data=text", *joined)
+    assert ended.code == 2 and "q7z" not in ended.out + ended.err
+    texts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert texts and not any("q7z" in text for text in texts)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
     ["errors", "printable", "search_path", "plot_settings"],
-    ["completion", "config_tree", "fields", "markdown", "spellings", "version"],
+    ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
     ["files", "processes", "redaction"],
     ["console", "signatures", "records", "folder_lock", "seal", "yaml_files"],
     ["values", "hydra_errors", "hydra_files", "run_folder"],

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from multiprocessing import spawn
 from pathlib import Path
 
 import pytest
 from hydra.utils import get_class
 
 from xftrain import search_path
+from xftrain.benchmark.cells import Cell
+from xftrain.benchmark.pool import Pool
+from xftrain.benchmark.worker import Job, Reporter
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["model.dim=16", "model.num_layers=1", "model.num_heads=2", "seq=16", "batch_tokens=32"]
@@ -21,6 +27,7 @@ SMALL += ["max_steps=1", "trainer=cpu", "model.attn=naive", "callbacks=none"]
 NAMES = "hydra omegaconf antlr4 yaml torch numpy lightning lightning_utilities torchmetrics rich \
 tensorboard matplotlib tokenizers safetensors xformers triton pydantic annotated_types tqdm fsspec \
 pandas scipy psutil joblib cloudpickle optuna IPython liger_kernel bitsandbytes deepspeed sympy \
+torch_xla mlflow wandb comet_ml neptune litlogger transformer_engine habana_frameworks colorama \
 __future__ typing typing_extensions dataclasses json logging argparse subprocess socket decimal \
 difflib csv hmac hashlib secrets multiprocessing pickle selectors inspect ast copy shutil tempfile \
 sitecustomize usercustomize readline".split()
@@ -33,7 +40,7 @@ from lightning.pytorch import Callback
 
 class Mine(Callback):
     def __init__(self):
-        assert sys.path[-1] == os.getcwd() and helper.x == 1
+        assert os.getcwd() not in sys.path and helper.x == 1
         assert "PYTHONSAFEPATH" not in os.environ
         open("made", "w").close()
 """
@@ -84,32 +91,99 @@ def test_a_class_of_the_working_folder_is_found_behind_all_others(hostile: Path)
 # ---- the finder
 
 
+OWN = ("own_module_x", "own_module_y", "own_module_w", "own_package_z", "own_library_v")
+MODULE = """
+class A:
+    @staticmethod
+    def sibling():
+        import own_module_y
+        return own_module_y.y
+
+    @staticmethod
+    def serve(connection):
+        from own_module_w import Answer
+        connection.send(Answer())
+"""
+ANSWER = """
+import os, pydoc, sys
+
+class Answer:
+    def __init__(self):
+        self.refused = [name for name in ["own_package_z"] if pydoc.locate(name) is None]
+        self.is_off_path = os.getcwd() not in sys.path and "" not in sys.path
+"""
+
+
 @pytest.fixture
-def finder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def finder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    for name in ("own_module_x", "own_module_y", "own_namespace_z"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    (tmp_path / "own_module_x.py").write_text("import own_module_y\nclass A: pass\n")
-    (tmp_path / "own_module_y.py").touch()
-    (tmp_path / "own_namespace_z").mkdir()
+    monkeypatch.setattr(spawn, "get_preparation_data", spawn.get_preparation_data)
+    for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "own_module_x.py").write_text(MODULE)
+    (tmp_path / "own_module_y.py").write_text("y = 1\n")
+    (tmp_path / "own_module_w.py").write_text(ANSWER)
+    (tmp_path / "own_package_z" / "part").mkdir(parents=True)
+    (tmp_path / "own_package_z" / "__init__.py").touch()
+    inner = "from ..other import other\nimport own_module_y\nclass B: pass\n"
+    (tmp_path / "own_package_z" / "part" / "inner.py").write_text(inner)
+    (tmp_path / "own_package_z" / "other.py").write_text("other = 1\n")
     search_path.find_own_classes()
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
+        del sys.modules[name]
 
 
 @pytest.mark.usefixtures("finder")
 def test_only_what_a_configuration_names_opens_the_folder(tmp_path: Path) -> None:
-    for name in ("own_module_x", "own_module_y", "own_namespace_z"):
+    for name in OWN:
         assert importlib.util.find_spec(name) is None
     with pytest.raises(ImportError):
         importlib.import_module("own_module_y")
     with pytest.raises(ImportError):
         get_class("own_module_of_nobody.A")
+    assert get_class("own_module_x.A").__name__ == "A"
     assert str(tmp_path) not in sys.path
 
-    assert get_class("own_module_x.A").__name__ == "A"
-    assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
-    assert importlib.util.find_spec("own_namespace_z") is not None
+
+@pytest.mark.usefixtures("finder")
+def test_only_own_modules_import_others_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = get_class("own_module_x.A")
+    for name in ("own_module_y", "own_package_z"):  # as a library looks for what is optional
+        assert importlib.util.find_spec(name) is None
+        with pytest.raises(ImportError):
+            importlib.import_module(name)
+    # a library may be installed below the working folder
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "own_library_v.py").write_text("import own_module_y\n")
+    monkeypatch.syspath_prepend(tmp_path / "venv")
+    with pytest.raises(ImportError):
+        importlib.import_module("own_library_v")
+
+    assert own.sibling() == 1
+    assert get_class("own_package_z.part.inner.B").__name__ == "B"
+    assert importlib.import_module("own_module_y").y == 1  # it is there by now
+    search_path.find_own_classes()  # once more, for the next job of the process
+    del sys.modules["own_module_y"]
+    assert own.sibling() == 1
+
+
+@pytest.mark.usefixtures("finder")
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_objects_of_own_classes_reach_other_processes_and_come_back(method: str) -> None:
+    context = multiprocessing.get_context(method)
+    theirs, ours = context.Pipe()
+    process = context.Process(target=get_class("own_module_x.A").serve, args=(theirs,))
+    process.start()
+    theirs.close()
+    received = ours.recv()  # of a module that is unknown here
+    process.join()
+    assert type(received).__module__ == "own_module_w"
+    assert received.refused == ["own_package_z"] and received.is_off_path
 
 
 @pytest.mark.usefixtures("finder")
@@ -126,6 +200,22 @@ def test_there_is_one_finder_for_the_folder_of_the_last_command(
     search_path.find_own_classes()
     with pytest.raises(ImportError):
         get_class("own_module_x.A")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("finder")
+def test_a_process_of_the_benchmark_finds_a_class_that_it_is_told(tmp_path: Path) -> None:
+    # the README's own backend in a list of options was refused, as no module of that name
+    cells = (Cell("s", {"what": "own_module_x.A"}),)
+    with Pool(tmp_path / "worker.log") as pool:
+        ((_, row),) = pool.run([Job(_locate, cells)], timeout_s=60)
+    assert row["status"] == "ok" and row["found"] == "A"
+
+
+def _locate(cells: Sequence[Cell], reporter: Reporter) -> None:
+    found = reporter.attempt(0, get_class, cells[0].columns["what"])
+    if found is not None:
+        reporter.row(0, "ok", found=found.__name__)
 
 
 # ---- python -m

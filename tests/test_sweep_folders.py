@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def test_a_changed_record_is_a_foreign_one(command: Command, jobs: Jobs, tmp_pat
     jobs.clear()
     assert "was not recorded by this user" in one_sentence(command("resume_sweep=sweep"), 2)
     assert jobs == []
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["copied", "moved"])
+def test_a_sweep_in_another_folder_needs_a_word(
+    command: Command, jobs: Jobs, tmp_path: Path, moved: bool
+) -> None:
+    # a copy may come back from somebody else, with other results beside the sealed record
+    command("-m", "seq=8,32", "hydra.sweep.dir=sweep")
+    jobs.clear()
+    (shutil.move if moved else shutil.copytree)(tmp_path / "sweep", tmp_path / "other")
+    assert "not in this folder" in one_sentence(command("resume_sweep=other"), 2)
+    assert jobs == []
+    assert moved or command("resume_sweep=sweep").code == 0
 
 
 # ---- links and other files
@@ -236,3 +250,15 @@ def test_a_cell_is_neither_markup_nor_two_cells(tmp_path: Path) -> None:
     assert _summary_is_a_table(text)
     assert "<" not in text and "](" not in text and "\x1b" not in text and "\u202e" not in text
     assert "\x1b" not in row["error"] and "<img" in row["error"]
+
+
+def test_a_result_of_a_megabyte_is_a_short_row(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    many = [f"a{number}=1" for number in range(20_000)]
+    row, text = _summary(
+        *(tmp_path,),
+        **{"status": long, "error": long, "overrides": [f"tags={long}", f"{long}=1", *many]},
+        **{"tokens_per_s": 1e300, "wall_s": int("9" * 300)},
+    )
+    assert len(row) < 1100 and max(map(len, [*row, *row.values()])) <= 1000
+    assert row["tokens_per_s"] == "1e+300" and row["wall_s"] == "" and "1e+300 " in text

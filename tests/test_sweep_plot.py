@@ -74,3 +74,11 @@ def test_nothing_to_compare_is_no_picture(tmp_path: Path, rows: list[dict]) -> N
     draw(ROWS, tmp_path)
     assert draw(rows, tmp_path) is None
     assert list(tmp_path.iterdir()) == []  # nor that of an earlier sweep in the folder
+
+
+@pytest.mark.parametrize("wrong", [1e308, -1e300, 5e-324, 1e31])
+def test_a_figure_that_no_axis_can_show_is_left_out(tmp_path: Path, wrong: float) -> None:
+    rows = [_job(loss=0.1, seq="8"), _job(loss=wrong, seq="16"), _job(loss=0.3, seq=str(wrong))]
+    made = figure(rows)
+    assert made is not None and draw(rows, tmp_path) is not None
+    assert sorted(y for _, y in _points(made.axes[0])) == [0.1, 0.3]

@@ -319,7 +319,9 @@ def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
+        redaction.note_joined(cfg)
         raise ConfigError(sentence(error)) from error
+    redaction.note_joined(cfg)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if value != MISSING}
 

@@ -5,6 +5,7 @@ Of each alone `config` knows by its type.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,16 +73,16 @@ def check_files(options: dict[str, Any]) -> None:
     data, ckpt = options["data"], options["ckpt"]
     if "name" in data and "path" in data:
         path = expanded("data.path", data["path"])
-        if not data["path"] or not path.exists():
+        if not data["path"] or not os.path.exists(path):
             raise ConfigError(
                 f"data.path must be an existing file or folder, got {data['path']!r}."
             )
         data["path"] = str(path)
     if ckpt not in (None, "auto"):
         path = expanded("ckpt", ckpt)
-        if not path.is_file():
+        if not os.path.isfile(path):
             last = path / "checkpoints" / "last.ckpt"
-            near = f"; did you mean {last}?" if last.is_file() else "."
+            near = f"; did you mean {last}?" if os.path.isfile(last) else "."
             raise ConfigError(
                 f"ckpt must be auto or an existing checkpoint file, got {ckpt!r}{near}"
             )

@@ -106,7 +106,7 @@ def expanded(key: str, path: str) -> Path:
         path: where no home folder is known, Python itself would make one named `~`.
 
     Raises:
-        ConfigError: there is no such home folder.
+        ConfigError: there is no such home folder, or the path is longer than any file's.
     """
     name = path.partition("/")[0]
     if name.startswith("~"):
@@ -114,7 +114,17 @@ def expanded(key: str, path: str) -> Path:
         home = os.path.expanduser(name) if "\0" not in name else ""
         if not os.path.isabs(home) or (name == "~" and os.environ.get("HOME") == ""):
             raise ConfigError(f"{key} names a home folder that is not there, got {path!r}.")
-    return Path(os.path.expanduser(path))
+    found = os.path.expanduser(path)
+    try:
+        os.lstat(found)
+    except (OSError, ValueError) as error:  # whether there must be such a file, others know
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            # without the value: it may be a secret that was taken for a path
+            raise ConfigError(
+                f"{key} must be the path of a file or folder, got {len(path):,} characters, which "
+                "no path can have: use a shorter one."
+            ) from None
+    return Path(found)
 
 
 def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:

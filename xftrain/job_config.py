@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _FILE = ".job.json"  # in a job's folder
 _SHOWN = 3  # keys that a sentence lists
+_MAX_CHARACTERS = 200  # of a key or a value that a sentence shows
 
 
 def described(cfg: DictConfig, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,21 +59,23 @@ def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
         log.warning("%s does not say how it was configured; its result is kept", run_dir)
         return
     if saved.get("xftrain") != description["xftrain"]:
-        said = one_line(str(saved.get("xftrain")))
+        said = _cut(str(saved.get("xftrain")))
         log.warning("%s was run with xftrain %s, and this is %s", run_dir, said, __version__)
     environment = saved.get("environment")
     before = {**saved["config"], **(environment if isinstance(environment, dict) else {})}
     today = {**description["config"], **description["environment"]}
     differing = [
-        f"{key} {_shown(before, key)} -> {_shown(today, key)}"
-        for key in dict.fromkeys([*before, *today])
-        if _shown(before, key) != _shown(today, key)
+        key for key in dict.fromkeys([*before, *today]) if _text(before, key) != _text(today, key)
     ]
     if differing:
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        listed = ", ".join(
+            f"{_cut(key)} {_cut(_text(before, key))} -> {_cut(_text(today, key))}"
+            for key in differing[:_SHOWN]
+        )
         raise SweepRefused(
             f"the job in {run_dir} was completed with another configuration: "
-            f"{one_line(', '.join(differing[:_SHOWN]))}{more}; set it as it was, choose another "
+            f"{listed}{more}; set it as it was, choose another "
             f"hydra.sweep.dir, or delete {run_dir / 'result.json'} to run that job again."
         )
 
@@ -86,5 +89,11 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, json.loads(json.dumps(node, default=str))
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
+def _text(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key], sort_keys=True) if key in values else "absent"
+
+
+def _cut(text: str) -> str:
+    """A text of a file that anyone may have written, short and as one line."""
+    text = one_line(redaction.hidden(text))  # before it is cut: halves of a secret are not found
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."

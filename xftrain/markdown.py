@@ -36,3 +36,10 @@ def table(
 
     rule = [f"{'-' * (w - 1)}:" if r else "-" * w for w, r in zip(widths, right, strict=True)]
     return "\n".join([line(header), f"| {' | '.join(rule)} |", *map(line, rows)])
+
+
+def escaped(text: str) -> str:
+    """A text of others without what Markdown takes for a column, HTML, a link or an image."""
+    for mark, entity in (("&", "&amp;"), ("|", "&#124;"), ("<", "&lt;"), ("](", "]&#40;")):
+        text = text.replace(mark, entity)
+    return text

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
 
 from xftrain.spellings import as_paths, folded, spellings
@@ -21,6 +21,7 @@ from xftrain.spellings import as_paths, folded, spellings
 READ: dict[str, str] = {}  # values, by the variable's name
 _DECODED: dict[str, tuple[str, ...]] = {}  # texts that `oc.decode` took out of such a value
 _WORDS: dict[str, str] = {}  # words that a short value is a part of, and how they are shown
+_READ_NOW: set[str] = set()  # variables that were read since this was cleared
 # Words that the configuration consists of, as names of options. `config` replaces this.
 public_words: Callable[[], Collection[str]] = frozenset
 
@@ -64,11 +65,40 @@ def read(name: str, *default: str | None, _node_: Any = None) -> str | None:
     value: str | None = oc.env(name, *default)
     if name in os.environ:
         READ[name] = os.environ[name]
+        _READ_NOW.add(name)
         source = _node_._value() if _node_ is not None else None  # what the value is a part of
         if isinstance(source, str):
             known = _READS.sub(lambda found: os.environ.get(found[1], "\0"), source)
-            _note_words(_INTERPOLATION.sub("\0", known))
+            _note_words(_INTERPOLATION.sub("\0", known), READ)
     return value
+
+
+def note_joined(cfg: DictConfig) -> None:
+    """Notes the words that short secrets are a part of, wherever in a configuration they come from.
+
+    A value may have a secret by way of another key or of a resolver: `/a/pre${tags[0]}suf`.
+
+    Args:
+        cfg: as composed; its values are resolved one by one.
+    """
+    if any(_is_secret(value) and _is_short(value) for value in READ.values()):
+        _note_joined(cfg)
+
+
+def _note_joined(node: DictConfig | ListConfig) -> None:
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        if OmegaConf.is_missing(node, key):
+            continue
+        if not OmegaConf.is_interpolation(node, key):
+            if OmegaConf.is_config(child := node[key]):
+                _note_joined(child)
+            continue
+        _READ_NOW.clear()
+        try:
+            text = str(node[key])
+        except Exception as error:  # of any resolver; a sentence is made of it elsewhere
+            text = str(error)
+        _note_words(text, _READ_NOW)
 
 
 def decode(expr: str | None, *, _parent_: Any, _node_: Any) -> Any:
@@ -197,9 +227,10 @@ def _forms(
     return sorted(forms)
 
 
-def _note_words(text: str) -> None:
+def _note_words(text: str, names: Iterable[str]) -> None:
     """Notes each word of a value of the configuration that a short secret is a part of."""
-    for name, value in READ.items():
+    for name in names:
+        value = READ[name]
         if not (_is_secret(value) and _is_short(value)):
             continue
         for found in re.finditer(re.escape(value), text):

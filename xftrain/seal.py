@@ -1,7 +1,8 @@
 """Seals: proof that this user's own xftrain, on this machine, wrote a record.
 
 The owner of a file proves nothing, since whatever a user unpacks or clones is the user's own. So a
-secret key stays in the user's state folder, and a record carries its HMAC.
+secret key stays in the user's state folder, and a record carries its HMAC. The folder is part
+of what is sealed: whoever got a copy of a record could hand it back beside results of their own.
 """
 
 from __future__ import annotations
@@ -23,24 +24,46 @@ _FIELD = "seal"
 _KEY_BYTES = 32
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with its seal; without one where this user has no folder for a key."""
-    key = _key(may_make=True)
-    return {**record} if key is None else {**record, _FIELD: _seal(key, record)}
+def sealed(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The record with its seal; without one where this user has no folder for a key.
+
+    Args:
+        record: plain values.
+        folder: where the record is kept; it exists.
+    """
+    key, place = _key(may_make=True), _identity(folder)
+    if key is None or place is None:
+        return {**record}
+    return {**record, _FIELD: _seal(key, record, place)}
 
 
-def has_valid_seal(record: Mapping[str, Any]) -> bool:
-    """Whether `sealed` of this user on this machine made the record, and nobody changed it."""
-    key, seal = _key(may_make=False), record.get(_FIELD)
-    if key is None or not isinstance(seal, str):
+def has_valid_seal(record: Mapping[str, Any], folder: Path) -> bool:
+    """Whether `sealed` of this user on this machine made the record, and nobody changed it.
+
+    Args:
+        record: as it was read.
+        folder: where it was read; a folder that was moved or copied since is another one.
+    """
+    key, place, seal = _key(may_make=False), _identity(folder), record.get(_FIELD)
+    if key is None or place is None or not isinstance(seal, str):
         return False
-    return hmac.compare_digest(_seal(key, record).encode(), seal.encode("utf-8", "replace"))
+    return hmac.compare_digest(_seal(key, record, place).encode(), seal.encode("utf-8", "replace"))
 
 
-def _seal(key: bytes, record: Mapping[str, Any]) -> str:
+def _seal(key: bytes, record: Mapping[str, Any], place: tuple[str, int]) -> str:
     content = {name: value for name, value in record.items() if name != _FIELD}
-    text = json.dumps(content, sort_keys=True)  # ASCII
+    text = json.dumps([content, place], sort_keys=True)  # ASCII
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _identity(folder: Path) -> tuple[str, int] | None:
+    """The folder's real path and inode, which a copy has not; None where there is no such folder.
+
+    The number of the device is left out: it may be another one after the machine is started anew.
+    """
+    with suppress(OSError, ValueError):
+        return os.path.realpath(folder), os.stat(folder).st_ino
+    return None
 
 
 def _key(*, may_make: bool) -> bytes | None:

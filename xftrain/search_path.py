@@ -11,6 +11,7 @@ from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import FrameType
     from typing import Any
 
@@ -22,6 +23,13 @@ _IS_REFUSED = bool(sys.flags.safe_path) and _OURS not in os.environ  # by the us
 
 # The modules that import what a configuration names: `_target_`, and the handlers of a log.
 _LOCATORS = ("hydra._internal.utils", "logging.config", "xftrain.registry", "xftrain.signatures")
+# What unpickles objects that a process of the same command has sent: module and function.
+_UNPICKLERS = (
+    ("multiprocessing.spawn", "_main"),  # a new process
+    ("multiprocessing.queues", "get"),
+    ("multiprocessing.connection", "recv"),
+    ("torch.multiprocessing.queue", "recv"),
+)
 
 
 def leave_out_working_folder() -> None:
@@ -47,40 +55,85 @@ def leave_out_working_folder() -> None:
 
 
 class _OwnClasses:
-    """Finds what a configuration names and no package has in the working folder.
+    """Finds in the working folder what a configuration names, and what its own modules import.
 
-    Only a `_target_` opens the folder, and from then on it is the last place to look: a library
-    that tries to import something optional, or looks for plug-ins, does not find it there before.
+    A library that tries to import something optional, or looks for plug-ins, does not find it
+    there: the folder is not on `sys.path`.
+
+    Args:
+        folder: the working folder.
+        modules: names of the modules that were found in it, without those of packages.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, modules: "Iterable[str]" = ()) -> None:
+        self.folder, self.modules = folder, set(modules)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> "Any":
-        """Python asks this finder last."""
-        if path is not None or self.folder in sys.path or _importer() not in _LOCATORS:
+        """Python asks this finder last; for a module of a package, it asks with a path."""
+        if path is not None or not self._may_import(*_importer()):
             return None
-        if PathFinder.find_spec(name, [self.folder]) is None:
-            return None
-        sys.path.append(self.folder)
-        return PathFinder.find_spec(name)
+        spec = PathFinder.find_spec(name, [self.folder])
+        if spec is not None:
+            self.modules.add(name)
+            pass_on_to_processes()
+        return spec
+
+    def __reduce__(self) -> "Any":
+        """A process that `multiprocessing` starts gets a finder of its own with this."""
+        return _add_finder, (self.folder, sorted(self.modules))
+
+    def _may_import(self, module: str, function: str) -> bool:
+        is_own = module.partition(".")[0] in self.modules
+        is_pickle_of_own_process = bool(self.modules) and (module, function) in _UNPICKLERS
+        return is_own or module in _LOCATORS or is_pickle_of_own_process
 
 
 def find_own_classes() -> None:
     """Lets classes of a configuration be found in the working folder, unless `-P` forbids it."""
-    finders = [finder for finder in sys.meta_path if not isinstance(finder, _OwnClasses)]
-    sys.meta_path[:] = finders if _IS_REFUSED else [*finders, _OwnClasses(os.getcwd())]
+    if _IS_REFUSED:
+        sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, _OwnClasses)]
+    else:
+        _add_finder(os.getcwd())
 
 
-def _importer() -> str:
-    """The module that imports something just now."""
+def _add_finder(folder: str, modules: "Iterable[str]" = ()) -> None:
+    """Puts a finder for this folder in the place of all others; it keeps what they have found."""
+    others = [finder for finder in sys.meta_path if isinstance(finder, _OwnClasses)]
+    known = {name for finder in others if finder.folder == folder for name in finder.modules}
+    finder = _OwnClasses(folder, known.union(modules))
+    sys.meta_path[:] = [*(one for one in sys.meta_path if one not in others), finder]
+    if finder.modules:
+        pass_on_to_processes()
+
+
+def pass_on_to_processes() -> None:
+    """Gives the finder to each process that `multiprocessing` starts by spawn or forkserver.
+
+    Objects of the user's own classes are unpickled there before anything else is imported.
+    """
+    from multiprocessing import spawn
+
+    made = spawn.get_preparation_data
+    if hasattr(made, "has_finder"):
+        return
+
+    def with_finder(name: str) -> dict[str, object]:
+        finders = [finder for finder in sys.meta_path if isinstance(finder, _OwnClasses)]
+        return {**made(name), "xftrain_finders": finders}
+
+    with_finder.has_finder = True  # type: ignore[attr-defined]
+    spawn.get_preparation_data = with_finder
+
+
+def _importer() -> "tuple[str, str]":
+    """The module that imports something just now, and its function."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
         if name != __name__ and name.partition(".")[0] != "importlib":
-            return name
+            return name, frame.f_code.co_name
         frame = frame.f_back
-    return ""
+    return "", ""
 
 
 def variables_of_children() -> dict[str, str]:

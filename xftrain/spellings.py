@@ -17,6 +17,10 @@ from xftrain.printable import one_line, printable
 
 _FOLD = r"(?:\\\n *)?"  # of a text in double quotes, beside an escape
 
+_PIECE = re.compile(  # blanks, a whole escape, or neither
+    r"(\s+)|(\\(?:U[0-9A-Fa-f]{8}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|\\|[^\\\s]))|([^\s\\]+|\\)"
+)
+
 
 def spellings(value: str) -> set[str]:
     """The value as it is, and escaped as Python, JSON, a shell, a URL and our own messages do."""
@@ -58,7 +62,7 @@ def folded(text: str) -> re.Pattern[str] | None:
     if not text.strip() or not re.search(r"[\s\\]", text):
         return None
     pieces = []
-    for blank, escape, other in re.findall(r"(\s+)|(\\(?:\\|[^\\\s]))|([^\s\\]+|\\)", text):
+    for blank, escape, other in _PIECE.findall(text):
         if blank:
             pieces.append(r"(?:\\?\s)+")
         elif escape:

@@ -6,7 +6,6 @@ Imported where a sweep has ended and nowhere else, as matplotlib takes a while; 
 from __future__ import annotations
 
 import io
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ class _Key:
             numbers = [float(value) for value in values]
         except ValueError:
             return cls(name, values, None)
-        return cls(name, values, numbers if all(map(math.isfinite, numbers)) else None)
+        return cls(name, values, numbers if all(map(_can_be_drawn, numbers)) else None)
 
     def index(self, row: Row) -> int:
         return self.values.index(_typed(row, self.name))
@@ -183,8 +182,13 @@ def _typed(row: Row, name: str) -> str:
 def _value(row: Row, column: str) -> float | None:
     """A job's figure; a job that failed may have one, of where it was when it did."""
     value = row.get(column)
-    is_number = isinstance(value, int | float) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and _can_be_drawn(value)
     return value if is_number and not _has_failed(row) else None
+
+
+def _can_be_drawn(value: float) -> bool:
+    """Whether the ticks of an axis can be computed; a file may hold any figure."""
+    return value == 0 or 1e-30 <= abs(value) <= 1e30
 
 
 def _has_failed(row: Row) -> bool:

@@ -47,7 +47,7 @@ def record_of(config: DictConfig) -> dict[str, Any]:
 
 def write_record(record: Mapping[str, Any], folder: Path) -> None:
     """Leaves the record in the sweep's folder, with this user's seal."""
-    write_json(sealed(record), folder / _RECORD)
+    write_json(sealed(record, folder), folder / _RECORD)
 
 
 def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
@@ -139,12 +139,12 @@ def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> li
             f"interpolation or Hydra's own keys, which are not taken from a file "
             f"({_short(str(reason))}): {again}."
         ) from reason
-    if not is_trusted and not has_valid_seal(record):
+    if not is_trusted and not has_valid_seal(record, folder):
         shown = _short(" ".join(["--config-name", name, *command]))
         raise ConfigError(
-            f"the sweep in {str(folder)!r} was not recorded by this user on this machine, and its "
-            f"record would run {shown}: {again}, or add {TRUST}=true, with which these overrides "
-            "are taken from the file as plain values."
+            f"the sweep in {str(folder)!r} was not recorded by this user on this machine, or not "
+            f"in this folder, and its record would run {shown}: {again}, or add {TRUST}=true, with "
+            "which these overrides are taken from the file as plain values."
         )
     return ["--config-name", name, *command]
 

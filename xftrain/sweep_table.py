@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,12 +13,13 @@ from xftrain.errors import SweepRefused
 from xftrain.files import read_json, real_path, replace_text, write_json
 from xftrain.printable import one_line
 from xftrain.redaction import hidden_throughout
+from xftrain.spreadsheet import csv_text
 
 _MAX_CHARACTERS = 1000  # of a cell
+_MAX_OVERRIDES = 1000  # of a job
+_MAX_INTEGER = 1 << 62
 _JOBS = ".jobs"  # of a sweep's folder: a file for each of its jobs
 _ENTRY = re.compile(r"\d+\.json", re.ASCII)
-_FORMULA = re.compile(r"[=+\-@]")  # at the beginning of a cell, for a spreadsheet
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.ASCII | re.IGNORECASE)
 _FIGURES = {  # of a job, by column: where result.json has them
     "val/loss": ("metrics", "val/loss"),
     "val/accuracy": ("metrics", "val/accuracy"),
@@ -72,7 +71,7 @@ def write_summary(folder: Path) -> list[Row]:
     rows = read_rows(folder)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     shown = hidden_throughout(rows)
-    replace_text(folder / "summary.csv", _csv(shown, columns))
+    replace_text(folder / "summary.csv", csv_text(shown, columns))
     replace_text(folder / "summary.md", table(shown, is_file=True) + "\n")
     return rows
 
@@ -90,13 +89,13 @@ def read_rows(folder: Path) -> list[Row]:
         result = read_result(Path(run_dir))
         if result is None:
             continue
-        row: Row = {"job": number, "status": result["status"]}
-        for override in result["overrides"]:
+        row: Row = {"job": number, "status": result["status"][:_MAX_CHARACTERS]}
+        for override in result["overrides"][:_MAX_OVERRIDES]:
             key, _, value = override.partition("=")
             row[key.lstrip("+").replace("/", ".")[:_MAX_CHARACTERS]] = value[:_MAX_CHARACTERS]
         for column, place in _FIGURES.items():
             row[column] = _figure(result, place)
-        row["run_dir"] = run_dir
+        row["run_dir"] = run_dir[:_MAX_CHARACTERS]
         row["error"] = one_line(" ".join(str(result.get("error") or "").split()))[:_MAX_CHARACTERS]
         rows.append(row)
     return sorted(rows, key=lambda row: row["job"])
@@ -111,7 +110,7 @@ def table(rows: Sequence[Row], *, is_file: bool = False) -> str:
     """
 
     def shown(value: Any) -> str:
-        return _escaped(_shown(value)) if is_file else _shown(value)
+        return markdown.escaped(_shown(value)) if is_file else _shown(value)
 
     changed = changed_keys(rows) or _overridden(rows)
     columns = ["job", "status", *changed, *_FIGURES, "run_dir"]
@@ -154,43 +153,16 @@ def _figure(result: Mapping[str, Any], place: Sequence[str]) -> float | None:
     value: Any = result
     for name in place:
         value = value.get(name) if isinstance(value, Mapping) else None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and _is_float(value) else None
-
-
-def _is_float(value: float) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:  # an integer of hundreds of digits
-        return False
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:  # it may have hundreds of digits
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
     return one_line(str(value))
-
-
-def _escaped(text: str) -> str:
-    """Without what Markdown takes for a column, HTML, a link or an image."""
-    for mark, entity in (("&", "&amp;"), ("|", "&#124;"), ("<", "&lt;"), ("](", "]&#40;")):
-        text = text.replace(mark, entity)
-    return text
-
-
-def _cell(value: Any) -> Any:
-    """As a spreadsheet is to show it: text is text, and no formula."""
-    if not isinstance(value, str):
-        return value
-    text = one_line(value)
-    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
-
-
-def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writerow({column: _cell(column) for column in columns})
-    writer.writerows({column: _cell(value) for column, value in row.items()} for row in rows)
-    return text.getvalue()

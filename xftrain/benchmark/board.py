@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from xftrain.benchmark.cells import Row
 from xftrain.benchmark.plots import pixels
+from xftrain.benchmark.rows import as_lines, as_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def log_sweep(
         if not isinstance(logger, TensorBoardLogger):
             continue
         writer = logger.experiment
-        for row in rows:
+        for row in map(as_lines, rows):
             names = [str(row[n]) for n in _NAMES if row.get(n) is not None and n != "kernel"]
             curve = " ".join(names) or str(row.get("kernel"))
             for field in _SCALARS:
@@ -43,5 +44,5 @@ def log_sweep(
                     writer.add_scalar(f"{sweep.name} {field}/{curve}", row[field], row.get("M", 0))
         for name, figure in figures.items():
             writer.add_image(f"{sweep.name}/{name}", pixels(figure), dataformats="HWC")
-        writer.add_text(sweep.name, sweep.section(rows, peak))
+        writer.add_text(sweep.name, sweep.section([as_markdown(row) for row in rows], peak))
         writer.flush()

@@ -45,8 +45,9 @@ def measure_matmul(cells: Sequence[MatmulCell], reporter: Reporter) -> None:
 def peak_tflops(rows: Sequence[Row], dtype: str | None) -> float | None:
     """The rate of the product in this dtype; None where it was not measured."""
     for row in rows:
-        if row["sweep"] == SWEEP and row["dtype"] == dtype and row["status"] == "ok":
-            return float(row["tflops"])
+        if row["sweep"] == SWEEP and row.get("dtype") == dtype and row["status"] == "ok":
+            tflops = row.get("tflops")
+            return tflops if isinstance(tflops, float) else None
     return None
 
 

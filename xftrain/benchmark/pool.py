@@ -15,7 +15,7 @@ from xftrain.benchmark.worker import Job, Message, serve
 from xftrain.files import open_plain, read_text
 from xftrain.processes import cause_of_death, environment
 from xftrain.redaction import hidden, hidden_throughout
-from xftrain.search_path import variables_of_children
+from xftrain.search_path import pass_on_to_processes, variables_of_children
 
 _START_S = 300.0  # imports on a slow disk
 _STARTS = 3  # tries to start a process, before a job is given up
@@ -34,6 +34,7 @@ class _Child:
         self.process = context.Process(
             target=serve, args=(theirs, str(log_file), device, deterministic), daemon=True
         )
+        pass_on_to_processes()
         try:
             with environment(variables_of_children()):
                 self.process.start()

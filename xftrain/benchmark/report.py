@@ -12,8 +12,10 @@ from xftrain.benchmark import environment, tables
 from xftrain.benchmark.cells import Row
 from xftrain.benchmark.matmul import SWEEP as PEAK
 from xftrain.benchmark.matmul import peak_tflops
-from xftrain.benchmark.rows import write_csv
+from xftrain.benchmark.rows import as_markdown, write_csv
 from xftrain.files import replace_bytes, replace_text
+from xftrain.markdown import escaped
+from xftrain.printable import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,8 +47,11 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
         shown: of some sweeps the rows to show, where others of the folder have other settings.
     """
     found: dict[str, str] = environment.read(run_dir)
-    parts = [f"# Benchmark: {found['device']}", f"`{found.pop('command')}`", found.pop("note", "")]
+    command = one_line(found.pop("command")).replace("`", "'")
+    found = {escaped(one_line(name)): escaped(one_line(text)) for name, text in found.items()}
+    parts = [f"# Benchmark: {found['device']}", f"`{command}`", found.pop("note", "")]
     parts.append(tables.table(["what", "measured on"], [[k, v] for k, v in found.items()]))
+    saved, rows = rows, [as_markdown(row) for row in rows]
     peaks = [row for row in rows if row["sweep"] == PEAK and row["status"] == "ok"]
     parts += [
         f"A {row['size']} x {row['size']} matrix product in {row['dtype']} ran at "
@@ -57,11 +62,11 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
     for name in dict.fromkeys(row["sweep"] for row in rows if row["sweep"] != PEAK):
         kind, own = (shown or {}).get(name, (None, []))
         if kind is None and name in registry.names("callbacks"):
-            kind, own = registry.load("callbacks", name), [r for r in rows if r["sweep"] == name]
+            kind, own = registry.load("callbacks", name), [r for r in saved if r["sweep"] == name]
         if kind is None:
             continue  # a class of the user's own that is not part of this run: see rows.jsonl
         peak = peak_tflops(rows, own[0].get("dtype") if own else None)
-        parts += [f"## {kind.title}", kind.section(own, peak)]
+        parts += [f"## {kind.title}", kind.section([as_markdown(row) for row in own], peak)]
         plots = sorted((run_dir / _PLOTS).glob(f"{name}-*.png"))
         parts += [f"![{plot.stem}]({_PLOTS}/{plot.name})" for plot in plots]
     return "\n\n".join(part for part in parts if part) + "\n"

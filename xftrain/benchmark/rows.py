@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from xftrain.benchmark.cells import Row
-from xftrain.errors import ConfigError, RunError
+from xftrain.benchmark.cells import Row, Status
+from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.files import open_plain, read_plain, replace_text
+from xftrain.markdown import escaped
 from xftrain.printable import one_line
+from xftrain.spreadsheet import csv_text
 
 FILE = "rows.jsonl"
 _MOST_BYTES = 1 << 30
 _LARGEST = 1 << 62  # bytes, tokens or repetitions; no row has more
+_MAX_CHARACTERS = 1000  # of a text that is shown
+_STATUSES = get_args(Status)
 _TEXTS = ("sweep", "cell", "status")  # fields of every row
 # Of rows that may stand together.
 _SAME = ("device", "host", "torch", "xformers", "xftrain", "deterministic")
@@ -77,11 +79,17 @@ class RowStore:
     def __init__(self, run_dir: Path, environment: Mapping[str, Any]) -> None:
         self.run_dir, self.environment = run_dir, dict(environment)
         self.rows = read_rows(run_dir)
+        self._was_read = bool(self.rows)
         for row in self.rows:
             if any(type(row.get(name)) is not str for name in _TEXTS):
                 raise ConfigError(
                     f"{run_dir / FILE} has a row without {', '.join(_TEXTS)}: delete it, or choose "
                     "another hydra.run.dir."
+                )
+            if row["status"] not in _STATUSES:
+                raise ConfigError(
+                    f"{run_dir / FILE} has a row with a status that is none of "
+                    f"{', '.join(_STATUSES)}: delete it, or choose another hydra.run.dir."
                 )
             for name in _SAME:
                 if row.get(name) != self.environment.get(name):
@@ -113,6 +121,23 @@ class RowStore:
         else:
             self._rewrite()
 
+    @contextmanager
+    def refusing_what_no_benchmark_wrote(self) -> Iterator[None]:
+        """While rows are shown: rows that were read may lack a field, or have a text as a figure.
+
+        Raises:
+            ConfigError: of such rows.
+        """
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            if not self._was_read or isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"{self.run_dir / FILE} has rows that no benchmark of this version wrote "
+                f"({first_line(error)}): delete it, or choose another hydra.run.dir."
+            ) from error
+
     def _rewrite(self) -> None:
         with self._saying_what_failed():
             replace_text(self.run_dir / FILE, "".join(map(_line, self.rows)))
@@ -139,11 +164,29 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
     """All rows, a column for every field that any of them has."""
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_text(path, text.getvalue())
+    replace_text(path, csv_text(rows, columns))
+
+
+def as_lines(row: Row) -> Row:
+    """The row for the console and a log: each text is one line that is not too long."""
+    return {name: _short(value) if _is_text(value) else value for name, value in row.items()}
+
+
+def as_markdown(row: Row) -> Row:
+    """The row for a report: its texts have no HTML, no link and no column of a table."""
+    return {
+        name: escaped(_short(value)) if _is_text(value) else value for name, value in row.items()
+    }
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is neither a figure nor nothing; a foreign row may have a list or a mapping."""
+    return value is not None and not isinstance(value, bool | int | float)
+
+
+def _short(value: Any) -> str:
+    text = one_line(str(value))
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
 
 
 def _line(row: Row) -> str:

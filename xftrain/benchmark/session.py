@@ -16,7 +16,7 @@ from xftrain.benchmark.matmul import SWEEP as PEAK
 from xftrain.benchmark.matmul import peak_tflops
 from xftrain.benchmark.pool import Pool
 from xftrain.benchmark.progress import Progress
-from xftrain.benchmark.rows import RowStore
+from xftrain.benchmark.rows import RowStore, as_lines
 from xftrain.benchmark.tables import STATUS
 from xftrain.benchmark.worker import Job
 from xftrain.processes import stops_raised
@@ -110,14 +110,21 @@ class _Session:
                 self.store.add(_row(cell, measured, self.store.rows))
                 progress.advance(cell)
         by_key = {row["cell"]: row for row in self.store.rows}
-        rows = [by_key[cell.key] for cell in cells]
+        # what a cell is, its row cannot say otherwise
+        rows = [{**by_key[cell.key], **cell.columns} for cell in cells]
         self.shown[sweep.name] = (type(sweep), rows)
-        figures = sweep.figures(rows) if rows else {}
+        with self.store.refusing_what_no_benchmark_wrote():
+            self._show(sweep, rows)
+        log.info("%s: %s", sweep.name, count(rows))
+
+    def _show(self, sweep: Sweep, rows: Sequence[Row]) -> None:
+        """Writes plots, report and TensorBoard, and logs the summary."""
+        lines = [as_lines(row) for row in rows]
+        figures = sweep.figures(lines) if rows else {}
         report.write(self.context.run_dir, self.store.rows, self.shown, sweep.name, figures)
         peak = peak_tflops(self.store.rows, rows[0].get("dtype") if rows else None)
         board.log_sweep(self.context, sweep, rows, peak, figures)
-        log.info("%s\n%s", sweep.title, sweep.summary(rows, peak))
-        log.info("%s: %s", sweep.name, count(rows))
+        log.info("%s\n%s", sweep.title, sweep.summary(lines, peak))
 
     def _num_processes(self) -> int:
         """Side by side on one GPU: they compile and check, which takes little of it."""

@@ -54,6 +54,8 @@ def figure(value: float) -> str:
     size = abs(value)
     if size == 0:
         return "0"
+    if size >= 1e15:
+        return f"{value:.1e}"
     if size >= 100:
         return f"{value:,.0f}"
     if size >= 10:
