@@ -1,0 +1,146 @@
+"""`model.layers`: a pattern of named layers that repeats over the depth of a model.
+
+    layers:
+      pattern: [local, local, global]
+      local: {bias: {name: window, window: 1024}}
+      global: {pos: none}
+
+A name overrides options of the model for its layers. A part is the word of an option, which has the
+values of its YAML file; a mapping with `name`, which changes some of these; or a mapping without
+it, which changes some values of the model's own option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+
+from xftrain.errors import ConfigError
+from xftrain.registry import conf_dir, declared, names
+from xftrain.values import show, unknown_key
+
+PARTS = ("bias", "pos", "heads", "ffn")  # of a model, that may differ from layer to layer
+UNIFORM: dict[str, Any] = {"pattern": None}
+
+Nodes = dict[str, dict[str, Any]]  # options by the part of the model
+
+
+def layer_names(model: Mapping[str, Any]) -> list[str]:
+    """The names of the pattern; one empty name where all layers are alike."""
+    return list(model["layers"]["pattern"] or [""])
+
+
+def layer_nodes(model: Mapping[str, Any]) -> dict[str, Nodes]:
+    """The options of the layers by their names in the pattern.
+
+    Args:
+        model: the checked options of the model.
+    """
+    own = {part: model[part] for part in PARTS}
+    return {name: own | model["layers"].get(name, {}) for name in layer_names(model)}
+
+
+def checked_layers(
+    node: Any, model: Mapping[str, Any], check_option: Callable[[str, Any], dict[str, Any]]
+) -> dict[str, Any]:
+    """The checked `model.layers`: its pattern, and the options that the names of it override.
+
+    Args:
+        node: as composed, or None where a model has none.
+        model: the other options of the model, checked.
+        check_option: returns the complete options of the node at a dotted key.
+
+    Raises:
+        ConfigError: the first fault found, as one sentence.
+    """
+    if node is None:
+        return dict(UNIFORM)
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"model.layers must be a mapping with a pattern, got {show(node)}.")
+    entries = {str(name): entry for name, entry in node.items() if name != "pattern"}
+    pattern = node.get("pattern")
+    if pattern is None:
+        if entries:
+            named = ", ".join(entries)
+            raise ConfigError(
+                f"model.layers describes {named} and has no pattern: name the layers of a period, "
+                f"as in model.layers.pattern=[{named}]."
+            )
+        return dict(UNIFORM)
+    _check_pattern(pattern, entries, model["num_layers"])
+    checked = {
+        name: _checked_entry(f"model.layers.{name}", entries[name], model, check_option)
+        for name in dict.fromkeys(pattern)
+    }
+    return {"pattern": list(pattern), **checked}
+
+
+def _check_pattern(pattern: Any, entries: Mapping[str, Any], num_layers: int) -> None:
+    is_list = isinstance(pattern, list | tuple) and len(pattern) > 0
+    if not is_list or not all(isinstance(name, str) for name in pattern):
+        raise ConfigError(
+            f"model.layers.pattern must be a list of names or null, got {show(pattern)}."
+        )
+    for name in pattern:
+        if name not in entries:
+            known = f", which has {', '.join(entries)}" if entries else ""
+            raise ConfigError(
+                f"model.layers.pattern names {show(name)}, which model.layers does not "
+                f"describe{known}: add it, as in +model.layers.{name}.bias=window."
+            )
+    if len(pattern) > num_layers:
+        raise ConfigError(
+            f"model.layers.pattern names {len(pattern)} layers and model.num_layers is "
+            f"{num_layers}: its last names would be those of no layer; shorten it, or raise "
+            "model.num_layers."
+        )
+
+
+def _checked_entry(
+    key: str, entry: Any, model: Mapping[str, Any], check_option: Callable[[str, Any], Any]
+) -> Nodes:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(
+            f"{key} must be a mapping from {', '.join(PARTS)} to options, got {show(entry)}."
+        )
+    checked: Nodes = {}
+    for part, given in entry.items():
+        if part not in PARTS:
+            raise ConfigError(unknown_key(f"{key}.{part}", [f"{key}.{one}" for one in PARTS], key))
+        place = f"{key}.{part}"
+        checked[part] = check_option(place, _completed(place, part, given, model[part]))
+        if part == "pos":
+            _check_position(place, checked[part], model["pos"])
+    return checked
+
+
+def _completed(key: str, part: str, given: Any, own: Mapping[str, Any]) -> Any:
+    """A part's node, with the values that the entry leaves out."""
+    node = {"name": given} if isinstance(given, str) else given
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{key} must be an option's name or a mapping, got {show(given)}.")
+    if "_target_" in node:
+        return dict(node)
+    if "name" not in node or node["name"] == own.get("name"):
+        return {**own, **node}
+    return {**_file_values(part, node["name"]), **node}
+
+
+def _file_values(part: str, name: Any) -> dict[str, Any]:
+    """What the YAML file of an option says; nothing where there is no such option."""
+    if name not in names(f"model/{part}"):
+        return {}
+    text = (conf_dir() / "model" / part / f"{name}.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    return {key: value for key, value in values.items() if "${" not in str(value)}
+
+
+def _check_position(key: str, node: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    name = node.get("name")
+    if name is not None and node != own and declared("model/pos", name, "changes_embeddings"):
+        raise ConfigError(
+            f"{key}={name} adds to the embeddings, before the first layer: set it as model.pos, "
+            "and use rope or none in a layer."
+        )
