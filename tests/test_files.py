@@ -16,6 +16,7 @@ from xftrain.files import (
     open_plain,
     read_json,
     read_plain,
+    real_path,
     refuse_links,
     replace_text,
 )
@@ -128,3 +129,18 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(os, "scandir", refused)  # root may list everything
     with pytest.raises(ConfigError, match="cannot be searched for links .Permission denied."):
         refuse_links(tmp_path, "hydra.run.dir")
+
+
+@pytest.mark.parametrize("kind", ["a circle", "a chain"])
+def test_links_that_the_system_does_not_follow_are_a_sentence(tmp_path: Path, kind: str) -> None:
+    # os.path.realpath ended in a RecursionError
+    for number in range(1 if kind == "a circle" else 3000):
+        target = "l0" if kind == "a circle" else f"l{number + 1}"
+        (tmp_path / f"l{number}").symlink_to(target)
+    (tmp_path / "l3000").touch()
+    assert real_path(tmp_path / "l0") is None
+    assert real_path(tmp_path / "l2990") == (tmp_path / ("l3000" if kind == "a chain" else "l2990"))
+    for folder in (tmp_path, tmp_path / "l0"):
+        with pytest.raises(ConfigError, match="in a circle") as refused:
+            refuse_links(folder, "hydra.run.dir")
+        assert str(refused.value).endswith(".")

@@ -128,3 +128,24 @@ def test_generation_on_cuda():
     assert torch.equal(generate(model, prompt, 20, vocab_size=64, temperature=0), want)
     with torch.autocast("cuda", torch.bfloat16):
         assert generate(model, prompt, 20, vocab_size=64).shape == (1, 28)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_logits_that_are_not_finite_are_a_sentence(value, temperature):
+    # torch said that a probability tensor contains inf, nan or element < 0
+    model = gpt()
+    with torch.no_grad():
+        model.norm.weight[0] = value
+    with pytest.raises(ConfigError, match="^the logits are not finite") as refused:
+        generate(model, random_tokens(1, 4), 2, vocab_size=64, temperature=temperature)
+    assert str(refused.value).endswith(".")
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-38, 1e-300])
+def test_a_low_temperature_takes_the_likeliest(temperature):
+    # the logits divided by it were infinite
+    model, prompt = gpt(scale=6.0), random_tokens(1, 8)
+    want = generate(model, prompt, 10, vocab_size=64, temperature=0)
+    drawn = generate(model, prompt, 10, vocab_size=64, temperature=temperature)
+    assert torch.equal(drawn, want)

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+MAX_INTEGER = 2**32 - 1  # of every integer; far below what torch and the kernels can hold
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Probability = Annotated[float, Ge(0), Lt(1)]
-Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # what numpy takes
+Seed = Annotated[int, Ge(0), Le(MAX_INTEGER)]  # what numpy takes
 VocabSize = Annotated[int, Ge(2)]
 ImageSide = Annotated[int, Ge(1), Le(1024)]  # of a square, in pixels or in what takes a pixel
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]

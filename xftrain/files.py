@@ -80,6 +80,24 @@ def read_plain(path: Path, max_bytes: int) -> bytes:
     return content
 
 
+def real_path(path: Path) -> Path | None:
+    """Where a path leads once all links are followed.
+
+    Returns:
+        None where there are more links in a row than the system follows, 40 in Linux: Python would
+        follow each by a call within the one before.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+    try:
+        return Path(os.path.realpath(path))
+    except RecursionError:
+        return None
+
+
 def expanded(key: str, path: str) -> Path:
     """The path with a `~` or `~user` at its beginning replaced by that home folder.
 
@@ -114,12 +132,23 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
     Raises:
         ConfigError: the first such link, FIFO, device or socket, or file with a hard link.
     """
-    top = Path(os.path.realpath(folder))
+    top = real_path(folder)
+    if top is None:
+        raise ConfigError(
+            f"{key}={folder} leads in a circle of links, or through too many: choose another "
+            "folder."
+        )
     for entry in _entries(top, may_hold_data=may_hold_data):
         path = Path(entry.path)
         named = f"{key}={folder} has {{}} in it, {path.relative_to(top)}, "
         if entry.is_symlink():
-            if not Path(os.path.realpath(path)).is_relative_to(top):
+            place = real_path(path)
+            if place is None:
+                raise ConfigError(
+                    f"{named.format('a link')}that leads in a circle, or to too many other links: "
+                    "remove it or choose another folder."
+                )
+            if not place.is_relative_to(top):
                 raise ConfigError(
                     f"{named.format('a link')}that leads out of that folder: files behind it could "
                     "be overwritten; remove the link or choose another folder."

@@ -85,7 +85,7 @@ def generate(
         seed: of the draws; leaves torch's own random state alone.
 
     Raises:
-        ConfigError: no prompt, or more positions than the model has.
+        ConfigError: no prompt, more positions than the model has, or logits that are not finite.
     """
     if tokens_BM.shape[1] == 0:
         raise ConfigError("the prompt is empty: give at least one token to go on from.")
@@ -113,9 +113,16 @@ def _draw(
     logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> Tensor:
     """One token a row, [B, 1]."""
-    if temperature == 0:
+    if not logits_BV.isfinite().all():  # on a GPU, drawing would end the process
+        raise ConfigError(
+            "the logits are not finite, so that no token can be drawn: the model's weights are not "
+            "finite, or too large for this precision; give another checkpoint."
+        )
+    if temperature < torch.finfo(torch.float32).tiny:
         return logits_BV.argmax(dim=-1, keepdim=True)
     if top_k is not None and top_k < logits_BV.shape[-1]:
         least_B1 = logits_BV.topk(top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
-    return torch.multinomial((logits_BV / temperature).softmax(-1), 1, generator=generator)
+    # the largest is 0, as a low temperature makes any other infinite
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature
+    return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)

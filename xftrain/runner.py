@@ -50,6 +50,7 @@ from xftrain.training.trainer import build_trainer
 log = logging.getLogger(__name__)
 
 _NO_HPARAMS = ("callbacks", "logger", "ckpt", "ckpt_allow", "tags")
+_BAD_STATE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _HPARAM_METRICS = (
     "val/loss",
     "val/accuracy",
@@ -224,14 +225,14 @@ def _restoring(ckpt: Path | None, module: TrainingModule) -> Iterator[None]:
     """Says of an error before the first step that the checkpoint is to blame."""
     try:
         yield
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except _BAD_STATE as error:
         is_told = isinstance(error, ConfigError | RunError) or is_out_of_memory(error)
         frames = traceback.walk_tb(error.__traceback__)
         places = {Path(frame.f_code.co_filename).name for frame, _ in frames}
         if ckpt is None or module.has_begun or is_told or "checkpoint_connector.py" not in places:
             raise
         raise ConfigError(
-            f"ckpt={ckpt} cannot be gone on from ({first_line(error)}): what it holds is not what "
+            f"ckpt={ckpt} cannot be resumed ({first_line(error)}): what it holds is not what "
             "this version of xftrain saves; give another one, or none to start afresh."
         ) from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from xftrain import markdown
 from xftrain.errors import SweepRefused
-from xftrain.files import read_json, replace_text, write_json
+from xftrain.files import read_json, real_path, replace_text, write_json
 from xftrain.printable import one_line
 from xftrain.redaction import hidden_throughout
 
@@ -64,8 +63,8 @@ def note_job(folder: Path, number: int, run_dir: Path) -> None:
 
 def _is_below(path: Path, folder: Path) -> bool:
     """Whether a path is inside a folder, links followed."""
-    place, top = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    return place != top and place.is_relative_to(top)
+    place, top = real_path(path), real_path(folder)
+    return place is not None and top is not None and place != top and place.is_relative_to(top)
 
 
 def write_summary(folder: Path) -> list[Row]:

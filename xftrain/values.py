@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 
 from xftrain.errors import ConfigError
+from xftrain.fields import MAX_INTEGER
 from xftrain.signatures import REQUIRED, Field
 
 
@@ -80,8 +81,22 @@ def _check_value(key: str, annotation: Any, value: Any) -> Any:
     # JSON, since a strict tuple would refuse the lists that YAML has; infinite and nan never fit
     adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
     try:
-        return adapter.validate_json(json.dumps(value), strict=True)
+        checked = adapter.validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError, ValueError):
         finite = " and finite" if isinstance(value, float) and not math.isfinite(value) else ""
         rule = describe(annotation) + finite
         raise ConfigError(f"{key} must be {rule}, got {show(value)}.") from None
+    if not _is_within_limits(checked):
+        rule = f"{describe(annotation)}, with no integer above {MAX_INTEGER}"
+        raise ConfigError(f"{key} must be {rule}, got {show(value)}.")
+    return checked
+
+
+def _is_within_limits(value: Any) -> bool:
+    """Whether each integer, alone or in a list, is one that torch and the kernels can compute with.
+
+    A mapping is an option, whose values are checked when it is built.
+    """
+    if isinstance(value, list | tuple):
+        return all(map(_is_within_limits, value))
+    return not isinstance(value, int) or abs(value) <= MAX_INTEGER

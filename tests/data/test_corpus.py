@@ -72,7 +72,8 @@ def test_what_may_not_be_read_is_skipped(tmp_path, monkeypatch):
         (b"plain", True),
         ("naïve 漢字".encode(), True),
         (b"a" * 8191 + b"\0", False),
-        (b"a" * 8192 + b"\0", True),  # the rule looks at 8 KiB
+        (b"a" * 8192 + b"\0", False),  # the rule looked at 8 KiB
+        (b"a" * (3 << 20) + b"\0", False),  # late
         (b"a\xff", False),
         (b"a" * 100 + "漢".encode()[:2], False),  # half a character at the end
         (b"a" * ((1 << 20) - 1) + "漢".encode(), True),  # a character across two reads
@@ -81,9 +82,29 @@ def test_what_may_not_be_read_is_skipped(tmp_path, monkeypatch):
         ("utf-16".encode("utf-16"), False),
     ],
 )
-def test_text_is_valid_utf8_without_nul_at_its_start(tmp_path, content, expected):
+def test_text_is_valid_utf8_without_nul(tmp_path, content, expected):
     (tmp_path / "file").write_bytes(content)
     assert is_text(tmp_path / "file") is expected
+
+
+@pytest.mark.timeout(20)
+def test_a_sparse_file_of_terabytes_is_binary_at_once(tmp_path):
+    # its hole was read to the end, and every NUL of it was to be a token
+    with (tmp_path / "file").open("wb") as file:
+        file.write(b"hello world\n" * 1000)
+        file.truncate(8 << 40)
+    assert not is_text(tmp_path / "file")
+
+
+@pytest.mark.parametrize("num_links", [1, 41, 3000])
+def test_a_chain_of_links_is_followed_as_far_as_the_system_follows_it(tmp_path, num_links):
+    # os.path.realpath ended in a RecursionError
+    for number in range(num_links):
+        (tmp_path / f"l{number}").symlink_to(f"l{number + 1}")
+    (tmp_path / f"l{num_links}").write_text("text")
+    names, skipped = names_and_skipped(tmp_path)
+    assert f"l{num_links}" in names or skipped["repeated"]
+    assert skipped.get("unreadable", 0) == max(0, num_links - 40)
 
 
 def test_a_fifo_that_comes_after_the_listing_is_not_waited_for(tmp_path):

@@ -15,21 +15,6 @@ from xftrain.data.token_cache import prepare
 from xftrain.errors import ConfigError, RunError
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Twenty small text files."""
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for number in range(20):
-        (folder / f"{number:02}.txt").write_text(f"{number} naïve words\n" * 9)
-    return folder
-
-
-@pytest.fixture
-def cache_dir(tmp_path):
-    return tmp_path / "cache"
-
-
 def contents_of(folder):
     """All files but meta.json, which has times."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "meta.json"}

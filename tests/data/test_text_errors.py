@@ -7,21 +7,6 @@ from xftrain.data.token_cache import prepare
 from xftrain.errors import ConfigError
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Twenty small text files."""
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for number in range(20):
-        (folder / f"{number:02}.txt").write_text(f"{number} naïve words\n" * 9)
-    return folder
-
-
-@pytest.fixture
-def cache_dir(tmp_path):
-    return tmp_path / "cache"
-
-
 def make(root, kind):
     """A path that is no corpus."""
     path = root / "given"

@@ -20,21 +20,6 @@ from xftrain.errors import RunError
 SEPARATOR = 256
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Twenty small text files."""
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for number in range(20):
-        (folder / f"{number:02}.txt").write_text(f"{number} naïve words\n" * 9)
-    return folder
-
-
-@pytest.fixture
-def cache_dir(tmp_path):
-    return tmp_path / "cache"
-
-
 def contents(stream):
     """The documents of a byte stream."""
     assert stream.tokens[0] == stream.tokens[-1] == SEPARATOR

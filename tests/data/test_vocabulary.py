@@ -144,3 +144,38 @@ def refused(folder, description, said):
         rebuild(description, folder)
     sentence = str(error.value)
     assert sentence.endswith(".") and sentence.isprintable() and len(sentence) < 700
+
+
+def _of_brackets(num_bytes):
+    return '{"model":{"vocab":{},"merges":[' + "[]," * (num_bytes // 3) + "[]]}}"
+
+
+@pytest.mark.parametrize("vocab_size", [280, 2**30])
+def test_a_file_of_many_small_values_is_refused_before_it_is_parsed(
+    tmp_path, monkeypatch, vocab_size
+):
+    # 60 MB of brackets took 1.9 GB
+    (tmp_path / FILE).write_text(_of_brackets(5000 if vocab_size == 280 else 15_000_000))
+    monkeypatch.setattr(json, "loads", lambda text: pytest.fail("it is parsed"))
+    description = {"kind": "bpe", "vocab_size": vocab_size, "digest": "x"}
+    with pytest.raises(ConfigError, match="has more values than the vocabulary") as refused:
+        rebuild(description, tmp_path)
+    assert str(refused.value).endswith(".")
+
+
+def test_quotes_that_are_never_closed_are_soon_gone_through(tmp_path):
+    for text in ('"' + '\\"' * 2_000_000, '"' * 2_000_001, "\\" * 2_000_001):
+        (tmp_path / FILE).write_text(text)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            rebuild({"kind": "bpe", "vocab_size": 280, "digest": "x"}, tmp_path)
+
+
+@pytest.mark.parametrize("indent", [None, 3])
+def test_a_vocabulary_with_brackets_and_quotes_in_its_tokens_has_no_more_values(
+    tmp_path, monkeypatch, indent
+):
+    monkeypatch.setattr("xftrain.data.tokenizer._OTHER_PARTS", 50)
+    code = b'[[[[{{"a", "b"}}]]]] \\\\ \\" ,,,, [[, {"x": [1, 2]}, ' * 99
+    made = Bpe.train([code], 400)
+    (tmp_path / FILE).write_text(json.dumps(json.loads(file_of(made)), indent=indent))
+    assert rebuild(describe(made), tmp_path).digest() == made.digest()

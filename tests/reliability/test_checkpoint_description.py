@@ -80,7 +80,7 @@ TYPES: dict[str, tuple[tuple[str, ...], Any]] = {
 def test_another_type_is_not_made_a_text_of(tmp_path, content, kind):
     keys, value = TYPES[kind]
     torch.save(_set(*keys)(value, content), tmp_path / "hostile.ckpt")
-    with pytest.raises(ConfigError, match="cannot be gone on from"):
+    with pytest.raises(ConfigError, match="cannot be resumed"):
         run(tmp_path / "run", f"ckpt={tmp_path / 'hostile.ckpt'}", "max_steps=2")
 
 

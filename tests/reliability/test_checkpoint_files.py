@@ -110,7 +110,7 @@ def test_a_checkpoint_with_a_wrong_part_is_refused(tmp_path, good, key, inside):
     (tmp_path / "one.ckpt").write_bytes(good)
     content = torch.load(tmp_path / "one.ckpt")
     torch.save({**content, key: inside}, tmp_path / "one.ckpt")
-    check_refused(tmp_path, tmp_path / "one.ckpt", "cannot be gone on from")
+    check_refused(tmp_path, tmp_path / "one.ckpt", "cannot be resumed")
 
 
 def test_auto_goes_by_the_times_that_files_hold(tmp_path, caplog):

@@ -81,6 +81,17 @@ def _twice(path: Path) -> None:
     rewritten(path, more={"archive/DATA.PKL": pickle.dumps({}, 2)})
 
 
+def _named_twice(path: Path) -> None:
+    """Twice the same bytes as a name, of which Python reads one as UTF-8 and torch both alike."""
+    rewritten(path, more={"archive/data/é": b"x" * 8, "archive/data/xx": b"y" * 8})
+    path.write_bytes(path.read_bytes().replace(b"archive/data/xx", "archive/data/é".encode()))
+
+
+def _name_with_a_nul(path: Path) -> None:
+    rewritten(path, more={"archive/data/9?9": b"y" * 8})
+    path.write_bytes(path.read_bytes().replace(b"archive/data/9?9", b"archive/data/9\0009"))
+
+
 def _directory_of_gigabytes(path: Path) -> None:
     held = bytearray(path.read_bytes())
     held[-10:-6] = struct.pack("<I", 2**31)
@@ -111,6 +122,8 @@ def _after_the_archive(path: Path) -> None:
         (_compressed, "compressed"),
         (_bomb, "compressed"),
         (_twice, "two entries of one name"),
+        (_named_twice, "no name of torch's"),
+        (_name_with_a_nul, "no name of torch's"),
         (_directory_of_gigabytes, "directory is said to have"),
         (_entry_larger_than_the_file, "larger than the file has room for"),
         (_before_the_archive, "does not begin as a zip file"),
@@ -212,13 +225,19 @@ def test_whatever_a_file_holds_ends_in_a_sentence(good, tmp_path_factory, noise,
 
 
 @pytest.mark.fault("no plain file among the checkpoints")
-@pytest.mark.parametrize("kind", ["fifo", "folder", "socket", "link", "dangling", "device"])
+@pytest.mark.parametrize(
+    "kind", ["fifo", "folder", "socket", "link", "dangling", "device", "circle", "chain"]
+)
 def test_what_is_no_plain_file_is_passed_over_by_name(tmp_path, monkeypatch, good, caplog, kind):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "previous.ckpt").write_bytes(good.read_bytes())
     place = folder / "last.ckpt"
     targets = {"link": good, "dangling": tmp_path / "nothing", "device": Path("/dev/zero")}
+    # Path.resolve ended in a RuntimeError, or a RecursionError
+    targets |= {"circle": place, "chain": folder / "l1"}
+    for number in range(1, 3000 if kind == "chain" else 1):
+        (folder / f"l{number}").symlink_to(f"l{number + 1}")
     if kind == "fifo":
         os.mkfifo(place)
     elif kind == "folder":

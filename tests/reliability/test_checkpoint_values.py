@@ -54,6 +54,7 @@ VALUES: dict[str, tuple[Callable[[Any, Content], Content], Any, str]] = {
     "a progress of text": (PROGRESS, {"ready": "x", "completed": 1}, "is no checkpoint"),
     "a progress without end": (PROGRESS, {"ready": float("inf")}, "is no checkpoint"),
     "an option that is a tensor": (BATCH_SIZE, torch.zeros(2), "configuration has a DescribedT"),
+    "skipped steps of text": (_set("xftrain", "num_skipped"), "x", "is no checkpoint"),
     "a progress below 0": (PROGRESS, {"ready": -5, "completed": 1}, "is no checkpoint"),
 }
 
@@ -79,7 +80,6 @@ WRONG: dict[str, tuple[Callable[[Any, Content], Content], Any]] = {
     "a metric that is huge": (_set("callbacks", "RunStart", "metrics"), {"x": 2**2000}),
     "callbacks of text": (_set("callbacks", "Checkpoint"), "best"),
     "a best loss of text": (_set("callbacks", "Checkpoint"), {"best_loss": "x"}),
-    "skipped steps of text": (_set("xftrain", "num_skipped"), "x"),
 }
 
 
@@ -91,7 +91,7 @@ def test_a_part_that_no_run_can_take_up_is_refused(tmp_path, content, kind):
         value = {**content["optimizer_states"][0]["state"][0], **value}
     path = tmp_path / "hostile.ckpt"
     torch.save(put(value, content), path)
-    with pytest.raises(ConfigError, match="cannot be gone on from") as refused:
+    with pytest.raises(ConfigError, match="cannot be resumed") as refused:
         run(tmp_path / "run", f"ckpt={path}", "max_steps=2")
     assert "\n" not in str(refused.value)
 

@@ -1,9 +1,10 @@
 """A file or a folder of text: which files, which of them are held out, and their bytes in pieces.
 
-A file is text if it has no NUL byte in its first 8 KiB and is valid UTF-8 throughout. Hidden files
-and folders and `__pycache__` are passed over, and nothing is read twice: a second name of the same
-file could put held-out text into the training files. Links are followed inside the folder, and out
-of it if that is asked for: in a folder from somebody else they could lead to private files.
+A file is text if it is valid UTF-8 and has no NUL byte; the first one ends its reading, so that a
+sparse file of terabytes is no work. Hidden files and folders and `__pycache__` are passed over, and
+nothing is read twice: a second name of the same file could put held-out text into the training
+files. Links are followed inside the folder, and out of it if that is asked for: in a folder from
+somebody else they could lead to private files.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ from pathlib import Path
 from xftrain.data.run_outputs import is_output_folder, outputs_of_this_process
 from xftrain.data.skipped import Skipped
 from xftrain.errors import ConfigError, RunError
-from xftrain.files import open_plain
+from xftrain.files import open_plain, real_path
 from xftrain.interfaces import Split
 from xftrain.printable import one_line
 
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 64 << 10
-_HEAD_BYTES = 8 << 10
 _BLOCK_BYTES = 1 << 20
 
 
@@ -96,13 +96,17 @@ def list_files(
                 continue
             name, path = prefix + entry.name, folder / entry.name
             if entry.is_symlink():
-                path = Path(os.path.realpath(path))
+                place = real_path(path)
+                if place is None:  # in a circle, or more links than the system follows
+                    skipped.add("unreadable", name)
+                    continue
+                path = place
                 if not follow_links and not path.is_relative_to(top):
                     skipped.add("outside", name)
                     continue
             try:
                 status = entry.stat()
-            except OSError:  # a link to nowhere, or one that goes round in a circle
+            except OSError:  # a link to nowhere
                 skipped.add("unreadable", name)
                 continue
             if _identity(status) in left_out:
@@ -126,16 +130,14 @@ def list_files(
 
 
 def is_text(path: Path) -> bool:
-    """Whether the file has no NUL byte in its first 8 KiB and is valid UTF-8 throughout."""
+    """Whether the file is valid UTF-8 and has no NUL byte, as a hole in a sparse file has."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with open_plain(path) as file:
-            block = file.read(_BLOCK_BYTES)
-            if b"\0" in block[:_HEAD_BYTES]:
-                return False
-            while block:
+            while block := file.read(_BLOCK_BYTES):
+                if b"\0" in block:
+                    return False
                 decoder.decode(block)
-                block = file.read(_BLOCK_BYTES)
             decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False

@@ -41,7 +41,7 @@ from xftrain.interfaces import Split
 log = logging.getLogger(__name__)
 
 _BPE_VOCAB = 8192
-_FORMAT = 2  # raise it when the same files would give another content
+_FORMAT = 3  # raise it when the same files would give another content
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _make(
     if not texts:
         skipped.extend("binary", len(binary), binary)
         raise ConfigError(
-            "data.path must hold text (valid UTF-8, no NUL byte in the first 8 KiB), got "
+            "data.path must hold text (valid UTF-8 without NUL bytes), got "
             f"{str(root)!r} with none (skipped {skipped}); give a file or folder of text"
             + (", or set data.follow_links=true." if skipped["outside"] else ".")
         )

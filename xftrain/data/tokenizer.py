@@ -30,6 +30,10 @@ _PIECES_AT_ONCE = 64  # encoded in parallel by `tokenizers`
 # for 68 s as 64 KiB words and for 10 s as words of 256 characters.
 _LONG_WORD = re.compile(r"\S{256}")
 MAX_FILE_BYTES = 64 << 20  # of a tokenizer.json; a million tokens take 40 MiB
+# Commas and brackets of its JSON, each before a value that may take 30 times its bytes once it is
+# parsed: one of each token, three of the merge that makes it.
+_PARTS_OF_TOKEN, _OTHER_PARTS, _MAX_PARTS = 4, 1000, 8_000_000
+_STRING = re.compile('"[^"]*"')
 _LONGEST_TOKEN = 4096  # bytes; a word of 256 characters has at most 1,024
 # Parts of a tokenizer.json, each of which must be null, absent or one of these.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -169,13 +173,18 @@ class Bpe(Tokenizer):
         return cls.from_json(model.to_str())
 
     @classmethod
-    def from_json(cls, text: str) -> Bpe:
+    def from_json(cls, text: str, vocab_size: int | None = None) -> Bpe:
         """Read what `to_json` wrote; raises ValueError on anything else.
 
         The file may come from anyone: `tokenizers` gets the tokens and merges alone, never a
         regular expression, a template or a size that the file names.
+
+        Args:
+            text: of `tokenizer.json`.
+            vocab_size: V of the vocabulary that is expected, the separator included.
         """
         try:
+            _check_extent(text, vocab_size)
             return cls(*_tokens_and_merges(json.loads(text)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             said = one_line(str(error))[:200]
@@ -201,6 +210,17 @@ class Bpe(Tokenizer):
     def _digest(self) -> str:
         content = json.dumps(["byte-level bpe", self._texts, self._merges])
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _check_extent(text: str, vocab_size: int | None) -> None:
+    """Refuse JSON that has far more values than the tokens and merges of a vocabulary."""
+    limit = _MAX_PARTS
+    if vocab_size is not None:
+        limit = min(limit, _OTHER_PARTS + _PARTS_OF_TOKEN * vocab_size)
+    without_quotes = text.replace("\\\\", "").replace('\\"', "")  # those within strings
+    outside = _STRING.sub("", without_quotes)
+    if sum(map(outside.count, ",[{")) > limit:
+        raise ValueError("it has more values than the vocabulary has tokens and merges")
 
 
 def _tokens_and_merges(content: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:

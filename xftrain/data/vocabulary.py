@@ -81,7 +81,7 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
         raise ConfigError("ckpt holds a damaged description of its vocabulary: give another one.")
     found: Vocabulary
     if kind == "bpe":
-        found = _read_bpe(folder / FILE)
+        found = _read_bpe(folder / FILE, size)
     elif kind == "bytes":
         found = Bytes()
     elif kind == "integers":
@@ -131,9 +131,9 @@ def without_description(config: Mapping[str, Any], num_steps: int) -> Vocabulary
     )
 
 
-def _read_bpe(path: Path) -> Bpe:
+def _read_bpe(path: Path, vocab_size: int) -> Bpe:
     try:
-        return Bpe.from_json(read_plain(path, MAX_FILE_BYTES).decode("utf-8"))
+        return Bpe.from_json(read_plain(path, MAX_FILE_BYTES).decode("utf-8"), vocab_size)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path} is missing, which holds the BPE vocabulary of ckpt: copy it from the "

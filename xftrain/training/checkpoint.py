@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.files import NotPlainFile, open_plain, replacing, sync
+from xftrain.files import NotPlainFile, open_plain, real_path, replacing, sync
 from xftrain.printable import one_line
 from xftrain.run_folder import run_id_of
 from xftrain.training.checkpoint_format import check_sums, described_content
 from xftrain.training.checkpoint_header import run_id
 from xftrain.training.plain_pickle import DescribedTensor
-from xftrain.training.plain_values import NotPlain
+from xftrain.training.plain_values import NotPlain, is_count
 from xftrain.training.saved_config import check_description
 
 _KEYS: dict[str, type] = {
@@ -247,7 +247,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_symlink():
-        raise ConfigError(f"ckpt={path} is a link: give the path of the file, {path.resolve()}.")
+        place = real_path(path) or "not of a link"
+        raise ConfigError(f"ckpt={path} is a link: give the path of the file, {place}.")
     try:
         with open_plain(path) as file:
             _checked(described_content(file))
@@ -289,9 +290,10 @@ def _checked(content: Any) -> dict[str, Any]:
         right
         and isinstance(content["xftrain"].get("config"), dict)
         and all(isinstance(weight, DescribedTensor) for weight in content["state_dict"].values())
-        and _is_count(content["global_step"])
-        and _is_count(content["xftrain"].get("saved_at", 0))
-        and all(type(value) is bool or _is_count(value) for value in _leaves(content["loops"]))
+        and is_count(content["global_step"])
+        and is_count(content["xftrain"].get("saved_at", 0))
+        and is_count(content["xftrain"].get("num_skipped", 0))
+        and all(type(value) is bool or is_count(value) for value in _leaves(content["loops"]))
     ):
         raise _NotOurs
     check_description(content["xftrain"])
@@ -305,7 +307,3 @@ def _leaves(value: Any) -> Iterator[Any]:
         return
     for child in value.values() if isinstance(value, dict) else value:
         yield from _leaves(child)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _UNREADABLE

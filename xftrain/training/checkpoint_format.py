@@ -86,6 +86,10 @@ def _check_entries(entries: list[zipfile.ZipInfo], length: int) -> None:
     """Each has its own bytes of the file, and as many as it says."""
     if not entries or entries[0].header_offset:
         raise NotACheckpoint("it does not begin with its first entry")
+    for entry in entries:
+        # Python and torch read other names differently, and would compare different entries
+        if not entry.filename.isascii() or entry.filename != entry.orig_filename:
+            raise NotACheckpoint(f"its entry {entry.orig_filename!r:.100} has no name of torch's")
     names = {entry.filename.lower() for entry in entries}  # torch does not tell the cases apart
     if len(names) < len(entries):
         raise NotACheckpoint("it has two entries of one name")

@@ -20,7 +20,7 @@ from xftrain.model import GPT
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.narrow_weights import NarrowWeights, strangers
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
-from xftrain.training.restored import check_restored
+from xftrain.training.restored import check_loops, keep_own_settings, states_of
 from xftrain.training.same_data import DataIdentity
 from xftrain.training.same_run import (
     differences,
@@ -82,12 +82,11 @@ class TrainingModule(LightningModule):
         self.data_offset = 0  # from Lightning's number of a batch to the data's
         self.has_begun = False  # to train; before that, a checkpoint is restored
         self._narrow: NarrowWeights | None = None
+        self._saved_states: tuple[dict[str, Any], dict[str, Any]] | None = None  # to be restored
         self._val_sums = ValSums()
 
     def on_train_start(self) -> None:
         """All is restored that a checkpoint held."""
-        if self.trainer.ckpt_path is not None:
-            check_restored(self.trainer.optimizers[0], self.trainer.ckpt_path)
         self.has_begun = True
         if self._narrow is not None:
             self._narrow.refresh()
@@ -184,6 +183,8 @@ class TrainingModule(LightningModule):
         if type(optimizer) is FusedAdamW and self._may_narrow():
             self._narrow = NarrowWeights(self.model, torch.bfloat16)
             optimizer.copies = self._narrow.copies
+        if self._saved_states is not None:
+            keep_own_settings(optimizer, schedule, self._saved_states, self.trainer.ckpt_path)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -285,8 +286,9 @@ class TrainingModule(LightningModule):
             moved=self.data_identity.has_content_of(held),
         )
         self.data_identity.refuse_other_content(held, current)
+        check_loops(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict())
         self.data_offset = renumber_batches(checkpoint, self.trainer.accumulate_grad_batches)
-        self.guard.num_skipped = int(held.get("num_skipped", 0))
+        self.guard.num_skipped = held.get("num_skipped", 0)
         self.saved_at = max(self.saved_at, held.get("saved_at", 0))
         if changed := differences(saved, current).values():
             log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
@@ -296,8 +298,8 @@ class TrainingModule(LightningModule):
                 checkpoint["global_step"],
                 self.trainer.max_steps,
             )
-        states = checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
-        self.optim.update_saved(*states, self.trainer.max_steps)
+        self._saved_states = states_of(checkpoint)
+        self.optim.update_saved(*self._saved_states, self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration and what the data is, as plain values."""

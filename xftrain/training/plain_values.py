@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from typing import Any
 
@@ -10,12 +11,25 @@ _MAX_INTEGER = 2**60  # of a key; larger ones may all have one hash, and take fo
 # Bytes that all values would take, where one within two others counts twice: so many more than the
 # pickle has, and so many times the pickle's. Any of them may be made a text of, for a message.
 _MORE_BYTES, _TIMES = 16 << 20, 8
+_MOST = 2**62  # of a count; later than any time in nanoseconds
 _VALUE = 8  # bytes of one, besides its text; a pickle has one at least
 _KEYS = str | int | float | None  # of a dictionary; the hash of a tuple that is deep ends Python
 
 
 class NotPlain(ValueError):
     """A pickle that is damaged, or holds more than plain values and dense tensors."""
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is an integer of at least 0 that no arithmetic makes too large for torch."""
+    return type(value) is int and 0 <= value < _MOST
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an integer or a float, neither NaN nor too large; infinity is one."""
+    if type(value) is int:
+        return abs(value) < _MOST
+    return type(value) is float and not math.isnan(value)
 
 
 def check_key(value: Any) -> None:

@@ -18,6 +18,7 @@ from xftrain.training.checkpoint_header import later_checkpoints
 from xftrain.training.loggers.csv import CSV
 from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule, training_module
+from xftrain.training.plain_values import is_count
 
 log = logging.getLogger(__name__)
 
@@ -124,23 +125,26 @@ class RunStart(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The same of the checkpoint; of a wrong type, Lightning's restoring ends with an error."""
-        try:
-            self._take_up(state_dict)
-        except OverflowError as error:
-            raise ValueError(f"a number is too large ({error})") from error
-
-    def _take_up(self, state_dict: dict[str, Any]) -> None:
         loggers = dict(state_dict["loggers"])
         rows, sizes = loggers.get("metrics.csv"), loggers.get("events")
         saved_run, validation = state_dict["run"], state_dict["validation"]
         if not isinstance(saved_run, str | None) or not isinstance(validation, str):
             raise TypeError("the run and its validation are no texts")
         self._saved_run, self._validation = saved_run, validation
-        self._metrics = {str(k): float(value) for k, value in state_dict["metrics"].items()}
-        self._validated_at = int(state_dict["validated_at"])
+        metrics, validated_at = dict(state_dict["metrics"]), state_dict["validated_at"]
+        # a metric may be NaN, as a figure of a step that was left out
+        if not all(type(value) is float for value in metrics.values()):
+            raise TypeError("a metric is not a number")
+        positions = [*([] if rows is None else [rows]), *dict(sizes or {}).values()]
+        if not all(is_count(position) for position in positions):
+            raise ValueError("a position in a record of metrics is not a count")
+        if validated_at != -1 and not is_count(validated_at):
+            raise ValueError("the step of its last validation is not a count")
+        self._metrics = {str(name): value for name, value in metrics.items()}
+        self._validated_at = validated_at
         self._positions = {
-            "metrics.csv": None if rows is None else int(rows),
-            "events": None if sizes is None else {str(k): int(v) for k, v in sizes.items()},
+            "metrics.csv": rows,
+            "events": None if sizes is None else {str(k): v for k, v in dict(sizes).items()},
         }
 
 

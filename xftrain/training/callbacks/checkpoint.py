@@ -20,6 +20,7 @@ from xftrain.training.callbacks.metrics import not_training
 from xftrain.training.checkpoint import export_weights, newest_save, sweep_partial_files
 from xftrain.training.module import training_module
 from xftrain.training.optional import optional
+from xftrain.training.plain_values import is_number
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +142,10 @@ class Checkpoint(LightningCheckpoint):
         return {"best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The loss to beat."""
-        self.best_loss = float(state_dict["best_loss"])
+        """The loss to beat; of a wrong type, Lightning's restoring ends with an error."""
+        if not is_number(state_dict["best_loss"]):
+            raise TypeError("the best loss so far is not a number")
+        self.best_loss = state_dict["best_loss"]
 
     def _is_affordable(self) -> bool:
         """Whether one more save is within its share of the time."""

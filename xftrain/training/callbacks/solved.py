@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from xftrain.training.callbacks.checkpoint import within_step
 from xftrain.training.module import training_module
+from xftrain.training.plain_values import is_number
 
 log = logging.getLogger(__name__)
 
@@ -45,5 +46,8 @@ class Solved(Callback):
         return {"accuracy": self.accuracy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Whether it was."""
-        self.accuracy = state_dict["accuracy"]
+        """Whether it was; of a wrong type, Lightning's restoring ends with an error."""
+        accuracy = state_dict["accuracy"]
+        if accuracy is not None and not is_number(accuracy):
+            raise TypeError("the accuracy at which it was solved is not a number")
+        self.accuracy = accuracy
