@@ -1,4 +1,4 @@
-"""Writes the README's results from a benchmark's rows, between the two marks that are there.
+"""Writes the results in docs/benchmark.md from a benchmark's rows, between the two marks there.
 
 python scripts/readme_results.py docs/benchmarks/2026-11-24-h100 [--check]
 """
@@ -14,7 +14,7 @@ from xftrain import registry
 from xftrain.benchmark import tables
 from xftrain.benchmark.rows import as_markdown, read_rows
 
-ROOT = Path(__file__).parents[1]
+PAGE = Path(__file__).parents[1] / "docs" / "benchmark.md"
 START, END = "<!-- results -->", "<!-- end of results -->"
 PLOT = "attention_sweep-memory.png"
 
@@ -23,7 +23,7 @@ def results(folder: Path) -> str:
     """The section, in Markdown."""
     rows = [as_markdown(row) for row in read_rows(folder)]
     found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    place = folder.resolve().relative_to(ROOT).as_posix()
+    place = folder.resolve().relative_to(PAGE.parent).as_posix()
     sweep = registry.load("callbacks", "attention_sweep")
     own = [row for row in rows if row["sweep"] == "attention_sweep"]
     parity = registry.load("callbacks", "parity").summary(  # type: ignore[attr-defined]
@@ -57,15 +57,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if it would")
     args = parser.parse_args()
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
     _, mark, after = rest.partition(END)
     if not mark:
-        parser.error(f"README.md has no {START} followed by {END}")
+        parser.error(f"{PAGE.name} has no {START} followed by {END}")
     new = f"{before}{START}\n\n{results(args.folder)}\n\n{END}{after}"
     if not args.check:
-        path.write_text(new, encoding="utf-8")
+        PAGE.write_text(new, encoding="utf-8")
     return int(args.check and new != text)
 
 

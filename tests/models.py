@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -63,3 +64,11 @@ def gpt(*, seed: int = 0, scale: float = 1.0, **chosen: Any) -> GPT:
 
 def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_bias(model: GPT, make: Callable[[Any], Any]) -> None:
+    """Changes the recipe of the attention bias in every layer."""
+    made: dict[int, Any] = {}
+    for spec in model.specs:
+        made.setdefault(id(spec.bias), make(spec.bias))
+    model.specs = [spec._replace(bias=made[id(spec.bias)]) for spec in model.specs]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import xftrain
 from tests.attention.cells import BACKENDS, BIASES, NUM_KV_HEADS, PACKED_LENGTHS
-from tests.models import VOCAB, gpt, options, random_tokens
+from tests.models import VOCAB, gpt, options, random_tokens, with_bias
 from xftrain import registry
 from xftrain.benchmark.reference import relative_error
 from xftrain.builder import assemble
@@ -86,7 +86,7 @@ def test_packed_equals_separate_on_cuda(attn, bias, dtype, tolerance):
     seqlens = (65, 65) if attn == "flex" else PACKED_LENGTHS
     model = gpt(attn=attn, bias=bias, pos="rope", heads="gqa", scale=5.0).cuda()
     for row in (seqlens, *((n,) for n in seqlens)):
-        facts, shape = model.attention_facts(1, sum(row), row if len(row) > 1 else None)
+        ((facts, shape, _),) = model.attention_cases(1, sum(row), row if len(row) > 1 else None)
         if reasons := model.backend.unsupported(facts, shape, dtype, torch.device("cuda")):
             pytest.skip(f"refused, see test_parity.py: {'; '.join(reasons)}")
     before = torch.get_float32_matmul_precision()
@@ -124,7 +124,7 @@ def test_no_document_sees_another_and_without_the_boundary_it_does(attn, bias):
 
     with torch.no_grad():
         assert not later_documents_differ()
-        model.bias = NoBoundary(model.bias)  # positions still restart
+        with_bias(model, NoBoundary)  # positions still restart
         assert later_documents_differ()
 
 
@@ -341,7 +341,7 @@ def test_the_additive_bias_of_a_recipe_of_ones_own_is_used():
 
     for attn in ON_CPU:
         model = gpt(attn=attn, scale=5.0)
-        model.bias = Diagonal()
+        with_bias(model, lambda _: Diagonal())
         with torch.no_grad():
             one = model(TOKENS)
             two = model(TOKENS.flip(1).roll(1, 1))
@@ -372,5 +372,5 @@ def test_rows_of_the_embedding(asked, rows):
 def test_shape_letters_of_grouped_heads():
     for heads, num_kv_heads in NUM_KV_HEADS.items():
         model = assemble(options(heads=heads, num_heads=8), VOCAB)
-        _, shape = model.attention_facts(2, 16, None)
+        ((_, shape, _),) = model.attention_cases(2, 16, None)
         assert shape == AttnShape(B=2, M=16, H=8, G=num_kv_heads, K=8)

@@ -12,14 +12,14 @@ from xftrain.losses.fused import Fused
 @pytest.mark.parametrize(("base", "head_dim"), [(10000.0, 128), (500000.0, 64)])
 def test_ropes_frequencies_are_powers_in_float64(base: float, head_dim: int) -> None:
     # those of float32 are off by up to its last bit, an angle of a hundredth at a position of 10^5
-    cos, sin = RoPE(head_dim, head_dim, base=base).rotation(torch.tensor([[2**20]]))
+    cos, sin = RoPE(head_dim, head_dim, base=base).prepare(torch.tensor([[2**20]]))
     powers = [base ** (-2 * pair / head_dim) for pair in range(head_dim // 2)]
     angles = torch.tensor(powers) * 2**20  # exact
     assert torch.equal(cos.flatten(), angles.cos()) and torch.equal(sin.flatten(), angles.sin())
 
 
 def test_rope_turns_float64_in_float64() -> None:
-    rotation = RoPE(8, 8).rotation(torch.arange(5)[None])
+    rotation = RoPE(8, 8).prepare(torch.arange(5)[None])
     x = torch.randn(1, 5, 1, 8, dtype=torch.float64)
     turned = rotate(x, rotation)
     cos, sin = (part.double() for part in rotation)

@@ -30,7 +30,7 @@ from xftrain.losses.full import Full
 from xftrain.memory import total_memory_bytes, usable_memory_bytes
 from xftrain.model import GPT, Block, Recomputed
 from xftrain.oom import _changed, out_of_memory
-from xftrain.peak.figures import Peak
+from xftrain.peak.figures import LayerBytes, Peak
 from xftrain.peak.layers import run_layers
 from xftrain.peak.plan import _warning
 from xftrain.peak.prediction import predict
@@ -76,7 +76,7 @@ def kept_by_block(
     shapes = {tuple(w.shape) for w in weights} | {tuple(w.t().shape) for w in weights}
     narrow = is_mixed and model.residual_dtype == "auto"
     x_BMD = torch.randn(ROWS, TOKENS, 64, dtype=torch.bfloat16 if narrow else torch.float32)
-    rotation = model.pos.rotation(positions_of(TOKENS, None))
+    rotation = model.pos.prepare(positions_of(TOKENS, None))
     outside = {t.untyped_storage().data_ptr() for t in (*weights, *(rotation or ()))}
     found: tuple[dict[int, int], dict[int, int]] = ({}, {})
     held = []
@@ -91,7 +91,7 @@ def kept_by_block(
     run = torch.compile(block, backend="aot_eager_decomp_partition") if compiled else block
     with autocast(is_mixed), saved_tensors_hooks(note, lambda tensor: tensor):
         handle = model.prepare(ROWS, TOKENS)
-        run(x_BMD.requires_grad_(), model.backend, handle, rotation, recomputes_ffn)
+        run(x_BMD.requires_grad_(), model.backend, handle[0], rotation, recomputes_ffn)
     activations, casts = (sum(sizes.values()) for sizes in found)
     return activations, casts
 
@@ -101,8 +101,8 @@ def check_block(chosen: dict, is_mixed: bool, *, compiled: bool, rel: float) -> 
     dtype = torch.bfloat16 if is_mixed else torch.float32
     layers = run_layers(model, batch_of(), dtype, CPU, is_mixed=is_mixed, is_compiled=compiled)
     activations, casts = kept_by_block(chosen, is_mixed, compiled=compiled)
-    assert layers.block.activations == pytest.approx(activations, rel=rel)
-    assert layers.block.casts == casts
+    assert layers.blocks[0].kept.activations == pytest.approx(activations, rel=rel)
+    assert layers.blocks[0].kept.casts == casts
 
 
 @pytest.mark.parametrize("is_mixed", [False, True], ids=["32-true", "bf16-mixed"])
@@ -133,7 +133,7 @@ def check_ffn(ffn: str, is_mixed: bool) -> None:
         kept_by_block(chosen, is_mixed, compiled=True, recomputes_ffn=recomputes)[0]
         for recomputes in (False, True)
     )
-    assert layers.ffn == pytest.approx(whole - less, rel=0.03)
+    assert layers.blocks[0].ffn == pytest.approx(whole - less, rel=0.03)
     assert less < 0.6 * whole
 
 
@@ -306,9 +306,10 @@ def test_compiled_blocks_with_a_budget_make_the_rest_again(budget):
     whole = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
     settings["model"]["activation_budget"] = budget
     less = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
-    left_out = (1 - budget) * (whole.block - whole.block_input)
-    assert whole.block - less.block == pytest.approx(left_out, abs=1)
-    assert less.block + less.block_backward == whole.block + whole.block_backward
+    for all_kept, some_kept in zip(whole.layers, less.layers, strict=True):
+        left_out = (1 - budget) * (all_kept.kept - all_kept.input)
+        assert all_kept.kept - some_kept.kept == pytest.approx(left_out, abs=1)
+        assert some_kept.kept + some_kept.backward == all_kept.kept + all_kept.backward
 
 
 def test_gpt_124m_on_an_h100_as_it_was_measured():
@@ -325,7 +326,7 @@ def test_gpt_124m_on_an_h100_as_it_was_measured():
     peak = predict(settings, model, Full(), batch_of(32, 1024), torch.bfloat16, CPU)
     state = peak.weights + peak.gradients + peak.optimizer
     assert state / 2**30 == pytest.approx(1.85, abs=0.01)
-    assert peak.block == pytest.approx(16 * 768 * 2 * 32 * 1024, rel=0.01)
+    assert peak.layers[0].kept == pytest.approx(16 * 768 * 2 * 32 * 1024, rel=0.01)
     logits = 32 * 1024 * 50304 * 2
     assert (peak.state + peak.activations(NOTHING) + logits) / 2**30 == pytest.approx(
         14.1, rel=0.05
@@ -338,10 +339,12 @@ def test_gpt_124m_on_an_h100_as_it_was_measured():
 peaks = st.builds(
     Peak,
     **dict.fromkeys(
-        [field.name for field in dataclasses.fields(Peak) if field.name != "num_blocks"],
+        [field.name for field in dataclasses.fields(Peak) if field.name != "layers"],
         st.integers(0, 1000),
     ),
-    num_blocks=st.integers(1, 9),
+    layers=st.lists(st.builds(LayerBytes, *[st.integers(0, 1000)] * 5), min_size=1, max_size=9).map(
+        tuple
+    ),
 )
 
 

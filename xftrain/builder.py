@@ -10,6 +10,8 @@ import torch
 from xftrain import config, registry
 from xftrain.errors import ConfigError
 from xftrain.interfaces import DataSource, Loss, Vocabulary
+from xftrain.layer_pattern import layer_names, layer_nodes
+from xftrain.layers.spec import LayerSpec
 from xftrain.model import GPT
 
 _VOCAB_MULTIPLE = 64  # matrix products want it; GPT-2's 50257 tokens become 50304 rows
@@ -54,17 +56,39 @@ def assemble(options: Mapping[str, Any], num_tokens: int) -> GPT:
     def part(group: str) -> Any:
         return registry.factory(f"model/{group}", f"model.{group}", model[group])
 
-    groups = ("attn", "bias", "pos", "heads", "ffn", "norm")
+    groups = ("attn", "bias", "pos", "heads", "ffn", "norm", "layers")
     scalars = {key: value for key, value in model.items() if key not in groups}
     return GPT(
         part("attn")(),
-        part("bias")(),
+        _layer_specs(model),
         part("pos"),
-        part("heads"),
-        part("ffn"),
         part("norm"),
         **{**scalars, "vocab_size": num_tokens},
     )
+
+
+def _layer_specs(model: Mapping[str, Any]) -> list[LayerSpec]:
+    """The layers of one period of the pattern; parts of equal options are the same object."""
+    made: list[tuple[str, Mapping[str, Any], Any]] = []
+
+    def part(group: str, node: Mapping[str, Any]) -> Any:
+        for known_group, known, one in made:
+            if (known_group, known) == (group, node):
+                return one
+        factory = registry.factory(f"model/{group}", f"model.{group}", node)
+        made.append((group, node, factory() if group == "bias" else factory))
+        return made[-1][-1]
+
+    specs = {
+        name: LayerSpec(
+            part("bias", nodes["bias"]),
+            part("heads", nodes["heads"]),
+            part("ffn", nodes["ffn"]),
+            None if nodes["pos"] == model["pos"] else part("pos", nodes["pos"]),
+        )
+        for name, nodes in layer_nodes(model).items()
+    }
+    return [specs[name] for name in layer_names(model)]
 
 
 def build_data(options: Mapping[str, Any], world_size: int = 1) -> DataSource:

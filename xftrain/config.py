@@ -29,6 +29,7 @@ from xftrain.composed_parts import Composed
 from xftrain.config_checks import check_compile, check_files, check_sizes
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
+from xftrain.layer_pattern import checked_layers
 from xftrain.overrides import (
     all_groups,
     normalise_argv,
@@ -184,7 +185,8 @@ def refuse_merged(hydra_cfg: DictConfig | HydraConf) -> None:
     Raises:
         ConfigError: a group that takes one option got several, in an override or in a file.
     """
-    single = [group for group in ("model", "trainer", *PACKAGES) if group not in ENTRY_GROUPS]
+    groups = ("model", "model/layers", "trainer", *PACKAGES)
+    single = [group for group in groups if group not in ENTRY_GROUPS]
     if all(group in hydra_cfg.runtime.choices for group in single):
         return  # Hydra notes no choice for a group that was given a list
     typed = [*hydra_cfg.overrides.hydra, *hydra_cfg.overrides.task]
@@ -367,9 +369,10 @@ def _trainer_fields() -> dict[str, Field]:
 def _checked_model(node: Any) -> dict[str, Any]:
     model = _mapping("model", node)
     parts = [group.partition("/")[2] for group in PACKAGES if group.startswith("model/")]
-    scalars = {key: value for key, value in model.items() if key not in parts}
+    scalars = {key: value for key, value in model.items() if key not in (*parts, "layers")}
     checked = check_fields("model", fields_of("xftrain.model", "GPT"), scalars, owner="model")
-    return checked | {part: _checked_option(f"model.{part}", model.get(part)) for part in parts}
+    checked |= {part: _checked_option(f"model.{part}", model.get(part)) for part in parts}
+    return checked | {"layers": checked_layers(model.get("layers"), checked, _checked_option)}
 
 
 def _checked_option(key: str, node: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from xftrain.errors import ConfigError
 from xftrain.files import expanded
+from xftrain.layer_pattern import layer_nodes
 from xftrain.processes import check_rank_variables, is_rank, num_ranks
 from xftrain.registry import declared
 
@@ -23,15 +24,16 @@ def check_sizes(model: Mapping[str, Any]) -> None:
             f"model.dim must be a multiple of model.num_heads, got {dim} and {num_heads}; with "
             f"this dim num_heads can be {_divisors(dim)}."
         )
-    heads = model["heads"]
-    if "name" in heads and num_heads % (num_kv_heads := heads.get("num_kv_heads") or 1):
-        raise ConfigError(
-            f"model.heads.num_kv_heads must divide model.num_heads = {num_heads}, got "
-            f"{num_kv_heads}; choose one of {_divisors(num_heads)}."
-        )
-    if "name" in (bias := model["bias"]):
-        if reason := declared("model/bias", bias["name"], "not_for_training"):
-            raise ConfigError(f"model.bias={bias['name']} {reason}.")
+    for name, nodes in layer_nodes(model).items():
+        key = f"model.layers.{name}" if name else "model"
+        heads, bias = nodes["heads"], nodes["bias"]
+        if "name" in heads and num_heads % (num_kv_heads := heads.get("num_kv_heads") or 1):
+            raise ConfigError(
+                f"{key}.heads.num_kv_heads must divide model.num_heads = {num_heads}, got "
+                f"{num_kv_heads}; choose one of {_divisors(num_heads)}."
+            )
+        if reason := "name" in bias and declared("model/bias", bias["name"], "not_for_training"):
+            raise ConfigError(f"{key}.bias={bias['name']} {reason}.")
 
 
 def check_compile(options: Mapping[str, Any]) -> None:

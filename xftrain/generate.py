@@ -15,7 +15,7 @@ PROMPT_TOKENS = 16  # at most
 
 
 class _LayerCache:
-    """Keys and values of one layer, [B, M so far, G, K]."""
+    """Keys and values of one layer, [B, M so far, G, K]; with a window, no more than it sees."""
 
     def __init__(self, bias: AttnBias) -> None:
         self.bias = bias
@@ -27,6 +27,9 @@ class _LayerCache:
             k_BNGK = torch.cat([self.k_BMGK, k_BNGK], dim=1)
             v_BNGK = torch.cat([self.v_BMGK, v_BNGK], dim=1)
         self.k_BMGK, self.v_BMGK = k_BNGK, v_BNGK
+        if self.bias.window is not None and self.bias.additive_HMM is None:
+            first = max(0, k_BNGK.shape[1] - (self.bias.window - 1))  # the next query sees itself
+            self.k_BMGK, self.v_BMGK = k_BNGK[:, first:], v_BNGK[:, first:]
         return k_BNGK, v_BNGK
 
 
@@ -91,8 +94,7 @@ def generate(
         raise ConfigError("the prompt is empty: give at least one token to go on from.")
     model.check_length(tokens_BM.shape[1] + num_tokens - 1)
     generator = torch.Generator(tokens_BM.device).manual_seed(seed)
-    bias = model.bias.build(model.num_heads, None)
-    caches = [_LayerCache(bias) for _ in model.blocks]
+    caches = [_LayerCache(spec.bias.build(model.num_heads, None)) for spec in model.specs]
     was_training = model.training
     model.eval()
     new_BN, first = tokens_BM, 0

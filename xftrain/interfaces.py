@@ -18,7 +18,7 @@ M backends meet in `AttnBias` alone, so a new bias edits no backend and a new ba
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -226,6 +226,97 @@ class AttnBias:
         if self.additive_HMM is not None:
             bias = bias + self.additive_HMM[:, first_query:].to(device=device, dtype=dtype)
         return bias.masked_fill(~visible_MM, float("-inf"))
+
+
+class AttnCase(NamedTuple):
+    """The attention that some layers of a model have in common for a batch.
+
+    Attributes:
+        bias: what a query may see.
+        shape: the sizes of one call.
+        layers: the indices of the layers, from 0.
+    """
+
+    bias: AttnBias
+    shape: AttnShape
+    layers: tuple[int, ...]
+
+
+def layers_in_words(layers: Sequence[int]) -> str:
+    """Indices from 0 as `layer 0` or `layers 0-4, 6`."""
+    runs: list[list[int]] = []
+    for index in layers:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    said = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(said)}"
+
+
+class PositionEncoding(Protocol):
+    """Tells positions apart (`conf/model/pos/`).
+
+    A constant `changes_embeddings = True` of the class says that `embed` does something. Such an
+    encoding is that of the whole model, and cannot be that of single layers.
+
+    Attributes:
+        max_positions: the longest document, or None where any length will do.
+    """
+
+    max_positions: int | None
+
+    def embed(self, x_BMD: Tensor, positions_1M: Tensor) -> Tensor:
+        """Token embeddings, before the first layer."""
+        ...
+
+    def prepare(self, positions_1M: Tensor) -> Any:
+        """What `apply_to` needs of the positions, once a batch."""
+        ...
+
+    def apply_to(self, q_BMHK: Tensor, k_BMGK: Tensor, prepared: Any) -> tuple[Tensor, Tensor]:
+        """q and k of a layer, as attention compares them."""
+        ...
+
+
+class Heads(Protocol):
+    """Projects the residual stream to queries, keys and values (`conf/model/heads/`).
+
+    Constructor: `(dim, num_heads, linear_bias, *, <options>)`; a `torch.nn.Module`.
+
+    Attributes:
+        num_kv_heads: G; H is a multiple of it.
+    """
+
+    num_kv_heads: int
+
+    def __call__(self, x_BMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q_BMHK, k_BMGK and v_BMGK of the normalized residual stream."""
+        ...
+
+
+class FeedForward(Protocol):
+    """The feed-forward of a layer (`conf/model/ffn/`).
+
+    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`. It may have more:
+    `unsupported(device) -> list[str]`, the reasons why it cannot run there, and `stand_in()`, a
+    module with its weights for the memory prediction, where it cannot run on fake tensors itself.
+    """
+
+    def __call__(self, x_BMD: Tensor) -> Tensor:
+        """[B, M, D] to [B, M, D], which is added to the residual stream."""
+        ...
+
+
+class Norm(Protocol):
+    """Normalizes each position (`conf/model/norm/`).
+
+    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`.
+    """
+
+    def __call__(self, x_BMD: Tensor) -> Tensor:
+        """[B, M, D] to [B, M, D]."""
+        ...
 
 
 @runtime_checkable

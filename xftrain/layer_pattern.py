@@ -22,6 +22,7 @@ from xftrain.registry import conf_dir, declared, names
 from xftrain.values import show, unknown_key
 
 PARTS = ("bias", "pos", "heads", "ffn")  # of a model, that may differ from layer to layer
+_MAX_KINDS = 64  # of layers; a checkpoint of anyone's may ask for any number
 UNIFORM: dict[str, Any] = {"pattern": None}
 
 Nodes = dict[str, dict[str, Any]]  # options by the part of the model
@@ -90,6 +91,11 @@ def _check_pattern(pattern: Any, entries: Mapping[str, Any], num_layers: int) ->
                 f"model.layers.pattern names {show(name)}, which model.layers does not "
                 f"describe{known}: add it, as in +model.layers.{name}.bias=window."
             )
+    if len(set(pattern)) > _MAX_KINDS:
+        raise ConfigError(
+            f"model.layers.pattern must have at most {_MAX_KINDS} different names, got "
+            f"{len(set(pattern))}."
+        )
     if len(pattern) > num_layers:
         raise ConfigError(
             f"model.layers.pattern names {len(pattern)} layers and model.num_layers is "

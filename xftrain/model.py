@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -16,13 +16,18 @@ from xftrain.compilation import begin_compiling
 from xftrain.errors import ConfigError
 from xftrain.fields import Fraction, PositiveFloat, PositiveInt, Probability
 from xftrain.initialization import initialize
-from xftrain.interfaces import AttnBias, AttnShape, Backend, BiasRecipe, positions_of
+from xftrain.interfaces import (
+    Attention,
+    AttnBias,
+    AttnCase,
+    AttnShape,
+    Backend,
+    PositionEncoding,
+    positions_of,
+)
 from xftrain.layers.linear import Linear
-from xftrain.layers.positions.rope import rotate
+from xftrain.layers.spec import LayerSpec
 from xftrain.tied import MayTieHead
-
-Rotation = tuple[Tensor, Tensor] | None
-Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 
 class Recomputed(NamedTuple):
@@ -48,6 +53,7 @@ class Block(nn.Module):
         heads: nn.Module,
         ffn: nn.Module,
         norms: tuple[nn.Module, nn.Module],
+        pos: PositionEncoding,
         *,
         dim: int,
         linear_bias: bool,
@@ -56,6 +62,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm_attn, self.norm_ffn = norms
         self.heads, self.ffn = heads, ffn
+        self.apply_positions = pos.apply_to
         self.out = Linear(dim, dim, bias=linear_bias)
         self.dropout = dropout
 
@@ -64,13 +71,20 @@ class Block(nn.Module):
         x_BMD: Tensor,
         attention: Attention,
         handle: Any,
-        rotation: Rotation,
+        positions: Any,
         recomputes_ffn: bool = False,
     ) -> Tensor:
-        """One layer; `handle` is what the backend prepared for this batch."""
+        """One layer.
+
+        Args:
+            x_BMD: the residual stream.
+            attention: the backend, or what stands for it.
+            handle: what the backend prepared for this layer and batch.
+            positions: what the layer's position encoding prepared for this batch.
+            recomputes_ffn: computes the feed-forward again in the backward pass.
+        """
         q_BMHK, k_BMGK, v_BMGK = self.heads(self.norm_attn(x_BMD))
-        if rotation is not None:
-            q_BMHK, k_BMGK = rotate(q_BMHK, rotation), rotate(k_BMGK, rotation)
+        q_BMHK, k_BMGK = self.apply_positions(q_BMHK, k_BMGK, positions)
         out_BMHK = attention(q_BMHK, k_BMGK, v_BMGK, handle)
         x_BMD = x_BMD + self._drop(self.out(out_BMHK.flatten(2)))
         if recomputes_ffn:
@@ -95,10 +109,9 @@ class GPT(MayTieHead):
 
     Args:
         backend: computes attention.
-        bias: recipe of the attention bias.
-        make_pos: (D, K) -> position encoding.
-        make_heads: (D, H, linear_bias) -> projection to q, k, v.
-        make_ffn: (D, linear_bias) -> feed-forward.
+        layers: what the first layers are made of; the list repeats over the depth. Equal parts are
+            the same object.
+        make_pos: (D, K) -> position encoding of all layers that have none of their own.
         make_norm: (D, linear_bias) -> normalization.
         dim: D.
         num_layers: number of blocks.
@@ -122,10 +135,8 @@ class GPT(MayTieHead):
     def __init__(
         self,
         backend: Backend,
-        bias: BiasRecipe,
+        layers: Sequence[LayerSpec],
         make_pos: Callable[..., Any],
-        make_heads: Callable[..., nn.Module],
-        make_ffn: Callable[..., nn.Module],
         make_norm: Callable[..., nn.Module],
         *,
         dim: PositiveInt,
@@ -142,7 +153,8 @@ class GPT(MayTieHead):
     ) -> None:
         super().__init__()
         assert vocab_size is not None, "the builder takes it from the data"
-        self.backend, self.bias = backend, bias
+        self.backend = backend
+        self.specs = [layers[index % len(layers)] for index in range(num_layers)]
         self.attention: Attention = backend
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.recomputed = Recomputed()
@@ -153,63 +165,101 @@ class GPT(MayTieHead):
         self.residual_dtype, self.activation_budget = residual_dtype, activation_budget
         self.embed = nn.Embedding(vocab_size, dim)
         self.pos = make_pos(dim, self.head_dim)
+        own = dict.fromkeys(spec.make_pos for spec in self.specs if spec.make_pos is not None)
+        positions = {make: make(dim, self.head_dim) for make in own}
         self.blocks = nn.ModuleList(
             Block(
-                make_heads(dim, num_heads, linear_bias),
-                make_ffn(dim, linear_bias),
+                spec.make_heads(dim, num_heads, linear_bias),
+                spec.make_ffn(dim, linear_bias),
                 (make_norm(dim, linear_bias), make_norm(dim, linear_bias)),
+                self.pos if spec.make_pos is None else positions[spec.make_pos],
                 dim=dim,
                 linear_bias=linear_bias,
                 dropout=dropout,
             )
-            for _ in range(num_layers)
+            for spec in self.specs
         )
+        self.layer_pos = nn.ModuleList(positions.values())
+        makes = list(positions)
+        self._pos_of_layer = [
+            None if spec.make_pos is None else makes.index(spec.make_pos) for spec in self.specs
+        ]
         self.norm = make_norm(dim, linear_bias)
         self.head = Linear(dim, vocab_size, bias=False)
         if tie_embeddings:
             self.tie_head()
         self.uninitialized = initialize(self, init_std, num_layers)
-        self._handle: tuple[Any, Any] | None = None  # (facts, handle) of the last batch
+        self._handles: dict[Any, Any] = {}  # of the last batch, by the facts
 
     @property
-    def num_kv_heads(self) -> int:
-        """G."""
-        return self.blocks[0].heads.num_kv_heads  # type: ignore[union-attr, return-value]
+    def windows(self) -> list[int | None]:
+        """How many keys a query sees at most in each layer; None is all."""
+        return [spec.bias.build(self.num_heads, None).window for spec in self.specs]
+
+    def position_encoding(self, layer: int) -> Any:
+        """The position encoding of a layer."""
+        place = self._pos_of_layer[layer]
+        return self.pos if place is None else self.layer_pos[place]
+
+    def distinct_blocks(self) -> list[tuple[Block, tuple[int, ...]]]:
+        """The first block of each kind, and the indices of all layers of that kind."""
+        kinds: dict[tuple[int, ...], list[int]] = {}  # by identity: a recipe may have no hash
+        for index, spec in enumerate(self.specs):
+            kinds.setdefault(tuple(map(id, spec)), []).append(index)
+        return [(self.blocks[layers[0]], tuple(layers)) for layers in kinds.values()]  # type: ignore[misc]
 
     @property
     def vocab_size(self) -> int:
         """V."""
         return self.head.weight.shape[0]
 
-    def attention_facts(
+    def attention_cases(
         self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None
-    ) -> tuple[AttnBias, AttnShape]:
-        """The bias and the sizes of one attention call for such a batch.
+    ) -> list[AttnCase]:
+        """The distinct biases and sizes of attention calls for such a batch, and their layers.
 
         Raises:
             ConfigError: the documents do not fill one row, or the bias does not fit the batch.
         """
         check_documents(seqlens, num_rows, num_positions)
-        shape = AttnShape(num_rows, num_positions, self.num_heads, self.num_kv_heads, self.head_dim)
-        bias = self.bias.build(self.num_heads, seqlens)
-        bias.check_fits(shape)
-        return bias.simplified(num_positions), shape
+        built: dict[int, AttnBias] = {}  # by the identity of the recipe
+        cases: dict[Any, AttnCase] = {}
+        for index, (spec, block) in enumerate(zip(self.specs, self.blocks, strict=True)):
+            groups: int = block.heads.num_kv_heads  # type: ignore[union-attr, assignment]
+            shape = AttnShape(num_rows, num_positions, self.num_heads, groups, self.head_dim)
+            recipe = id(spec.bias)
+            if recipe not in built:
+                bias = spec.bias.build(self.num_heads, seqlens)
+                bias.check_fits(shape)
+                built[recipe] = bias.simplified(num_positions)
+            bias = built[recipe]
+            key = (recipe if bias.key is None else bias.key, shape)
+            layers = cases[key].layers if key in cases else ()
+            cases[key] = AttnCase(bias, shape, (*layers, index))
+        return list(cases.values())
 
     def prepare(
         self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None = None
-    ) -> Any:
-        """The backend's handle for such a batch, kept while batches stay alike."""
-        bias, shape = self.attention_facts(num_rows, num_positions, seqlens)
+    ) -> list[Any]:
+        """The backend's handle of each layer for such a batch, kept while batches stay alike."""
+        cases = self.attention_cases(num_rows, num_positions, seqlens)
         self.check_length(max(seqlens or (num_positions,)))
         device, dtype = self.compute_device_dtype()
         # tensors made in inference mode would be refused by a later backward pass
         place = (dtype, device, torch.is_inference_mode_enabled())
-        key = None if bias.key is None else (bias.key, shape, place)
-        if key is not None and self._handle is not None and self._handle[0] == key:
-            return self._handle[1]
-        handle = self.backend.prepare(bias, shape, dtype, device)
-        self._handle = (key, handle)
-        return handle
+        before, self._handles = self._handles, {}
+        handles: list[Any] = [None] * len(self.blocks)
+        for bias, shape, layers in cases:
+            key = None if bias.key is None else (bias.key, shape, place)
+            if key is not None and key in before:
+                handle = before[key]
+            else:
+                handle = self.backend.prepare(bias, shape, dtype, device)
+            if key is not None:
+                self._handles[key] = handle
+            for index in layers:
+                handles[index] = handle
+        return handles
 
     def compile_blocks(self, *, packed: bool) -> None:
         """Compiles each block in place, which leaves the state dict as it is.
@@ -256,7 +306,7 @@ class GPT(MayTieHead):
         self,
         tokens_BM: Tensor,
         positions_1M: Tensor,
-        handles: Any,
+        handles: Sequence[Any],
         attention: Attention | None = None,
     ) -> Tensor:
         """Normalized last hidden states [B, M, D]; the output matrix comes after.
@@ -264,7 +314,7 @@ class GPT(MayTieHead):
         Args:
             tokens_BM: int64 tokens.
             positions_1M: int64 positions, the same for every row.
-            handles: what `prepare` gave, or a list of one handle a layer.
+            handles: what `prepare` returns: one a layer.
             attention: computes attention instead of the backend, and outside compiled code.
         """
         eager = attention is not None
@@ -273,17 +323,23 @@ class GPT(MayTieHead):
         _, dtype = self.compute_device_dtype()
         if dtype == torch.bfloat16 and self.residual_dtype == "auto":
             x_BMD = x_BMD.to(dtype)  # float16 is left out: its largest number is 65,504
-        rotation = self.pos.rotation(positions_1M)
+        positions = self._prepared_positions(positions_1M)
         recomputed = self.recomputed if torch.is_grad_enabled() else Recomputed()
         for index, block in enumerate(self.blocks):
-            handle = handles[index] if isinstance(handles, list) else handles
+            of_layer = (attention, handles[index], positions[index])
             if eager:
-                x_BMD = block.forward(x_BMD, attention, handle, rotation)
+                x_BMD = block.forward(x_BMD, *of_layer)
             elif index < recomputed.blocks:
-                x_BMD = checkpoint(block, x_BMD, attention, handle, rotation, use_reentrant=False)
+                x_BMD = checkpoint(block, x_BMD, *of_layer, use_reentrant=False)
             else:
-                x_BMD = block(x_BMD, attention, handle, rotation, index < recomputed.ffns)
+                x_BMD = block(x_BMD, *of_layer, index < recomputed.ffns)
         return self.norm.forward(x_BMD) if eager else self.norm(x_BMD)
+
+    def _prepared_positions(self, positions_1M: Tensor) -> list[Any]:
+        """What the position encoding of each layer prepared."""
+        common = self.pos.prepare(positions_1M)
+        own = [pos.prepare(positions_1M) for pos in self.layer_pos]  # type: ignore[operator]
+        return [common if place is None else own[place] for place in self._pos_of_layer]
 
     def forward(self, tokens_BM: Tensor, seqlens: tuple[int, ...] | None = None) -> Tensor:
         """Logits [B, M, V]; with `seqlens`, of documents packed into the one row.
@@ -295,5 +351,5 @@ class GPT(MayTieHead):
         num_rows, num_positions = tokens_BM.shape
         check_documents(seqlens, num_rows, num_positions)
         positions_1M = positions_of(num_positions, seqlens).to(tokens_BM.device)
-        handle = self.prepare(num_rows, num_positions, seqlens)
-        return F.linear(self.hidden(tokens_BM, positions_1M, handle), self.head.weight)
+        handles = self.prepare(num_rows, num_positions, seqlens)
+        return F.linear(self.hidden(tokens_BM, positions_1M, handles), self.head.weight)

@@ -21,7 +21,7 @@ class Contract(NamedTuple):
     """What the framework passes to the class of a group, and calls on what it makes.
 
     Attributes:
-        positional: names of the positional arguments; see `docs/adding.md`.
+        positional: names of the positional arguments; see `docs/extending.md`.
         methods: that the class has.
         attributes: that its instances have.
         base: full name of the class that it derives from, where there is one.
@@ -37,7 +37,9 @@ _LAYER = ("dim", "linear_bias")
 CONTRACTS = {
     "model/attn": Contract(methods=("unsupported", "prepare", "__call__", "kernel")),
     "model/bias": Contract(methods=("build",)),
-    "model/pos": Contract(("dim", "head_dim"), ("embed", "rotation"), ("max_positions",)),
+    "model/pos": Contract(
+        ("dim", "head_dim"), ("embed", "prepare", "apply_to"), ("max_positions",)
+    ),
     "model/heads": Contract(
         ("dim", "num_heads", "linear_bias"), ("forward",), ("num_kv_heads",), "torch.nn.Module"
     ),
@@ -137,7 +139,7 @@ def _check_arguments(
     if len(by_place) < len(positional) and not takes_any_place:
         raise ConfigError(
             f"{key}._target_={target} must take the positional arguments {', '.join(positional)}, "
-            f"and it takes {len(by_place)}: docs/adding.md lists those of each group."
+            f"and it takes {len(by_place)}: docs/extending.md lists those of each group."
         )
     given = by_place[: len(positional)]
     for name in (parameter.name for parameter in given):
@@ -225,5 +227,5 @@ def _derives(made: type, base: str) -> bool:
 def _lacking(group: str, key: str, what: str, missing: list[str]) -> ConfigError:
     return ConfigError(
         f"{key}: {what} has no {' and no '.join(missing)}, which every class of the group "
-        f"{group.replace('/', '.')} has: add what docs/adding.md says of it."
+        f"{group.replace('/', '.')} has: add what docs/extending.md says of it."
     )

@@ -13,6 +13,7 @@ from xftrain.builder import assemble
 from xftrain.data.loader import ValBatches
 from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss
+from xftrain.layer_pattern import layer_names, layer_nodes
 from xftrain.training.val_sums import NO_LABEL
 
 
@@ -33,11 +34,11 @@ def check_runs(
     """
     with torch.device("meta"):
         model = assemble(options, vocab_size)
-    cases = [model.attention_facts(*batch.shape_BM, batch.seqlens)]
+    cases = model.attention_cases(*batch.shape_BM, batch.seqlens)
     if batch.seqlens is not None:
         # this batch's documents are short by chance; one as long as a row will come
-        cases.append(model.attention_facts(1, options["seq"], (options["seq"],)))
-    for bias, shape in cases:
+        cases += model.attention_cases(1, options["seq"], (options["seq"],))
+    for bias, shape, layers in cases:
         reasons = model.backend.unsupported(bias, shape, dtype, device)
         if not reasons:
             continue
@@ -47,17 +48,17 @@ def check_runs(
             if not backend.unsupported(bias, shape, dtype, device)
         ]
         raise ConfigError(
-            f"model.attn={_name(options, 'attn')} cannot run model.bias={_name(options, 'bias')} "
-            f"with model.heads={_name(options, 'heads')} in {str(dtype).removeprefix('torch.')} "
+            f"model.attn={_name(options['model']['attn'])} cannot run "
+            f"{_described(options['model'], layers[0])} in {str(dtype).removeprefix('torch.')} "
             f"on {device.type}: {'; '.join(reasons)}. Nearest choice that works: "
             f"model.attn={works[0]}."
         )
     _check_graphs(options, loss, batch, device)
-    for part in (model.blocks[0].ffn, loss):
+    for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
         ask = getattr(part, "unsupported", None)
         if ask is not None and (why := ask(device)):
             raise ConfigError(f"{'; '.join(why)}.")
-    for bias, shape in cases:
+    for bias, shape, _ in cases:
         model.check_length(max(bias.seqlens or (shape.M,)))
 
 
@@ -90,6 +91,13 @@ def _check_graphs(
         raise ConfigError(f"loss cannot run with compile=cudagraphs: {reason}.")
 
 
-def _name(options: Mapping[str, Any], group: str) -> str:
-    node = options["model"][group]
+def _described(model: Mapping[str, Any], layer: int) -> str:
+    """The bias and the heads of a layer, as they are typed."""
+    names = layer_names(model)
+    name = names[layer % len(names)]
+    nodes, key = layer_nodes(model)[name], f"model.layers.{name}" if name else "model"
+    return f"{key}.bias={_name(nodes['bias'])} with {key}.heads={_name(nodes['heads'])}"
+
+
+def _name(node: Mapping[str, Any]) -> str:
     return str(node.get("name", node.get("_target_")))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -36,14 +37,18 @@ PACKAGES = {
     "callbacks": ("xftrain.training.callbacks", "xftrain.benchmark.callbacks"),
     "logger": ("xftrain.training.loggers",),
 }
+_OF_LAYER = re.compile(r"^model\.layers\.[^.]+\.")
 ENTRY_GROUPS = ("callbacks", "logger")  # a dictionary of options, each under a key of its own
 # Fields beside an option's own, which the framework reads and passes by position.
 SHARED_FIELDS = {"data": {"batch_size": Field(PositiveInt | None, None)}}
 
 
 def group_of(key: str) -> str:
-    """The group that a dotted key belongs to: model.attn to model/attn, logger.csv to logger."""
-    group = key.replace(".", "/")
+    """The group that a dotted key belongs to.
+
+    model.attn is in model/attn, model.layers.local.bias in model/bias, and logger.csv in logger.
+    """
+    group = _OF_LAYER.sub("model.", key).replace(".", "/")
     return group if group in PACKAGES else group.partition("/")[0]
 
 
@@ -178,6 +183,13 @@ def check_own_classes(options: Mapping[str, Any]) -> None:
             nodes = {f"{group}.{name}": entry for name, entry in node.items()}
         else:
             nodes = {group.replace("/", "."): node.get(part) if part else node}
+        if parent == "model":
+            layers = {name: own for name, own in (node.get("layers") or {}).items() if own}
+            nodes |= {
+                f"model.layers.{name}.{part}": own.get(part)
+                for name, own in layers.items()
+                if name != "pattern"
+            }
         for key, own in nodes.items():
             if isinstance(own, Mapping) and "_target_" in own:
                 check_own_class(group, key, own)

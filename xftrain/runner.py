@@ -275,6 +275,8 @@ def _say_what_is_trained(
         f"{group}={options['model'][group].get('name', 'custom')}"
         for group in ("attn", "bias", "pos", "heads", "ffn", "norm")
     )
+    if pattern := options["model"]["layers"]["pattern"]:
+        chosen += f" layers=[{','.join(pattern)}]"
     log.info("model: %s parameters, %s", f"{num_params:,}", chosen)
     log.info("batch: %d x %d tokens on %s, %s", rows, positions, device.type, precision)
     if (devices := options["trainer"]["devices"]) > 1:

@@ -22,6 +22,7 @@ from xftrain.errors import ConfigError, first_line
 from xftrain.files import expanded, replace_text
 from xftrain.generate import PROMPT_TOKENS, generate, room_after
 from xftrain.interfaces import Vocabulary
+from xftrain.layer_pattern import layer_names
 from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
 from xftrain.printable import printable
@@ -33,7 +34,7 @@ from xftrain.training.same_run import refuse_other_model
 
 log = logging.getLogger(__name__)
 
-_FIRST = "blocks.0."  # names of weights of the first layer
+_BLOCKS = "blocks."  # begins the names of weights of layers
 _EXAMPLE = "ckpt=outputs/<date>/<time>/checkpoints/last.ckpt"
 
 
@@ -121,17 +122,22 @@ def _model(options: Mapping[str, Any], state: Mapping[str, Tensor], vocabulary: 
 
 
 def _planned(options: Mapping[str, Any], num_tokens: int) -> dict[str, Tensor]:
-    """The weights of the model by name, without memory; one layer is built, as all are alike."""
-    one_layer = {**options, "model": {**options["model"], "num_layers": 1}}
+    """The weights of the model by name, without memory; one layer of each kind is built."""
+    model = options["model"]
+    names = layer_names(model)
+    kinds = list(dict.fromkeys(names))
+    layers = {**model["layers"], "pattern": kinds} if any(kinds) else model["layers"]
+    one_of_each = {**options, "model": {**model, "num_layers": len(kinds), "layers": layers}}
     with torch.device("meta"):
-        of_one = builder.assemble(one_layer, num_tokens).state_dict()
-    planned = {name: weight for name, weight in of_one.items() if not name.startswith(_FIRST)}
-    for number in range(options["model"]["num_layers"]):
-        planned |= {
-            f"blocks.{number}.{name.removeprefix(_FIRST)}": weight
-            for name, weight in of_one.items()
-            if name.startswith(_FIRST)
-        }
+        built = builder.assemble(one_of_each, num_tokens).state_dict()
+    planned = {name: weight for name, weight in built.items() if not name.startswith(_BLOCKS)}
+    of_kind: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
+    for name in [name for name in built if name.startswith(_BLOCKS)]:
+        place, _, rest = name.removeprefix(_BLOCKS).partition(".")
+        of_kind[kinds[int(place)]][rest] = built[name]
+    for number in range(model["num_layers"]):
+        weights = of_kind[names[number % len(names)]].items()
+        planned |= {f"{_BLOCKS}{number}.{rest}": weight for rest, weight in weights}
     return planned
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from peers.loop import Trained, options_of, train
 from peers.setup import Setup
 from xftrain import builder
+from xftrain.attention.backends.auto import kernel_name
 from xftrain.interfaces import positions_of
 from xftrain.kernels.matmul import begin_choosing
 from xftrain.training.hardware import compute_dtype
@@ -25,9 +26,9 @@ def measure(setup: Setup) -> dict[str, Any]:
     cross_entropy = builder.build_loss(options)
     model = builder.build_model(options, data).to(setup.device)
     sizes = (setup.sizes.rows, setup.sizes.seq)
-    facts = model.attention_facts(*sizes, None)
+    cases = model.attention_cases(*sizes, None)
     place = (compute_dtype(setup.precision), torch.device(setup.device))
-    kernel = model.backend.kernel(*facts, *place)
+    kernel = kernel_name(model.backend, cases, *place)
     begin_choosing(options["matmul"])
     if setup.compile:
         model.compile_blocks(packed=False)

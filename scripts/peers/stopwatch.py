@@ -113,7 +113,7 @@ def model_flops(model: nn.Module, head: Tensor, sizes: Sizes, batch: Batch) -> f
         modules=model.modules,
         parameters=model.parameters,
         head=SimpleNamespace(weight=head),
-        blocks=range(sizes.num_layers),
+        windows=[None] * sizes.num_layers,
         num_heads=sizes.num_heads,
         head_dim=sizes.dim // sizes.num_heads,
     )

@@ -27,7 +27,7 @@ def test_rope_is_a_product_of_complex_numbers():
     torch.manual_seed(0)
     positions = torch.tensor([[0, 1, 2, 0, 1, 1000]])
     x = torch.randn(1, 6, 3, 8)
-    got = rotate(x, RoPE(24, 8, base=100.0).rotation(positions))
+    got = rotate(x, RoPE(24, 8, base=100.0).prepare(positions))
     for m, position in enumerate(positions[0].tolist()):
         for pair in range(4):
             angle = position * 100.0 ** (-2 * pair / 8)
@@ -43,10 +43,10 @@ def test_scores_under_rope_depend_on_the_distance_alone():
     layer = RoPE(16, 16)
 
     def turned(x: Tensor, position: int) -> Tensor:
-        cos, sin = layer.rotation(torch.tensor([[position]]))
+        cos, sin = layer.prepare(torch.tensor([[position]]))
         first, second = x.chunk(2)
         cos, sin = cos.flatten().double(), sin.flatten().double()
-        via_layer = rotate(x.float().view(1, 1, 1, 16), layer.rotation(torch.tensor([[position]])))
+        via_layer = rotate(x.float().view(1, 1, 1, 16), layer.prepare(torch.tensor([[position]])))
         by_hand = torch.cat([first * cos - second * sin, second * cos + first * sin])
         assert torch.allclose(via_layer.flatten().double(), by_hand, atol=1e-5)
         return by_hand
@@ -59,7 +59,7 @@ def test_scores_under_rope_depend_on_the_distance_alone():
 
 def test_rope_keeps_lengths_and_the_dtype():
     x = torch.randn(2, 5, 3, 8)
-    rotation = RoPE(24, 8).rotation(torch.arange(5).expand(2, 5))
+    rotation = RoPE(24, 8).prepare(torch.arange(5).expand(2, 5))
     assert torch.allclose(rotate(x, rotation).norm(dim=-1), x.norm(dim=-1), atol=1e-5)
     assert rotate(x.bfloat16(), rotation).dtype == torch.bfloat16
 
@@ -67,10 +67,10 @@ def test_rope_keeps_lengths_and_the_dtype():
 def test_ropes_angles_do_not_follow_the_default_dtype():
     # under trainer.precision=bf16-true the frequencies were rounded to bfloat16: off by 0.35
     layer, positions = RoPE(32, 16), torch.arange(2000)[None]
-    exact = layer.rotation(positions)
+    exact = layer.prepare(positions)
     torch.set_default_dtype(torch.bfloat16)
     try:
-        under_bf16 = layer.rotation(positions)
+        under_bf16 = layer.prepare(positions)
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(exact, under_bf16, strict=True))

@@ -63,8 +63,8 @@ def build(options: Mapping[str, Any], num_tokens: int) -> GPT:
 
 def loss_sum(model: GPT, batch: Batch) -> tuple[Tensor, int]:
     """Summed cross-entropy, and the number of labels."""
-    bias, _ = model.attention_facts(*batch.shape_BM, batch.seqlens)
-    x_BMD = model.hidden(batch.tokens_BM, batch.positions_1M, bias, attention=attention)
+    biases = [spec.bias.build(model.num_heads, batch.seqlens) for spec in model.specs]
+    x_BMD = model.hidden(batch.tokens_BM, batch.positions_1M, biases, attention=attention)
     logits_NV = F.linear(x_BMD, model.head.weight).flatten(0, 1)
     labels_N = batch.labels_BM.flatten()
     loss = F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORED_LABEL, reduction="sum")

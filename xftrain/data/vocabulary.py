@@ -90,7 +90,7 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
         raise ConfigError(
             f"ckpt has a vocabulary of the kind {kind[:40]!r}, which cannot be rebuilt from a "
             "checkpoint: a data source of your own can be sampled from where its vocabulary is one "
-            "of integers, bytes or bpe (docs/adding.md)."
+            "of integers, bytes or bpe (docs/extending.md)."
         )
     if describe(found) != {key: held.get(key) for key in ("kind", "vocab_size", "digest")}:
         where = f"{folder / FILE} is" if kind == "bpe" else f"the vocabulary {kind} here is"
@@ -121,7 +121,7 @@ def without_description(config: Mapping[str, Any], num_steps: int) -> Vocabulary
     if name is None:
         raise ConfigError(
             "ckpt holds no vocabulary, because the data source of its run has none: add the "
-            "attribute vocabulary to its class (docs/adding.md) and resume the run with "
+            "attribute vocabulary to its class (docs/extending.md) and resume the run with "
             f"max_steps={num_steps + 1} or more."
         )
     raise ConfigError(

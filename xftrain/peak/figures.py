@@ -9,6 +9,25 @@ from xftrain.model import Recomputed
 
 
 @dataclass(frozen=True)
+class LayerBytes:
+    """Bytes of one layer.
+
+    Attributes:
+        kept: what the layer keeps for its backward pass.
+        ffn: the part of it that a layer does not keep whose feed-forward is recomputed.
+        input: what a layer keeps that is recomputed: its input.
+        backward: gradients inside the layer while its backward pass runs, at most.
+        casts: copies of the layer's weights in the dtype of matmuls.
+    """
+
+    kept: int
+    ffn: int
+    input: int
+    backward: int
+    casts: int
+
+
+@dataclass(frozen=True)
 class Peak:
     """Bytes that a training step needs, part by part.
 
@@ -18,13 +37,9 @@ class Peak:
         optimizer: what it keeps, as the two moments of AdamW.
         is_optimizer_known: whether the optimizer says what it keeps (`state_bytes`).
         is_loss_known: whether the loss says what it needs (`peak_bytes`).
-        casts: copies of the weights in the dtype of matrix products.
-        num_blocks: how many there are.
-        block: what a block keeps for its backward pass.
-        ffn: the part of it that a block does not keep whose feed-forward is recomputed.
-        block_input: what a block keeps that is recomputed: what goes into it.
-        block_backward: gradients inside a block while its backward pass runs, at most.
-        rest: what is kept between the last block and the loss.
+        head_cast: the output matrix in the dtype of matmuls.
+        layers: of each layer, from the first.
+        rest: what is kept between the last layer and the loss.
         loss: the logits and what is made of them, at most.
     """
 
@@ -33,14 +48,20 @@ class Peak:
     optimizer: int
     is_optimizer_known: bool
     is_loss_known: bool
-    casts: int
-    num_blocks: int
-    block: int
-    ffn: int
-    block_input: int
-    block_backward: int
+    head_cast: int
+    layers: tuple[LayerBytes, ...]
     rest: int
     loss: int
+
+    @property
+    def num_blocks(self) -> int:
+        """How many layers there are."""
+        return len(self.layers)
+
+    @property
+    def casts(self) -> int:
+        """Copies of weights in the dtype of matmuls."""
+        return self.head_cast + sum(layer.casts for layer in self.layers)
 
     @property
     def state(self) -> int:
@@ -49,22 +70,31 @@ class Peak:
 
     def activations(self, recomputed: Recomputed) -> int:
         """What is kept for the backward pass."""
-        whole, ffns = recomputed
-        kept = (self.num_blocks - whole) * self.block + whole * self.block_input
-        return kept - max(0, ffns - whole) * self.ffn + self.rest
+        return sum(self._kept(index, recomputed) for index in range(self.num_blocks)) + self.rest
 
     def passing(self, recomputed: Recomputed) -> int:
-        """What comes on top for a moment: with the loss, or when the last block goes backward.
+        """What comes on top for a moment: with the loss, or when a layer goes backward.
 
-        What is recomputed is there again while its block goes backward. But blocks go backward
-        from the last, so where that one is not recomputed, its own comes free before.
+        What is recomputed is there again while its layer goes backward. But layers go backward
+        from the last, and what those after it kept is free by then.
         """
-        again = 0
-        if recomputed.blocks == self.num_blocks:
-            again = self.block
-        elif recomputed.ffns == self.num_blocks:
-            again = self.ffn
-        return max(self.loss, again + self.block_backward)
+        most, freed = self.loss, 0
+        for index in reversed(range(self.num_blocks)):
+            layer = self.layers[index]
+            again = 0
+            if index < recomputed.blocks:
+                again = layer.kept
+            elif index < recomputed.ffns:
+                again = layer.ffn
+            most = max(most, again + layer.backward - freed)
+            freed += self._kept(index, recomputed)
+        return most
+
+    def _kept(self, index: int, recomputed: Recomputed) -> int:
+        layer = self.layers[index]
+        if index < recomputed.blocks:
+            return layer.input
+        return layer.kept - (layer.ffn if index < recomputed.ffns else 0)
 
     def total(self, recomputed: Recomputed) -> int:
         """The peak of a step that recomputes so much."""
@@ -76,7 +106,7 @@ class Peak:
 
     def plans(self) -> Iterator[Recomputed]:
         """From nothing to all: feed-forwards first, which free the most for their products."""
-        ffns = self.num_blocks if self.ffn > 0 else 0
+        ffns = self.num_blocks if any(layer.ffn > 0 for layer in self.layers) else 0
         yield from (Recomputed(ffns=count) for count in range(ffns + 1))
         yield from (Recomputed(blocks=count, ffns=ffns) for count in range(1, self.num_blocks + 1))
 

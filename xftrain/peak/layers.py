@@ -1,4 +1,4 @@
-"""One block, its second half, and the last norm, run on fake tensors to see what they keep.
+"""A block of each kind, and the last norm, run on fake tensors to see what they keep.
 
 Fake tensors have sizes and no memory: nothing is allocated and no random number is drawn.
 """
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend, Batch
 from xftrain.model import GPT
@@ -22,23 +23,34 @@ from xftrain.peak.kept import Kept, Recorder
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Bytes of one block and of the last normalization.
+class BlockBytes:
+    """Bytes of one block.
 
     Attributes:
-        block: what a block keeps.
+        kept: what the block keeps for its backward pass.
         ffn: of it, what its second half keeps but what goes into that.
-        block_input: what goes into it.
-        block_backward: gradients inside a block while its backward pass runs: of its result, of
-            the largest tensor, and what the backend says that it needs beside them.
+        input: what goes into the block.
+        backward: gradients inside a block while its backward pass runs: of its result, of the
+            largest tensor, and what the backend says that it needs beside them.
+    """
+
+    kept: Kept
+    ffn: int
+    input: int
+    backward: int
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Bytes of the blocks, from the first, and of the last normalization.
+
+    Attributes:
+        blocks: of each layer; those of one kind are the same object.
         norm: what the last normalization keeps.
         norm_output: what comes out of it.
     """
 
-    block: Kept
-    ffn: int
-    block_input: int
-    block_backward: int
+    blocks: tuple[BlockBytes, ...]
     norm: int
     norm_output: int
 
@@ -52,7 +64,7 @@ def run_layers(
     is_mixed: bool,
     is_compiled: bool,
 ) -> Layers:
-    """Runs a copy of each, in the run's dtypes.
+    """Runs a copy of one block of each kind, and of the norm, in the run's dtypes.
 
     Args:
         model: on any device, torch's meta device included.
@@ -63,33 +75,75 @@ def run_layers(
         is_compiled: whether blocks are, see `kept`.
     """
     wide = torch.float32 if is_mixed else dtype
-    is_narrow = dtype == torch.bfloat16 and model.residual_dtype == "auto"
-    bias, shape = model.attention_facts(*batch.shape_BM, batch.seqlens)
+    is_bf16 = dtype == torch.bfloat16 and model.residual_dtype == "auto"
+    sizes = (*batch.shape_BM, model.embed.embedding_dim)
+    place = _Place(dtype, device, wide, is_compiled)
+    case_of = {
+        index: (bias, shape)
+        for bias, shape, layers in model.attention_cases(*batch.shape_BM, batch.seqlens)
+        for index in layers
+    }
+    found: dict[int, BlockBytes] = {}
     with _on_fake_tensors(device, dtype if is_mixed else None):
-        sizes = (*batch.shape_BM, model.embed.embedding_dim)
-        x_BMD = torch.empty(sizes, dtype=dtype if is_narrow else wide, device=device)
+        x_BMD = torch.empty(sizes, dtype=dtype if is_bf16 else wide, device=device)
         x_BMD.requires_grad_()
-        positions_1M = torch.empty(1, shape.M, dtype=torch.int64, device=device)
-        rotation = _copied(model.pos, wide, device).rotation(positions_1M)
-        attention, handle = _attention(model.backend, bias, shape, dtype, device)
-        block, norm = (_copied(part, wide, device) for part in (model.blocks[0], model.norm))
-        if (stand_in := getattr(block.ffn, "stand_in", None)) is not None:
-            block.ffn = stand_in()
-        with Recorder(block.parameters(), rotation or ()) as recorder:
-            y_BMD = block(x_BMD, attention, handle, rotation)
-            added_BMD = block.fed_forward(x_BMD)  # autocast keeps its copies of the weights
-        kept = recorder.kept(y_BMD, compiled=is_compiled)
-        kept_by_ffn = recorder.kept(added_BMD, compiled=is_compiled)
+        for block, layers in model.distinct_blocks():
+            pos = model.position_encoding(layers[0])
+            made = _run_block(block, pos, model.backend, x_BMD, *case_of[layers[0]], place)
+            found |= dict.fromkeys(layers, made)
+        norm = _copied(model.norm, wide, device)
         with Recorder(norm.parameters()) as recorder:
-            last_BMD = norm(y_BMD.detach().requires_grad_())
+            last_BMD = norm(x_BMD.detach().requires_grad_())
         kept_by_norm = recorder.kept(last_BMD, compiled=is_compiled)
-    return Layers(
-        block=kept,
+    blocks = tuple(found[index] for index in range(len(model.blocks)))
+    return Layers(blocks, kept_by_norm.activations, last_BMD.nbytes)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """How a block runs.
+
+    Attributes:
+        dtype: of matmuls and attention.
+        device: where.
+        wide: dtype of the weights.
+        is_compiled: whether it is compiled.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    wide: torch.dtype
+    is_compiled: bool
+
+
+def _run_block(
+    block: nn.Module,
+    pos: Any,
+    backend: Backend,
+    x_BMD: Tensor,
+    bias: AttnBias,
+    shape: AttnShape,
+    place: _Place,
+) -> BlockBytes:
+    """Runs a copy of a block, and of its second half alone, on fake tensors."""
+    dtype, device = place.dtype, place.device
+    positions_1M = torch.empty(1, shape.M, dtype=torch.int64, device=device)
+    positions = _copied(pos, place.wide, device).prepare(positions_1M)
+    attention, handle = _attention(backend, bias, shape, dtype, device)
+    copied = _copied(block, place.wide, device)
+    if (stand_in := getattr(copied.ffn, "stand_in", None)) is not None:
+        copied.ffn = stand_in()
+    shared = [leaf for leaf in tree_leaves(positions) if isinstance(leaf, Tensor)]
+    with Recorder(copied.parameters(), shared) as recorder:
+        y_BMD = copied(x_BMD, attention, handle, positions)
+        added_BMD = copied.fed_forward(x_BMD)  # autocast keeps its copies of the weights
+    kept = recorder.kept(y_BMD, compiled=place.is_compiled)
+    kept_by_ffn = recorder.kept(added_BMD, compiled=place.is_compiled)
+    return BlockBytes(
+        kept=kept,
         ffn=max(0, kept_by_ffn.activations - x_BMD.nbytes),
-        block_input=x_BMD.nbytes,
-        block_backward=x_BMD.nbytes + kept.largest + _transient(model.backend, bias, shape, dtype),
-        norm=kept_by_norm.activations,
-        norm_output=last_BMD.nbytes,
+        input=x_BMD.nbytes,
+        backward=x_BMD.nbytes + kept.largest + _transient(backend, bias, shape, dtype),
     )
 
 

@@ -17,8 +17,8 @@ from xftrain import registry
 from xftrain.interfaces import Batch, Loss
 from xftrain.losses.full import logits_bytes
 from xftrain.model import GPT
-from xftrain.peak.figures import Peak
-from xftrain.peak.layers import run_layers
+from xftrain.peak.figures import LayerBytes, Peak
+from xftrain.peak.layers import BlockBytes, run_layers
 from xftrain.training.bf16_weights import layers_with_copies, weight_modifiers
 
 
@@ -42,13 +42,8 @@ def predict(
     """
     is_mixed = dtype != torch.float32 and options["trainer"]["precision"] != "bf16-true"
     is_compiled = bool(options["compile"])
-    layers = run_layers(model, batch, dtype, device, is_mixed=is_mixed, is_compiled=is_compiled)
-    whole = block = layers.block.activations
-    ffn = layers.ffn
-    if is_compiled:  # what it may not keep, it makes again in its backward pass
-        share = options["model"]["activation_budget"]
-        block = layers.block_input + int(share * (whole - layers.block_input))
-        ffn = int(share * ffn)
+    ran = run_layers(model, batch, dtype, device, is_mixed=is_mixed, is_compiled=is_compiled)
+    share = options["model"]["activation_budget"] if is_compiled else 1.0
     optim = registry.build("optim", "optim", options["optim"])
     with_bf16: set[torch.Tensor] = set()
     if is_mixed and dtype == torch.bfloat16:
@@ -73,15 +68,20 @@ def predict(
         optimizer=state,
         is_optimizer_known=hasattr(optim, "state_bytes"),
         is_loss_known=hasattr(loss, "peak_bytes"),
-        casts=len(model.blocks) * layers.block.casts + head if is_mixed else 0,
-        num_blocks=len(model.blocks),
-        block=block,
-        ffn=ffn,
-        block_input=layers.block_input,
-        block_backward=layers.block_backward + whole - block,
-        rest=layers.norm + layers.norm_output,
+        head_cast=head if is_mixed else 0,
+        layers=tuple(_layer_bytes(block, share, is_mixed=is_mixed) for block in ran.blocks),
+        rest=ran.norm + ran.norm_output,
         loss=_loss_bytes(loss, batch.num_tokens, model, dtype, device),
     )
+
+
+def _layer_bytes(block: BlockBytes, share: float, *, is_mixed: bool) -> LayerBytes:
+    """A layer that keeps a share of its activations, and makes the others in its backward pass."""
+    whole = block.kept.activations
+    kept = block.input + int(share * (whole - block.input)) if share < 1 else whole
+    ffn = int(share * block.ffn) if share < 1 else block.ffn
+    casts = block.kept.casts if is_mixed else 0
+    return LayerBytes(kept, ffn, block.input, block.backward + whole - kept, casts)
 
 
 def _two_moments(parameter: torch.Tensor) -> int:

@@ -7,7 +7,7 @@ would go through other kernels, and would not end bitwise as one that was never 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from xftrain.attention.backends.auto import Auto
-from xftrain.interfaces import AttnBias, AttnShape, Batch, Loss
+from xftrain.attention.backends.auto import Auto, kernel_name
+from xftrain.interfaces import AttnCase, Batch, Loss
 from xftrain.kernels.matmul import choices_made
 from xftrain.model import GPT
 from xftrain.printable import one_line
@@ -103,18 +103,21 @@ def choose_kernel(
         saved: of the run that is resumed, whose choice is taken up where it can run here.
         folder: of the run, which notes the choice.
     """
-    bias, shape = model.attention_facts(*batch.shape_BM, batch.seqlens)
+    cases = model.attention_cases(*batch.shape_BM, batch.seqlens)
     if isinstance(model.backend, Auto):
-        at = f"{shape} {dtype} {device.type} causal={bias.causal} window={bias.window}"
+        at = "; ".join(
+            f"{shape} {dtype} {device.type} causal={bias.causal} window={bias.window}"
+            for bias, shape, _ in cases
+        )
         name = saved.attn if saved.attn_at in (None, at) else None
-        if rank() == 0 and not _took_up(model.backend, name, bias, shape, dtype, device):
-            model.backend.choose(bias, shape, dtype, device)
+        if rank() == 0 and not _took_up(model.backend, name, cases, dtype, device):
+            model.backend.choose(cases, dtype, device)
         if (made := model.backend.chosen) is not None:
             folder.notes = {"attn": made.name, "attn_at": at}
         if distributed.world_size() > 1:  # clocks differ from rank to rank, and so would the choice
             chosen = model.backend.chosen
             model.backend.take(distributed.from_rank_0(chosen and chosen.name))
-    kernel = model.backend.kernel(bias, shape, dtype, device)
+    kernel = kernel_name(model.backend, cases, dtype, device)
     log.info("attention kernel: %s", kernel)
     return kernel
 
@@ -122,14 +125,13 @@ def choose_kernel(
 def _took_up(
     backend: Auto,
     name: str | None,
-    bias: AttnBias,
-    shape: AttnShape,
+    cases: Sequence[AttnCase],
     dtype: torch.dtype,
     device: torch.device,
 ) -> bool:
     if name is None:
         return False
-    reasons = backend.take_up(name, bias, shape, dtype, device)
+    reasons = backend.take_up(name, cases, dtype, device)
     if not reasons:
         log.info("attention: auto takes %s, as the run that is resumed did", name)
         return True

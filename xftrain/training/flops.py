@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
@@ -23,7 +24,7 @@ def flops_per_token(model: GPT, batch: Batch) -> float:
 
     6 N for the matrix products, N without the embedding tables that are only looked up, and
     12 L H K M for attention, which is counted in full, causal or not; M is the mean number of
-    positions that a token's own document has.
+    positions that a token's own document has, or the window of a layer where that is less.
     """
     return FlopCounter(model).per_token(batch)
 
@@ -33,13 +34,17 @@ class FlopCounter:
 
     def __init__(self, model: GPT) -> None:
         self._of_weights = 6 * _num_multiplied(model)
-        self._of_a_position = 12 * len(model.blocks) * model.num_heads * model.head_dim
+        self._of_a_position = 12 * model.num_heads * model.head_dim
+        self._windows = Counter(model.windows)
 
     def per_token(self, batch: Batch) -> float:
         """See `flops_per_token`."""
         lengths = batch.seqlens or (batch.tokens_BM.shape[1],)
-        mean_length = sum(n * n for n in lengths) / sum(lengths)
-        return self._of_weights + self._of_a_position * mean_length
+        keys = 0.0  # of a query on average, over all layers
+        for window, num_layers in self._windows.items():
+            seen = (n * (n if window is None else min(n, window)) for n in lengths)
+            keys += num_layers * sum(seen) / sum(lengths)
+        return self._of_weights + self._of_a_position * keys
 
 
 def _num_multiplied(model: GPT) -> int:

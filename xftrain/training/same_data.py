@@ -38,7 +38,7 @@ def check_data(data: DataSource) -> None:
         if missing := [part for part in wanted if not hasattr(vocabulary, part)]:
             raise ConfigError(
                 f"data: the vocabulary of {name} has no {missing[0]}, which every vocabulary needs "
-                "(docs/adding.md)."
+                "(docs/extending.md)."
             )
         if vocabulary.vocab_size != data.vocab_size:
             raise ConfigError(
@@ -63,7 +63,7 @@ def _digest_of(data: DataSource) -> str | None:
     if not isinstance(found, str):
         raise ConfigError(
             f"data: digest() of {type(data).__name__} must be a method that returns a text "
-            "(docs/adding.md)."
+            "(docs/extending.md)."
         )
     return found
 

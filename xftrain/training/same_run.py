@@ -34,6 +34,7 @@ _HARMLESS = (
     "model.bias.impl",
     "model.ffn.impl",
 )
+_IMPL_OF_LAYER = re.compile(r"model\.layers\..+\.(bias|ffn)\.impl")
 _VARIABLE = re.compile(r"\$\{oc\.env:([^{}]+)\}")
 _LONGEST = 200  # characters of a value that is shown
 
@@ -135,6 +136,8 @@ def _decides(key: str, there: Mapping[str, Any], here: Mapping[str, Any], own: S
     """
     if key.endswith("_target_"):  # a class of somebody's own
         return True
+    if key.startswith("model.layers."):  # a model that has no pattern says so, or is of before it
+        return not _IMPL_OF_LAYER.fullmatch(key)
     dots = (at for at, letter in enumerate(key) if letter == ".")
     is_own = bool(own) and any(f"{key[:at]}._target_" in own for at in dots)
     if not is_own and (key not in there or key not in here):

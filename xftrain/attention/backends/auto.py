@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,14 @@ import torch
 from torch import Tensor
 
 from xftrain import registry
-from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
+from xftrain.interfaces import (
+    Attention,
+    AttnBias,
+    AttnCase,
+    AttnShape,
+    Backend,
+    layers_in_words,
+)
 from xftrain.timing import in_turns, wall_ms
 
 log = logging.getLogger(__name__)
@@ -68,7 +76,7 @@ class Auto(Backend):
     ) -> Any:
         """Chooses at the first call; then the chosen backend's handle."""
         if self.chosen is None:
-            self.choose(bias, shape, dtype, device)
+            self.choose([AttnCase(bias, shape, (0,))], dtype, device)
         assert self.chosen is not None
         return self.chosen.prepare(bias, shape, dtype, device)
 
@@ -82,25 +90,31 @@ class Auto(Backend):
     ) -> str:
         """The chosen backend's kernel."""
         if self.chosen is None:
-            self.choose(bias, shape, dtype, device)
+            self.choose([AttnCase(bias, shape, (0,))], dtype, device)
         assert self.chosen is not None
         return self.chosen.kernel(bias, shape, dtype, device)
 
-    def choose(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def choose(self, cases: Sequence[AttnCase], dtype: torch.dtype, device: torch.device) -> None:
         """Times forward and backward of each candidate, in turn, and keeps the fastest.
 
+        One backend computes all layers. Where these differ, its time is that of all of them.
         Under `torch.use_deterministic_algorithms` nothing is timed, since clocks differ from run
         to run: the first candidate that runs is taken.
+
+        Args:
+            cases: the distinct biases and sizes of the model, and their layers.
+            dtype: of q, k and v.
+            device: where it runs.
         """
         runnable: list[Backend] = []
         slow: list[Backend] = []
         trials: dict[str, Trial] = {}
         for backend in _candidates():
-            reasons = backend.unsupported(bias, shape, dtype, device)
-            if not reasons and (reasons := backend.too_slow_to_time(shape)):
-                slow.append(backend)
+            reasons = _reasons(backend, cases, dtype, device)
+            if not reasons:
+                shapes = dict.fromkeys(case.shape for case in cases)
+                if reasons := [why for shape in shapes for why in backend.too_slow_to_time(shape)]:
+                    slow.append(backend)
             if reasons:
                 trials[backend.name] = Trial(backend.name, "", None, "; ".join(reasons))
             else:
@@ -112,13 +126,18 @@ class Auto(Backend):
             self.trials = list(trials.values())
             log.info("attention: auto takes %s, the first that runs", self.chosen.name)
             return
-        medians = times_ms(runnable, bias, shape, dtype, device)
-        for backend, ms in zip(runnable, medians, strict=True):
-            kernel = backend.kernel(bias, shape, dtype, device)
+        num_layers = sum(len(case.layers) for case in cases)
+        totals = [0.0] * len(runnable)
+        for bias, shape, layers in cases:
+            medians = times_ms(runnable, bias, shape, dtype, device)
+            share = len(layers) / num_layers
+            totals = [total + share * ms for total, ms in zip(totals, medians, strict=True)]
+        for backend, ms in zip(runnable, totals, strict=True):
+            kernel = kernel_name(backend, cases, dtype, device)
             trials[backend.name] = Trial(backend.name, kernel, ms)
-        self.chosen = runnable[medians.index(min(medians))]
+        self.chosen = runnable[totals.index(min(totals))]
         self.trials = sorted(trials.values(), key=lambda trial: trial.ms or float("inf"))
-        log.info("%s", self.table(shape, dtype))
+        log.info("%s", self.table(cases, dtype))
 
     def stand_in(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
@@ -142,12 +161,7 @@ class Auto(Backend):
         (self.chosen,) = (backend for backend in all_backends() if backend.name == name)
 
     def take_up(
-        self,
-        name: str,
-        bias: AttnBias,
-        shape: AttnShape,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, name: str, cases: Sequence[AttnCase], dtype: torch.dtype, device: torch.device
     ) -> list[str]:
         """Takes the backend that a former run chose, without measuring.
 
@@ -157,16 +171,19 @@ class Auto(Backend):
         backends = {backend.name: backend for backend in _candidates()}
         if name not in backends:
             return ["there is no such backend to choose"]
-        reasons = backends[name].unsupported(bias, shape, dtype, device)
+        reasons = _reasons(backends[name], cases, dtype, device)
         if not reasons:
             self.chosen = backends[name]
         return reasons
 
-    def table(self, shape: AttnShape, dtype: torch.dtype) -> str:
+    def table(self, cases: Sequence[AttnCase], dtype: torch.dtype) -> str:
         """The trials as text."""
-        sizes = f"B={shape.B} M={shape.M} H={shape.H} G={shape.G} K={shape.K}"
+        shape = cases[0].shape
+        groups = ",".join(str(G) for G in dict.fromkeys(case.shape.G for case in cases))
+        sizes = f"B={shape.B} M={shape.M} H={shape.H} G={groups} K={shape.K}"
         name = str(dtype).removeprefix("torch.")
-        lines = [f"attention: auto, one layer forward + backward at {sizes} {name}"]
+        what = "one layer" if len(cases) == 1 else f"the mean of {len(cases)} kinds of layers,"
+        lines = [f"attention: auto, {what} forward + backward at {sizes} {name}"]
         for trial in self.trials:
             taken = self.chosen is not None and trial.name == self.chosen.name
             result = f"{trial.ms:9.3f} ms  {trial.kernel}" if trial.ms else f"  {trial.reason}"
@@ -187,6 +204,28 @@ def all_backends() -> list[Backend]:
 def _candidates() -> list[Backend]:
     """Those that need not be compiled just to be tried."""
     return [backend for backend in all_backends() if not backend.needs_compilation]
+
+
+def _reasons(
+    backend: Backend, cases: Sequence[AttnCase], dtype: torch.dtype, device: torch.device
+) -> list[str]:
+    """Why a backend cannot compute all layers; empty where it can."""
+    return [
+        why for case in cases for why in backend.unsupported(case.bias, case.shape, dtype, device)
+    ]
+
+
+def kernel_name(
+    backend: Backend, cases: Sequence[AttnCase], dtype: torch.dtype, device: torch.device
+) -> str:
+    """The kernel that runs; where layers have different ones, each with its layers."""
+    layers: dict[str, list[int]] = {}
+    for case in cases:
+        name = backend.kernel(case.bias, case.shape, dtype, device)
+        layers.setdefault(name, []).extend(case.layers)
+    if len(layers) == 1:
+        return next(iter(layers))
+    return "; ".join(f"{name} in {layers_in_words(sorted(of))}" for name, of in layers.items())
 
 
 def times_ms(

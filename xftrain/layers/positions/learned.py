@@ -14,6 +14,8 @@ class Learned(nn.Module):
         max_positions: longest document.
     """
 
+    changes_embeddings = True
+
     def __init__(self, dim: int, head_dim: int, *, max_positions: PositiveInt) -> None:
         super().__init__()
         self.max_positions: int | None = max_positions
@@ -23,6 +25,11 @@ class Learned(nn.Module):
         """Token embeddings with the positions' vectors added."""
         return x_BMD + self.table(positions_1M)
 
-    def rotation(self, positions_1M: Tensor) -> None:
-        """Nothing to rotate."""
+    def prepare(self, positions_1M: Tensor) -> None:
+        """Nothing is left to do in the layers."""
         return
+
+    @staticmethod
+    def apply_to(q_BMHK: Tensor, k_BMGK: Tensor, prepared: None) -> tuple[Tensor, Tensor]:
+        """q and k as they are."""
+        return q_BMHK, k_BMGK

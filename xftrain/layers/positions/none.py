@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class None_(nn.Module):
-    """Adds and rotates nothing.
+    """Changes nothing.
 
     Args:
         dim: D; unused here.
@@ -19,6 +19,11 @@ class None_(nn.Module):
         """Token embeddings as they are."""
         return x_BMD
 
-    def rotation(self, positions_1M: Tensor) -> None:
-        """Nothing to rotate."""
+    def prepare(self, positions_1M: Tensor) -> None:
+        """Nothing to prepare."""
         return
+
+    @staticmethod
+    def apply_to(q_BMHK: Tensor, k_BMGK: Tensor, prepared: None) -> tuple[Tensor, Tensor]:
+        """q and k as they are."""
+        return q_BMHK, k_BMGK

@@ -33,7 +33,7 @@ class RoPE(nn.Module):
         """Token embeddings as they are."""
         return x_BMD
 
-    def rotation(self, positions_1M: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, positions_1M: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin in float32, [1, M, 1, K/2]; once a batch, shared by all blocks."""
         # made there anew, as a copy from the host would wait for the device and could not be
         # recorded in a CUDA graph; in float64, whose power is the same on all devices
@@ -43,6 +43,13 @@ class RoPE(nn.Module):
         frequencies = torch.pow(self.base, -exponents / self.head_dim).float()
         angles = positions_1M[..., None, None].float() * frequencies
         return angles.cos(), angles.sin()
+
+    @staticmethod
+    def apply_to(
+        q_BMHK: Tensor, k_BMGK: Tensor, prepared: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """q and k with each pair of features rotated."""
+        return rotate(q_BMHK, prepared), rotate(k_BMGK, prepared)
 
 
 def rotate(x_BMHK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from xftrain.fields import ImageSide
-from xftrain.interfaces import AttnBias, Batch
+from xftrain.interfaces import AttnBias, Batch, layers_in_words
 from xftrain.training.callbacks.metrics import not_training
 from xftrain.training.module import training_module
 from xftrain.training.text import log_text
@@ -54,18 +54,22 @@ class AttentionPattern(Callback):
         num_drawn = min(self.num_positions, num_positions)
         with not_training(trainer):
             model = training_module(pl_module).model
-            bias, _ = model.attention_facts(num_rows, num_positions, batch.seqlens)
-            heads = differing_heads(bias)
-            part = cropped(bias, num_drawn, heads)
-            image = draw(part, num_drawn)
-            for board in boards:
-                board.experiment.add_image(_TAG, image, trainer.global_step, dataformats="HWC")
-            said = (
-                f"Query (row) and key (column), the first {num_drawn} of {num_positions} positions "
-                f"of the first batch, {describe(part)}: grey is hidden, and the darker the blue, "
-                f"the larger exp(bias) in its row; {_whose(heads)}."
-            )
-            log_text(boards, _TAG, textwrap.fill(said, 100), trainer.global_step)
+            cases = model.attention_cases(num_rows, num_positions, batch.seqlens)
+            for number, (bias, _, layers) in enumerate(cases):
+                tag = _TAG if len(cases) == 1 else f"{_TAG}/{number + 1}"
+                heads = differing_heads(bias)
+                part = cropped(bias, num_drawn, heads)
+                image = draw(part, num_drawn)
+                for board in boards:
+                    board.experiment.add_image(tag, image, trainer.global_step, dataformats="HWC")
+                of_layers = "" if len(cases) == 1 else f", in {layers_in_words(layers)}"
+                said = (
+                    f"Query (row) and key (column), the first {num_drawn} of {num_positions} "
+                    f"positions of the first batch{of_layers}, {describe(part)}: grey is hidden, "
+                    "and the darker the blue, the larger exp(bias) in its row; "
+                    f"{_whose(heads)}."
+                )
+                log_text(boards, tag, textwrap.fill(said, 100), trainer.global_step)
 
 
 def differing_heads(bias: AttnBias) -> list[int]:
