@@ -50,6 +50,7 @@ def test_a_short_value_is_looked_for_as_a_word_of_its_own(held):
     assert hidden("ab cab abc xyz-xyzzy 0.1234567 123456") == (
         "${oc.env:A} cab abc ${oc.env:B}-xyzzy 0.1234567 ${oc.env:N}"
     )
+    assert hidden("cab") == "cab" and hidden("abc") == "abc"  # a whole text
 
 
 def test_no_part_of_a_longer_value_is_left_after_a_shorter_one(held):
@@ -63,6 +64,8 @@ def test_no_part_of_a_longer_value_is_left_after_a_shorter_one(held):
 def test_a_text_that_has_names_already_stays(held):
     held(TOKEN="TOKEN", OTHER="oc.env")
     assert hidden(hidden("is TOKEN")) == "is ${oc.env:TOKEN}"
+    held(TOKEN="KEN}", OTHER="${oc.env:TO")  # at the end of a name, and at its beginning
+    assert hidden("is ${oc.env:TOKEN} of it") == "is ${oc.env:TOKEN} of it"
 
 
 def test_each_line_of_a_value_is_hidden(held):
