@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from xftrain.attention.folding import fold, folding_reasons, num_features
+from xftrain.attention.folding import fold, folding_reasons, folds, num_features, unfolded
 from xftrain.interfaces import AttnBias, AttnShape
 
 CPU = torch.device("cpu")
@@ -84,3 +84,13 @@ def test_a_feature_is_as_large_as_the_range_of_float16_and_no_larger() -> None:
         assert folding_reasons(fits, length, torch.float16, 64) == []
         assert "largest number" in folding_reasons(too_large, length, torch.float16, 64)[0]
         assert folding_reasons(too_large, length, torch.float16) == []  # fold tells it
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_only_slopes_that_are_folded_leave_the_mask(dense: bool) -> None:
+    # else ALiBi is added twice, or not at all
+    bias = AttnBias(window=3, seqlens=(2, 3), slopes=(0.5,), dense=dense)
+    rest = unfolded(bias)
+    assert folds(bias) == (not dense) and not folds(AttnBias(dense=dense))
+    assert rest.slopes == ((0.5,) if dense else None)
+    assert (rest.window, rest.seqlens, rest.dense) == (3, (2, 3), dense)
