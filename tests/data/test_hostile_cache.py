@@ -154,6 +154,8 @@ META = {
     "a count that is true": lambda m: m["train"].update(files=True),
     "no split": lambda m: m.update(train=None),
     "no checksums": lambda m: m.update(sha256={}),
+    "a checksum that is a number": lambda m: m["train"].update(sha256=7),
+    "a name that is a number": lambda m: m.update(binary_names=[7]),
 }
 NAMES = ("meta.json", "train.bin", "train.npy", "bigram.npy", "tokenizer.json")
 CASES = {
