@@ -29,7 +29,9 @@ def held(monkeypatch: pytest.MonkeyPatch):
     return hold
 
 
-@pytest.mark.parametrize("value", ["pw7q9", "s3c", "x9", "k", "p@ss word", "123456", "Bücher-7"])
+@pytest.mark.parametrize(
+    "value", ["pw7q9", "s3c", "x9", "k", "p@ss word", "123456", "Bücher-7", "!?%&", " #!$% "]
+)
 @pytest.mark.parametrize("text", ["{}", "KeyError: '{}'", "postgres://me:{}@host/db", "a={}, b=1"])
 def test_a_value_is_hidden_however_short(held, value, text):
     held(SECRET=value)
@@ -37,11 +39,12 @@ def test_a_value_is_hidden_however_short(held, value, text):
 
 
 @pytest.mark.parametrize(
-    "value", ["1", "0.5", "-3", "1e-4", "true", "None", "null", "sdpa", "cpu", "max_steps", "/", ""]
+    "value",
+    ["1", "0.5", "-3", "1e-4", "true", "None", "null", "sdpa", "cpu", "max_steps", "/", "/..", ""],
 )
 def test_what_cannot_be_a_secret_stays(held, value):
     held(SEED=value)
-    text = f"seed {value} of sdpa on cpu, max_steps true None null 0.5 /tmp/run 1e-4 -3"
+    text = f"seed {value} of sdpa on cpu, max_steps true None null 0.5 /tmp/../run 1e-4 -3"
     assert hidden(text) == text
 
 

@@ -107,6 +107,17 @@ def test_a_short_word_that_has_a_secret_in_it_is_looked_for_by_itself(
     assert hidden("a longkerness") == f"a long{SHOWN}erness"
 
 
+@pytest.mark.parametrize("before", ["", "a", "ab", "abc"])
+@pytest.mark.parametrize("after", ["d", "de", "def"])
+def test_the_word_of_a_secret_ends_where_its_letters_do(
+    secret: Callable[[str], str], before: str, after: str
+) -> None:
+    secret("k")
+    assert compose(f"ckpt='x/{before}{SHOWN}{after}/y'").ckpt == f"x/{before}k{after}/y"
+    assert hidden(f"{before}k{after}").count("${oc.env:") == 1
+    assert hidden(f"({before}k{after})").endswith(f"}}{after})")
+
+
 def test_a_list_that_was_decoded_is_written_down_without_its_texts(
     secret: Callable[[str], str],
 ) -> None:
