@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-import math
+import sys
+from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xftrain.benchmark.reference import relative_error
 from xftrain.interfaces import IGNORED_LABEL, Loss, LossSums
-from xftrain.kernels import probe, softmax_gradient
-from xftrain.kernels.softmax_gradient import has_kernel, softmax_gradient_
 from xftrain.losses import auto
 from xftrain.losses.auto import Auto
 from xftrain.losses.chunked import Chunked
@@ -151,70 +152,6 @@ def test_in_float16_a_gradient_over_many_tokens_does_not_overflow():
     assert torch.allclose(grad[0], torch.full((dim,), -16.0 * 7 / 8), rtol=1e-2)
 
 
-def test_what_a_row_without_a_label_holds_does_not_count():
-    logits = torch.zeros(3, 4)
-    logits[1, 2] = float("nan")
-    labels = torch.tensor([1, IGNORED_LABEL, 3])
-    losses, correct = softmax_gradient_(logits, labels, needs_grad=True)
-    assert losses.tolist() == pytest.approx([math.log(4), 0.0, math.log(4)])
-    assert correct.tolist() == [False, False, False] and logits.isfinite().all()
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("vocab", [2, 7, 1000, 8192, 20000])
-def test_the_kernel_does_what_torch_does(dtype, vocab):
-    assert has_kernel(torch.device("cuda"))
-    draw = torch.Generator().manual_seed(0)
-    logits = (torch.randn(9, vocab, generator=draw) * 3).round().to(dtype)  # with several largest
-    labels = torch.randint(vocab, (9,), generator=draw)
-    labels[4] = IGNORED_LABEL
-    mine, right = logits.cuda(), logits.clone()
-    losses, correct = softmax_gradient_(mine, labels.cuda(), needs_grad=True)
-    want, want_correct = softmax_gradient_(right, labels, needs_grad=True)
-    assert torch.allclose(losses.cpu(), want, rtol=1e-3, atol=1e-3)
-    assert torch.equal(correct.cpu(), want_correct)
-    assert torch.allclose(mine.cpu().float(), right.float(), atol=1e-2)
-    untouched = logits.cuda()
-    softmax_gradient_(untouched, labels.cuda(), needs_grad=False)
-    assert torch.equal(untouched.cpu(), logits)
-
-
-@pytest.mark.cuda
-def test_the_kernel_hides_nothing_that_is_not_finite():
-    logits = torch.zeros(5, 100, device="cuda")
-    logits[0, 5], logits[1, 7], logits[4, 9] = float("nan"), float("inf"), float("-inf")
-    labels = torch.tensor([3, 3, 100, -1, 3], device="cuda")  # two that there are not
-    losses, _ = softmax_gradient_(logits, labels, needs_grad=True)
-    assert losses.isfinite().tolist() == [False] * 4 + [True]
-    assert [bool(row.isfinite().all()) for row in logits] == [False] * 4 + [True]
-
-
-def test_without_a_compiler_torch_takes_the_place_of_triton(monkeypatch, caplog):
-    def none(*_: object, **__: object) -> None:
-        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
-
-    monkeypatch.setattr(softmax_gradient, "_with_triton", none)
-    monkeypatch.setattr(probe.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
-    try:
-        assert not has_kernel.__wrapped__(torch.device("cuda"))
-    finally:
-        monkeypatch.undo()
-    assert "Triton does not run here" in caplog.text and "C compiler" in caplog.text
-
-
-def test_a_kernel_is_tried_on_real_tensors(monkeypatch):
-    # a prediction of memory, on fake ones, may be the first to ask
-    monkeypatch.setattr(probe.importlib.util, "find_spec", lambda name: True)
-    seen = []
-    with FakeTensorMode():
-        assert type(torch.ones(1)) is FakeTensor
-        device = torch.device("cuda")
-        assert probe.runs_triton(device, lambda: seen.append(type(torch.ones(1))), "loss")
-    assert seen == [Tensor]
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_parts_of_a_gradient_are_summed_in_the_product(dtype):
@@ -261,6 +198,7 @@ def test_auto_takes_chunks_where_the_logits_would_be_large(monkeypatch, caplog):
         with caplog.at_level(logging.INFO):
             got = loss(x, weight, labels, with_accuracy=False)
         assert isinstance(loss.choice(64, 50, x.device), kind)
+        assert loss.choice(64, 50, x.device) is loss.choice(64, 50, x.device)  # chosen once
         assert torch.allclose(got.loss, want.loss, rtol=1e-5)
         # another size is another choice
         loss(x[:1], weight, labels[:1], with_accuracy=False)
@@ -304,3 +242,58 @@ def test_a_kernel_equals_full_on_cuda(loss, dtype, vocab):
         assert sums.num_correct == full.num_correct
     for mine, right in zip(grads, full_grads, strict=True):
         assert relative_error(mine, right.double()) < tolerance
+
+
+def test_on_a_gpu_parts_of_16_bits_are_summed_by_the_product_alone(monkeypatch):
+    # without a GPU: nothing is computed, but the calls are those of one
+    calls: list[tuple[torch.dtype, float]] = []
+    monkeypatch.setattr(
+        torch, "addmm", lambda total, a, b, *, out_dtype, beta, out: calls.append((a.dtype, beta))
+    )
+    with FakeTensorMode():
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            a, b = (torch.empty(4, 4, dtype=dtype, device="cuda") for _ in range(2))
+            total = Mock()
+            for is_first in (True, False, False):
+                _sum_up_(total, a, b, is_first=is_first)
+            is_wide = dtype == torch.float32
+            assert (total.copy_.call_count, total.add_.call_count) == (is_wide, 2 * is_wide)
+    assert calls == [(d, b) for d in (torch.float16, torch.bfloat16) for b in (0.0, 1.0, 1.0)]
+
+
+def test_what_runs_everywhere_says_so_and_liger_says_what_it_needs(monkeypatch):
+    for loss in (Full(), Chunked(), Fused(), Auto()):
+        assert loss.unsupported(torch.device("cpu")) == []
+    assert "needs a CUDA GPU, got cpu" in Liger().unsupported(torch.device("cpu"))[0]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "needs the package" in Liger().unsupported(torch.device("cuda"))[0]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert Liger().unsupported(torch.device("cuda")) == []
+
+
+def test_liger_has_its_kernel_sum_in_the_dtype_of_autocast_and_counts_itself(monkeypatch):
+    # a stand-in for the kernel, which needs a GPU
+    calls: list[tuple[object, ...]] = []
+
+    class Function:
+        @staticmethod
+        def apply(x_ND, weight_VD, labels_N, *options):
+            calls.append((x_ND.dtype, weight_VD.dtype, *options))
+            return Full()(x_ND, weight_VD, labels_N, with_accuracy=False).loss, None
+
+    module = ModuleType("liger_kernel.ops.fused_linear_cross_entropy")
+    vars(module)["LigerFusedLinearCrossEntropyFunction"] = Function
+    for name in ("liger_kernel", "liger_kernel.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    x, weight, labels = inputs(5000, 7, 6, 0.3, 0)  # guesses are made in chunks of 4,096
+    want = Full()(x, weight, labels, with_accuracy=True)
+    got = Liger()(x, weight, labels, with_accuracy=True)
+    assert [float(a) for a in got] == [float(b) for b in want]
+    assert Liger()(x, weight, labels, with_accuracy=False).num_correct is None
+    with torch.autocast("cpu", torch.bfloat16):
+        Liger()(x, weight, labels, with_accuracy=False)
+    options = (None, None, IGNORED_LABEL, 0.0, 0.0, "sum")
+    dtypes = (torch.float32, torch.float32, torch.bfloat16)
+    assert calls == [(dtype, dtype, *options) for dtype in dtypes]

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from xftrain.config import compose, validate
 from xftrain.errors import ConfigError
-from xftrain.overrides import all_groups, normalise, normalise_argv, slug
+from xftrain.overrides import (
+    all_groups,
+    normalise,
+    normalise_argv,
+    refuse_long_names,
+    refuse_other_text,
+    sentence,
+    slug,
+)
 from xftrain.registry import names
 
 GROUPS = all_groups()
@@ -238,3 +246,50 @@ def test_garbage_is_refused_with_a_sentence_or_right(sign, key, value):
         validate(compose(f"{sign}{key}={value}"))
     except ConfigError as error:
         assert "\n" not in str(error)
+
+
+def test_a_text_that_is_not_utf_8_is_refused():
+    refuse_other_text(["seq=8", "tags=[é]"])
+    with pytest.raises(ConfigError, match="holds bytes that are not UTF-8"):
+        refuse_other_text(["seq=8", "tags=[\udcff]"])
+
+
+def test_names_of_files_are_short_and_values_may_be_long():
+    long, groups = "x" * 241, {"model/attn", "callbacks"}
+    refuse_long_names(
+        [f"data.path={long}", f"data.path=a,{long}", f"model/attn={long[1:]}", long[1:]], groups
+    )
+    for override in (
+        *(long, f"+{long}=1", f"{long}/a=1", f"model/{long}=1"),
+        *(f"model/attn={long}", f"model.attn={long}", f"++model/attn@model.attn={long}"),
+        f"~callbacks=[default,{long}]",
+    ):
+        with pytest.raises(ConfigError, match="at most 240 characters"):
+            refuse_long_names(["seq=8", override], groups)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply: use fewer levels"),
+        (MemoryError(), "needs more memory than there is: use shorter values"),
+    ],
+)
+def test_an_override_that_python_cannot_read_is_a_sentence(error, said):
+    assert said in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("zzz/qqq=1", "zzz.qqq is not a group; choose one of callbacks, data, "),
+        (
+            "callbacks.zzz.x=1",
+            "callbacks.zzz is not a key of callbacks, which has attention_pattern, ",
+        ),
+    ],
+)
+def test_where_no_name_is_near_all_are_listed(override, said):
+    with pytest.raises(ConfigError) as refused:
+        validate(compose(override))
+    assert str(refused.value).startswith(said)

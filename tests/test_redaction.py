@@ -29,7 +29,9 @@ def held(monkeypatch: pytest.MonkeyPatch):
     return hold
 
 
-@pytest.mark.parametrize("value", ["pw7q9", "s3c", "x9", "k", "p@ss word", "123456", "Bücher-7"])
+@pytest.mark.parametrize(
+    "value", ["pw7q9", "s3c", "x9", "k", "p@ss word", "123456", "Bücher-7", "!?%&", " #!$% "]
+)
 @pytest.mark.parametrize("text", ["{}", "KeyError: '{}'", "postgres://me:{}@host/db", "a={}, b=1"])
 def test_a_value_is_hidden_however_short(held, value, text):
     held(SECRET=value)
@@ -37,11 +39,12 @@ def test_a_value_is_hidden_however_short(held, value, text):
 
 
 @pytest.mark.parametrize(
-    "value", ["1", "0.5", "-3", "1e-4", "true", "None", "null", "sdpa", "cpu", "max_steps", "/", ""]
+    "value",
+    ["1", "0.5", "-3", "1e-4", "true", "None", "null", "sdpa", "cpu", "max_steps", "/", "/..", ""],
 )
 def test_what_cannot_be_a_secret_stays(held, value):
     held(SEED=value)
-    text = f"seed {value} of sdpa on cpu, max_steps true None null 0.5 /tmp/run 1e-4 -3"
+    text = f"seed {value} of sdpa on cpu, max_steps true None null 0.5 /tmp/../run 1e-4 -3"
     assert hidden(text) == text
 
 
@@ -50,6 +53,7 @@ def test_a_short_value_is_looked_for_as_a_word_of_its_own(held):
     assert hidden("ab cab abc xyz-xyzzy 0.1234567 123456") == (
         "${oc.env:A} cab abc ${oc.env:B}-xyzzy 0.1234567 ${oc.env:N}"
     )
+    assert hidden("cab") == "cab" and hidden("abc") == "abc"  # a whole text
 
 
 def test_no_part_of_a_longer_value_is_left_after_a_shorter_one(held):
@@ -63,6 +67,8 @@ def test_no_part_of_a_longer_value_is_left_after_a_shorter_one(held):
 def test_a_text_that_has_names_already_stays(held):
     held(TOKEN="TOKEN", OTHER="oc.env")
     assert hidden(hidden("is TOKEN")) == "is ${oc.env:TOKEN}"
+    held(TOKEN="KEN}", OTHER="${oc.env:TO")  # at the end of a name, and at its beginning
+    assert hidden("is ${oc.env:TOKEN} of it") == "is ${oc.env:TOKEN} of it"
 
 
 def test_each_line_of_a_value_is_hidden(held):

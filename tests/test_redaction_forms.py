@@ -83,6 +83,50 @@ def test_a_short_secret_is_hidden_in_the_word_that_it_is_a_part_of(
     assert hidden(f"max{value}y") == f"max{value}y"  # a word that nobody composed
 
 
+@pytest.mark.parametrize("first", ["ab1", "k", "1234567", "a-longer-one"])
+@pytest.mark.parametrize("last", ["cd2", "longsecret7", "9876543"])
+def test_a_word_of_two_secrets_shows_neither(
+    monkeypatch: pytest.MonkeyPatch, first: str, last: str
+) -> None:
+    # the word was shown with the name of one of them, and with the other's value
+    monkeypatch.setenv("XFTRAIN_TEST_A", first)
+    monkeypatch.setenv("XFTRAIN_TEST_B", last)
+    (word,) = compose("tags=['${oc.env:XFTRAIN_TEST_A}${oc.env:XFTRAIN_TEST_B}x']").tags
+    assert word == f"{first}{last}x"
+    said = hidden(f"of {word}")
+    assert said.startswith("of ${oc.env:XFTRAIN_TEST_A}") and first not in said[28:]
+    assert last not in said
+
+
+def test_a_short_word_that_has_a_secret_in_it_is_looked_for_by_itself(
+    secret: Callable[[str], str],
+) -> None:
+    secret("k")
+    assert list(compose(f"tags=['a{SHOWN}','long{SHOWN}er']").tags) == ["ak", "longker"]
+    assert hidden("bake ak") == f"bake a{SHOWN}"
+    assert hidden("a longkerness") == f"a long{SHOWN}erness"
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab", "abc"])
+@pytest.mark.parametrize("after", ["d", "de", "def"])
+def test_the_word_of_a_secret_ends_where_its_letters_do(
+    secret: Callable[[str], str], before: str, after: str
+) -> None:
+    secret("k")
+    assert compose(f"ckpt='x/{before}{SHOWN}{after}/y'").ckpt == f"x/{before}k{after}/y"
+    assert hidden(f"{before}k{after}").count("${oc.env:") == 1
+    assert hidden(f"({before}k{after})").endswith(f"}}{after})")
+
+
+def test_a_list_that_was_decoded_is_written_down_without_its_texts(
+    secret: Callable[[str], str],
+) -> None:
+    secret("[alpha-7, beta-8, 12]")
+    cfg = compose(f"tags='${{oc.decode:{SHOWN}}}'", "seq=8")
+    cleared = without_secrets(cfg, {"tags": list(cfg.tags), "seq": 8})
+    assert cleared == {"tags": [SHOWN, SHOWN, f"${{oc.decode:{SHOWN}}}"], "seq": 8}
+
+
 def test_the_folder_of_a_job_is_not_named_by_a_secret(secret: Callable[[str], str]) -> None:
     secret("tkQ7zz9")
     node = OmegaConf.create(

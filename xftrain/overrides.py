@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Set
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -246,7 +245,7 @@ def _wrong_value(cause: OmegaConfBaseException) -> str:
     message = _line(str(cause.msg or cause).partition("\n")[0])
     if not cause.full_key:
         return f"{message}."
-    schema = cause.object_type if is_dataclass(cause.object_type) else None
+    schema = cause.object_type  # a class of the schema, or dict or list, which have no hints
     rule = get_type_hints(schema, include_extras=True).get(str(cause.key)) if schema else None
     if rule is None or isinstance(cause, InterpolationResolutionError):
         return f"{cause.full_key}: {message}."

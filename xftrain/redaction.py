@@ -138,17 +138,13 @@ def hidden(text: str, *, is_value: bool = False) -> str:
     if not forms:
         return text
     names = [place.span() for place in re.finditer(r"\$\{oc\.env:\w+\}", text)]
-    found = sorted(
+    found = [
         (start, end, form.shown)
         for form in forms
         for start, end in form.spans(text)
         if not any(first <= start and end <= last for first, last in names)
-    )
-    pieces, at = [], 0
-    for start, end, shown in _merged(found):
-        pieces += [text[at:start], shown]
-        at = end
-    return "".join([*pieces, text[at:]])
+    ]
+    return _replaced(text, found)
 
 
 def hidden_throughout(value: Any) -> Any:
@@ -195,8 +191,28 @@ def _cleared(value: Any, source: Any) -> Any:
     return source if "oc." in source or str(value) in READ.values() else value
 
 
+def _named(word: str) -> str:
+    """A word that is composed of values, each secret in it replaced, as it may hold several."""
+    forms = [
+        _Form(value, f"${{oc.env:{name}}}", is_word=False)
+        for name, value in READ.items()
+        if _is_secret(value)
+    ]
+    return _replaced(word, [(*span, form.shown) for form in forms for span in form.spans(word)])
+
+
+def _replaced(text: str, found: list[tuple[int, int, str]]) -> str:
+    """The text with these places of it replaced."""
+    pieces, at = [], 0
+    for start, end, shown in _merged(found):
+        pieces += [text[at:start], shown]
+        at = end
+    return "".join([*pieces, text[at:]])
+
+
 def _merged(found: list[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
     """Overlapping places as one, shown as the longest, so that no part of any is left."""
+    found = sorted(found)
     while found:
         start, end, shown = found.pop(0)
         longest = end - start
@@ -240,8 +256,7 @@ def _note_words(text: str, names: Iterable[str]) -> None:
             while _joins(text, end):
                 end += 1
             if (start, end) != found.span():
-                before, after = text[start : found.start()], text[found.end() : end]
-                _WORDS[text[start:end]] = f"{before}${{oc.env:{name}}}{after}"
+                _WORDS[text[start:end]] = _named(text[start:end])
 
 
 def _is_short(value: str) -> bool:

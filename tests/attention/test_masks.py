@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,11 +15,12 @@ from tests.attention.cells import backend_named
 from tests.models import gpt, random_tokens
 from xftrain.attention import dense
 from xftrain.attention.backends import sdpa
+from xftrain.attention.backends.auto import all_backends
 from xftrain.attention.backends.sdpa import SDPA
 from xftrain.attention.dense import mask_reasons
 from xftrain.benchmark.reference import exact, output_and_grads, relative_error
 from xftrain.generate import generate
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnShape, Backend
 
 CUDA = torch.device("cuda")
 MASKED = {
@@ -100,6 +102,29 @@ def test_the_kernels_of_masks_are_all_but_cudnn() -> None:
         assert torch.backends.cuda.mem_efficient_sdp_enabled()
         assert torch.backends.cuda.math_sdp_enabled()
     assert torch.backends.cuda.cudnn_sdp_enabled()
+    with dense.masked_kernels(torch.device("cpu")):  # where no kernel has to be kept away
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize(("bias", "is_masked"), [(AttnBias(window=5), True), (AttnBias(), False)])
+def test_a_kernel_is_named_as_it_is_chosen_with_a_mask_and_without(monkeypatch, bias, is_masked):
+    entered = []
+
+    def noted(device: torch.device) -> AbstractContextManager[None]:
+        entered.append(device)
+        return without_cudnn(device)
+
+    monkeypatch.setattr(sdpa, "masked_kernels", noted)
+    cpu = torch.device("cpu")
+    SDPA().kernel(bias, AttnShape(2, 40, 4, 2, 16), torch.float32, cpu)
+    assert entered == [cpu] * is_masked
+
+
+@pytest.mark.parametrize("backend", all_backends(), ids=lambda backend: backend.name)
+def test_a_backend_is_asked_for_both_passes_unless_one_is_enough(backend: Backend) -> None:
+    # a training is refused where there is no gradient, also by callers that do not say so
+    asked = inspect.signature(backend.unsupported).parameters["needs_grad"]
+    assert asked.default is True
 
 
 @pytest.mark.parametrize("bias", [AttnBias(window=5), AttnBias(dense=True), AttnBias()])

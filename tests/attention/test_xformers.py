@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,34 @@ def test_a_flash_attn_namespace_does_not_break_the_import(tmp_path):
     ]
     assert "flash_attn" in runs[0].stderr and runs[0].returncode == 1, "the trap is gone"
     assert runs[1].returncode == 0, runs[1].stderr
+
+
+def test_a_namespace_is_hidden_within_and_there_again_afterwards(tmp_path, monkeypatch):
+    # what the test above shows in processes of their own
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # any that is installed is not found
+    for kind, is_hidden in (("", False), ("namespace", True), ("package", False)):
+        if kind:
+            (tmp_path / "flash_attn").mkdir(exist_ok=True)
+        if kind == "package":
+            (tmp_path / "flash_attn" / "__init__.py").touch()
+        importlib.invalidate_caches()
+        with loading._without_namespace_flash_attn():
+            assert ("flash_attn" in sys.modules) == is_hidden
+            assert not is_hidden or sys.modules["flash_attn"] is None
+        assert "flash_attn" not in sys.modules
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+@pytest.mark.parametrize("error", [OSError("libcudart.so.12"), None])
+def test_a_library_that_did_not_load_is_told_where_a_gpu_needs_it(
+    monkeypatch, caplog, has_gpu, error
+):
+    cpp_lib = importlib.import_module("xformers._cpp_lib")
+    monkeypatch.setattr(cpp_lib, "_cpp_library_load_exception", error)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    loading._say_what_is_missing()
+    assert ("C++ library did not load" in caplog.text) == (has_gpu and error is not None)
 
 
 @pytest.mark.parametrize(("cuda", "loads"), [("13.0", True), ("12.8", False), (None, False)])

@@ -12,6 +12,7 @@ import pytest
 from xftrain.data import token_stream
 from xftrain.data.text import Text
 from xftrain.data.token_cache import prepare
+from xftrain.data.tokenizer import Bpe
 from xftrain.errors import ConfigError, RunError
 
 
@@ -116,6 +117,9 @@ DAMAGES = {
 # ---- as somebody else can, with all sizes and checksums right
 HOSTILE = {
     "a token outside the vocabulary": lambda d: set_tokens(d, 60_000),
+    "the first outside the vocabulary": lambda d: set_tokens(
+        d, Bpe.from_json((d / "tokenizer.json").read_text()).vocab_size
+    ),
     "a document without a separator": lambda d: set_tokens(d, 7, at=0),
     "a boundary outside the tokens": lambda d: set_boundaries(d, lambda b: b.__setitem__(3, 9**9)),
     "a negative boundary": lambda d: set_boundaries(d, lambda b: b.__setitem__(0, -5)),
@@ -139,6 +143,8 @@ META = {
     "a count that is true": lambda m: m["train"].update(files=True),
     "no split": lambda m: m.update(train=None),
     "no checksums": lambda m: m.update(sha256={}),
+    "a checksum that is a number": lambda m: m["train"].update(sha256=7),
+    "a name that is a number": lambda m: m.update(binary_names=[7]),
 }
 NAMES = ("meta.json", "train.bin", "train.npy", "bigram.npy", "tokenizer.json")
 CASES = {
@@ -180,13 +186,14 @@ def test_a_copied_cache_is_checked_and_used(folder, cache_dir, caplog):
     assert caplog.text.count("checking the tokens of a copied or changed") == 2
 
 
-def test_a_batch_never_has_tokens_outside_the_vocabulary(folder, cache_dir, monkeypatch):
+@pytest.mark.parametrize("token", [257, 60_000])  # 256 is the last
+def test_a_batch_never_has_tokens_outside_the_vocabulary(folder, cache_dir, monkeypatch, token):
     # of files too large to be checked as a whole: an embedding on a GPU would read elsewhere
     monkeypatch.setattr(token_stream, "_CHECKED_BYTES", 0)
     options = {"path": str(folder), "cache_dir": str(cache_dir)}
     data = Text(8, 2, 0, 1, **options)
     tokens = np.fromfile(data._cache.folder / "train.bin", "<u2")
-    np.full_like(tokens, 60_000).tofile(data._cache.folder / "train.bin")
+    np.full_like(tokens, token).tofile(data._cache.folder / "train.bin")
     reseal(data._cache.folder)
     with pytest.raises(RunError, match=r"data.cache_dir: .* are damaged.*delete that folder"):
         Text(8, 2, 0, 1, **options).batch("train", 0)

@@ -1,8 +1,10 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xftrain.data.tokenizer import Bpe, Bytes
+from xftrain.data.tokenizer import Bpe, Bytes, _byte_of_character
 
 WORDS = "the cat sat on the mat and the dog sat on the log, naïve façade 漢字 \U0001f600\n"
 
@@ -37,3 +39,26 @@ def test_words_without_end_train_in_pieces():
 def test_a_vocabulary_that_is_no_byte_level_bpe_is_refused():
     with pytest.raises(ValueError, match="not a byte-level vocabulary"):
         Bpe.from_json('{"version": "1.0", "model": 3}')
+
+
+@pytest.mark.parametrize("merge", [("ab", "c"), ("a", "bc"), ("a", "b"), ("abc", "")])
+def test_each_part_of_a_merge_and_what_it_makes_has_a_token(merge):
+    letters = sorted(_byte_of_character())
+    assert Bpe([*letters, "bb", "abb"], [("b", "b"), ("a", "bb")]).encode("xabb")[1:] == [257]
+    with pytest.raises(ValueError, match="a merge has no token"):
+        Bpe([*letters, "abc"], [merge])
+
+
+def test_merges_may_be_written_as_older_files_have_them():
+    bpe = Bpe.train([(WORDS * 5).encode()], 290)
+    content = json.loads(bpe.to_json())
+    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+    assert Bpe.from_json(json.dumps(content)).digest() == bpe.digest()
+
+
+def test_a_token_has_at_most_4096_bytes():
+    letters = sorted(_byte_of_character())
+    assert Bpe([*letters, "a" * 4096], []).spellings[256] == b"a" * 4096
+    for text in ("a" * 4097, ""):
+        with pytest.raises(ValueError, match="a token is empty or longer than 4096 bytes"):
+            Bpe([*letters, text], [])
