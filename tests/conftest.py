@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from tests.commands import command, jobs, runner  # noqa: F401  # fixtures
 from tests.compositions import keep_compositions
+from tests.forked import forked_jobs, forked_workers  # noqa: F401  # fixtures
 
 # Small tensors gain nothing from threads, and two test processes would fight over the cores. The
 # variable is for the commands that tests start.

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.forked import fork_workers
 from xftrain import compose, run
 from xftrain.benchmark.rows import read_rows
 from xftrain.errors import ConfigError
@@ -45,7 +46,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("benchmark")
-    result = run(compose(*SMALL, config_name="benchmark"), run_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        fork_workers(patch)
+        result = run(compose(*SMALL, config_name="benchmark"), run_dir)
     assert result["status"] == "completed"
     return run_dir
 
@@ -156,6 +159,7 @@ def test_a_finished_benchmark_is_not_measured_again(
     assert "doctor: 7 of 7 cells are in the run folder already" in caplog.text
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_sweep_is_left_out_and_one_is_added_to_training(tmp_path: Path) -> None:
     cfg = compose("~callbacks.packed", "~callbacks.parity", config_name="benchmark")
     assert "packed" not in cfg.callbacks and "doctor" in cfg.callbacks
