@@ -40,7 +40,7 @@ FLOORS = [
     ["oom"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
-    ["recorded_overrides", "job_config", "run_folders"],
+    ["recorded_overrides", "job_config", "run_folders", "info"],
     ["commands", "sweep_record", "sweep_table"],
     ["completed_jobs"],
     ["sweeps", "folder_hooks"],

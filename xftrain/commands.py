@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from xftrain.config import DoctorRoot, SampleRoot, root_of
+from xftrain.config import DoctorRoot, InfoRoot, SampleRoot, root_of
 
 _PLOTS = "torchmetrics.utilities.plot"
 
@@ -41,6 +41,8 @@ def command_of(cfg: DictConfig) -> Command:
     with _without_scipy_signal(), _with_plots_later():
         if root is DoctorRoot:
             from xftrain.benchmark.examine import examine as command
+        elif root is InfoRoot:
+            from xftrain.info import info as command
         elif root is SampleRoot:
             from xftrain.sample import sample as command
         else:

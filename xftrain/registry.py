@@ -106,6 +106,12 @@ def declared(group: str, name: str, attribute: str) -> Any:
     return class_value(*_module_and_class(group, name), attribute)
 
 
+def module_of(group: str, name: str) -> str | None:
+    """The full name of an option's module; None where there is no such option."""
+    found = _find(group, name)
+    return None if found is None else found[0]
+
+
 def load(group: str, name: str) -> type:
     """The class of an option; this imports it."""
     module, class_name = _module_and_class(group, name)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from xftrain import builder, config, redaction, registry
 from xftrain.compilation import end_compiling
 from xftrain.config_checks import refuse_other_ranks
-from xftrain.config_tree import config_tree
+from xftrain.config_tree import changes
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.interfaces import Batch
 from xftrain.kernels.matmul import begin_choosing, end_choosing
@@ -87,7 +87,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             shown = redaction.without_secrets(cfg, options)
             refuse_other_ranks(options["trainer"]["devices"])
             folder.write_config(_resolved(cfg))
-            log.info("%s", config_tree(shown))
+            log.info("%s", changes(shown, config.default_options(), run_dir / "config.yaml"))
             with StopSignals() as stop:
                 prepared = prepare(options, shown, run_dir)
                 run_dir = distributed.from_rank_0(run_dir)  # under torchrun each had its own
