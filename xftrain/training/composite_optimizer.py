@@ -29,6 +29,10 @@ class CompositeOptimizer(torch.optim.Optimizer):
         """Whether all parts leave a step out themselves where `found_inf` says so."""
         return all(getattr(part, "_step_supports_amp_scaling", False) for part in self.parts)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of."""
+        return {**super().__getstate__(), "parts": self.parts}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes up a state, and hands it over to the parts."""
         super().__setstate__(state)
