@@ -7,8 +7,11 @@ import io
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
+from tests.training.runs import last, run, weights_of
+from tests.training.test_step_sums import with_half
 from xftrain.training.composite_optimizer import CompositeOptimizer
 from xftrain.training.nonfinite import takes_flag
 
@@ -100,3 +103,15 @@ def test_the_flag_is_taken_only_where_every_part_takes_it():
     layers = nn.Linear(3, 3), nn.Linear(3, 3)
     parts = adamw(layers[0].parameters()), torch.optim.Adafactor(layers[1].parameters())
     assert not takes_flag(CompositeOptimizer(parts))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_a_run_with_two_equal_optimizers_is_the_run_with_one(tmp_path, monkeypatch, precision):
+    if precision == "16-mixed":  # Lightning's own is for GPUs alone
+        with_half(monkeypatch, MixedPrecision("16-mixed", "cpu"))
+    # the norm of all gradients is summed in another order
+    words = ("trainer.gradient_clip_val=null", "model.dropout=0.1", "max_steps=4")
+    run(tmp_path / "one", *words)
+    run(tmp_path / "two", *words, "optim.param_groups=[{match:'*.ffn.*',optimizer:adamw}]")
+    one, two = (weights_of(last(tmp_path / name)) for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
