@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
-    ["errors", "printable", "search_path", "plot_settings"],
+    ["errors", "printable", "search_path", "plot_settings", "moved_keys"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
     ["files", "processes", "redaction"],
     ["console", "signatures", "records", "folder_lock", "seal", "yaml_files"],
@@ -28,7 +28,7 @@ FLOORS = [
     ["initialization", "losses", "tied"],
     ["model"],
     ["generate"],
-    ["data"],
+    ["data", "schedule"],
     ["training"],
     ["overrides"],
     ["config_checks"],

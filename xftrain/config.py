@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xftrain import redaction
 from xftrain.composed_parts import Composed
-from xftrain.config_checks import check_compile, check_files, check_sizes
+from xftrain.config_checks import check_compile, check_files, check_param_groups, check_sizes
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 from xftrain.layer_pattern import checked_layers
@@ -80,6 +80,7 @@ class Root:
     data: Any = MISSING
     loss: Any = MISSING
     optim: Any = MISSING
+    schedule: Any = MISSING
     trainer: Any = MISSING
     callbacks: Any = MISSING
     logger: Any = MISSING
@@ -255,6 +256,7 @@ def _validated(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
             }
     if is_run:
         check_sizes(options["model"])
+        check_param_groups(options["optim"])
         check_compile(options)
         check_files(options)
     return options
@@ -298,7 +300,7 @@ def root_of(cfg: DictConfig | Mapping[str, Any]) -> type:
 def _checked_groups(options: Mapping[str, Any]) -> dict[str, Any]:
     """The groups of a run that take one option each."""
     checked: dict[str, Any] = {"model": _checked_model(options["model"])}
-    for group in ("loss", "data", "optim"):
+    for group in ("loss", "data", "optim", "schedule"):
         checked[group] = _checked_option(group, options[group])
     checked["trainer"] = check_fields(
         "trainer", _trainer_fields(), _mapping("trainer", options["trainer"]), owner="trainer"

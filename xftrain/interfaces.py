@@ -483,13 +483,34 @@ class Vocabulary(Protocol):
         ...
 
 
+class Schedule(Protocol):
+    """Learning rates, as a pure function of the step (`conf/schedule/`).
+
+    It has no state: a checkpoint holds the number of steps alone.
+    """
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """The learning rate of the step after `step` steps, as a share of the base learning rate.
+
+        Args:
+            step: number of optimizer steps before it, from 0.
+            max_steps: of the run.
+
+        Returns:
+            A finite number >= 0.
+        """
+        ...
+
+
 class Optimizer(Protocol):
-    """Builds the optimizer and its schedule (`conf/optim/`).
+    """Builds the optimizer, with the schedule applied to it (`conf/optim/`).
 
     An option may have more, and all of the package have:
 
     - `state_bytes(parameter) -> int`: what the optimizer keeps of a parameter. Without it, the
       state is taken to be as large as AdamW's.
+    - `option_by_parameter(model) -> dict`: the option that steps each parameter, whose
+      `state_bytes` is asked, where several optimizers share them.
     - `takes_bf16_gradients(device) -> bool`: its step reads bfloat16 gradients of float32 weights.
     - `modifies_weights: bool`: whether anything but its step changes weights or reads gradients
       before they are complete; true where it is not said.
@@ -497,22 +518,37 @@ class Optimizer(Protocol):
     """
 
     def build(
-        self, model: nn.Module, max_steps: int
+        self, model: nn.Module, schedule: Schedule, max_steps: int
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """The optimizer, and a schedule that is stepped once an optimizer step."""
+        """The optimizer, and a learning rate scheduler that is stepped once an optimizer step.
+
+        Args:
+            model: whose parameters are trained.
+            schedule: what the learning rate scheduler applies to each group's base learning rate.
+            max_steps: of the run, which the schedule gets.
+
+        Returns:
+            The optimizer, whose groups may have a `name`: then their learning rates are logged as
+            `optim/lr/<name>`, beside that of the first group, `optim/lr`.
+        """
         ...
 
     def update_saved(
-        self, optimizer: dict[str, Any], schedule: dict[str, Any], max_steps: int
+        self,
+        saved_optimizer: dict[str, Any],
+        saved_lr_scheduler: dict[str, Any],
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        """Puts today's settings into the saved state of a run that resumes, in place.
+        """Puts today's settings into the saved state of a run that resumes, group by group.
 
         Without it torch restores the settings of the checkpoint, whatever the configuration says.
 
         Args:
-            optimizer: what `state_dict` of the optimizer returned.
-            schedule: what `state_dict` of the schedule returned.
-            max_steps: of the run that resumes.
+            saved_optimizer: what `state_dict` of the optimizer returned, changed in place.
+            saved_lr_scheduler: what `state_dict` of its scheduler returned, changed in place.
+            optimizer: what `build` has returned in this run, with as many groups.
+            lr_scheduler: the same.
         """
         ...
 

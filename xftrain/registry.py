@@ -34,6 +34,7 @@ PACKAGES = {
     "loss": ("xftrain.losses",),
     "data": ("xftrain.data",),
     "optim": ("xftrain.training.optim",),
+    "schedule": ("xftrain.schedule",),
     "callbacks": ("xftrain.training.callbacks", "xftrain.benchmark.callbacks"),
     "logger": ("xftrain.training.loggers",),
 }

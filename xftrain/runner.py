@@ -137,12 +137,14 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
         model.compile_blocks(packed=batch.seqlens is not None)
 
     optim = registry.build("optim", "optim", options["optim"])
+    schedule = registry.build("schedule", "schedule", options["schedule"])
     guard = NonFiniteGuard(**{key: options[key] for key in config.GUARD_KEYS})
     module = TrainingModule(
         model,
         prepared.loss,
         data,
         optim,
+        schedule,
         seed=options["seed"],
         saved={"config": shown, "environment": redaction.digests()},
         guard=guard,

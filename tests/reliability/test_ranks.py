@@ -105,10 +105,12 @@ def test_two_ranks_take_the_step_of_all_labels_of_their_batches(tmp_path, place,
     # by hand: the mean over all labels
     model, data = model_and_data(*uneven, config_dir=own)
     from xftrain.config import compose, validate
+    from xftrain.schedule.cosine import Cosine
     from xftrain.training.optim.adamw import AdamW
 
     options = validate(compose(*SMALL))["optim"]
-    optimizer, schedule = AdamW(**{k: v for k, v in options.items() if k != "name"}).build(model, 4)
+    optim = AdamW(**{k: v for k, v in options.items() if k != "name"})
+    optimizer, schedule = optim.build(model, Cosine(), 4)
     losses = {}
     for step in range(4):
         loss, count = torch.zeros(()), 0

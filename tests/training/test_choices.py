@@ -36,7 +36,7 @@ def test_a_resumed_run_takes_up_the_attention_that_was_chosen(tmp_path, fastest,
     # another one was the fastest that time, and the weights differed without a word
     fastest("sdpa")
     run(tmp_path / "whole", *STEPS)
-    run(tmp_path / "cut", *STEPS, "max_steps=2", "optim.schedule=constant")
+    run(tmp_path / "cut", *STEPS, "max_steps=2", "schedule=constant")
     saved = read_checkpoint(last(tmp_path / "cut"))["callbacks"]["Choices"]
     assert saved["attn"] == "sdpa"
     fastest(None)

@@ -53,7 +53,7 @@ def test_a_loss_of_no_labels_is_0_and_so_are_its_gradients(loss, dtype):
     assert not x.grad.any() and not weight.grad.any()
 
 
-WORDS = ("optim.schedule=constant", "optim.warmup_steps=0", "trainer.log_every_n_steps=1")
+WORDS = ("schedule=constant", "schedule.warmup_steps=0", "trainer.log_every_n_steps=1")
 
 
 @pytest.mark.parametrize(

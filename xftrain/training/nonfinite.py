@@ -217,7 +217,7 @@ class NonFiniteGuard:
         raise RunError(
             f"the loss or the gradient of step {step} is not finite ({_found(module, step)}); the "
             "step was not made and the checkpoints are of steps before it: lower optim.lr, raise "
-            f"optim.warmup_steps, or train in another trainer.precision; {remedy}."
+            f"schedule.warmup_steps, or train in another trainer.precision; {remedy}."
         )
 
 

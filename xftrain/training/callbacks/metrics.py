@@ -40,7 +40,7 @@ class _Left:
     since: Moment  # the record before, or the start
     num_steps: int  # since then
     paused_s: float
-    lr: float
+    learning_rates: dict[str, float]
 
 
 class Metrics(Callback):
@@ -120,7 +120,7 @@ class Metrics(Callback):
             since=since,
             num_steps=step - self._steps_at_record,
             paused_s=self._paused_s,
-            lr=module.lr,
+            learning_rates=module.learning_rates,
         )
         self._since, self._steps_at_record = ended, step
         self._tokens, self._flops, self._paused_s = 0, 0.0, 0.0
@@ -150,7 +150,7 @@ class Metrics(Callback):
             if not math.isfinite(loss) and not is_bad:  # its gradient was finite
                 raise RunError(
                     f"train/loss is {loss} at step {left.step}: lower optim.lr or raise "
-                    "optim.warmup_steps; checkpoints saved before are in the run folder."
+                    "schedule.warmup_steps; checkpoints saved before are in the run folder."
                 )
             record = {"train/loss": loss, "train/accuracy": num_correct / num_labels}
             if num_bytes:
@@ -161,7 +161,7 @@ class Metrics(Callback):
         tokens_per_s = num_tokens / elapsed
         self.tokens_per_s.append(tokens_per_s)
         record |= {
-            "optim/lr": left.lr,
+            **left.learning_rates,
             "speed/tokens_per_s": tokens_per_s,
             "speed/step_ms": elapsed / left.num_steps * 1e3,
             "speed/tflops": flops / elapsed / 1e12,
