@@ -18,7 +18,7 @@ FLOORS = [
     ["values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
-    ["transfer", "batch_checks", "layer_pattern"],
+    ["transfer", "batch_checks", "layer_pattern", "help_text"],
     ["interfaces", "compilation", "memory", "timing"],
     ["attention.dense", "attention.limits", "attention.xformers_ops", "kernels"],
     ["attention.folding"],
