@@ -7,7 +7,7 @@ Code that runs as it is written keeps what its graph holds. torch.compile keeps 
   them;
 - what is widened for one of those is kept as it was before.
 
-tests/test_peak.py holds these rules against torch's own partition into forward and backward.
+tests/peak holds these rules against torch's own partition into forward and backward.
 """
 
 from __future__ import annotations
