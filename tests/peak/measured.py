@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from tests.models import gpt, random_tokens
 from xftrain import registry
 from xftrain.interfaces import Batch, Loss, positions_of
-from xftrain.model import GPT, Recomputed
+from xftrain.layers.block import Recomputed
+from xftrain.model import GPT
 from xftrain.peak.layers import run_layers
 
 CPU = torch.device("cpu")

@@ -23,9 +23,9 @@ from tests.training.runs import last, model_and_data, run, same_weights, small
 from xftrain.builder import assemble, build_loss
 from xftrain.config import validate
 from xftrain.data.counting import Counting
+from xftrain.layers.block import Block, Recomputed
 from xftrain.losses.full import Full
 from xftrain.memory import total_memory_bytes, usable_memory_bytes
-from xftrain.model import Block, Recomputed
 from xftrain.oom import _changed, out_of_memory
 from xftrain.peak.figures import LayerBytes, Peak
 from xftrain.peak.plan import _warning

@@ -18,8 +18,8 @@ from tests.peak.measured import (
     steps,
 )
 from xftrain.builder import assemble, build_loss
+from xftrain.layers.block import Recomputed
 from xftrain.losses.full import Full
-from xftrain.model import Recomputed
 from xftrain.peak.prediction import predict
 from xftrain.training import fused_adamw
 from xftrain.training.optim.adamw import AdamW

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xftrain.model import Recomputed
+from xftrain.layers.block import Recomputed
 
 
 @dataclass(frozen=True)

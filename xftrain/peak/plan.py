@@ -10,8 +10,9 @@ import torch
 
 from xftrain.errors import first_line
 from xftrain.interfaces import Batch, Loss
+from xftrain.layers.block import Recomputed
 from xftrain.memory import total_memory_bytes, usable_memory_bytes
-from xftrain.model import GPT, Recomputed
+from xftrain.model import GPT
 from xftrain.peak.figures import Peak
 from xftrain.peak.prediction import predict
 
