@@ -24,7 +24,7 @@ from xftrain.interfaces import (
     Backend,
     positions_of,
 )
-from xftrain.layers.block import Block, Recomputed
+from xftrain.layers.block import Block, RecomputePlan
 from xftrain.layers.linear import Linear
 from xftrain.layers.spec import LayerSpec
 from xftrain.tied import MayTieHead
@@ -85,11 +85,11 @@ class GPT(MayTieHead):
         self.specs = [layers[index % len(layers)] for index in range(num_layers)]
         self.attention: Attention = backend
         self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.recomputed = Recomputed()
+        self.recomputed = RecomputePlan()
         if activation_checkpointing == "ffn":
-            self.recomputed = Recomputed(ffns=num_layers)
+            self.recomputed = RecomputePlan(ffns=num_layers)
         elif activation_checkpointing:  # all of them, until a run plans it
-            self.recomputed = Recomputed(blocks=num_layers)
+            self.recomputed = RecomputePlan(blocks=num_layers)
         self.residual_dtype, self.activation_budget = residual_dtype, activation_budget
         self.embed = nn.Embedding(vocab_size, dim)
         self.pos = make_pos(dim, self.head_dim)
@@ -252,7 +252,7 @@ class GPT(MayTieHead):
         if dtype == torch.bfloat16 and self.residual_dtype == "auto":
             x_BMD = x_BMD.to(dtype)  # float16 is left out: its largest number is 65,504
         positions = self._prepared_positions(positions_1M)
-        recomputed = self.recomputed if torch.is_grad_enabled() else Recomputed()
+        recomputed = self.recomputed if torch.is_grad_enabled() else RecomputePlan()
         for index, block in enumerate(self.blocks):
             of_layer = (attention, handles[index], positions[index])
             if eager:

@@ -15,13 +15,19 @@ from torch.utils._pytree import tree_leaves
 from tests.models import gpt, random_tokens
 from xftrain import registry
 from xftrain.interfaces import Batch, Loss, positions_of
-from xftrain.layers.block import Recomputed
+from xftrain.layers.block import RecomputePlan
 from xftrain.model import GPT
 from xftrain.peak.layers import run_layers
 
 CPU = torch.device("cpu")
-NOTHING = Recomputed()
-PLANS = [NOTHING, Recomputed(ffns=2), Recomputed(2, ffns=4), Recomputed(ffns=4), Recomputed(4)]
+NOTHING = RecomputePlan()
+PLANS = [
+    NOTHING,
+    RecomputePlan(ffns=2),
+    RecomputePlan(2, ffns=4),
+    RecomputePlan(ffns=4),
+    RecomputePlan(4),
+]
 ROWS, TOKENS = 3, 120
 VARIANTS = [
     {},

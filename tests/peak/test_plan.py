@@ -23,7 +23,7 @@ from tests.training.runs import last, model_and_data, run, same_weights, small
 from xftrain.builder import assemble, build_loss
 from xftrain.config import validate
 from xftrain.data.counting import Counting
-from xftrain.layers.block import Block, Recomputed
+from xftrain.layers.block import Block, RecomputePlan
 from xftrain.losses.full import Full
 from xftrain.memory import total_memory_bytes, usable_memory_bytes
 from xftrain.oom import _changed, out_of_memory
@@ -46,11 +46,11 @@ peaks = st.builds(
 
 @given(peak=peaks, limit=st.integers(0, 20000), more=st.integers(0, 2000))
 def test_the_least_that_fits(peak, limit, more):
-    plans, least = list(peak.plans()), peak.least(limit)
+    plans, least = list(peak.plans()), peak.cheapest_fitting_plan(limit)
     assert plans[0] == NOTHING and plans[-1].blocks == peak.num_blocks
     assert not any(peak.fits(limit, less) for less in plans[: plans.index(least)])
     assert peak.fits(limit, least) or least == plans[-1]
-    assert peak.least(limit + more) <= least
+    assert peak.cheapest_fitting_plan(limit + more) <= least
 
 
 def limited(monkeypatch, limit: int) -> None:
@@ -82,8 +82,12 @@ def test_auto_recomputes_some_blocks_and_changes_nothing(tmp_path, monkeypatch, 
 
     peak = small_peak()
     for plan, in_a_step, said in (
-        (Recomputed(ffns=2), 3, "; the feed-forwards of 2 of 3 blocks are recomputed to fit"),
-        (Recomputed(1, 3), 4, "; 1 of 3 blocks and the feed-forwards of the others are recomputed"),
+        (RecomputePlan(ffns=2), 3, "; the feed-forwards of 2 of 3 blocks are recomputed to fit"),
+        (
+            RecomputePlan(1, 3),
+            4,
+            "; 1 of 3 blocks and the feed-forwards of the others are recomputed",
+        ),
     ):
         limited(monkeypatch, peak.total(plan))
         calls.clear()
@@ -109,9 +113,9 @@ def test_the_line_of_the_log_adds_up(tmp_path, caplog):
     ("how", "recomputed", "expected"),
     [
         (False, NOTHING, ["checkpointing=auto", "accumulate_grad_batches"]),
-        (False, Recomputed(2), ["accumulate_grad_batches"]),
+        (False, RecomputePlan(2), ["accumulate_grad_batches"]),
         ("cudagraphs", NOTHING, ["checkpointing=ffn", "_budget"]),
-        ("cudagraphs", Recomputed(ffns=2), ["_budget"]),
+        ("cudagraphs", RecomputePlan(ffns=2), ["_budget"]),
     ],
 )
 def test_what_would_help_is_what_is_not_refused(how, recomputed, expected):

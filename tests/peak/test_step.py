@@ -18,7 +18,7 @@ from tests.peak.measured import (
     steps,
 )
 from xftrain.builder import assemble, build_loss
-from xftrain.layers.block import Recomputed
+from xftrain.layers.block import RecomputePlan
 from xftrain.losses.full import Full
 from xftrain.peak.prediction import predict
 from xftrain.training import fused_adamw
@@ -80,7 +80,7 @@ def test_nothing_is_allocated_drawn_or_left_behind():
     with torch.device("meta"):
         model = assemble(settings, VOCAB)
     peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
-    assert peak.weights > 2**40 and peak.total(Recomputed(100)) < peak.total(NOTHING)
+    assert peak.weights > 2**40 and peak.total(RecomputePlan(100)) < peak.total(NOTHING)
 
 
 def test_the_state_in_other_settings():

@@ -12,7 +12,7 @@ from xftrain.interfaces import Attention, PositionEncoding
 from xftrain.layers.linear import Linear
 
 
-class Recomputed(NamedTuple):
+class RecomputePlan(NamedTuple):
     """What is made again in the backward pass in place of being kept for it.
 
     Attributes:

@@ -247,7 +247,7 @@ class TrainingModule(LightningModule):
         """
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
         if self.scaler is not None:
-            self.guard.judge(optimizer, sums, None)
+            self.guard.check_step(optimizer, sums, None)
             if takes_flag(optimizer):
                 self.scaler.unscale_(optimizer)  # of others Lightning has done it
         limit = self.trainer.gradient_clip_val
@@ -258,7 +258,7 @@ class TrainingModule(LightningModule):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         if self.scaler is None:
-            self.guard.judge(optimizer, sums, norm)
+            self.guard.check_step(optimizer, sums, norm)
         return norm
 
     def take(self, sums: LossSums, grad_norm: Tensor) -> None:
@@ -270,10 +270,10 @@ class TrainingModule(LightningModule):
         """
         self.last_sums, self.grad_norm = sums, grad_norm
         self.learning_rates = learning_rates(self.trainer.optimizers[0])
-        self.guard.answer(self)
-        self.guard.note(self.trainer.global_step + 1)
+        self.guard.finish_readback(self)
+        self.guard.record(self.trainer.global_step + 1)
         if self.logs_this_step() or self.guard.is_full():
-            self.guard.ask(self)
+            self.guard.start_readback(self)
 
     def on_train_end(self) -> None:
         """Looks at the last steps, which the last checkpoint has done where there was one."""
