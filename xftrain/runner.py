@@ -87,7 +87,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             shown = redaction.without_secrets(cfg, options)
             refuse_other_ranks(options["trainer"]["devices"])
             folder.write_config(_resolved(cfg))
-            log.info("%s", changes(shown, config.default_options(), run_dir / "config.yaml"))
+            log.info("%s", changes(shown, config.default_options()))
             with StopSignals() as stop:
                 prepared = prepare(options, shown, run_dir)
                 run_dir = distributed.from_rank_0(run_dir)  # under torchrun each had its own
