@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 FLOORS = [
-    ["errors", "printable", "search_path", "plot_settings"],
+    ["errors", "printable", "search_path", "plot_settings", "plot_style"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
     ["files", "processes", "redaction"],
     ["console", "signatures", "records", "folder_lock", "seal", "yaml_files"],
@@ -40,7 +40,7 @@ FLOORS = [
     ["oom"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
-    ["recorded_overrides", "job_config", "run_folders"],
+    ["recorded_overrides", "job_config", "run_folders", "sweep_order"],
     ["commands", "sweep_record", "sweep_table"],
     ["completed_jobs"],
     ["sweeps", "folder_hooks"],

@@ -126,7 +126,9 @@ def test_a_sweep_goes_on_whatever_ends_a_job(tmp_path: Path, launcher: str) -> N
     assert "3 of 5 jobs failed" in ended.stderr and "| job | status" in ended.stdout
 
     (tmp_path / "mended").touch()
-    results = {how: Path(row["run_dir"], "result.json") for how, row in found.items()}
+    results = {
+        how: tmp_path / "sweep" / row["run_dir"] / "result.json" for how, row in found.items()
+    }
     kept = {how: result.stat().st_mtime_ns for how, result in results.items()}
     again = command("-m", sweep, *small, "resume_sweep=sweep")
 

@@ -127,6 +127,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
         "tokens_per_s": None,
         "peak_memory_mib": None,
         "predicted_peak_mib": None,
+        "num_parameters": None,
         "wall_s": None,
         "steps": 0,
         "run_dir": str(run_dir),

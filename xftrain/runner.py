@@ -70,7 +70,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     Returns:
         What `result.json` in the run folder holds: `status`, `error`, `kernel`, `overrides`,
         `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
-        `predicted_peak_mib`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
+        `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -125,6 +125,7 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     torch.manual_seed(options["seed"])
     model = builder.assemble(options, prepared.vocab_size)
     _say_what_is_trained(model, options, batch, device, precision)
+    result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["device"] = hardware.device_name(device)
     saved = saved_choices(prepared.ckpt, options["ckpt"], folder)
     kernel = choose_kernel(model, batch, device, prepared.dtype, saved, folder)

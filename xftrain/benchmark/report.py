@@ -31,6 +31,9 @@ def write(
     """Saves a sweep's plots, and the report on all sweeps of the folder."""
     if figures:
         (run_dir / _PLOTS).mkdir(exist_ok=True)
+        for earlier in (run_dir / _PLOTS).glob(f"{name}-*.png"):
+            if earlier.stem.removeprefix(f"{name}-") not in figures:
+                earlier.unlink()  # of a version that drew another one
     for title, figure in figures.items():
         png = io.BytesIO()
         figure.savefig(png, format="png")

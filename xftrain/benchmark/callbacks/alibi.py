@@ -126,7 +126,8 @@ class Alibi(Sweep):
         """Time and memory against length."""
         from xftrain.benchmark.plots import over_length
 
-        as_one = [{**row, "panel": "ALiBi"} for row in rows]
+        # attention without ALiBi is what the ways are compared with, and none of them
+        as_one = [{**row, "panel": "ALiBi", "ranked": row["bias"] != "causal"} for row in rows]
         return {
             name: over_length(as_one, field, label, curves="way", panels="panel")
             for name, field, label in (

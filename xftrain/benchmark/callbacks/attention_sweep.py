@@ -158,13 +158,14 @@ class AttentionSweep(Sweep):
         made = {
             "time": over_length(timed, "ms", "forward + backward, ms"),
             "memory": over_length(timed, "extra_mib", "memory above the inputs, MiB"),
-            "rate": over_length(timed, "tflops", "forward + backward, TF/s"),
+            "rate": over_length(timed, "tflops", "forward + backward, TF/s", better="high"),
         }
         ran = [row["M"] for row in timed if row["status"] == "ok"]
-        if ran:
+        if ran and len({row["bias"] for row in timed}) > 1:
             length = _common_length(timed)
             at = [row for row in timed if row["M"] == length]
-            made["heat"] = heat_map(at, "tflops", f"TF/s, forward + backward, M = {length:,}")
+            label = f"TF/s, forward + backward, M = {length:,}"
+            made["heat"] = heat_map(at, "tflops", label, better="high")
         return made
 
 

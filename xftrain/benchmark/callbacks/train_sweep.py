@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STEPS_CUDA, _STEPS_CPU = 10, 1
+_NAMES = ("backend", "bias", "heads", "ffn")  # what tells rows apart
 
 
 class TrainSweep(Sweep):
@@ -79,7 +80,7 @@ class TrainSweep(Sweep):
         ran = [row for row in rows if row["status"] == "ok"]
         ran.sort(key=lambda row: -row["tokens_per_s"])
         columns: dict[str, str | tables.Format] = {
-            **{name: name for name in ("backend", "bias", "heads", "ffn")},
+            **{name: name for name in _NAMES},
             "tokens/s": "tokens_per_s",
             "p10 to p90": lambda row: tables.span(row, "tokens_per_s"),
             "step ms": "step_ms",
@@ -93,17 +94,13 @@ class TrainSweep(Sweep):
             "The run's own model, data, optimizer and precision, the fastest first. MFU is against "
             "the vendor's peak, `of peak` against the matrix product measured here.",
             tables.columns_of(ran, columns) if ran else "",
-            tables.reasons(
-                rows, lambda row: " ".join(row[n] for n in ("backend", "bias", "heads", "ffn"))
-            ),
+            tables.reasons(rows, lambda row: " ".join(row[n] for n in _NAMES)),
         ]
         return "\n\n".join(part for part in parts if part)
 
     @classmethod
     def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
-        """Speed by backend and bias, the first grouping and feed-forward."""
-        from xftrain.benchmark.plots import heat_map
+        """Speed, the fastest first."""
+        from xftrain.benchmark.plots import bars
 
-        same = [r for r in rows if (r["heads"], r["ffn"]) == (rows[0]["heads"], rows[0]["ffn"])]
-        label = f"tokens/s, {rows[0]['heads']} {rows[0]['ffn']}"
-        return {"speed": heat_map(same, "tokens_per_s", label)}
+        return {"speed": bars(rows, "tokens_per_s", "training, tokens/s", _NAMES)}
