@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -29,6 +31,13 @@ _DECADE = 10.0  # the ratio of the largest to the smallest from which an axis is
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches."""
     return Figure(figsize=(width, height), layout="constrained", dpi=110)
+
+
+def pixels(made: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The picture as [height, width, 3]."""
+    canvas = FigureCanvasAgg(made)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def style(axis: Axes, title: str = "") -> None:

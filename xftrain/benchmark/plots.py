@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -40,8 +39,14 @@ def over_length(
     """
     titles = list(dict.fromkeys(str(row[panels]) for row in rows))
     names = list(dict.fromkeys(str(row[curves]) for row in rows))
-    made = new_figure(4.2 + 3.0 * max(len(titles) - 1, 0.8), 3.6)
-    axes: list[Axes] = list(made.subplots(1, len(titles), squeeze=False, sharey=True)[0])
+    num_columns = min(len(titles), 2)  # wider pictures are shown so small that nobody reads them
+    num_lines = -(-len(titles) // num_columns)
+    made = new_figure(6.6 if num_columns == 1 else 8.0, 0.8 + 2.8 * num_lines)
+    grid = made.subplots(num_lines, num_columns, squeeze=False, sharey=True)
+    axes: list[Axes] = list(grid.flat)
+    for unused in axes[len(titles) :]:
+        unused.remove()
+    axes = axes[: len(titles)]
     for axis, title in zip(axes, titles, strict=True):
         own = [row for row in rows if str(row[panels]) == title]
         axis.set_xscale("log", base=2)
@@ -57,7 +62,7 @@ def over_length(
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: figure(value)))
     low, high = axes[0].get_ylim()
     axes[0].set_ylim(low, high * (high / low) ** 0.1)  # room for the crosses: the axes share it
-    axes[0].set_ylabel(label)
+    made.supylabel(label, fontsize=9)
     made.supxlabel("sequence length in tokens", fontsize=9)
     _legend(made, axes, rows, has_best=len(names) > 1)
     return made
@@ -160,13 +165,6 @@ def bars(rows: Sequence[Row], field: str, label: str, names: Sequence[str]) -> F
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: figure(value)))
     axis.locator_params(axis="x", nbins=5)
     return made
-
-
-def pixels(made: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The picture as [height, width, 3]."""
-    canvas = FigureCanvasAgg(made)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _cell(row: Row, field: str) -> str:

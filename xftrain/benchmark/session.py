@@ -133,6 +133,7 @@ class _Session:
         with self.store.refusing_what_no_benchmark_wrote():
             rows = report.rows_for_verdict(self.store.rows, self.shown)
             if said := verdict([as_lines(row) for row in rows]):
+                board.log_verdict(self.context, rows)
                 log.info("%s\n%s", TITLE, said)
 
     def _num_processes(self) -> int:
