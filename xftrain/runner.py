@@ -22,11 +22,19 @@ from xftrain.interfaces import Batch
 from xftrain.kernels.matmul import begin_choosing, end_choosing
 from xftrain.memory import is_out_of_memory, peak_memory_mib
 from xftrain.model import GPT
+from xftrain.neighboring_runs import differing_keys
 from xftrain.oom import out_of_memory
 from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare
 from xftrain.processes import rank
-from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied
+from xftrain.results import (
+    abandon,
+    folder_of,
+    is_job_of_sweep,
+    recorded,
+    say_how_it_went,
+    varied,
+)
 from xftrain.run_folder import RunFolder
 from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
@@ -169,7 +177,8 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
         log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
         typed = varied()
         for board in boards:
-            board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, typed)
+            first = differing_keys(run_dir, typed, is_job=is_job_of_sweep())
+            board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, first)
 
     is_same = _measures_more(options, run_dir)
     start = RunStart(folder, prepared.ckpt, loggers, is_same=is_same, on_begin=on_begin)
