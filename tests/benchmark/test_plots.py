@@ -85,6 +85,7 @@ def test_a_heat_map_frames_the_best_of_each_bias() -> None:
 
 
 def test_one_bias_makes_no_heat_map() -> None:
+    assert Parity.figures([_row("sdpa", 1.0), _row("naive", 1.0)]) == {}
     assert AttentionSweep.figures(CURVES).keys() == {"time", "memory", "rate"}
     both = [*CURVES, *(row | {"bias": "full"} for row in CURVES)]
     assert "heat" in AttentionSweep.figures(both)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _GROUP = "benchmark"
 _SCALARS = ("ms", "extra_mib", "tokens_per_s")
-_NAMES = ("bias", "heads", "ffn", "layout", "way", "backend")  # of a curve
+_NAMES = ("bias", "heads", "ffn", "layout", "backend")  # of a curve
 
 
 def log_sweep(
@@ -62,7 +62,8 @@ def curves(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[int, float]]
     """Points (length, value) by field and name of the curve, of curves with several lengths."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row in map(as_lines, rows):
-        names = [str(row[name]) for name in _NAMES if row.get(name) is not None]
+        shown = ("way",) if row.get("way") else _NAMES
+        names = [str(row[name]) for name in shown if row.get(name) is not None]
         for field in _SCALARS:
             if isinstance(row.get(field), float) and isinstance(row.get("M"), int):
                 found.setdefault((field, " ".join(names)), {})[row["M"]] = row[field]

@@ -6,8 +6,8 @@ Each bias and head grouping is judged where it was measured closest to the run i
 - else by the attention calls of `attention_sweep`, at the longest length at which all backends ran
   that ran at any length.
 
-Two backends are tied where the 10th to 90th percentiles of their times overlap, or where their
-memory differs by less than 2 % or 1 MiB.
+Two backends are tied where the median of one is between the 10th and 90th percentiles of the other,
+or where their memory differs by less than 2 % or 1 MiB.
 """
 
 from __future__ import annotations
@@ -122,11 +122,11 @@ def _best(rows: Sequence[Row], field: str, are_tied: Callable[[Row, Row, str], b
 
 
 def _are_times_tied(best: Row, other: Row, field: str) -> bool:
-    ends = [_figure(row, f"{field}_{end}") for row in (best, other) for end in ("p10", "p90")]
-    low, high, other_low, other_high = (end or 0.0 for end in ends)
-    if not all(ends):
-        return abs(best[field] - other[field]) <= _SAME * best[field]
-    return low <= other_high and other_low <= high
+    def is_within(row: Row, spread_of: Row) -> bool:
+        low, high = (_figure(spread_of, f"{field}_{end}") for end in ("p10", "p90"))
+        return low is not None and high is not None and bool(low <= row[field] <= high)
+
+    return is_within(best, other) or is_within(other, best)
 
 
 def _is_memory_tied(best: Row, other: Row, field: str) -> bool:
@@ -188,8 +188,9 @@ def _notes(cases: Sequence[Case], wrong: set[tuple[str, str, str]]) -> str:
                 note("was measured in single calls only and is not compared", backend, case)
     lines = [f"- {said}: {', '.join(places)}" for said, places in found.items()]
     lines.append(
-        "- tied: the 10th to 90th percentiles of the times overlap, or the memory differs by less "
-        f"than {_SAME:.0%} or {_SAME_MIB:g} MiB; the override is that of the smaller one"
+        "- tied: the median of one is between the 10th and 90th percentiles of the other, or the "
+        f"memory differs by less than {_SAME:.0%} or {_SAME_MIB:g} MiB; the override is that of "
+        "the smaller one"
     )
     return "\n".join(lines)
 
