@@ -60,7 +60,7 @@ def cases(on_gpu: bool, quick: bool) -> list[tuple[str, bool]]:
 def row(overrides: str, all_steps: bool) -> tuple[str, bool]:
     """One line of the table, and whether the task was solved or refused for a reason."""
     # the tutorial's rate is constant
-    stop = [f"max_steps={STEPS}", "optim.schedule=constant", "data.stop_at_accuracy=null"]
+    stop = [f"max_steps={STEPS}", "schedule=constant", "data.stop_at_accuracy=null"]
     with tempfile.TemporaryDirectory() as folder:
         try:
             quiet = "callbacks.progress.style=none"

@@ -61,7 +61,9 @@ def train(options: dict[str, Any], data: DataSource, batches: list[Batch]) -> li
     loss = builder.build_loss(options)
     torch.manual_seed(0)
     model: GPT = builder.build_model(options, data).to(device)
-    optimizer, _ = registry.build("optim", "optim", options["optim"]).build(model, 1000)
+    schedule = registry.build("schedule", "schedule", options["schedule"])
+    optim = registry.build("optim", "optim", options["optim"])
+    optimizer, _ = optim.build(model, schedule, 1000)
     means: list[Tensor] = []
 
     def step(batch: Batch) -> None:

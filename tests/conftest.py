@@ -11,6 +11,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from tests.commands import command, jobs, runner  # noqa: F401  # fixtures
+from tests.compositions import keep_compositions
+from tests.forked import forked_jobs, forked_workers  # noqa: F401  # fixtures
 
 # Small tensors gain nothing from threads, and two test processes would fight over the cores. The
 # variable is for the commands that tests start.
@@ -88,6 +90,13 @@ def _libraries_frozen() -> Iterator[None]:
     gc.freeze()
     yield
     gc.freeze()  # nor does the end of the process go through what the tests left
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compositions_kept() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        keep_compositions(patch)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 CODE = """
-from xftrain import commands
+import sys
+from xftrain import commands, compose
 
 with commands._without_scipy_signal():
     import scipy.signal
@@ -16,11 +17,24 @@ with commands._without_scipy_signal():
 import scipy.signal
 
 assert hasattr(scipy.signal, "lfilter")
+
+commands.command_of(compose("model.attn=naive"))
+assert "torchmetrics" in sys.modules
+assert not {"matplotlib", "torchmetrics.utilities.plot"} & sys.modules.keys()
+import torchmetrics
+
+metric = torchmetrics.MeanMetric()
+metric.update(3.0)
+figure, axis = metric.plot()
+assert type(figure).__module__ == "matplotlib.figure" and axis.has_data()
+from torchmetrics.utilities.plot import plot_curve
+
+assert plot_curve.__module__ == "torchmetrics.utilities.plot"
 """
 
 
-def test_a_run_starts_without_all_of_scipy_signal() -> None:
-    """torchmetrics looks for one name in it; whoever imports it later has the real one."""
+def test_a_run_starts_without_all_of_scipy_signal_and_without_matplotlib() -> None:
+    """torchmetrics looks for one name in the first, and plots with the second; both as before."""
     command, root = [sys.executable, "-c", CODE], Path(__file__).parents[1]
     process = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

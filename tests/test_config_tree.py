@@ -1,8 +1,14 @@
 """The configuration as it is shown when a run begins."""
 
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from xftrain import compose
-from xftrain.config import validate
-from xftrain.config_tree import config_tree
+from xftrain.config import default_options, validate
+from xftrain.config_tree import changed, changes, config_tree
+from xftrain.training.same_run import flat
 
 
 def _shown(*overrides: str) -> list[str]:
@@ -32,3 +38,50 @@ def test_a_long_value_is_cut_and_none_spills_over():
     _, cut, path = config_tree(options).splitlines()
     assert len(cut) == 100 and cut.endswith("…")
     assert path == "└── path: two lines [bold]as they are[/bold]"
+
+
+def _changes(*overrides: str) -> list[str]:
+    said = changes(validate(compose(*overrides)), default_options(), Path("run/config.yaml"))
+    return [line.rstrip() for line in said.splitlines()]
+
+
+def test_a_run_with_the_defaults_shows_a_line():
+    assert _changes() == ["configuration: the defaults (run/config.yaml)"]
+
+
+def test_what_differs_is_shown_with_its_groups_and_nothing_else():
+    assert _changes("seq=32", "model.attn=naive", "callbacks.solved=null", "optim.lr=0.1") == [
+        "configuration, what differs from the defaults (run/config.yaml)",
+        "├── seq: 32",
+        "├── model",
+        "│   ├── attn: naive",
+        "│   └── pos: learned",
+        "│       └── max_positions: 32",
+        "├── optim: adamw",
+        "│   └── lr: 0.1",
+        "└── callbacks",
+        "    └── solved: null",
+    ]
+
+
+def test_another_option_is_shown_whole():
+    shown = _changes("model.bias=alibi", "optim=adafactor")
+    assert "│   └── bias: alibi" in shown
+    assert "    ├── lr: 0.03" in shown and "    ├── clip_threshold: 1.0" in shown
+
+
+@given(
+    st.recursive(
+        st.dictionaries(st.text("abc", min_size=1, max_size=2), st.integers(0, 2), max_size=3),
+        lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
+    ),
+    st.recursive(
+        st.dictionaries(st.text("abc", min_size=1, max_size=2), st.integers(0, 2), max_size=3),
+        lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
+    ),
+)
+def test_nothing_is_shown_that_is_equal_and_all_that_differs_is(options, defaults):
+    shown, there, here = (flat(one) for one in (changed(options, defaults), defaults, options))
+    for key, value in here.items():
+        differs = key not in there or there[key] != value
+        assert (shown.get(key) == value) == differs or (not differs and key not in shown)

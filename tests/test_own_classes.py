@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import textwrap
 from typing import Any
@@ -59,7 +60,14 @@ OWN = """
             pass
 
     class Optim:
+        def build(self, model, schedule, max_steps): ...
+
+    class FormerOptim(Optim):
         def build(self, model, max_steps): ...
+        def update_saved(self, optimizer, schedule, max_steps): ...
+
+    class Schedule:
+        def factor(self, step): ...
 
     class Half(Backend):
         name = "half"
@@ -151,6 +159,12 @@ def test_what_fits_is_accepted(key, node):
     ("key", "node", "expected"),
     [
         ("optim", {"target": "mine.Optim"}, "optim: mine.Optim has no update_saved, which every "),
+        (
+            "optim",
+            {"target": "mine.FormerOptim"},
+            "optim: mine.FormerOptim.build is called with model, schedule, max_steps, and takes ",
+        ),
+        ("schedule", {"target": "mine.Schedule"}, "schedule: mine.Schedule.factor is called with "),
         ("model.attn", {"target": "mine.Half"}, "model.attn: mine.Half has no kernel, "),
         ("model.ffn", {"target": "mine.NoForward"}, "model.ffn: mine.NoForward has no forward, "),
         ("model.norm", {"target": "mine.NoPlaces"}, "model.norm._target_=mine.NoPlaces must take "),
@@ -200,6 +214,7 @@ def test_the_contracts_are_those_of_the_protocols():
         "model/bias": interfaces.BiasRecipe,
         "loss": interfaces.Loss,
         "optim": interfaces.Optimizer,
+        "schedule": interfaces.Schedule,
         "data": interfaces.DataSource,
     }
     optional = {"encode", "vocabulary", "digest"}  # of a data source
@@ -209,6 +224,8 @@ def test_the_contracts_are_those_of_the_protocols():
         has |= set(protocol.__annotations__)
         contract = CONTRACTS[group]
         assert has - optional == {*contract.methods, *contract.attributes}, group
+        for name, arguments in contract.arguments.items():
+            assert tuple(inspect.signature(getattr(protocol, name)).parameters)[1:] == arguments
     assert set(CONTRACTS["model/attn"].methods) == interfaces.Backend.__abstractmethods__
 
 

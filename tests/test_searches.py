@@ -52,12 +52,13 @@ def _python(folder: Path, *arguments: str, path: Path = ROOT) -> subprocess.Comp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_jobs")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_search_on_disk_trains_what_it_draws(tmp_path: Path, name: str) -> None:
+def test_a_search_on_disk_trains_what_it_draws(command: Command, tmp_path: Path, name: str) -> None:
     options = [f"hparams_search={name}", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=search"]
-    ended = _python(tmp_path, *options, *SMALL)
+    ended = command(*options, *SMALL)
 
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.err
     rows = _rows(tmp_path / "search")
     assert len(rows) == 2
     for row in rows:

@@ -27,12 +27,13 @@ from xftrain.arguments import normalised
 from xftrain.commands import Command, command_of
 from xftrain.completed_jobs import completed
 from xftrain.completion import safe_completion
-from xftrain.config import COMPOSITION_ERRORS, refuse_merged, validate
+from xftrain.config import COMPOSITION_ERRORS, fields_of_no_option, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.files import replace_text
 from xftrain.folder_hooks import leave_folders
+from xftrain.help_text import explained
 from xftrain.hydra_errors import errors_raised
 from xftrain.hydra_files import hide_in_files
 from xftrain.job_config import described
@@ -99,7 +100,11 @@ def _run_command() -> int:
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
             )
-            with safe_completion(all_groups), ranks.following(is_ours=bool(words)) as told:
+            with (
+                safe_completion(all_groups),
+                explained(fields_of_no_option),
+                ranks.following(is_ours=bool(words)) as told,
+            ):
                 sys.argv += told
                 decorate(_job)()
         return _end_of_sweep()
@@ -161,7 +166,7 @@ def _job(cfg: DictConfig) -> float | None:
 def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
     """A job of a sweep: whatever becomes of it, the others go on."""
     run_dir = Path(settings.runtime.cwd) / run_dir
-    sweep_table.note_job(sweeps.folder_of(settings), settings.job.num, run_dir)
+    sweep_table.note_job(sweeps.multirun_dir(settings), settings.job.num, run_dir)
     try:
         with stops_raised():
             _refuse_side_by_side(cfg, settings)
@@ -175,7 +180,7 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
         status = "refused" if isinstance(error, ConfigError) else "failed"
         result = sweeps.write_end(status, _report(error, run_dir), settings, run_dir)
     finally:
-        sweep_table.write_summary(sweeps.folder_of(settings))
+        sweep_table.write_summary(sweeps.multirun_dir(settings))
     val_loss = sweep_table.val_loss_of(result)
     if result["status"] != "completed":
         val_loss = None
@@ -200,6 +205,9 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
             sweeps.write_end("refused", hidden(str(error)), settings, run_dir)
         raise
     with ranks.started(devices, settings, run_dir):
+        if rank() == 0:  # a first line, before seconds of imports
+            is_below = run_dir.is_relative_to(Path.cwd())
+            log.info("run folder: %s", run_dir.relative_to(Path.cwd()) if is_below else run_dir)
         command = _imported(cfg)
         search_path.forget_variables()
         return command(cfg, run_dir)

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xftrain import redaction
 from xftrain.composed_parts import Composed
-from xftrain.config_checks import check_compile, check_files, check_sizes
+from xftrain.config_checks import check_compile, check_files, check_param_groups, check_sizes
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 from xftrain.layer_pattern import checked_layers
@@ -80,6 +80,7 @@ class Root:
     data: Any = MISSING
     loss: Any = MISSING
     optim: Any = MISSING
+    schedule: Any = MISSING
     trainer: Any = MISSING
     callbacks: Any = MISSING
     logger: Any = MISSING
@@ -110,7 +111,13 @@ class SampleRoot:
     model: Any = field(default_factory=dict)
 
 
+@dataclass
+class InfoRoot(Root):
+    """The root keys of `--config-name info`: those of the run that it describes."""
+
+
 ConfigStore.instance().store(name="root_schema", node=Root)
+ConfigStore.instance().store(name="info_schema", node=InfoRoot)
 ConfigStore.instance().store(name="sample_schema", node=SampleRoot)
 ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 # Hydra copies the whole store for each group that it lists, though what it loads is a copy anyway:
@@ -176,6 +183,12 @@ def compose(
     return cfg
 
 
+@cache
+def default_options() -> Mapping[str, Any]:
+    """The checked configuration of `python -m xftrain` without an override."""
+    return validate(compose())
+
+
 def refuse_merged(hydra_cfg: DictConfig | HydraConf) -> None:
     """Refuses several options for one group, `model.attn=[naive,sdpa]`, merged without a word.
 
@@ -229,7 +242,8 @@ def _validated(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         _refuse_targets(values)
     root = root_of(cfg)
     options = check_fields("", _root_fields(root), values, owner="the configuration")
-    if root is Root:
+    is_run = issubclass(root, Root)
+    if is_run:
         options |= _checked_groups(options)
     if root is SampleRoot:
         options["model"] = _own_parts(options["model"])
@@ -240,8 +254,9 @@ def _validated(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
                 for name, entry in _mapping(group, options[group]).items()
                 if entry is not None  # callbacks.sample=null leaves it out
             }
-    if root is Root:
+    if is_run:
         check_sizes(options["model"])
+        check_param_groups(options["optim"])
         check_compile(options)
         check_files(options)
     return options
@@ -279,13 +294,13 @@ def _own_parts(node: Any) -> dict[str, Any]:
 def root_of(cfg: DictConfig | Mapping[str, Any]) -> type:
     """The schema that a configuration was composed from: what its command is."""
     found = OmegaConf.get_type(cfg) if isinstance(cfg, DictConfig) else None
-    return found if found in (DoctorRoot, SampleRoot) else Root
+    return found if found in (DoctorRoot, InfoRoot, SampleRoot) else Root
 
 
 def _checked_groups(options: Mapping[str, Any]) -> dict[str, Any]:
     """The groups of a run that take one option each."""
     checked: dict[str, Any] = {"model": _checked_model(options["model"])}
-    for group in ("loss", "data", "optim"):
+    for group in ("loss", "data", "optim", "schedule"):
         checked[group] = _checked_option(group, options[group])
     checked["trainer"] = check_fields(
         "trainer", _trainer_fields(), _mapping("trainer", options["trainer"]), owner="trainer"
@@ -353,13 +368,19 @@ def _root_fields(schema: type) -> dict[str, Field]:
         # an absent group is reported by _mapping, which lists its options
         root[item.name] = Field(hints[item.name], None if default == MISSING else default)
     # OmegaConf knows no Literal
-    if schema is not Root:
+    if not issubclass(schema, Root):
         root["accelerator"] = _trainer_fields()["accelerator"]
     else:
         root["compile"] = Field(bool | Literal["cudagraphs"], False)
         root["matmul"] = Field(Literal["auto", "torch"], "auto")
         root |= fields_of("xftrain.training.nonfinite", "NonFiniteGuard")
     return root
+
+
+def fields_of_no_option() -> dict[str, dict[str, Field]]:
+    """The fields of the root, of `model` and of `trainer`, by dotted key."""
+    model = fields_of("xftrain.model", "GPT")
+    return {"": _root_fields(Root), "model": model, "trainer": _trainer_fields()}
 
 
 def _trainer_fields() -> dict[str, Field]:

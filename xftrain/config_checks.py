@@ -10,10 +10,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from xftrain.errors import ConfigError
+from xftrain.fields import NonNegativeFloat, Option, PositiveFloat
 from xftrain.files import expanded
 from xftrain.layer_pattern import layer_nodes
 from xftrain.processes import check_rank_variables, is_rank, num_ranks
-from xftrain.registry import declared
+from xftrain.registry import check, declared
+from xftrain.signatures import REQUIRED, Field
+from xftrain.values import check_fields
+
+_PARAM_GROUP = {
+    "match": Field(str, REQUIRED),
+    "lr": Field(PositiveFloat | None, None),
+    "weight_decay": Field(NonNegativeFloat | None, None),
+    "optimizer": Field(Option | None, None),
+}
 
 
 def check_sizes(model: Mapping[str, Any]) -> None:
@@ -34,6 +44,27 @@ def check_sizes(model: Mapping[str, Any]) -> None:
             )
         if reason := "name" in bias and declared("model/bias", bias["name"], "not_for_training"):
             raise ConfigError(f"{key}.bias={bias['name']} {reason}.")
+
+
+def check_param_groups(optim: dict[str, Any]) -> None:
+    """Checks the entries of `optim.param_groups`, and fills in what they leave to the option."""
+    if "name" not in optim:  # a class of the user's own, which may mean anything by it
+        return
+    checked = []
+    for index, entry in enumerate(optim.get("param_groups", ())):
+        key = f"optim.param_groups[{index}]"
+        values = check_fields(key, _PARAM_GROUP, entry, owner=key)
+        node = values["optimizer"]
+        if node is not None:
+            key = f"{key}.optimizer"
+            node = {"name": node} if isinstance(node, str) else node
+            if "param_groups" in node:
+                raise ConfigError(f"{key} must have no param_groups: add an entry instead.")
+            if "_target_" not in node:
+                check(key, str(node.get("name")), node)
+        checked.append(values)
+    if "param_groups" in optim:
+        optim["param_groups"] = tuple(checked)
 
 
 def check_compile(options: Mapping[str, Any]) -> None:
@@ -61,6 +92,12 @@ def check_compile(options: Mapping[str, Any]) -> None:
         if name is not None and (reason := declared(group, name, "no_cuda_graph")):
             raise ConfigError(
                 f"{group}={name} cannot run with compile=cudagraphs: {reason}, or compile=true."
+            )
+    for index, entry in enumerate(options["optim"].get("param_groups") or ()):
+        if isinstance(entry, Mapping) and entry.get("optimizer") is not None:
+            raise ConfigError(
+                f"optim.param_groups[{index}].optimizer cannot be set with compile=cudagraphs: a "
+                "graph records the step of one optimizer; leave it out, or use compile=true."
             )
     for key in ("accumulate_grad_batches", "devices"):
         if trainer[key] > 1:

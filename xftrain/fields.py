@@ -20,6 +20,8 @@ Seed = Annotated[int, Ge(0), Le(MAX_INTEGER)]  # what numpy takes
 VocabSize = Annotated[int, Ge(2)]
 ImageSide = Annotated[int, Ge(1), Le(1024)]  # of a square, in pixels or in what takes a pixel
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+# Entries with `match`, `lr`, `weight_decay` and `optimizer`, which `config_checks` checks.
+ParamGroups = tuple[dict[str, Any], ...]
 Option = str | dict[str, Any]  # of a group: its word, or a node with a name or a _target_
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "NonNegativeFloat",
     "NonNegativeInt",
     "Option",
+    "ParamGroups",
     "PositiveFloat",
     "PositiveInt",
     "Probability",

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from xftrain import redaction
 from xftrain.errors import SweepRefused
 from xftrain.files import read_json, write_json
+from xftrain.moved_keys import flat_in_new_keys
 from xftrain.printable import one_line
 from xftrain.version import __version__
 
@@ -62,7 +63,8 @@ def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
         said = _cut(str(saved.get("xftrain")))
         log.warning("%s was run with xftrain %s, and this is %s", run_dir, said, __version__)
     environment = saved.get("environment")
-    before = {**saved["config"], **(environment if isinstance(environment, dict) else {})}
+    config = flat_in_new_keys(saved["config"])
+    before = {**config, **(environment if isinstance(environment, dict) else {})}
     today = {**description["config"], **description["environment"]}
     differing = [
         key for key in dict.fromkeys([*before, *today]) if _text(before, key) != _text(today, key)

@@ -233,12 +233,38 @@ def _no_such_key(cause: OmegaConfBaseException) -> str:
     parent, node = key.rpartition(".")[0], cause.parent_node
     siblings = [str(name) for name in node] if isinstance(node, DictConfig) else []
     known = [f"{parent}.{name}" if parent else name for name in siblings]
-    if group_of(parent) in PACKAGES and "name" in siblings:
-        return unknown_key(
-            key, [k for k in known if k != f"{parent}.name"], f"{parent}={node.name}"
-        )
-    known = [name for name in known if name != "hydra"]
-    return unknown_key(key, known, parent or "the configuration")
+    is_option = group_of(parent) in PACKAGES and "name" in siblings
+    owner = f"{parent}={node.name}" if is_option else parent or "the configuration"
+    hidden_keys = ("hydra", f"{parent}.name" if is_option else "")
+    known = [one for one in known if one not in hidden_keys]
+    if elsewhere := _same_name_elsewhere(key, node):
+        return f"{key} is not a key of {owner}; did you mean {elsewhere}?"
+    return unknown_key(key, known, owner)
+
+
+def _same_name_elsewhere(key: str, node: Any) -> str | None:
+    """The key of that very name in another group, where there is one alone: lr in optim.
+
+    Args:
+        key: that does not exist.
+        node: its parent in the configuration.
+    """
+    name = key.rpartition(".")[2]
+    found: list[str] = []
+    todo = [("", node._get_root() if isinstance(node, DictConfig) else None)]
+    while todo:
+        place, node = todo.pop()
+        for child in map(str, node if isinstance(node, DictConfig) and not node._is_none() else ()):
+            full = f"{place}.{child}" if place else child
+            if full == "hydra":
+                continue
+            if child == name:
+                found.append(full)
+            todo.append((full, node._get_node(child)))
+    # of several, that with the fewest groups before it
+    found.sort(key=lambda full: (full.count("."), full))
+    shallow = [full for full in found if full.count(".") == found[0].count(".")]
+    return shallow[0] if len(shallow) == 1 else None
 
 
 def _wrong_value(cause: OmegaConfBaseException) -> str:

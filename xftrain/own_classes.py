@@ -25,14 +25,17 @@ class Contract(NamedTuple):
         methods: that the class has.
         attributes: that its instances have.
         base: full name of the class that it derives from, where there is one.
+        arguments: what a method is called with, where a class of a former version took others.
     """
 
     positional: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     base: str | None = None
+    arguments: Mapping[str, tuple[str, ...]] = {}
 
 
+_SAVED = ("saved_optimizer", "saved_lr_scheduler", "optimizer", "lr_scheduler")
 _LAYER = ("dim", "linear_bias")
 CONTRACTS = {
     "model/attn": Contract(methods=("unsupported", "prepare", "__call__", "kernel")),
@@ -51,7 +54,11 @@ CONTRACTS = {
         ("batch", "decode", "num_label_bytes", "baseline"),
         ("vocab_size", "num_val_batches", "stop_at_accuracy"),
     ),
-    "optim": Contract(methods=("build", "update_saved")),
+    "optim": Contract(
+        methods=("build", "update_saved"),
+        arguments={"build": ("model", "schedule", "max_steps"), "update_saved": _SAVED},
+    ),
+    "schedule": Contract(methods=("factor",), arguments={"factor": ("step", "max_steps")}),
     "callbacks": Contract(base="lightning.pytorch.Callback"),
     "logger": Contract(base="lightning.pytorch.loggers.Logger"),
 }
@@ -213,6 +220,20 @@ def _check_class(group: str, key: str, target: str, made: type) -> None:
         missing += ["forward"] if "forward" in contract.methods else []
     if missing:
         raise _lacking(group, key, target, list(dict.fromkeys(missing)))
+    for name, arguments in contract.arguments.items():
+        if inspect.isfunction(method := found.get(name)) and not _takes(method, arguments):
+            raise ConfigError(
+                f"{key}: {target}.{name} is called with {', '.join(arguments)}, and takes other "
+                "arguments: docs/adding.md says what they are."
+            )
+
+
+def _takes(method: Callable[..., Any], arguments: tuple[str, ...]) -> bool:
+    try:
+        inspect.signature(method).bind("self", *arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def _derives(made: type, base: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from xftrain import registry
 from xftrain.attention.backends.auto import all_backends
 from xftrain.builder import assemble
 from xftrain.data.loader import ValBatches
@@ -54,6 +55,9 @@ def check_runs(
             f"model.attn={works[0]}."
         )
     _check_graphs(options, loss, batch, device)
+    optim = registry.build("optim", "optim", options["optim"])
+    if hasattr(optim, "option_by_parameter"):
+        optim.option_by_parameter(model)  # each pattern of parameter names has to match
     for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
         ask = getattr(part, "unsupported", None)
         if ask is not None and (why := ask(device)):

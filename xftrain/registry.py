@@ -34,6 +34,7 @@ PACKAGES = {
     "loss": ("xftrain.losses",),
     "data": ("xftrain.data",),
     "optim": ("xftrain.training.optim",),
+    "schedule": ("xftrain.schedule",),
     "callbacks": ("xftrain.training.callbacks", "xftrain.benchmark.callbacks"),
     "logger": ("xftrain.training.loggers",),
 }
@@ -104,6 +105,12 @@ def declared(group: str, name: str, attribute: str) -> Any:
     It is read from the source, so that a configuration is refused before torch is imported.
     """
     return class_value(*_module_and_class(group, name), attribute)
+
+
+def module_of(group: str, name: str) -> str | None:
+    """The full name of an option's module; None where there is no such option."""
+    found = _find(group, name)
+    return None if found is None else found[0]
 
 
 def load(group: str, name: str) -> type:

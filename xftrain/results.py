@@ -42,7 +42,7 @@ def status_after(error: BaseException) -> str:
     return "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
 
 
-def folder_of(run_dir: Path | None) -> Path:
+def run_dir_for(run_dir: Path | None) -> Path:
     """The run's folder, relative where it is below the working directory.
 
     Where none is given it is named after the time, and made at once: another run may start in the
@@ -144,7 +144,7 @@ def _overrides() -> list[str]:
     return as_typed(HydraConfig.get().overrides.task)
 
 
-def varied() -> dict[str, str]:
+def changed_overrides() -> dict[str, str]:
     """What was typed for this run by dotted keys, less what all jobs of its sweep share."""
     if not HydraConfig.initialized():
         return {}
@@ -153,8 +153,8 @@ def varied() -> dict[str, str]:
     return dict(map(dotted, typed))
 
 
-def is_job_of_sweep() -> bool:
-    """Whether this run is a job of a sweep, which names its folder by what differs."""
+def is_multirun_job() -> bool:
+    """Whether this run is a job of a multirun."""
     if not HydraConfig.initialized():
         return False
     return not OmegaConf.is_missing(HydraConfig.get().job, "num")
@@ -195,7 +195,7 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def say_how_it_went(result: Mapping[str, Any], *, has_board: bool) -> None:
+def log_summary(result: Mapping[str, Any], *, has_board: bool) -> None:
     """The last lines of a run: figures, folder, and how to look at it where TensorBoard can."""
     metrics = result["metrics"]
     parts = [f"loss {metrics['val/loss']:.4f}", f"accuracy {metrics['val/accuracy']:.2%}"]

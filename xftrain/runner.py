@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from xftrain import builder, config, redaction, registry
 from xftrain.compilation import end_compiling
 from xftrain.config_checks import refuse_other_ranks
-from xftrain.config_tree import config_tree
+from xftrain.config_tree import changes
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.interfaces import Batch
-from xftrain.kernels.matmul import begin_choosing, end_choosing
+from xftrain.kernels.matmul import disable_autotune, enable_autotune
 from xftrain.memory import is_out_of_memory, peak_memory_mib
 from xftrain.model import GPT
 from xftrain.neighboring_runs import differing_keys
@@ -29,11 +29,11 @@ from xftrain.prepare import Prepared, prepare
 from xftrain.processes import rank
 from xftrain.results import (
     abandon,
-    folder_of,
-    is_job_of_sweep,
+    changed_overrides,
+    is_multirun_job,
+    log_summary,
     recorded,
-    say_how_it_went,
-    varied,
+    run_dir_for,
 )
 from xftrain.run_folder import RunFolder
 from xftrain.training import distributed, hardware
@@ -48,7 +48,7 @@ from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.optional import optional
 from xftrain.training.profilers import end_profile, stop_profiling
-from xftrain.training.quiet import quiet_lightning
+from xftrain.training.quiet_lightning import quiet_lightning
 from xftrain.training.run_start import RunStart
 from xftrain.training.same_run import flat
 from xftrain.training.signals import StopSignals
@@ -85,7 +85,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         RunError: the run failed for a reason outside the code.
     """
     quiet_lightning()
-    run_dir = folder_of(run_dir)
+    run_dir = run_dir_for(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     is_whole = False
     folder = RunFolder(run_dir, is_kept=rank() == 0)
@@ -95,7 +95,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             shown = redaction.without_secrets(cfg, options)
             refuse_other_ranks(options["trainer"]["devices"])
             folder.write_config(_resolved(cfg))
-            log.info("%s", config_tree(shown))
+            log.info("%s", changes(shown, config.default_options(), run_dir / "config.yaml"))
             with StopSignals() as stop:
                 prepared = prepare(options, shown, run_dir)
                 run_dir = distributed.from_rank_0(run_dir)  # under torchrun each had its own
@@ -106,10 +106,10 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             distributed.disconnect(together=is_whole)
             torch.use_deterministic_algorithms(was_deterministic)
             end_compiling()
-            end_choosing()
+            disable_autotune()
     if rank() == 0:
         kinds = [logger.get("name") for logger in options["logger"].values()]
-        say_how_it_went(result, has_board="tensorboard" in kinds)
+        log_summary(result, has_board="tensorboard" in kinds)
     return result
 
 
@@ -138,7 +138,7 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     saved = saved_choices(prepared.ckpt, options["ckpt"], folder)
     kernel = choose_kernel(model, batch, device, prepared.dtype, saved, folder)
     result["kernel"] = kernel
-    begin_choosing(options["matmul"], saved.matmul)  # products that are chosen keep less
+    enable_autotune(options["matmul"], saved.matmul)  # products that are chosen keep less
     predicted = plan_memory(options, model, prepared.loss, batch, prepared.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
     if options["compile"]:
@@ -146,12 +146,14 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
         model.compile_blocks(packed=batch.seqlens is not None)
 
     optim = registry.build("optim", "optim", options["optim"])
+    schedule = registry.build("schedule", "schedule", options["schedule"])
     guard = NonFiniteGuard(**{key: options[key] for key in config.GUARD_KEYS})
     module = TrainingModule(
         model,
         prepared.loss,
         data,
         optim,
+        schedule,
         seed=options["seed"],
         saved={"config": shown, "environment": redaction.digests()},
         guard=guard,
@@ -175,9 +177,9 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     def on_begin() -> None:
         log_text(loggers, "kernel", kernel)
         log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
-        typed = varied()
+        typed = changed_overrides()
         for board in boards:
-            first = differing_keys(run_dir, typed, is_job=is_job_of_sweep())
+            first = differing_keys(run_dir, typed, is_job=is_multirun_job())
             board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, first)
 
     is_same = _measures_more(options, run_dir)

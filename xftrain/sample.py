@@ -26,7 +26,7 @@ from xftrain.layer_pattern import layer_names
 from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
 from xftrain.printable import printable
-from xftrain.results import folder_of, recorded
+from xftrain.results import recorded, run_dir_for
 from xftrain.run_folder import RunFolder, refuse_trained
 from xftrain.training import hardware
 from xftrain.training.checkpoint import read_checkpoint
@@ -48,7 +48,7 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     Raises:
         ConfigError: the configuration, the checkpoint or the prompt is wrong.
     """
-    run_dir = folder_of(run_dir)
+    run_dir = run_dir_for(run_dir)
     refuse_trained(run_dir, "a sample")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:

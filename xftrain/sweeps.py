@@ -86,7 +86,7 @@ def _name_by_changes(config: DictConfig) -> None:
         config.hydra.overrides.hydra.append(f"{_SHARED}=[{listed}]")
 
 
-def folder_of(settings: Any) -> Path:
+def multirun_dir(settings: Any) -> Path:
     """The folder of the sweep that a job belongs to."""
     return Path(settings.runtime.cwd) / str(settings.sweep.dir)
 
@@ -175,7 +175,7 @@ def job_command(settings: Any, run_dir: Path, overrides: Sequence[str]) -> list[
     ]
     if not OmegaConf.is_missing(settings.job, "num"):  # one of a sweep
         place += [
-            f"hydra.sweep.dir={literal(folder_of(settings))}",
+            f"hydra.sweep.dir={literal(multirun_dir(settings))}",
             f"hydra.job.num={settings.job.num}",
             f"hydra.job.id={literal(str(settings.job.id))}",
         ]

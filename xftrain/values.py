@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from xftrain.errors import ConfigError
 from xftrain.fields import MAX_INTEGER
+from xftrain.moved_keys import moved
 from xftrain.signatures import REQUIRED, Field
 
 
@@ -66,7 +67,9 @@ def show(value: Any) -> str:
 
 
 def unknown_key(key: str, known: list[str], owner: str) -> str:
-    """The sentence for a key that does not exist."""
+    """The sentence for a key that does not exist, or has another name by now."""
+    if said := moved(key):
+        return said
     if near := difflib.get_close_matches(key, known, n=1, cutoff=0.7):
         return f"{key} is not a key of {owner}; did you mean {near[0]}?"
     listed = ", ".join(name.rpartition(".")[2] for name in known)

@@ -16,7 +16,7 @@ from peers.stopwatch import Stopwatch, device_peak, model_flops
 from xftrain import builder, compose, config
 from xftrain.interfaces import DataSource
 from xftrain.training.hardware import compute_dtype
-from xftrain.training.scheduled import decay_groups
+from xftrain.training.parameter_groups import decay_groups
 
 
 @dataclass(frozen=True)

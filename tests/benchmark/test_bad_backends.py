@@ -70,6 +70,7 @@ ENDS = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_each_end_is_a_row_and_the_report_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

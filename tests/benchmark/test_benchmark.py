@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import forked
 from xftrain import compose, run
 from xftrain.benchmark.rows import read_rows
 from xftrain.errors import ConfigError
@@ -45,7 +46,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("benchmark")
-    result = run(compose(*SMALL, config_name="benchmark"), run_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        forked.fork_workers(patch)
+        result = run(compose(*SMALL, config_name="benchmark"), run_dir)
     assert result["status"] == "completed"
     return run_dir
 
@@ -158,6 +161,7 @@ def test_a_finished_benchmark_is_not_measured_again(
     assert "doctor: 7 of 7 cells are in the run folder already" in caplog.text
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_sweep_is_left_out_and_one_is_added_to_training(tmp_path: Path) -> None:
     cfg = compose("~callbacks.packed", "~callbacks.parity", config_name="benchmark")
     assert "packed" not in cfg.callbacks and "doctor" in cfg.callbacks
@@ -202,20 +206,19 @@ def test_a_killed_benchmark_does_the_rest_only_and_leaves_no_process(tmp_path: P
     run_dir = tmp_path / "run"
     left_out = [name for name in SWEEPS if name not in ("parity", "attention_sweep")]
     small = [o for o in SMALL if not any(f"callbacks.{name}." in o for name in left_out)]
-    command = [sys.executable, "-m", "xftrain", "--config-name", "benchmark", *small]
-    command += [f"~callbacks.{name}" for name in left_out]
+    words = ["--config-name", "benchmark", *small, *(f"~callbacks.{name}" for name in left_out)]
+    few = {"lengths": "[16]", "biases": "[causal]", "backends": "[naive]", "longest": "32"}
+    words += [f"callbacks.attention_sweep.{key}={value}" for key, value in few.items()]
+    words += [f"hydra.run.dir={run_dir}"]
 
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*command, f"hydra.run.dir={run_dir}"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    first = start()
+    first = subprocess.Popen(
+        [sys.executable, "-m", "xftrain", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     rows = run_dir / "rows.jsonl"
     for _ in range(600):
         if rows.is_file() and rows.read_text().count("\n") >= 10:
@@ -233,16 +236,16 @@ def test_a_killed_benchmark_does_the_rest_only_and_leaves_no_process(tmp_path: P
     else:
         pytest.fail(f"processes are left: {workers}")
 
-    second = start()
-    said, _ = second.communicate(timeout=240)
-    assert second.returncode == 0, said
+    second = forked.ended(forked.main, words, cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
     after = rows.read_text()
     complete = before[: before.rfind("\n") + 1]
     assert after.startswith(complete)
     kept = complete.count("\n")
     found = [json.loads(line) for line in after.splitlines()]
     total = sum(row["sweep"] == "parity" for row in found)
-    assert f"parity: {kept} of {total} cells are in the run folder already" in said
+    assert f"parity: {kept} of {total} cells are in the run folder already" in second.stdout
+    assert {row["sweep"] for row in found} >= {"parity", "attention_sweep"}
     assert max(Counter(row["cell"] for row in found).values()) == 1
 
 
@@ -253,6 +256,7 @@ def test_doctor_takes_sweeps_that_need_no_run(tmp_path: Path, name: str) -> None
         run(cfg, tmp_path)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_doctor_is_a_command_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     cfg = compose("callbacks.doctor.dtypes=[float32]", "accelerator=cpu", config_name="doctor")

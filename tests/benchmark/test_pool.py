@@ -50,6 +50,7 @@ def test_a_process_that_is_killed_leaves_no_semaphore(tmp_path: Path) -> None:
     assert row["status"] == "ok" and row["semaphore"] is None
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_processes_outlive_sweeps_and_are_replaced_where_they_die(tmp_path: Path) -> None:
     with Pool(tmp_path / "worker.log") as pool:
         first = [row for _, row in pool.run([_job("fine")], timeout_s=60)]
@@ -78,6 +79,7 @@ def _end_at_once(*arguments: object) -> None:
     raise SystemExit("no such library")
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_process_that_cannot_start_is_tried_again_and_then_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

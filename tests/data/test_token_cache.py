@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xftrain.data import cache_folder, token_cache
+from tests.forked import Forked
+from xftrain.data import cache_folder, token_cache, token_files
 from xftrain.data.token_cache import prepare
 from xftrain.data.token_files import dtype_of
 from xftrain.data.tokenizer import Bytes
@@ -124,35 +126,21 @@ def test_the_last_token_fits_how_tokens_are_kept(num_tokens, dtype):
     assert dtype_of(tokenizer) == dtype and np.iinfo(dtype).max >= tokenizer.separator
 
 
-PREPARE = """
-import sys
-from xftrain.data import token_files
-from xftrain.data.token_cache import prepare
-from xftrain.data.token_files import dtype_of
-from xftrain.data.tokenizer import Bytes
-"""
-
-
-def start(folder, cache_dir, slow=False):
-    """A process that prepares; a slow one says `writing` and stays in the middle of it."""
-    code = PREPARE
+def _prepare(folder, cache_dir, slow=False):
+    """Of a process; a slow one says `writing` and stays in the middle of it."""
     if slow:
-        code += "import time\n"
-        code += "token_files.BigramCounts.watch = lambda *_: print('writing') or time.sleep(60)\n"
-    code += f"print(prepare({str(folder)!r}, cache_dir={str(cache_dir)!r}).folder)"
-    root = str(Path(__file__).parents[2])
-    return subprocess.Popen(
-        [sys.executable, "-u", "-c", code],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": root},
-        text=True,
-    )
+        token_files.BigramCounts.watch = lambda *_: print("writing", flush=True) or time.sleep(60)
+    print(prepare(str(folder), cache_dir=str(cache_dir)).folder)
 
 
-def test_a_killed_preparation_leaves_nothing_that_looks_finished(folder, cache_dir):
-    with start(folder, cache_dir, slow=True) as process:
-        assert process.stdout.readline() == "writing\n"
-        process.kill()
+def test_a_killed_preparation_leaves_nothing_that_looks_finished(folder, cache_dir, tmp_path):
+    said = tmp_path / "said"
+    process = Forked(_prepare, folder, cache_dir, True, cwd=tmp_path, out=said)
+    while not (said.is_file() and said.read_text() == "writing\n"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
     assert any(path.name.startswith(".") and path.is_dir() for path in cache_dir.iterdir())
     cache = prepare(str(folder), cache_dir=str(cache_dir))
     assert len(contents(cache.streams["train"])) > 10
@@ -160,10 +148,11 @@ def test_a_killed_preparation_leaves_nothing_that_looks_finished(folder, cache_d
     assert [path.name for path in cache_dir.iterdir() if path.is_dir()] == [cache.folder.name]
 
 
-def test_processes_side_by_side_make_one_folder(folder, cache_dir):
-    processes = [start(folder, cache_dir) for _ in range(2)]
-    said = {process.communicate()[0] for process in processes}
-    assert [process.returncode for process in processes] == [0, 0] and len(said) == 1
+def test_processes_side_by_side_make_one_folder(folder, cache_dir, tmp_path):
+    outs = [tmp_path / name for name in ("one", "two")]
+    processes = [Forked(_prepare, folder, cache_dir, cwd=tmp_path, out=out) for out in outs]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len({out.read_text() for out in outs}) == 1
     assert sum(path.is_dir() for path in cache_dir.iterdir()) == 1
 
 

@@ -80,7 +80,8 @@ def train(
     if "impl" in optim:
         optim["impl"] = "torch"
     recipe = registry.build("optim", "optim", optim)
-    optimizer, schedule = recipe.build(model, options["max_steps"])
+    shape = registry.build("schedule", "schedule", options["schedule"])
+    optimizer, schedule = recipe.build(model, shape, options["max_steps"])
     for group in optimizer.param_groups:
         if isinstance(group["eps"], tuple):  # Adafactor's, which is otherwise of the weights' dtype
             group["eps"] = (torch.finfo(torch.float32).eps, group["eps"][1])

@@ -149,7 +149,7 @@ def compare(options: Mapping[str, Any], result: Mapping[str, Any], spy: Spy) -> 
                     for value, wanted in zip(losses, expected.losses, strict=True):
                         note("losses", _relative(value, wanted))
                 if expected.moments:
-                    moments = {name: state["exp_avg"] for name, state in after.state.items()}
+                    moments = {name: after.state[name]["exp_avg"] for name in expected.moments}
                     note("moments", _distance(moments, expected.moments))
                 if precision == "32-true":
                     note("weights", _distance(after.weights, expected.weights))

@@ -50,6 +50,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "data[text].batch_size": (None, 2),
     "data[text].val_fraction": (0.1, 0.3),
     "optim[adafactor].beta2_decay": (-0.8, -0.5),
+    "optim[adamw].param_groups": ([], [{"match": "*.ffn.*", "lr": 0.01, "optimizer": "adafactor"}]),
     "ckpt": (None, "auto"),
     "ckpt_allow": ([], ["seed"]),
     "tags": ([], ["pairs"]),

@@ -179,7 +179,7 @@ def test_a_run_that_goes_on_elsewhere_has_its_own_checkpoint_at_once(tmp_path, m
 
     monkeypatch.setattr(Counting, "batch", stopped)
     with pytest.raises(SystemExit):
-        run(tmp_path / "two", f"ckpt={last(tmp_path / 'one')}", "optim.warmup_steps=0")
+        run(tmp_path / "two", f"ckpt={last(tmp_path / 'one')}", "schedule.warmup_steps=0")
     assert read_checkpoint(last(tmp_path / "two"))["global_step"] == 2
 
 

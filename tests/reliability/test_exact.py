@@ -39,10 +39,10 @@ CASES = {
 
 def check(tmp_path: Path, *overrides: str) -> None:
     words = (*BASE, *overrides)
-    result = run(tmp_path / "whole", *words, f"max_steps={STEPS}", "optim.schedule=constant")
+    result = run(tmp_path / "whole", *words, f"max_steps={STEPS}", "schedule=constant")
     cut = tmp_path / "cut"
     for steps in (2, 3, 5, STEPS):
-        again = run(cut, *words, f"max_steps={steps}", "optim.schedule=constant", "ckpt=auto")
+        again = run(cut, *words, f"max_steps={steps}", "schedule=constant", "ckpt=auto")
         assert again["steps"] == steps
     assert same_weights(last(tmp_path / "whole"), last(cut))
     assert again["metrics"]["val/loss"] == result["metrics"]["val/loss"]

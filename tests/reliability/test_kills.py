@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import resource
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.forked import context
 from tests.reliability.same_run import rows_differ, weights_differ
 from tests.training.runs import last, run, same_weights
 from xftrain.training.checkpoint import checkpoint_to_load, read_checkpoint
@@ -28,10 +28,6 @@ OVERRIDES = (
     "data.stop_at_accuracy=null",
 )
 PLACES = ("half of the file is written", "before the rename", "after the rename")
-
-# A server that has imported everything forks each process: it starts in a tenth of a second.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.training.runs"])
 
 
 def _die(*_: Any, **__: Any) -> None:
@@ -68,7 +64,7 @@ def _child(run_dir: str, overrides: tuple[str, ...], place: str | None, save: in
 
 def start(run_dir: Path, place: str | None = None, save: int = 0, *overrides: str) -> Any:
     words = (*OVERRIDES, *overrides, "ckpt=auto")
-    process = _SERVER.Process(target=_child, args=(str(run_dir), words, place, save))
+    process = context().Process(target=_child, args=(str(run_dir), words, place, save))
     process.start()
     return process
 
@@ -185,7 +181,7 @@ def _full(run_dir: str, limit: int) -> None:
 def test_a_full_disk_leaves_the_checkpoints_that_were_there(tmp_path):
     run(tmp_path, *OVERRIDES, "max_steps=2")
     before = last(tmp_path).read_bytes()
-    process = _SERVER.Process(target=_full, args=(str(tmp_path), len(before) - 1000))
+    process = context().Process(target=_full, args=(str(tmp_path), len(before) - 1000))
     process.start()
     process.join(60)
     assert process.exitcode == 1

@@ -29,13 +29,13 @@ ON_CPU = [b.name for b in all_backends() if b.name != "flex"]  # flex trains on 
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_nan_in_a_step_stops_before_it_is_made(tmp_path, poison, backend):
     attn = f"model.attn={backend}"
-    run(tmp_path / "good", attn, "max_steps=2", "optim.schedule=constant")
+    run(tmp_path / "good", attn, "max_steps=2", "schedule=constant")
     poison(backend, 2)  # step 3, which is noticed at the record of step 4
     with pytest.raises(RunError) as stopped:
         run(
             tmp_path / "bad",
             attn,
-            "optim.schedule=constant",
+            "schedule=constant",
             "callbacks.checkpoint.every_n_steps=2",
         )
     said = str(stopped.value)
@@ -74,9 +74,9 @@ def test_skip_has_a_budget(tmp_path, poison):
 
 @pytest.mark.fault("NaN at a step, skipped")
 def test_a_skipped_step_changes_nothing(tmp_path, poison):
-    run(tmp_path / "two", "max_steps=2", "optim.schedule=constant", "optim.warmup_steps=0")
+    run(tmp_path / "two", "max_steps=2", "schedule=constant", "schedule.warmup_steps=0")
     poison("naive", 2)
-    last_left_out = ("max_steps=3", "optim.schedule=constant", "optim.warmup_steps=0")
+    last_left_out = ("max_steps=3", "schedule=constant", "schedule.warmup_steps=0")
     run(tmp_path / "three", *last_left_out, "on_nonfinite=skip")
     assert same_weights(last(tmp_path / "two"), last(tmp_path / "three"))
 
@@ -86,12 +86,12 @@ def test_a_skipped_step_changes_nothing(tmp_path, poison):
 def test_an_optimizer_without_the_flag_is_kept_from_it_too(tmp_path, poison, monkeypatch, policy):
     build = AdamW.build
 
-    def plain(self, model, max_steps):
-        optimizer, schedule = build(self, model, max_steps)
+    def plain(self, model, schedule, max_steps):
+        optimizer, lr_scheduler = build(self, model, schedule, max_steps)
         optimizer._step_supports_amp_scaling = False
         for group in optimizer.param_groups:
             group["fused"] = False
-        return optimizer, schedule
+        return optimizer, lr_scheduler
 
     monkeypatch.setattr(AdamW, "build", plain)
     poison("naive", 2)
@@ -169,7 +169,7 @@ def test_grad_scaler_leaves_out_a_step_and_keeps_its_scale(on_nonfinite, fault):
             sums = sums._replace(num_labels=torch.tensor(0))
         elif is_spoilt:
             sums = sums._replace(loss=torch.tensor(torch.inf))
-        guard.judge(optimizer, sums, None)
+        guard.check_step(optimizer, sums, None)
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()

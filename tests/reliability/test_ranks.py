@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
 
+from tests import forked
 from tests.training.runs import SMALL, last, model_and_data, result_of, rows_of, run, weights_of
 from tests.training.uneven import write_uneven
 from xftrain import cli
@@ -49,9 +50,8 @@ def command(run_dir: Path, *overrides: str) -> list[str]:
 
 
 def finished(words: list[str], **changes: Any) -> subprocess.CompletedProcess[str]:
-    """The command's end; `changes` are of how it is started."""
-    usual: dict[str, Any] = {"env": ENVIRONMENT, "timeout": 90, "capture_output": True}
-    return subprocess.run(words, text=True, **(usual | changes))
+    """The command's end; `changes` are of how it is started. It forks, and so do its ranks."""
+    return forked.ended(forked.main, words[3:], **({"env": ENVIRONMENT, "cwd": ROOT} | changes))
 
 
 @contextmanager
@@ -105,10 +105,12 @@ def test_two_ranks_take_the_step_of_all_labels_of_their_batches(tmp_path, place,
     # by hand: the mean over all labels
     model, data = model_and_data(*uneven, config_dir=own)
     from xftrain.config import compose, validate
+    from xftrain.schedule.cosine import Cosine
     from xftrain.training.optim.adamw import AdamW
 
     options = validate(compose(*SMALL))["optim"]
-    optimizer, schedule = AdamW(**{k: v for k, v in options.items() if k != "name"}).build(model, 4)
+    optim = AdamW(**{k: v for k, v in options.items() if k != "name"})
+    optimizer, schedule = optim.build(model, Cosine(), 4)
     losses = {}
     for step in range(4):
         loss, count = torch.zeros(()), 0
@@ -289,7 +291,8 @@ def with_torchrun(folder: Path, *overrides: str) -> subprocess.CompletedProcess[
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     words += ["-m", *command(folder, *overrides)[2:]]
     kept = [word for word in words if "hydra.run.dir" not in word]
-    return finished(kept, cwd=folder)
+    started: dict[str, Any] = {"env": ENVIRONMENT, "cwd": folder, "timeout": 90}
+    return subprocess.run(kept, text=True, capture_output=True, **started)
 
 
 @pytest.mark.slow

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.forked import ended
 from tests.training.runs import last, result_of, run, same_weights
 from xftrain import redaction
 from xftrain.attention.backends.naive import Naive
 from xftrain.data.counting import Counting
 from xftrain.errors import ConfigError, RunError, Stopped
+from xftrain.training.callbacks.checkpoint import Checkpoint
 from xftrain.training.checkpoint import read_checkpoint
 
-ROOT = Path(__file__).parents[2]
 STEPS = ("max_steps=6", "model.dropout=0.1")
 
 
@@ -124,32 +123,27 @@ def test_ctrl_c_twice_does_not_wait(tmp_path, monkeypatch):
 # ---- hangs
 
 
-HANGS = """
-import sys, time
-from tests.training.runs import SMALL
-from xftrain import compose, run
-from xftrain.data.counting import Counting
-from xftrain.training.callbacks.checkpoint import Checkpoint
-from pathlib import Path
-place = sys.argv[1]
-batch, save = Counting.batch, Checkpoint._save
-asked = set()
-def hangs(self, split, step, *rank):
-    asked.add((split, step))
-    # one of validation is looked at before training, and one without a rank is saved as a prompt
-    is_last = split == "val" and rank and ("train", 4) in asked
-    while {"a batch": (split, step) == ("train", 3), "the last validation": is_last}.get(place):
-        time.sleep(0.05)
-    return batch(self, split, step, *rank)
-def save_hangs(self, trainer, name, **how):
-    while place == "the last save" and trainer.global_step == 3:
-        time.sleep(0.05)
-    return save(self, trainer, name, **how)
-Counting.batch, Checkpoint._save = hangs, save_hangs
-words = ("max_steps=5", "trainer.val_check_interval=9", "callbacks.watchdog.timeout_s=0.5")
-words += ("max_steps=3",) * (place == "the last save")
-run(compose(*SMALL, *words), Path("run"))
-"""
+def _hang(place: str) -> None:
+    """Of a process: a run that hangs in this place."""
+    batch, save = Counting.batch, Checkpoint._save
+    asked = set()
+
+    def hangs(self, split, step, *rank):
+        asked.add((split, step))
+        # one of validation is looked at before training; one without a rank is saved as a prompt
+        is_last = split == "val" and rank and ("train", 4) in asked
+        while {"a batch": (split, step) == ("train", 3), "the last validation": is_last}.get(place):
+            time.sleep(0.05)
+        return batch(self, split, step, *rank)
+
+    def save_hangs(self, trainer, name, **how):
+        while place == "the last save" and trainer.global_step == 3:
+            time.sleep(0.05)
+        return save(self, trainer, name, **how)
+
+    Counting.batch, Checkpoint._save = hangs, save_hangs
+    words = ["max_steps=5", "trainer.val_check_interval=9", "callbacks.watchdog.timeout_s=0.5"]
+    run(Path("run"), *words, *["max_steps=3"] * (place == "the last save"))
 
 
 @pytest.mark.fault("hang")
@@ -157,14 +151,7 @@ run(compose(*SMALL, *words), Path("run"))
     ("place", "steps"), [("a batch", 3), ("the last save", 3), ("the last validation", 5)]
 )
 def test_a_run_that_hangs_ends_with_its_stacks(tmp_path, place, steps):
-    process = subprocess.run(
-        [sys.executable, "-c", HANGS, place],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    process = ended(_hang, place, cwd=tmp_path)
     assert process.returncode == 1
     said = process.stderr.strip().splitlines()[-1]
     assert said.startswith("xftrain: no progress for 0.5 s: ") and "(run/stacks.txt shows" in said

@@ -46,7 +46,7 @@ def power_cut(at_batch: int) -> Iterator[None]:
     [
         ([], 1),
         (["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3"], 2),
-        (["data=counting_packed", "model.attn=xformers", "optim.schedule=constant"], 1),
+        (["data=counting_packed", "model.attn=xformers", "schedule=constant"], 1),
         (["trainer.precision=bf16-mixed", "model.activation_checkpointing=true"], 1),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_run_goes_on_from_its_best_checkpoint_too(tmp_path):
 
 def test_best_is_the_validation_with_the_lowest_loss(tmp_path):
     # a rate far too high: the loss falls and rises again
-    run(tmp_path, "optim.lr=0.5", "optim.warmup_steps=6", "trainer.val_check_interval=1")
+    run(tmp_path, "optim.lr=0.5", "schedule.warmup_steps=6", "trainer.val_check_interval=1")
     losses = rows_of(tmp_path, "val/loss")
     best = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
     assert best["global_step"] == min(losses, key=losses.__getitem__) < 6

@@ -194,7 +194,7 @@ def test_a_run_learns_what_torchs_learns(tmp_path, on_cpu):
 
 @pytest.mark.parametrize("impl", ["auto", "torch"])
 def test_a_run_goes_on_bitwise_and_from_the_others_checkpoint(tmp_path, on_cpu, impl):
-    words = (*RUN, "optim.schedule=constant")
+    words = (*RUN, "schedule=constant")
     run(tmp_path / "whole", *words)
     run(tmp_path / "cut", *words, f"optim.impl={impl}", "max_steps=3")
     run(tmp_path / "cut", *words, "ckpt=auto")
@@ -412,7 +412,7 @@ def test_a_run_on_a_gpu_learns_the_same(tmp_path, how, precision):
 @pytest.mark.cuda
 @pytest.mark.parametrize("how", ["compile=true", "compile=cudagraphs"])
 def test_a_run_on_a_gpu_with_copies_goes_on_bitwise(tmp_path, how):
-    words = (*LARGE, how, "optim.schedule=constant", "deterministic=true")
+    words = (*LARGE, how, "schedule=constant", "deterministic=true")
     run(tmp_path / "whole", *words, "max_steps=6")
     run(tmp_path / "cut", *words, "max_steps=3")
     run(tmp_path / "cut", *words, "max_steps=6", "ckpt=auto")

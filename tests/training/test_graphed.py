@@ -67,7 +67,8 @@ def on_cpu(monkeypatch):
 
 
 REAL = step_graphs.Recorder
-RUN = ("max_steps=12", "trainer.val_check_interval=5", "model.dropout=0.1", "optim.warmup_steps=3")
+WARMUP = "schedule.warmup_steps=3"
+RUN = ("max_steps=12", "trainer.val_check_interval=5", "model.dropout=0.1", WARMUP)
 FIGURES = ("train/loss", "train/accuracy", "train/grad_norm", "optim/lr", "val/loss")
 
 
@@ -90,7 +91,7 @@ def test_a_graphed_run_is_the_run_without(tmp_path, on_cpu):
 
 
 def test_a_graphed_run_goes_on_where_it_was(tmp_path, on_cpu):
-    words = (*RUN, "compile=cudagraphs", "optim.schedule=constant", "optim.lr=0.0123")
+    words = (*RUN, "compile=cudagraphs", "schedule=constant", "optim.lr=0.0123")
     run(tmp_path / "whole", *words)
     run(tmp_path / "cut", *words, "max_steps=7")
     run(tmp_path / "cut", *words, "ckpt=auto")

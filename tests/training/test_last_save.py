@@ -196,7 +196,7 @@ def test_a_signal_at_a_validated_step_leaves_its_validation_and_the_best(tmp_pat
 
 
 def test_a_resumed_run_takes_its_own_learning_rate(tmp_path):
-    steps = ("trainer.log_every_n_steps=1", "optim.schedule=constant", "optim.warmup_steps=1")
+    steps = ("trainer.log_every_n_steps=1", "schedule=constant", "schedule.warmup_steps=1")
     run(tmp_path, *steps, "max_steps=2", "optim.lr=1e-2")
     run(tmp_path, *steps, "max_steps=4", "optim.lr=1e-4", "ckpt=auto")
     rates = rows_of(tmp_path, "optim/lr")

@@ -17,8 +17,8 @@ class Silent:
     def __init__(self, lr: float = 0.01) -> None:
         self.inner = AdamW(lr=lr)
 
-    def build(self, model, max_steps):
-        return self.inner.build(model, max_steps)
+    def build(self, model, schedule, max_steps):
+        return self.inner.build(model, schedule, max_steps)
 
     def update_saved(self, *saved) -> None:
         self.inner.update_saved(*saved)

@@ -1,21 +1,19 @@
-"""Who is decayed, and the rate at every step."""
+"""Which parameters are decayed, and what an optimizer option makes."""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from tests.models import gpt
 from tests.training.runs import last, rows_of, run, same_weights
 from xftrain.errors import ConfigError
+from xftrain.schedule.constant import Constant
+from xftrain.schedule.cosine import Cosine
 from xftrain.training.optim.adafactor import Adafactor
 from xftrain.training.optim.adamw import AdamW
-from xftrain.training.scheduled import decay_groups
+from xftrain.training.parameter_groups import decay_groups
 
 
 def names(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
@@ -45,8 +43,8 @@ def test_frozen_parameters_are_left_out():
 def test_decay_shrinks_matrices_by_the_rate_and_leaves_the_rest():
     model = gpt(num_layers=1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optim = AdamW(lr=0.1, weight_decay=0.5, schedule="constant", warmup_steps=0)
-    optimizer, schedule = optim.build(model, 10)
+    optim = AdamW(lr=0.1, weight_decay=0.5)
+    optimizer, schedule = optim.build(model, Constant(warmup_steps=0), 10)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -59,14 +57,14 @@ def test_decay_shrinks_matrices_by_the_rate_and_leaves_the_rest():
 
 def test_options_reach_the_optimizer():
     optim = AdamW(lr=0.1, betas=[0.8, 0.85], eps=1e-3, weight_decay=0.2)
-    optimizer, _ = optim.build(gpt(num_layers=1), 10)
+    optimizer, _ = optim.build(gpt(num_layers=1), Cosine(), 10)
     assert optimizer.defaults["betas"] == (0.8, 0.85) and optimizer.defaults["eps"] == 1e-3
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
 
 
 def test_options_reach_adafactor():
     optim = Adafactor(lr=0.1, beta2_decay=-0.5, clip_threshold=2.0, weight_decay=0.2)
-    optimizer, _ = optim.build(gpt(num_layers=1), 10)
+    optimizer, _ = optim.build(gpt(num_layers=1), Cosine(), 10)
     assert optimizer.defaults["d"] == 2.0 and optimizer.defaults["beta2_decay"] == -0.5
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
 
@@ -74,7 +72,7 @@ def test_options_reach_adafactor():
 @pytest.mark.parametrize("optim", [AdamW(), Adafactor()], ids=lambda optim: type(optim).__name__)
 def test_what_an_optimizer_keeps_is_what_it_says(optim):
     model = gpt(num_layers=2, linear_bias=True)
-    optimizer, _ = optim.build(model, 10)
+    optimizer, _ = optim.build(model, Constant(warmup_steps=0), 10)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
@@ -84,7 +82,7 @@ def test_what_an_optimizer_keeps_is_what_it_says(optim):
 
 
 def test_adafactor_learns_and_goes_on_where_it_was(tmp_path):
-    words = ("optim=adafactor", "optim.schedule=constant", "data.stop_at_accuracy=null")
+    words = ("optim=adafactor", "schedule=constant", "data.stop_at_accuracy=null")
     result = run(tmp_path / "whole", *words, "max_steps=120", "model.dropout=0.1")
     assert result["metrics"]["val/loss"] < 3.0  # of log 64 = 4.16 at the start
     run(tmp_path / "cut", *words, "max_steps=50", "model.dropout=0.1")
@@ -99,41 +97,13 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
 
 
 def test_a_model_of_vectors_alone_has_one_group():
-    optimizer, _ = AdamW().build(nn.LayerNorm(4), 10)
+    optimizer, _ = AdamW().build(nn.LayerNorm(4), Cosine(), 10)
     assert len(optimizer.param_groups) == 1
-
-
-def test_the_rate_at_known_steps():
-    optim = AdamW(schedule="cosine", warmup_steps=4, min_lr_ratio=0.2)
-    factors = [optim.factor(step, 104) for step in range(110)]
-    assert factors[:5] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5, 1.0])
-    assert factors[29] == pytest.approx(0.2 + 0.8 * (0.5 + math.sqrt(0.5) / 2))  # a quarter
-    assert factors[54] == pytest.approx(0.6)  # half way
-    assert factors[104:] == pytest.approx([0.2] * 6)  # and stays there
-    constant = AdamW(schedule="constant", warmup_steps=1)
-    assert [constant.factor(step, 9) for step in (0, 1, 8, 20)] == [0.5, 1.0, 1.0, 1.0]
-    assert AdamW(schedule="constant", warmup_steps=0).factor(0, 9) == 1.0
-
-
-@given(
-    warmup_steps=st.integers(0, 30),
-    max_steps=st.integers(1, 40),  # fewer than the warm-up, too
-    min_lr_ratio=st.floats(0, 1),
-    schedule=st.sampled_from(["cosine", "constant"]),
-)
-def test_the_rate_rises_and_then_never_does(warmup_steps, max_steps, min_lr_ratio, schedule):
-    optim = AdamW(schedule=schedule, warmup_steps=warmup_steps, min_lr_ratio=min_lr_ratio)
-    factors = [optim.factor(step, max_steps) for step in range(80)]
-    assert all(0 < f <= 1 or (f == 0 == min_lr_ratio) for f in factors)
-    rising, falling = factors[: warmup_steps + 1], factors[warmup_steps:]
-    assert rising == sorted(set(rising))
-    assert all(b <= a + 1e-12 for a, b in zip(falling, falling[1:], strict=False))
-    assert min(falling) >= min_lr_ratio - 1e-12 or schedule == "constant"
 
 
 def test_a_run_logs_the_rate_of_each_step(tmp_path):
     # it logged that of the step to come
-    chosen = ("optim.lr=0.01", "optim.warmup_steps=3", "optim.min_lr_ratio=0")
+    chosen = ("optim.lr=0.01", "schedule.warmup_steps=3", "schedule.min_lr_ratio=0")
     run(
         tmp_path,
         *chosen,

@@ -29,7 +29,7 @@ def lines_of(caplog, max_steps: int, *, first: int = 1, validate_every: int = 20
     """The lines of a run that records every 10 steps."""
     caplog.clear()
     progress = Progress(style="line", **options)
-    module = TrainingModule(None, None, None, None, seed=0, saved={}, guard=None)
+    module = TrainingModule(None, None, None, None, None, seed=0, saved={}, guard=None)
     module.latest = FIGURES
     trainer = SimpleNamespace(
         max_steps=max_steps,

@@ -23,8 +23,8 @@ def test_a_continued_run_takes_todays_rate_and_says_so(tmp_path, caplog):
     first, second = tmp_path / "first", tmp_path / "second"
     run(first)
     with caplog.at_level(logging.INFO):
-        changed = ("optim.lr=1e-4", "optim.weight_decay=0.5", "optim.schedule=constant")
-        run(second, f"ckpt={last(first)}", "max_steps=12", "optim.warmup_steps=0", *changed)
+        changed = ("optim.lr=1e-4", "optim.weight_decay=0.5", "schedule=constant")
+        run(second, f"ckpt={last(first)}", "max_steps=12", "schedule.warmup_steps=0", *changed)
     assert rows_of(second, "optim/lr")[8] == pytest.approx(1e-4)
     assert "optim.lr 0.003 -> 0.0001" in caplog.text
     saved = torch.load(last(second), weights_only=True)["optimizer_states"][0]["param_groups"]
@@ -50,7 +50,7 @@ def test_solved_waits_for_the_end_of_a_step(tmp_path):
 def test_a_diverged_run_fails_in_one_sentence(tmp_path):
     # it ended as "completed" with null metrics, or deep inside the sampler
     with pytest.raises(RunError, match="step 2 is not finite .*: lower optim.lr"):
-        run(tmp_path, "optim.lr=1e20", "optim.warmup_steps=0", "trainer.gradient_clip_val=null")
+        run(tmp_path, "optim.lr=1e20", "schedule.warmup_steps=0", "trainer.gradient_clip_val=null")
     assert result_of(tmp_path)["status"] == "failed"
 
 

@@ -84,10 +84,10 @@ def test_the_save_of_a_step_with_a_validation_comes_after_it(tmp_path, monkeypat
 def test_a_resumed_run_knows_the_loss_to_beat(tmp_path):
     # with a learning rate far too high, it gets worse from there
     validated = (*EVERY, "trainer.val_check_interval=1")
-    run(tmp_path, *validated, "max_steps=4", "optim.warmup_steps=1")
+    run(tmp_path, *validated, "max_steps=4", "schedule.warmup_steps=1")
     best = tmp_path / "checkpoints" / "best.ckpt"
     before = best.read_bytes()
-    run(tmp_path, *validated, "ckpt=auto", "optim.lr=5", "optim.warmup_steps=1")
+    run(tmp_path, *validated, "ckpt=auto", "optim.lr=5", "schedule.warmup_steps=1")
     losses = rows_of(tmp_path, "val/loss")
     assert min(losses[step] for step in (5, 6, 7)) > min(losses[step] for step in (1, 2, 3, 4))
     assert best.read_bytes() == before

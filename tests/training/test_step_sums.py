@@ -21,6 +21,7 @@ from xftrain.interfaces import IGNORED_LABEL, LossSums
 from xftrain.losses.chunked import Chunked
 from xftrain.losses.full import Full
 from xftrain.losses.fused import Fused
+from xftrain.schedule.cosine import Cosine
 from xftrain.training import distributed, step_sums
 from xftrain.training.callbacks import metrics
 from xftrain.training.optim.adafactor import Adafactor
@@ -149,7 +150,7 @@ def test_a_run_makes_the_steps_of_all_labels(tmp_path, monkeypatch, uneven, num_
     run(tmp_path / "run", *words, **uneven)
     model, data = model_and_data(*words, **uneven)
     optim = Adafactor() if "optim=adafactor" in words else AdamW()
-    optimizer, schedule = optim.build(model, max_steps=2)
+    optimizer, schedule = optim.build(model, Cosine(), max_steps=2)
     seen: dict[str, dict[int, float]] = {name: {} for name in ("loss", "accuracy", "grad_norm")}
     for step in (1, 2):
         batches = [data.batch("train", (step - 1) * num_batches + n) for n in range(num_batches)]

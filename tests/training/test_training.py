@@ -21,6 +21,7 @@ from tests.training.runs import (
     weights_of,
 )
 from xftrain.config import validate
+from xftrain.schedule.cosine import Cosine
 from xftrain.training.optim.adamw import AdamW
 
 
@@ -98,7 +99,7 @@ def test_the_validation_figures_are_those_of_the_weights_that_were_saved(tmp_pat
 
 def test_the_training_figures_are_those_of_the_weights_of_the_step(tmp_path):
     # the rate was once that of the step to come
-    metrics = run(tmp_path, "max_steps=1", "optim.lr=0.01", "optim.warmup_steps=3")["metrics"]
+    metrics = run(tmp_path, "max_steps=1", "optim.lr=0.01", "schedule.warmup_steps=3")["metrics"]
     model, data = model_and_data()
     batch = data.batch("train", 0)
     loss = loss_of(model, batch)
@@ -124,7 +125,7 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path, accumulate, clip):
     )
     run(tmp_path, *steps)
     model, data = model_and_data(*steps)
-    optimizer, schedule = AdamW().build(model, max_steps=2)
+    optimizer, schedule = AdamW().build(model, Cosine(), max_steps=2)
     norms = {}
     for step in range(2):
         batches = [data.batch("train", step * accumulate + n) for n in range(accumulate)]

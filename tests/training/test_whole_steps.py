@@ -17,7 +17,7 @@ STEPS = (
     "trainer.log_every_n_steps=1",
     "trainer.gradient_clip_val=null",
     "data.stop_at_accuracy=null",
-    "optim.schedule=constant",
+    "schedule=constant",
 )
 ALLOW = "ckpt_allow=[trainer.accumulate_grad_batches]"
 

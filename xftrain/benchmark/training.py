@@ -19,7 +19,7 @@ from xftrain.training import hardware
 
 _INTERVALS = 3  # timed intervals of a round; one more before them warms up
 _DECISIVE = (  # root keys that change what a step does
-    *("model", "data", "loss", "optim", "trainer"),
+    *("model", "data", "loss", "optim", "schedule", "trainer"),
     *("seq", "batch_tokens", "seed", "compile", "matmul", "deterministic"),
 )
 _ROUNDS = 2  # all cells in turn, then all again, so that drift hits all alike

@@ -48,7 +48,9 @@ def predict(
     with_bf16: set[torch.Tensor] = set()
     if is_mixed and dtype == torch.bfloat16:
         with_bf16 = _with_bf16_gradients(options, model, optim, device)
-    state_bytes = getattr(optim, "state_bytes", _two_moments)
+    ask = getattr(optim, "option_by_parameter", None)
+    group_options = {} if ask is None else ask(model)
+    is_optimizer_known = True
     weights = trained = state = 0
     for parameter in model.parameters():
         narrowed = parameter.dtype == torch.float32 and not is_mixed
@@ -57,6 +59,9 @@ def predict(
         grad_size = parameter.numel() * dtype.itemsize if parameter in with_bf16 else size
         trained += grad_size * parameter.requires_grad
         if parameter.requires_grad:
+            option = group_options.get(parameter, optim)
+            is_optimizer_known &= hasattr(option, "state_bytes")
+            state_bytes = getattr(option, "state_bytes", _two_moments)
             state += state_bytes(parameter) * size // max(1, parameter.nbytes)
     trainer = options["trainer"]
     # batches before a step's last are summed beside what DDP sums over ranks
@@ -66,7 +71,7 @@ def predict(
         weights=weights,
         gradients=trained * (2 if is_twice else 1),
         optimizer=state,
-        is_optimizer_known=hasattr(optim, "state_bytes"),
+        is_optimizer_known=is_optimizer_known,
         is_loss_known=hasattr(loss, "peak_bytes"),
         head_cast=head if is_mixed else 0,
         layers=tuple(_layer_bytes(block, share, is_mixed=is_mixed) for block in ran.blocks),

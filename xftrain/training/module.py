@@ -15,12 +15,19 @@ from torch import Tensor
 
 from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
-from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer
+from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer, Schedule
 from xftrain.model import GPT
+from xftrain.moved_keys import in_new_keys
 from xftrain.training.bf16_weights import BF16Weights, weight_modifiers
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
-from xftrain.training.restored import check_loops, keep_own_settings, states_of
+from xftrain.training.parameter_groups import learning_rates
+from xftrain.training.restored import (
+    check_loops,
+    keep_own_settings,
+    refuse_other_groups,
+    states_of,
+)
 from xftrain.training.same_data import DataIdentity
 from xftrain.training.same_run import (
     differences,
@@ -46,7 +53,8 @@ class TrainingModule(LightningModule):
         model: the GPT.
         loss: cross-entropy from hidden states.
         data: where batches come from.
-        optim: builds the optimizer and its schedule.
+        optim: builds the optimizer.
+        schedule: of the learning rate, as a share of that of `optim`.
         seed: of dropout.
         saved: plain values to store in every checkpoint: the configuration.
         guard: what becomes of a step whose loss or gradient is not finite.
@@ -59,13 +67,15 @@ class TrainingModule(LightningModule):
         loss: Loss,
         data: DataSource,
         optim: Optimizer,
+        schedule: Schedule,
         seed: int,
         saved: dict[str, Any],
         guard: NonFiniteGuard,
         overfit_batches: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.loss, self.data, self.optim = model, loss, data, optim
+        self.model, self.loss, self.data = model, loss, data
+        self.optim, self.schedule = optim, schedule
         self.guard, self.overfit_batches = guard, overfit_batches
         self.seed, self.saved = seed, saved
         self.data_identity = DataIdentity(data)
@@ -73,7 +83,8 @@ class TrainingModule(LightningModule):
         self.last_sums: LossSums | None = None  # of the last step: all its batches and ranks
         self.label_bytes: int | None = None  # of this rank's batches of a step that is recorded
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
-        self.lr = 0.0  # of the last step; after it, the schedule shows the next one's
+        # of the last step, by TensorBoard's names; after it, the optimizer has the next one's
+        self.learning_rates: dict[str, float] = {}
         self.latest: dict[str, float] = {}  # last fetched metrics, by TensorBoard's names
         self.recorded_at = -1  # optimizer step of the last fetched training metrics, -1: none are
         self.validated_at = -1  # optimizer step of the last validation
@@ -178,16 +189,20 @@ class TrainingModule(LightningModule):
                 logger.log_metrics(metrics, step=self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and its schedule, stepped once an optimizer step."""
-        optimizer, schedule = self.optim.build(self.model, self.trainer.max_steps)
+        """The optimizer and its learning rate scheduler, stepped once an optimizer step."""
+        built = self.optim.build(self.model, self.schedule, self.trainer.max_steps)
+        optimizer, lr_scheduler = built
         if type(optimizer) is FusedAdamW and self._may_copy_weights():
             self._bf16_weights = BF16Weights(self.model, torch.bfloat16)
             optimizer.copies = self._bf16_weights.copies
         if self._saved_states is not None:
-            keep_own_settings(optimizer, schedule, self._saved_states, self.trainer.ckpt_path)
+            ckpt = self.trainer.ckpt_path
+            refuse_other_groups(optimizer, self._saved_states[0], ckpt)
+            self.optim.update_saved(*self._saved_states, *built)
+            keep_own_settings(optimizer, lr_scheduler, self._saved_states, ckpt)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},
         }
 
     def _may_copy_weights(self) -> bool:
@@ -232,7 +247,7 @@ class TrainingModule(LightningModule):
         """
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
         if self.scaler is not None:
-            self.guard.judge(optimizer, sums, None)
+            self.guard.check_step(optimizer, sums, None)
             if takes_flag(optimizer):
                 self.scaler.unscale_(optimizer)  # of others Lightning has done it
         limit = self.trainer.gradient_clip_val
@@ -243,7 +258,7 @@ class TrainingModule(LightningModule):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         if self.scaler is None:
-            self.guard.judge(optimizer, sums, norm)
+            self.guard.check_step(optimizer, sums, norm)
         return norm
 
     def take(self, sums: LossSums, grad_norm: Tensor) -> None:
@@ -254,11 +269,11 @@ class TrainingModule(LightningModule):
             grad_norm: what `clip` returned.
         """
         self.last_sums, self.grad_norm = sums, grad_norm
-        self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.guard.answer(self)
-        self.guard.note(self.trainer.global_step + 1)
+        self.learning_rates = learning_rates(self.trainer.optimizers[0])
+        self.guard.finish_readback(self)
+        self.guard.record(self.trainer.global_step + 1)
         if self.logs_this_step() or self.guard.is_full():
-            self.guard.ask(self)
+            self.guard.start_readback(self)
 
     def on_train_end(self) -> None:
         """Looks at the last steps, which the last checkpoint has done where there was one."""
@@ -278,7 +293,7 @@ class TrainingModule(LightningModule):
         held = checkpoint["xftrain"]
         self.data_identity.refuse_other_vocabulary(held)  # on which the model's sizes depend
         refuse_other_model(checkpoint["state_dict"], self.state_dict())
-        saved, current = held["config"], self.saved["config"]
+        saved, current = in_new_keys(held["config"]), self.saved["config"]
         refuse_other_optimizer(saved, current)
         refuse_other_run(
             with_digests(saved, held.get("environment", {})),
@@ -299,7 +314,6 @@ class TrainingModule(LightningModule):
                 self.trainer.max_steps,
             )
         self._saved_states = states_of(checkpoint)
-        self.optim.update_saved(*self._saved_states, self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration and what the data is, as plain values."""

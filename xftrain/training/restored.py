@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from xftrain.errors import ConfigError
 from xftrain.printable import one_line
+from xftrain.training.composite_optimizer import CompositeOptimizer
 from xftrain.training.plain_values import is_count, is_number
 
 # What torch's optimizers keep for each weight; of Adafactor the second for matrices.
@@ -79,6 +80,27 @@ def states_of(checkpoint: Mapping[str, Any]) -> tuple[State, State]:
     return optimizer, schedule
 
 
+def refuse_other_groups(optimizer: torch.optim.Optimizer, saved: State, ckpt: object) -> None:
+    """Refuses a state whose parameter groups are not those of this run's optimizer.
+
+    Args:
+        optimizer: of this run.
+        saved: the state of the optimizer in the checkpoint.
+        ckpt: the checkpoint, for the message.
+
+    Raises:
+        ConfigError: how many parameters their groups have.
+    """
+    held = [len(group["params"]) for group in saved["param_groups"]]
+    own = [len(group["params"]) for group in optimizer.param_groups]
+    if held != own:
+        raise ConfigError(
+            f"ckpt={ckpt} cannot be resumed: its optimizer's parameter groups have {held} "
+            f"parameters, and those of this {type(optimizer).__name__} {own}; set optim as in its "
+            "run's config.yaml, or give another checkpoint."
+        )
+
+
 def keep_own_settings(
     optimizer: torch.optim.Optimizer, schedule: Any, saved: tuple[State, State], ckpt: object
 ) -> None:
@@ -88,7 +110,7 @@ def keep_own_settings(
         optimizer: of this run, before it is restored.
         schedule: of this run.
         saved: the states that will be restored, changed in place. `update_saved` has put this
-            run's learning rates into them.
+            run's learning rates into them, and `refuse_other_groups` has compared their groups.
         ckpt: the checkpoint, for the message.
 
     Raises:
@@ -106,13 +128,11 @@ def keep_own_settings(
 
 def _reduce_groups(optimizer: torch.optim.Optimizer, saved: State) -> None:
     """Keeps the saved learning rates, and of an optimizer of the user's own its other values."""
-    groups, name = optimizer.param_groups, type(optimizer).__name__
-    sizes = [[len(group["params"]) for group in held] for held in (groups, saved["param_groups"])]
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"its optimizer's parameter groups are not those of this {name}")
-    is_built_in = _kind_of(optimizer) is not None and not _is_own(optimizer)
     reduced = []
-    for own, held in zip(groups, saved["param_groups"], strict=True):
+    groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
+    for part, (own, held) in zip(_parts_by_group(optimizer), groups, strict=True):
+        name = type(part).__name__
+        is_built_in = _kind_of(part) is not None and not _is_own(part)
         kept = held.keys() & _RATES if is_built_in else held.keys() - _FLAGS
         taken = {key: value for key, value in held.items() if key in kept and key != "params"}
         for key, value in taken.items():
@@ -130,20 +150,25 @@ def _take_moments(optimizer: torch.optim.Optimizer, saved: State) -> None:
     """
     keys = [key for group in saved["param_groups"] for key in group["params"]]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    by_key, kind = dict(zip(keys, weights, strict=True)), _kind_of(optimizer)
+    groups = zip(_parts_by_group(optimizer), optimizer.param_groups, strict=True)
+    parts = [part for part, group in groups for _ in group["params"]]
+    by_key = dict(zip(keys, weights, strict=True))
+    part_by_key = dict(zip(keys, parts, strict=True))
     if len(by_key) < len(weights) or not saved["state"].keys() <= by_key.keys():
         raise ValueError("its optimizer has a state of a weight that this model has not")
     for key, state in saved["state"].items():
+        part = part_by_key[key]
+        kind = _kind_of(part)
         is_right = isinstance(state, dict)
         if is_right and kind is not None:
             known = set().union(*_NAMES[kind])
-            is_right = (_is_own(optimizer) or state.keys() in _NAMES[kind]) and all(
+            is_right = (_is_own(part) or state.keys() in _NAMES[kind]) and all(
                 _fits(name, value, by_key[key]) for name, value in state.items() if name in known
             )
         if not is_right:
             raise ValueError(
                 f"its optimizer's state of a weight of shape {list(by_key[key].shape)} is not what "
-                f"{type(optimizer).__name__} saves"
+                f"{type(part).__name__} saves"
             )
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         saved["state"][key] = {
@@ -159,6 +184,12 @@ def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
     if value.stride() == weight.stride():
         return value
     return torch.empty_strided(weight.shape, weight.stride(), dtype=value.dtype).copy_(value)
+
+
+def _parts_by_group(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """What steps each group: the optimizer itself, or a part of it."""
+    parts = optimizer.parts if isinstance(optimizer, CompositeOptimizer) else [optimizer]
+    return [part for part in parts for _ in part.param_groups]
 
 
 def _kind_of(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | None:

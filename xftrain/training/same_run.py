@@ -62,7 +62,9 @@ def _shape(value: Tensor) -> str:
 
 
 def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Compares the optimizers of two configurations: what one kept, another has no use for.
+    """Compares the optimizers of two configurations, and their groups of parameters.
+
+    What one optimizer has kept, another has no use for.
 
     Raises:
         ConfigError: which they are.
@@ -73,6 +75,25 @@ def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any])
             f"ckpt holds the state of optim={there}, which optim={here} cannot go on from: set "
             f"optim={there}."
         )
+    there, here = (_group_structure(config["optim"]) for config in (saved, current))
+    if there != here:
+        raise ConfigError(
+            f"ckpt holds the state of an optimizer with optim.param_groups={_shown(there)}, and "
+            f"this run has {_shown(here)}: set match and optimizer of each as there, since a state "
+            "belongs to its group; lr and weight_decay may change."
+        )
+
+
+def _group_structure(optim: Mapping[str, Any]) -> list[Any]:
+    """What decides which parameters are in a group, and what steps them."""
+    entries, found = optim.get("param_groups") or (), []
+    for entry in entries if isinstance(entries, list | tuple) else ():
+        entry = entry if isinstance(entry, Mapping) else {}
+        node = entry.get("optimizer")
+        if isinstance(node, Mapping):
+            node = node.get("name", node.get("_target_"))
+        found.append({"match": entry.get("match")} | ({} if node is None else {"optimizer": node}))
+    return found
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from xftrain.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from xftrain.training.scheduled import Scheduled
+from xftrain.fields import NonNegativeFloat, ParamGroups, PositiveFloat
+from xftrain.training.optim._grouped import GroupedOptimizer
 
 
-class Adafactor(Scheduled):
+class Adafactor(GroupedOptimizer):
     """Of a matrix it keeps a number for each row and each column, where AdamW keeps two matrices.
 
     Steps are relative to the size of the weights. It is no fused optimizer: where a step is not
     finite, the host waits for the device to say so.
 
     Args:
-        lr: rate after the warm-up, of weights whose root mean square is 1; 1 / sqrt(step) where
-            that is less.
+        lr: base learning rate, of weights whose root mean square is 1; 1 / sqrt(step) where that
+            is less.
         beta2_decay: how the memory of the second moment grows: it is 1 - step ** beta2_decay.
         clip_threshold: largest root mean square of an update.
         weight_decay: of matrices; norms, biases and embeddings are left alone.
-        schedule: of the rate after the warm-up: `cosine` to `lr x min_lr_ratio`, or `constant`.
-        warmup_steps: steps of linear growth from 0.
-        min_lr_ratio: where the cosine ends, as a share of `lr`.
+        param_groups: settings of parameters by patterns of their names, see `GroupedOptimizer`.
     """
 
     modifies_weights = False
@@ -41,20 +39,16 @@ class Adafactor(Scheduled):
         beta2_decay: float = -0.8,
         clip_threshold: PositiveFloat = 1.0,
         weight_decay: NonNegativeFloat = 0.1,
-        schedule: Literal["cosine", "constant"] = "cosine",
-        warmup_steps: NonNegativeInt = 10,
-        min_lr_ratio: Fraction = 0.1,
+        param_groups: ParamGroups = (),
     ) -> None:
-        super().__init__(lr, weight_decay, schedule, warmup_steps, min_lr_ratio)
+        super().__init__(lr, weight_decay, param_groups)
         self.beta2_decay, self.clip_threshold = beta2_decay, clip_threshold
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Adafactor:
         """torch's own."""
-        return torch.optim.Adafactor(groups, lr=self.lr, **self.settings())
-
-    def settings(self) -> dict[str, Any]:
-        """By torch's names."""
-        return {"beta2_decay": self.beta2_decay, "d": self.clip_threshold}
+        return torch.optim.Adafactor(
+            groups, lr=self.lr, beta2_decay=self.beta2_decay, d=self.clip_threshold
+        )
 
     def state_bytes(self, parameter: torch.Tensor) -> int:
         """Rows and columns of a matrix, all numbers of a vector."""

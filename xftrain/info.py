@@ -1,0 +1,97 @@
+"""`--config-name info`: what a run would be, without training: sizes, FLOPs, memory, kernels."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from xftrain import builder, config, redaction
+from xftrain.benchmark.tables import table
+from xftrain.errors import ConfigError
+from xftrain.interfaces import Batch
+from xftrain.kernels.matmul import disable_autotune, enable_autotune
+from xftrain.memory import total_memory_bytes
+from xftrain.model import GPT
+from xftrain.peak.plan import plan_memory
+from xftrain.prepare import Prepared, prepare
+from xftrain.results import recorded, run_dir_for
+from xftrain.run_folder import RunFolder, refuse_trained
+from xftrain.training import hardware
+from xftrain.training.choices import Saved, choose_kernel
+from xftrain.training.flops import flops_per_token, peak_flops
+
+log = logging.getLogger(__name__)
+
+
+def info(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
+    """Describes the run and returns what `result.json` holds; `metrics` has the figures.
+
+    Args:
+        cfg: what `xftrain.compose(config_name="info")` returns.
+        run_dir: the folder of the description; made under `outputs/` where it is not given.
+
+    Raises:
+        ConfigError: the configuration is wrong, or asks for something that cannot run here.
+    """
+    run_dir = run_dir_for(run_dir)
+    refuse_trained(run_dir, "a description")
+    folder = RunFolder(run_dir)
+    with recorded(folder) as result:
+        options = config.validate(cfg)
+        if options["trainer"]["devices"] > 1:
+            raise ConfigError(
+                "--config-name info describes a run on one device, got trainer.devices="
+                f"{options['trainer']['devices']}: each device has the memory and the FLOPs that "
+                "it names."
+            )
+        prepared = prepare(options, redaction.without_secrets(cfg, options), run_dir)
+        result["device"] = hardware.device_name(prepared.device)
+        try:
+            _describe(prepared, folder, result)
+        finally:
+            disable_autotune()
+    return result
+
+
+def _describe(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> None:
+    options, batch = run.options, run.batch
+    with torch.device("meta"):  # nothing is allocated
+        model = builder.assemble(options, run.vocab_size)
+    kernel = choose_kernel(model, batch, run.device, run.dtype, Saved(), folder)
+    enable_autotune(options["matmul"])
+    peak_mib = plan_memory(options, model, run.loss, batch, run.dtype, run.device)
+    figures = _sizes(model, batch, options)
+    result["kernel"], result["metrics"] = kernel, figures
+    result["predicted_peak_mib"] = peak_mib and round(peak_mib, 1)
+    per_step = figures["flops_per_token"] * figures["tokens_per_step"]
+    rows = [
+        ["parameters", f"{figures['parameters']:,}"],
+        ["of them in embedding tables", f"{figures['embedding_parameters']:,}"],
+        ["tokens a step", f"{figures['tokens_per_step']:,}"],
+        ["tokens of the run", f"{figures['tokens_per_step'] * options['max_steps']:,}"],
+        ["FLOPs a token", f"{figures['flops_per_token']:.4g}"],
+        ["FLOPs a step", f"{per_step:.4g}"],
+        ["memory at the peak", "unknown" if peak_mib is None else f"{peak_mib:,.0f} MiB"],
+        ["memory of the device", f"{total_memory_bytes(run.device) / 2**20:,.0f} MiB"],
+        ["precision", run.precision],
+        ["attention kernel", kernel],
+    ]
+    if (peak := peak_flops(run.device, run.dtype)) is not None:
+        rows.append(["a step at the device's peak", f"{per_step / peak * 1e3:.3g} ms"])
+    log.info("this run would have:\n%s", table(["what", "this run"], rows))
+
+
+def _sizes(model: GPT, batch: Batch, options: dict[str, Any]) -> dict[str, int | float]:
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    parts = options["trainer"]["accumulate_grad_batches"]
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "embedding_parameters": sum(table.weight.numel() for table in tables),
+        "tokens_per_step": batch.num_tokens * parts,
+        "flops_per_token": flops_per_token(model, batch),
+    }
