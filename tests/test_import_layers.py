@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 LAYERS = [
-    ["errors", "printable", "search_path", "plot_settings", "moved_keys"],
+    ["errors", "printable", "search_path", "plot_settings", "plot_style", "moved_keys"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
     ["files", "processes", "redaction"],
-    ["console", "signatures", "records", "folder_lock", "seal", "yaml_files"],
+    ["console", "neighboring_runs", "signatures", "records", "folder_lock", "seal", "yaml_files"],
     ["values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
@@ -40,7 +40,7 @@ LAYERS = [
     ["oom"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
-    ["recorded_overrides", "job_config", "run_folders", "info"],
+    ["recorded_overrides", "job_config", "run_folders", "info", "sweep_order"],
     ["commands", "sweep_record", "sweep_table"],
     ["completed_jobs"],
     ["sweeps", "folder_hooks"],

@@ -266,7 +266,7 @@ def _end_of_sweep(lost: Exception | None = None) -> int:
     return _end(f"{said}{'' if SweepChecks.is_stored else again}.", 1)
 
 
-def _draw(rows: list[sweep_table.Row], folder: Path) -> None:
+def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
     """The picture of a sweep, which has ended whether or not it can be drawn."""
     try:
         from xftrain import sweep_plot  # imports matplotlib

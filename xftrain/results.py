@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.files import new_folder, refuse_links, replace_text
 from xftrain.folder_lock import holding
+from xftrain.neighboring_runs import dotted
 from xftrain.overrides import as_typed
 from xftrain.processes import rank
 from xftrain.redaction import hidden, hidden_throughout
@@ -127,6 +129,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
         "tokens_per_s": None,
         "peak_memory_mib": None,
         "predicted_peak_mib": None,
+        "num_parameters": None,
         "wall_s": None,
         "steps": 0,
         "run_dir": str(run_dir),
@@ -146,8 +149,15 @@ def changed_overrides() -> dict[str, str]:
     if not HydraConfig.initialized():
         return {}
     shared = HydraConfig.get().job.config.override_dirname.exclude_keys
-    typed = [override.lstrip("+~").partition("=") for override in _overrides()]
-    return {key.replace("/", "."): value for key, _, value in typed if key not in shared}
+    typed = [one for one in _overrides() if one.lstrip("+~").partition("=")[0] not in shared]
+    return dict(map(dotted, typed))
+
+
+def is_multirun_job() -> bool:
+    """Whether this run is a job of a multirun."""
+    if not HydraConfig.initialized():
+        return False
+    return not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
 
 def _versions() -> dict[str, str]:

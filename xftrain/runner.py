@@ -22,11 +22,19 @@ from xftrain.interfaces import Batch
 from xftrain.kernels.matmul import disable_autotune, enable_autotune
 from xftrain.memory import is_out_of_memory, peak_memory_mib
 from xftrain.model import GPT
+from xftrain.neighboring_runs import differing_keys
 from xftrain.oom import out_of_memory
 from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare
 from xftrain.processes import rank
-from xftrain.results import abandon, changed_overrides, log_summary, recorded, run_dir_for
+from xftrain.results import (
+    abandon,
+    changed_overrides,
+    is_multirun_job,
+    log_summary,
+    recorded,
+    run_dir_for,
+)
 from xftrain.run_folder import RunFolder
 from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
@@ -70,7 +78,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     Returns:
         What `result.json` in the run folder holds: `status`, `error`, `kernel`, `overrides`,
         `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
-        `predicted_peak_mib`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
+        `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -125,6 +133,7 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     torch.manual_seed(options["seed"])
     model = builder.assemble(options, prepared.vocab_size)
     _say_what_is_trained(model, options, batch, device, precision)
+    result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["device"] = hardware.device_name(device)
     saved = saved_choices(prepared.ckpt, options["ckpt"], folder)
     kernel = choose_kernel(model, batch, device, prepared.dtype, saved, folder)
@@ -170,7 +179,8 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
         log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
         typed = changed_overrides()
         for board in boards:
-            board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, typed)
+            first = differing_keys(run_dir, typed, is_job=is_multirun_job())
+            board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, first)
 
     is_same = _measures_more(options, run_dir)
     start = RunStart(folder, prepared.ckpt, loggers, is_same=is_same, on_begin=on_begin)
