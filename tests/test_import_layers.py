@@ -14,7 +14,8 @@ LAYERS = [
     ["errors", "printable", "search_path", "plot_settings", "plot_style", "moved_keys"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
     ["files", "processes", "redaction"],
-    ["console", "neighboring_runs", "signatures", "records", "folder_lock", "seal", "yaml_files"],
+    ["console", "neighboring_runs", "signatures", "records"],
+    ["folder_links", "folder_lock", "seal", "yaml_files"],
     ["values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xftrain.config import DoctorRoot, SampleRoot, root_of
 from xftrain.errors import ConfigError, SweepRefused
-from xftrain.files import refuse_links
+from xftrain.folder_links import refuse_links
 from xftrain.folder_lock import release_reserved, reserve
 from xftrain.processes import rank
 from xftrain.run_folder import refuse_trained, remember_hydra, restore_hydra

@@ -19,7 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from xftrain.errors import ConfigError, RunError, Stopped
-from xftrain.files import new_folder, refuse_links, replace_text
+from xftrain.files import new_folder, replace_text
+from xftrain.folder_links import refuse_links
 from xftrain.folder_lock import holding
 from xftrain.neighboring_runs import dotted
 from xftrain.overrides import as_typed

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from xftrain.completed_jobs import completed, refuse_other_jobs
 from xftrain.errors import ConfigError, SweepRefused
-from xftrain.files import read_plain, refuse_links, write_json
+from xftrain.files import read_plain, write_json
+from xftrain.folder_links import refuse_links
 from xftrain.job_config import refuse_other_config, write_job_config
 from xftrain.overrides import as_typed, literal, quoted
 from xftrain.printable import one_line
