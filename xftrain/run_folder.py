@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 RUN_FILE = ".run.json"  # names the run that the folder holds
 HYDRA = ".hydra"
-_HYDRA_BYTES = 16 << 20
+_HYDRA_FILES, _HYDRA_BYTES = ("config.yaml", "hydra.yaml", "overrides.yaml"), 1 << 20
 _RECORDS = ("metrics.csv", "events.out.tfevents.*")
 _TRAINED = (*_RECORDS, "checkpoints")
 # What one run writes; rows of a benchmark and the log are of the folder and are continued.
@@ -165,9 +165,9 @@ def refuse_trained(folder: Path, what: str) -> None:
 def remember_hydra(folder: Path) -> None:
     """Note Hydra's files of the command before in this folder."""
     found = {}
-    for path in _present(folder / HYDRA, ("*.yaml",)):
+    for name in _HYDRA_FILES:
         with suppress(OSError):
-            found[path.name] = read_plain(path, _HYDRA_BYTES)
+            found[name] = read_plain(folder / HYDRA / name, _HYDRA_BYTES)
     _hydra_before[os.path.realpath(folder)] = found
 
 

@@ -111,7 +111,9 @@ def _model(options: Mapping[str, Any], state: Mapping[str, Tensor], vocabulary: 
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
     num_tokens = builder.vocab_size(options, vocabulary)
     try:
-        refuse_other_model(weights, _planned(options, num_tokens))
+        planned = _planned(options, num_tokens)
+        refuse_other_model(weights, planned)
+        _refuse_shared(weights, planned)
         model = builder.assemble(options, num_tokens)
         model.load_state_dict(weights)
     except (RuntimeError, OverflowError, TypeError) as error:
@@ -119,6 +121,28 @@ def _model(options: Mapping[str, Any], state: Mapping[str, Tensor], vocabulary: 
             f"ckpt describes a model that cannot be built ({first_line(error)}): give another one."
         ) from error
     return model
+
+
+def _refuse_shared(weights: Mapping[str, Tensor], planned: Mapping[str, Tensor]) -> None:
+    """Refuses weights that have their numbers in common, as the model's own would take more memory.
+
+    Those of a tied head are the embedding's. Widths may differ, of a run in 16 bits.
+    """
+    room: dict[int, int] = {}  # numbers in each storage, by its address
+    for weight in weights.values():
+        storage = weight.untyped_storage()
+        num_there = storage.nbytes() // weight.itemsize
+        room[storage.data_ptr()] = max(num_there, room.get(storage.data_ptr(), 0))
+    num_held = sum(room.values())
+    head, embed = (weights.get(name) for name in ("head.weight", "embed.weight"))
+    is_tied = head is not None and embed is not None and head.data_ptr() == embed.data_ptr()
+    needed = sum(weight.numel() for weight in planned.values())
+    needed -= planned["head.weight"].numel() if is_tied else 0
+    if needed > num_held:
+        raise ConfigError(
+            f"ckpt holds {num_held:,} numbers for a model of {needed:,}, as its weights share "
+            "them: give another one."
+        )
 
 
 def _planned(options: Mapping[str, Any], num_tokens: int) -> dict[str, Tensor]:

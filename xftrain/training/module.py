@@ -22,6 +22,7 @@ from xftrain.training.bf16_weights import BF16Weights, weight_modifiers
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
 from xftrain.training.parameter_groups import learning_rates
+from xftrain.training.plain_values import LATEST
 from xftrain.training.restored import (
     check_loops,
     keep_own_settings,
@@ -319,7 +320,8 @@ class TrainingModule(LightningModule):
         """Adds the configuration and what the data is, as plain values."""
         if self.trainer.is_global_zero:
             self.data_identity.keep_vocabulary(Path(self.trainer.default_root_dir))
-        self.saved_at = max(time.time_ns(), self.saved_at + 1)  # a clock may be set back
+        # a clock may be set back, and a foreign checkpoint of any time
+        self.saved_at = max(time.time_ns(), min(self.saved_at + 1, LATEST))
         more = {"num_skipped": self.guard.num_skipped, "saved_at": self.saved_at}
         checkpoint["xftrain"] = {**self.saved, **more, **self.data_identity.saved}
 
