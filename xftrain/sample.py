@@ -34,6 +34,7 @@ from xftrain.training.same_run import refuse_other_model
 
 log = logging.getLogger(__name__)
 
+_MOST_LAYERS = 2_000  # torch takes time that grows with the square of their number
 _BLOCKS = "blocks."  # begins the names of weights of layers
 _EXAMPLE = "ckpt=outputs/<date>/<time>/checkpoints/last.ckpt"
 
@@ -109,6 +110,11 @@ def _model(options: Mapping[str, Any], state: Mapping[str, Tensor], vocabulary: 
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     if options["model"]["num_layers"] > len(weights):
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
+    if options["model"]["num_layers"] > _MOST_LAYERS:
+        raise ConfigError(
+            f"ckpt holds a model of {options['model']['num_layers']:,} layers, and at most "
+            f"{_MOST_LAYERS:,} can be sampled from: give another one."
+        )
     num_tokens = builder.vocab_size(options, vocabulary)
     try:
         planned = _planned(options, num_tokens)

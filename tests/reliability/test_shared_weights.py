@@ -69,3 +69,17 @@ def test_weights_that_take_the_room_that_they_need_are_sampled(tmp_path, trained
     torch.save(saved, tmp_path / "mine.ckpt")
     _sample(tmp_path / "sample", tmp_path / "mine.ckpt")
     assert (tmp_path / "sample" / "sample.txt").is_file()
+
+
+@pytest.mark.fault("hostile checkpoint")
+def test_a_model_of_thousands_of_layers_is_refused_before_it_is_planned(
+    tmp_path, trained, monkeypatch
+):
+    saved = read_checkpoint(trained)
+    weights: dict[str, torch.Tensor] = saved["state_dict"]
+    weights |= {f"model.blocks.{n}.norm1.weight": torch.zeros(1) for n in range(3, 8000)}
+    saved["xftrain"]["config"]["model"]["num_layers"] = 7000
+    torch.save(saved, tmp_path / "deep.ckpt")
+    monkeypatch.setattr(builder, "assemble", lambda *_: pytest.fail("assembled"))
+    with pytest.raises(ConfigError, match="a model of 7,000 layers, and at most 2,000"):
+        _sample(tmp_path / "sample", tmp_path / "deep.ckpt")
