@@ -99,9 +99,12 @@ class RunFolder:
         self._set_aside([*checkpoints], "what is later than the checkpoint is", copies)
 
     def _set_aside(self, moved: list[Path], said: str, copies: Iterable[str] = ()) -> None:
+        copied = _present(self.path, copies)
+        if not moved and not copied:
+            return
         place = _numbered(self.path)
         try:
-            for path in _present(self.path, copies):
+            for path in copied:
                 shutil.copy2(path, place / path.name, follow_symlinks=False)
             for path in moved:
                 target = place / path.relative_to(self.path)
@@ -115,7 +118,7 @@ class RunFolder:
                 f"hydra.run.dir={self.path} holds the files of another run, which could not be "
                 f"moved to {place} ({error}): choose another hydra.run.dir."
             ) from error
-        names = ", ".join(path.name for path in moved)
+        names = ", ".join(path.name for path in moved or copied)
         log.info("%s in %s now: %s", said, place, names)
 
 

@@ -17,6 +17,7 @@ from xftrain.run_folder import HYDRA, RunFolder, holds_run, remember_hydra, rest
 from xftrain.sample import sample
 from xftrain.training.checkpoint import checkpoint_to_load, read_checkpoint
 from xftrain.training.checkpoint_header import run_id
+from xftrain.training.plain_values import LATEST
 
 KEPT = ("callbacks.checkpoint=null", "logger=csv")
 STEPS = ("callbacks.checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
@@ -200,3 +201,19 @@ def test_of_a_foreign_folder_hydras_own_files_alone_are_kept_in_memory(tmp_path)
     remember_hydra(tmp_path)
     held = run_folder._hydra_before.pop(str(tmp_path.resolve()))
     assert held == {"overrides.yaml": b"[]"}
+
+
+def test_no_record_is_lost_by_a_changed_copy_of_a_checkpoint(tmp_path):
+    # it names the run and says that nothing had been recorded when it was saved
+    run(tmp_path / "own", "max_steps=4")
+    records = {path.name: path.read_bytes() for path in (tmp_path / "own").glob("*[.0-9]*")}
+    held = read_checkpoint(last(tmp_path / "own"))
+    held["xftrain"]["saved_at"] = LATEST
+    held["callbacks"]["RunStart"]["loggers"] = {"metrics.csv": 0, "events": {}}
+    torch.save(held, tmp_path / "theirs.ckpt")
+    run(tmp_path / "own", "max_steps=5", f"ckpt={tmp_path / 'theirs.ckpt'}")
+    former = tmp_path / "own" / "former-1"
+    for name, content in records.items():
+        if name == "metrics.csv" or name.startswith("events."):
+            assert (former / name).read_bytes() == content
+    assert any(name.startswith("events.") for name in records) and "metrics.csv" in records
