@@ -1,6 +1,5 @@
 """The configuration as it is shown when a run begins."""
 
-
 from hypothesis import given
 from hypothesis import strategies as st
 
