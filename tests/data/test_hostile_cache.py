@@ -236,3 +236,13 @@ def test_a_lock_that_is_no_file_is_refused_and_left_alone(folder, cache_dir, tmp
     with pytest.raises(ConfigError, match="^data.cache_dir must be a folder .*not a plain file"):
         prepare(str(folder), cache_dir=str(cache_dir))
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_lock_of_another_user_is_refused(folder, cache_dir, monkeypatch):
+    # who made it could hold it for ever
+    first = prepare(str(folder), cache_dir=str(cache_dir)).folder
+    shutil.rmtree(first)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    monkeypatch.setattr("xftrain.data.cache_folder._owner_of_new_files", lambda _: 4242)
+    with pytest.raises(ConfigError, match="^data.cache_dir: the lock .* is another user's"):
+        prepare(str(folder), cache_dir=str(cache_dir))

@@ -60,7 +60,7 @@ def alone(path: Path) -> Iterator[bool]:
         path: of the lock.
 
     Raises:
-        ConfigError: the folder cannot be written, or the lock is something else than a file.
+        ConfigError: the folder cannot be written, or the lock is no file or another user's.
     """
     try:
         file = open_plain(path, "ab")
@@ -70,6 +70,12 @@ def alone(path: Path) -> Iterator[bool]:
             f"({error.strerror}); choose another."
         ) from error
     with file:
+        owner = os.fstat(file.fileno()).st_uid
+        if owner != os.geteuid() and owner != _owner_of_new_files(path.parent):
+            raise ConfigError(
+                f"data.cache_dir: the lock {str(path)!r} is another user's, who could keep this "
+                "one waiting; remove it or choose another data.cache_dir."
+            )
         with suppress(OSError):  # a file system without permissions
             os.fchmod(file.fileno(), 0o600)  # whoever may open it could keep this user waiting
         yield _locked(file)

@@ -25,6 +25,7 @@ from xftrain.training.parameter_groups import learning_rates
 from xftrain.training.plain_values import LATEST
 from xftrain.training.restored import (
     check_loops,
+    keep_own_scaler,
     keep_own_settings,
     refuse_other_groups,
     states_of,
@@ -314,6 +315,7 @@ class TrainingModule(LightningModule):
                 checkpoint["global_step"],
                 self.trainer.max_steps,
             )
+        keep_own_scaler(checkpoint, self.scaler)
         self._saved_states = states_of(checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ _NAMES: dict[type[torch.optim.Optimizer], tuple[set[str], ...]] = {
 # Settings of torch's optimizers that are always today's, also of an optimizer of the user's own.
 _FLAGS = {"amsgrad", "capturable", "centered", "decoupled_weight_decay", "differentiable"}
 _FLAGS |= {"foreach", "fused", "maximize", "nesterov"}
+_SCALER, _LARGEST_SCALE = "MixedPrecision", 2.0**64  # Lightning's name of its state
 _RATES = {"lr", "initial_lr"}  # of a group; `update_saved` computes them for the resumed step
 _OF_SCHEDULE = {"last_epoch", "_step_count", "_last_lr", "base_lrs"}
 
@@ -59,6 +60,21 @@ def _has_form(saved: Any, own: Any) -> bool:
         is_alike = isinstance(saved, dict) and saved.keys() == own.keys()
         return is_alike and all(_has_form(saved[key], value) for key, value in own.items())
     return type(saved) is bool if isinstance(own, bool) else is_count(saved)
+
+
+def keep_own_scaler(checkpoint: dict[str, Any], scaler: torch.amp.GradScaler | None) -> None:
+    """Take the scale of 16-mixed, and not the factors by which it changes, as Lightning would.
+
+    Raises:
+        ValueError: it is no scale.
+    """
+    saved = checkpoint.pop(_SCALER, None)
+    if saved is None or scaler is None:
+        return
+    scale, tracker = saved["scale"], saved["_growth_tracker"]
+    if not (is_number(scale) and 0 < scale <= _LARGEST_SCALE and is_count(tracker)):
+        raise ValueError("the scale of its losses in 16 bits is not one that training comes to")
+    checkpoint[_SCALER] = {**scaler.state_dict(), "scale": scale, "_growth_tracker": tracker}
 
 
 def states_of(checkpoint: Mapping[str, Any]) -> tuple[State, State]:
