@@ -121,6 +121,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
     return {
         "status": "running",
         "error": None,
+        "stop_reason": None,
         "kernel": None,
         "overrides": _overrides(),
         "metrics": {},
@@ -188,7 +189,9 @@ def _json_number(value: float) -> float | None:
 def say_how_it_went(result: Mapping[str, Any], *, has_board: bool) -> None:
     """The last lines of a run: figures, folder, and how to look at it where TensorBoard can."""
     metrics = result["metrics"]
-    parts = [f"loss {metrics['val/loss']:.4f}", f"accuracy {metrics['val/accuracy']:.2%}"]
+    parts = []
+    if "val/loss" in metrics:  # else trainer.limit_val_batches=0
+        parts += [f"loss {metrics['val/loss']:.4f}", f"accuracy {metrics['val/accuracy']:.2%}"]
     if "val/bits_per_byte" in metrics:
         parts.append(f"{metrics['val/bits_per_byte']:.3f} bits per byte")
     if "val/bits_per_byte_bigram" in metrics:
@@ -197,7 +200,7 @@ def say_how_it_went(result: Mapping[str, Any], *, has_board: bool) -> None:
     said = f", {speed:,.0f} tokens/s" if speed else ""
     said += f", peak memory {result['peak_memory_mib']:,.0f} MiB"
     log.info("done in %.1f s: %d steps%s", result["wall_s"], result["steps"], said)
-    log.info("validation: %s", ", ".join(parts))
+    log.info("validation: %s", ", ".join(parts) or "none, as trainer.limit_val_batches=0")
     log.info("run folder: %s", result["run_dir"])
     folder = Path(result["run_dir"])
     if has_board:
