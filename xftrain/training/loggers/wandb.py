@@ -87,6 +87,7 @@ class WandB(Tracker):
         )
         logger._wandb_init.pop("anonymous", None)  # wandb warns of it, though it is None
         run: Any = logger.experiment
+        self._remove_links()
         if mode in _OFFLINE:
             log.info("wandb sync %s", shlex.quote(str(Path(run.dir).parent)))
         else:
@@ -100,3 +101,11 @@ class WandB(Tracker):
     def end(self, *, is_whole: bool) -> None:
         """Waits until all is sent."""
         self._logger.experiment.finish(exit_code=0 if is_whole else 1)
+        self._remove_links()
+
+    def _remove_links(self) -> None:
+        """Removes links to logs of the package elsewhere, with which no run could be resumed."""
+        top = self.run_dir.resolve()
+        for path in self.run_dir.glob("wandb/**/*"):
+            if path.is_symlink() and not path.resolve().is_relative_to(top):
+                path.unlink()
