@@ -7,6 +7,9 @@ import json
 import logging
 import math
 import platform
+import re
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,11 +19,12 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.files import new_folder, refuse_links, replace_text
 from xftrain.folder_lock import holding
-from xftrain.overrides import as_typed
+from xftrain.overrides import as_typed, literal
 from xftrain.processes import rank
 from xftrain.redaction import hidden, hidden_throughout
 from xftrain.run_folder import RunFolder
@@ -98,7 +102,28 @@ def _recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
     except (RunError, OSError) as unwritten:
         failure = failure or unwritten  # what ended the run matters more
     if failure is not None:
+        if result["status"] == "stopped":
+            _say_how_to_resume(result, failure)
         raise failure
+
+
+def _say_how_to_resume(result: Mapping[str, Any], failure: BaseException) -> None:
+    """What is saved of a run that was stopped from outside, and the command that resumes it."""
+    ckpt = Path(result["run_dir"], "checkpoints", "last.ckpt")
+    if not ckpt.is_file():
+        return
+    if result["steps"]:  # else it was stopped before its first step
+        log.info("%s at step %d, saved in %s", _said(failure), result["steps"], ckpt)
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+        folder = f"hydra.run.dir={_plain_or_quoted(result['run_dir'])}"
+        replaced = ("hydra.run.dir=", "ckpt=")
+        typed = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(replaced)]
+        log.info("resume with: python -m xftrain %s", shlex.join([*typed, folder, "ckpt=auto"]))
+
+
+def _plain_or_quoted(path: str) -> str:
+    """A path as a value of an override."""
+    return path if re.fullmatch(r"[\w./-]+", path) else literal(path)
 
 
 def _said(error: BaseException) -> str:
