@@ -255,7 +255,7 @@ def test_a_run_can_be_continued(
         overrides = shlex.split(_command(pattern))[5:]
         sampled = xftrain.compose(*overrides, "num_tokens=4", config_name="sample")
         xftrain.run(sampled, Path("outputs/sampled"))
-        assert " | " in Path("outputs/sampled/sample.txt").read_text()
+        assert "continuation of the model:\n" in Path("outputs/sampled/sample.txt").read_text()
 
 
 @pytest.mark.slow
