@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
+from xftrain.errors import ConfigError
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer, Schedule
 from xftrain.model import GPT
 from xftrain.moved_keys import in_new_keys
@@ -293,6 +295,12 @@ class TrainingModule(LightningModule):
                 other data or another seed.
         """
         held = checkpoint["xftrain"]
+        averages = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if "current_model_state" in checkpoint and not averages:
+            raise ConfigError(
+                "ckpt holds averaged weights beside the trained ones: resume it with the callback "
+                "that averaged them, as the run's config.yaml names it."
+            )
         self.data_identity.refuse_other_vocabulary(held)  # on which the model's sizes depend
         refuse_other_model(checkpoint["state_dict"], self.state_dict())
         saved, current = in_new_keys(held["config"]), self.saved["config"]
