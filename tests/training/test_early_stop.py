@@ -109,9 +109,9 @@ def test_the_sample_and_the_exported_weights_are_the_averaged_ones(
 
 def test_a_run_with_averaged_weights_is_resumed_exactly_and_only_with_them(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", EMA)
-    run(tmp_path / "half", EMA, "max_steps=4", "optim.schedule=constant")
-    run(tmp_path / "other", EMA, "optim.schedule=constant")
-    resumed = run(tmp_path / "half", EMA, "optim.schedule=constant", "ckpt=auto")
+    run(tmp_path / "half", EMA, "max_steps=4", "schedule=constant")
+    run(tmp_path / "other", EMA, "schedule=constant")
+    resumed = run(tmp_path / "half", EMA, "schedule=constant", "ckpt=auto")
     assert resumed["steps"] == whole["steps"] == 6
     first, second = (
         read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("half", "other")
@@ -119,7 +119,7 @@ def test_a_run_with_averaged_weights_is_resumed_exactly_and_only_with_them(tmp_p
     for key in ("state_dict", "current_model_state"):
         assert all(torch.equal(value, second[key][name]) for name, value in first[key].items())
     with pytest.raises(ConfigError, match="^ckpt holds averaged weights beside the trained ones"):
-        run(tmp_path / "half", "optim.schedule=constant", "ckpt=auto", "max_steps=8")
+        run(tmp_path / "half", "schedule=constant", "ckpt=auto", "max_steps=8")
 
 
 def test_a_sample_of_the_checkpoint_is_of_the_averaged_weights(
