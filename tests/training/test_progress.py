@@ -134,7 +134,7 @@ def test_the_bar_fits_a_line_of_the_terminal(monkeypatch, width):
     console = Console(width=width, file=io.StringIO())
     monkeypatch.setattr(rich_progress, "get_console", lambda: console)
     monkeypatch.setattr(rich_progress, "reconfigure", lambda **_: None)
-    bar, module = Progress(style="rich").bar(), TrainingModule(*[None] * 4, 0, {}, None)
+    bar, module = Progress(style="rich").bar(), TrainingModule(*[None] * 5, 0, {}, None)
     module.latest = FIGURES
     bar._trainer = SimpleNamespace(
         max_steps=100_000,
