@@ -42,12 +42,12 @@ def stopped(
 def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The words of a command line, as Hydra has read it."""
     words = [*SMALL, "ckpt=auto", "hydra.run.dir=elsewhere"]
+    job = {"num": "???", "config": {"override_dirname": {"exclude_keys": []}}}
     settings = SimpleNamespace(
         mode=RunMode.RUN,
         overrides=SimpleNamespace(task=OmegaConf.create([])),
-        job=SimpleNamespace(config=SimpleNamespace(override_dirname=OmegaConf.create({}))),
+        job=OmegaConf.create(job),
     )
-    settings.job.config.override_dirname.exclude_keys = []
     hydra = SimpleNamespace(initialized=lambda: True, get=lambda: settings)
     monkeypatch.setattr(results, "HydraConfig", hydra)
     monkeypatch.setattr("sys.argv", ["xftrain", *words])

@@ -178,7 +178,7 @@ def test_data_of_ones_own_with_a_vocabulary_can_be_sampled_from(
 ) -> None:
     run(tmp_path / "run", "data=complete", "max_steps=1", config_dir=config_dir)
     text = sample(tmp_path / "sample", last(tmp_path / "run"), "prompt='1 2'", "num_tokens=2")
-    assert text.startswith("1 2 | ")
+    assert text.startswith("prompt:\n1 2\n")
 
 
 def test_ranks_with_other_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
