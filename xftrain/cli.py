@@ -208,9 +208,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         if rank() == 0:  # a first line, before seconds of imports
             is_below = run_dir.is_relative_to(Path.cwd())
             log.info("run folder: %s", run_dir.relative_to(Path.cwd()) if is_below else run_dir)
-        command = _imported(cfg)
-        search_path.forget_variables()
-        return command(cfg, run_dir)
+        return _imported(cfg)(cfg, run_dir)
 
 
 def _imported(cfg: DictConfig) -> Command:
