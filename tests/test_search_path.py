@@ -28,9 +28,9 @@ NAMES = "hydra omegaconf antlr4 yaml torch numpy lightning lightning_utilities t
 tensorboard matplotlib tokenizers safetensors xformers triton pydantic annotated_types tqdm fsspec \
 pandas scipy psutil joblib cloudpickle optuna IPython liger_kernel bitsandbytes deepspeed sympy \
 torch_xla mlflow wandb comet_ml neptune litlogger transformer_engine habana_frameworks colorama \
-__future__ typing typing_extensions dataclasses json logging argparse subprocess socket decimal \
-ctypes difflib csv hmac hashlib secrets multiprocessing pickle selectors inspect ast copy shutil tempfile \
-sitecustomize usercustomize readline".split()
+__future__ typing typing_extensions dataclasses json logging argparse subprocess socket ctypes \
+decimal difflib csv hmac hashlib secrets multiprocessing pickle selectors inspect ast copy shutil \
+tempfile sitecustomize usercustomize readline".split()
 EVIL = "import pathlib\npathlib.Path({marker!r}).open('a').write(__name__ + ' ')\n"
 MINE = """
 import os, subprocess, sys
