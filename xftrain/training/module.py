@@ -28,6 +28,7 @@ from xftrain.training.restored import (
     refuse_other_groups,
     states_of,
 )
+from xftrain.training.resumed_scale import keep_own_scaling
 from xftrain.training.same_data import DataIdentity
 from xftrain.training.same_run import (
     differences,
@@ -302,6 +303,7 @@ class TrainingModule(LightningModule):
         )
         self.data_identity.refuse_other_content(held, current)
         check_loops(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict())
+        keep_own_scaling(checkpoint, self.trainer.precision_plugin)
         self.data_offset = renumber_batches(checkpoint, self.trainer.accumulate_grad_batches)
         self.guard.num_skipped = held.get("num_skipped", 0)
         self.saved_at = max(self.saved_at, held.get("saved_at", 0))
