@@ -25,7 +25,7 @@ import xftrain
 from xftrain import registry
 from xftrain.benchmark.reference import RESULTS, output_and_grads, relative_error
 from xftrain.interfaces import AttnBias, AttnShape, Loss
-from xftrain.kernels.in_front import in_front
+from xftrain.kernels.prepend_features import prepend_features
 from xftrain.losses.full import Full
 from xftrain.losses.fused import Fused
 
@@ -147,12 +147,12 @@ def loss_of_many_logits(loss: Loss, num_tokens: int, vocab_size: int) -> Verdict
 
 
 def features_beside_many() -> Verdict:
-    """More than 2^31 numbers through `in_front`."""
+    """More than 2^31 numbers through `prepend_features`."""
     x = torch.randn(2, 524288, 32, 64, device=CUDA, dtype=BF16)
     features = torch.randn(1, 1, 32, 16, device=CUDA, dtype=BF16)
-    joined = in_front(x, features)
+    joined = prepend_features(x, features)
     same = torch.equal(joined[..., 16:], x) and bool((joined[..., :16] == features).all())
-    return "put_in_front", "right (equal)" if same else "WRONG"
+    return "prepend_features_", "right (equal)" if same else "WRONG"
 
 
 def compiled_block(*overrides: str, dtype: torch.dtype | None = None) -> Verdict:
@@ -259,7 +259,9 @@ def cases() -> Iterator[Case]:
     for loss in (Full(), Fused(chunk_tokens=65536)):
         run = partial(loss_of_many_logits, loss, 44000, 50304)
         yield Case("pytorch#111484", f"loss={type(loss).__name__.lower()}, 2.2e9 logits", run)
-    yield Case("flash-linear-attention#1080", "in_front, 2.1e9 numbers", features_beside_many)
+    yield Case(
+        "flash-linear-attention#1080", "prepend_features, 2.1e9 numbers", features_beside_many
+    )
     for norm in ("layernorm", "rmsnorm"):
         run = partial(compiled_block, f"model.norm={norm}", "model.linear_bias=true")
         yield Case("pytorch#193061", f"compiled, {norm}, float32", run)

@@ -52,6 +52,7 @@ from xftrain import markdown
 from xftrain.benchmark import environment
 from xftrain.benchmark.tables import STATUS, figure, show
 from xftrain.files import read_json, replace_text, write_json
+from xftrain.plot_style import COLORS, new_figure, style
 from xftrain.processes import cause_of_death, stops_raised
 from xftrain.training.flops import FORMULA
 from xftrain.version import installed
@@ -172,8 +173,8 @@ def table(rows: Sequence[Row], baseline: str) -> str:
 
 def picture(rows: Sequence[Row]) -> Figure:
     """Tokens/s and peak memory as bars; a peer without figures has a word in their place."""
-    made = Figure(figsize=(11, 1.6 + 0.38 * len(rows)), layout="constrained", dpi=110)
-    panels = (("tokens_per_s", "tokens/s", "#0072B2"), ("peak_gib", "peak memory, GiB", "#D55E00"))
+    made = new_figure(11, 1.6 + 0.38 * len(rows))
+    panels = (("tokens_per_s", "tokens/s", COLORS[0]), ("peak_gib", "peak memory, GiB", COLORS[1]))
     for axis, (field, label, color) in zip(made.subplots(1, 2, sharey=True), panels, strict=True):
         values = [row.get(field) or 0.0 for row in rows]
         axis.barh(range(len(rows)), values, color=color)
@@ -184,8 +185,8 @@ def picture(rows: Sequence[Row]) -> Figure:
         axis.set_xlim(0, 1.2 * max([*values, 1e-9]))
         axis.locator_params(axis="x", nbins=4)
         axis.xaxis.set_major_formatter("{x:,.0f}")
-        axis.set_title(label, loc="left", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
+        style(axis, label)
+        axis.grid(visible=False, axis="y")
     axis.invert_yaxis()  # shared: the first peer on top
     return made
 

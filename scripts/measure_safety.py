@@ -52,11 +52,13 @@ def timed() -> Iterator[list[float]]:
 def unchecked() -> Any:
     """Steps are not looked at for NaN and inf meanwhile."""
 
-    def judge(guard: NonFiniteGuard, optimizer: Any, sums: LossSums, norm: Tensor | None) -> None:
+    def check_step(
+        guard: NonFiniteGuard, optimizer: Any, sums: LossSums, norm: Tensor | None
+    ) -> None:
         if guard._is_bad is None:  # which a record reads
             guard._is_bad = torch.zeros((), device=sums.loss.device)
 
-    return mock.patch.multiple(NonFiniteGuard, judge=judge, note=lambda *_: None)
+    return mock.patch.multiple(NonFiniteGuard, check_step=check_step, record=lambda *_: None)
 
 
 @quiet()

@@ -43,7 +43,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "xftrain/attention/dense.py",
             "xftrain/attention/folding.py",
             "xftrain/attention/xformers_ops/*.py",
-            "xftrain/interfaces.py",
+            "xftrain/interfaces/*.py",
         ),
         ("tests/attention/test_*.py", "tests/test_model.py", "tests/test_generate.py"),
     ),

@@ -13,6 +13,7 @@ from pathlib import Path
 from xftrain import registry
 from xftrain.benchmark import tables
 from xftrain.benchmark.rows import as_markdown, read_rows
+from xftrain.benchmark.verdict import verdict
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmark.md"
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -33,6 +34,7 @@ def results(folder: Path) -> str:
         f"{found['device']}, driver {found['driver']}, torch {found['torch']}, xformers "
         f"{found['xformers']}, {found['date']}, `{found['command']}`. The whole report is "
         f"[{place}/report.md]({place}/report.md). {found.get('note', '')}".rstrip(),
+        verdict(rows),
         sweep.head(own),  # type: ignore[attr-defined]
         f"![memory above the inputs against sequence length]({place}/plots/{PLOT})",
         parity,

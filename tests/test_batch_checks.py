@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models import gpt, random_tokens
+from tests.models import gpt, random_tokens, with_bias
 from xftrain.attention.biases.alibi import slopes
 from xftrain.batch_checks import document_reasons
 from xftrain.errors import ConfigError
@@ -74,7 +74,7 @@ class _OfOneSize:
 
 def test_a_bias_of_one_size_is_refused_where_the_model_meets_another() -> None:
     model = gpt()
-    model.bias = _OfOneSize()
+    with_bias(model, lambda _: _OfOneSize())
     assert model(random_tokens(1, 8)).shape == (1, 8, 64)
     with pytest.raises(ConfigError, match="model.bias does not fit the batch"):
         model(random_tokens(1, 9))

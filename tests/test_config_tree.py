@@ -1,7 +1,5 @@
 """The configuration as it is shown when a run begins."""
 
-from pathlib import Path
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,17 +39,17 @@ def test_a_long_value_is_cut_and_none_spills_over():
 
 
 def _changes(*overrides: str) -> list[str]:
-    said = changes(validate(compose(*overrides)), default_options(), Path("run/config.yaml"))
+    said = changes(validate(compose(*overrides)), default_options())
     return [line.rstrip() for line in said.splitlines()]
 
 
 def test_a_run_with_the_defaults_shows_a_line():
-    assert _changes() == ["configuration: the defaults (run/config.yaml)"]
+    assert _changes() == ["configuration: the defaults"]
 
 
 def test_what_differs_is_shown_with_its_groups_and_nothing_else():
     assert _changes("seq=32", "model.attn=naive", "callbacks.solved=null", "optim.lr=0.1") == [
-        "configuration, what differs from the defaults (run/config.yaml)",
+        "configuration, what differs from the defaults:",
         "├── seq: 32",
         "├── model",
         "│   ├── attn: naive",

@@ -17,9 +17,9 @@ from xftrain.files import (
     read_json,
     read_plain,
     real_path,
-    refuse_links,
     replace_text,
 )
+from xftrain.folder_links import refuse_links
 
 
 def test_each_of_many_at_once_gets_a_folder_of_its_own(tmp_path: Path) -> None:

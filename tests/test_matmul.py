@@ -12,7 +12,11 @@ from tests.training.runs import run
 from xftrain.compilation import begin_compiling, end_compiling
 from xftrain.kernels import cublaslt, linear_functions, matmul
 from xftrain.kernels.gated import gated_gradient, gated_linear, has_kernel
-from xftrain.kernels.linear_functions import chosen_gated_linear, chosen_gelu_mlp, chosen_linear
+from xftrain.kernels.linear_functions import (
+    autotuned_gated_linear,
+    autotuned_gelu_mlp,
+    autotuned_linear,
+)
 from xftrain.layers.ffn.geglu import GEGLU
 from xftrain.layers.ffn.gelu import GELU
 from xftrain.layers.ffn.swiglu import SwiGLU
@@ -36,11 +40,11 @@ def gated_gelu(h, down):
 
 
 def by_silu(h, down):
-    return chosen_gated_linear(h, down, "silu")
+    return autotuned_gated_linear(h, down, "silu")
 
 
 def by_gelu(h, down):
-    return chosen_gated_linear(h, down, "gelu")
+    return autotuned_gated_linear(h, down, "gelu")
 
 
 def gradients(function, *inputs):
@@ -64,8 +68,8 @@ def test_layers_and_their_gradients_are_torchs(compiled):
     x, up, down = inputs()
     h = torch.cat([x @ up.t(), x @ up.t().flip(0)], dim=-1)
     pairs = [
-        (gradients(how(chosen_linear), x, up), gradients(F.linear, x, up)),
-        (gradients(how(chosen_gelu_mlp), x, up, down), gradients(mlp, x, up, down)),
+        (gradients(how(autotuned_linear), x, up), gradients(F.linear, x, up)),
+        (gradients(how(autotuned_gelu_mlp), x, up, down), gradients(mlp, x, up, down)),
         (gradients(how(by_silu), h, down), gradients(gated, h, down)),
         (gradients(how(by_gelu), h, down), gradients(gated_gelu, h, down)),
     ]
@@ -92,7 +96,7 @@ def test_the_operators_are_what_torch_compile_takes_them_for():
 def test_their_operations_are_counted():
     x, up, down = (tensor.flatten(0, -2) for tensor in inputs())
     with FlopCounterMode(display=False) as counter:
-        gradients(chosen_gelu_mlp, x, up, down)
+        gradients(autotuned_gelu_mlp, x, up, down)
     assert counter.get_total_flops() == 3 * 2 * (2 * N * D * H)  # forward, and twice backward
     with FlopCounterMode(display=False) as counter:
         gradients(by_silu, torch.randn(N, 2 * H), down)
@@ -109,10 +113,10 @@ class Half(nn.Module):
             setattr(self, name, nn.Parameter(torch.randn(size)))
 
     def forward(self, x):
-        q, k, v = chosen_linear(F.layer_norm(x, (D,)), self.qkv)[:, None].split(D, -1)
+        q, k, v = autotuned_linear(F.layer_norm(x, (D,)), self.qkv)[:, None].split(D, -1)
         y = F.scaled_dot_product_attention(q, k, v)[:, 0]
-        x = x + chosen_linear(y, self.out)
-        return x + chosen_gelu_mlp(F.layer_norm(x, (D,)), self.up, self.down)
+        x = x + autotuned_linear(y, self.out)
+        return x + autotuned_gelu_mlp(F.layer_norm(x, (D,)), self.up, self.down)
 
 
 def test_a_budget_drops_first_what_saves_most_for_its_price():
@@ -133,12 +137,12 @@ def test_a_budget_drops_first_what_saves_most_for_its_price():
 def test_layers_ask_whether_to_choose(monkeypatch):
     layer, ffn, asked = Linear(D, H, bias=False), GELU(D, linear_bias=False), []
 
-    def chooses(x, *layers):
+    def should_autotune(x, *layers):
         asked.append(layers)
         return True
 
     for module in ("xftrain.layers.linear", "xftrain.layers.ffn.gelu"):
-        monkeypatch.setattr(f"{module}.chooses", chooses)
+        monkeypatch.setattr(f"{module}.should_autotune", should_autotune)
     x = torch.randn(3, D)
     torch.testing.assert_close(layer(x), nn.Linear.forward(layer, x))
     torch.testing.assert_close(ffn(x), ffn.down(ffn.activation(ffn.up(x))))
@@ -190,14 +194,14 @@ def test_what_is_chosen(monkeypatch, change, chosen):
     n, d, h = case["sizes"]
     monkeypatch.setattr(matmul, "has_cublaslt", lambda: True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: case["exact"])
-    matmul.begin_choosing(case["how"])
+    matmul.enable_autotune(case["how"])
     try:
         layer = Linear(d, h, bias=case["bias"])
         x = torch.empty(n, d, dtype=case["dtype"])
         monkeypatch.setattr(linear_functions, "_on_gpu", lambda tensor: True)
-        assert linear_functions.chooses(x, layer) is chosen
+        assert linear_functions.should_autotune(x, layer) is chosen
     finally:
-        matmul.end_choosing()
+        matmul.disable_autotune()
 
 
 def test_batches_of_ever_new_sizes_are_measured_no_more(monkeypatch):
@@ -212,18 +216,18 @@ def test_batches_of_ever_new_sizes_are_measured_no_more(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(matmul, "_MOST_CHOICES", 2)
     monkeypatch.setattr(matmul, "_LEAST_FLOP", 2 * 4 * D * H)
-    matmul.begin_choosing("auto")
+    matmul.enable_autotune("auto")
     try:
         for n in (3, 4, 5, 6, 3, 4, 5, 6):  # 3 is small
             x, weight = torch.randn(n, D), torch.randn(H, D)
             torch.testing.assert_close(matmul.linear(x, weight), F.linear(x, weight))
     finally:
-        matmul.end_choosing()
+        matmul.disable_autotune()
     assert len(measured) == 2
 
 
 def test_layers_that_are_more_than_themselves_are_called(monkeypatch):
-    monkeypatch.setattr("xftrain.layers.ffn.gelu.chooses", lambda *args: True)
+    monkeypatch.setattr("xftrain.layers.ffn.gelu.should_autotune", lambda *args: True)
     called = []
     ffn = GELU(D, linear_bias=False)
     ffn.up.register_forward_hook(lambda *args: called.append("hook"))
@@ -244,7 +248,7 @@ def test_layers_that_are_more_than_themselves_are_called(monkeypatch):
 def test_a_frozen_layer_has_no_gradient():
     x, up, down = inputs()
     up.requires_grad_()
-    chosen_gelu_mlp(x, up, down).sum().backward()
+    autotuned_gelu_mlp(x, up, down).sum().backward()
     assert up.grad is not None and x.grad is None and down.grad is None
 
 
@@ -278,12 +282,12 @@ def test_on_a_gpu_they_are_as_exact_as_torchs(dtype):
     exact = inputs(torch.float64, "cuda", LARGE)
     halves = [tensor.to(dtype) for tensor in exact]
     exact = [tensor.double() for tensor in halves]
-    matmul.begin_choosing("auto")
+    matmul.enable_autotune("auto")
     try:
-        ours = gradients(chosen_gelu_mlp, *halves)
-        ours += gradients(chosen_linear, *halves[:2])
+        ours = gradients(autotuned_gelu_mlp, *halves)
+        ours += gradients(autotuned_linear, *halves[:2])
     finally:
-        matmul.end_choosing()
+        matmul.disable_autotune()
     # up, down and their gradients; the linear layer's input gradient is that of up
     assert len(matmul._choices) == 5, "each product is measured once"
     torchs = gradients(mlp, *halves) + gradients(F.linear, *halves[:2])

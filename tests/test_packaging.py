@@ -40,7 +40,7 @@ def test_wheel_holds_the_same_modules_and_nothing_else(wheel):
     modules = {f"xftrain/{name}" for name in _files(ROOT / "xftrain", ".py")}
     outside_conf = {n for n in wheel.namelist() if not n.startswith("xftrain/conf/")}
 
-    assert "xftrain/interfaces.py" in modules
+    assert "xftrain/interfaces/__init__.py" in modules
     assert {n for n in outside_conf if ".dist-info/" not in n} == modules
 
 

@@ -42,7 +42,7 @@ from xftrain.errors import ConfigError
 from xftrain.overrides import all_groups, normalise_argv
 
 # Of commands that train, in the tests that run them all.
-SMALL = ("max_steps=1", "batch_tokens=64", "model.num_layers=1", "model.vocab_size=null")
+SMALL = ("max_steps=1", "batch_tokens=64", "model.num_layers=2", "model.vocab_size=null")
 SMALL += ("compile=false",)  # which costs half a minute, and has a test of its own
 # What has tests of its own: a checkpoint, several processes, many trials.
 ELSEWHERE = ("ckpt=", "trainer=ddp", "hparams_search=", "hydra/launcher=")

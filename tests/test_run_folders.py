@@ -62,7 +62,7 @@ def test_sweeps_of_one_second_have_folders_of_their_own(
     for folder, num_rows in zip(folders, (2, 1, 2), strict=True):
         with (folder / "summary.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        assert len(rows) == num_rows and all(Path(row["run_dir"]).parent == folder for row in rows)
+        assert len(rows) == num_rows and all((folder / row["run_dir"]).is_dir() for row in rows)
         assert (folder / "multirun.yaml").is_file()
     jobs.clear()
     assert command(f"resume_sweep={folders[1]}").code == 0 and jobs == []  # in its own folder
@@ -105,3 +105,16 @@ def test_a_folder_with_any_name_is_used(command: Command, jobs: Jobs, tmp_path: 
     (tmp_path / name / "1_seq=32" / "result.json").unlink()
     assert command(f"resume_sweep={name}").code == 0
     assert len(jobs) == 1 and (tmp_path / name / "1_seq=32" / "result.json").is_file()
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_a_folder_whose_name_hydra_would_resolve_again_is_refused(command, tmp_path, key):
+    # its log and .hydra went to another folder, whose links nobody had looked at
+    (tmp_path / "r_other" / ".hydra").mkdir(parents=True)
+    (tmp_path / "precious").write_text("thesis")
+    (tmp_path / "r_other" / ".hydra" / "config.yaml").symlink_to("../../precious")
+    words = ["-m", "seq=8,16"] if key == "hydra.sweep.dir" else []
+    ended = command(*words, f"{key}='r_\\${{oc.env:NOPE,other}}'")
+    assert "must be a folder whose name has no ${" in one_sentence(ended, 2)
+    assert (tmp_path / "precious").read_text() == "thesis"
+    assert {path.name for path in tmp_path.iterdir()} == {"r_other", "precious"}

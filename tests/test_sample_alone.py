@@ -101,7 +101,10 @@ def test_no_path_of_a_checkpoint_is_opened(
         (lambda held: held.update(vocabulary=[1]), "damaged description of its vocabulary"),
         (lambda held: held["vocabulary"].update(digest="0"), "not the vocabulary that ckpt was"),
         (lambda held: held["config"]["model"].update(num_layers=10**9), "fewer weights than"),
-        (lambda held: held["config"]["model"].update(dim=2**62), "ckpt describes a model that"),
+        (
+            lambda held: held["config"]["model"].update(dim=2**62),
+            "model.dim must be an integer >= 1",
+        ),
         (lambda held: held["config"]["model"].update(dim=2**20), "ckpt holds another model"),
         (lambda held: held["config"].update(model=3), "model is the plain value 3"),
         (lambda held: held["config"].pop("model"), "model is missing"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (conf_dir() / "hparams_search").glob("*.yaml"))
 SMALL = ["max_steps=1", "seq=16", "batch_tokens=64", "callbacks=none", "logger=none"]
 SMALL += ["model.dim=16", "model.num_layers=1", "model.num_heads=2"]
-DRAWS_EACH = "hydra.sweeper.sampler.seed=6"  # of two choices in 3 trials, of four in 4
+DRAWS_EACH = "hydra.sweeper.sampler.seed=15"  # of two choices in 3 trials, of four in 4
 SQLITE = "hydra.sweeper.storage=sqlite:///search.db"
 
 Command = Callable[..., Ended]
@@ -63,13 +62,11 @@ def test_a_search_on_disk_trains_what_it_draws(command: Command, tmp_path: Path,
     rows = _rows(tmp_path / "search")
     assert len(rows) == 2
     for row in rows:
-        cfg = yaml.safe_load(Path(row["run_dir"], "config.yaml").read_text())
-        drawn = (row["model.attn"], row["model.bias"], float(row["optim.lr"]))
-        chosen = (cfg["model"]["attn"]["name"], cfg["model"]["bias"]["name"], cfg["optim"]["lr"])
-        assert drawn == chosen
-    results = [json.loads(Path(row["run_dir"], "result.json").read_text()) for row in rows]
-    assert len({result["kernel"] for result in results}) == 2
-    assert _best(tmp_path / "search") == min(float(row["val/loss"]) for row in rows)
+        cfg = yaml.safe_load((tmp_path / "search" / row["run_dir"] / "config.yaml").read_text())
+        drawn = (row["model.bias"], float(row["optim.lr"]))
+        assert drawn == (cfg["model"]["bias"]["name"], cfg["optim"]["lr"])
+    assert _best(tmp_path / "search") == float(rows[0]["val/loss"])
+    assert [row["best"] for row in rows] == ["best", ""]
 
 
 # ---- with a stand-in for training: `jobs`, of which seq=13 and seq=16 fail and seq=15 has no loss
@@ -80,7 +77,8 @@ def test_what_ends_a_trial_does_not_end_the_search(command: Command, jobs: Jobs,
 
     assert ended.code == 1
     rows = _rows(tmp_path / "search")
-    assert [row["job"] for row in rows] == ["0", "1", "2", "3"]
+    assert sorted(row["job"] for row in rows) == ["0", "1", "2", "3"]
+    assert rows[0]["seq"] == "8" and [row["best"] for row in rows] == ["best", "", "", ""]
     assert {row["seq"] for row in rows} == {"8", "13", "15", "16"}
     assert "2 of 4 jobs failed " in ended.err and "| job | status" in ended.out
     assert _best(tmp_path / "search") == 0.5
@@ -172,7 +170,7 @@ def test_a_search_in_a_database_goes_on_with_the_same_command(
     for typed, sentence in (
         (["resume_sweep=a"], "repeat its command without resume_sweep."),
         (["max_steps=3"], "the study xftrain in sqlite:///search.db is of other runs ("),
-        (["model.attn=choice(naive,sdpa)"], "was made with other choices"),
+        (["model.bias=choice(causal,full)"], "was made with other choices"),
     ):
         options = _search(1, SQLITE, "seq=choice(13,16)", *typed)
         assert sentence in one_sentence(command(*options), 2)

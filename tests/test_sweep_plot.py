@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -27,8 +28,16 @@ ROWS = [
 
 def _points(axis: Axes) -> list[tuple[float, float]]:
     """What stands at a figure."""
-    points = [line for line in axis.lines if line.get_marker() != "x"]
+    points = [line for line in axis.lines if line.get_marker() != "x" and not _is_ring(line)]
     return [(line.get_xdata()[0], line.get_ydata()[0]) for line in points]
+
+
+def _is_ring(line: Line2D) -> bool:
+    return line.get_markerfacecolor() == "none"
+
+
+def _rings(axis: Axes) -> list[float]:
+    return [line.get_ydata()[0] for line in axis.lines if _is_ring(line)]
 
 
 def _legend(axis: Axes) -> list[str]:
@@ -45,13 +54,38 @@ def test_every_completed_job_is_a_point_and_a_failed_one_a_cross_at_the_edge() -
         (cross,) = [line for line in axis.lines if line.get_marker() == "x"]
         assert cross.get_ydata()[0] == 0.96  # of the axis
         assert axis.get_ylim()[1] < 4
-    assert _legend(numeric) == ["attn=naive", "attn=sdpa", "not completed"]
+    assert _legend(numeric) == ["attn=naive", "attn=sdpa", "best", "not completed"]
+    assert _legend(named) == ["lr=0.001", "lr=0.1"]  # what a ring and a cross mean is said once
     assert len({line.get_color() for line in numeric.lines[:2]}) == 2
+
+
+def test_the_best_is_marked_in_each_panel_by_its_own_figure() -> None:
+    rows = [_job(lr=lr, loss=loss) for lr, loss in (("1", 3.0), ("2", 1.0), ("3", 2.0))]
+    rows += [_job(lr="4", loss=0.1, status="failed")]
+    rows = [row | {"tokens_per_s": speed} for row, speed in zip(rows, (5, 6, 7, 8), strict=True)]
+    loss, speed = figure(rows).axes
+    assert (_rings(loss), _rings(speed)) == ([1.0], [7])
+    with_bits = [row | {"val/bits_per_byte": -row["val/loss"]} for row in rows[:3]]
+    bits, _ = figure(with_bits).axes
+    assert bits.get_title("left") == "val/bits_per_byte" and _rings(bits) == [-3.0]
+
+
+def test_numbers_of_a_search_have_three_digits_and_a_logarithmic_axis() -> None:
+    drawn = ["0.00012345678901", "0.0010538190856564692", "0.0091234567890123"]
+    rows = [_job(lr=lr, wd=wd) for lr, wd in zip(drawn, ("0.1", "0.2", "0.3"), strict=True)]
+    rate, decay = figure(rows).axes
+    assert rate.get_xscale() == "log" and decay.get_xscale() == "linear"
+    assert _legend(decay)[:3] == ["lr=0.000123", "lr=0.00105", "lr=0.00912"]
+    rate.figure.draw_without_rendering()
+    ticks = [text.get_text() for text in rate.get_xticklabels()]
+    assert {"0.0002", "0.001", "0.005"} <= set(ticks) and max(map(len, ticks)) <= 6
+    assert [text.get_text() for text in decay.get_xticklabels()] == ["0.1", "0.2", "0.3"]
 
 
 def test_what_cannot_be_told_apart_has_one_color() -> None:
     rows = [_job(lr=str(n), seed=str(n)) for n in range(9)]  # there are eight colors
-    assert len({line.get_color() for line in figure(rows).axes[0].lines}) == 1
+    lines = [line for line in figure(rows).axes[0].lines if not _is_ring(line)]
+    assert len({line.get_color() for line in lines}) == 1
 
 
 def test_the_folder_has_the_picture_and_tensorboard_the_same_alone(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def _job(cfg: DictConfig) -> float | None:
 def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
     """A job of a sweep: whatever becomes of it, the others go on."""
     run_dir = Path(settings.runtime.cwd) / run_dir
-    sweep_table.note_job(sweeps.folder_of(settings), settings.job.num, run_dir)
+    sweep_table.note_job(sweeps.multirun_dir(settings), settings.job.num, run_dir)
     try:
         with stops_raised():
             _refuse_side_by_side(cfg, settings)
@@ -183,7 +183,7 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
         status = "refused" if isinstance(error, ConfigError) else "failed"
         result = sweeps.write_end(status, _report(error, run_dir), settings, run_dir)
     finally:
-        sweep_table.write_summary(sweeps.folder_of(settings))
+        sweep_table.write_summary(sweeps.multirun_dir(settings))
     val_loss = sweep_table.val_loss_of(result)
     if result["status"] != "completed":
         val_loss = None
@@ -267,7 +267,7 @@ def _end_of_sweep(lost: Exception | None = None) -> int:
     return _end(f"{said}{'' if SweepChecks.is_stored else again}.", 1)
 
 
-def _draw(rows: list[sweep_table.Row], folder: Path) -> None:
+def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
     """The picture of a sweep, which has ended whether or not it can be drawn."""
     try:
         from xftrain import sweep_plot  # imports matplotlib

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -30,11 +29,11 @@ def config_tree(options: Mapping[str, Any], title: str = "configuration") -> str
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def changes(options: Mapping[str, Any], defaults: Mapping[str, Any], whole: Path) -> str:
-    """The tree of what differs from the defaults, with the file that has the whole."""
+def changes(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """The tree of what differs from the defaults."""
     if differing := changed(options, defaults):
-        return config_tree(differing, f"configuration, what differs from the defaults ({whole})")
-    return f"configuration: the defaults ({whole})"
+        return config_tree(differing, "configuration, what differs from the defaults:")
+    return "configuration: the defaults"
 
 
 def changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

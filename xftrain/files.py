@@ -2,7 +2,7 @@
 
 Whoever can write to a folder can leave a link, a FIFO or a device under any name in it. So a file
 is opened here without following a link, is checked to be a plain file before it is read, and is
-never larger than its reader expects; `refuse_links` checks a folder before others write to it.
+never larger than its reader expects; `folder_links` checks a folder before others write to it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import secrets
 import stat
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,14 +21,6 @@ from xftrain.errors import ConfigError
 
 _JSON_BYTES = 1 << 20  # of a record: of a run, a job, a sweep
 _TEXT_BYTES = 64 << 20  # of a log
-_REPLACED = (".ckpt", ".safetensors")  # never opened to be written, and read by open_plain alone
-_MOST_ENTRIES = 500_000  # of a folder of runs; more would take long to search
-_WRITTEN = re.compile(  # by a run, at the top of its folder
-    r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
-    r"config\.yaml|hparams\.yaml|"
-    r"result\.json|metrics\.csv|events\.out\..*|stacks.*\.txt|fit-.*|.*\.trace\.json|sample\.txt|"
-    r"rows\.jsonl|results\.csv|report\.md|environment\.json"
-).fullmatch
 
 
 class NotPlainFile(OSError):
@@ -42,7 +32,7 @@ def open_plain(path: Path, mode: str = "rb") -> IO[bytes]:
 
     Args:
         path: the last part is never followed as a link; for the parts before it, see
-            `refuse_links`.
+            `folder_links`.
         mode: `rb`, or `ab` to append to a file or make it.
 
     Raises:
@@ -125,104 +115,6 @@ def expanded(key: str, path: str) -> Path:
                 "no path can have: use a shorter one."
             ) from None
     return Path(found)
-
-
-def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
-    """Refuse a folder with a link that leads out of it, or a FIFO, before anything writes there.
-
-    Lightning, TensorBoard, Hydra and `logging` open files by name, follow links, and wait for the
-    reader of a FIFO.
-
-    Args:
-        folder: may be named through links; nothing is done where it does not exist.
-        key: the override that names the folder, for the message.
-        may_hold_data: a folder that the working directory is in may be the user's project, with
-            links to data in it; there only the names that a run writes are looked at.
-
-    Raises:
-        ConfigError: the first such link, FIFO, device or socket, or file with a hard link.
-    """
-    top = real_path(folder)
-    if top is None:
-        raise ConfigError(
-            f"{key}={folder} leads in a circle of links, or through too many: choose another "
-            "folder."
-        )
-    for entry in _entries(top, may_hold_data=may_hold_data):
-        path = Path(entry.path)
-        named = f"{key}={folder} has {{}} in it, {path.relative_to(top)}, "
-        if entry.is_symlink():
-            place = real_path(path)
-            if place is None:
-                raise ConfigError(
-                    f"{named.format('a link')}that leads in a circle, or to too many other links: "
-                    "remove it or choose another folder."
-                )
-            if not place.is_relative_to(top):
-                raise ConfigError(
-                    f"{named.format('a link')}that leads out of that folder: files behind it could "
-                    "be overwritten; remove the link or choose another folder."
-                )
-        elif _has_other_name(entry):
-            raise ConfigError(
-                f"{named.format('a file')}with a hard link, so that a file elsewhere could change "
-                "with it; copy the folder or choose another."
-            )
-        elif not (entry.is_dir() or entry.is_file() or entry.name.endswith(_REPLACED)):
-            raise ConfigError(
-                f"{named.format('a FIFO, a device or a socket')}at which a run could wait for "
-                "ever; remove it or choose another folder."
-            )
-
-
-def _has_other_name(entry: os.DirEntry[str]) -> bool:
-    """Whether a file that is written in place has a hard link."""
-    if entry.name.endswith(_REPLACED) or not entry.is_file(follow_symlinks=False):
-        return False
-    with suppress(OSError):  # it has just been removed
-        return entry.stat(follow_symlinks=False).st_nlink > 1
-    return False
-
-
-@contextmanager
-def _listed(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """The entries of a folder; none where there is none.
-
-    Raises:
-        ConfigError: it cannot be listed. It might be entered all the same, and files in it opened.
-    """
-    try:
-        entries = os.scandir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        yield iter(())
-        return
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be searched for links ({error.strerror}): make it readable or choose "
-            "another folder."
-        ) from error
-    with entries:
-        yield entries
-
-
-def _entries(top: Path, *, may_hold_data: bool) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder of runs and the folders in it, nearest first."""
-    is_own = may_hold_data and Path.cwd().is_relative_to(top)
-    folders, count = deque([top]), 0
-    while folders:
-        with _listed(folders.popleft()) as entries:
-            for entry in entries:
-                count += 1
-                if count > _MOST_ENTRIES:
-                    raise ConfigError(
-                        f"{top} holds more than {_MOST_ENTRIES:,} files, which is no folder of "
-                        "runs: choose another."
-                    )
-                if is_own and entry.path == str(top / entry.name) and not _WRITTEN(entry.name):
-                    continue
-                yield entry
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
 
 
 def replace_text(path: Path, text: str) -> None:

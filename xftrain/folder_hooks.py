@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from xftrain.config import DoctorRoot, SampleRoot, root_of
 from xftrain.errors import ConfigError, SweepRefused
-from xftrain.files import refuse_links
+from xftrain.folder_links import refuse_links
 from xftrain.folder_lock import release_reserved, reserve
+from xftrain.printable import one_line
 from xftrain.processes import rank
 from xftrain.run_folder import refuse_trained, remember_hydra, restore_hydra
 
@@ -50,7 +51,11 @@ class FolderHooks(Callback):
 
 
 def _folder(config: DictConfig, key: str) -> Path | None:
-    """The folder that Hydra is going to make; None where it meets an error, which it reports."""
+    """The folder that Hydra is going to make; None where it meets an error, which it reports.
+
+    Raises:
+        SweepRefused: Hydra would write to another one as well.
+    """
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().cfg = cast(Any, config)  # for `${hydra:...}` in the name
@@ -59,6 +64,11 @@ def _folder(config: DictConfig, key: str) -> Path | None:
         return None
     finally:
         HydraConfig.instance().cfg = before
+    if "${" in name:  # as an escape made it; Hydra resolves the name again for the log and .hydra
+        raise SweepRefused(
+            f"{key} must be a folder whose name has no ${{, got {one_line(name)}: Hydra would put "
+            "a value in its place; choose or rename the folder."
+        )
     return None if "\0" in name else Path(name)
 
 

@@ -14,12 +14,12 @@ from xftrain import builder, config, redaction
 from xftrain.benchmark.tables import table
 from xftrain.errors import ConfigError
 from xftrain.interfaces import Batch
-from xftrain.kernels.matmul import begin_choosing, end_choosing
+from xftrain.kernels.matmul import disable_autotune, enable_autotune
 from xftrain.memory import total_memory_bytes
 from xftrain.model import GPT
 from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare
-from xftrain.results import folder_of, recorded
+from xftrain.results import recorded, run_dir_for
 from xftrain.run_folder import RunFolder, refuse_trained
 from xftrain.training import hardware
 from xftrain.training.choices import Saved, choose_kernel
@@ -38,7 +38,7 @@ def info(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     Raises:
         ConfigError: the configuration is wrong, or asks for something that cannot run here.
     """
-    run_dir = folder_of(run_dir)
+    run_dir = run_dir_for(run_dir)
     refuse_trained(run_dir, "a description")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
@@ -54,7 +54,7 @@ def info(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         try:
             _describe(prepared, folder, result)
         finally:
-            end_choosing()
+            disable_autotune()
     return result
 
 
@@ -63,7 +63,7 @@ def _describe(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> None:
     with torch.device("meta"):  # nothing is allocated
         model = builder.assemble(options, run.vocab_size)
     kernel = choose_kernel(model, batch, run.device, run.dtype, Saved(), folder)
-    begin_choosing(options["matmul"])
+    enable_autotune(options["matmul"])
     peak_mib = plan_memory(options, model, run.loss, batch, run.dtype, run.device)
     figures = _sizes(model, batch, options)
     result["kernel"], result["metrics"] = kernel, figures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,84 +22,12 @@ from xftrain.interfaces import (
     AttnCase,
     AttnShape,
     Backend,
-    PositionEncoding,
     positions_of,
 )
+from xftrain.layers.block import Block, RecomputePlan
 from xftrain.layers.linear import Linear
 from xftrain.layers.spec import LayerSpec
 from xftrain.tied import MayTieHead
-
-
-class Recomputed(NamedTuple):
-    """What is made again in the backward pass in place of being kept for it.
-
-    Attributes:
-        blocks: the first so many of them, each from its input.
-        ffns: the feed-forwards, with their norms, of the first so many blocks, where the block as
-            a whole is not.
-    """
-
-    blocks: int = 0
-    ffns: int = 0
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
-
-    reads_weights = False
-
-    def __init__(
-        self,
-        heads: nn.Module,
-        ffn: nn.Module,
-        norms: tuple[nn.Module, nn.Module],
-        pos: PositionEncoding,
-        *,
-        dim: int,
-        linear_bias: bool,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        self.norm_attn, self.norm_ffn = norms
-        self.heads, self.ffn = heads, ffn
-        self.apply_positions = pos.apply_to
-        self.out = Linear(dim, dim, bias=linear_bias)
-        self.dropout = dropout
-
-    def forward(
-        self,
-        x_BMD: Tensor,
-        attention: Attention,
-        handle: Any,
-        positions: Any,
-        recomputes_ffn: bool = False,
-    ) -> Tensor:
-        """One layer.
-
-        Args:
-            x_BMD: the residual stream.
-            attention: the backend, or what stands for it.
-            handle: what the backend prepared for this layer and batch.
-            positions: what the layer's position encoding prepared for this batch.
-            recomputes_ffn: computes the feed-forward again in the backward pass.
-        """
-        q_BMHK, k_BMGK, v_BMGK = self.heads(self.norm_attn(x_BMD))
-        q_BMHK, k_BMGK = self.apply_positions(q_BMHK, k_BMGK, positions)
-        out_BMHK = attention(q_BMHK, k_BMGK, v_BMGK, handle)
-        x_BMD = x_BMD + self._drop(self.out(out_BMHK.flatten(2)))
-        if recomputes_ffn:
-            added_BMD = checkpoint(self.fed_forward, x_BMD, use_reentrant=False)
-        else:
-            added_BMD = self.fed_forward(x_BMD)
-        return x_BMD + self._drop(added_BMD)
-
-    def fed_forward(self, x_BMD: Tensor) -> Tensor:
-        """What the second half adds, before dropout."""
-        out_BMD: Tensor = self.ffn(self.norm_ffn(x_BMD))
-        return out_BMD
-
-    def _drop(self, x_BMD: Tensor) -> Tensor:
-        return F.dropout(x_BMD, self.dropout, self.training) if self.dropout else x_BMD
 
 
 class GPT(MayTieHead):
@@ -157,11 +85,11 @@ class GPT(MayTieHead):
         self.specs = [layers[index % len(layers)] for index in range(num_layers)]
         self.attention: Attention = backend
         self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.recomputed = Recomputed()
+        self.recomputed = RecomputePlan()
         if activation_checkpointing == "ffn":
-            self.recomputed = Recomputed(ffns=num_layers)
+            self.recomputed = RecomputePlan(ffns=num_layers)
         elif activation_checkpointing:  # all of them, until a run plans it
-            self.recomputed = Recomputed(blocks=num_layers)
+            self.recomputed = RecomputePlan(blocks=num_layers)
         self.residual_dtype, self.activation_budget = residual_dtype, activation_budget
         self.embed = nn.Embedding(vocab_size, dim)
         self.pos = make_pos(dim, self.head_dim)
@@ -324,7 +252,7 @@ class GPT(MayTieHead):
         if dtype == torch.bfloat16 and self.residual_dtype == "auto":
             x_BMD = x_BMD.to(dtype)  # float16 is left out: its largest number is 65,504
         positions = self._prepared_positions(positions_1M)
-        recomputed = self.recomputed if torch.is_grad_enabled() else Recomputed()
+        recomputed = self.recomputed if torch.is_grad_enabled() else RecomputePlan()
         for index, block in enumerate(self.blocks):
             of_layer = (attention, handles[index], positions[index])
             if eager:

@@ -103,5 +103,5 @@ def _peak_bytes(run: Prepared) -> int:
         model = assemble(run.options, run.vocab_size)
     peak = predict(run.options, model, run.loss, run.batch, run.dtype, run.device)
     if run.options["model"]["activation_checkpointing"] == "auto":
-        return peak.total(peak.least(usable_memory_bytes(run.device)))
+        return peak.total(peak.cheapest_fitting_plan(usable_memory_bytes(run.device)))
     return peak.total(model.recomputed)

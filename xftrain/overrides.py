@@ -20,6 +20,7 @@ from omegaconf.errors import (
 )
 
 from xftrain.errors import ConfigError
+from xftrain.moved_keys import moved
 from xftrain.printable import one_line
 from xftrain.redaction import hidden
 from xftrain.registry import PACKAGES, conf_dir, group_of
@@ -237,7 +238,8 @@ def _no_such_key(cause: OmegaConfBaseException) -> str:
     owner = f"{parent}={node.name}" if is_option else parent or "the configuration"
     hidden_keys = ("hydra", f"{parent}.name" if is_option else "")
     known = [one for one in known if one not in hidden_keys]
-    if elsewhere := _same_name_elsewhere(key, node):
+    elsewhere = None if moved(key) else _same_name_elsewhere(key, node)
+    if elsewhere is not None:
         return f"{key} is not a key of {owner}; did you mean {elsewhere}?"
     return unknown_key(key, known, owner)
 

@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from xftrain.errors import ConfigError, RunError, Stopped
-from xftrain.files import new_folder, refuse_links, replace_text
+from xftrain.files import new_folder, replace_text
+from xftrain.folder_links import refuse_links
 from xftrain.folder_lock import holding
+from xftrain.neighboring_runs import dotted
 from xftrain.overrides import as_typed
 from xftrain.processes import rank
 from xftrain.redaction import hidden, hidden_throughout
@@ -40,7 +43,7 @@ def status_after(error: BaseException) -> str:
     return "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
 
 
-def folder_of(run_dir: Path | None) -> Path:
+def run_dir_for(run_dir: Path | None) -> Path:
     """The run's folder, relative where it is below the working directory.
 
     Where none is given it is named after the time, and made at once: another run may start in the
@@ -127,6 +130,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
         "tokens_per_s": None,
         "peak_memory_mib": None,
         "predicted_peak_mib": None,
+        "num_parameters": None,
         "wall_s": None,
         "steps": 0,
         "run_dir": str(run_dir),
@@ -141,13 +145,20 @@ def _overrides() -> list[str]:
     return as_typed(HydraConfig.get().overrides.task)
 
 
-def varied() -> dict[str, str]:
+def changed_overrides() -> dict[str, str]:
     """What was typed for this run by dotted keys, less what all jobs of its sweep share."""
     if not HydraConfig.initialized():
         return {}
     shared = HydraConfig.get().job.config.override_dirname.exclude_keys
-    typed = [override.lstrip("+~").partition("=") for override in _overrides()]
-    return {key.replace("/", "."): value for key, _, value in typed if key not in shared}
+    typed = [one for one in _overrides() if one.lstrip("+~").partition("=")[0] not in shared]
+    return dict(map(dotted, typed))
+
+
+def is_multirun_job() -> bool:
+    """Whether this run is a job of a multirun."""
+    if not HydraConfig.initialized():
+        return False
+    return not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
 
 def _versions() -> dict[str, str]:
@@ -185,7 +196,7 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def say_how_it_went(result: Mapping[str, Any], *, has_board: bool) -> None:
+def log_summary(result: Mapping[str, Any], *, has_board: bool) -> None:
     """The last lines of a run: figures, folder, and how to look at it where TensorBoard can."""
     metrics = result["metrics"]
     parts = [f"loss {metrics['val/loss']:.4f}", f"accuracy {metrics['val/accuracy']:.2%}"]

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 RUN_FILE = ".run.json"  # names the run that the folder holds
 HYDRA = ".hydra"
-_HYDRA_BYTES = 16 << 20
+_HYDRA_FILES, _HYDRA_BYTES = ("config.yaml", "hydra.yaml", "overrides.yaml"), 1 << 20
 _RECORDS = ("metrics.csv", "events.out.tfevents.*")
 _TRAINED = (*_RECORDS, "checkpoints")
 # What one run writes; rows of a benchmark and the log are of the folder and are continued.
@@ -99,9 +99,12 @@ class RunFolder:
         self._set_aside([*checkpoints], "what is later than the checkpoint is", copies)
 
     def _set_aside(self, moved: list[Path], said: str, copies: Iterable[str] = ()) -> None:
+        copied = _present(self.path, copies)
+        if not moved and not copied:
+            return
         place = _numbered(self.path)
         try:
-            for path in _present(self.path, copies):
+            for path in copied:
                 shutil.copy2(path, place / path.name, follow_symlinks=False)
             for path in moved:
                 target = place / path.relative_to(self.path)
@@ -115,7 +118,7 @@ class RunFolder:
                 f"hydra.run.dir={self.path} holds the files of another run, which could not be "
                 f"moved to {place} ({error}): choose another hydra.run.dir."
             ) from error
-        names = ", ".join(path.name for path in moved)
+        names = ", ".join(path.name for path in moved or copied)
         log.info("%s in %s now: %s", said, place, names)
 
 
@@ -165,9 +168,9 @@ def refuse_trained(folder: Path, what: str) -> None:
 def remember_hydra(folder: Path) -> None:
     """Note Hydra's files of the command before in this folder."""
     found = {}
-    for path in _present(folder / HYDRA, ("*.yaml",)):
+    for name in _HYDRA_FILES:
         with suppress(OSError):
-            found[path.name] = read_plain(path, _HYDRA_BYTES)
+            found[name] = read_plain(folder / HYDRA / name, _HYDRA_BYTES)
     _hydra_before[os.path.realpath(folder)] = found
 
 

@@ -19,14 +19,22 @@ from xftrain.config_checks import refuse_other_ranks
 from xftrain.config_tree import changes
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.interfaces import Batch
-from xftrain.kernels.matmul import begin_choosing, end_choosing
+from xftrain.kernels.matmul import disable_autotune, enable_autotune
 from xftrain.memory import is_out_of_memory, peak_memory_mib
 from xftrain.model import GPT
+from xftrain.neighboring_runs import differing_keys
 from xftrain.oom import out_of_memory
 from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare
 from xftrain.processes import rank
-from xftrain.results import abandon, folder_of, recorded, say_how_it_went, varied
+from xftrain.results import (
+    abandon,
+    changed_overrides,
+    is_multirun_job,
+    log_summary,
+    recorded,
+    run_dir_for,
+)
 from xftrain.run_folder import RunFolder
 from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
@@ -40,7 +48,7 @@ from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import NonFiniteGuard
 from xftrain.training.optional import optional
 from xftrain.training.profilers import end_profile, stop_profiling
-from xftrain.training.quiet import quiet_lightning
+from xftrain.training.quiet_lightning import quiet_lightning
 from xftrain.training.run_start import RunStart
 from xftrain.training.same_run import flat
 from xftrain.training.signals import StopSignals
@@ -70,14 +78,14 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     Returns:
         What `result.json` in the run folder holds: `status`, `error`, `kernel`, `overrides`,
         `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
-        `predicted_peak_mib`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
+        `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
 
     Raises:
         ConfigError: the configuration is wrong.
         RunError: the run failed for a reason outside the code.
     """
     quiet_lightning()
-    run_dir = folder_of(run_dir)
+    run_dir = run_dir_for(run_dir)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     is_whole = False
     folder = RunFolder(run_dir, is_kept=rank() == 0)
@@ -87,7 +95,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             shown = redaction.without_secrets(cfg, options)
             refuse_other_ranks(options["trainer"]["devices"])
             folder.write_config(_resolved(cfg))
-            log.info("%s", changes(shown, config.default_options(), run_dir / "config.yaml"))
+            log.info("%s", changes(shown, config.default_options()))
             with StopSignals() as stop:
                 prepared = prepare(options, shown, run_dir)
                 run_dir = distributed.from_rank_0(run_dir)  # under torchrun each had its own
@@ -98,10 +106,10 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             distributed.disconnect(together=is_whole)
             torch.use_deterministic_algorithms(was_deterministic)
             end_compiling()
-            end_choosing()
+            disable_autotune()
     if rank() == 0:
         kinds = [logger.get("name") for logger in options["logger"].values()]
-        say_how_it_went(result, has_board="tensorboard" in kinds)
+        log_summary(result, has_board="tensorboard" in kinds)
     return result
 
 
@@ -125,11 +133,12 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     torch.manual_seed(options["seed"])
     model = builder.assemble(options, prepared.vocab_size)
     _say_what_is_trained(model, options, batch, device, precision)
+    result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["device"] = hardware.device_name(device)
     saved = saved_choices(prepared.ckpt, options["ckpt"], folder)
     kernel = choose_kernel(model, batch, device, prepared.dtype, saved, folder)
     result["kernel"] = kernel
-    begin_choosing(options["matmul"], saved.matmul)  # products that are chosen keep less
+    enable_autotune(options["matmul"], saved.matmul)  # products that are chosen keep less
     predicted = plan_memory(options, model, prepared.loss, batch, prepared.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
     if options["compile"]:
@@ -168,9 +177,10 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     def on_begin() -> None:
         log_text(loggers, "kernel", kernel)
         log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
-        typed = varied()
+        typed = changed_overrides()
         for board in boards:
-            board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, typed)
+            first = differing_keys(run_dir, typed, is_job=is_multirun_job())
+            board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, first)
 
     is_same = _measures_more(options, run_dir)
     start = RunStart(folder, prepared.ckpt, loggers, is_same=is_same, on_begin=on_begin)

@@ -26,7 +26,7 @@ from xftrain.layer_pattern import layer_names
 from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
 from xftrain.printable import one_line, printable
-from xftrain.results import folder_of, recorded
+from xftrain.results import recorded, run_dir_for
 from xftrain.run_folder import RunFolder, refuse_trained
 from xftrain.training import hardware
 from xftrain.training.checkpoint import read_checkpoint
@@ -34,6 +34,7 @@ from xftrain.training.same_run import refuse_other_model
 
 log = logging.getLogger(__name__)
 
+_MOST_LAYERS = 2_000  # torch takes time that grows with the square of their number
 _BLOCKS = "blocks."  # begins the names of weights of layers
 _EXAMPLE = "ckpt=outputs/<date>/<time>/checkpoints/last.ckpt"
 
@@ -48,7 +49,7 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     Raises:
         ConfigError: the configuration, the checkpoint or the prompt is wrong.
     """
-    run_dir = folder_of(run_dir)
+    run_dir = run_dir_for(run_dir)
     refuse_trained(run_dir, "a sample")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
@@ -109,9 +110,16 @@ def _model(options: Mapping[str, Any], state: Mapping[str, Tensor], vocabulary: 
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     if options["model"]["num_layers"] > len(weights):
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
+    if options["model"]["num_layers"] > _MOST_LAYERS:
+        raise ConfigError(
+            f"ckpt holds a model of {options['model']['num_layers']:,} layers, and at most "
+            f"{_MOST_LAYERS:,} can be sampled from: give another one."
+        )
     num_tokens = builder.vocab_size(options, vocabulary)
     try:
-        refuse_other_model(weights, _planned(options, num_tokens))
+        planned = _planned(options, num_tokens)
+        refuse_other_model(weights, planned)
+        _refuse_shared(weights, planned)
         model = builder.assemble(options, num_tokens)
         model.load_state_dict(weights)
     except (RuntimeError, OverflowError, TypeError) as error:
@@ -119,6 +127,28 @@ def _model(options: Mapping[str, Any], state: Mapping[str, Tensor], vocabulary: 
             f"ckpt describes a model that cannot be built ({first_line(error)}): give another one."
         ) from error
     return model
+
+
+def _refuse_shared(weights: Mapping[str, Tensor], planned: Mapping[str, Tensor]) -> None:
+    """Refuses weights that have their numbers in common, as the model's own would take more memory.
+
+    Those of a tied head are the embedding's. Widths may differ, of a run in 16 bits.
+    """
+    room: dict[int, int] = {}  # numbers in each storage, by its address
+    for weight in weights.values():
+        storage = weight.untyped_storage()
+        num_there = storage.nbytes() // weight.itemsize
+        room[storage.data_ptr()] = max(num_there, room.get(storage.data_ptr(), 0))
+    num_held = sum(room.values())
+    head, embed = (weights.get(name) for name in ("head.weight", "embed.weight"))
+    is_tied = head is not None and embed is not None and head.data_ptr() == embed.data_ptr()
+    needed = sum(weight.numel() for weight in planned.values())
+    needed -= planned["head.weight"].numel() if is_tied else 0
+    if needed > num_held:
+        raise ConfigError(
+            f"ckpt holds {num_held:,} numbers for a model of {needed:,}, as its weights share "
+            "them: give another one."
+        )
 
 
 def _planned(options: Mapping[str, Any], num_tokens: int) -> dict[str, Tensor]:

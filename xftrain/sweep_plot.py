@@ -15,22 +15,33 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from xftrain.files import replace_bytes
+from xftrain.plot_style import (
+    COLORS,
+    CROSS,
+    GRAY,
+    MARKERS,
+    RING,
+    legend_at_right,
+    mark,
+    new_figure,
+    number,
+    spans_decades,
+    style,
+    use_log_ticks,
+)
 from xftrain.printable import one_line
-from xftrain.sweep_table import Row, changed_keys
+from xftrain.sweep_order import Row, best_row, changed_keys, minimized
 
-_TITLES = {"val/loss": "val/loss", "tokens_per_s": "tokens/s"}  # by column of a row
-# Okabe and Ito's colors, which people tell apart whatever their eyes.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-_MARKERS = "osD^vPX*"
-_CROSS: dict[str, Any] = {"marker": "x", "color": "#444444", "linestyle": "none"}
-_DPI = 110
+_HIGHEST = ("tokens_per_s",)  # columns of which the highest is the best
+_TITLES = {"tokens_per_s": "tokens/s"}  # of columns that are called otherwise
 _LONGEST = 20  # characters of a value
 _EVENTS = "events.out.tfevents.{}.sweep"
 
@@ -55,6 +66,17 @@ class _Key:
 
     def index(self, row: Row) -> int:
         return self.values.index(_typed(row, self.name))
+
+    def label(self, index: int) -> str:
+        """A value for a tick or the legend: a number of a search has three significant digits."""
+        if self.numbers:
+            return number(self.numbers[index])
+        return _shown(self.values[index])
+
+    @property
+    def are_round(self) -> bool:
+        """Whether the numbers were typed rather than drawn, so that each can have its tick."""
+        return all(float(number(n).replace(",", "")) == n for n in self.numbers or [])
 
 
 def draw(rows: Sequence[Row], folder: Path) -> Path | None:
@@ -89,24 +111,27 @@ def figure(rows: Sequence[Row]) -> Figure | None:
     None where no two jobs differ or no job has a figure.
     """
     keys = [_Key.of(rows, name) for name in changed_keys(rows)]
-    columns = [c for c in _TITLES if any(_value(row, c) is not None for row in rows)]
+    wanted = (minimized(rows), *_HIGHEST)
+    columns = [c for c in wanted if any(_value(row, c) is not None for row in rows)]
     if not keys or not columns:
         return None
-    size = (2.0 + 3.8 * len(columns), 0.4 + 2.6 * len(keys))
-    made = Figure(figsize=size, layout="constrained", dpi=_DPI)
+    made = new_figure(2.0 + 3.8 * len(columns), 0.4 + 2.6 * len(keys))
     panels = made.subplots(len(keys), len(columns), squeeze=False, sharey="col")
     for key, line in zip(keys, panels, strict=True):
-        others = [o for o in keys if o is not key and len(o.values) <= len(_COLORS)]
+        others = [o for o in keys if o is not key and len(o.values) <= len(COLORS)]
         if len(others) > 2:
             others = []
         for column, axis in zip(columns, line, strict=True):
             _panel(made, axis, rows, key, column, others)
-        handles = _legend(others, has_failed=any(map(_has_failed, rows)))
+        handles: list[Any] = _legend(others)
+        if key is keys[0]:  # they mean the same in all panels
+            has_best = any(best_row(rows, column) for column in columns)
+            handles += [mark("best", RING)] * has_best
+            handles += [mark("not completed", CROSS)] * any(map(_has_failed, rows))
         if handles:
-            place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
-            line[-1].legend(handles=handles, frameon=False, fontsize=8, **place)
+            legend_at_right(line[-1], handles)
     for column, axis in zip(columns, panels[0], strict=True):
-        axis.set_title(_TITLES[column], loc="left", fontsize=10)
+        axis.set_title(_TITLES.get(column, column), loc="left", fontsize=10)
     return made
 
 
@@ -115,46 +140,55 @@ def _panel(
 ) -> None:
     """One column against one key; a job that failed is a cross at the upper edge."""
     values = [value for row in rows if (value := _value(row, column)) is not None]
-    if _spans_decades(values):
+    if spans_decades(values):
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.yaxis.set_minor_locator(NullLocator())
-    if key.numbers and _spans_decades(key.numbers):
+        use_log_ticks(axis.yaxis)
+    else:
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    if key.numbers and spans_decades(key.numbers):
         axis.set_xscale("log")
+    best = best_row(rows, column, highest=column in _HIGHEST)
     for row in rows:
-        style = _style(row, others)
         index = key.index(row)
         place = key.numbers[index] if key.numbers else index
         value, lines = _value(row, column), []
         if value is not None:
-            lines = axis.plot(place, value, markeredgecolor="white", markeredgewidth=0.5, **style)
+            look = _style(row, others)
+            lines = axis.plot(place, value, markeredgecolor="white", markeredgewidth=0.5, **look)
+            lines += axis.plot(place, value, **RING) if row is best else []
         elif _has_failed(row):
-            lines = axis.plot(place, 0.96, transform=axis.get_xaxis_transform(), **_CROSS)
+            lines = axis.plot(place, 0.96, transform=axis.get_xaxis_transform(), **CROSS)
         for line in lines:  # a few pixels for each color, or equal values would hide each other
             aside = ScaledTranslation(_aside(row, others), 0, made.dpi_scale_trans)
             line.set_transform(line.get_transform() + aside)
-    if len(key.values) <= len(_COLORS) or key.numbers is None:
-        ticks = key.numbers or range(len(key.values))
-        slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-        is_wide = sum(map(len, map(_shown, key.values))) > 36
-        axis.set_xticks(ticks, [_shown(v) for v in key.values], **(slanted if is_wide else {}))
-        axis.xaxis.set_minor_locator(NullLocator())
+    _name_values(axis, key)
     axis.margins(0.08, 0.12)
     if key.numbers is None:
         axis.set_xlim(-0.5, len(key.values) - 0.5)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_xlabel(_shown(key.name, longest=60), fontsize=9)
-    axis.tick_params(labelsize=8)
-    axis.grid(color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    style(axis)
+
+
+def _name_values(axis: Axes, key: _Key) -> None:
+    """The ticks of a key: at its values, or at round numbers where there are many or odd ones."""
+    if key.numbers and (len(key.numbers) > len(COLORS) or not key.are_round):
+        if spans_decades(key.numbers):
+            use_log_ticks(axis.xaxis)
+        else:
+            axis.locator_params(axis="x", nbins=6)
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        return
+    labels = [key.label(index) for index in range(len(key.values))]
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    is_wide = sum(map(len, labels)) > 36
+    axis.set_xticks(key.numbers or range(len(labels)), labels, **(slanted if is_wide else {}))
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def _style(row: Row, others: Sequence[_Key]) -> dict[str, Any]:
     """How a job's point looks: the first of the other keys is its color, the second its marker."""
     indices = [other.index(row) for other in others] + [0, 0]
-    return {"color": _COLORS[indices[0]], "marker": _MARKERS[indices[1]], "markersize": 7}
+    return {"color": COLORS[indices[0]], "marker": MARKERS[indices[1]], "markersize": 7}
 
 
 def _aside(row: Row, others: Sequence[_Key]) -> float:
@@ -162,16 +196,21 @@ def _aside(row: Row, others: Sequence[_Key]) -> float:
     return 0.1 * (others[0].index(row) - (len(others[0].values) - 1) / 2) if others else 0.0
 
 
-def _legend(others: Sequence[_Key], *, has_failed: bool) -> list[Line2D]:
-    handles = []
+def _legend(others: Sequence[_Key]) -> list[Any]:
+    """What colors and markers mean: a color is a patch, so that each shape is there once."""
+    handles: list[Any] = []
     for other, name in zip(others, ("color", "marker"), strict=False):
-        for index, value in enumerate(other.values):
-            style: dict[str, Any] = {"color": "#888888", "marker": "o", "linestyle": "none"}
-            style[name] = (_COLORS if name == "color" else _MARKERS)[index]
-            label = f"{other.name.rpartition('.')[2]}={_shown(value)}"
-            handles.append(Line2D([], [], label=label, **style))
-    if has_failed:
-        handles.append(Line2D([], [], label="not completed", **_CROSS))
+        for index in range(len(other.values)):
+            label = f"{other.name.rpartition('.')[2]}={other.label(index)}"
+            if name == "color":
+                handles.append(Patch(color=COLORS[index], label=label))
+            else:
+                look: dict[str, Any] = {
+                    "color": GRAY,
+                    "marker": MARKERS[index],
+                    "linestyle": "none",
+                }
+                handles.append(Line2D([], [], label=label, **look))
     return handles
 
 
@@ -193,10 +232,6 @@ def _can_be_drawn(value: float) -> bool:
 
 def _has_failed(row: Row) -> bool:
     return row["status"] != "completed"
-
-
-def _spans_decades(values: Sequence[float]) -> bool:
-    return min(values) > 0 and max(values) / min(values) >= 10
 
 
 def _shown(text: str, longest: int = _LONGEST) -> str:

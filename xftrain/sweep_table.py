@@ -1,10 +1,10 @@
-"""The table of a sweep: a row for each job, from the results that are there."""
+"""The table of a sweep: a row for each job, the best first, from the results that are there."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,31 @@ from xftrain.files import read_json, real_path, replace_text, write_json
 from xftrain.printable import one_line
 from xftrain.redaction import hidden_throughout
 from xftrain.spreadsheet import csv_text
+from xftrain.sweep_order import (
+    BITS,
+    FIGURES,
+    LOSS,
+    Row,
+    are_over_seeds,
+    changed_keys,
+    minimized,
+    ordered,
+    overridden,
+    settings,
+)
 
 _MAX_CHARACTERS = 1000  # of a cell
 _MAX_OVERRIDES = 1000  # of a job
 _MAX_INTEGER = 1 << 62
 _JOBS = ".jobs"  # of a sweep's folder: a file for each of its jobs
 _ENTRY = re.compile(r"\d+\.json", re.ASCII)
-_FIGURES = {  # of a job, by column: where result.json has them
-    "val/loss": ("metrics", "val/loss"),
-    "val/accuracy": ("metrics", "val/accuracy"),
-    "tokens_per_s": ("tokens_per_s",),
-    "peak_memory_mib": ("peak_memory_mib",),
-    "wall_s": ("wall_s",),
+_PLACES = {  # of a job's figures, by column: where result.json has them
+    **{name: ("metrics", name) for name in FIGURES if name.startswith("val/")},
+    "parameters": ("num_parameters",),
 }
-
-Row = dict[str, Any]
+_IF_KNOWN = (BITS, "parameters")  # columns that are left out where no job has them
+_DRAWN = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.ASCII)
+_TYPED = 8  # characters up to which a number looks typed rather than drawn
 
 
 def forget_jobs(folder: Path) -> None:
@@ -68,7 +78,7 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 def write_summary(folder: Path) -> list[Row]:
     """`summary.csv` and `summary.md` of a sweep's folder, from the results that are there."""
-    rows = read_rows(folder)
+    rows = ordered(read_rows(folder))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     shown = hidden_throughout(rows)
     replace_text(folder / "summary.csv", csv_text(shown, columns))
@@ -93,41 +103,72 @@ def read_rows(folder: Path) -> list[Row]:
         for override in result["overrides"][:_MAX_OVERRIDES]:
             key, _, value = override.partition("=")
             row[key.lstrip("+").replace("/", ".")[:_MAX_CHARACTERS]] = value[:_MAX_CHARACTERS]
-        for column, place in _FIGURES.items():
-            row[column] = _figure(result, place)
-        row["run_dir"] = run_dir[:_MAX_CHARACTERS]
+        for column in FIGURES:
+            row[column] = _figure(result, _PLACES.get(column, (column,)))
+        row["run_dir"] = _short_path(Path(run_dir), folder)[:_MAX_CHARACTERS]
         row["error"] = one_line(" ".join(str(result.get("error") or "").split()))[:_MAX_CHARACTERS]
         rows.append(row)
+    unknown = [name for name in _IF_KNOWN if all(row[name] is None for row in rows)]
+    for row in rows:
+        for name in unknown:
+            del row[name]
     return sorted(rows, key=lambda row: row["job"])
+
+
+def _short_path(run_dir: Path, folder: Path) -> str:
+    """A job's folder from the sweep's folder; whole where that cannot be told."""
+    place, top = real_path(run_dir), real_path(folder)
+    return str(place.relative_to(top) if place and top and _is_below(place, top) else run_dir)
 
 
 def table(rows: Sequence[Row], *, is_file: bool = False) -> str:
     """The rows in Markdown: what differs between the jobs, their figures, and why some failed.
 
+    Where jobs differ by the seed alone, the means over the seeds come first.
+
     Args:
-        rows: see `read_rows`.
+        rows: see `sweep_order.ordered`.
         is_file: for a file that a browser may show, rather than for the console.
     """
 
     def shown(value: Any) -> str:
         return markdown.escaped(_shown(value)) if is_file else _shown(value)
 
-    changed = changed_keys(rows) or _overridden(rows)
-    columns = ["job", "status", *changed, *_FIGURES, "run_dir"]
+    changed = changed_keys(rows) or overridden(rows)
+    figures = [name for name in FIGURES if any(name in row for row in rows)]
+    columns = ["best", "job", "status", *changed, *figures, "run_dir"]
     lines = [[shown(row.get(column)) for column in columns] for row in rows]
-    made = [markdown.table([shown(column) for column in columns], lines, left=True)]
+    made = [*_over_seeds(rows, shown)]
+    made.append(markdown.table([shown(column) for column in columns], lines, left=True))
     made += [f"- job {row['job']}: {shown(row['error'])}" for row in rows if row["error"]]
     return "\n".join(made)
 
 
-def changed_keys(rows: Sequence[Row]) -> list[str]:
-    """The overridden keys that differ between the jobs."""
-    return [key for key in _overridden(rows) if len({row.get(key) for row in rows}) > 1]
-
-
-def _overridden(rows: Sequence[Row]) -> list[str]:
-    known = {"job", "status", *_FIGURES, "run_dir", "error"}
-    return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in known]
+def _over_seeds(rows: Sequence[Row], shown: Callable[[Any], str]) -> list[str]:
+    """Mean and spread of each setting over its seeds, the best first; nothing without seeds."""
+    found, column = settings(rows), minimized(rows)
+    if not are_over_seeds(found):
+        return []
+    keys = [key for key in changed_keys(rows) if key != "seed"]
+    lines = []
+    for setting in found:
+        spread, num_ran = setting.spread, len(setting.values)
+        mean = _shown(setting.mean) if num_ran else "-"
+        lines.append(
+            [
+                "best" if setting is found[0] and num_ran and len(found) > 1 else "",
+                *(shown(setting.rows[0].get(key)) for key in keys),
+                mean + ("" if spread is None else f" ± {spread:.2g}"),
+                f"{num_ran} of {len(setting.rows)}",
+            ]
+        )
+    header = ["best", *map(shown, keys), f"{column}, mean ± std", "jobs"]
+    said = ["Over the seeds:\n", markdown.table(header, lines, left=True)]
+    if len(found) > 1 and found[1].values and (spread := found[0].spread) is not None:
+        ahead, noise = found[1].mean - found[0].mean, max(spread, found[1].spread or 0.0)
+        if ahead <= noise:
+            said.append(f"- the best is ahead of the next by {ahead:.2g}, within the spread")
+    return [*said, "\nEach job:\n"]
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
@@ -146,7 +187,7 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 def val_loss_of(result: Mapping[str, Any]) -> float | None:
     """The last validation loss, null where it was NaN; a file may hold anything in its place."""
-    return _figure(result, _FIGURES["val/loss"])
+    return _figure(result, _PLACES[LOSS])
 
 
 def _figure(result: Mapping[str, Any], place: Sequence[str]) -> float | None:
@@ -165,4 +206,8 @@ def _shown(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
-    return one_line(str(value))
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = one_line(str(value))
+    is_drawn = len(text) > _TYPED and _DRAWN.fullmatch(text)  # a number of a search
+    return f"{float(text):.3g}" if is_drawn else text

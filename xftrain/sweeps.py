@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from xftrain.completed_jobs import completed, refuse_other_jobs
 from xftrain.errors import ConfigError, SweepRefused
-from xftrain.files import read_plain, refuse_links, write_json
+from xftrain.files import read_plain, write_json
+from xftrain.folder_links import refuse_links
 from xftrain.job_config import refuse_other_config, write_job_config
 from xftrain.overrides import as_typed, literal, quoted
 from xftrain.printable import one_line
@@ -86,7 +87,7 @@ def _name_by_changes(config: DictConfig) -> None:
         config.hydra.overrides.hydra.append(f"{_SHARED}=[{listed}]")
 
 
-def folder_of(settings: Any) -> Path:
+def multirun_dir(settings: Any) -> Path:
     """The folder of the sweep that a job belongs to."""
     return Path(settings.runtime.cwd) / str(settings.sweep.dir)
 
@@ -175,7 +176,7 @@ def job_command(settings: Any, run_dir: Path, overrides: Sequence[str]) -> list[
     ]
     if not OmegaConf.is_missing(settings.job, "num"):  # one of a sweep
         place += [
-            f"hydra.sweep.dir={literal(folder_of(settings))}",
+            f"hydra.sweep.dir={literal(multirun_dir(settings))}",
             f"hydra.job.num={settings.job.num}",
             f"hydra.job.id={literal(str(settings.job.id))}",
         ]

@@ -15,7 +15,7 @@ from peers.setup import Setup
 from xftrain import builder
 from xftrain.attention.backends.auto import kernel_name
 from xftrain.interfaces import positions_of
-from xftrain.kernels.matmul import begin_choosing
+from xftrain.kernels.matmul import enable_autotune
 from xftrain.training.hardware import compute_dtype
 
 
@@ -29,7 +29,7 @@ def measure(setup: Setup) -> dict[str, Any]:
     cases = model.attention_cases(*sizes, None)
     place = (compute_dtype(setup.precision), torch.device(setup.device))
     kernel = kernel_name(model.backend, cases, *place)
-    begin_choosing(options["matmul"])
+    enable_autotune(options["matmul"])
     if setup.compile:
         model.compile_blocks(packed=False)
     positions_1M = positions_of(setup.sizes.seq, None).to(setup.device)

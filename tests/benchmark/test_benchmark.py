@@ -130,6 +130,7 @@ def test_the_report_has_tables_and_plots(finished: Path) -> None:
     for heading in ("Which kernels run here", "Parity with float64", "Training steps"):
         assert f"## {heading}" in report
     assert "| seqlen | naive MB | xformers MB | naive ms | xf ms |" in report
+    assert report.index("## Which attention to use") < report.index("## What it was measured on")
     assert "memory grows" in report and "matrix product" in report
     plots = {path.name for path in (finished / "plots").iterdir()}
     assert {f"attention_sweep-{n}.png" for n in ("time", "memory", "rate", "heat")} <= plots
@@ -142,11 +143,12 @@ def test_tensorboard_has_scalars_over_length_images_and_text(finished: Path) -> 
     board = EventAccumulator(str(finished))
     board.Reload()
     tags = board.Tags()
-    points = board.Scalars("attention_sweep ms/full mha naive")
+    points = board.Scalars("benchmark/attention_sweep/ms/full mha naive")
     assert [point.step for point in points] == [16, 32, 64]
     assert all(point.value > 0 for point in points)
-    assert "attention_sweep/time" in tags["images"]
-    assert "attention_sweep/text_summary" in tags["tensors"]
+    assert "benchmark/attention_sweep/time" in tags["images"]
+    assert "benchmark/attention_sweep/text_summary" in tags["tensors"]
+    assert "benchmark/Which attention to use/text_summary" in tags["tensors"]
 
 
 def test_a_finished_benchmark_is_not_measured_again(

@@ -119,13 +119,13 @@ def test_packed_and_padded_learn_the_same(tmp_path, monkeypatch, capsys):
 
 
 def test_the_cost_of_safety_is_of_runs_with_and_without(monkeypatch, capsys):
-    judged, judge = [], NonFiniteGuard.judge
+    judged, judge = [], NonFiniteGuard.check_step
 
     def counted(self, *args):
         judged.append(1)
         judge(self, *args)
 
-    monkeypatch.setattr(NonFiniteGuard, "judge", counted)
+    monkeypatch.setattr(NonFiniteGuard, "check_step", counted)
     sizes = ("trainer=cpu", "model.num_layers=1", "seq=16", "batch_tokens=64")
     assert measure_safety.main(["--steps", "3", "--rounds", "1", *sizes]) == 0
     assert len(judged) == 2 * 3  # of four runs, two

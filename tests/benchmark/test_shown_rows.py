@@ -80,7 +80,7 @@ def test_no_text_of_a_row_forges_a_line_an_image_or_a_column(
     _show(tmp_path / "b", {"reason": text, "kernel": text, "backend": text, text: text})
     report = (tmp_path / "b" / "report.md").read_text()
     events = EventAccumulator(str(tmp_path / "b")).Reload()
-    board = events.Tensors("own/text_summary")[0].tensor_proto.string_val[0].decode()
+    board = events.Tensors("benchmark/own/text_summary")[0].tensor_proto.string_val[0].decode()
     for shown in (report, board):
         assert "refused" in shown and len(shown) < 20_000
         assert not any(mark in shown for mark in ("\x1b", "<img", "](http", "| forged", "<b>"))

@@ -47,6 +47,7 @@ HOSTILE = {
         TUPLES, b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nh\x3bX\x03\x00\x00\x00cpuK\x01tQ"
     ),
     "attributes named by tuples": _pickle(TUPLES, b"ccollections\nOrderedDict\n)R](h\x3beb"),
+    "a million of nothing": _pickle(b"N" * 1_000_001),
     "keys of one hash": _pickle(
         b"}("
         + b"".join(

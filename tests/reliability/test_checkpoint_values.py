@@ -51,6 +51,8 @@ VALUES: dict[str, tuple[Callable[[Any, Content], Content], Any, str]] = {
     "a step that is true": (_set("global_step"), True, "is no checkpoint"),
     "a time that is no number": (_set("xftrain", "saved_at"), float("nan"), "is no checkpoint"),
     "a time that is huge": (_set("xftrain", "saved_at"), 2**63, "is no checkpoint"),
+    "a step that no run reaches": (_set("global_step"), 2**53, "is no checkpoint"),
+    "a progress near its end": (PROGRESS, {"ready": 2**62 - 1}, "is no checkpoint"),
     "a progress of text": (PROGRESS, {"ready": "x", "completed": 1}, "is no checkpoint"),
     "a progress without end": (PROGRESS, {"ready": float("inf")}, "is no checkpoint"),
     "an option that is a tensor": (BATCH_SIZE, torch.zeros(2), "configuration has a DescribedT"),

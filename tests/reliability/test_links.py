@@ -13,7 +13,7 @@ import xftrain
 from tests.training.runs import SMALL, last, run, small
 from xftrain import cli
 from xftrain.errors import ConfigError
-from xftrain.files import refuse_links
+from xftrain.folder_links import refuse_links
 
 WRITTEN = [
     *("config.yaml", "result.json", "metrics.csv", "hparams.yaml", "xftrain.log", "stacks.txt"),
@@ -99,7 +99,7 @@ def test_data_of_the_working_directory_may_be_on_another_disk(tmp_path, monkeypa
 
 
 def test_a_whole_disk_is_not_searched(tmp_path, monkeypatch):
-    monkeypatch.setattr("xftrain.files._MOST_ENTRIES", 5)
+    monkeypatch.setattr("xftrain.folder_links._MOST_ENTRIES", 5)
     for number in range(20):
         (tmp_path / f"{number}" / "deep").mkdir(parents=True)
     seen = []
@@ -108,3 +108,49 @@ def test_a_whole_disk_is_not_searched(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="more than 5 files"):
         refuse_links(tmp_path, "hydra.run.dir")
     assert len(seen) == 1
+
+
+@pytest.mark.fault("link out of a run's folder")
+@pytest.mark.parametrize("kind", ["link", "hard link", "FIFO"])
+@pytest.mark.parametrize("name", [".hydra/config.yaml", "xftrain.log", "multirun.yaml"])
+def test_a_link_to_what_a_name_excuses_is_refused(tmp_path, kind, name):
+    # a file named *.ckpt may have a hard link, and be a FIFO, as nothing writes to it by that name
+    run_dir, precious = tmp_path / "run", tmp_path / "precious"
+    precious.write_text("thesis")
+    link, place = run_dir / name, run_dir / "checkpoints" / "a.ckpt"
+    for path in (link, place):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(os.path.relpath(place, link.parent))
+    if kind == "FIFO":
+        os.mkfifo(place)
+    else:
+        place.hardlink_to(precious) if kind == "hard link" else place.symlink_to(precious)
+    for may_hold_data in (True, False):
+        with pytest.raises(ConfigError, match="has a link (to|in it)"):
+            refuse_links(run_dir, "hydra.run.dir", may_hold_data=may_hold_data)
+    (run_dir / "mine.ckpt").symlink_to("checkpoints/a.ckpt")
+    link.unlink()
+    if kind != "link":
+        refuse_links(run_dir, "hydra.run.dir")
+
+
+@pytest.mark.fault("link out of a run's folder")
+@pytest.mark.parametrize("target", ["data", "thesis.py", "new.py", "."])
+@pytest.mark.parametrize("name", [".hydra", ".hydra/config.yaml", "checkpoints", "xftrain.log"])
+def test_in_a_working_folder_a_link_leads_to_nothing_but_a_runs_files(
+    tmp_path, monkeypatch, config, name, target
+):
+    # what else is there is not searched: it may hold links that lead anywhere
+    monkeypatch.chdir(tmp_path)
+    Path("thesis.py").write_text("thesis")
+    Path("data").mkdir()
+    Path("data", "config.yaml").symlink_to("/elsewhere")
+    Path("plots").mkdir()
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).symlink_to(tmp_path / target)
+    with pytest.raises(ConfigError, match=f"has a link in it, {name}, .*no run has written"):
+        xftrain.run(config, tmp_path)
+    assert Path("thesis.py").read_text() == "thesis" and not Path("new.py").exists()
+    Path(name).unlink()
+    Path(name).symlink_to(tmp_path / "plots")
+    refuse_links(tmp_path, "hydra.run.dir")

@@ -169,7 +169,7 @@ def test_grad_scaler_leaves_out_a_step_and_keeps_its_scale(on_nonfinite, fault):
             sums = sums._replace(num_labels=torch.tensor(0))
         elif is_spoilt:
             sums = sums._replace(loss=torch.tensor(torch.inf))
-        guard.judge(optimizer, sums, None)
+        guard.check_step(optimizer, sums, None)
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()

@@ -300,7 +300,7 @@ def test_under_torchrun_one_rank_speaks_and_one_folder_is_left(tmp_path, place):
     ended = with_torchrun(tmp_path, place)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr, ended.stderr
-    assert len(re.findall("configuration\n", ended.stdout)) == 1
+    assert len(re.findall("configuration, what differs from the defaults:\n", ended.stdout)) == 1
     assert len(re.findall("done in", ended.stdout)) == 1
     (run_dir,) = tmp_path.glob("outputs/*/*")
     assert result_of(run_dir)["status"] == "completed"

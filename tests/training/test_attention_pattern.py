@@ -14,7 +14,13 @@ from tests.training.runs import model_and_data, run
 from xftrain.attention.biases.alibi import slopes
 from xftrain.interfaces import AttnBias
 from xftrain.training.callbacks import attention_pattern
-from xftrain.training.callbacks.attention_pattern import cropped, differing_heads, draw
+from xftrain.training.callbacks.attention_pattern import (
+    cropped,
+    describe,
+    differing_heads,
+    draw,
+    picture,
+)
 
 SMALL = ("model.dim=16", "batch_tokens=64", "max_steps=1")
 M, N = 200, 96  # positions, and how many are drawn
@@ -41,23 +47,14 @@ class Own:
         return AttnBias(additive_HMM=-distance.expand(2, 16, 16).clone().requires_grad_())
 
 
-def _heads(image: np.ndarray, num_heads: int) -> list[np.ndarray]:
-    """The pixel at the middle of each pair of query and key, head by head."""
-    side = image.shape[0]
-    zoom, panel = side // N, side + attention_pattern._GAP
-    assert image.shape == (side, num_heads * panel - attention_pattern._GAP, 3) and zoom >= 3
-    return [
-        image[zoom // 2 :: zoom, h * panel :][:, zoom // 2 : side : zoom] for h in range(num_heads)
-    ]
-
-
 @pytest.mark.parametrize("name", BIASES)
 def test_the_picture_is_the_beginning_of_what_the_bias_means(name: str) -> None:
     bias = BIASES[name]
     heads = differing_heads(bias)
     assert heads == {"alibi": [0, 2, 5, 7], "tensor": [0, 1]}.get(name.partition("-")[0], [0])
     whole_HMM = bias.materialize(M)
-    drawn = _heads(draw(cropped(bias, N, heads), N), len(heads))
+    drawn = draw(cropped(bias, N, heads), N)
+    assert drawn.shape == (len(heads), N, N, 3)
     for head, pixels in zip(heads, drawn, strict=True):
         meant_NN = whole_HMM[head, :N, :N].numpy()
         grey, orange = (
@@ -74,7 +71,7 @@ def test_the_picture_is_the_beginning_of_what_the_bias_means(name: str) -> None:
 
 
 def test_documents_have_an_edge() -> None:
-    (pixels,) = _heads(draw(cropped(BIASES["window-packed"], N, [0]), N), 1)
+    (pixels,) = draw(cropped(BIASES["window-packed"], N, [0]), N)
     orange = (pixels == attention_pattern._EDGE).all(-1)
     assert orange[41, 42:].all() and orange[41:-1, -1].all()  # the second long one, cut at the end
     assert orange[9:40, 0].all() and not orange[:9, 0].any()  # what is seen stays as it is
@@ -83,7 +80,25 @@ def test_documents_have_an_edge() -> None:
 
 def test_a_million_positions_are_no_work() -> None:
     bias = AttnBias(slopes=slopes(4), seqlens=(2**20,))  # M x M would be terabytes
-    assert draw(cropped(bias, 8, [0]), 8).shape[0] == 384
+    assert draw(cropped(bias, 8, [0]), 8).shape == (1, 8, 8, 3)
+
+
+def test_the_figure_has_axes_a_title_and_the_numbers_of_its_heads() -> None:
+    heads = [0, 2, 5, 7]
+    drawn = draw(cropped(BIASES["alibi-packed"], N, heads), N)
+    made = attention_pattern.figure(drawn, heads, "attention pattern: causal, ALiBi")
+    assert [axis.get_title() for axis in made.axes] == ["head 1", "head 3", "head 6", "head 8"]
+    assert made.get_suptitle() == "attention pattern: causal, ALiBi"
+    assert (made.axes[0].get_ylabel(), made.get_supxlabel()) == (
+        "position of the query",
+        "position of the key",
+    )
+    for axis, pixels in zip(made.axes, drawn, strict=True):
+        (image,) = axis.images
+        assert (image.get_array() == pixels).all()
+        assert axis.get_ylim() == (N - 0.5, -0.5)  # the first query above
+    (alone,) = attention_pattern.figure(drawn[:1], [0], "x").axes
+    assert alone.get_title() == "all heads"
 
 
 def _shown(run_dir) -> tuple[np.ndarray, str]:
@@ -101,7 +116,8 @@ def test_a_run_shows_the_pattern_of_its_first_batch(tmp_path) -> None:
     image, said = _shown(tmp_path)
     seqlens = model_and_data(*packed)[1].batch("train", 0).seqlens
     bias = AttnBias(window=7, slopes=slopes(2), seqlens=seqlens)
-    assert (image == draw(cropped(bias, 20, [0, 1]), 20)).all()
+    title = f"attention pattern: {describe(cropped(bias, 20, [0, 1]))}"
+    assert (image == picture(draw(cropped(bias, 20, [0, 1]), 20), [0, 1], title)).all()
     assert "the first 20 of 64 positions" in said and "heads 1, 2" in said
     assert "causal, a window of 7 keys, ALiBi, documents packed into the row: 3, " in said
 
@@ -113,7 +129,8 @@ def test_a_bias_of_the_users_own_is_drawn(tmp_path) -> None:
     run(tmp_path / "run", "model.bias=own", *SMALL, config_dir=tmp_path)
     image, said = _shown(tmp_path / "run")
     bias = AttnBias(additive_HMM=Own().build(2, None).additive_HMM)
-    assert (image == draw(cropped(bias, 16, [0, 1]), 16)).all()
+    title = "attention pattern: causal, a bias tensor"
+    assert (image == picture(draw(cropped(bias, 16, [0, 1]), 16), [0, 1], title)).all()
     assert "causal, a bias tensor" in said
 
 

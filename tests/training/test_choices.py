@@ -142,7 +142,7 @@ def measured(monkeypatch) -> list[tuple[Any, ...]]:
     monkeypatch.setattr(matmul, "_LEAST_FLOP", 1)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     yield found
-    matmul.begin_choosing("torch")
+    matmul.enable_autotune("torch")
 
 
 def multiply(rows: int) -> None:
@@ -152,41 +152,42 @@ def multiply(rows: int) -> None:
 
 
 def test_saved_algorithms_are_taken_up_and_new_products_measured(measured, caplog):
-    matmul.begin_choosing("auto")
+    matmul.enable_autotune("auto")
     multiply(4)
-    saved = matmul.choices_made()
+    saved = matmul.autotuned_choices()
     assert list(saved.values()) == ["fast"] and len(measured) == 1
-    matmul.begin_choosing("auto", saved)
+    matmul.enable_autotune("auto", saved)
     multiply(4)
-    assert len(measured) == 1 and matmul.choices_made() == saved
+    assert len(measured) == 1 and matmul.autotuned_choices() == saved
     multiply(5)
-    assert len(measured) == 2 and len(matmul.choices_made()) == 2
-    matmul.begin_choosing("auto", dict.fromkeys(saved, None))  # torch's own was the fastest
+    assert len(measured) == 2 and len(matmul.autotuned_choices()) == 2
+    matmul.enable_autotune("auto", dict.fromkeys(saved, None))  # torch's own was the fastest
     multiply(4)
-    assert len(measured) == 2 and list(matmul.choices_made().values()) == [None]
+    assert len(measured) == 2 and list(matmul.autotuned_choices().values()) == [None]
     assert not caplog.text
 
 
 @pytest.mark.parametrize("name", ["refused", "of another version"])
 def test_an_algorithm_that_is_not_here_is_measured_again_with_a_word(measured, caplog, name):
-    matmul.begin_choosing("auto")
+    matmul.enable_autotune("auto")
     multiply(4)
-    saved = dict.fromkeys(matmul.choices_made(), name)
+    saved = dict.fromkeys(matmul.autotuned_choices(), name)
     with caplog.at_level("INFO"):
-        matmul.begin_choosing("auto", saved)
+        matmul.enable_autotune("auto", saved)
         multiply(4)
         multiply(4)
-    assert len(measured) == 2 and list(matmul.choices_made().values()) == ["fast"]
+    assert len(measured) == 2 and list(matmul.autotuned_choices().values()) == ["fast"]
     assert caplog.text.count("matmul: chosen again") == 1
 
 
 def test_the_choices_are_in_the_checkpoint(tmp_path, monkeypatch):
     made = {"NONE torch.bfloat16": "66-24-1-0-0-7-35-0-5"}
-    monkeypatch.setattr("xftrain.training.choices.choices_made", lambda: made)
+    monkeypatch.setattr("xftrain.training.choices.autotuned_choices", lambda: made)
     begun: list[Any] = []
-    begin = matmul.begin_choosing
+    begin = matmul.enable_autotune
     monkeypatch.setattr(
-        "xftrain.runner.begin_choosing", lambda how, saved: begun.append(saved) or begin(how, saved)
+        "xftrain.runner.enable_autotune",
+        lambda how, saved: begun.append(saved) or begin(how, saved),
     )
     run(tmp_path, *STEPS, "max_steps=2")
     assert read_checkpoint(last(tmp_path))["callbacks"]["Choices"]["matmul"] == [made]

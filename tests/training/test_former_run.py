@@ -11,12 +11,13 @@ import torch
 from tests.commands import one_sentence
 from tests.training.runs import last, result_of, rows_of, run
 from tests.training.test_checkpoint import power_cut
-from xftrain import sweeps
+from xftrain import run_folder, sweeps
 from xftrain.errors import ConfigError, RunError
-from xftrain.run_folder import RunFolder, holds_run, remember_hydra, restore_hydra, run_id_of
+from xftrain.run_folder import HYDRA, RunFolder, holds_run, remember_hydra, restore_hydra, run_id_of
 from xftrain.sample import sample
 from xftrain.training.checkpoint import checkpoint_to_load, read_checkpoint
 from xftrain.training.checkpoint_header import run_id
+from xftrain.training.plain_values import LATEST
 
 KEPT = ("callbacks.checkpoint=null", "logger=csv")
 STEPS = ("callbacks.checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
@@ -188,3 +189,31 @@ def test_a_benchmark_that_is_repeated_keeps_its_rows_in_place(tmp_path, monkeypa
     run(tmp_path, *KEPT)
     assert not (tmp_path / "former-1").exists()
     assert list(rows_of(tmp_path, "train/loss")) == [2, 4, 6]
+
+
+def test_of_a_foreign_folder_hydras_own_files_alone_are_kept_in_memory(tmp_path):
+    (tmp_path / HYDRA).mkdir()
+    for number in range(20):
+        (tmp_path / HYDRA / f"x{number}.yaml").write_text("seed: 1")
+    (tmp_path / HYDRA / "overrides.yaml").write_text("[]")
+    with (tmp_path / HYDRA / "config.yaml").open("wb") as file:
+        file.truncate(2 << 20)
+    remember_hydra(tmp_path)
+    held = run_folder._hydra_before.pop(str(tmp_path.resolve()))
+    assert held == {"overrides.yaml": b"[]"}
+
+
+def test_no_record_is_lost_by_a_changed_copy_of_a_checkpoint(tmp_path):
+    # it names the run and says that nothing had been recorded when it was saved
+    run(tmp_path / "own", "max_steps=4")
+    records = {path.name: path.read_bytes() for path in (tmp_path / "own").glob("*[.0-9]*")}
+    held = read_checkpoint(last(tmp_path / "own"))
+    held["xftrain"]["saved_at"] = LATEST
+    held["callbacks"]["RunStart"]["loggers"] = {"metrics.csv": 0, "events": {}}
+    torch.save(held, tmp_path / "theirs.ckpt")
+    run(tmp_path / "own", "max_steps=5", f"ckpt={tmp_path / 'theirs.ckpt'}")
+    former = tmp_path / "own" / "former-1"
+    for name, content in records.items():
+        if name == "metrics.csv" or name.startswith("events."):
+            assert (former / name).read_bytes() == content
+    assert any(name.startswith("events.") for name in records) and "metrics.csv" in records

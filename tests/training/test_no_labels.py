@@ -152,9 +152,9 @@ def test_steps_without_labels_are_no_fault_of_the_numbers():
     flags = []
     for num_labels in (3, 0, 3):
         sums = LossSums(torch.zeros(()), torch.tensor(num_labels), None)
-        guard.judge(optimizer, sums, torch.zeros(()))
+        guard.check_step(optimizer, sums, torch.zeros(()))
         flags.append((float(optimizer.found_inf), float(guard.is_bad)))
     assert flags == [(0.0, 0.0), (1.0, 0.0), (0.0, 0.0)]
     sums = LossSums(torch.tensor(torch.nan), torch.tensor(0), None)
-    guard.judge(optimizer, sums, torch.zeros(()))
+    guard.check_step(optimizer, sums, torch.zeros(()))
     assert float(guard.is_bad) == 1.0

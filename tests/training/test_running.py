@@ -159,7 +159,7 @@ def test_what_a_run_shows_while_it_goes_on(tmp_path, caplog):
             "callbacks.sample={name: sample, num_tokens: 100, temperature: 0}",
         )
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0].startswith("configuration\n├── seq: 16\n")
+    assert lines[0].startswith("configuration, what differs from the defaults:\n├── seq: 16\n")
     assert [line.split("  ")[0] for line in lines if re.match(r"step \d", line)] == [
         "step 4/6",  # the first step from 3 on whose own figures were fetched
         "step 6/6",

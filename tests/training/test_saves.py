@@ -17,6 +17,7 @@ from xftrain.errors import ConfigError, RunError
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.checkpoint import AtomicCheckpointIO, checkpoint_to_load, read_checkpoint
 from xftrain.training.module import TrainingModule
+from xftrain.training.plain_values import LATEST
 
 EVERY = ("callbacks.checkpoint.every_n_steps=2", "max_steps=7")
 
@@ -40,6 +41,29 @@ def test_the_last_save_is_the_newest_though_the_clock_goes_back(tmp_path, monkey
     assert checkpoint_to_load("auto", tmp_path) == last(tmp_path)
     run(tmp_path / "elsewhere", *EVERY, "max_steps=8", f"ckpt={last(tmp_path)}")
     assert saved_at(last(tmp_path / "elsewhere")) > saved_at(last(tmp_path))
+
+
+def test_what_resumes_a_checkpoint_of_the_last_time_there_is_can_be_resumed(tmp_path):
+    # its own were later than any time, so that none could be read
+    run(tmp_path, *EVERY, "max_steps=3")
+    held = read_checkpoint(last(tmp_path))
+    held["xftrain"]["saved_at"] = LATEST
+    torch.save(held, last(tmp_path))
+    run(tmp_path, *EVERY, "max_steps=5", "ckpt=auto")
+    assert saved_at(last(tmp_path)) == LATEST
+    assert checkpoint_to_load("auto", tmp_path) == last(tmp_path)
+    run(tmp_path, *EVERY, "ckpt=auto")
+    assert read_checkpoint(last(tmp_path))["global_step"] == 7
+
+
+def test_a_save_that_could_not_be_read_again_ends_the_run(tmp_path):
+    run(tmp_path, *EVERY, "max_steps=3")
+    held = read_checkpoint(last(tmp_path))
+    held["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] = 2**53 - 1
+    torch.save(held, last(tmp_path))
+    with pytest.raises(RunError, match="could not be read again"):
+        run(tmp_path, *EVERY, "ckpt=auto")
+    assert read_checkpoint(last(tmp_path))["global_step"] == 3
 
 
 def test_it_is_newer_than_what_lies_in_the_folder_of_a_run_that_was_given_up(tmp_path, monkeypatch):

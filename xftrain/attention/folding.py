@@ -24,7 +24,7 @@ from torch import Tensor
 
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnShape
-from xftrain.kernels.in_front import in_front
+from xftrain.kernels.prepend_features import prepend_features
 
 # Per dtype: bits of one exact piece; pieces of a slope; the error a score may get.
 _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
@@ -53,7 +53,7 @@ class Fold:
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor) -> tuple[Tensor, Tensor]:
         """q and k with the features in front: [B, M, H, F+K] and [B, M, G, F+K]."""
-        return in_front(q_BMHK, self.q_1MHF), in_front(k_BMGK, self.k_1M1F)
+        return prepend_features(q_BMHK, self.q_1MHF), prepend_features(k_BMGK, self.k_1M1F)
 
 
 def folds(bias: AttnBias) -> bool:

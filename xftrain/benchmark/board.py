@@ -1,4 +1,8 @@
-"""A sweep in TensorBoard: scalars over the length, plots, and the report as text."""
+"""A benchmark in TensorBoard: times and memory over the length, plots, and its tables as text.
+
+All of it has `benchmark/` before its name, so that it folds into one group. Points that no other
+of their curve joins are in the plots and tables alone.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,18 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from xftrain.benchmark.cells import Row
-from xftrain.benchmark.plots import pixels
 from xftrain.benchmark.rows import as_lines, as_markdown
+from xftrain.benchmark.verdict import TITLE, verdict
+from xftrain.plot_style import pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from xftrain.benchmark.sweep import Context, Sweep
 
-_SCALARS = (
-    *("fwd_ms", "ms", "loop_ms", "extra_mib", "peak_mib", "tflops", "peak_share", "error_out"),
-    *("tokens_per_s", "step_ms", "mfu"),
-)
-# Of a curve, whose points stand at their length.
-_NAMES = ("bias", "heads", "ffn", "layout", "way", "backend", "kernel")
+_GROUP = "benchmark"
+_SCALARS = ("ms", "extra_mib", "tokens_per_s")
+_NAMES = ("bias", "heads", "ffn", "layout", "backend")  # of a curve
 
 
 def log_sweep(
@@ -36,13 +38,33 @@ def log_sweep(
         if not isinstance(logger, TensorBoardLogger):
             continue
         writer = logger.experiment
-        for row in map(as_lines, rows):
-            names = [str(row[n]) for n in _NAMES if row.get(n) is not None and n != "kernel"]
-            curve = " ".join(names) or str(row.get("kernel"))
-            for field in _SCALARS:
-                if isinstance(row.get(field), float):
-                    writer.add_scalar(f"{sweep.name} {field}/{curve}", row[field], row.get("M", 0))
+        for (field, curve), points in curves(rows).items():
+            for length, value in points:
+                writer.add_scalar(f"{_GROUP}/{sweep.name}/{field}/{curve}", value, length)
         for name, figure in figures.items():
-            writer.add_image(f"{sweep.name}/{name}", pixels(figure), dataformats="HWC")
-        writer.add_text(sweep.name, sweep.section([as_markdown(row) for row in rows], peak))
+            tag = f"{_GROUP}/{sweep.name}/{name}"
+            writer.add_image(tag, pixels(figure), dataformats="HWC")
+        said = sweep.summary([as_markdown(row) for row in rows], peak)
+        writer.add_text(f"{_GROUP}/{sweep.name}", said)
         writer.flush()
+
+
+def log_verdict(context: Context, rows: Sequence[Row]) -> None:
+    """Adds the verdict, whose title stands before the names of sweeps."""
+    for logger in context.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            said = verdict([as_markdown(row) for row in rows])
+            logger.experiment.add_text(f"{_GROUP}/{TITLE}", said)
+            logger.experiment.flush()
+
+
+def curves(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Points (length, value) by field and name of the curve, of curves with several lengths."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for row in map(as_lines, rows):
+        shown = ("way",) if row.get("way") else _NAMES
+        names = [str(row[name]) for name in shown if row.get(name) is not None]
+        for field in _SCALARS:
+            if isinstance(row.get(field), float) and isinstance(row.get("M"), int):
+                found.setdefault((field, " ".join(names)), {})[row["M"]] = row[field]
+    return {key: sorted(points.items()) for key, points in found.items() if len(points) > 1}

@@ -15,7 +15,7 @@ from xftrain.benchmark.session import run_sweeps
 from xftrain.benchmark.sweep import Context, Sweep
 from xftrain.benchmark.tables import table
 from xftrain.errors import ConfigError
-from xftrain.results import folder_of, recorded
+from xftrain.results import recorded, run_dir_for
 from xftrain.run_folder import RunFolder, refuse_trained
 from xftrain.training import hardware
 
@@ -33,7 +33,7 @@ def examine(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         ConfigError: the configuration is wrong.
         RunError: the rows cannot be written.
     """
-    run_dir = folder_of(run_dir)
+    run_dir = run_dir_for(run_dir)
     refuse_trained(run_dir, "the doctor")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:

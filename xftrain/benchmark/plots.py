@@ -2,134 +2,247 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from xftrain.benchmark.cells import Row
 from xftrain.benchmark.tables import STATUS, figure
+from xftrain.plot_style import COLORS, CROSS, INK, MARKERS, RING, mark, new_figure, style
 
-# Okabe and Ito's colors, which people tell apart whatever their eyes; a backend keeps its own.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-_MARKERS = "osD^vPX*"
-_KNOWN = ("sdpa", "xformers", "flex", "naive")
-_DPI = 110
+_KNOWN = ("sdpa", "xformers", "flex", "naive")  # a backend keeps its own color
+_EDGE = 0.95  # of the height of a panel: where the end of a curve is marked
+_MAX_BARS = 24
+Better = Literal["low", "high"]
 
 
 def over_length(
-    rows: Sequence[Row], field: str, label: str, *, curves: str = "backend", panels: str = "bias"
+    rows: Sequence[Row],
+    field: str,
+    label: str,
+    *,
+    curves: str = "backend",
+    panels: str = "bias",
+    better: Better = "low",
 ) -> Figure:
     """A field against M, both axes logarithmic: a panel for each bias, a curve for each backend.
 
-    Where memory or time ran out at a greater length, the end of the curve says so.
+    A ring is around the best of each length. A cross at the upper edge is where memory or time ran
+    out.
     """
     titles = list(dict.fromkeys(str(row[panels]) for row in rows))
     names = list(dict.fromkeys(str(row[curves]) for row in rows))
-    made, axes = _panels(len(titles))
+    num_columns = min(len(titles), 2)  # wider pictures are shown so small that nobody reads them
+    num_lines = -(-len(titles) // num_columns)
+    made = new_figure(6.6 if num_columns == 1 else 8.0, 0.8 + 2.8 * num_lines)
+    grid = made.subplots(num_lines, num_columns, squeeze=False, sharey=True)
+    axes: list[Axes] = list(grid.flat)
+    for unused in axes[len(titles) :]:
+        unused.remove()
+    axes = axes[: len(titles)]
     for axis, title in zip(axes, titles, strict=True):
         own = [row for row in rows if str(row[panels]) == title]
-        for name in names:
-            _curve(axis, [row for row in own if str(row[curves]) == name], field, name, names)
-        axis.set_title(title, loc="left", fontsize=10)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        for name in names:
+            _curve(axis, [row for row in own if str(row[curves]) == name], field, name, names)
+        if len(names) > 1:
+            _ring(axis, own, field, better)
+        style(axis, title)
         lengths = sorted({row["M"] for row in own})
         axis.set_xticks(lengths, [_short(m) for m in lengths], fontsize=8, rotation=45)
         axis.xaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: figure(value)))
-        axis.grid(color="#dddddd", linewidth=0.6)
-        axis.set_axisbelow(True)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-    axes[0].set_ylabel(label)
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(low, high * (high / low) ** 0.1)  # room for the crosses: the axes share it
+    made.supylabel(label, fontsize=9)
     made.supxlabel("sequence length in tokens", fontsize=9)
-    handles, labels = axes[0].get_legend_handles_labels()
-    for axis in axes[1:]:
-        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
-            if name not in labels:
-                handles.append(handle)
-                labels.append(name)
-    if handles:
-        place: dict[str, Any] = {"loc": "outside right upper"}
-        if len(axes) > 1:
-            place = {"loc": "outside upper right", "ncols": len(labels)}
-        made.legend(handles, labels, frameon=False, fontsize=9, **place)
+    _legend(made, axes, rows, has_best=len(names) > 1)
     return made
 
 
-def heat_map(rows: Sequence[Row], field: str, label: str) -> Figure:
-    """A field by backend and bias at one length, each cell with its figure or why it has none."""
+def heat_map(
+    rows: Sequence[Row],
+    field: str,
+    label: str,
+    *,
+    better: Better | None = None,
+    limit: float | None = None,
+) -> Figure:
+    """A field by backend and bias, each cell with its figure or why it has none.
+
+    Args:
+        rows: one for each backend and bias.
+        field: the field.
+        label: the title.
+        better: frame the best of each bias.
+        limit: the largest figure that is right; the colors end there, and what is above it or has
+            faults is orange.
+    """
     backends = list(dict.fromkeys(str(row["backend"]) for row in rows))
     biases = list(dict.fromkeys(str(row["bias"]) for row in rows))
     found = {(str(row["backend"]), str(row["bias"])): row for row in rows}
     values = np.full((len(backends), len(biases)), np.nan)
     for (backend, bias), row in found.items():
-        if row["status"] == "ok" and row.get(field) is not None:
-            values[backends.index(backend), biases.index(bias)] = row[field]
-    made = Figure(
-        figsize=(2.2 + 1.5 * len(biases), 1.4 + 0.6 * len(backends)), layout="constrained", dpi=_DPI
-    )
+        if row["status"] == "ok" and (row.get(field) is not None or row.get("faults")):
+            value = row[field] if row.get(field) is not None else math.inf
+            wrong = limit is not None and row.get("faults")
+            values[backends.index(backend), biases.index(bias)] = math.inf if wrong else value
+    finite = values[np.isfinite(values)]
+    top = float(limit or max(finite, default=1.0))
+    values[np.isposinf(values)] = 2 * top  # above the scale; matplotlib leaves out what is infinite
+    made = new_figure(3.0 + 1.5 * len(biases), 1.4 + 0.6 * len(backends))
     axis = made.subplots()
-    axis.imshow(values, cmap="Blues", vmin=0, aspect="auto")
+    image = axis.imshow(values, cmap=_colors(), vmin=0, vmax=top, aspect="auto")
+    bar = made.colorbar(image, ax=axis, extend="max" if limit else "neither", pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+    if limit is not None:
+        bar.set_ticks([0, 1, limit], labels=["0", "1: torch's", f"{limit:g}: the limit"])
     axis.set_xticks(range(len(biases)), biases)
     axis.set_yticks(range(len(backends)), backends)
-    highest = np.nanmax(values) if np.isfinite(values).any() else 1.0
     for y, backend in enumerate(backends):
         for x, bias in enumerate(biases):
             row = found.get((backend, bias), {"status": ""})
-            is_number = np.isfinite(values[y, x])
-            text = figure(values[y, x]) if is_number else STATUS.get(row["status"], "-")
-            if row["status"] == "ok" and not is_number and field in row:
-                text = "inf"
-            dark = is_number and values[y, x] > 0.6 * highest
-            axis.text(x, y, text, ha="center", va="center", color="white" if dark else "#222222")
+            dark = np.isfinite(values[y, x]) and values[y, x] > 0.6 * top
+            color = "white" if dark else INK
+            axis.text(x, y, _cell(row, field), ha="center", va="center", color=color, fontsize=9)
+    if better:
+        for x in range(len(biases)):
+            if np.isfinite(values[:, x]).any():
+                best = np.nanargmin if better == "low" else np.nanargmax
+                place = (x - 0.48, int(best(values[:, x])) - 0.48)
+                frame = Rectangle(place, 0.96, 0.96, fill=False, edgecolor=COLORS[1], linewidth=2)
+                axis.add_patch(frame)
+        label += " (framed: the best of each bias)"
     axis.set_title(label, loc="left", fontsize=10)
-    axis.tick_params(length=0)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.tick_params(length=0, labelsize=9)
+    axis.spines[:].set_visible(False)
     return made
 
 
-def pixels(made: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The picture as [height, width, 3]."""
-    canvas = FigureCanvasAgg(made)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+def bars(rows: Sequence[Row], field: str, label: str, names: Sequence[str]) -> Figure:
+    """A field of the rows that ran, the highest first and marked as the best.
+
+    Args:
+        rows: rows of one sweep.
+        field: the field; its percentiles are drawn where there are any.
+        label: the title.
+        names: fields that name a bar; those that are the same in all rows stand in the title.
+    """
+    ran = sorted((r for r in rows if r["status"] == "ok" and r.get(field)), key=lambda r: -r[field])
+    varied = [name for name in names if len({str(row[name]) for row in rows}) > 1]
+    varied = varied or [names[0]]
+    same = " ".join(str(rows[0][name]) for name in names if name not in varied)
+    left_out = f", the first {_MAX_BARS} of {len(ran)}" if len(ran) > _MAX_BARS else ""
+    ran = ran[:_MAX_BARS]
+    made = new_figure(7.0, 1.1 + 0.32 * max(len(ran), 1))
+    axis = made.subplots()
+    for place, row in enumerate(ran):
+        color = _look(str(row["backend"]), sorted({str(r["backend"]) for r in rows}))[0]
+        axis.barh(place, row[field], color=color, height=0.7)
+        ends: list[Any] = [row.get(f"{field}_{end}") for end in ("p10", "p90")]
+        if None not in ends:
+            axis.plot(ends, [place, place], color=INK, linewidth=1)
+        is_best = place == 0 and len(ran) > 1
+        text = f"  {figure(row[field])}{'  best' if is_best else ''}"
+        highest = max([row[field], *(end for end in ends if end is not None)])
+        weight = "bold" if is_best else "normal"
+        axis.text(highest, place, text, va="center", fontsize=8, fontweight=weight)
+    axis.set_yticks(range(len(ran)), [" ".join(str(row[n]) for n in varied) for row in ran])
+    axis.invert_yaxis()
+    axis.margins(x=0.2)
+    axis.set_xlim(left=0)
+    style(axis, f"{label}{left_out}" + (f", {same}" if same else ""))
+    axis.grid(visible=False, axis="y")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: figure(value)))
+    axis.locator_params(axis="x", nbins=5)
+    return made
 
 
-def _panels(number: int) -> tuple[Figure, list[Axes]]:
-    made = Figure(figsize=(4.2 + 3.0 * max(number - 1, 0.8), 3.6), layout="constrained", dpi=_DPI)
-    return made, list(made.subplots(1, number, squeeze=False, sharey=True)[0])
+def _cell(row: Row, field: str) -> str:
+    """The figure of a cell, whether it is wrong, or why there is none."""
+    if row["status"] != "ok":
+        return STATUS.get(row["status"], "-")
+    if field not in row:
+        return "-"
+    text = "inf" if row[field] is None else figure(row[field])
+    return f"{text}\nWRONG" if row.get("faults") else text
+
+
+def _colors() -> Colormap:
+    from matplotlib import colormaps
+
+    return colormaps["Blues"].with_extremes(over=COLORS[1])
+
+
+def _look(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """Color and marker of a curve."""
+    place = _KNOWN.index(name) if name in _KNOWN else len(_KNOWN) + names.index(name)
+    return COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
 
 
 def _curve(axis: Axes, rows: Sequence[Row], field: str, name: str, names: list[str]) -> None:
-    ran = sorted((r for r in rows if r["status"] == "ok" and r.get(field)), key=lambda r: r["M"])
+    ran = _known(rows, field)
+    color, marker = _look(name, names)
+    after = max((row["M"] for row in ran), default=0)
+    ended = [row["M"] for row in rows if row["status"] in ("oom", "timeout") and row["M"] > after]
+    if ended:
+        aside = 2 ** (0.12 * names.index(name))  # crosses of several curves stand side by side
+        edge = axis.get_xaxis_transform()
+        axis.plot(min(ended) * aside, _EDGE, transform=edge, **{**CROSS, "color": color})
     if not ran:
         return
-    place = _KNOWN.index(name) if name in _KNOWN else len(_KNOWN) + names.index(name)
-    color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)]
     xs, ys = [r["M"] for r in ran], [r[field] for r in ran]
-    axis.plot(xs, ys, color=color, marker=marker, markersize=4, linewidth=1.6, label=name)
+    # the first curves are the broadest, so that one that is covered by another still shows
+    width = 1.4 + 0.6 * max(3 - names.index(name), 0)
+    axis.plot(xs, ys, color=color, marker=marker, markersize=3 + width, linewidth=width, label=name)
     low, high = f"{field}_p10", f"{field}_p90"
     if all(low in r and high in r for r in ran):
         axis.fill_between(
             xs, [r[low] for r in ran], [r[high] for r in ran], color=color, alpha=0.2, linewidth=0
         )
-    ended = [r for r in rows if r["status"] in ("oom", "timeout") and r["M"] > xs[-1]]
+
+
+def _ring(axis: Axes, rows: Sequence[Row], field: str, better: Better) -> None:
+    """Marks the best of each length; a row with `ranked: False` is there to compare with."""
+    choose = min if better == "low" else max
+    ran = [row for row in _known(rows, field) if row.get("ranked", True)]
+    for length in {row["M"] for row in ran}:
+        best = choose((row for row in ran if row["M"] == length), key=lambda row: row[field])
+        axis.plot(length, best[field], **RING)
+
+
+def _known(rows: Sequence[Row], field: str) -> list[Row]:
+    """The rows that have the figure, by length."""
+    return sorted((r for r in rows if r["status"] == "ok" and r.get(field)), key=lambda r: r["M"])
+
+
+def _legend(made: Figure, axes: Sequence[Axes], rows: Sequence[Row], *, has_best: bool) -> None:
+    """One for the figure: each curve once, and what the ring and the crosses mean."""
+    found: dict[str, Any] = {}
+    for axis in axes:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    handles = list(found.values())
+    if not handles:
+        return
+    if has_best:
+        handles.append(mark("best", RING))
+    ended = [STATUS[s] for s in ("oom", "timeout") if any(row["status"] == s for row in rows)]
     if ended:
-        axis.annotate(
-            STATUS[ended[0]["status"]],
-            (xs[-1], ys[-1]),
-            textcoords="offset points",
-            xytext=(4, 4),
-            fontsize=7,
-            color=color,
-        )
+        handles.append(mark(" or ".join(ended), CROSS))
+    place: dict[str, Any] = {"loc": "outside right upper"}
+    if len(axes) > 1:
+        place = {"loc": "outside upper right", "ncols": len(handles)}
+    made.legend(handles=handles, frameon=False, fontsize=9, **place)
 
 
 def _short(length: int) -> str:

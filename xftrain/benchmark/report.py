@@ -14,6 +14,7 @@ from xftrain.benchmark.cells import Row
 from xftrain.benchmark.matmul import SWEEP as PEAK
 from xftrain.benchmark.matmul import peak_tflops
 from xftrain.benchmark.rows import as_markdown, write_csv
+from xftrain.benchmark.verdict import SWEEPS, TITLE, verdict
 from xftrain.files import replace_bytes, replace_text
 from xftrain.markdown import escaped
 from xftrain.printable import one_line
@@ -33,6 +34,9 @@ def write(
     """Saves a sweep's plots, and the report on all sweeps of the folder."""
     if figures:
         (run_dir / _PLOTS).mkdir(exist_ok=True)
+        for earlier in (run_dir / _PLOTS).glob(f"{name}-*.png"):
+            if earlier.stem.removeprefix(f"{name}-") not in figures:
+                earlier.unlink()  # of a version that drew another one
     for title, figure in figures.items():
         png = io.BytesIO()
         figure.savefig(png, format="png")
@@ -53,6 +57,8 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
     command = one_line(found.pop("command")).replace("`", "'")
     found = {escaped(one_line(name)): escaped(one_line(text)) for name, text in found.items()}
     parts = [f"# Benchmark: {found['device']}", f"`{command}`", found.pop("note", "")]
+    if said := verdict([as_markdown(row) for row in rows_for_verdict(rows, shown or {})]):
+        parts += [f"## {TITLE}", said, "## What it was measured on"]
     parts.append(tables.table(["what", "measured on"], [[k, v] for k, v in found.items()]))
     saved, rows = rows, [as_markdown(row) for row in rows]
     peaks = [row for row in rows if row["sweep"] == PEAK and row["status"] == "ok"]
@@ -74,3 +80,12 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
         plots = sorted(plot for plot in found_plots if _is_harmless(plot.name))
         parts += [f"![{plot.stem}]({_PLOTS}/{plot.name})" for plot in plots]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def rows_for_verdict(rows: Sequence[Row], shown: Shown) -> list[Row]:
+    """The rows of this run's sweeps; of a sweep that is not part of it those of the folder."""
+    found: list[Row] = []
+    for name in SWEEPS:
+        own = shown[name][1] if name in shown else [r for r in rows if r["sweep"] == name]
+        found += own
+    return found

@@ -18,6 +18,7 @@ from xftrain.benchmark.pool import Pool
 from xftrain.benchmark.progress import Progress
 from xftrain.benchmark.rows import RowStore, as_lines
 from xftrain.benchmark.tables import STATUS
+from xftrain.benchmark.verdict import TITLE, verdict
 from xftrain.benchmark.worker import Job
 from xftrain.processes import stops_raised
 
@@ -74,6 +75,7 @@ class _Session:
                 )
             for sweep, listed in zip(self.sweeps, jobs, strict=True):
                 self._measure(sweep, listed, pool)
+        self._answer()
         log.info("report: %s", self.context.run_dir / "report.md")
 
     def _todo(self, jobs: Sequence[Job]) -> list[Job]:
@@ -125,6 +127,14 @@ class _Session:
         peak = peak_tflops(self.store.rows, rows[0].get("dtype") if rows else None)
         board.log_sweep(self.context, sweep, rows, peak, figures)
         log.info("%s\n%s", sweep.title, sweep.summary(lines, peak))
+
+    def _answer(self) -> None:
+        """Logs the verdict, the last that a benchmark says of its figures."""
+        with self.store.refusing_what_no_benchmark_wrote():
+            rows = report.rows_for_verdict(self.store.rows, self.shown)
+            if said := verdict([as_lines(row) for row in rows]):
+                board.log_verdict(self.context, rows)
+                log.info("%s\n%s", TITLE, said)
 
     def _num_processes(self) -> int:
         """Side by side on one GPU: they compile and check, which takes little of it."""

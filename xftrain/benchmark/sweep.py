@@ -98,7 +98,7 @@ class Sweep(Callback, ABC):
 
     @classmethod
     def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """What the console shows: by default the section of the report."""
+        """What the console and TensorBoard show: by default the section of the report."""
         return cls.section(rows, peak)
 
     @classmethod

@@ -11,7 +11,7 @@ from xftrain.kernels.gated import Gate, gated_linear, has_kernel
 from xftrain.kernels.matmul import (
     gelu_linear,
     gelu_linear_gradient,
-    is_choosing,
+    is_autotuning,
     is_large,
     linear,
     linear_gelu,
@@ -19,7 +19,7 @@ from xftrain.kernels.matmul import (
 )
 
 
-def chooses(x: Tensor, *layers: nn.Linear) -> bool:
+def should_autotune(x: Tensor, *layers: nn.Linear) -> bool:
     """Whether these layers' products are chosen: on a GPU, in half precision, without bias, large.
 
     Args:
@@ -31,7 +31,7 @@ def chooses(x: Tensor, *layers: nn.Linear) -> bool:
     num_rows = x.numel() // x.shape[-1]
     is_half = compute_dtype(x) in (torch.float16, torch.bfloat16)
     large = all(is_large(num_rows, *layer.weight.shape) for layer in layers)
-    return is_half and large and is_choosing()
+    return is_half and large and is_autotuning()
 
 
 def gates(h: Tensor, layer: nn.Linear) -> bool:
@@ -41,7 +41,7 @@ def gates(h: Tensor, layer: nn.Linear) -> bool:
         h: gate and value, [..., 2 F].
         layer: from F.
     """
-    return chooses(h, layer) and has_kernel(h.device)
+    return should_autotune(h, layer) and has_kernel(h.device)
 
 
 def _on_gpu(x: Tensor) -> bool:
@@ -55,7 +55,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def chosen_linear(x: Tensor, weight_OI: Tensor) -> Tensor:
+def autotuned_linear(x: Tensor, weight_OI: Tensor) -> Tensor:
     """`x weight^T`, [..., O], in the dtype of products.
 
     Args:
@@ -67,7 +67,7 @@ def chosen_linear(x: Tensor, weight_OI: Tensor) -> Tensor:
     return out_NO.view(*x.shape[:-1], -1)
 
 
-def chosen_gelu_mlp(x: Tensor, up_HD: Tensor, down_DH: Tensor) -> Tensor:
+def autotuned_gelu_mlp(x: Tensor, up_HD: Tensor, down_DH: Tensor) -> Tensor:
     """`gelu(x up^T) down^T`, [..., D]: GELU, in its tanh form, in the products' epilogues.
 
     Args:
@@ -81,7 +81,7 @@ def chosen_gelu_mlp(x: Tensor, up_HD: Tensor, down_DH: Tensor) -> Tensor:
     return out_ND.view(*x.shape[:-1], -1)
 
 
-def chosen_gated_linear(h: Tensor, weight_OF: Tensor, gate: Gate) -> Tensor:
+def autotuned_gated_linear(h: Tensor, weight_OF: Tensor, gate: Gate) -> Tensor:
     """`(gate(h's first half) * h's second half) weight^T`, [..., O]; see `gated`.
 
     Args:

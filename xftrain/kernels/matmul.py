@@ -34,11 +34,11 @@ _ROUNDS, _LAUNCHES = 3, 5
 
 Call = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
 _choices: dict[Key, Choice | None] = {}
-_saved: dict[str, str | None] = {}  # of the run that is resumed, as `choices_made` returned it
+_saved: dict[str, str | None] = {}  # of the run that is resumed, as `autotuned_choices` returned it
 _is_chosen = False
 
 
-def begin_choosing(
+def enable_autotune(
     how: Literal["auto", "torch"], saved: Mapping[str, str | None] | None = None
 ) -> None:
     """From now on products are measured, or left to torch; a setting of the whole process.
@@ -47,7 +47,7 @@ def begin_choosing(
 
     Args:
         how: as `matmul` is configured.
-        saved: `choices_made` of the run that is resumed: these products are not measured again.
+        saved: `autotuned_choices` of the run that is resumed, which are not measured again.
     """
     global _is_chosen
     _is_chosen = how == "auto"
@@ -56,19 +56,19 @@ def begin_choosing(
     _saved.update(saved or {})
 
 
-def choices_made() -> dict[str, str | None]:
+def autotuned_choices() -> dict[str, str | None]:
     """The algorithm of each product so far, None for torch's; for another process."""
     return {**_saved, **saved_form(_choices)}
 
 
-def end_choosing() -> None:
+def disable_autotune() -> None:
     """What follows in this process is left to torch."""
     global _is_chosen
     _is_chosen = False
 
 
 @torch.compiler.assume_constant_result
-def is_choosing() -> bool:
+def is_autotuning() -> bool:
     """Whether large products are measured: not where each run is to be bitwise the same."""
     return _is_chosen and not torch.are_deterministic_algorithms_enabled() and has_cublaslt()
 
@@ -212,7 +212,7 @@ def _choice(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tenso
     """The fastest for operands like these; measured with them where it is not known."""
     with_torch = partial(_with_torch, epilogue)
     operands = [a, b, out] if second is None else [a, b, out, second]
-    if not (is_large(a.shape[0], *b.shape) and can_take(*operands) and is_choosing()):
+    if not (is_large(a.shape[0], *b.shape) and can_take(*operands) and is_autotuning()):
         return with_torch
     key = (epilogue, a.device, a.dtype, a.shape, a.stride(), b.shape, b.stride())
     if key not in _choices:

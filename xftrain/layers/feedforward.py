@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from xftrain.fields import PositiveInt
 from xftrain.kernels.gated import Gate
-from xftrain.kernels.linear_functions import chosen_gated_linear, gates
+from xftrain.kernels.linear_functions import autotuned_gated_linear, gates
 from xftrain.layers.linear import Linear, is_plain
 
 
@@ -82,6 +82,6 @@ class GatedFeedForward(nn.Module, ABC):
         """[B, M, D] to [B, M, D]; of large products on a GPU, the gate is a part of the last."""
         h_BMF2, gate = self.up(x_BMD), self.fused_gate
         if gate is not None and is_plain(self.down) and gates(h_BMF2, self.down):
-            return chosen_gated_linear(h_BMF2, self.down.read_for(h_BMF2), gate)
+            return autotuned_gated_linear(h_BMF2, self.down.read_for(h_BMF2), gate)
         first, value = h_BMF2.chunk(2, dim=-1)
         return self.down(self.activation(first) * value)

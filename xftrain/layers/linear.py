@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xftrain.kernels.linear_functions import chooses, chosen_linear, compute_dtype
+from xftrain.kernels.linear_functions import autotuned_linear, compute_dtype, should_autotune
 
 
 class Linear(nn.Linear):
@@ -22,8 +22,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
         weight_OI = self.read_for(x)
-        if chooses(x, self):
-            return chosen_linear(x, weight_OI)
+        if should_autotune(x, self):
+            return autotuned_linear(x, weight_OI)
         return F.linear(x, weight_OI, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xftrain.model import Recomputed
+from xftrain.layers.block import RecomputePlan
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Peak:
         """What is there at every moment."""
         return self.weights + self.gradients + self.optimizer + self.casts
 
-    def activations(self, recomputed: Recomputed) -> int:
+    def activations(self, recomputed: RecomputePlan) -> int:
         """What is kept for the backward pass."""
         return sum(self._kept(index, recomputed) for index in range(self.num_blocks)) + self.rest
 
-    def passing(self, recomputed: Recomputed) -> int:
+    def transient_bytes(self, recomputed: RecomputePlan) -> int:
         """What comes on top for a moment: with the loss, or when a layer goes backward.
 
         What is recomputed is there again while its layer goes backward. But layers go backward
@@ -90,27 +90,29 @@ class Peak:
             freed += self._kept(index, recomputed)
         return most
 
-    def _kept(self, index: int, recomputed: Recomputed) -> int:
+    def _kept(self, index: int, recomputed: RecomputePlan) -> int:
         layer = self.layers[index]
         if index < recomputed.blocks:
             return layer.input
         return layer.kept - (layer.ffn if index < recomputed.ffns else 0)
 
-    def total(self, recomputed: Recomputed) -> int:
+    def total(self, recomputed: RecomputePlan) -> int:
         """The peak of a step that recomputes so much."""
-        return self.state + self.activations(recomputed) + self.passing(recomputed)
+        return self.state + self.activations(recomputed) + self.transient_bytes(recomputed)
 
-    def fits(self, limit: int, recomputed: Recomputed) -> bool:
+    def fits(self, limit: int, recomputed: RecomputePlan) -> bool:
         """Whether that is within a number of bytes."""
         return self.total(recomputed) <= limit
 
-    def plans(self) -> Iterator[Recomputed]:
+    def plans(self) -> Iterator[RecomputePlan]:
         """From nothing to all: feed-forwards first, which free the most for their products."""
         ffns = self.num_blocks if any(layer.ffn > 0 for layer in self.layers) else 0
-        yield from (Recomputed(ffns=count) for count in range(ffns + 1))
-        yield from (Recomputed(blocks=count, ffns=ffns) for count in range(1, self.num_blocks + 1))
+        yield from (RecomputePlan(ffns=count) for count in range(ffns + 1))
+        yield from (
+            RecomputePlan(blocks=count, ffns=ffns) for count in range(1, self.num_blocks + 1)
+        )
 
-    def least(self, limit: int) -> Recomputed:
+    def cheapest_fitting_plan(self, limit: int) -> RecomputePlan:
         """The first of these plans that fits; where none does, the last."""
         plans = list(self.plans())
         return next((plan for plan in plans if self.fits(limit, plan)), plans[-1])

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend, Batch
 from xftrain.model import GPT
-from xftrain.peak.kept import Kept, Recorder
+from xftrain.peak.saved_tensors import Recorder, SavedBytes
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class BlockBytes:
             largest tensor, and what the backend says that it needs beside them.
     """
 
-    kept: Kept
+    kept: SavedBytes
     ffn: int
     input: int
     backward: int
@@ -72,7 +72,7 @@ def run_layers(
         dtype: of matrix products and attention.
         device: where the run will be.
         is_mixed: whether weights are float32 and autocast copies them.
-        is_compiled: whether blocks are, see `kept`.
+        is_compiled: whether blocks are, see `saved_tensors`.
     """
     wide = torch.float32 if is_mixed else dtype
     is_bf16 = dtype == torch.bfloat16 and model.residual_dtype == "auto"

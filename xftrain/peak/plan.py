@@ -10,8 +10,9 @@ import torch
 
 from xftrain.errors import first_line
 from xftrain.interfaces import Batch, Loss
+from xftrain.layers.block import RecomputePlan
 from xftrain.memory import total_memory_bytes, usable_memory_bytes
-from xftrain.model import GPT, Recomputed
+from xftrain.model import GPT
 from xftrain.peak.figures import Peak
 from xftrain.peak.prediction import predict
 
@@ -48,12 +49,12 @@ def plan_memory(
     except Exception as error:  # whatever a layer of the user's own may raise
         log.debug("memory: not predicted: %s", first_line(error))
         if is_auto:
-            model.recomputed = Recomputed(blocks=num_blocks)
+            model.recomputed = RecomputePlan(blocks=num_blocks)
             log.info("memory: not predicted, so all %d blocks are recomputed", num_blocks)
         return None
     limit = usable_memory_bytes(device)
     if is_auto:
-        model.recomputed = peak.least(limit)
+        model.recomputed = peak.cheapest_fitting_plan(limit)
     said = _said(peak, model.recomputed, total_memory_bytes(device))
     if not peak.is_optimizer_known:
         said += "; optim has no state_bytes, so its state is taken to be as large as AdamW's"
@@ -67,7 +68,7 @@ def plan_memory(
     return peak.total(model.recomputed) / 2**20
 
 
-def _what(recomputed: Recomputed, num_blocks: int) -> str:
+def _what(recomputed: RecomputePlan, num_blocks: int) -> str:
     blocks, ffns = recomputed
     if blocks:
         others = " and the feed-forwards of the others" if ffns > blocks else ""
@@ -77,8 +78,8 @@ def _what(recomputed: Recomputed, num_blocks: int) -> str:
     return "nothing is recomputed"
 
 
-def _said(peak: Peak, recomputed: Recomputed, memory: int) -> str:
-    total, passing = peak.total(recomputed), peak.passing(recomputed)
+def _said(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
+    total, passing = peak.total(recomputed), peak.transient_bytes(recomputed)
     # of a small model, GiB would say nothing
     unit, name, digits = (_GIB, "GiB", 1) if total >= _GIB else (2**20, "MiB", 0)
     parts = {

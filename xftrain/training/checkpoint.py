@@ -22,8 +22,9 @@ from xftrain.printable import one_line
 from xftrain.run_folder import run_id_of
 from xftrain.training.checkpoint_format import check_sums, described_content
 from xftrain.training.checkpoint_header import run_id
+from xftrain.training.described import check_loaded
 from xftrain.training.plain_pickle import DescribedTensor
-from xftrain.training.plain_values import NotPlain, is_count
+from xftrain.training.plain_values import LATEST, NotPlain, is_count, is_time
 from xftrain.training.saved_config import check_description
 
 _KEYS: dict[str, type] = {
@@ -36,7 +37,7 @@ _KEYS: dict[str, type] = {
     "loops": dict,
     "callbacks": dict,
 }
-_UNREADABLE = 2**62  # later than any time in nanoseconds
+_UNREADABLE = LATEST + 1
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +131,11 @@ def _check_readable(path: Path) -> None:
     """Refuses what no run could resume from, as state of a class of the user's own may be."""
     with open_plain(path) as file:
         content = described_content(file)
-    if isinstance(content, dict) and isinstance(content.get("xftrain"), dict):
-        check_description(content["xftrain"])
+    if isinstance(content, dict) and "xftrain" in content:
+        try:
+            _checked(content)
+        except _NotOurs:
+            raise NotPlain("it is not laid out as a checkpoint of xftrain") from None
 
 
 def _link(path: Path, other: Path) -> None:
@@ -251,11 +255,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"ckpt={path} is a link: give the path of the file, {place}.")
     try:
         with open_plain(path) as file:
-            _checked(described_content(file))
+            described = _checked(described_content(file))
             file.seek(0)
             check_sums(file)
             file.seek(0)
             loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        check_loaded(loaded, described)
     except _NotOurs:
         raise ConfigError(
             f"ckpt={path} is no checkpoint of xftrain: give a .ckpt file of a run."
@@ -291,7 +296,7 @@ def _checked(content: Any) -> dict[str, Any]:
         and isinstance(content["xftrain"].get("config"), dict)
         and all(isinstance(weight, DescribedTensor) for weight in content["state_dict"].values())
         and is_count(content["global_step"])
-        and is_count(content["xftrain"].get("saved_at", 0))
+        and is_time(content["xftrain"].get("saved_at", 0))
         and is_count(content["xftrain"].get("num_skipped", 0))
         and all(type(value) is bool or is_count(value) for value in _leaves(content["loops"]))
     ):

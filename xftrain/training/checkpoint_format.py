@@ -6,6 +6,7 @@ some terabytes. torch.save compresses nothing, so here all sizes add up to the f
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zipfile
@@ -13,8 +14,11 @@ from typing import IO, Any
 
 from xftrain.training.plain_pickle import read_plain_pickle
 
+_MAX_HOLES, _MAX_TIMES = 16 << 20, 8  # bytes more than what is on the disk, and times that
 _MAX_PICKLE, _MAX_DIRECTORY = 64 << 20, 16 << 20  # bytes; some KiB for each 100 tensors
-_END, _END_64 = b"PK\x05\x06", b"PK\x06\x06"  # how a zip file's directory ends, and a large one's
+# How a zip file's directory ends, and a large one's, and what says where that is.
+_END, _END_64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+_LARGE = 0xFFFFFFFF  # what stands for a number that needs more than 32 bits
 _END_BYTES, _END_64_BYTES, _LOCATOR_BYTES = 22, 56, 20
 
 
@@ -50,11 +54,14 @@ def described_content(file: IO[bytes]) -> Any:
         zipfile.BadZipFile: it is no zip file.
     """
     length = os.fstat(file.fileno()).st_size
-    _check_directory(file, length)
+    _refuse_holes(file, length)
+    num_entries = _check_directory(file, length)
     file.seek(0)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
-        _check_entries(entries, length)
+        if len(entries) != num_entries:
+            raise NotACheckpoint(f"its directory is said to have {num_entries:,} entries")
+        _check_entries(entries, archive.start_dir)
         folder = entries[0].filename.partition("/")[0]
         sizes = {entry.filename.removeprefix(f"{folder}/"): entry.file_size for entry in entries}
         if sizes.get("data.pkl", _MAX_PICKLE) >= _MAX_PICKLE:
@@ -66,8 +73,36 @@ def described_content(file: IO[bytes]) -> Any:
     return read_plain_pickle(pickle, storages)
 
 
-def _check_directory(file: IO[bytes], length: int) -> None:
-    """Refuses a directory of entries that would take far more memory than the file has bytes."""
+def _refuse_holes(file: IO[bytes], length: int) -> None:
+    """Refuses a file that is hardly on the disk: a hole of terabytes takes none there.
+
+    A part may be one, as a copy leaves out moments that are zero.
+    """
+    number, num_stored, at = file.fileno(), 0, 0
+    before = os.lseek(number, 0, os.SEEK_CUR)
+    try:
+        while num_stored * _MAX_TIMES < length - _MAX_HOLES:
+            begin = os.lseek(number, at, os.SEEK_DATA)
+            at = os.lseek(number, begin, os.SEEK_HOLE)
+            num_stored += at - begin
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing but a hole is left; else nobody knows of holes
+            raise NotACheckpoint(
+                f"it has {length:,} bytes, and {num_stored:,} of them on the disk"
+            ) from None
+    finally:
+        os.lseek(number, before, os.SEEK_SET)
+
+
+def _check_directory(file: IO[bytes], length: int) -> int:
+    """The number of entries, of a directory that Python and torch find at the same place.
+
+    torch follows a locator to a second directory anywhere in the file, where Python does not look.
+
+    Raises:
+        NotACheckpoint: it is not the one directly before the end of the file, or it would take far
+            more memory than the file has bytes.
+    """
     if file.read(4) != b"PK\x03\x04":  # else torch takes it for a file of its former format
         raise NotACheckpoint("it does not begin as a zip file")
     tail = _END_BYTES + _LOCATOR_BYTES + _END_64_BYTES
@@ -75,31 +110,65 @@ def _check_directory(file: IO[bytes], length: int) -> None:
     end = file.read(tail)
     if end[-_END_BYTES:][:4] != _END or end[-2:] != b"\0\0":
         raise NotACheckpoint("it does not end as a zip file")
-    (num_bytes,) = struct.unpack("<I", end[-_END_BYTES:][12:16])
-    if end[:4] == _END_64:
-        num_bytes = max(num_bytes % 0xFFFFFFFF, *struct.unpack("<Q", end[40:48]))
-    if num_bytes > min(length, _MAX_DIRECTORY):
-        raise NotACheckpoint(f"its directory is said to have {num_bytes:,} bytes")
+    found = struct.unpack("<4H2L", end[-_END_BYTES:][4:-2])
+    ends_at, sizes = length - _END_BYTES, [found[4] % _LARGE]
+    if end[:-_END_BYTES][-_LOCATOR_BYTES:][:4] == _LOCATOR:
+        ends_at = length - tail
+        located = struct.unpack("<LQL", end[:-_END_BYTES][-_LOCATOR_BYTES:][4:])
+        if located != (0, ends_at, 1) or end[:12] != _END_64 + struct.pack("<Q", 44):
+            raise NotACheckpoint("it has a second directory")
+        large = struct.unpack("<2L4Q", end[16:_END_64_BYTES])
+        short = tuple(map(min, large, (0xFFFF,) * 4 + (_LARGE,) * 2))
+        sizes.append(large[4])
+        if max(sizes) <= _MAX_DIRECTORY and short != found:
+            raise NotACheckpoint("its directory ends in two ways")
+        found = large
+    if max(sizes) > min(length, _MAX_DIRECTORY):
+        raise NotACheckpoint(f"its directory is said to have {max(sizes):,} bytes")
+    disk, first_disk, num_here, num_entries, num_bytes, start = found
+    if disk or first_disk or num_here != num_entries or start + num_bytes != ends_at:
+        raise NotACheckpoint("its directory is not at its end")
+    return int(num_entries)
 
 
-def _check_entries(entries: list[zipfile.ZipInfo], length: int) -> None:
-    """Each has its own bytes of the file, and as many as it says."""
+def _check_entries(entries: list[zipfile.ZipInfo], end: int) -> None:
+    """Each has its own bytes of the file, and as many as it says.
+
+    Args:
+        entries: as Python reads the directory.
+        end: where it begins.
+    """
     if not entries or entries[0].header_offset:
         raise NotACheckpoint("it does not begin with its first entry")
     for entry in entries:
         # Python and torch read other names differently, and would compare different entries
         if not entry.filename.isascii() or entry.filename != entry.orig_filename:
             raise NotACheckpoint(f"its entry {entry.orig_filename!r:.100} has no name of torch's")
+        # torch reads nothing of what is said to be a folder, and leaves the memory as it was
+        if entry.comment or not _has_extra_of_torch(entry) or entry.is_dir() or _is_folder(entry):
+            raise NotACheckpoint(f"its entry {entry.filename:.100} has more than torch writes")
     names = {entry.filename.lower() for entry in entries}  # torch does not tell the cases apart
     if len(names) < len(entries):
         raise NotACheckpoint("it has two entries of one name")
     folder = entries[0].filename.partition("/")[0]
-    ends = [*(entry.header_offset for entry in entries[1:]), length]
-    for entry, end in zip(entries, ends, strict=True):
+    ends = [*(entry.header_offset for entry in entries[1:]), end]
+    for entry, next_at in zip(entries, ends, strict=True):
         is_stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
         if not is_stored or entry.compress_size != entry.file_size:
             raise NotACheckpoint(f"its entry {entry.filename} is compressed or encrypted")
-        if entry.header_offset + len(entry.filename) + entry.file_size > end:
+        if entry.header_offset + len(entry.filename) + entry.file_size > next_at:
             raise NotACheckpoint(f"its entry {entry.filename} is larger than the file has room for")
         if not entry.filename.startswith(f"{folder}/"):
             raise NotACheckpoint(f"its entry {entry.filename} is in another folder")
+
+
+def _has_extra_of_torch(entry: zipfile.ZipInfo) -> bool:
+    """Whether nothing is added to an entry of the directory but numbers that need 64 bits."""
+    large = [n for n in (entry.file_size, entry.compress_size, entry.header_offset) if n >= _LARGE]
+    expected = struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large) if large else b""
+    return entry.extra == expected
+
+
+def _is_folder(entry: zipfile.ZipInfo) -> bool:
+    """Whether an attribute says so."""
+    return bool(entry.external_attr & 0x10)

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 
 from xftrain.attention.backends.auto import Auto, kernel_name
 from xftrain.interfaces import AttnCase, Batch, Loss
-from xftrain.kernels.matmul import choices_made
+from xftrain.kernels.matmul import autotuned_choices
 from xftrain.model import GPT
 from xftrain.printable import one_line
 from xftrain.processes import rank
@@ -182,6 +182,6 @@ class Choices(Callback):
         chosen = self.attn.chosen if isinstance(self.attn, Auto) else None
         return {
             "attn": None if chosen is None else chosen.name,
-            "matmul": distributed.from_all_ranks(choices_made()),
+            "matmul": distributed.from_all_ranks(autotuned_choices()),
             "ran_as": self.ran_as,
         }

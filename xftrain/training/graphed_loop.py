@@ -70,13 +70,13 @@ class GraphedLoop(_TrainingEpochLoop):
                 f"accumulate_grad_batches to {trainer.accumulate_grad_batches}: use compile=true."
             )
         if self.restarting or not self.steps.can_make:
-            with self.steps.without():
+            with self.steps.eager_step():
                 super().advance(data_fetcher)
             return
         batch, _, _ = next(data_fetcher)
         self.batch_progress.is_last_batch = data_fetcher.done
         module.count_label_bytes(batch)
-        batch = self.steps.take(batch)
+        batch = self.steps.load_batch(batch)
         self.batch_progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)
         batch_idx = self.batch_idx
@@ -89,7 +89,7 @@ class GraphedLoop(_TrainingEpochLoop):
         optimizer.step.increment_ready()
         # by the end of this name a profiler knows a training step
         with trainer.profiler.profile("graphed.training_step"):  # type: ignore[attr-defined]
-            loss, sums, grad_norm = self.steps.make()
+            loss, sums, grad_norm = self.steps.replay()
             module.take(sums, grad_norm)
         optimizer.zero_grad.increment_completed()
         optimizer.step.increment_completed()

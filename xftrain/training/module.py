@@ -22,6 +22,7 @@ from xftrain.training.bf16_weights import BF16Weights, weight_modifiers
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
 from xftrain.training.parameter_groups import learning_rates
+from xftrain.training.plain_values import LATEST
 from xftrain.training.restored import (
     check_loops,
     keep_own_settings,
@@ -248,7 +249,7 @@ class TrainingModule(LightningModule):
         """
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
         if self.scaler is not None:
-            self.guard.judge(optimizer, sums, None)
+            self.guard.check_step(optimizer, sums, None)
             if takes_flag(optimizer):
                 self.scaler.unscale_(optimizer)  # of others Lightning has done it
         limit = self.trainer.gradient_clip_val
@@ -259,7 +260,7 @@ class TrainingModule(LightningModule):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         if self.scaler is None:
-            self.guard.judge(optimizer, sums, norm)
+            self.guard.check_step(optimizer, sums, norm)
         return norm
 
     def take(self, sums: LossSums, grad_norm: Tensor) -> None:
@@ -271,10 +272,10 @@ class TrainingModule(LightningModule):
         """
         self.last_sums, self.grad_norm = sums, grad_norm
         self.learning_rates = learning_rates(self.trainer.optimizers[0])
-        self.guard.answer(self)
-        self.guard.note(self.trainer.global_step + 1)
+        self.guard.finish_readback(self)
+        self.guard.record(self.trainer.global_step + 1)
         if self.logs_this_step() or self.guard.is_full():
-            self.guard.ask(self)
+            self.guard.start_readback(self)
 
     def on_train_end(self) -> None:
         """Looks at the last steps, which the last checkpoint has done where there was one."""
@@ -321,7 +322,8 @@ class TrainingModule(LightningModule):
         """Adds the configuration and what the data is, as plain values."""
         if self.trainer.is_global_zero:
             self.data_identity.keep_vocabulary(Path(self.trainer.default_root_dir))
-        self.saved_at = max(time.time_ns(), self.saved_at + 1)  # a clock may be set back
+        # a clock may be set back, and a foreign checkpoint of any time
+        self.saved_at = max(time.time_ns(), min(self.saved_at + 1, LATEST))
         more = {"num_skipped": self.guard.num_skipped, "saved_at": self.saved_at}
         checkpoint["xftrain"] = {**self.saved, **more, **self.data_identity.saved}
 

@@ -13,7 +13,7 @@ from xftrain.errors import RunError
 from xftrain.fields import NonNegativeInt
 from xftrain.interfaces import LossSums
 from xftrain.training import distributed
-from xftrain.training.fetched import Fetched
+from xftrain.training.host_copies import AsyncHostCopy
 from xftrain.training.nonfinite_origin import NOT_AGAIN, origin
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _Question(NamedTuple):
     """Which of these steps were left out?"""
 
     steps: list[int]
-    fetched: Fetched  # the flags of each, and GradScaler's scale, 1 where there is none
+    fetched: AsyncHostCopy  # the flags of each, and GradScaler's scale, 1 where there is none
 
 
 class NonFiniteGuard:
@@ -69,7 +69,7 @@ class NonFiniteGuard:
         self._steps: list[int] = []  # since the last question
         self._asked: _Question | None = None
 
-    def judge(
+    def check_step(
         self,
         optimizer: torch.optim.Optimizer,
         sums: LossSums,
@@ -118,7 +118,7 @@ class NonFiniteGuard:
         assert self._is_bad is not None
         return self._is_bad
 
-    def note(self, step: int) -> None:
+    def record(self, step: int) -> None:
         """Keeps what was judged, for the next question.
 
         Args:
@@ -135,10 +135,10 @@ class NonFiniteGuard:
         """Whether the next step needs a question before it, for the place to note it."""
         return len(self._steps) >= _MAX_STEPS
 
-    def ask(self, module: TrainingModule) -> None:
+    def start_readback(self, module: TrainingModule) -> None:
         """Has the device answer which of the noted steps were left out; does not wait for it.
 
-        `answer` is to follow before the next question.
+        `finish_readback` is to follow before the next question.
         """
         assert self._asked is None
         if self._flags is None or not self._steps:
@@ -147,24 +147,24 @@ class NonFiniteGuard:
         scale = torch.ones(1, device=flags.device)
         if module.scaler is not None:
             scale = module.scaler.scale(scale)
-        self._asked = _Question(self._steps, Fetched(torch.cat([flags.flatten(), scale])))
+        self._asked = _Question(self._steps, AsyncHostCopy(torch.cat([flags.flatten(), scale])))
         self._steps = []
 
     def check(self, module: TrainingModule) -> None:
         """Asks and is answered at once, for which it waits for the device.
 
         Raises:
-            RunError: as `answer`.
+            RunError: as `finish_readback`.
         """
-        self.answer(module)
-        self.ask(module)
-        self.answer(module)
+        self.finish_readback(module)
+        self.start_readback(module)
+        self.finish_readback(module)
 
     def end(self, module: TrainingModule) -> None:
         """Looks at the last steps of a run.
 
         Raises:
-            RunError: as `answer`, or no step has a label.
+            RunError: as `finish_readback`, or no step has a label.
         """
         self.check(module)
         if self._num_answered and self._num_empty == self._num_answered:
@@ -173,7 +173,7 @@ class NonFiniteGuard:
                 "(all are IGNORED_LABEL, -100); give data with labels in its training batches."
             )
 
-    def answer(self, module: TrainingModule, *, until: int | None = None) -> None:
+    def finish_readback(self, module: TrainingModule, *, until: int | None = None) -> None:
         """Ends the run where steps were left out that may not be, by the question there is.
 
         Args:

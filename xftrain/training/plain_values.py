@@ -11,7 +11,9 @@ _MAX_INTEGER = 2**60  # of a key; larger ones may all have one hash, and take fo
 # Bytes that all values would take, where one within two others counts twice: so many more than the
 # pickle has, and so many times the pickle's. Any of them may be made a text of, for a message.
 _MORE_BYTES, _TIMES = 16 << 20, 8
-_MOST = 2**62  # of a count; later than any time in nanoseconds
+_MOST = 2**62  # of a number
+_MOST_COUNTED = 2**53  # steps, batches or tokens; no run has more
+LATEST = 2**62 - 1  # later than any time in nanoseconds
 _VALUE = 8  # bytes of one, besides its text; a pickle has one at least
 _KEYS = str | int | float | None  # of a dictionary; the hash of a tuple that is deep ends Python
 
@@ -21,8 +23,13 @@ class NotPlain(ValueError):
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is an integer of at least 0 that no arithmetic makes too large for torch."""
-    return type(value) is int and 0 <= value < _MOST
+    """Whether it is an integer of at least 0 that no run counts further than can be saved."""
+    return type(value) is int and 0 <= value < _MOST_COUNTED
+
+
+def is_time(value: Any) -> bool:
+    """Whether it is a time in nanoseconds, as of a save."""
+    return type(value) is int and 0 <= value <= LATEST
 
 
 def is_number(value: Any) -> bool:

@@ -106,10 +106,14 @@ class RunStart(Callback):
         return self.ckpt.resolve().parent == (self.folder.path / "checkpoints").resolve()
 
     def _set_later_aside(self) -> None:
-        """Where an earlier checkpoint is resumed, later files are of steps that are made again."""
+        """Where an earlier checkpoint is resumed, later files are of steps that are made again.
+
+        One that lies elsewhere may be a changed copy, which has all records cut away.
+        """
         if self.ckpt is not None and self.folder.is_kept:
-            later = later_checkpoints(self.folder.path / "checkpoints", self.ckpt)
-            if later:
+            place = self.folder.path / "checkpoints"
+            later = later_checkpoints(place, self.ckpt)
+            if later or self.ckpt.resolve().parent != place.resolve():
                 self.folder.set_aside_later(later, _COPIED)
 
     def state_dict(self) -> dict[str, Any]:

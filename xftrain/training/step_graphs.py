@@ -135,7 +135,7 @@ class StepGraphs:
         return self._num_plain >= _PLAIN_STEPS
 
     @contextmanager
-    def without(self) -> Iterator[None]:
+    def eager_step(self) -> Iterator[None]:
         """A step is made in it, without the graph."""
         step, groups = self.module.trainer.global_step, self._optimizer().param_groups
         rates = [group["lr"] for group in groups]
@@ -151,7 +151,7 @@ class StepGraphs:
                     group["lr"] = before
         self._num_plain += self.module.trainer.global_step - step
 
-    def take(self, batch: Batch) -> Batch:
+    def load_batch(self, batch: Batch) -> Batch:
         """Puts a batch where the graph reads it, and returns that.
 
         Raises:
@@ -170,8 +170,8 @@ class StepGraphs:
         self._batch.copy_(batch)
         return self._batch
 
-    def make(self) -> Outcome:
-        """Makes an optimizer step of the batch that was taken last; does not wait for it.
+    def replay(self) -> Outcome:
+        """Makes an optimizer step of the batch that was loaded last; does not wait for it.
 
         Raises:
             RunError: the step cannot be recorded, or is to be another than the recorded one.

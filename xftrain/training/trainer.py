@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from xftrain.fields import NonNegativeInt, PositiveFloat, PositiveInt
 from xftrain.training.checkpoint import AtomicCheckpointIO
@@ -90,7 +91,20 @@ def build_trainer(
         use_distributed_sampler=False,  # every batch knows its rank
         inference_mode=False,  # validation shares the training step's compiled code
     )
+    trainer._checkpoint_connector = _NamedCheckpoints(trainer)
     # Its own word on SIGTERM, by which each of several ranks would wait for the device in each
     # step; see `signals`
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+class _NamedCheckpoints(_CheckpointConnector):
+    """Reads no checkpoint but the one that is named.
+
+    In a Slurm job Lightning's own takes `hpc_ckpt_*.ckpt` of the run's folder, whoever wrote it,
+    also to validate with.
+    """
+
+    @property
+    def _hpc_resume_path(self) -> None:
+        return None

@@ -29,6 +29,12 @@ _WAYS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
 )
 _LENGTHS_CUDA, _LENGTHS_CPU = (2048, 4096, 8192), (128, 256, 512)
 _EXACT_CUDA, _EXACT_CPU = 2048, 512  # the float64 reference holds M x M scores a head
+_ALL: dict[str, str | tables.Format] = {
+    **tables.TIMES,
+    **tables.MEMORY,
+    **{f"{name} error": f"error_{name}" for name in RESULTS},
+    **tables.KERNEL,
+}
 
 
 class Alibi(Sweep):
@@ -93,40 +99,20 @@ class Alibi(Sweep):
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
         """One table, with the share of plain causal attention's speed."""
-        if not rows:
-            return ""
-        plain = {r["M"]: r["ms"] for r in rows if r["bias"] == "causal" and r["status"] == "ok"}
+        return _render(rows, _ALL)
 
-        def of_plain(row: Row) -> str:
-            if row["status"] != "ok" or row["M"] not in plain:
-                return "-"
-            return f"{plain[row['M']] / row['ms']:.0%}"
-
-        columns: dict[str, str | tables.Format] = {
-            "way": "way",
-            "M": "M",
-            "of plain": of_plain,
-            **tables.TIMES,
-            **tables.MEMORY,
-            **{f"{name} error": f"error_{name}" for name in RESULTS},
-            **tables.KERNEL,
-        }
-        first = rows[0]
-        parts = [
-            f"B = {first['B']}, {first['H']} heads of width {first['K']}, {first['dtype']}. `of "
-            "plain` is the speed as a share of causal attention without ALiBi; errors are relative "
-            "to float64, at the lengths where that can be had.",
-            tables.columns_of(rows, columns),
-            tables.reasons(rows, lambda row: f"{row['way']} M={row['M']:,}"),
-        ]
-        return "\n\n".join(part for part in parts if part)
+    @classmethod
+    def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """The same with the columns that most people look at."""
+        return _render(rows, tables.MAIN)
 
     @classmethod
     def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
         """Time and memory against length."""
         from xftrain.benchmark.plots import over_length
 
-        as_one = [{**row, "panel": "ALiBi"} for row in rows]
+        # attention without ALiBi is what the ways are compared with, and none of them
+        as_one = [{**row, "panel": "ALiBi", "ranked": row["bias"] != "causal"} for row in rows]
         return {
             name: over_length(as_one, field, label, curves="way", panels="panel")
             for name, field, label in (
@@ -134,3 +120,31 @@ class Alibi(Sweep):
                 ("memory", "extra_mib", "memory above the inputs, MiB"),
             )
         }
+
+
+def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> str:
+    """The section with these columns."""
+    if not rows:
+        return ""
+    plain = {r["M"]: r["ms"] for r in rows if r["bias"] == "causal" and r["status"] == "ok"}
+
+    def of_plain(row: Row) -> str:
+        if row["status"] != "ok" or row["M"] not in plain:
+            return "-"
+        return f"{plain[row['M']] / row['ms']:.0%}"
+
+    columns: dict[str, str | tables.Format] = {
+        "way": "way",
+        "M": "M",
+        "of plain": of_plain,
+        **shown,
+    }
+    first = rows[0]
+    parts = [
+        f"B = {first['B']}, {first['H']} heads of width {first['K']}, {first['dtype']}. `of "
+        "plain` is the speed as a share of causal attention without ALiBi; errors are relative "
+        "to float64, at the lengths where that can be had.",
+        tables.columns_of(rows, columns),
+        tables.reasons(rows, lambda row: f"{row['way']} M={row['M']:,}"),
+    ]
+    return "\n\n".join(part for part in parts if part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -119,18 +119,24 @@ class AttentionSweep(Sweep):
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
         """Tables, growth, and why rows have no figures."""
+        return cls._render(rows, tables.TIMES | tables.MEMORY | tables.KERNEL)
+
+    @classmethod
+    def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """The same with the columns that most people look at."""
+        return cls._render(rows, tables.MAIN)
+
+    @classmethod
+    def _render(cls, rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> str:
+        names: dict[str, str | tables.Format] = {
+            name: name for name in ("backend", "bias", "heads", "M")
+        }
         timed = [row for row in rows if "longest_limit" not in row]
         parts = [
             cls.head(rows),
             f"{_LONGEST}\n\n{longest_section(rows)}" if len(timed) < len(rows) else "",
             "All rows:",
-            tables.columns_of(
-                timed,
-                {"backend": "backend", "bias": "bias", "heads": "heads", "M": "M"}
-                | tables.TIMES
-                | tables.MEMORY
-                | tables.KERNEL,
-            ),
+            tables.columns_of(timed, {**names, **shown}),
         ]
         return "\n\n".join(part for part in parts if part)
 
@@ -158,13 +164,14 @@ class AttentionSweep(Sweep):
         made = {
             "time": over_length(timed, "ms", "forward + backward, ms"),
             "memory": over_length(timed, "extra_mib", "memory above the inputs, MiB"),
-            "rate": over_length(timed, "tflops", "forward + backward, TF/s"),
+            "rate": over_length(timed, "tflops", "forward + backward, TF/s", better="high"),
         }
         ran = [row["M"] for row in timed if row["status"] == "ok"]
-        if ran:
+        if ran and len({row["bias"] for row in timed}) > 1:
             length = _common_length(timed)
             at = [row for row in timed if row["M"] == length]
-            made["heat"] = heat_map(at, "tflops", f"TF/s, forward + backward, M = {length:,}")
+            label = f"TF/s, forward + backward, M = {length:,}"
+            made["heat"] = heat_map(at, "tflops", label, better="high")
         return made
 
 

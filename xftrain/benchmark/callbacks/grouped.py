@@ -18,6 +18,7 @@ from xftrain.benchmark.worker import Job
 from xftrain.fields import Dtype, Option, PositiveFloat, PositiveInt
 
 _LENGTH_CUDA, _LENGTH_CPU = 4096, 512
+_ALL = tables.TIMES | tables.MEMORY | tables.KERNEL
 
 
 class Grouped(Sweep):
@@ -96,40 +97,48 @@ class Grouped(Sweep):
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
         """One table."""
-        if not rows:
-            return ""
-        first = rows[0]
-        columns: dict[str, str | tables.Format] = {
-            "backend": "backend",
-            "heads": "heads",
-            "G": "G",
-            **tables.TIMES,
-            **tables.MEMORY,
-            **tables.KERNEL,
-        }
-        cache: dict[str, str | tables.Format] = {
-            "heads": "heads",
-            "G": "G",
-            "KV cache, bytes a token": lambda row: f"{row['kv_bytes_per_token']:,}",
-            "KV cache, MiB a full context": "kv_mib_full_context",
-            "parameters of the run's model": lambda row: (
-                f"{row['parameters']:,}" if row["parameters"] else "-"
-            ),
-        }
-        by_heads = {row["heads"]: row for row in rows}
-        parts = [
-            f"{first['H']} query heads of width {first['K']}, B = {first['B']}, M = "
-            f"{first['M']:,}; the KV cache is of {first['layers']} layers in {first['dtype']}.",
-            tables.columns_of(list(by_heads.values()), cache),
-            tables.columns_of(rows, columns),
-            tables.reasons(rows, lambda row: f"{row['backend']} {row['heads']}"),
-        ]
-        return "\n\n".join(part for part in parts if part)
+        return _render(rows, _ALL)
+
+    @classmethod
+    def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """The same with the columns that most people look at."""
+        return _render(rows, tables.MAIN)
 
 
 def kv_cache_bytes(layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
     """Bytes that a token adds to the cache: keys and values of every layer."""
     return 2 * layers * num_kv_heads * head_dim * dtype.itemsize
+
+
+def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> str:
+    """The section with these columns."""
+    if not rows:
+        return ""
+    first = rows[0]
+    columns: dict[str, str | tables.Format] = {
+        "backend": "backend",
+        "heads": "heads",
+        "G": "G",
+        **shown,
+    }
+    cache: dict[str, str | tables.Format] = {
+        "heads": "heads",
+        "G": "G",
+        "KV cache, bytes a token": lambda row: f"{row['kv_bytes_per_token']:,}",
+        "KV cache, MiB a full context": "kv_mib_full_context",
+        "parameters of the run's model": lambda row: (
+            f"{row['parameters']:,}" if row["parameters"] else "-"
+        ),
+    }
+    by_heads = {row["heads"]: row for row in rows}
+    parts = [
+        f"{first['H']} query heads of width {first['K']}, B = {first['B']}, M = "
+        f"{first['M']:,}; the KV cache is of {first['layers']} layers in {first['dtype']}.",
+        tables.columns_of(list(by_heads.values()), cache),
+        tables.columns_of(rows, columns),
+        tables.reasons(rows, lambda row: f"{row['backend']} {row['heads']}"),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _parameters(options: Mapping[str, Any], heads: Mapping[str, Any]) -> int | None:

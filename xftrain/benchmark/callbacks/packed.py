@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,6 +17,14 @@ from xftrain.fields import Dtype, Option, PositiveFloat, PositiveInt, Seed
 
 _LIMIT = 2.0  # times the error of the documents run one by one
 _SIGMA = 1.0  # of the logarithm of a length
+_ALL: dict[str, str | tables.Format] = {
+    **tables.TIMES,
+    **tables.MEMORY,
+    "segments": lambda row: _verdict(row),
+    "packed error": "error_packed",
+    "alone error": "error_alone",
+    **tables.KERNEL,
+}
 
 
 class Packed(Sweep):
@@ -97,33 +105,12 @@ class Packed(Sweep):
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
         """The table, the gain of packing, and whether segments are right."""
-        columns: dict[str, str | tables.Format] = {
-            "backend": "backend",
-            "layout": "layout",
-            "tokens": "tokens",
-            "waste": lambda row: f"{row['waste']:.0%}",
-            "Mtoken/s": _speed,
-            **tables.TIMES,
-            **tables.MEMORY,
-            "segments": _verdict,
-            "packed error": "error_packed",
-            "alone error": "error_alone",
-            **tables.KERNEL,
-        }
-        if not rows:
-            return ""
-        real, num = rows[0]["real_tokens"], rows[0]["documents"]
-        parts = [
-            f"{num} documents of {rows[0]['shortest']} to {rows[0]['longest']} tokens, {real:,} in "
-            "all. Speeds count these tokens alone, forward and backward.",
-            tables.columns_of(rows, columns),
-            "\n".join(_gain(rows)),
-            f"Segments are right where the largest relative error of the packed documents against "
-            f"float64 is at most {_LIMIT:g} x that of the same documents run one by one (sdpa runs "
-            "those for a backend that would compile for each length).",
-            tables.reasons(rows, lambda row: f"{row['backend']} {row['layout']}"),
-        ]
-        return "\n\n".join(part for part in parts if part)
+        return _render(rows, _ALL)
+
+    @classmethod
+    def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """The same with the columns that most people look at."""
+        return _render(rows, {"segments": _verdict, **tables.MAIN})
 
 
 def draw_lengths(kind: str, number: int, longest: int, seed: int) -> tuple[int, ...]:
@@ -134,6 +121,32 @@ def draw_lengths(kind: str, number: int, longest: int, seed: int) -> tuple[int, 
     center = longest / 8  # then one document in fifty would be longer than the longest
     drawn = [draw.lognormvariate(0.0, _SIGMA) * center for _ in range(number)]
     return tuple(min(max(round(length), 1), longest) for length in drawn)
+
+
+def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> str:
+    """The section with these columns."""
+    columns: dict[str, str | tables.Format] = {
+        "backend": "backend",
+        "layout": "layout",
+        "tokens": "tokens",
+        "waste": lambda row: f"{row['waste']:.0%}",
+        "Mtoken/s": _speed,
+        **shown,
+    }
+    if not rows:
+        return ""
+    real, num = rows[0]["real_tokens"], rows[0]["documents"]
+    parts = [
+        f"{num} documents of {rows[0]['shortest']} to {rows[0]['longest']} tokens, {real:,} in "
+        "all. Speeds count these tokens alone, forward and backward.",
+        tables.columns_of(rows, columns),
+        "\n".join(_gain(rows)),
+        f"Segments are right where the largest relative error of the packed documents against "
+        f"float64 is at most {_LIMIT:g} x that of the same documents run one by one (sdpa runs "
+        "those for a backend that would compile for each length).",
+        tables.reasons(rows, lambda row: f"{row['backend']} {row['layout']}"),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def waste_of(lengths: Sequence[int], layout: str) -> dict[str, Any]:

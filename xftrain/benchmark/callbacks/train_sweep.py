@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STEPS_CUDA, _STEPS_CPU = 10, 1
+_NAMES = ("backend", "bias", "heads", "ffn")  # what tells rows apart
+_ALL: dict[str, str | tables.Format] = {
+    "tokens/s": "tokens_per_s",
+    "p10 to p90": lambda row: tables.span(row, "tokens_per_s"),
+    "step ms": "step_ms",
+    "n": "repetitions",
+    "MFU": lambda row: f"{row['mfu']:.1%}" if row["mfu"] else "-",
+    "of peak": lambda row: f"{row['peak_share']:.1%}" if row.get("peak_share") else "-",
+    "peak MiB": "peak_mib",
+    "kernel": "kernel",
+}
+_MAIN = ("tokens/s", "MFU", "peak MiB", "kernel")  # what most people look at
 
 
 class TrainSweep(Sweep):
@@ -76,34 +88,29 @@ class TrainSweep(Sweep):
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
         """One table, the fastest first."""
-        ran = [row for row in rows if row["status"] == "ok"]
-        ran.sort(key=lambda row: -row["tokens_per_s"])
-        columns: dict[str, str | tables.Format] = {
-            **{name: name for name in ("backend", "bias", "heads", "ffn")},
-            "tokens/s": "tokens_per_s",
-            "p10 to p90": lambda row: tables.span(row, "tokens_per_s"),
-            "step ms": "step_ms",
-            "n": "repetitions",
-            "MFU": lambda row: f"{row['mfu']:.1%}" if row["mfu"] else "-",
-            "of peak": lambda row: f"{row['peak_share']:.1%}" if row.get("peak_share") else "-",
-            "peak MiB": "peak_mib",
-            "kernel": "kernel",
-        }
-        parts = [
-            "The run's own model, data, optimizer and precision, the fastest first. MFU is against "
-            "the vendor's peak, `of peak` against the matrix product measured here.",
-            tables.columns_of(ran, columns) if ran else "",
-            tables.reasons(
-                rows, lambda row: " ".join(row[n] for n in ("backend", "bias", "heads", "ffn"))
-            ),
-        ]
-        return "\n\n".join(part for part in parts if part)
+        return _render(rows, _ALL)
+
+    @classmethod
+    def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """The same with the columns that most people look at."""
+        return _render(rows, {title: _ALL[title] for title in _MAIN})
 
     @classmethod
     def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
-        """Speed by backend and bias, the first grouping and feed-forward."""
-        from xftrain.benchmark.plots import heat_map
+        """Speed, the fastest first."""
+        from xftrain.benchmark.plots import bars
 
-        same = [r for r in rows if (r["heads"], r["ffn"]) == (rows[0]["heads"], rows[0]["ffn"])]
-        label = f"tokens/s, {rows[0]['heads']} {rows[0]['ffn']}"
-        return {"speed": heat_map(same, "tokens_per_s", label)}
+        return {"speed": bars(rows, "tokens_per_s", "training, tokens/s", _NAMES)}
+
+
+def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> str:
+    """The section with these columns."""
+    ran = [row for row in rows if row["status"] == "ok"]
+    ran.sort(key=lambda row: -row["tokens_per_s"])
+    parts = [
+        "The run's own model, data, optimizer and precision, the fastest first. MFU is against "
+        "the vendor's peak, `of peak` against the matrix product measured here.",
+        tables.columns_of(ran, {**{name: name for name in _NAMES}, **shown}) if ran else "",
+        tables.reasons(rows, lambda row: " ".join(row[n] for n in _NAMES)),
+    ]
+    return "\n\n".join(part for part in parts if part)

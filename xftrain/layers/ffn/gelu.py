@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from xftrain.kernels.linear_functions import chooses, chosen_gelu_mlp
+from xftrain.kernels.linear_functions import autotuned_gelu_mlp, should_autotune
 from xftrain.layers.feedforward import FeedForward
 from xftrain.layers.linear import is_plain
 
@@ -20,6 +20,6 @@ class GELU(FeedForward):
     def forward(self, x_BMD: Tensor) -> Tensor:
         """[B, M, D] to [B, M, D]; of large products on a GPU, GELU is a part."""
         plain = type(self) is GELU and is_plain(self.up) and is_plain(self.down)
-        if plain and chooses(x_BMD, self.up, self.down):
-            return chosen_gelu_mlp(x_BMD, self.up.read_for(x_BMD), self.down.read_for(x_BMD))
+        if plain and should_autotune(x_BMD, self.up, self.down):
+            return autotuned_gelu_mlp(x_BMD, self.up.read_for(x_BMD), self.down.read_for(x_BMD))
         return super().forward(x_BMD)

@@ -10,16 +10,17 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 
 from xftrain.fields import ImageSide
 from xftrain.interfaces import AttnBias, Batch, layers_in_words
+from xftrain.plot_style import new_figure, pixels
 from xftrain.training.callbacks.metrics import not_training
 from xftrain.training.module import training_module
 from xftrain.training.text import log_text
 
 _TAG = "attention/pattern"
-_SIDE = 384  # pixels of a head, about
-_GAP = 8  # pixels between heads
+_SIDE_INCHES = 2.8  # of a head
 _NUM_HEADS = 4  # drawn at most
 _HIDDEN = (189, 189, 189)  # grey
 _FAINT, _STRONG = np.array([(222, 235, 247), (8, 69, 148)], np.float32)  # blue
@@ -59,10 +60,11 @@ class AttentionPattern(Callback):
                 tag = _TAG if len(cases) == 1 else f"{_TAG}/{number + 1}"
                 heads = differing_heads(bias)
                 part = cropped(bias, num_drawn, heads)
-                image = draw(part, num_drawn)
+                of_layers = "" if len(cases) == 1 else f", in {layers_in_words(layers)}"
+                title = f"attention pattern{of_layers}: {describe(part)}"
+                image = picture(draw(part, num_drawn), heads, title)
                 for board in boards:
                     board.experiment.add_image(tag, image, trainer.global_step, dataformats="HWC")
-                of_layers = "" if len(cases) == 1 else f", in {layers_in_words(layers)}"
                 said = (
                     f"Query (row) and key (column), the first {num_drawn} of {num_positions} "
                     f"positions of the first batch{of_layers}, {describe(part)}: grey is hidden, "
@@ -99,7 +101,7 @@ def cropped(bias: AttnBias, num_positions: int, heads: list[int]) -> AttnBias:
 
 
 def draw(bias: AttnBias, num_positions: int) -> Pixels:
-    """The pattern as pixels [height, width, 3], its heads side by side.
+    """The pattern as pixels [heads, queries, keys, 3].
 
     Blue is `exp(bias)` divided by the largest of its row: the attention of a query to whose scores
     nothing else contributes. Of what is hidden, the edge of each packed document is orange.
@@ -109,15 +111,40 @@ def draw(bias: AttnBias, num_positions: int) -> Pixels:
     is_hidden = np.isneginf(bias_HMM)
     highest_HM1 = bias_HMM.max(-1, keepdims=True, initial=-np.inf, where=~is_hidden)
     weight_HMM = np.exp(bias_HMM - np.where(np.isneginf(highest_HM1), 0.0, highest_HM1))
-    pixels = (_FAINT + (_STRONG - _FAINT) * weight_HMM[..., None]).astype(np.uint8)
-    pixels[is_hidden] = _HIDDEN
+    pixels_HMM3 = (_FAINT + (_STRONG - _FAINT) * weight_HMM[..., None]).astype(np.uint8)
+    pixels_HMM3[is_hidden] = _HIDDEN
     if bias.seqlens is not None:
-        pixels[is_hidden & _edges(bias, num_positions)] = _EDGE
+        pixels_HMM3[is_hidden & _edges(bias, num_positions)] = _EDGE
+    return pixels_HMM3
 
-    zoom = max(1, _SIDE // num_positions)
-    pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    gap = np.full((pixels.shape[1], _GAP, 3), 255, np.uint8)
-    return np.concatenate([part for head in pixels for part in (gap, head)][1:], axis=1)
+
+def figure(pixels_HMM3: Pixels, heads: list[int], title: str) -> Figure:
+    """The pattern of each head with its axes, side by side.
+
+    Args:
+        pixels_HMM3: what `draw` returns.
+        heads: whose they are, from 0; the figure counts from 1, as the text does.
+        title: of the figure.
+    """
+    num_positions = pixels_HMM3.shape[1]
+    made = new_figure(1.0 + _SIDE_INCHES * len(heads), 0.9 + _SIDE_INCHES)
+    panels = made.subplots(1, len(heads), squeeze=False, sharey=True)[0]
+    for axis, pixels_MM3, head in zip(panels, pixels_HMM3, heads, strict=True):
+        edges = (-0.5, num_positions - 0.5)
+        axis.imshow(pixels_MM3, interpolation="nearest", extent=(*edges, *reversed(edges)))
+        axis.set_title(f"head {head + 1}" if len(heads) > 1 else "all heads", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.locator_params(nbins=5, integer=True)
+        axis.spines[:].set_visible(False)
+    panels[0].set_ylabel("position of the query", fontsize=9)
+    made.supxlabel("position of the key", fontsize=9)
+    made.suptitle(textwrap.fill(title, 30 + 32 * len(heads)), fontsize=10)
+    return made
+
+
+def picture(pixels_HMM3: Pixels, heads: list[int], title: str) -> Pixels:
+    """The figure as pixels [height, width, 3]."""
+    return pixels(figure(pixels_HMM3, heads, title))
 
 
 def _edges(bias: AttnBias, num_positions: int) -> npt.NDArray[np.bool_]:

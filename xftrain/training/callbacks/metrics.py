@@ -19,8 +19,8 @@ from xftrain.interfaces import Batch
 from xftrain.memory import peak_memory_mib
 from xftrain.timing import synchronize
 from xftrain.training.distributed import sum_over_ranks
-from xftrain.training.fetched import Fetched, Moment
 from xftrain.training.flops import FlopCounter, describe_peak, peak_flops
+from xftrain.training.host_copies import AsyncHostCopy, DeviceTimestamp
 from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.text import log_text
 from xftrain.transfer import on_device
@@ -29,15 +29,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Left:
+class PendingRecord:
     """What a step has left for its record, under way to the host."""
 
     step: int
     # loss, labels, hits, bytes, tokens and operations of all ranks; is it bad; gradient norm
-    figures: Fetched
+    figures: AsyncHostCopy
     is_text: bool
-    ended: Moment
-    since: Moment  # the record before, or the start
+    ended: DeviceTimestamp
+    since: DeviceTimestamp  # the record before, or the start
     num_steps: int  # since then
     paused_s: float
     learning_rates: dict[str, float]
@@ -55,10 +55,10 @@ class Metrics(Callback):
 
     def __init__(self) -> None:
         self.tokens_per_s: list[float] = []  # of each interval
-        self._left: _Left | None = None
+        self._left: PendingRecord | None = None
         self._tokens = 0
         self._steps_at_record = 0
-        self._since: Moment | None = None
+        self._since: DeviceTimestamp | None = None
         self._paused_at: float | None = None
         self._paused_s = 0.0
         self._flops = 0.0  # since the record before, as tokens
@@ -81,7 +81,7 @@ class Metrics(Callback):
         log.info("%s", said)
         log_text(trainer.loggers, "speed/mfu_formula", said)
         module.recorded_at = self._steps_at_record = trainer.global_step
-        self._since, self._paused_s = Moment(pl_module.device), 0.0
+        self._since, self._paused_s = DeviceTimestamp(pl_module.device), 0.0
 
     def on_train_batch_end(
         self,
@@ -103,7 +103,7 @@ class Metrics(Callback):
         if step >= trainer.max_steps:  # there is no next one
             self._record(module)
 
-    def _fetch(self, module: TrainingModule) -> _Left:
+    def _fetch(self, module: TrainingModule) -> PendingRecord:
         """Waits for nothing, and begins the next interval."""
         sums, norm, since = module.last_sums, module.grad_norm, self._since
         assert sums is not None and norm is not None and since is not None
@@ -111,10 +111,10 @@ class Metrics(Callback):
         own = on_device([num_bytes or 0, self._tokens, self._flops], module.device, torch.float64)
         step_checks = torch.stack([one.double() for one in (module.guard.is_bad, norm)])
         figures = torch.cat([sums.stacked(), sum_over_ranks(own), step_checks])
-        step, ended = module.trainer.global_step, Moment(module.device)
-        left = _Left(
+        step, ended = module.trainer.global_step, DeviceTimestamp(module.device)
+        left = PendingRecord(
             step=step,
-            figures=Fetched(figures),
+            figures=AsyncHostCopy(figures),
             is_text=num_bytes is not None,
             ended=ended,
             since=since,
@@ -136,10 +136,10 @@ class Metrics(Callback):
         """
         if self._left is not None:
             left, self._left = self._left, None
-            module.guard.answer(module, until=left.step)
+            module.guard.finish_readback(module, until=left.step)
             self._write(module, left)
 
-    def _write(self, module: TrainingModule, left: _Left) -> None:
+    def _write(self, module: TrainingModule, left: PendingRecord) -> None:
         figures = left.figures.wait().tolist()
         loss_sum, num_labels, num_correct, num_bytes, num_tokens, flops, is_bad, norm = figures
         if is_bad and module.guard.stops:
@@ -211,7 +211,7 @@ class Metrics(Callback):
         left, self._left = self._left, None
         if isinstance(exception, SystemExit) and not module.guard.stops:  # all ranks end alike
             with suppress(Exception):  # the error itself is what is to be told
-                module.guard.answer(module)
+                module.guard.finish_readback(module)
         with suppress(Exception):
             if left is not None:
                 self._write(module, left)

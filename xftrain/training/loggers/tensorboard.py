@@ -78,8 +78,10 @@ class TensorBoard(TensorBoardLogger):
         """Tells the HParams tab what the run is made of; a run that is cut off is there too.
 
         Only the records: Lightning's `log_hyperparams` would also write a point for each metric,
-        of a value that nobody measured. The tab shows the last point of each metric instead, and
-        of the options the first five, those before all that are said to differ from run to run.
+        of a value that nobody measured. The tab shows the last point of each metric instead. It
+        sorts the options itself, those first that are said to differ from run to run and then by
+        name, whatever their order here, and shows five; metrics keep their order. It takes both
+        from one of the runs that it shows, of its own choice.
 
         Args:
             options: by their dotted keys.

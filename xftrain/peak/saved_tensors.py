@@ -7,7 +7,7 @@ Code that runs as it is written keeps what its graph holds. torch.compile keeps 
   them;
 - what is widened for one of those is kept as it was before.
 
-tests/test_peak.py holds these rules against torch's own partition into forward and backward.
+tests/peak holds these rules against torch's own partition into forward and backward.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PRODUCTS = {f"{name}Backward0" for name in ("Mm", "Addmm", "Bmm", "Baddbmm", "C
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedBytes:
     """Bytes that wait for the backward pass.
 
     Attributes:
@@ -85,7 +85,7 @@ class Recorder(TorchDispatchMode):
                 self._cast[_key(tensor)] = _key(sources[0])
         return result
 
-    def kept(self, result: Tensor, *, compiled: bool) -> Kept:
+    def kept(self, result: Tensor, *, compiled: bool) -> SavedBytes:
         """What the graph of a result keeps."""
         activations: dict[int, int] = {}
         casts: dict[int, int] = {}
@@ -100,7 +100,7 @@ class Recorder(TorchDispatchMode):
                 found = casts if self._cast.get(key) in self._weights else activations
                 found[key] = self._tensors[key].untyped_storage().nbytes()
         largest = max(activations.values(), default=0)
-        return Kept(sum(activations.values()), sum(casts.values()), largest)
+        return SavedBytes(sum(activations.values()), sum(casts.values()), largest)
 
     def _narrow(self, key: int) -> int:
         """What a copy in a wider dtype was made of; any other tensor itself."""

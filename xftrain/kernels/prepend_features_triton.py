@@ -1,4 +1,4 @@
-"""The Triton kernel of `in_front`; nothing else imports it, as it imports triton."""
+"""The Triton kernel of `prepend_features`; nothing else imports it, as it imports triton."""
 
 import triton
 import triton.language as tl

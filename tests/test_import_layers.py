@@ -10,11 +10,12 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
-FLOORS = [
-    ["errors", "printable", "search_path", "plot_settings", "moved_keys"],
+LAYERS = [
+    ["errors", "printable", "search_path", "plot_settings", "plot_style", "moved_keys"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
     ["files", "processes", "redaction"],
-    ["console", "signatures", "records", "folder_lock", "seal", "yaml_files"],
+    ["console", "neighboring_runs", "signatures", "records"],
+    ["folder_links", "folder_lock", "seal", "yaml_files"],
     ["values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
@@ -40,7 +41,7 @@ FLOORS = [
     ["oom"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
-    ["recorded_overrides", "job_config", "run_folders", "info"],
+    ["recorded_overrides", "job_config", "run_folders", "info", "sweep_order"],
     ["commands", "sweep_record", "sweep_table"],
     ["completed_jobs"],
     ["sweeps", "folder_hooks"],
@@ -128,7 +129,7 @@ def _own(imports: set[str]) -> set[str]:
 
 def _place(module: str) -> tuple[int, str] | None:
     """The floor and the room of a module."""
-    for floor, rooms in enumerate(FLOORS):
+    for floor, rooms in enumerate(LAYERS):
         for room in rooms:
             if _within(module, room):
                 return floor, room
@@ -142,12 +143,12 @@ def _upward_imports(package: Path) -> list[str]:
         here, targets = _place(module), sorted(_own(_imports(path, modules)))
         if here is None:
             if targets or path.name != "__init__.py":  # a bare __init__.py may hold several rooms
-                faults.append(f"{module} has no room in FLOORS")
+                faults.append(f"{module} has no room in LAYERS")
             continue
         for target in targets:
             there = _place(target)
             if there is None:
-                faults.append(f"{module} imports {target}, which has no room in FLOORS")
+                faults.append(f"{module} imports {target}, which has no room in LAYERS")
             elif there != here and there[0] >= here[0]:
                 faults.append(f"{module} imports {target}, which is not below it")
     return faults
@@ -176,7 +177,7 @@ def test_an_import_that_points_up_or_sideways_is_found(tmp_path):
 
     assert _upward_imports(tmp_path) == [
         "attention.biases.causal imports attention.backends.sdpa, which is not below it",
-        "helpers has no room in FLOORS",
+        "helpers has no room in LAYERS",
         "layers.heads imports config, which is not below it",
     ]
 

@@ -17,7 +17,7 @@ _HEADS = 32  # of a program, at most
 _LEAST = 2**22  # numbers of x: below, Python's call of the kernel takes longer than the copies
 
 
-def in_front(x_BMHK: Tensor, features_1MHF: Tensor) -> Tensor:
+def prepend_features(x_BMHK: Tensor, features_1MHF: Tensor) -> Tensor:
     """Features and x side by side, [B, M, H, F+K].
 
     Args:
@@ -26,11 +26,11 @@ def in_front(x_BMHK: Tensor, features_1MHF: Tensor) -> Tensor:
             They get no gradient.
     """
     assert features_1MHF.shape[0] == 1 and features_1MHF.is_contiguous()
-    joined: Tensor = _InFront.apply(x_BMHK, features_1MHF)
+    joined: Tensor = _PrependFeatures.apply(x_BMHK, features_1MHF)
     return joined
 
 
-class _InFront(torch.autograd.Function):
+class _PrependFeatures(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BMHK: Tensor, features_1MHF: Tensor) -> Tensor:
         ctx.width = width = features_1MHF.shape[-1]
@@ -38,7 +38,7 @@ class _InFront(torch.autograd.Function):
         # not in compiled code, whose own copies are as fast and may be joined with what makes x
         large = not torch.compiler.is_compiling() and x_BMHK.numel() >= _LEAST
         if large and has_kernel(x_BMHK.device):
-            put_in_front(x_BMHK, features_1MHF, joined)
+            prepend_features_(x_BMHK, features_1MHF, joined)
         else:
             joined[..., :width] = features_1MHF
             joined[..., width:] = x_BMHK
@@ -60,8 +60,8 @@ def has_kernel(device: torch.device) -> bool:
     return runs_triton(device, launch, "model.bias")
 
 
-@torch.library.custom_op("xftrain::put_in_front", mutates_args={"joined"})
-def put_in_front(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
+@torch.library.custom_op("xftrain::prepend_features_", mutates_args={"joined"})
+def prepend_features_(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
     """Fills `joined`, contiguous [B, M, H, F+K]; an operator so that fake tensors pass it by."""
     _with_triton(x_BMHK, features_1MHF, joined)
 
@@ -69,7 +69,7 @@ def put_in_front(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
 def _with_triton(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
     from triton import next_power_of_2
 
-    from xftrain.kernels.in_front_triton import in_front_kernel
+    from xftrain.kernels.prepend_features_triton import in_front_kernel
 
     B, M, H, K = x_BMHK.shape
     _, f_M, f_H, width = features_1MHF.shape

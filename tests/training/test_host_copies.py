@@ -17,7 +17,7 @@ from xftrain.model import GPT
 from xftrain.training.callbacks.checkpoint import Checkpoint
 from xftrain.training.callbacks.metrics import Metrics
 from xftrain.training.checkpoint import AtomicCheckpointIO
-from xftrain.training.fetched import Fetched, Moment
+from xftrain.training.host_copies import AsyncHostCopy, DeviceTimestamp
 from xftrain.training.module import TrainingModule
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -27,19 +27,19 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 def test_what_is_written_afterwards_is_not_seen(device):
     # a recorded step leaves its figures where the next one does
     tensor = torch.arange(4.0, device=device)
-    fetched = Fetched(tensor)
+    fetched = AsyncHostCopy(tensor)
     tensor.zero_()
     assert fetched.wait().tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_moment_is_the_end_of_what_was_begun(device):
-    start = Moment(torch.device(device))
+    start = DeviceTimestamp(torch.device(device))
     if device == "cuda":
         torch.cuda._sleep(100_000_000)  # cycles: at least 0.04 s
     else:
         time.sleep(0.05)
-    assert 0.04 < Moment(torch.device(device)).seconds_since(start) < 5
+    assert 0.04 < DeviceTimestamp(torch.device(device)).seconds_since(start) < 5
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from xftrain.kernels import in_front as module
-from xftrain.kernels.in_front import has_kernel, in_front
+from xftrain.kernels import prepend_features as module
+from xftrain.kernels.prepend_features import has_kernel, prepend_features
 
 CUDA = torch.device("cuda", 0)  # as tensors say it
 
@@ -49,7 +49,7 @@ def test_features_go_in_front_of_a_vector_of_any_strides(
     heads_first = qkv[:, :, 2].transpose(1, 2).contiguous().transpose(1, 2)
     for x in (qkv[:, :, 1], qkv[:, :, 0].mT.contiguous().mT, heads_first):
         x = x.detach().requires_grad_()
-        joined = in_front(x, features)
+        joined = prepend_features(x, features)
         want = torch.cat([features.expand(2, 37, heads, -1), x], dim=-1)
         assert torch.equal(joined, want) and joined.is_contiguous()
         grad = torch.randn_like(want)
@@ -62,7 +62,7 @@ def test_a_fake_tensor_launches_nothing(launches, monkeypatch):
     monkeypatch.setattr(module, "_LEAST", 0)
     with FakeTensorMode():
         x, features = (torch.empty(1, 4, 2, n, device=CUDA) for n in (16, 8))
-        assert in_front(x, features).shape == (1, 4, 2, 24)
+        assert prepend_features(x, features).shape == (1, 4, 2, 24)
     assert not launches
 
 
@@ -71,5 +71,5 @@ def test_compiled_code_copies(launches):
     x = torch.randn(4, 512, 32, 64, device=CUDA)
     features = torch.randn(1, 1, 32, 16, device=CUDA)
     assert x.numel() >= module._LEAST
-    joined = torch.compile(in_front, fullgraph=True)(x, features)
-    assert torch.equal(joined, in_front(x, features)) and len(launches) == 1
+    joined = torch.compile(prepend_features, fullgraph=True)(x, features)
+    assert torch.equal(joined, prepend_features(x, features)) and len(launches) == 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Fetched:
+class AsyncHostCopy:
     """A tensor as it is at this point of the device's work, on its way to the host.
 
     Args:
@@ -33,7 +33,7 @@ class Fetched:
         return self._host
 
 
-class Moment:
+class DeviceTimestamp:
     """When the device is done with what it was given by now, which is not waited for.
 
     Args:
@@ -47,7 +47,7 @@ class Moment:
             self._event = torch.cuda.Event(enable_timing=True)
             self._event.record(torch.cuda.current_stream(device))
 
-    def seconds_since(self, earlier: Moment) -> float:
+    def seconds_since(self, earlier: DeviceTimestamp) -> float:
         """Waits until it has come."""
         if self._event is None or earlier._event is None:
             return self._host - earlier._host

@@ -1,0 +1,145 @@
+"""The links in a folder that is going to be written to, which may come from anyone."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from xftrain.errors import ConfigError
+from xftrain.files import real_path
+
+_REPLACED = (".ckpt", ".safetensors")  # never written by that name, and read by open_plain alone
+_MOST_ENTRIES = 500_000  # of a folder of runs; more would take long to search
+_WRITTEN = re.compile(  # by a run, at the top of its folder
+    r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
+    r"config\.yaml|hparams\.yaml|"
+    r"result\.json|metrics\.csv|events\.out\..*|stacks.*\.txt|fit-.*|.*\.trace\.json|sample\.txt|"
+    r"rows\.jsonl|results\.csv|report\.md|environment\.json"
+).fullmatch
+
+
+def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
+    """Refuse a folder with a link that leads out of it, or a FIFO, before anything writes there.
+
+    Lightning, TensorBoard, Hydra and `logging` open files by name, follow links, and wait for the
+    reader of a FIFO.
+
+    Args:
+        folder: may be named through links; nothing is done where it does not exist.
+        key: the override that names the folder, for the message.
+        may_hold_data: a folder that the working directory is in may be the user's project, with
+            links to data in it; there only the names that a run writes are looked at, and no link
+            at one of them may lead to anything else.
+
+    Raises:
+        ConfigError: the first such link, FIFO, device or socket, or file with a hard link.
+    """
+    top = real_path(folder)
+    if top is None:
+        raise ConfigError(
+            f"{key}={folder} leads in a circle of links, or through too many: choose another "
+            "folder."
+        )
+    is_own = may_hold_data and Path.cwd().is_relative_to(top)
+    for entry in _entries(top, is_own=is_own):
+        path = place = Path(entry.path)
+        named = f"{key}={folder} has {{}} in it, {path.relative_to(top)}, "
+        if entry.is_symlink():
+            found = real_path(path)
+            if found is None:
+                raise ConfigError(
+                    f"{named.format('a link')}that leads in a circle, or to too many other links: "
+                    "remove it or choose another folder."
+                )
+            if not found.is_relative_to(top):
+                raise ConfigError(
+                    f"{named.format('a link')}that leads out of that folder: files behind it could "
+                    "be overwritten; remove the link or choose another folder."
+                )
+            if is_own and not _WRITTEN("".join(found.relative_to(top).parts[:1])):
+                raise ConfigError(
+                    f"{named.format('a link')}that leads to what no run has written: it could be "
+                    "overwritten; remove the link or choose another folder."
+                )
+            place = found
+        # through a link of another name such a file would be written to
+        if not (entry.name.endswith(_REPLACED) and place.name.endswith(_REPLACED)):
+            _refuse_special(place, named, is_link=entry.is_symlink())
+
+
+def _refuse_special(place: Path, named: str, *, is_link: bool) -> None:
+    """Refuse a FIFO, and a file with a hard link.
+
+    Args:
+        place: of the file, without links.
+        named: the beginning of the sentence.
+        is_link: whether a link in the folder leads there.
+    """
+    try:
+        status = place.lstat()
+    except OSError:  # it has just been removed, or the link leads to nothing
+        return
+    if stat.S_ISDIR(status.st_mode):
+        return
+    what = "a link to a file" if is_link else "a file"
+    if not stat.S_ISREG(status.st_mode):
+        what = f"{'a link to ' if is_link else ''}a FIFO, a device or a socket"
+        raise ConfigError(
+            f"{named.format(what)}at which a run could wait for ever; remove it or choose another "
+            "folder."
+        )
+    if status.st_nlink > 1:
+        raise ConfigError(
+            f"{named.format(what)}with a hard link, so that a file elsewhere could change with it; "
+            "copy the folder or choose another."
+        )
+
+
+@contextmanager
+def _listed(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """The entries of a folder; none where there is none.
+
+    Raises:
+        ConfigError: it cannot be listed. It might be entered all the same, and files in it opened.
+    """
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        yield iter(())
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be searched for links ({error.strerror}): make it readable or choose "
+            "another folder."
+        ) from error
+    with entries:
+        yield entries
+
+
+def _entries(top: Path, *, is_own: bool) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder of runs and the folders in it, nearest first.
+
+    Args:
+        top: without links.
+        is_own: whether other things than a run's may be in it, which are left out.
+    """
+    folders, count = deque([top]), 0
+    while folders:
+        with _listed(folders.popleft()) as entries:
+            for entry in entries:
+                count += 1
+                if count > _MOST_ENTRIES:
+                    raise ConfigError(
+                        f"{top} holds more than {_MOST_ENTRIES:,} files, which is no folder of "
+                        "runs: choose another."
+                    )
+                if is_own and entry.path == str(top / entry.name) and not _WRITTEN(entry.name):
+                    continue
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))

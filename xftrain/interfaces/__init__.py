@@ -1,0 +1,57 @@
+"""The page to read first: shape letters, what a batch is, what a bias is, what a backend does.
+
+Shape letters, one legend for the whole package, following xFormers. Tensors that cross a function
+border carry them as a suffix: `q_BMHK`, `k_BMGK`.
+
+    B  batch            M  sequence positions      D  model width
+    H  query heads      G  key/value heads (H is a multiple of G)
+    K  head width       V  vocabulary
+
+Data flows one way, once a batch:
+
+    Batch -> bias recipe -> AttnBias (facts) -> backend.prepare -> handle (a kernel's own form)
+
+and then through every block: `backend(q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK`. N recipes and
+M backends meet in `AttnBias` alone, so a new bias edits no backend and a new backend no bias.
+
+The definitions are in `batch`, `bias`, `model` (the parts of a model, one a group), `training`
+(losses, schedules, optimizers) and `data`; all are imported from here.
+"""
+
+from xftrain.interfaces.batch import IGNORED_LABEL, Batch, positions_of
+from xftrain.interfaces.bias import AttnBias, AttnCase, AttnShape, layers_in_words
+from xftrain.interfaces.data import DataSource, Split, Vocabulary
+from xftrain.interfaces.model import (
+    Attention,
+    Backend,
+    BiasRecipe,
+    FeedForward,
+    Heads,
+    Norm,
+    PositionEncoding,
+)
+from xftrain.interfaces.training import Loss, LossSums, Optimizer, Schedule
+
+__all__ = [
+    "Attention",
+    "AttnBias",
+    "AttnCase",
+    "AttnShape",
+    "Backend",
+    "Batch",
+    "BiasRecipe",
+    "DataSource",
+    "FeedForward",
+    "Heads",
+    "IGNORED_LABEL",
+    "Loss",
+    "LossSums",
+    "Norm",
+    "Optimizer",
+    "PositionEncoding",
+    "Schedule",
+    "Split",
+    "Vocabulary",
+    "layers_in_words",
+    "positions_of",
+]

@@ -1,0 +1,167 @@
+"""What attention is to compute, as plain facts that every backend understands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from xftrain.batch_checks import bias_misfits, check_bias, document_reasons
+from xftrain.errors import ConfigError
+from xftrain.transfer import on_device
+
+
+@dataclass(frozen=True)
+class AttnShape:
+    """The sizes of one attention call; see the legend."""
+
+    B: int
+    M: int
+    H: int
+    G: int
+    K: int
+
+    @property
+    def scale(self) -> float:
+        return self.K**-0.5
+
+
+@dataclass(frozen=True, eq=False)
+class AttnBias:
+    """What a query may see and what is added to its scores, as plain facts.
+
+    Attributes:
+        causal: a query sees no later key.
+        window: number of keys a query sees, itself included (causal only); None is unlimited.
+        seqlens: document lengths of a packed row; a query sees its own document only.
+        slopes: ALiBi slopes, one per query head: `slope * (j - i)` is added (causal only).
+        dense: hand the kernel all of this as one tensor instead of its implicit form.
+        additive_HMM: any further additive term, [H or 1, M, M]; -inf hides a key.
+    """
+
+    causal: bool = True
+    window: int | None = None
+    seqlens: tuple[int, ...] | None = None
+    slopes: tuple[float, ...] | None = None
+    dense: bool = False
+    additive_HMM: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_bias(self.causal, self.window, self.slopes, self.additive_HMM)
+
+    def misfits(self, shape: AttnShape) -> list[str]:
+        """Reasons why these facts do not belong to such a batch; empty where they do."""
+        return [
+            *document_reasons(self.seqlens, shape.B, shape.M),
+            *bias_misfits(self.slopes, self.additive_HMM, shape.H, shape.M),
+        ]
+
+    def check_fits(self, shape: AttnShape) -> None:
+        """Refuses facts that do not belong to such a batch.
+
+        Raises:
+            ConfigError: the reasons of `misfits`.
+        """
+        if reasons := self.misfits(shape):
+            raise ConfigError(f"model.bias does not fit the batch: {'; '.join(reasons)}.")
+
+    @property
+    def key(self) -> tuple[Any, ...] | None:
+        """Equal for equal facts, so that a handle may be used again; None where it may not."""
+        if self.additive_HMM is not None:
+            return None
+        return (self.causal, self.window, self.seqlens, self.slopes, self.dense)
+
+    def segments(self, num_positions: int) -> list[tuple[int, int]]:
+        """Half-open ranges of the documents in a row."""
+        ends = list(accumulate(self.seqlens or (num_positions,)))
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def documents_M(self, num_positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """The first and the last position of each position's document, int64 [M] each."""
+        lengths = on_device(self.seqlens or (num_positions,), device)
+        ends = lengths.cumsum(0)
+        first_M, last_M = (
+            torch.repeat_interleave(bound, lengths, output_size=num_positions)
+            for bound in (ends - lengths, ends - 1)
+        )
+        return first_M, last_M
+
+    def simplified(self, num_positions: int) -> AttnBias:
+        """The same meaning at this length with fewer facts: a window that hides nothing goes."""
+        longest = max(self.seqlens or (num_positions,))
+        if self.window is not None and self.window >= longest:
+            return replace(self, window=None)
+        return self
+
+    def visible_MM(
+        self, num_positions: int, device: torch.device | str = "cpu", first_query: int = 0
+    ) -> Tensor:
+        """bool [M, M], true where query i (row) may see key j (column).
+
+        With `first_query` n, the rows of the queries n, n+1, ... only.
+        """
+        j = torch.arange(num_positions, device=device)
+        ahead = j[first_query:, None] - j[None, :]
+        visible = ahead >= 0 if self.causal else torch.ones_like(ahead, dtype=torch.bool)
+        if self.window is not None:
+            visible &= ahead < self.window
+        if self.seqlens is not None:
+            lengths = on_device(self.seqlens, device)
+            ids = torch.arange(len(self.seqlens), device=device)
+            document = torch.repeat_interleave(ids, lengths, output_size=num_positions)
+            visible &= document[first_query:, None] == document[None, :]
+        return visible
+
+    def materialize(
+        self,
+        num_positions: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+        first_query: int = 0,
+    ) -> Tensor:
+        """What this bias means: the term added to the scores, [H or 1, M, M], -inf where hidden.
+
+        Slow and memory-hungry on purpose. It is the specification that every backend is tested
+        against: `softmax(q k^T * scale + materialize()) v`, where a query that sees nothing gets 0.
+        With `first_query` n, the rows of the queries n, n+1, ... only.
+        """
+        visible_MM = self.visible_MM(num_positions, device, first_query)
+        bias = torch.zeros(1, *visible_MM.shape, dtype=dtype, device=device)
+        if self.slopes is not None:
+            j = torch.arange(num_positions, device=device, dtype=dtype)
+            slopes_H = on_device(self.slopes, device, dtype)
+            bias = slopes_H[:, None, None] * (j[None, :] - j[first_query:, None])
+        if self.additive_HMM is not None:
+            bias = bias + self.additive_HMM[:, first_query:].to(device=device, dtype=dtype)
+        return bias.masked_fill(~visible_MM, float("-inf"))
+
+
+class AttnCase(NamedTuple):
+    """The attention that some layers of a model have in common for a batch.
+
+    Attributes:
+        bias: what a query may see.
+        shape: the sizes of one call.
+        layers: the indices of the layers, from 0.
+    """
+
+    bias: AttnBias
+    shape: AttnShape
+    layers: tuple[int, ...]
+
+
+def layers_in_words(layers: Sequence[int]) -> str:
+    """Indices from 0 as `layer 0` or `layers 0-4, 6`."""
+    runs: list[list[int]] = []
+    for index in layers:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    said = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(said)}"

@@ -1,0 +1,155 @@
+"""The parts of a model: backends, biases, position encodings, heads, feed-forwards and norms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from xftrain.interfaces.bias import AttnBias, AttnShape
+
+# (q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK
+Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+
+
+@runtime_checkable
+class BiasRecipe(Protocol):
+    """Turns a batch into facts, once a batch (`conf/model/bias/`)."""
+
+    def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
+        """The facts for one batch; `num_heads` is H."""
+        ...
+
+
+class Backend(ABC):
+    """One way to compute attention (`conf/model/attn/`).
+
+    Every backend of the package is tested against the float64 meaning of every bias, or lists the
+    reasons why it does not run it.
+
+    Attributes:
+        name: the option's word.
+        rank: `auto` and refusals name backends of lower rank first.
+        needs_compilation: it cannot be timed without compiling it, so `auto` leaves it out.
+        smaller_option: the option of its group that needs less memory, named where memory runs out.
+    """
+
+    name: ClassVar[str]
+    rank: ClassVar[int] = 50
+    needs_compilation: ClassVar[bool] = False
+    smaller_option: ClassVar[str | None] = None
+
+    @abstractmethod
+    def unsupported(
+        self,
+        bias: AttnBias,
+        shape: AttnShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        needs_grad: bool = True,
+    ) -> list[str]:
+        """Reasons why this cannot run; empty means that it runs, forward and backward."""
+
+    @abstractmethod
+    def prepare(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """The kernel's own form of the bias. Once a batch, outside any compiled region."""
+
+    @abstractmethod
+    def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
+        """Attention, scaled by K**-0.5: [B, M, H, K] in the dtype of q."""
+
+    @abstractmethod
+    def kernel(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> str:
+        """The name of the kernel that really runs, for logs, TensorBoard and benchmark rows."""
+
+    def too_slow_to_time(self, shape: AttnShape) -> list[str]:
+        """Reasons why `auto` does not time this backend at such sizes; empty means it does."""
+        return []
+
+    def stand_in(
+        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
+    ) -> Attention | None:
+        """Attention that saves the tensors that this backend saves for its backward pass.
+
+        The memory prediction calls it with fake tensors, which have sizes and no memory, and reads
+        the autograd graph of the result. None has it run `prepare` and the backend itself on fake
+        tensors, which plain PyTorch code can; where that fails, the peak is called unknown.
+        """
+        return None
+
+    def transient_bytes(self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
+        """Bytes that its backward pass needs for a moment beside the gradient of one tensor."""
+        return 0
+
+
+class PositionEncoding(Protocol):
+    """Tells positions apart (`conf/model/pos/`).
+
+    A constant `changes_embeddings = True` of the class says that `embed` does something. Such an
+    encoding is that of the whole model, and cannot be that of single layers.
+
+    Attributes:
+        max_positions: the longest document, or None where any length will do.
+    """
+
+    max_positions: int | None
+
+    def embed(self, x_BMD: Tensor, positions_1M: Tensor) -> Tensor:
+        """Token embeddings, before the first layer."""
+        ...
+
+    def prepare(self, positions_1M: Tensor) -> Any:
+        """What `apply_to` needs of the positions, once a batch."""
+        ...
+
+    def apply_to(self, q_BMHK: Tensor, k_BMGK: Tensor, prepared: Any) -> tuple[Tensor, Tensor]:
+        """q and k of a layer, as attention compares them."""
+        ...
+
+
+class Heads(Protocol):
+    """Projects the residual stream to queries, keys and values (`conf/model/heads/`).
+
+    Constructor: `(dim, num_heads, linear_bias, *, <options>)`; a `torch.nn.Module`.
+
+    Attributes:
+        num_kv_heads: G; H is a multiple of it.
+    """
+
+    num_kv_heads: int
+
+    def __call__(self, x_BMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q_BMHK, k_BMGK and v_BMGK of the normalized residual stream."""
+        ...
+
+
+class FeedForward(Protocol):
+    """The feed-forward of a layer (`conf/model/ffn/`).
+
+    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`. It may have more:
+    `unsupported(device) -> list[str]`, the reasons why it cannot run there, and `stand_in()`, a
+    module with its weights for the memory prediction, where it cannot run on fake tensors itself.
+    """
+
+    def __call__(self, x_BMD: Tensor) -> Tensor:
+        """[B, M, D] to [B, M, D], which is added to the residual stream."""
+        ...
+
+
+class Norm(Protocol):
+    """Normalizes each position (`conf/model/norm/`).
+
+    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`.
+    """
+
+    def __call__(self, x_BMD: Tensor) -> Tensor:
+        """[B, M, D] to [B, M, D]."""
+        ...

@@ -1,0 +1,84 @@
+"""One layer of the GPT: attention and a feed-forward, each added to the residual stream."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from xftrain.interfaces import Attention, PositionEncoding
+from xftrain.layers.linear import Linear
+
+
+class RecomputePlan(NamedTuple):
+    """What is made again in the backward pass in place of being kept for it.
+
+    Attributes:
+        blocks: the first so many of them, each from its input.
+        ffns: the feed-forwards, with their norms, of the first so many blocks, where the block as
+            a whole is not.
+    """
+
+    blocks: int = 0
+    ffns: int = 0
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x))."""
+
+    reads_weights = False
+
+    def __init__(
+        self,
+        heads: nn.Module,
+        ffn: nn.Module,
+        norms: tuple[nn.Module, nn.Module],
+        pos: PositionEncoding,
+        *,
+        dim: int,
+        linear_bias: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.norm_attn, self.norm_ffn = norms
+        self.heads, self.ffn = heads, ffn
+        self.apply_positions = pos.apply_to
+        self.out = Linear(dim, dim, bias=linear_bias)
+        self.dropout = dropout
+
+    def forward(
+        self,
+        x_BMD: Tensor,
+        attention: Attention,
+        handle: Any,
+        positions: Any,
+        recomputes_ffn: bool = False,
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            x_BMD: the residual stream.
+            attention: the backend, or what stands for it.
+            handle: what the backend prepared for this layer and batch.
+            positions: what the layer's position encoding prepared for this batch.
+            recomputes_ffn: computes the feed-forward again in the backward pass.
+        """
+        q_BMHK, k_BMGK, v_BMGK = self.heads(self.norm_attn(x_BMD))
+        q_BMHK, k_BMGK = self.apply_positions(q_BMHK, k_BMGK, positions)
+        out_BMHK = attention(q_BMHK, k_BMGK, v_BMGK, handle)
+        x_BMD = x_BMD + self._drop(self.out(out_BMHK.flatten(2)))
+        if recomputes_ffn:
+            added_BMD = checkpoint(self.fed_forward, x_BMD, use_reentrant=False)
+        else:
+            added_BMD = self.fed_forward(x_BMD)
+        return x_BMD + self._drop(added_BMD)
+
+    def fed_forward(self, x_BMD: Tensor) -> Tensor:
+        """What the second half adds, before dropout."""
+        out_BMD: Tensor = self.ffn(self.norm_ffn(x_BMD))
+        return out_BMD
+
+    def _drop(self, x_BMD: Tensor) -> Tensor:
+        return F.dropout(x_BMD, self.dropout, self.training) if self.dropout else x_BMD

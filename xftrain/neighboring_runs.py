@@ -1,0 +1,52 @@
+"""Which overrides tell a run from the runs beside it, for the first columns of the HParams tab."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from xftrain.files import read_json
+
+_MAX_RUNS = 100  # the latest by name, which is a time by default
+_USUAL = frozenset({"model.attn", "model.bias", "optim.lr", "seq", "batch_tokens"})
+
+
+def differing_keys(run_dir: Path, overrides: Mapping[str, str], *, is_job: bool) -> frozenset[str]:
+    """The keys to show first.
+
+    TensorBoard takes the order of the columns from one of the runs that it shows, of its own
+    choice, and has room for five.
+
+    Args:
+        run_dir: the run's folder, whose neighbors are the runs in the same folder.
+        overrides: of this run, by dotted keys, without those that all jobs of its multirun share.
+        is_job: whether it is a job of a multirun, whose keys alone count then.
+
+    Returns:
+        The overrides that differ; all of this run's where it has no neighbor, and keys that are
+        often overridden where nothing else is left.
+    """
+    others = [] if is_job else _neighbors(run_dir)
+    keys = set(overrides).union(*others)
+    differing = {key for key in keys if any(o.get(key) != overrides.get(key) for o in others)}
+    return frozenset(differing or overrides) or _USUAL
+
+
+def dotted(override: str) -> tuple[str, str]:
+    """Key and value of an override: `model/attn=naive` is `model.attn` and `naive`."""
+    key, _, value = override.lstrip("+~").partition("=")
+    return key.replace("/", "."), value
+
+
+def _neighbors(run_dir: Path) -> list[dict[str, str]]:
+    """The overrides of the latest runs in the same folder; a file may hold anything."""
+    try:
+        folders = sorted(p for p in run_dir.absolute().parent.iterdir() if p.name != run_dir.name)
+    except OSError:
+        return []
+    found = []
+    for folder in folders[-_MAX_RUNS:]:
+        listed = (read_json(folder / "result.json") or {}).get("overrides")
+        if isinstance(listed, list):
+            found.append(dict(dotted(one) for one in listed if isinstance(one, str)))
+    return found

@@ -1,0 +1,115 @@
+"""The order of a sweep's jobs, the best first; jobs that differ by seed alone count by their mean.
+
+Imports no torch: every command imports this.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, Any]  # a job of a sweep: its number, status, overrides and figures
+
+LOSS, BITS = "val/loss", "val/bits_per_byte"
+FIGURES = (  # columns of a row that are figures
+    *(LOSS, BITS, "val/accuracy", "tokens_per_s", "peak_memory_mib", "parameters", "wall_s"),
+)
+_OTHERS = {"best", "job", "status", *FIGURES, "run_dir", "error"}
+_SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Jobs with the same overrides but for the seed.
+
+    Attributes:
+        rows: the jobs.
+        values: the minimized metric of those that completed.
+    """
+
+    rows: Sequence[Row]
+    values: Sequence[float]
+
+    @property
+    def mean(self) -> float:
+        """Over the jobs that completed; infinite where none did."""
+        return statistics.fmean(self.values) if self.values else math.inf
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of a sample; None of fewer than two jobs."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def overridden(rows: Sequence[Row]) -> list[str]:
+    """The overridden keys."""
+    return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in _OTHERS]
+
+
+def changed_keys(rows: Sequence[Row]) -> list[str]:
+    """The overridden keys that differ between the jobs."""
+    return [key for key in overridden(rows) if len({row.get(key) for row in rows}) > 1]
+
+
+def minimized(rows: Sequence[Row]) -> str:
+    """The column by which jobs are compared.
+
+    Bits per byte where all jobs with a loss have them, since they can be compared between
+    tokenizers; else the validation loss.
+    """
+    ended = [row for row in rows if _metric(row, LOSS) is not None]
+    return BITS if ended and all(_metric(row, BITS) is not None for row in ended) else LOSS
+
+
+def settings(rows: Sequence[Row]) -> list[Setting]:
+    """The jobs by what differs but the seed, the lowest mean first; those without a result last."""
+    column = minimized(rows)
+    keys = [key for key in changed_keys(rows) if key != _SEED]
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(str(row.get(key)) for key in keys), []).append(row)
+    made = []
+    for own in found.values():
+        values = [value for row in own if (value := _metric(row, column)) is not None]
+        made.append(Setting(own, values))
+    return sorted(made, key=lambda setting: setting.mean)
+
+
+def are_over_seeds(found: Sequence[Setting]) -> bool:
+    """Whether some jobs differ by the seed alone."""
+    return any(len({str(row.get(_SEED)) for row in one.rows}) > 1 for one in found)
+
+
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """The jobs, the best first, and `best` in the column `best` of those with the best setting."""
+    found, column = settings(rows), minimized(rows)
+    is_best = len(found) > 1 and bool(found[0].values)
+    made = []
+    for setting in found:
+        own = sorted(setting.rows, key=lambda row: (_or_infinite(row, column), row["job"]))
+        mark = "best" if is_best and setting is found[0] else ""
+        made += [{"best": mark if _metric(row, column) is not None else "", **row} for row in own]
+    return made
+
+
+def best_row(rows: Sequence[Row], column: str, *, highest: bool = False) -> Row | None:
+    """The completed job with the lowest or the highest figure; None where no two have one."""
+    ran = [row for row in rows if _metric(row, column) is not None]
+    if len(ran) < 2:
+        return None
+    choose = max if highest else min
+    return choose(ran, key=lambda row: float(row[column]))
+
+
+def _metric(row: Row, column: str) -> float | None:
+    """A figure of a job that completed; one that failed has it of where it was when it did."""
+    value = row.get(column)
+    return value if row["status"] == "completed" and isinstance(value, int | float) else None
+
+
+def _or_infinite(row: Row, column: str) -> float:
+    value = _metric(row, column)
+    return math.inf if value is None else value
