@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -10,6 +12,8 @@ import yaml
 from xftrain.errors import ConfigError
 
 _MAX_BYTES = 16 << 20  # of one file
+_MAX_PLACES = 20  # of a number in base 60
+_LONG_NUMBER = re.compile(rb"(?::[0-5]?[0-9]){%d}" % _MAX_PLACES).search
 _MAX_VALUES = 100_000  # of one file, once its aliases are written out
 
 
@@ -23,10 +27,22 @@ def refuse_yaml_bombs(folders: Sequence[Path]) -> None:
         ConfigError: the first such file.
     """
     for folder in folders:
-        for pattern in ("*.yaml", "*.yml"):
-            for path in sorted(folder.rglob(pattern)):
-                if path.exists() and not path.is_dir():
-                    _check(path)
+        for path in _files(folder):
+            if path.suffix in (".yaml", ".yml") and path.exists():
+                _check(path)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files below a folder; as for Hydra, also those behind links to folders, each folder once."""
+    known: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in known:
+            folders.clear()
+            continue
+        known.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield from (Path(place, name) for name in sorted(names))
 
 
 def _check(path: Path) -> None:
@@ -35,6 +51,11 @@ def _check(path: Path) -> None:
     if path.stat().st_size > _MAX_BYTES:
         raise ConfigError(f"{path} must have at most {_MAX_BYTES >> 20} MiB, as options do.")
     content = path.read_bytes()
+    if _LONG_NUMBER(content):  # PyYAML takes a time that grows with the square of its length
+        raise ConfigError(
+            f"{path} has a number in base 60, as 1:20:30, of more than {_MAX_PLACES} places: "
+            "leave it out."
+        )
     if b"&" not in content or b"*" not in content:
         return
     try:
