@@ -1,5 +1,6 @@
 """A cache folder that is damaged or that somebody else has filled: made again, or one sentence."""
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -217,6 +218,18 @@ def test_the_folder_of_another_user_is_refused(folder, cache_dir):
     os.chown(first, 54321, 54321)
     with pytest.raises(ConfigError, match=r"^data.cache_dir: .* a folder that this user has made"):
         prepare(str(folder), cache_dir=str(cache_dir))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_lock_of_another_user_is_not_waited_for(folder, cache_dir):
+    first = prepare(str(folder), cache_dir=str(cache_dir)).folder
+    shutil.rmtree(first)
+    (lock,) = cache_dir.glob(".*.lock")
+    os.chown(lock, 54321, 54321)
+    with lock.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ConfigError, match=r"^data.cache_dir: .* is another user's lock"):
+            prepare(str(folder), cache_dir=str(cache_dir))
 
 
 def test_nobody_else_may_read_what_was_read_of_the_corpus(folder, cache_dir):

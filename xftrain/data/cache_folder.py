@@ -60,7 +60,8 @@ def alone(path: Path) -> Iterator[bool]:
         path: of the lock.
 
     Raises:
-        ConfigError: the folder cannot be written, or the lock is something else than a file.
+        ConfigError: the folder cannot be written, or the lock is something else than a file of
+            this user's: another user could hold it for ever.
     """
     try:
         file = open_plain(path, "ab")
@@ -70,6 +71,11 @@ def alone(path: Path) -> Iterator[bool]:
             f"({error.strerror}); choose another."
         ) from error
     with file:
+        if not _is_own(os.fstat(file.fileno()), path.parent):
+            raise ConfigError(
+                f"data.cache_dir: {str(path)!r} is another user's lock, for which a run could wait "
+                "for ever; remove it or choose another data.cache_dir."
+            )
         with suppress(OSError):  # a file system without permissions
             os.fchmod(file.fileno(), 0o600)  # whoever may open it could keep this user waiting
         yield _locked(file)
@@ -96,13 +102,17 @@ def is_own_folder(folder: Path) -> bool:
         status = folder.lstat()
     except OSError:
         return False
-    is_own = status.st_uid == os.geteuid() or status.st_uid == _owner_of_new_files(folder.parent)
-    if not stat.S_ISDIR(status.st_mode) or not is_own:
+    if not stat.S_ISDIR(status.st_mode) or not _is_own(status, folder.parent):
         raise ConfigError(
             f"data.cache_dir: {str(folder)!r} must be a folder that this user has made, and is a "
             "link, a file or another user's; remove it or choose another data.cache_dir."
         )
     return True
+
+
+def _is_own(status: os.stat_result, folder: Path) -> bool:
+    """Whether this user made the file or folder, which is in that folder."""
+    return status.st_uid == os.geteuid() or status.st_uid == _owner_of_new_files(folder)
 
 
 def _owner_of_new_files(folder: Path) -> int:
