@@ -166,7 +166,7 @@ def test_a_profile_is_written_and_said_where(
     ("override", "rule"),
     [
         ("profiler=simpel", "one of simple, advanced, pytorch or null, got 'simpel'."),
-        ("limit_val_batches=0", "an integer >= 1 or null, got 0."),
+        ("limit_val_batches=-1", "an integer >= 0 or null, got -1."),
         ("overfit_batches=-1", "an integer >= 0, got -1."),
         ("detect_anomaly=maybe", "true or false, got 'maybe'."),
     ],

@@ -157,3 +157,23 @@ def test_ordinary_aliases_are_taken(command: Command, runner: Runner, tmp_path: 
     (tmp_path / "own" / "experiment" / "gone.yaml").symlink_to("nowhere.yaml")
     assert command("--config-dir", "own", "experiment=link").code == 0
     assert [seq for seq, _ in runner.calls] == [4]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["behind a link", "a number in base 60"])
+def test_a_file_that_takes_for_ever_is_refused_wherever_it_is_read(
+    command: Command, runner: Runner, tmp_path: Path, kind: str
+) -> None:
+    place = tmp_path / ("elsewhere" if kind == "behind a link" else "own/local")
+    place.mkdir(parents=True)
+    (tmp_path / "own").mkdir(exist_ok=True)
+    if kind == "behind a link":
+        (tmp_path / "own" / "local").symlink_to(place)
+        (tmp_path / "own" / "up").symlink_to("..")  # a circle
+    laughs = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+    text = "seq: 1" + ":11" * 400_000 if kind != "behind a link" else "a0: &a0 [x]\n" + laughs
+    (place / "default.yaml").write_text(f"# @package _global_\n{text}\n")
+    said = one_sentence(command("--config-dir", "own"), 2)
+    assert "aliases" in said if kind == "behind a link" else "a number in base 60" in said
+    (place / "default.yaml").write_text("# @package _global_\ntags: ['12:34:56', '1:2:3']\n")
+    assert command("--config-dir", "own").code == 0

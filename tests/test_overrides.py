@@ -168,7 +168,7 @@ def test_a_slug_keeps_what_a_person_reads_but_fits_a_file_system():
         ("model.attn=3", f"model.attn=3: no such option; choose one of {BACKENDS}."),
         ("model=null", "model=null: no such option; choose one of "),
         ("callbacks=[default,nope]", "callbacks=nope: no such option; choose one of alibi, "),
-        ("logger=[tensorboard,wandb]", "logger=wandb: no such option; choose one of csv, "),
+        ("logger=[tensorboard,wanda]", "logger=wanda: no such option; choose one of csv, "),
         (
             "~model.attn",
             f"model.attn is missing; choose one of {BACKENDS}, as in model.attn=<option>.",

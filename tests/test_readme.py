@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,15 @@ from xftrain.overrides import all_groups, normalise_argv
 SMALL = ("max_steps=1", "batch_tokens=64", "model.num_layers=2", "model.vocab_size=null")
 SMALL += ("compile=false",)  # which costs half a minute, and has a test of its own
 # What has tests of its own: a checkpoint, several processes, many trials.
-ELSEWHERE = ("ckpt=", "trainer=ddp", "hparams_search=", "hydra/launcher=")
+ELSEWHERE = ("ckpt=", "trainer=ddp", "hparams_search=", "hydra/launcher=", "logger=")
 
 
 def _composes(argv: list[str]) -> None:
     """Each job of a command has a configuration without a fault; the files it names are made."""
     flags = get_args_parser().parse_intermixed_args(argv)
+    for extra in ("wandb", "mlflow"):
+        if f"logger=[default,{extra}]" in flags.overrides and find_spec(extra) is None:
+            pytest.skip(f"the extra {extra} is not installed")
     if [word for word in flags.overrides if word.startswith(f"{sweep_record.RESUME}=")]:
         assert len(flags.overrides) == 1  # what it runs is in the folder
         return
@@ -212,7 +216,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     folder = tmp_path_factory.mktemp("first")
     # best.ckpt comes with a validation, and as soon as saving takes little of the time
     more = ("trainer.val_check_interval=3", "callbacks.checkpoint.every_n_steps=2")
-    yield folder, _run(_command("hydra.run.dir=outputs/first$"), folder, *more)
+    yield folder, _run(_command("hydra.run.dir=outputs/first max_steps=10$"), folder, *more)
 
 
 def test_a_run_leaves_the_files_and_prints_the_lines_of_the_pages(
@@ -241,8 +245,8 @@ def test_a_run_can_be_continued(
     monkeypatch.chdir(first_run[0])
     caplog.set_level("INFO")
     folders = {
-        "max_steps=800 ckpt=auto": Path("outputs/first"),
-        "max_steps=800 ckpt=.*/last.ckpt": Path("outputs/other"),
+        "max_steps=400 ckpt=auto": Path("outputs/first"),
+        "max_steps=400 ckpt=.*/last.ckpt": Path("outputs/other"),
     }
     for steps, (pattern, folder) in enumerate(folders.items(), start=4):
         overrides = shlex.split(_command(pattern))[3:]
@@ -255,7 +259,18 @@ def test_a_run_can_be_continued(
         overrides = shlex.split(_command(pattern))[5:]
         sampled = xftrain.compose(*overrides, "num_tokens=4", config_name="sample")
         xftrain.run(sampled, Path("outputs/sampled"))
-        assert " | " in Path("outputs/sampled/sample.txt").read_text()
+        assert "continuation of the model:\n" in Path("outputs/sampled/sample.txt").read_text()
+
+
+@pytest.mark.slow
+def test_the_resumed_run_of_the_readme_trains(tmp_path: Path, monkeypatch) -> None:
+    # the first run had solved its task, and the second ended where it began
+    monkeypatch.chdir(tmp_path)
+    steps = []
+    for pattern in ("outputs/first max_steps=10$", "outputs/first max_steps=400 ckpt=auto"):
+        overrides = shlex.split(_command(pattern))[3:]
+        steps.append(xftrain.run(xftrain.compose(*overrides), Path("outputs/first"))["steps"])
+    assert steps[0] == 10 < steps[1]
 
 
 @pytest.mark.slow

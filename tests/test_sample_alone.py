@@ -51,8 +51,8 @@ def test_a_sample_needs_neither_the_corpus_nor_the_token_cache(
     caplog.set_level("INFO")
     text = sample(tmp_path, ckpt, "num_tokens=3")
     # the beginning of the held-out text, which has control characters
-    assert text.startswith("<|end|>") or "\\x1b" in text
-    assert sample(tmp_path, ckpt, r"prompt='\x1b[2J'").startswith("\\x1b[2J | ")
+    assert text.startswith("prompt:\n<|end|>") or "\\x1b" in text
+    assert sample(tmp_path, ckpt, r"prompt='\x1b[2J'").startswith("prompt:\n\\x1b[2J\ncont")
     assert "\x1b" not in caplog.text
     assert not (ckpt.parents[2] / "cache").exists()
 
@@ -179,7 +179,9 @@ def test_checkpoints_from_before_vocabularies_were_saved(
     tmp_path: Path, in_bytes: Path, in_bpe: Path
 ) -> None:
     old = altered(tmp_path / "bytes", in_bytes, as_before)
-    assert sample(tmp_path / "sample", old, "prompt=again", "num_tokens=3").startswith("again | ")
+    assert sample(tmp_path / "sample", old, "prompt=again", "num_tokens=3").startswith(
+        "prompt:\nagain\ncont"
+    )
     with pytest.raises(ConfigError, match="ckpt holds no prompt to continue: give one"):
         sample(tmp_path / "sample", old)
     old = altered(tmp_path / "bpe", in_bpe, as_before)
@@ -190,4 +192,6 @@ def test_checkpoints_from_before_vocabularies_were_saved(
 def test_counting_from_before_vocabularies_were_saved(tmp_path: Path) -> None:
     run(tmp_path / "run", "max_steps=1")
     old = altered(tmp_path / "old", last(tmp_path / "run"), as_before)
-    assert sample(tmp_path / "sample", old, "prompt='3 4'", "num_tokens=1").startswith("3 4 | ")
+    assert sample(tmp_path / "sample", old, "prompt='3 4'", "num_tokens=1").startswith(
+        "prompt:\n3 4\ncont"
+    )

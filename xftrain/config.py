@@ -26,7 +26,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xftrain import redaction
 from xftrain.composed_parts import Composed
-from xftrain.config_checks import check_compile, check_files, check_param_groups, check_sizes
+from xftrain.config_checks import (
+    check_compile,
+    check_files,
+    check_packages,
+    check_param_groups,
+    check_sizes,
+    check_trainer,
+)
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 from xftrain.layer_pattern import checked_layers
@@ -49,6 +56,7 @@ from xftrain.registry import (
     words,
 )
 from xftrain.signatures import Field, fields_of
+from xftrain.training.use_instead import use_instead
 from xftrain.values import check_fields, show
 from xftrain.yaml_files import refuse_yaml_bombs
 
@@ -258,6 +266,8 @@ def _validated(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         check_sizes(options["model"])
         check_param_groups(options["optim"])
         check_compile(options)
+        check_trainer(options["trainer"])
+        check_packages(options["logger"])
         check_files(options)
     return options
 
@@ -302,9 +312,11 @@ def _checked_groups(options: Mapping[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {"model": _checked_model(options["model"])}
     for group in ("loss", "data", "optim", "schedule"):
         checked[group] = _checked_option(group, options[group])
-    checked["trainer"] = check_fields(
-        "trainer", _trainer_fields(), _mapping("trainer", options["trainer"]), owner="trainer"
-    )
+    trainer, known = _mapping("trainer", options["trainer"]), _trainer_fields()
+    for key in trainer:
+        if key not in known and (said := use_instead(f"trainer.{key}")):
+            raise ConfigError(said)
+    checked["trainer"] = check_fields("trainer", known, trainer, owner="trainer")
     return checked
 
 

@@ -5,7 +5,9 @@ Of each alone `config` knows by its type.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,6 +107,34 @@ def check_compile(options: Mapping[str, Any]) -> None:
                 f"trainer.{key} must be 1 with compile=cudagraphs, got {trainer[key]}: a graph "
                 "writes each batch's gradients to the same place; use compile=true."
             )
+
+
+def check_packages(loggers: Mapping[str, Any]) -> None:
+    """Refuses a logger whose package is an extra that is not installed."""
+    for key, node in loggers.items():
+        package = declared("logger", node["name"], "needs_package") if "name" in node else None
+        found = importlib.util.find_spec(package) if package else None
+        # a folder of that name in the working folder has no origin
+        if package and (found is None or found.origin is None):
+            raise ConfigError(
+                f"logger.{key} needs the package {package}, which is not installed: "
+                f'pip install "xftrain[{package}]", or leave it out with logger.{key}=null.'
+            )
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Refuses a time limit of another form, and validation on what is not validated."""
+    max_time = trainer["max_time"]
+    if max_time is not None and not re.fullmatch(r"\d{1,4}(:\d\d){3}", max_time, re.ASCII):
+        raise ConfigError(
+            "trainer.max_time must be days:hours:minutes:seconds or null, as 00:12:00:00 for "
+            f"twelve hours, got {max_time!r}."
+        )
+    if trainer["limit_val_batches"] == 0 and trainer["num_sanity_val_steps"]:
+        raise ConfigError(
+            "trainer.num_sanity_val_steps must be 0 with trainer.limit_val_batches=0, which "
+            f"validates nothing, got {trainer['num_sanity_val_steps']}."
+        )
 
 
 def check_files(options: dict[str, Any]) -> None:

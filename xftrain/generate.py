@@ -14,6 +14,11 @@ from xftrain.model import GPT
 PROMPT_TOKENS = 16  # at most
 
 
+def with_marks(prompt: str, continuation: str) -> str:
+    """A sample as it is shown: words mark where the prompt ends and what the model wrote begins."""
+    return f"prompt:\n{prompt}\ncontinuation of the model:\n{continuation}"
+
+
 class _LayerCache:
     """Keys and values of one layer, [B, M so far, G, K]; with a window, no more than it sees."""
 

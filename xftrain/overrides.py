@@ -24,6 +24,7 @@ from xftrain.moved_keys import moved
 from xftrain.printable import one_line
 from xftrain.redaction import hidden
 from xftrain.registry import PACKAGES, conf_dir, group_of
+from xftrain.training.use_instead import use_instead
 from xftrain.values import describe, show, unknown_key
 
 # Hydra's own groups, whose options come with Hydra and its plug-ins rather than from conf/
@@ -232,6 +233,8 @@ def _no_such_group(key: str) -> str:
 def _no_such_key(cause: OmegaConfBaseException) -> str:
     key = str(cause.full_key)
     parent, node = key.rpartition(".")[0], cause.parent_node
+    if said := use_instead(key):
+        return said
     siblings = [str(name) for name in node] if isinstance(node, DictConfig) else []
     known = [f"{parent}.{name}" if parent else name for name in siblings]
     is_option = group_of(parent) in PACKAGES and "name" in siblings

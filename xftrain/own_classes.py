@@ -62,6 +62,18 @@ CONTRACTS = {
     "callbacks": Contract(base="lightning.pytorch.Callback"),
     "logger": Contract(base="lightning.pytorch.loggers.Logger"),
 }
+# Callbacks of Lightning's that cannot work here, and the end of the sentence that refuses each.
+_UNFIT = {
+    "BatchSizeFinder": "batches are a function of the step; the log predicts the memory of a run, "
+    "set batch_tokens by it",
+    "BackboneFinetuning": "a run has no epochs; no choice is needed where nothing is frozen",
+    "LearningRateFinder": "it would train on the run's own optimizer and data; compare rates by "
+    "-m optim.lr=3e-4,1e-3,3e-3 or hparams_search=optuna",
+    "RichProgressBar": "the bar is an option of its own; use callbacks.progress.style=rich",
+    "StochasticWeightAveraging": "it counts epochs, and a run has none; use "
+    "lightning.pytorch.callbacks.EMAWeightAveraging",
+    "TQDMProgressBar": "the bar is an option of its own; use callbacks.progress.style=rich",
+}
 _SHARED = {"data": ("batch_size",)}  # keys that the framework takes out of a node
 # Of Hydra's own, in a node with _target_.
 _SPECIAL = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
@@ -75,6 +87,7 @@ def check_own_class(group: str, key: str, node: Mapping[str, Any]) -> None:
     """
     contract, target = CONTRACTS[group], str(node["_target_"])
     made = _imported(key, target)
+    _refuse_unfit(key, made)
     if "_args_" not in node and not node.get("_partial_"):
         values = {name: value for name, value in node.items() if name not in _SPECIAL}
         for name in _SHARED.get(group, ()):
@@ -85,6 +98,13 @@ def check_own_class(group: str, key: str, node: Mapping[str, Any]) -> None:
             _check_nested(f"{key}.{name}", value)
     if isinstance(made, type):
         _check_class(group, key, target, made)
+
+
+def _refuse_unfit(key: str, made: Any) -> None:
+    kinds = made.__mro__ if isinstance(made, type) else ()
+    for kind in kinds:
+        if kind.__module__.startswith("lightning.pytorch.") and (why := _UNFIT.get(kind.__name__)):
+            raise ConfigError(f"{key}: {kind.__name__} does not work here, as {why}.")
 
 
 def check_instance(group: str, key: str, made: Any) -> None:

@@ -74,6 +74,8 @@ def check_labels(data: DataSource, trainer: Mapping[str, Any]) -> None:
     """
     devices, overfit_batches = trainer["devices"], trainer["overfit_batches"]
     of_ranks = (ValBatches(data, rank, devices, overfit_batches) for rank in range(devices))
+    if trainer["limit_val_batches"] == 0:
+        return
     validated = (islice(batches, trainer["limit_val_batches"]) for batches in of_ranks)
     if not any((batch.labels_BM != IGNORED_LABEL).any() for batch in chain(*validated)):
         raise ConfigError(NO_LABEL)

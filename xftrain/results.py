@@ -7,6 +7,9 @@ import json
 import logging
 import math
 import platform
+import re
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +19,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from xftrain.errors import ConfigError, RunError, Stopped
@@ -23,7 +27,7 @@ from xftrain.files import new_folder, replace_text
 from xftrain.folder_links import refuse_links
 from xftrain.folder_lock import holding
 from xftrain.neighboring_runs import dotted
-from xftrain.overrides import as_typed
+from xftrain.overrides import as_typed, literal
 from xftrain.processes import rank
 from xftrain.redaction import hidden, hidden_throughout
 from xftrain.run_folder import RunFolder
@@ -101,7 +105,28 @@ def _recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
     except (RunError, OSError) as unwritten:
         failure = failure or unwritten  # what ended the run matters more
     if failure is not None:
+        if result["status"] == "stopped":
+            _say_how_to_resume(result, failure)
         raise failure
+
+
+def _say_how_to_resume(result: Mapping[str, Any], failure: BaseException) -> None:
+    """What is saved of a run that was stopped from outside, and the command that resumes it."""
+    ckpt = Path(result["run_dir"], "checkpoints", "last.ckpt")
+    if not ckpt.is_file():
+        return
+    if result["steps"]:  # else it was stopped before its first step
+        log.info("%s at step %d, saved in %s", _said(failure), result["steps"], ckpt)
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+        folder = f"hydra.run.dir={_plain_or_quoted(result['run_dir'])}"
+        replaced = ("hydra.run.dir=", "ckpt=")
+        typed = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(replaced)]
+        log.info("resume with: python -m xftrain %s", shlex.join([*typed, folder, "ckpt=auto"]))
+
+
+def _plain_or_quoted(path: str) -> str:
+    """A path as a value of an override."""
+    return path if re.fullmatch(r"[\w./-]+", path) else literal(path)
 
 
 def _said(error: BaseException) -> str:
@@ -124,6 +149,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
     return {
         "status": "running",
         "error": None,
+        "stop_reason": None,
         "kernel": None,
         "overrides": _overrides(),
         "metrics": {},
@@ -199,7 +225,9 @@ def _json_number(value: float) -> float | None:
 def log_summary(result: Mapping[str, Any], *, has_board: bool) -> None:
     """The last lines of a run: figures, folder, and how to look at it where TensorBoard can."""
     metrics = result["metrics"]
-    parts = [f"loss {metrics['val/loss']:.4f}", f"accuracy {metrics['val/accuracy']:.2%}"]
+    parts = []
+    if "val/loss" in metrics:  # else trainer.limit_val_batches=0
+        parts += [f"loss {metrics['val/loss']:.4f}", f"accuracy {metrics['val/accuracy']:.2%}"]
     if "val/bits_per_byte" in metrics:
         parts.append(f"{metrics['val/bits_per_byte']:.3f} bits per byte")
     if "val/bits_per_byte_bigram" in metrics:
@@ -208,7 +236,7 @@ def log_summary(result: Mapping[str, Any], *, has_board: bool) -> None:
     said = f", {speed:,.0f} tokens/s" if speed else ""
     said += f", peak memory {result['peak_memory_mib']:,.0f} MiB"
     log.info("done in %.1f s: %d steps%s", result["wall_s"], result["steps"], said)
-    log.info("validation: %s", ", ".join(parts))
+    log.info("validation: %s", ", ".join(parts) or "none, as trainer.limit_val_batches=0")
     log.info("run folder: %s", result["run_dir"])
     folder = Path(result["run_dir"])
     if has_board:

@@ -26,6 +26,7 @@ HYDRA = ".hydra"
 _HYDRA_FILES, _HYDRA_BYTES = ("config.yaml", "hydra.yaml", "overrides.yaml"), 1 << 20
 _RECORDS = ("metrics.csv", "events.out.tfevents.*")
 _TRAINED = (*_RECORDS, "checkpoints")
+_TRACKED = ("wandb", "mlflow.db", "mlflow-artifacts")  # of experiment trackers
 # What one run writes; rows of a benchmark and the log are of the folder and are continued.
 _FILES = (*_TRAINED, RUN_FILE, "hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
 _LAST = ("config.yaml", "result.json")  # moved last: they say that there is something to move
@@ -68,7 +69,9 @@ class RunFolder:
     def begin_anew(self) -> None:
         """Begin a new run; what a former one has left is moved into a folder of its own."""
         if self.is_kept and holds_run(self.path):
-            self._set_aside(_present(self.path, (*_FILES, *_LAST)), "the former run's files are")
+            self._set_aside(
+                _present(self.path, (*_FILES, *_TRACKED, *_LAST)), "the former run's files are"
+            )
         self._begin(secrets.token_hex(8))
 
     def begin_again(self, run_id: str | None = None) -> None:

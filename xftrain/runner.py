@@ -53,6 +53,7 @@ from xftrain.training.run_start import RunStart
 from xftrain.training.same_run import flat
 from xftrain.training.signals import StopSignals
 from xftrain.training.text import log_text
+from xftrain.training.tracker import Tracker
 from xftrain.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,8 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         run_dir: the run's folder; made under `outputs/` where it is not given.
 
     Returns:
-        What `result.json` in the run folder holds: `status`, `error`, `kernel`, `overrides`,
-        `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
+        What `result.json` in the run folder holds: `status`, `error`, `stop_reason`, `kernel`,
+        `overrides`, `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
         `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
 
     Raises:
@@ -174,7 +175,11 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     bars = [bar for c in callbacks if isinstance(c, Progress) and (bar := c.bar())]
     boards = [logger for logger in loggers if isinstance(logger, TensorBoard)]
 
+    trackers = [logger for logger in loggers if isinstance(logger, Tracker)]
+
     def on_begin() -> None:
+        for tracker in trackers:
+            tracker.begin(flat(shown))
         log_text(loggers, "kernel", kernel)
         log_text(loggers, "config", OmegaConf.to_yaml(OmegaConf.create(shown)))
         typed = changed_overrides()
@@ -209,9 +214,11 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
 
     for watchdog in watchdogs if rank() == 0 else []:
         watchdog.on_hang = lambda said: abandon(known(), run_dir, said)
+    is_whole = False
     try:
         with _restoring(prepared.ckpt, module):
             trainer.fit(module, ckpt_path=prepared.ckpt, weights_only=True)
+        result["stop_reason"] = trainer.stop_reason()
         stop.end_if_received()
         if options["trainer"]["profiler"]:
             with optional("trainer.profiler"):
@@ -221,7 +228,10 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
             with optional("TensorBoard's record of the end"):
                 board.end_hparams()
                 board.save()
+        is_whole = True
     finally:
+        for tracker in trackers:
+            tracker.close_run(is_whole=is_whole)
         for watchdog in watchdogs:
             watchdog.end()
         stop_profiling(trainer)
@@ -263,7 +273,7 @@ def _finish(
     trainer: pl.Trainer, module: TrainingModule, keys: Mapping[str, Any]
 ) -> dict[str, float]:
     """Validates where the run ended, and returns all metrics with the data's own baseline."""
-    if module.validated_at != trainer.global_step:
+    if module.validated_at != trainer.global_step and keys["limit_val_batches"] != 0:
         trainer.validate(module, verbose=False, weights_only=True)
     # it is of all validation batches, and comparable with nothing else
     is_whole = keys["limit_val_batches"] is None and not keys["overfit_batches"]

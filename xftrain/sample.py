@@ -20,7 +20,7 @@ from xftrain.composed_parts import with_own_parts
 from xftrain.data.vocabulary import rebuild, without_description
 from xftrain.errors import ConfigError, first_line
 from xftrain.files import expanded, replace_text
-from xftrain.generate import PROMPT_TOKENS, generate, room_after
+from xftrain.generate import PROMPT_TOKENS, generate, room_after, with_marks
 from xftrain.interfaces import Vocabulary
 from xftrain.layer_pattern import layer_names
 from xftrain.memory import peak_memory_mib, reset_peak_memory
@@ -79,7 +79,7 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             )
         prompt = vocabulary.decode(prompt_BM[0].tolist())
         added = vocabulary.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
-        shown = redaction.hidden(printable(f"{prompt} | {added}"))
+        shown = redaction.hidden(printable(with_marks(prompt, added)))
         log.info("step %d of %s:\n%s", held["global_step"], one_line(asked["ckpt"]), shown)
         folder.begin_anew()
         replace_text(run_dir / "sample.txt", shown + "\n")

@@ -118,6 +118,7 @@ def _groups() -> Iterator[Factor]:
         options = sorted(path.stem for path in folder.glob("*.yaml"))
         if group == "callbacks":  # a sweep of the benchmark measures in processes of its own
             options = [option for option in options if not _measures(folder / f"{option}.yaml")]
+        options = [option for option in options if not _needs_package(group, option)]
         first = _chosen_by_default(group)
         own = sorted(path.stem for path in (OWN_OPTIONS / group).glob("*.yaml"))
         levels = dict.fromkeys([first, *options, *own])
@@ -160,7 +161,7 @@ def _model_and_trainer_keys() -> Iterator[Factor]:
 def _entries() -> Iterator[Factor]:
     for group in registry.ENTRY_GROUPS:
         for option in registry.names(group):
-            if registry.measures_times(option):
+            if registry.measures_times(option) or _needs_package(group, option):
                 continue
             name = f"{group}.{option}"
             yield Factor(name, ("on", "off"), name)
@@ -169,6 +170,12 @@ def _entries() -> Iterator[Factor]:
                 key = f"{name}.{field}"
                 levels = values_of(key, annotation, written.get(field, default))
                 yield Factor(key, levels, key, (name, "on"))
+
+
+def _needs_package(group: str, option: str) -> bool:
+    """Whether it is a logger that sends what it records elsewhere, by an extra."""
+    is_option = group == "logger" and option in registry.names(group)
+    return is_option and bool(registry.declared(group, option, "needs_package"))
 
 
 def _written(group: str, option: str) -> dict[str, Any]:

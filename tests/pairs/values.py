@@ -59,6 +59,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "trainer.gradient_clip_val": (1.0, None, 0.01),
     "trainer.log_every_n_steps": (1, 2),
     "trainer.val_check_interval": (20, 1),
+    "trainer.limit_val_batches": (None, 1),  # without validation there is nothing to compare
     "trainer.overfit_batches": (0, 2),
     "trainer.num_sanity_val_steps": (0, 1),
     "callbacks.attention_pattern.num_positions": (16, 1),  # the picture of 1024 takes a second

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.callbacks.progress import rich_progress
+from rich.console import Console
 
 from xftrain import compose
 from xftrain.config import validate
@@ -123,3 +126,31 @@ def test_the_console_follows_stdout(capsys, monkeypatch):
     handler.handle(logging.makeLogRecord({"msg": "validation"}))
     assert "".join(above_the_bar) == "validation\n"
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_bar_fits_a_line_of_the_terminal(monkeypatch, width):
+    # at 80 columns its figures were broken into several lines
+    console = Console(width=width, file=io.StringIO())
+    monkeypatch.setattr(rich_progress, "get_console", lambda: console)
+    monkeypatch.setattr(rich_progress, "reconfigure", lambda **_: None)
+    bar, module = Progress(style="rich").bar(), TrainingModule(*[None] * 5, 0, {}, None)
+    module.latest = FIGURES
+    bar._trainer = SimpleNamespace(
+        max_steps=100_000,
+        global_step=20_000,
+        accumulate_grad_batches=1,
+        training=True,
+        sanity_checking=False,
+        state=SimpleNamespace(fn="fit"),
+        progress_bar_callback=bar,
+    )
+    bar._init_progress(bar._trainer)
+    bar.train_progress_bar_id = bar._add_task(bar.total_train_batches, "training")
+    bar._metric_component.update(bar.get_metrics(bar._trainer, module))
+    shown = Console(width=width, file=io.StringIO())
+    shown.print(bar.progress.get_renderable())
+    bar.progress.stop()
+    (line,) = filter(str.strip, shown.file.getvalue().splitlines())
+    assert len(line) <= width
+    assert all(part in line for part in ("0/100000", "loss: 4.1234", "tok/s: 123,456"))

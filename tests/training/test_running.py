@@ -167,14 +167,16 @@ def test_what_a_run_shows_while_it_goes_on(tmp_path, caplog):
     validated = [line.split("  ")[0] for line in lines if line.startswith("validation at")]
     assert validated == ["validation at step 4", "validation at step 6"]
     (sample,) = (line for line in lines if line.startswith("sample of the model:"))
-    prompt, _, added = sample.partition("\n")[2].partition(" | ")
+    _, is_prompt, prompt, is_added, added = sample.splitlines()
+    assert (is_prompt, is_added) == ("prompt:", "continuation of the model:")
     first = int(prompt.split()[0])
     assert prompt.split() == [str((first + n) % 64) for n in range(8)]
     assert len(added.split()) == 9  # the model has no more than 16 positions
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     (text,) = events.Tensors("sample/text_summary")[0].tensor_proto.string_val
-    assert text.decode() == f"    {prompt} | {added}"  # a block of code, as it is
+    shown = ["    prompt:", f"    {prompt}", f"    {is_added}", f"    {added}"]
+    assert text.decode().splitlines() == shown  # a block of code, as it is
 
 
 def test_the_run_folder_may_be_relative_and_is_named_so(tmp_path, monkeypatch):

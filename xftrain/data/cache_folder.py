@@ -60,8 +60,7 @@ def alone(path: Path) -> Iterator[bool]:
         path: of the lock.
 
     Raises:
-        ConfigError: the folder cannot be written, or the lock is something else than a file of
-            this user's: another user could hold it for ever.
+        ConfigError: the folder cannot be written, or the lock is no file or another user's.
     """
     try:
         file = open_plain(path, "ab")
@@ -71,10 +70,11 @@ def alone(path: Path) -> Iterator[bool]:
             f"({error.strerror}); choose another."
         ) from error
     with file:
-        if not _is_own(os.fstat(file.fileno()), path.parent):
+        owner = os.fstat(file.fileno()).st_uid
+        if owner != os.geteuid() and owner != _owner_of_new_files(path.parent):
             raise ConfigError(
-                f"data.cache_dir: {str(path)!r} is another user's lock, for which a run could wait "
-                "for ever; remove it or choose another data.cache_dir."
+                f"data.cache_dir: the lock {str(path)!r} is another user's, who could keep this "
+                "one waiting; remove it or choose another data.cache_dir."
             )
         with suppress(OSError):  # a file system without permissions
             os.fchmod(file.fileno(), 0o600)  # whoever may open it could keep this user waiting
@@ -102,17 +102,13 @@ def is_own_folder(folder: Path) -> bool:
         status = folder.lstat()
     except OSError:
         return False
-    if not stat.S_ISDIR(status.st_mode) or not _is_own(status, folder.parent):
+    is_own = status.st_uid == os.geteuid() or status.st_uid == _owner_of_new_files(folder.parent)
+    if not stat.S_ISDIR(status.st_mode) or not is_own:
         raise ConfigError(
             f"data.cache_dir: {str(folder)!r} must be a folder that this user has made, and is a "
             "link, a file or another user's; remove it or choose another data.cache_dir."
         )
     return True
-
-
-def _is_own(status: os.stat_result, folder: Path) -> bool:
-    """Whether this user made the file or folder, which is in that folder."""
-    return status.st_uid == os.geteuid() or status.st_uid == _owner_of_new_files(folder)
 
 
 def _owner_of_new_files(folder: Path) -> int:

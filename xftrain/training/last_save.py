@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from xftrain.training.callbacks.checkpoint import Checkpoint
+from xftrain.training.callbacks.checkpoint import Checkpoint, use_averaged_weights
 
 
 class LastSave(Callback):
@@ -12,7 +12,7 @@ class LastSave(Callback):
 
     Lightning calls checkpoint callbacks last, so that what they save has the others' state. At the
     end of training that would let an error of another callback, as of a sample of the model, cost
-    the trained weights.
+    the trained weights. What follows, as a sample, has the averaged weights where there are some.
     """
 
     modifies_weights = False
@@ -22,3 +22,4 @@ class LastSave(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoint):
                 callback.on_train_end(trainer, pl_module)
+        use_averaged_weights(trainer)

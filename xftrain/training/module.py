@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
+from xftrain.errors import ConfigError
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer, Schedule
 from xftrain.model import GPT
 from xftrain.moved_keys import in_new_keys
@@ -25,11 +27,11 @@ from xftrain.training.parameter_groups import learning_rates
 from xftrain.training.plain_values import LATEST
 from xftrain.training.restored import (
     check_loops,
+    keep_own_scaler,
     keep_own_settings,
     refuse_other_groups,
     states_of,
 )
-from xftrain.training.resumed_scale import keep_own_scaling
 from xftrain.training.same_data import DataIdentity
 from xftrain.training.same_run import (
     differences,
@@ -293,6 +295,12 @@ class TrainingModule(LightningModule):
                 other data or another seed.
         """
         held = checkpoint["xftrain"]
+        averages = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if "current_model_state" in checkpoint and not averages:
+            raise ConfigError(
+                "ckpt holds averaged weights beside the trained ones: resume it with the callback "
+                "that averaged them, as the run's config.yaml names it."
+            )
         self.data_identity.refuse_other_vocabulary(held)  # on which the model's sizes depend
         refuse_other_model(checkpoint["state_dict"], self.state_dict())
         saved, current = in_new_keys(held["config"]), self.saved["config"]
@@ -304,7 +312,6 @@ class TrainingModule(LightningModule):
         )
         self.data_identity.refuse_other_content(held, current)
         check_loops(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict())
-        keep_own_scaling(checkpoint, self.trainer.precision_plugin)
         self.data_offset = renumber_batches(checkpoint, self.trainer.accumulate_grad_batches)
         self.guard.num_skipped = held.get("num_skipped", 0)
         self.saved_at = max(self.saved_at, held.get("saved_at", 0))
@@ -316,6 +323,7 @@ class TrainingModule(LightningModule):
                 checkpoint["global_step"],
                 self.trainer.max_steps,
             )
+        keep_own_scaler(checkpoint, self.scaler)
         self._saved_states = states_of(checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

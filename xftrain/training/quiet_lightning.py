@@ -26,6 +26,8 @@ def quiet_lightning() -> None:
         logger.handlers.clear()  # its own, which doubles every line
         logger.propagate = True
         logger.setLevel(logging.WARNING)
+    # a callback of Lightning's runs where the user has added it, and what it says is its output
+    logging.getLogger("lightning.pytorch.callbacks").setLevel(logging.INFO)
     for pattern in _NAMED_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     if not isinstance(threading.excepthook, _QuietWriters):

@@ -27,6 +27,9 @@ _NAMES: dict[type[torch.optim.Optimizer], tuple[set[str], ...]] = {
 # Settings of torch's optimizers that are always today's, also of an optimizer of the user's own.
 _FLAGS = {"amsgrad", "capturable", "centered", "decoupled_weight_decay", "differentiable"}
 _FLAGS |= {"foreach", "fused", "maximize", "nesterov"}
+# Lightning's names of the scaler's state, the second of former versions, which it reads as well.
+_SCALER, _SCALERS = "MixedPrecision", ("MixedPrecision", "native_amp_scaling_state")
+_LARGEST_SCALE = 2.0**64
 _RATES = {"lr", "initial_lr"}  # of a group; `update_saved` computes them for the resumed step
 _OF_SCHEDULE = {"last_epoch", "_step_count", "_last_lr", "base_lrs"}
 
@@ -59,6 +62,22 @@ def _has_form(saved: Any, own: Any) -> bool:
         is_alike = isinstance(saved, dict) and saved.keys() == own.keys()
         return is_alike and all(_has_form(saved[key], value) for key, value in own.items())
     return type(saved) is bool if isinstance(own, bool) else is_count(saved)
+
+
+def keep_own_scaler(checkpoint: dict[str, Any], scaler: torch.amp.GradScaler | None) -> None:
+    """Take the scale of 16-mixed, and not the factors by which it changes, as Lightning would.
+
+    Raises:
+        ValueError: it is no scale.
+    """
+    held = [checkpoint.pop(name) for name in _SCALERS if name in checkpoint]
+    if not held or scaler is None:
+        return
+    own, scale, tracker = scaler.state_dict(), held[0]["scale"], held[0]["_growth_tracker"]
+    is_known = is_count(tracker) and tracker < own["growth_interval"]  # else it never grows again
+    if not (is_known and is_number(scale) and 0 < scale <= _LARGEST_SCALE):
+        raise ValueError("the scale of its losses in 16 bits is not one that training comes to")
+    checkpoint[_SCALER] = {**own, "scale": scale, "_growth_tracker": tracker}
 
 
 def states_of(checkpoint: Mapping[str, Any]) -> tuple[State, State]:

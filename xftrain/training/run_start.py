@@ -19,6 +19,7 @@ from xftrain.training.loggers.csv import CSV
 from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.plain_values import is_count
+from xftrain.training.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class RunStart(Callback):
         self.folder, self.ckpt, self.is_same = folder, ckpt, is_same
         self.loggers, self.on_begin = loggers, on_begin
         # the others make no file before the run is sure to train
-        self.early_loggers = [one for one in loggers if not isinstance(one, CSV | TensorBoard)]
+        late = CSV | TensorBoard | Tracker
+        self.early_loggers = [one for one in loggers if not isinstance(one, late)]
         self._trainer: Trainer | None = None
         self._saved_run: str | None = None
         self._positions: dict[str, Any] = {}

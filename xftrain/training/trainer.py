@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from xftrain.fields import NonNegativeInt, PositiveFloat, PositiveInt
 from xftrain.training.checkpoint import AtomicCheckpointIO
 from xftrain.training.distributed import DDP
+from xftrain.training.early_stop import StoppableTrainer, StopReason, TimeLimit
 from xftrain.training.profilers import build_profiler
 
 
@@ -33,12 +34,15 @@ def build_trainer(
     log_every_n_steps: PositiveInt = 10,
     val_check_interval: PositiveInt = 20,
     num_sanity_val_steps: NonNegativeInt = 0,
-    limit_val_batches: PositiveInt | None = None,
+    limit_val_batches: NonNegativeInt | None = None,
     overfit_batches: NonNegativeInt = 0,
     detect_anomaly: bool = False,
     profiler: Literal["simple", "advanced", "pytorch"] | None = None,
-) -> Trainer:
+    max_time: str | None = None,
+) -> StoppableTrainer:
     """The trainer of one run; the keyword-only parameters are Lightning's own keys.
+
+    `use_instead` says what to use in place of keys that are missing here.
 
     Args:
         run_dir: where Lightning may write.
@@ -56,13 +60,15 @@ def build_trainer(
         log_every_n_steps: optimizer steps between records of the training metrics.
         val_check_interval: training batches between validations.
         num_sanity_val_steps: validation batches before the first step.
-        limit_val_batches: validation batches to use; None is all.
+        limit_val_batches: validation batches to use; None is all, and 0 validates nothing.
         overfit_batches: the only training batches there are, and what is validated on; 0 is no
             limit. Our loaders do it, as Lightning's own way is to replace samplers.
         detect_anomaly: NaN in the backward pass is an error that names the operation.
         profiler: what measures where the time goes, see `build_profiler`.
+        max_time: `days:hours:minutes:seconds` after which the run ends; None is no limit.
     """
-    trainer = Trainer(
+    limits = [TimeLimit(max_time)] if max_time is not None else []
+    trainer = StoppableTrainer(
         accelerator=accelerator,
         devices=devices,
         strategy=DDP() if devices > 1 else "auto",
@@ -79,7 +85,7 @@ def build_trainer(
         max_steps=max_steps,
         max_epochs=-1,
         deterministic=deterministic,
-        callbacks=callbacks,
+        callbacks=[StopReason(), *callbacks, *limits],
         logger=loggers or False,
         # the ranks are there already; under Slurm, Lightning would take over its signals
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.callbacks import WeightAveraging
 
 from xftrain.errors import ConfigError, RunError
 from xftrain.fields import NonNegativeInt, PositiveInt
@@ -101,6 +102,7 @@ class Checkpoint(LightningCheckpoint):
         """Saves where the run ended; `LastSave` calls this before other callbacks' turn."""
         if trainer.global_step != self._saved_step:
             self._save_last(trainer, may_fail=False)
+        use_averaged_weights(trainer)  # last.ckpt has both
         if trainer.is_global_zero and trainer.global_step not in (0, self._exported_step):
             weights = training_module(pl_module).model.state_dict()
             export_weights(weights, _folder(trainer) / "weights.safetensors")
@@ -207,6 +209,16 @@ def _num_bytes(module: torch.nn.Module) -> int:
     return sum(weight.numel() * weight.element_size() for weight in module.parameters())
 
 
+def use_averaged_weights(trainer: Trainer) -> None:
+    """Puts the weights that Lightning's `WeightAveraging` has averaged into the model.
+
+    It does so itself at the end of training, but after callbacks that come before it.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):
+            callback.on_train_end(trainer, trainer.lightning_module)
+
+
 def within_step(trainer: Trainer) -> bool:
     """Whether the run is between the batches of one optimizer step.
 
@@ -217,7 +229,8 @@ def within_step(trainer: Trainer) -> bool:
 
 def validation_follows(trainer: Trainer) -> bool:
     """Whether the batch that has just been trained on is one with a validation after it."""
-    return (trainer.fit_loop.total_batch_idx + 1) % int(trainer.val_check_interval) == 0
+    is_due = (trainer.fit_loop.total_batch_idx + 1) % int(trainer.val_check_interval) == 0
+    return is_due and trainer.limit_val_batches != 0
 
 
 def _folder(trainer: Trainer) -> Path:

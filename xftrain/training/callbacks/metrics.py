@@ -174,6 +174,9 @@ class Metrics(Callback):
             peak_tflops = self._peak * module.trainer.world_size / 1e12
             record["speed/mfu"] = record["speed/tflops"] / peak_tflops
         module.latest.update(record)
+        # for callbacks that monitor a metric
+        monitored = {name: torch.tensor(value) for name, value in record.items()}
+        module.trainer.callback_metrics.update(monitored)
         module.recorded_at = left.step
         for logger in module.trainer.loggers:
             logger.log_metrics(record, step=left.step)

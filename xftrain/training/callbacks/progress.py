@@ -5,10 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections.abc import Collection
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import (
+    BatchesProcessedColumn,
+    CustomBarColumn,
+)
+from rich.progress import TimeRemainingColumn
 
 from xftrain.fields import PositiveInt
 from xftrain.training.module import training_module
@@ -30,6 +36,8 @@ _IN_BAR = {  # short, as a terminal may have 80 columns
     "train/bits_per_byte": ("bits/byte", "{:.3f}"),
     "speed/tokens_per_s": ("tok/s", "{:,.0f}"),
 }
+_IN_NARROW_BAR = ("train/loss", "speed/tokens_per_s")
+_WIDE, _MEDIUM = 100, 75  # columns of a terminal for all figures, and for a longer bar
 
 
 class Progress(Callback):
@@ -120,18 +128,32 @@ class _Bar(RichProgressBar):
         """Those of the whole run; Lightning's own is the optimizer steps that are left."""
         return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """The bar, the batches, and the time that is left; with the figures they fill a line."""
+        bar_width = 7 if self._width() < _MEDIUM else 20
+        bar = CustomBarColumn(bar_width, complete_style=self.theme.progress_bar)
+        batches = BatchesProcessedColumn(style=self.theme.batch_progress)
+        return [bar, batches, TimeRemainingColumn(compact=True)]
+
+    def _width(self) -> int:
+        assert self._console is not None  # it is made before the columns
+        return self._console.width
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"  # there are no epochs
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        return in_bar(training_module(pl_module).latest)
+        names = tuple(_IN_BAR) if self._width() >= _WIDE else _IN_NARROW_BAR
+        return in_bar(training_module(pl_module).latest, names)
 
 
-def in_bar(latest: dict[str, float]) -> dict[str, int | str | float | dict[str, float]]:
-    """The figures beside the bar that are known by now."""
-    known = [(name, *how) for name, how in _IN_BAR.items() if name in latest]
+def in_bar(
+    latest: dict[str, float], names: Collection[str] = tuple(_IN_BAR)
+) -> dict[str, int | str | float | dict[str, float]]:
+    """The figures of these names beside the bar that are known by now."""
+    known = [(name, *_IN_BAR[name]) for name in names if name in latest]
     return {short: text.format(latest[name]) for name, short, text in known}
 
 

@@ -5,7 +5,7 @@ import logging
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from xftrain.fields import NonNegativeFloat, PositiveInt
-from xftrain.generate import first_prompt, generate, room_after
+from xftrain.generate import first_prompt, generate, room_after, with_marks
 from xftrain.printable import printable
 from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.optional import optional
@@ -54,5 +54,6 @@ class Sample(Callback):
             )
         prompt = module.data.decode(prompt_BM[0].tolist())
         added = module.data.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
-        log.info("sample of the model:\n%s | %s", printable(prompt), printable(added))
-        log_text(trainer.loggers, "sample", f"{prompt} | {added}", trainer.global_step)
+        text = with_marks(prompt, added)
+        log.info("sample of the model:\n%s", printable(text))
+        log_text(trainer.loggers, "sample", text, trainer.global_step)

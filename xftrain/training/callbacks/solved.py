@@ -1,6 +1,5 @@
 """Stops the run when the task is solved."""
 
-import logging
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,8 +7,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from xftrain.training.callbacks.checkpoint import within_step
 from xftrain.training.module import training_module
 from xftrain.training.plain_values import is_number
-
-log = logging.getLogger(__name__)
 
 
 class Solved(Callback):
@@ -19,13 +16,17 @@ class Solved(Callback):
 
     def __init__(self) -> None:
         self.accuracy: float | None = None  # at which it ended
+        self.stopping_reason_message: str | None = None  # as Lightning's EarlyStopping has it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was solved when its checkpoint was saved does not go on from there."""
+        """A run that was solved when its checkpoint was saved has nothing left to train."""
         target = training_module(pl_module).data.stop_at_accuracy
         if target is None or self.accuracy is None or self.accuracy < target:
             return
-        log.info("ckpt was solved at its step %d: nothing is left to train", trainer.global_step)
+        self.stopping_reason_message = (
+            f"the task was solved when the checkpoint of step {trainer.global_step} was saved, and "
+            "nothing is left to train (data.stop_at_accuracy=null trains on)"
+        )
         trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -35,10 +36,9 @@ class Solved(Callback):
         accuracy = module.latest["val/accuracy"]
         if target is None or accuracy < target or trainer.sanity_checking or within_step(trainer):
             return
-        log.info(
-            "solved at step %d: validation accuracy %.2f %% (data.stop_at_accuracy=null goes on)",
-            trainer.global_step,
-            100 * accuracy,
+        self.stopping_reason_message = (
+            f"the task is solved, with a validation accuracy of {accuracy:.2%} "
+            "(data.stop_at_accuracy=null trains on)"
         )
         self.accuracy = accuracy
         trainer.should_stop = True

@@ -1,0 +1,80 @@
+"""MLflow, on a server or in a database of the run's folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import MLFlowLogger
+
+from xftrain.training.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+_OTHER = re.compile(r"[^\w./ -]", re.ASCII)  # characters that no name may have
+_LONGEST = 250  # characters of a name
+_FILES = "mlflow-artifacts"  # of texts, where the database is the run's own
+
+
+class MLflow(Tracker):
+    """A run of MLflow that holds the metrics, the configuration and a sample.
+
+    Args:
+        run_dir: the run's folder.
+        experiment_name: the experiment that the run belongs to.
+        run_name: the run's name; None is the name of the run's folder.
+        tracking_uri: the address of a server or of a database, as `sqlite:///outputs/mlflow.db`;
+            None is the variable MLFLOW_TRACKING_URI, or `mlflow.db` in the run's folder.
+    """
+
+    needs_package = "mlflow"
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        experiment_name: str = "xftrain",
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+    ) -> None:
+        super().__init__(run_dir)
+        self.experiment_name, self.run_name = experiment_name, run_name or run_dir.name
+        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """The same with names that MLflow takes, as keys of a user's own may have others."""
+        super().begin({_OTHER.sub("_", key)[:_LONGEST]: value for key, value in config.items()})
+
+    def make(self) -> MLFlowLogger:
+        """Begins the run."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports its use by default
+        folder = self.run_dir.resolve()
+        uri = self.tracking_uri or f"sqlite:///{folder / 'mlflow.db'}"
+        place = None if self.tracking_uri else (folder / _FILES).as_uri()
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):  # which say how they make a database
+            logging.getLogger(name).setLevel(logging.WARNING)
+        client = MlflowClient(uri)
+        if client.get_experiment_by_name(self.experiment_name) is None:
+            client.create_experiment(self.experiment_name, artifact_location=place)
+        logger = MLFlowLogger(self.experiment_name, self.run_name, uri)
+        log.info("mlflow: run %s", logger.run_id)
+        if self.tracking_uri is None:
+            log.info("mlflow ui --backend-store-uri %s", shlex.quote(uri))
+        return logger
+
+    def send_text(self, tag: str, text: str, step: int) -> None:
+        """Adds a text file to the run."""
+        client: Any = self._logger.experiment
+        client.log_text(self._logger.run_id, text, f"{_OTHER.sub('_', tag)}.txt")
+
+    def end(self, *, is_whole: bool) -> None:
+        """Says how the run ended."""
+        client: Any = self._logger.experiment
+        client.set_terminated(self._logger.run_id, "FINISHED" if is_whole else "FAILED")
