@@ -11,10 +11,11 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from xftrain.config import Root, batch_size, compose, validate
+from xftrain.config import batch_size, compose, validate
 from xftrain.errors import ConfigError
 from xftrain.overrides import HYDRA_GROUPS, groups_in
 from xftrain.registry import PACKAGES, conf_dir
+from xftrain.root_schema import Root
 
 
 def _refusal(*overrides: str, **where) -> str:

@@ -6,7 +6,7 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from xftrain import config, registry
+from xftrain import config, registry, root_schema
 from xftrain.errors import ConfigError
 from xftrain.fields import MAX_INTEGER
 from xftrain.signatures import Field
@@ -36,8 +36,8 @@ OWNERS = {
         for group in registry.PACKAGES
         for name in registry.names(group)
     },
-    "the configuration": config._root_fields(config.Root),
-    "sample": config._root_fields(config.SampleRoot),
+    "the configuration": config._root_fields(root_schema.Root),
+    "sample": config._root_fields(root_schema.SampleRoot),
     "trainer": config._trainer_fields(),
     "model": registry.fields_of("xftrain.model", "GPT"),
 }
@@ -53,7 +53,7 @@ def test_an_integer_that_is_too_large_is_a_sentence(owner):
 
 
 def test_the_limit_itself_and_large_floats_are_taken():
-    fields = {"seed": config._root_fields(config.Root)["seed"], "rate": Field(float, 0.0)}
+    fields = {"seed": config._root_fields(root_schema.Root)["seed"], "rate": Field(float, 0.0)}
     values = {"seed": MAX_INTEGER, "rate": 2**70}
     assert check_fields("", fields, values, owner="x") == {"seed": MAX_INTEGER, "rate": 2.0**70}
 

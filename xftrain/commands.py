@@ -14,7 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from xftrain.config import DoctorRoot, InfoRoot, SampleRoot, root_of
+from xftrain.config import root_of
+from xftrain.root_schema import DoctorRoot, InfoRoot, SampleRoot
 
 _PLOTS = "torchmetrics.utilities.plot"
 

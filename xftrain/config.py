@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -17,7 +17,6 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.conf import HydraConf
 from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -35,7 +34,6 @@ from xftrain.config_checks import (
     check_trainer,
 )
 from xftrain.errors import ConfigError
-from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 from xftrain.layer_pattern import checked_layers
 from xftrain.overrides import (
     all_groups,
@@ -43,7 +41,6 @@ from xftrain.overrides import (
     refuse_long_names,
     refuse_other_text,
     sentence,
-    slug,
 )
 from xftrain.registry import (
     ENTRY_GROUPS,
@@ -55,6 +52,7 @@ from xftrain.registry import (
     names,
     words,
 )
+from xftrain.root_schema import DoctorRoot, InfoRoot, Root, SampleRoot
 from xftrain.signatures import Field, fields_of
 from xftrain.training.use_instead import use_instead
 from xftrain.values import check_fields, show
@@ -65,81 +63,6 @@ GUARD_KEYS = ("on_nonfinite", "max_skipped_steps")  # root keys of the NonFinite
 COMPOSITION_ERRORS = (
     *(HydraException, OmegaConfBaseException, yaml.YAMLError),
     *(ValueError, TypeError, RecursionError, MemoryError, OverflowError),
-)
-
-
-@dataclass
-class Root:
-    """The root keys; the only schema in the ConfigStore, where any other would be an option."""
-
-    seq: PositiveInt = 64
-    batch_tokens: PositiveInt = 4096
-    max_steps: PositiveInt = 400
-    seed: Seed = 0
-    compile: Any = False
-    matmul: Any = "auto"
-    deterministic: bool = False
-    ckpt: str | None = None
-    ckpt_allow: list[str] = field(default_factory=list)
-    on_nonfinite: Any = "stop"
-    max_skipped_steps: NonNegativeInt = 10
-    tags: list[str] = field(default_factory=list)
-    model: Any = MISSING
-    data: Any = MISSING
-    loss: Any = MISSING
-    optim: Any = MISSING
-    schedule: Any = MISSING
-    trainer: Any = MISSING
-    callbacks: Any = MISSING
-    logger: Any = MISSING
-
-
-@dataclass
-class DoctorRoot:
-    """The root keys of `--config-name doctor`, which trains nothing."""
-
-    accelerator: Any = "auto"
-    callbacks: Any = MISSING
-
-
-@dataclass
-class SampleRoot:
-    """The root keys of `--config-name sample`, which has its model and data from a checkpoint.
-
-    `model` holds the parts of a class of the user's own, which a checkpoint cannot bring.
-    """
-
-    ckpt: str | None = None
-    prompt: str | None = None
-    num_tokens: PositiveInt = 64
-    temperature: NonNegativeFloat = 0.8
-    top_k: PositiveInt | None = 40
-    seed: Seed = 0
-    accelerator: Any = "auto"
-    model: Any = field(default_factory=dict)
-
-
-@dataclass
-class InfoRoot(Root):
-    """The root keys of `--config-name info`: those of the run that it describes."""
-
-
-ConfigStore.instance().store(name="root_schema", node=Root)
-ConfigStore.instance().store(name="info_schema", node=InfoRoot)
-ConfigStore.instance().store(name="sample_schema", node=SampleRoot)
-ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
-# Hydra copies the whole store for each group that it lists, though what it loads is a copy anyway:
-# half of the time of --help.
-setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
-OmegaConf.register_new_resolver(
-    "xf.slug", lambda text: slug(redaction.hidden(str(text))), replace=True
-)
-OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
-OmegaConf.register_new_resolver("oc.decode", redaction.decode, replace=True)
-# a folder that `run_folders` makes where a run starts; naming it makes nothing
-OmegaConf.register_new_resolver("xf.new_folder", lambda path: path, replace=True)
-OmegaConf.register_new_resolver(
-    "xf.unless", lambda condition, value: None if condition else value, replace=True
 )
 
 

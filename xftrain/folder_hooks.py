@@ -14,12 +14,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from xftrain.config import DoctorRoot, SampleRoot, root_of
+from xftrain.config import root_of
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.folder_links import refuse_links
 from xftrain.folder_lock import release_reserved, reserve
 from xftrain.printable import one_line
 from xftrain.processes import rank
+from xftrain.root_schema import DoctorRoot, SampleRoot
 from xftrain.run_folder import refuse_trained, remember_hydra, restore_hydra
 
 _ENDING_S = 30.0  # for a job of an earlier sweep, whose end was not waited for, to save and end

@@ -27,9 +27,9 @@ from hydra.core.override_parser.types import (
     Sweep,
 )
 
-from xftrain.config import DoctorRoot, Root, SampleRoot
 from xftrain.overrides import HYDRA_GROUPS, all_groups
 from xftrain.registry import ENTRY_GROUPS, conf_dir
+from xftrain.root_schema import DoctorRoot, Root, SampleRoot
 
 MAX_JOBS = 100_000  # of one sweep
 _MAX_CHARACTERS = 20_000  # of one override

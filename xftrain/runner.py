@@ -18,10 +18,8 @@ from xftrain.compilation import end_compiling
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.config_tree import changes
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.interfaces import Batch
 from xftrain.kernels.matmul import disable_autotune, enable_autotune
 from xftrain.memory import is_out_of_memory, peak_memory_mib
-from xftrain.model import GPT
 from xftrain.neighboring_runs import differing_keys
 from xftrain.oom import out_of_memory
 from xftrain.peak.plan import plan_memory
@@ -35,6 +33,7 @@ from xftrain.results import (
     recorded,
     run_dir_for,
 )
+from xftrain.run_description import adds_rows, hparams_of, log_what_is_trained, resolved
 from xftrain.run_folder import RunFolder
 from xftrain.training import distributed, hardware
 from xftrain.training.callbacks.metrics import Metrics
@@ -58,7 +57,6 @@ from xftrain.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
-_NO_HPARAMS = ("callbacks", "logger", "ckpt", "ckpt_allow", "tags")
 _BAD_STATE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _HPARAM_METRICS = (
     "val/loss",
@@ -95,7 +93,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
             options = config.validate(cfg)
             shown = redaction.without_secrets(cfg, options)
             refuse_other_ranks(options["trainer"]["devices"])
-            folder.write_config(_resolved(cfg))
+            folder.write_config(resolved(cfg))
             log.info("%s", changes(shown, config.default_options()))
             with StopSignals() as stop:
                 prepared = prepare(options, shown, run_dir)
@@ -133,7 +131,7 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
     device, precision = prepared.device, prepared.precision
     torch.manual_seed(options["seed"])
     model = builder.assemble(options, prepared.vocab_size)
-    _say_what_is_trained(model, options, batch, device, precision)
+    log_what_is_trained(model, options, batch, device, precision)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["device"] = hardware.device_name(device)
     saved = saved_choices(prepared.ckpt, options["ckpt"], folder)
@@ -185,9 +183,9 @@ def _fit(prepared: Prepared, folder: RunFolder, result: dict[str, Any], stop: St
         typed = changed_overrides()
         for board in boards:
             first = differing_keys(run_dir, typed, is_job=is_multirun_job())
-            board.begin_hparams(_hparams(shown, typed), _HPARAM_METRICS, first)
+            board.begin_hparams(hparams_of(shown, typed), _HPARAM_METRICS, first)
 
-    is_same = _measures_more(options, run_dir)
+    is_same = adds_rows(options, run_dir)
     start = RunStart(folder, prepared.ckpt, loggers, is_same=is_same, on_begin=on_begin)
     loss = kind_of(prepared.loss, batch, prepared.vocab_size, device)
     ran_as = {"precision": precision, "attention kernel": kernel, "loss": loss}
@@ -259,16 +257,6 @@ def _restoring(ckpt: Path | None, module: TrainingModule) -> Iterator[None]:
         ) from error
 
 
-def _hparams(options: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
-    """What a run is made of, by dotted keys; the same keys in every run with the same options.
-
-    With what was typed and is no value of its own there, as `model` or `experiment`.
-    """
-    found = flat({key: value for key, value in options.items() if key not in _NO_HPARAMS})
-    more = {key: value for key, value in typed.items() if f"{key}.name" not in found}
-    return more | found
-
-
 def _finish(
     trainer: pl.Trainer, module: TrainingModule, keys: Mapping[str, Any]
 ) -> dict[str, float]:
@@ -286,39 +274,3 @@ def _finish(
             logger.log_metrics(baseline, step=trainer.global_step)
         logger.save()
     return module.latest | baseline
-
-
-def _say_what_is_trained(
-    model: GPT, options: Mapping[str, Any], batch: Batch, device: torch.device, precision: str
-) -> None:
-    num_params = sum(parameter.numel() for parameter in model.parameters())
-    rows, positions = batch.shape_BM
-    chosen = " ".join(
-        f"{group}={options['model'][group].get('name', 'custom')}"
-        for group in ("attn", "bias", "pos", "heads", "ffn", "norm")
-    )
-    if pattern := options["model"]["layers"]["pattern"]:
-        chosen += f" layers=[{','.join(pattern)}]"
-    log.info("model: %s parameters, %s", f"{num_params:,}", chosen)
-    log.info("batch: %d x %d tokens on %s, %s", rows, positions, device.type, precision)
-    if (devices := options["trainer"]["devices"]) > 1:
-        log.info("devices: %d, each with such a batch in each step", devices)
-    log.debug("%s", model)
-    if overfit_batches := options["trainer"]["overfit_batches"]:
-        log.info("overfitting: training batches, validated on as well: %d", overfit_batches)
-    if model.uninitialized:
-        log.info("kept their own initialization: %s", ", ".join(model.uninitialized))
-
-
-def _measures_more(options: Mapping[str, Any], run_dir: Path) -> bool:
-    """Whether this is a benchmark that adds to the rows in the folder."""
-    names = [callback.get("name") for callback in options["callbacks"].values()]
-    return any(map(registry.measures_times, names)) and (run_dir / "rows.jsonl").is_file()
-
-
-def _resolved(cfg: DictConfig) -> str:
-    """The resolved configuration, as typed; what `_target_` it has is the user's own."""
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
-    shown = redaction.without_secrets(cfg, {str(key): value for key, value in values.items()})
-    return OmegaConf.to_yaml(OmegaConf.create(shown))

@@ -27,9 +27,9 @@ from xftrain.benchmark.rows import RowStore, read_rows, write_csv
 from xftrain.benchmark.rule import judge
 from xftrain.benchmark.training import _DECISIVE, TrainCell
 from xftrain.benchmark.worker import Unsupported, outcome
-from xftrain.config import Root
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.root_schema import Root
 from xftrain.timing import in_turns
 
 CPU = torch.device("cpu")

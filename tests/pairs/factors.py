@@ -19,7 +19,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 from tests.pairs.values import NOT_A_FACTOR, VALUES
-from xftrain import config, registry
+from xftrain import config, registry, root_schema
 from xftrain.signatures import REQUIRED, Field, fields_of
 
 OWN_OPTIONS = Path(__file__).parent / "conf"  # options as a user brings them, with --config-dir
@@ -142,7 +142,7 @@ def _fields_of_option(group: str, option: str) -> Iterator[Factor]:
 def _root_keys() -> Iterator[Factor]:
     groups = {path.name for path in registry.conf_dir().iterdir() if path.is_dir()}
     written = _written("", "train")
-    for key, (annotation, default) in config._root_fields(config.Root).items():
+    for key, (annotation, default) in config._root_fields(root_schema.Root).items():
         if key not in groups:
             yield Factor(key, values_of(key, annotation, written.get(key, default)), key)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,13 +16,11 @@ from xftrain.benchmark.matmul import peak_tflops
 from xftrain.benchmark.pool import Pool
 from xftrain.benchmark.progress import Progress
 from xftrain.benchmark.rows import RowStore, as_lines
+from xftrain.benchmark.sweep_plan import Context, SweepPlan
 from xftrain.benchmark.tables import STATUS
 from xftrain.benchmark.verdict import TITLE, verdict
 from xftrain.benchmark.worker import Job
 from xftrain.processes import stops_raised
-
-if TYPE_CHECKING:
-    from xftrain.benchmark.sweep import Context, Sweep
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +29,7 @@ _MAX_PROCESSES, _PROCESS_GIB = 12, 1.0  # side by side on one GPU, and the memor
 _FORWARD_SHARE = 2 / 7  # of the operations of forward and backward together
 
 
-def run_sweeps(sweeps: Sequence[Sweep], context: Context) -> None:
+def run_sweeps(sweeps: Sequence[SweepPlan], context: Context) -> None:
     """Measures what has no row yet; rows, report and TensorBoard grow with every sweep.
 
     Raises:
@@ -45,11 +42,11 @@ def run_sweeps(sweeps: Sequence[Sweep], context: Context) -> None:
 
 
 class _Session:
-    def __init__(self, sweeps: Sequence[Sweep], context: Context) -> None:
+    def __init__(self, sweeps: Sequence[SweepPlan], context: Context) -> None:
         self.sweeps, self.context = sweeps, context
         self.on_gpu = context.device.type == "cuda"
         self.store = RowStore(context.run_dir, environment.row_fields(context.device))
-        self.shown: dict[str, tuple[type[Sweep], list[Row]]] = {}  # of this run, by sweep
+        self.shown: dict[str, tuple[type[SweepPlan], list[Row]]] = {}  # of this run, by sweep
         self.peaks: set[str] = set()  # products measured in this run
         for sweep in sweeps:
             if not sweep.resume:
@@ -90,7 +87,7 @@ class _Session:
         products = [job for job in jobs if job.cells[0].sweep == PEAK]
         return [job for job in products if job.cells[0].key not in self.peaks] + todo
 
-    def _measure(self, sweep: Sweep, jobs: Sequence[Job], pool: Pool) -> None:
+    def _measure(self, sweep: SweepPlan, jobs: Sequence[Job], pool: Pool) -> None:
         cells = [cell for job in jobs for cell in job.cells if cell.sweep == sweep.name]
         kept = self.store.kept()
         num_kept = sum(cell.key in kept for cell in cells)
@@ -119,7 +116,7 @@ class _Session:
             self._show(sweep, rows)
         log.info("%s: %s", sweep.name, count(rows))
 
-    def _show(self, sweep: Sweep, rows: Sequence[Row]) -> None:
+    def _show(self, sweep: SweepPlan, rows: Sequence[Row]) -> None:
         """Writes plots, report and TensorBoard, and logs the summary."""
         lines = [as_lines(row) for row in rows]
         figures = sweep.figures(lines) if rows else {}

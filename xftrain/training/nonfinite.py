@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ from xftrain.interfaces import LossSums
 from xftrain.training import distributed
 from xftrain.training.host_copies import AsyncHostCopy
 from xftrain.training.nonfinite_origin import NOT_AGAIN, origin
-
-if TYPE_CHECKING:
-    from xftrain.training.module import TrainingModule
+from xftrain.training.trained_module import TrainedModule
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +133,7 @@ class NonFiniteGuard:
         """Whether the next step needs a question before it, for the place to note it."""
         return len(self._steps) >= _MAX_STEPS
 
-    def start_readback(self, module: TrainingModule) -> None:
+    def start_readback(self, module: TrainedModule) -> None:
         """Has the device answer which of the noted steps were left out; does not wait for it.
 
         `finish_readback` is to follow before the next question.
@@ -150,7 +148,7 @@ class NonFiniteGuard:
         self._asked = _Question(self._steps, AsyncHostCopy(torch.cat([flags.flatten(), scale])))
         self._steps = []
 
-    def check(self, module: TrainingModule) -> None:
+    def check(self, module: TrainedModule) -> None:
         """Asks and is answered at once, for which it waits for the device.
 
         Raises:
@@ -160,7 +158,7 @@ class NonFiniteGuard:
         self.start_readback(module)
         self.finish_readback(module)
 
-    def end(self, module: TrainingModule) -> None:
+    def end(self, module: TrainedModule) -> None:
         """Looks at the last steps of a run.
 
         Raises:
@@ -173,7 +171,7 @@ class NonFiniteGuard:
                 "(all are IGNORED_LABEL, -100); give data with labels in its training batches."
             )
 
-    def finish_readback(self, module: TrainingModule, *, until: int | None = None) -> None:
+    def finish_readback(self, module: TrainedModule, *, until: int | None = None) -> None:
         """Ends the run where steps were left out that may not be, by the question there is.
 
         Args:
@@ -221,7 +219,7 @@ class NonFiniteGuard:
         )
 
 
-def _refuse_lost_scale(module: TrainingModule, step: int, scale: float) -> None:
+def _refuse_lost_scale(module: TrainedModule, step: int, scale: float) -> None:
     """GradScaler goes on for ever where each gradient is NaN, and every step is left out."""
     if scale >= _MIN_SCALE:
         return
@@ -237,7 +235,7 @@ def takes_flag(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def _found(module: TrainingModule, step: int) -> str:
+def _found(module: TrainedModule, step: int) -> str:
     """`origin`, of the first rank that has it: batches differ from rank to rank."""
     try:
         found = origin(module, step)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xftrain.training.step_sums import mean_labels
-
-if TYPE_CHECKING:
-    from xftrain.training.module import TrainingModule
+from xftrain.training.trained_module import TrainedModule
 
 NOT_AGAIN = "it did not come again when the step's batches were repeated"
 _NAMED = 3  # parameters in a message
 
 
-def origin(module: TrainingModule, step: int) -> str:
+def origin(module: TrainedModule, step: int) -> str:
     """Where NaN or inf comes from first, found by making the step's batches once more.
 
     Args:
@@ -38,7 +36,7 @@ def origin(module: TrainingModule, step: int) -> str:
 
 
 def _origin_in_batch(
-    module: TrainingModule, parameters: Mapping[str, Tensor], index: int
+    module: TrainedModule, parameters: Mapping[str, Tensor], index: int
 ) -> str | None:
     batch = module.stream.batch(index + module.data_offset).to(module.device)
     module.on_train_batch_start(batch, index)  # the same dropout

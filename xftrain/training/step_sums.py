@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from xftrain.interfaces import LossSums
 from xftrain.training import distributed
+from xftrain.training.trained_module import TrainedModule
 from xftrain.transfer import on_device
-
-if TYPE_CHECKING:
-    from xftrain.training.module import TrainingModule
 
 
 class StepSums:
@@ -41,7 +37,7 @@ class StepSums:
         module: whose steps they are.
     """
 
-    def __init__(self, module: TrainingModule) -> None:
+    def __init__(self, module: TrainedModule) -> None:
         self.module = module
         self.total: LossSums | None = None  # of the last whole step, over all ranks
         self._so_far: LossSums | None = None  # of this rank's micro-batches of the step under way

@@ -1,0 +1,67 @@
+"""A run in words: its configuration as typed, its hyperparameters, and what it trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from xftrain import redaction, registry
+from xftrain.interfaces import Batch
+from xftrain.model import GPT
+from xftrain.training.same_run import flat
+
+log = logging.getLogger(__name__)
+
+_NO_HPARAMS = ("callbacks", "logger", "ckpt", "ckpt_allow", "tags")
+
+
+def resolved(cfg: DictConfig) -> str:
+    """The resolved configuration, as typed; what `_target_` it has is the user's own."""
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    shown = redaction.without_secrets(cfg, {str(key): value for key, value in values.items()})
+    return OmegaConf.to_yaml(OmegaConf.create(shown))
+
+
+def hparams_of(options: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
+    """What a run is made of, by dotted keys; the same keys in every run with the same options.
+
+    With what was typed and is no value of its own there, as `model` or `experiment`.
+    """
+    found = flat({key: value for key, value in options.items() if key not in _NO_HPARAMS})
+    more = {key: value for key, value in typed.items() if f"{key}.name" not in found}
+    return more | found
+
+
+def log_what_is_trained(
+    model: GPT, options: Mapping[str, Any], batch: Batch, device: torch.device, precision: str
+) -> None:
+    """Logs the size of the model, its options, and the first batch."""
+    num_params = sum(parameter.numel() for parameter in model.parameters())
+    rows, positions = batch.shape_BM
+    chosen = " ".join(
+        f"{group}={options['model'][group].get('name', 'custom')}"
+        for group in ("attn", "bias", "pos", "heads", "ffn", "norm")
+    )
+    if pattern := options["model"]["layers"]["pattern"]:
+        chosen += f" layers=[{','.join(pattern)}]"
+    log.info("model: %s parameters, %s", f"{num_params:,}", chosen)
+    log.info("batch: %d x %d tokens on %s, %s", rows, positions, device.type, precision)
+    if (devices := options["trainer"]["devices"]) > 1:
+        log.info("devices: %d, each with such a batch in each step", devices)
+    log.debug("%s", model)
+    if overfit_batches := options["trainer"]["overfit_batches"]:
+        log.info("overfitting: training batches, validated on as well: %d", overfit_batches)
+    if model.uninitialized:
+        log.info("kept their own initialization: %s", ", ".join(model.uninitialized))
+
+
+def adds_rows(options: Mapping[str, Any], run_dir: Path) -> bool:
+    """Whether this is a benchmark that adds to the rows in the folder."""
+    names = [callback.get("name") for callback in options["callbacks"].values()]
+    return any(map(registry.measures_times, names)) and (run_dir / "rows.jsonl").is_file()
