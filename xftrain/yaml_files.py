@@ -12,8 +12,8 @@ import yaml
 from xftrain.errors import ConfigError
 
 _MAX_BYTES = 16 << 20  # of one file
-_MAX_PLACES = 20  # of a number in base 60
-_LONG_NUMBER = re.compile(rb"(?::[0-5]?[0-9]){%d}" % _MAX_PLACES).search
+# What PyYAML makes a number of, in time that grows with the square of its length.
+_LONG_NUMBER = re.compile(rb"[0-9](?:[0-9_]{0,99}:[0-9_]){20}").search
 _MAX_VALUES = 100_000  # of one file, once its aliases are written out
 
 
@@ -27,22 +27,22 @@ def refuse_yaml_bombs(folders: Sequence[Path]) -> None:
         ConfigError: the first such file.
     """
     for folder in folders:
-        for path in _files(folder):
-            if path.suffix in (".yaml", ".yml") and path.exists():
+        for path in _option_files(folder):
+            if path.exists() and not path.is_dir():
                 _check(path)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Files below a folder; as for Hydra, also those behind links to folders, each folder once."""
+def _option_files(folder: Path) -> Iterator[Path]:
+    """The files that Hydra could read, which follows links to folders as well."""
     known: set[tuple[int, int]] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True):
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in known:
+        if (status.st_dev, status.st_ino) in known:  # a link to a folder above it, or seen already
             folders.clear()
             continue
         known.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from (Path(place, name) for name in sorted(names))
+        yield from (Path(place, name) for name in sorted(files) if name.endswith((".yaml", ".yml")))
 
 
 def _check(path: Path) -> None:
@@ -51,11 +51,8 @@ def _check(path: Path) -> None:
     if path.stat().st_size > _MAX_BYTES:
         raise ConfigError(f"{path} must have at most {_MAX_BYTES >> 20} MiB, as options do.")
     content = path.read_bytes()
-    if _LONG_NUMBER(content):  # PyYAML takes a time that grows with the square of its length
-        raise ConfigError(
-            f"{path} has a number in base 60, as 1:20:30, of more than {_MAX_PLACES} places: "
-            "leave it out."
-        )
+    if _LONG_NUMBER(content):
+        raise ConfigError(f"{path} has a number in base 60 of many digits: put it in quotes.")
     if b"&" not in content or b"*" not in content:
         return
     try:
