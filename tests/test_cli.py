@@ -529,6 +529,6 @@ def test_a_shell_completes_dotted_and_slashed(command, monkeypatch, typed, offer
 
 
 def test_bash_learns_of_the_command(command):
-    assert "complete -o nospace -o default -F hydra_bash_completion xftrain" in (
+    assert "complete -o nospace -o default -F _xftrain_command xftrain" in (
         command("--shell-completion", "install=bash").out
     )

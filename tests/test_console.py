@@ -44,7 +44,7 @@ def test_a_message_cannot_forge_a_line_or_obey_the_terminal(secret):
 @pytest.mark.parametrize("message", ["%s", "text:\n%s"])
 def test_a_block_of_lines_keeps_them(message, secret):
     said = formatted(message, "a\n\tb " + secret + "\x1b[2J")
-    assert said.endswith("a\n\tb ${oc.env:PIN}\\x1b[2J")
+    assert said.endswith("a\n  \tb ${oc.env:PIN}\\x1b[2J")
 
 
 def test_a_traceback_has_no_secret_in_any_of_its_exceptions(secret):

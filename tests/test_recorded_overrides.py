@@ -224,9 +224,14 @@ def test_jobs_of_several_sweeps_are_counted_together():
         plain_overrides("train", ["seq=range(0,1000)", "seed=range(0,1000)"])
 
 
-def test_a_record_starts_no_crowd_and_is_not_read_without_end():
-    with pytest.raises(NotPlain, match="n_jobs=100000"):
-        plain_overrides("train", ["hydra.launcher.n_jobs=100000"])
+@pytest.mark.parametrize("key", ["launcher.n_jobs", "sweeper.n_jobs", "sweeper.n_trials"])
+@pytest.mark.parametrize("number", [3_000_000, -2, "true", "1.5", "null"])
+def test_a_record_starts_no_crowd(key: str, number: object):
+    with pytest.raises(NotPlain, match=f"{key}="):
+        plain_overrides("train", [f"hydra.{key}={number}"])
+
+
+def test_a_record_is_not_read_without_end():
     with pytest.raises(NotPlain, match="200,000 overrides"):
         plain_overrides("train", ["seed=1"] * 200_000)
 

@@ -118,3 +118,13 @@ def test_a_folder_whose_name_hydra_would_resolve_again_is_refused(command, tmp_p
     assert "must be a folder whose name has no ${" in one_sentence(ended, 2)
     assert (tmp_path / "precious").read_text() == "thesis"
     assert {path.name for path in tmp_path.iterdir()} == {"r_other", "precious"}
+
+
+@pytest.mark.parametrize("folder", ["file::x", "outputs/zip::x", "{here}/http::x"])
+def test_a_folder_whose_name_is_a_url_to_a_library_is_refused(
+    command: Command, tmp_path: Path, folder: str
+) -> None:
+    # Lightning wrote beside it, or failed with an HTTP client's traceback
+    named = f'hydra.run.dir="{folder.format(here=tmp_path)}"'
+    assert "must be a folder whose name has no ::" in one_sentence(command(named, "seq=8"), 2)
+    assert list(tmp_path.iterdir()) == []

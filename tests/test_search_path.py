@@ -28,12 +28,13 @@ NAMES = "hydra omegaconf antlr4 yaml torch numpy lightning lightning_utilities t
 tensorboard matplotlib tokenizers safetensors xformers triton pydantic annotated_types tqdm fsspec \
 pandas scipy psutil joblib cloudpickle optuna IPython liger_kernel bitsandbytes deepspeed sympy \
 torch_xla mlflow wandb comet_ml neptune litlogger transformer_engine habana_frameworks colorama \
-__future__ typing typing_extensions dataclasses json logging argparse subprocess socket decimal \
-difflib csv hmac hashlib secrets multiprocessing pickle selectors inspect ast copy shutil tempfile \
-sitecustomize usercustomize readline".split()
+__future__ typing typing_extensions dataclasses json logging argparse subprocess socket ctypes \
+decimal difflib csv hmac hashlib secrets multiprocessing pickle selectors inspect ast copy shutil \
+tempfile sitecustomize usercustomize readline".split()
 EVIL = "import pathlib\npathlib.Path({marker!r}).open('a').write(__name__ + ' ')\n"
 MINE = """
-import os, sys
+import os, subprocess, sys
+from multiprocessing import resource_tracker
 import helper
 from lightning.pytorch import Callback
 
@@ -41,8 +42,14 @@ from lightning.pytorch import Callback
 class Mine(Callback):
     def __init__(self):
         assert os.getcwd() not in sys.path and helper.x == 1
-        assert "PYTHONSAFEPATH" not in os.environ
         open("made", "w").close()
+
+    def on_train_start(self, trainer, pl_module):
+        # as torch's compiler asks what the CPU can do, and as multiprocessing starts what it needs
+        asked = "import sys; from ctypes import cdll; sys.exit(sys.path[0] == '')"
+        subprocess.run([sys.executable, "-c", asked], check=True)
+        resource_tracker.ensure_running()
+        resource_tracker._resource_tracker._stop()  # waits for its end
 """
 
 
@@ -281,14 +288,7 @@ def test_children_do_not_see_the_working_folder(
     monkeypatch.setattr(search_path, "_IS_REFUSED", False)
     ours = search_path.variables_of_children()
     assert ours == {"PYTHONSAFEPATH": "1", "XFTRAIN_SAFE_PATH": "1"}
-    for name, value in ours.items():
-        monkeypatch.setenv(name, value)
-    search_path.forget_variables()
-    assert not ours.keys() & os.environ.keys()
-    monkeypatch.setattr(search_path, "_IS_REFUSED", True)
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")
-    search_path.forget_variables()
-    assert os.environ["PYTHONSAFEPATH"] == "1"  # the user's own
+    monkeypatch.setattr(search_path, "_IS_REFUSED", True)  # the user's own
     assert search_path.variables_of_children() == {"PYTHONSAFEPATH": "1"}
     monkeypatch.chdir(ROOT)
     assert search_path.variables_of_children() == {}

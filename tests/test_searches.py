@@ -119,6 +119,8 @@ def test_a_parameter_may_be_dotted_and_may_be_typed(
         ("seq=choice(8,abc)", "seq must be an integer >= 1, got 'abc'."),
         ("hydra.sweeper.storage=nowhere", "hydra.sweeper.storage=nowhere cannot be opened ("),
         ("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_slurm needs a Slurm cluster, "),
+        ("hydra.sweeper.n_jobs=-1", "hydra.sweeper.n_jobs must be an integer from 1 to "),
+        ("hydra.sweeper.n_trials=3000000", "n_trials must be an integer from 1 to 100,000, got "),
         ("hydra.sweeper.direction=up", "Please set either 'minimize' or 'maximize' to direction."),
     ],
 )

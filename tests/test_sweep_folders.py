@@ -44,6 +44,15 @@ def test_a_foreign_sweep_needs_a_word(command: Command, jobs: Jobs, tmp_path: Pa
     assert command("resume_sweep=sweep").code == 0  # now it is of this user
 
 
+def test_no_override_hides_another_in_the_question(command: Command, tmp_path: Path) -> None:
+    long = f"tags=[{','.join(['harmless'] * 200)}]"
+    paths = ["data=text", "data.path=/root/.ssh", "data.follow_links=True"]
+    _record(tmp_path / "sweep", long, *[f"seed={n}" for n in range(300)], *paths, "max_steps=7")
+    said = one_sentence(command("resume_sweep=sweep"), 2)
+    assert f"would run --config-name train {' '.join(paths)} tags=[harmless" in said
+    assert "max_steps=7: repeat its whole command" in said and len(said) < 6_000
+
+
 @pytest.mark.parametrize("typed", ["trust_sweep=true", "trust_sweep=maybe", "trust_sweep="])
 def test_the_word_alone_is_refused(command: Command, typed: str) -> None:
     assert "trust_sweep must be true or false" in one_sentence(command(typed), 2)

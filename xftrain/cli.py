@@ -11,6 +11,7 @@ import gc
 import logging
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -39,7 +40,7 @@ from xftrain.hydra_files import hide_in_files
 from xftrain.job_config import described
 from xftrain.overrides import all_groups, as_typed, sentence
 from xftrain.plot_settings import ignore_working_folder
-from xftrain.printable import one_line
+from xftrain.printable import one_line, short_line
 from xftrain.processes import (
     check_rank_variables,
     die_with_parent,
@@ -58,7 +59,9 @@ log = logging.getLogger(__name__)
 
 _last_words: Path | None = None  # of a sweep's job: the file for its sentence
 # Flags of commands whose output is all there is of them.
-_PRINTING = {"--version", "--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
+_PRINTING = re.compile(  # as Python's argparse takes them, also shortened
+    r"--(v|he|hy|cf|i).*|-[hi].*|-c(job|hydra|all)?"
+).fullmatch
 
 
 class JobFailed(Exception):
@@ -71,8 +74,8 @@ class JobFailed(Exception):
 
 def main() -> int:
     """Runs the command in `sys.argv` and returns its exit code."""
-    is_printing = not _PRINTING.isdisjoint(word.partition("=")[0] for word in sys.argv[1:])
-    with safe_streams() as lost:
+    is_printing = any(map(_PRINTING, sys.argv[1:]))
+    with safe_streams(is_printing=is_printing) as lost:
         code = _run_command()
     return code or int(is_printing and bool(lost))
 
@@ -208,9 +211,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         if rank() == 0:  # a first line, before seconds of imports
             is_below = run_dir.is_relative_to(Path.cwd())
             log.info("run folder: %s", run_dir.relative_to(Path.cwd()) if is_below else run_dir)
-        command = _imported(cfg)
-        search_path.forget_variables()
-        return command(cfg, run_dir)
+        return _imported(cfg)(cfg, run_dir)
 
 
 def _imported(cfg: DictConfig) -> Command:
@@ -250,7 +251,7 @@ def _end_of_sweep(lost: Exception | None = None) -> int:
         return 0
     rows = sweep_table.write_summary(folder)
     failed = [row for row in rows if row["status"] != "completed"]
-    sys.stdout.write(f"{sweep_table.table(rows)}\n{folder / 'summary.csv'}\n")
+    sys.stdout.write(f"{sweep_table.table(rows)}\n{one_line(str(folder / 'summary.csv'))}\n")
     _draw(rows, folder)
     if lost is not None:
         reason = first_line(lost).rstrip(".")
@@ -272,7 +273,7 @@ def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
         from xftrain import sweep_plot  # imports matplotlib
 
         if path := sweep_plot.draw(rows, folder):
-            sys.stdout.write(f"{path}\n")
+            sys.stdout.write(f"{one_line(str(path))}\n")
     except Exception as error:
         said = " ".join(str(error).split())
         say(f"warning: no {folder / 'summary.png'} ({type(error).__name__}: {said}).")
@@ -304,5 +305,5 @@ def _end(said: str, code: int) -> int:
     if _last_words is None:
         say(said)
     else:  # of a job, the sweep says it
-        replace_text(_last_words, one_line(hidden(said)))
+        replace_text(_last_words, short_line(hidden(said)))
     return code

@@ -1,8 +1,9 @@
 """What a shell is told when it completes a command line.
 
-Hydra completes `model/attn=` alone, not `model.attn=`, and names files as they are. Its shell
-function hands every word to `compgen -W`, which runs the commands in it: `$(...)` and backquotes
-of a file name in a foreign folder.
+Hydra completes `model/attn=` alone, not `model.attn=`, and names files as they are. A shell's
+function hands every word to `compgen -W`, which runs the commands in it: `$(...)` and backquotes of
+a file name in a foreign folder. Hydra's own function also runs whatever program stands first in the
+line, and, after `python`, any file: the functions here ask the installed xftrain alone.
 """
 
 from __future__ import annotations
@@ -18,15 +19,69 @@ from collections.abc import Callable, Collection, Iterator
 # beginning. Other names have to be typed.
 _HARMLESS = re.compile(r"[\w./=,+@:%-][\w./=,+@:%~-]*").fullmatch
 _QUERY = re.compile(r"query=(bash|zsh|fish)").fullmatch
+_INSTALL = re.compile(r"(install|uninstall)=(bash|zsh|fish)").fullmatch
+
+# Bash gives a function the command and the word that is completed; so does zsh's bashcompinit.
+_BASH = """_xftrain_complete() {
+    local line="xftrain${COMP_LINE#*xftrain}" choices
+    choices=$(PYTHONSAFEPATH=1 COMP_LINE="$line" command "${@:2}" -sc query=bash 2> /dev/null)
+    COMPREPLY=($(compgen -W "$choices" -- "$1"))
+}
+_xftrain_command() {
+    COMPREPLY=()
+    [ "$1" = xftrain ] && _xftrain_complete "$2" xftrain
+    return 0
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F _xftrain_command xftrain
+"""
+# `-P` and the variable keep Python from looking for xftrain in the working folder.
+_BASH_MODULE = """_xftrain_module() {
+    COMPREPLY=()
+    case "$COMP_LINE" in
+        "python -m xftrain "* | "python3 -m xftrain "*)
+            if [ "$1" = python ] || [ "$1" = python3 ]; then
+                _xftrain_complete "$2" "$1" -P -m xftrain
+            fi ;;
+    esac
+    return 0
+}
+complete -o nospace -o default -F _xftrain_module python python3
+"""
+_BASH_GONE = """complete -r xftrain
+unset -f _xftrain_complete _xftrain_command
+"""
+_BASH_MODULE_GONE = """complete -r python python3
+unset -f _xftrain_module
+"""
+_FISH = """function _xftrain_complete
+    set -l words (commandline -cpo)
+    test "$words[1]" = xftrain; or return
+    set -lx COMP_LINE (commandline -cp)
+    set -lx PYTHONSAFEPATH 1
+    command xftrain -sc query=fish 2> /dev/null
+end
+complete -c xftrain -x -a '(_xftrain_complete)'
+"""
+_FISH_GONE = """complete -e -c xftrain
+functions -e _xftrain_complete
+"""
 
 
 @contextlib.contextmanager
 def safe_completion(groups: Callable[[], Collection[str]]) -> Iterator[None]:
     """While Hydra answers a shell, the answer has harmless words alone, and knows dotted groups.
 
+    What a shell is to evaluate once, for `install=`, is put in the place of Hydra's answer.
+
     Args:
         groups: gives the slashed names of all groups; called where a shell asks.
     """
+    if found := next(filter(None, map(_INSTALL, sys.argv[1:])), None):
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+        sys.stdout.write(_script(*found.groups()))
+        return
     if not any(map(_QUERY, sys.argv[1:])):
         yield
         return
@@ -47,3 +102,13 @@ def safe_completion(groups: Callable[[], Collection[str]]) -> Iterator[None]:
         text = text.replace(f"{group}=", f"{dotted}=") if is_dotted else text
         words = [word for word in re.split(r"[ \t\n]+", text) if _HARMLESS(word)]
         sys.stdout.write(("\n" if "query=fish" in sys.argv else " ").join(words) + "\n")
+
+
+def _script(action: str, shell: str) -> str:
+    """What `install=` and `uninstall=` have a shell evaluate."""
+    if shell == "fish":
+        return _FISH if action == "install" else _FISH_GONE
+    is_module = os.path.basename(sys.argv[0]) == "__main__.py"  # python -m xftrain
+    if action == "install":
+        return _BASH + (_BASH_MODULE if is_module else "")
+    return _BASH_GONE + (_BASH_MODULE_GONE if is_module else "")

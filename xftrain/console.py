@@ -15,13 +15,14 @@ import os
 import sys
 import traceback
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from xftrain.files import open_plain
-from xftrain.printable import one_line, printable
+from xftrain.printable import block, printable, short_line
 from xftrain.redaction import hidden
 
 _ASCII = "xftrain.ascii"  # an error handler of codecs
@@ -33,7 +34,7 @@ class SafeFormatter(logging.Formatter):
     """Formats a record without secrets and control characters, in its traceback too.
 
     A message is one line, whatever is put into it. One whose own text has line breaks, or that is
-    nothing but `%s`, as a table, keeps them.
+    nothing but `%s`, as a table, keeps them, and indents all lines but the first.
     """
 
     def __init__(self, *args: Any, inner: logging.Formatter | None = None, **kwargs: Any) -> None:
@@ -46,14 +47,14 @@ class SafeFormatter(logging.Formatter):
         template = str(record.msg)
         is_block = template == "%s" or "\n" in template
         text = hidden(record.getMessage())
-        safe.msg, safe.args = printable(text) if is_block else one_line(text), ()
+        safe.msg, safe.args = block(text) if is_block else short_line(text), ()
         if record.exc_info and record.exc_info[0] is not None:
             lines = traceback.format_exception(*record.exc_info)
-            safe.exc_text = printable(hidden("".join(lines).rstrip("\n")))
+            safe.exc_text = block(hidden("".join(lines).rstrip("\n")))
         elif record.exc_text:
-            safe.exc_text = printable(hidden(record.exc_text))
+            safe.exc_text = block(hidden(record.exc_text))
         if record.stack_info:
-            safe.stack_info = printable(hidden(record.stack_info))
+            safe.stack_info = block(hidden(record.stack_info))
         return super().format(safe) if self._inner is None else self._inner.format(safe)
 
 
@@ -112,13 +113,13 @@ class _Stream:
     it is full.
     """
 
-    def __init__(self, stream: TextIO, name: str) -> None:
-        self._stream, self._name = stream, name
+    def __init__(self, stream: TextIO, name: str, *, is_printing: bool = False) -> None:
+        self._stream, self._name, self._is_printing = stream, name, is_printing
         self.error: OSError | None = None
 
     def write(self, text: str) -> int:
         try:
-            self._stream.write(hidden(text))
+            self._stream.write(printable(hidden(text)) if self._is_printing else hidden(text))
         except OSError as error:
             self._give_up(error)
         return len(text)
@@ -148,22 +149,29 @@ class _Stream:
 
 
 @contextmanager
-def safe_streams() -> Iterator[list[OSError]]:
+def safe_streams(*, is_printing: bool = False) -> Iterator[list[OSError]]:
     """Makes standard output and error safe; yields what kept output from being written, if any.
 
     A character that the locale cannot encode is replaced by one of ASCII, or by its escape.
+
+    Args:
+        is_printing: the command is one that prints text, such as `--help`, and draws nothing: its
+            control characters are shown escaped.
     """
     _open_closed()
     lost: list[OSError] = []
     before = sys.stdout, sys.stderr
-    out, err = _Stream(sys.stdout, "standard output"), _Stream(sys.stderr, "standard error")
+    out = _Stream(sys.stdout, "standard output", is_printing=is_printing)
+    err = _Stream(sys.stderr, "standard error")
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ASCII)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    shown_before, warnings.showwarning = warnings.showwarning, _show_warning
     try:
         yield lost
     finally:
+        warnings.showwarning = shown_before
         for stream in (out, err):
             stream.flush()
         lost += [out.error] if out.error and out.error.errno not in _NO_READER else []
@@ -179,13 +187,27 @@ def protect_handlers() -> None:
 
 def say(text: str) -> None:
     """Writes one sentence to standard error."""
-    sys.stderr.write(f"xftrain: {one_line(hidden(text))}\n")
+    sys.stderr.write(f"xftrain: {short_line(hidden(text))}\n")
     sys.stderr.flush()
 
 
 def show_traceback(error: BaseException) -> None:
     """Writes a traceback to standard error."""
-    sys.stderr.write(printable(hidden("".join(traceback.format_exception(error)))))
+    text = "".join(traceback.format_exception(error)).rstrip("\n")
+    sys.stderr.write(f"{block(hidden(text))}\n")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Writes a warning of Python's, as a library raises it for whatever it was given."""
+    said = warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(f"{block(hidden(said.rstrip()))}\n")
 
 
 @contextmanager

@@ -70,7 +70,16 @@ def _folder(config: DictConfig, key: str) -> Path | None:
             f"{key} must be a folder whose name has no ${{, got {one_line(name)}: Hydra would put "
             "a value in its place; choose or rename the folder."
         )
-    return None if "\0" in name else Path(name)
+    if "\0" in name:
+        return None
+    path, here = Path(name), Path.cwd()
+    below = path.relative_to(here) if path.is_relative_to(here) else path
+    if "::" in str(below) and not below.is_absolute():  # a path in an archive to fsspec
+        raise SweepRefused(
+            f"{key} must be a folder whose name has no ::, got {one_line(name)}: Lightning would "
+            "take it for a URL; choose or rename the folder."
+        )
+    return path
 
 
 def _reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:

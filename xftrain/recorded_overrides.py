@@ -33,7 +33,7 @@ from xftrain.root_schema import DoctorRoot, Root, SampleRoot
 
 MAX_JOBS = 100_000  # of one sweep
 _MAX_CHARACTERS = 20_000  # of one override
-_MOST_PROCESSES = 64
+MAX_PROCESSES = max(64, os.cpu_count() or 1)  # side by side
 _MAX_OVERRIDES = 1_000  # each takes Hydra's parser some milliseconds
 _ROOTS = {"doctor": DoctorRoot, "sample": SampleRoot}
 _NAME = r"[A-Za-z]\w*"  # no underscore first: _target_, _args_ and the like name code
@@ -42,6 +42,12 @@ _WORD = re.compile(r"\w[\w-]*", re.ASCII)  # an option; a path would lead out of
 _GLOB = re.compile(r"[\w*?-]+", re.ASCII)
 # What Hydra's own keys may be set to: nothing that names code, a folder or a command.
 _HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
+_NUMBERS = {  # all are drawn or started before the first job
+    "hydra/launcher/n_jobs": (-1, MAX_PROCESSES),
+    "hydra/sweeper/n_jobs": (1, MAX_PROCESSES),
+    "hydra/sweeper/n_trials": (1, MAX_JOBS),
+    "hydra/sweeper/max_trials": (1, MAX_JOBS),
+}
 _HYDRA_KEYS = re.compile(
     r"hydra\.launcher\.n_jobs"
     r"|hydra\.sweeper\.(n_trials|n_jobs|max_trials|study_name|direction|seed|sampler\.seed)"
@@ -132,11 +138,9 @@ def _check_key(override: Override, known: set[str], groups: set[str]) -> None:
 
 def _check_value(override: Override, groups: set[str]) -> None:
     value, group = override.value(), override.key_or_group.replace(".", "/")
-    # joblib starts so many processes at once, before the first job
-    if group == "hydra/launcher/n_jobs" and not (
-        type(value) is int and -1 <= value <= max(_MOST_PROCESSES, os.cpu_count() or 1)
-    ):
-        raise NotPlain(f"hydra.launcher.n_jobs={value}, which starts as many processes")
+    least, most = _NUMBERS.get(group, (None, 0))
+    if least is not None and not (type(value) is int and least <= value <= most):
+        raise NotPlain(f"{override.key_or_group}={value}, which is at most {most:,}")
     strings = list(_strings(value))
     joined = "".join(strings)
     # together they make an interpolation, however they are escaped or put together later

@@ -25,7 +25,7 @@ from xftrain.interfaces import Vocabulary
 from xftrain.layer_pattern import layer_names
 from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
-from xftrain.printable import printable
+from xftrain.printable import one_line, printable
 from xftrain.results import recorded, run_dir_for
 from xftrain.run_folder import RunFolder, refuse_trained
 from xftrain.training import hardware
@@ -80,7 +80,7 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         prompt = vocabulary.decode(prompt_BM[0].tolist())
         added = vocabulary.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
         shown = redaction.hidden(printable(with_marks(prompt, added)))
-        log.info("step %d of %s:\n%s", held["global_step"], asked["ckpt"], shown)
+        log.info("step %d of %s:\n%s", held["global_step"], one_line(asked["ckpt"]), shown)
         folder.begin_anew()
         replace_text(run_dir / "sample.txt", shown + "\n")
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)

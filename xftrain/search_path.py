@@ -137,13 +137,11 @@ def _importer() -> "tuple[str, str]":
 
 
 def variables_of_children() -> dict[str, str]:
-    """With these variables, Python processes that are started do not see the working folder."""
+    """With these variables, Python processes that are started do not see the working folder.
+
+    They hold for the whole command: libraries start Python programs of their own at any time, as
+    torch's compiler does with `python -c`, for which Python looks in the working folder first.
+    """
     if os.getcwd() == _HOME:  # where they find this package
         return {}
     return {_SAFE: "1"} if _IS_REFUSED else {_SAFE: "1", _OURS: "1"}
-
-
-def forget_variables() -> None:
-    """Takes them away again: a class of the user's own may start Python programs as usual."""
-    if os.environ.pop(_OURS, None):
-        os.environ.pop(_SAFE, None)

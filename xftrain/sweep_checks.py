@@ -22,7 +22,7 @@ from xftrain.config import COMPOSITION_ERRORS
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.overrides import all_groups, as_typed, normalise_argv, sentence
 from xftrain.processes import is_rank
-from xftrain.recorded_overrides import MAX_JOBS, num_values
+from xftrain.recorded_overrides import MAX_JOBS, MAX_PROCESSES, num_values
 from xftrain.sweep_record import RESUME, is_resumed
 
 
@@ -69,6 +69,7 @@ def _checked(config: DictConfig) -> bool:
     _check_number(overrides)
     if choices.get("hydra/sweeper") != "optuna":
         return False
+    _check_size(sweeper)
     storage = sweeper.storage
     if is_resumed():
         _check_resumed(storage, OmegaConf.select(sweeper, "sampler.seed"))
@@ -99,6 +100,16 @@ def _check_number(overrides: Mapping[str, Override]) -> None:
             f"a sweep must have at most {MAX_JOBS:,} jobs, and {key} alone has {numbers[key]:,.0f} "
             "values: leave some out."
         )
+
+
+def _check_size(sweeper: DictConfig) -> None:
+    """Refuses more trials than could be listed, all of which may be drawn before the first."""
+    for key, most in {"n_trials": MAX_JOBS, "n_jobs": MAX_PROCESSES}.items():
+        number = sweeper.get(key)
+        if number is not None and not 1 <= number <= most:
+            raise ConfigError(
+                f"hydra.sweeper.{key} must be an integer from 1 to {most:,}, got {number}."
+            )
 
 
 def _check_resumed(storage: str | None, seed: int | None) -> None:

@@ -6,6 +6,7 @@ Imports no torch: every command imports this.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ _RECORD = ".sweep.json"
 _OWN = ("command-line", "hydra.searchpath in main", "hydra.searchpath in command-line")
 # Overrides that are about the sweep rather than about a job, or about what is run.
 MODE = ("hydra.mode", "hydra.run", "hydra.sweep.dir", "hydra.output_subdir")
-_SHOWN = 300  # characters of a record's overrides in a sentence
+_SHOWN, _EACH = 300, 60  # characters of what a record holds, and of an override, in a sentence
+# Keys that say what a run reads.
+_READS = re.compile(r"ckpt|data|.*(path|dir|file|storage|links)", re.ASCII).fullmatch
 
 
 def record_of(config: DictConfig) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> li
             f"({_short(str(reason))}): {again}."
         ) from reason
     if not is_trusted and not has_valid_seal(record, folder):
-        shown = _short(" ".join(["--config-name", name, *command]))
+        shown = _listed(name, command)
         raise ConfigError(
             f"the sweep in {str(folder)!r} was not recorded by this user on this machine, or not "
             f"in this folder, and its record would run {shown}: {again}, or add {TRUST}=true, with "
@@ -149,9 +152,20 @@ def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> li
     return ["--config-name", name, *command]
 
 
-def _short(text: str) -> str:
+def _listed(name: str, command: Sequence[str]) -> str:
+    """All that would run, each value cut by itself: a long one must not hide those after it.
+
+    What is read from a place that the record names comes first.
+    """
+    reads = [one for one in command if _READS(_key(one))]
+    others = [one for one in command if one not in reads]
+    cut = [*(_short(one) for one in reads), *(_short(one, _EACH) for one in others)]
+    return " ".join(["--config-name", name, *cut])
+
+
+def _short(text: str, most: int = _SHOWN) -> str:
     text = one_line(hidden(text))  # before it is cut: the halves of a secret are not found
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def is_resumed() -> bool:

@@ -118,3 +118,23 @@ def test_a_figure_without_end_is_not_written_out() -> None:
         **{"a": 1.0, "b": None, "c": "[1, 'x']", "d": True}
     }
     assert tables.figure(1e300) == "1.0e+300" and tables.figure(123456.0) == "123,456"
+
+
+def test_no_name_of_a_plot_that_was_there_is_more_than_a_name_in_the_report(tmp_path: Path) -> None:
+    plots = tmp_path / "b" / "plots"
+    plots.mkdir(parents=True)
+    # entities stand for slashes, which a name cannot have
+    for name in (
+        "<img src=&#47;&#47;evil>",
+        "x\n\n# Forged\n\n[c](&#47;e)\n",
+        "\x1b]0;EVIL\x07",
+        "ä",
+    ):
+        (plots / f"own-{name}.png").touch()
+    (plots / "own-time.png").touch()
+    _show(tmp_path / "b", {})
+    report = (tmp_path / "b" / "report.md").read_text()
+    assert [line for line in report.splitlines() if "own-" in line] == [
+        "![own-time](plots/own-time.png)"
+    ]
+    assert "Forged" not in report and "\x1b" not in report

@@ -1,10 +1,16 @@
-"""A folder of somebody else's whose `metrics.csv` is no such file."""
+"""A folder of somebody else's whose `metrics.csv` or `rows.jsonl` is no such file."""
 
 from __future__ import annotations
 
+import os
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
-from xftrain.errors import RunError
+from xftrain.benchmark.rows import read_rows
+from xftrain.errors import ConfigError, RunError
 from xftrain.training.loggers.csv import CSV
 
 
@@ -25,3 +31,54 @@ def test_lines_without_a_cell_for_each_column_are_no_rows(tmp_path):
     assert logger.position() == 1
     logger.cut_back(3, None)
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == [whole.strip()]
+
+
+@contextmanager
+def at_most(num_bytes: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < num_bytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.fault("hostile records")
+def test_rows_take_no_memory_while_they_are_counted_and_cut_back(tmp_path):
+    # 12 MB took 1.2 GB
+    path, num_rows = tmp_path / "metrics.csv", 20_000
+    path.write_text("step\n" + "1\n" * num_rows)
+    logger = CSV(tmp_path)
+    with at_most(2 << 20):
+        assert logger.position() == num_rows
+        logger.cut_back(3, num_rows - 1)
+        logger.close()
+        logger.experiment.log_metrics({"new": 1}, 2)
+    assert logger.position() == num_rows
+    assert path.read_bytes().startswith(b"new,step\r\n,1\r\n")
+    assert path.read_bytes().endswith(b",1\r\n1,2\r\n")
+
+
+@pytest.mark.fault("hostile records")
+def test_records_that_no_run_wrote_end_in_a_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.csv"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with at_most(16 << 20), pytest.raises(RunError, match="a line of more than"):
+        CSV(tmp_path).position()
+    path.write_text("step\n" + "1\n" * 20)
+    monkeypatch.setattr("xftrain.training.loggers.csv._MAX_ROWS", 10)
+    with pytest.raises(RunError, match="more than 10 rows.*: move the file away"):
+        CSV(tmp_path).position()
+    monkeypatch.setattr("xftrain.training.loggers.csv._MAX_BYTES", 10)
+    with pytest.raises(RunError, match="more than 10 bytes"):
+        CSV(tmp_path).cut_back(1, None)
+
+
+@pytest.mark.fault("hostile records")
+@pytest.mark.parametrize("content", ["{}\n" * 1_001, " " * (2 << 20) + "{}\n"])
+def test_rows_of_a_benchmark_without_end_are_refused(tmp_path, monkeypatch, content):
+    monkeypatch.setattr("xftrain.benchmark.rows._MOST_ROWS", 1_000)
+    (tmp_path / "rows.jsonl").write_text(content)
+    with at_most(32 << 20), pytest.raises(ConfigError, match="more than .*: delete it"):
+        read_rows(tmp_path)

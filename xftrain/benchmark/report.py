@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PLOTS = "plots"
+# A name that Markdown takes for nothing but a name; others in the folder are no plots of ours.
+_is_harmless = re.compile(r"[\w.+=-]+", re.ASCII).fullmatch
 Shown = Mapping[str, tuple[Any, Sequence[Row]]]  # the class of a sweep and its rows, by its name
 
 
@@ -73,7 +76,8 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
             continue  # a class of the user's own that is not part of this run: see rows.jsonl
         peak = peak_tflops(rows, own[0].get("dtype") if own else None)
         parts += [f"## {kind.title}", kind.section([as_markdown(row) for row in own], peak)]
-        plots = sorted((run_dir / _PLOTS).glob(f"{name}-*.png"))
+        found_plots = (run_dir / _PLOTS).glob(f"{name}-*.png")
+        plots = sorted(plot for plot in found_plots if _is_harmless(plot.name))
         parts += [f"![{plot.stem}]({_PLOTS}/{plot.name})" for plot in plots]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -12,13 +12,14 @@ from typing import Any, get_args
 
 from xftrain.benchmark.cells import Row, Status
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.files import open_plain, read_plain, replace_text
+from xftrain.files import open_plain, replace_text
 from xftrain.markdown import escaped
 from xftrain.printable import one_line
 from xftrain.spreadsheet import csv_text
 
 FILE = "rows.jsonl"
-_MOST_BYTES = 1 << 30
+# Of a file of rows, a row of which has some KiB; values in memory take many times their bytes.
+_MOST_BYTES, _MOST_ROWS, _MOST_BYTES_OF_ROW = 16 << 20, 100_000, 1 << 20
 _LARGEST = 1 << 62  # bytes, tokens or repetitions; no row has more
 _MAX_CHARACTERS = 1000  # of a text that is shown
 _STATUSES = get_args(Status)
@@ -34,18 +35,8 @@ def read_rows(run_dir: Path) -> list[Row]:
     Raises:
         ConfigError: the file is damaged.
     """
-    path = run_dir / FILE
-    try:
-        lines = read_plain(path, _MOST_BYTES).decode("utf-8").split("\n")
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({one_line(str(error))}): delete it, or choose another "
-            "hydra.run.dir."
-        ) from error
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # a finished line ends with a newline
+    path, rows = run_dir / FILE, []
+    for number, line in enumerate(_lines(path), start=1):
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
@@ -57,6 +48,33 @@ def read_rows(run_dir: Path) -> list[Row]:
             ) from None
         rows.append({one_line(name): _plain(value) for name, value in row.items()})
     return rows
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The finished lines, which end with a newline; none where there is no file.
+
+    Raises:
+        ConfigError: it cannot be read, or has more than a benchmark writes.
+    """
+    try:
+        with open_plain(path) as file:
+            num_rows = num_bytes = 0
+            while (line := file.readline(_MOST_BYTES_OF_ROW)).endswith(b"\n"):
+                num_rows, num_bytes = num_rows + 1, num_bytes + len(line)
+                if num_rows > _MOST_ROWS or num_bytes > _MOST_BYTES:
+                    raise ValueError(
+                        f"it has more than {_MOST_ROWS:,} rows or {_MOST_BYTES:,} bytes"
+                    )
+                yield line.decode("utf-8")
+            if len(line) == _MOST_BYTES_OF_ROW:
+                raise ValueError(f"it has a row of more than {_MOST_BYTES_OF_ROW:,} bytes")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({one_line(str(error))}): delete it, or choose another "
+            "hydra.run.dir."
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,9 @@ _NAMES: dict[type[torch.optim.Optimizer], tuple[set[str], ...]] = {
 # Settings of torch's optimizers that are always today's, also of an optimizer of the user's own.
 _FLAGS = {"amsgrad", "capturable", "centered", "decoupled_weight_decay", "differentiable"}
 _FLAGS |= {"foreach", "fused", "maximize", "nesterov"}
-_SCALER, _LARGEST_SCALE = "MixedPrecision", 2.0**64  # Lightning's name of its state
+# Lightning's names of the scaler's state, the second of former versions, which it reads as well.
+_SCALER, _SCALERS = "MixedPrecision", ("MixedPrecision", "native_amp_scaling_state")
+_LARGEST_SCALE = 2.0**64
 _RATES = {"lr", "initial_lr"}  # of a group; `update_saved` computes them for the resumed step
 _OF_SCHEDULE = {"last_epoch", "_step_count", "_last_lr", "base_lrs"}
 
@@ -68,13 +70,14 @@ def keep_own_scaler(checkpoint: dict[str, Any], scaler: torch.amp.GradScaler | N
     Raises:
         ValueError: it is no scale.
     """
-    saved = checkpoint.pop(_SCALER, None)
-    if saved is None or scaler is None:
+    held = [checkpoint.pop(name) for name in _SCALERS if name in checkpoint]
+    if not held or scaler is None:
         return
-    scale, tracker = saved["scale"], saved["_growth_tracker"]
-    if not (is_number(scale) and 0 < scale <= _LARGEST_SCALE and is_count(tracker)):
+    own, scale, tracker = scaler.state_dict(), held[0]["scale"], held[0]["_growth_tracker"]
+    is_known = is_count(tracker) and tracker < own["growth_interval"]  # else it never grows again
+    if not (is_known and is_number(scale) and 0 < scale <= _LARGEST_SCALE):
         raise ValueError("the scale of its losses in 16 bits is not one that training comes to")
-    checkpoint[_SCALER] = {**scaler.state_dict(), "scale": scale, "_growth_tracker": tracker}
+    checkpoint[_SCALER] = {**own, "scale": scale, "_growth_tracker": tracker}
 
 
 def states_of(checkpoint: Mapping[str, Any]) -> tuple[State, State]:

@@ -49,10 +49,10 @@ def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) 
     differ = [n for n in {**saved, **ours} if shapes[0].get(n) != shapes[1].get(n)]
     if differ:
         there, here = (named.get(differ[0], "absent") for named in shapes)
+        name = one_line(differ[0])[:_LONGEST]
         raise ConfigError(
             f"ckpt holds another model: {len(differ)} of its tensors differ from this one's, first "
-            f"{one_line(differ[0])}, {there} there and {here} here; set model as in its run's "
-            "config.yaml."
+            f"{name}, {there} there and {here} here; set model as in its run's config.yaml."
         )
 
 

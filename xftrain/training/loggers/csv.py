@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from xftrain.errors import RunError
-from xftrain.files import open_plain, read_plain, replace_bytes
+from xftrain.files import open_plain, replacing
 
 log = logging.getLogger(__name__)
 
-_MAX_BYTES = 1 << 30  # of a file that is cut back, which is read as a whole
+# Of a file that a run adds to; it may be of somebody else's making, and each row takes some time.
+_MAX_BYTES, _MAX_ROWS = 256 << 20, 2_000_000
+_MAX_LINE = 1 << 20  # bytes
+
+Row = Mapping[str, Any]
 
 
 class CSV(CSVLogger):
@@ -72,7 +78,7 @@ class _Writer(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         if Path(self.metrics_file_path).is_file():
             self.metrics_keys, rows = _read(Path(self.metrics_file_path))
-            self.num_rows = len(rows)
+            self.num_rows = sum(1 for _ in rows)
 
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
         """Writes a row.
@@ -104,10 +110,12 @@ class _Writer(ExperimentWriter):
         path = Path(self.metrics_file_path)
         is_new = not path.is_file()
         if self._record_new_keys() or is_new:
-            rows = [] if is_new else _read(path)[1]
-            replace_bytes(path, _text(self.metrics_keys, [*rows, *self.metrics], header=True))
+            former = () if is_new else _read(path)[1]
+            _replace(path, self.metrics_keys, chain(former, self.metrics))
         else:
-            _append(path, _text(self.metrics_keys, self.metrics))
+            text = io.StringIO(newline="")
+            csv.DictWriter(text, self.metrics_keys).writerows(self.metrics)
+            _append(path, text.getvalue().encode("utf-8"))
         self.metrics = []
 
 
@@ -123,58 +131,106 @@ def _append(path: Path, content: bytes) -> None:
             raise
 
 
-def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _read(path: Path) -> tuple[list[str], Iterator[Row]]:
     """The columns and the rows that have a cell for each, as a killed process may leave others.
 
+    A row is read when it is asked for, so that the file is never in memory as a whole.
+
     Raises:
-        RunError: it is no file of ours.
+        RunError: it is no file of ours, or too large; also while rows are read.
     """
-    text = read_plain(path, _MAX_BYTES).decode("utf-8", "replace").replace("\0", "")
-    whole = text[: text.rfind("\n") + 1]
+    cells = _cells(path)
+    columns = next(cells, [])
+    return columns, (
+        dict(zip(columns, row, strict=True)) for row in cells if row and len(row) == len(columns)
+    )
+
+
+def _cells(path: Path) -> Iterator[list[str]]:
+    """The cells of each line, the one with the columns included."""
     try:
-        lines = csv.reader(io.StringIO(whole, newline=""))
-        columns = next(lines, [])
-        rows = [
-            dict(zip(columns, cells, strict=True))
-            for cells in lines
-            if cells and len(cells) == len(columns)
-        ]
+        for number, row in enumerate(csv.reader(_lines(path))):
+            if number > _MAX_ROWS:
+                raise csv.Error(f"it has more than {_MAX_ROWS:,} rows")
+            yield row
     except csv.Error as error:
         raise RunError(
             f"the records {path} cannot be read ({error}): move the file away, or choose another "
             "hydra.run.dir."
         ) from error
-    return columns, rows
 
 
-def _text(
-    columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, header: bool = False
-) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=columns)
-    if header:
-        writer.writeheader()
+def _lines(path: Path) -> Iterator[str]:
+    """The finished lines of the file."""
+    with open_plain(path) as file:
+        num_bytes = 0
+        while (line := file.readline(_MAX_LINE)).endswith(b"\n"):
+            num_bytes += len(line)
+            if num_bytes > _MAX_BYTES:
+                raise csv.Error(f"it has more than {_MAX_BYTES:,} bytes")
+            yield line.decode("utf-8", "replace").replace("\0", "")
+        if len(line) == _MAX_LINE:
+            raise csv.Error(f"it has a line of more than {_MAX_LINE:,} bytes")
+
+
+def _write_rows(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode("utf-8")
+
+
+def _replace(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Writes the file anew; the rows may be those that it holds."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        _write_rows(file, columns, rows)
 
 
 def _cut_back(path: Path, step: int, num_rows: int | None) -> None:
     if not path.is_file():
         return
-    columns, rows = _read(path)
-    kept = [row for row in rows[:num_rows] if _step(row) <= step]
-    content = _text(columns, kept, header=True) if columns else b""
-    if content == read_plain(path, _MAX_BYTES):
+    num_all, num_kept, written = sum(1 for _ in _read(path)[1]), 0, _Digest()
+
+    def kept() -> Iterator[Row]:
+        nonlocal num_kept
+        num_kept = 0
+        for row in islice(_read(path)[1], num_rows):
+            if _step(row) <= step:
+                num_kept += 1
+                yield row
+
+    columns = _read(path)[0]
+    if columns:
+        _write_rows(written, columns, kept())
+    if _digest_of(path) == written.digest():
         return
-    if kept:
-        replace_bytes(path, content)
+    if num_kept:
+        _replace(path, columns, kept())
     else:
         path.unlink()
-    if removed := len(rows) - len(kept):
+    if removed := num_all - num_kept:
         log.info("metrics.csv: rows after step %d, which are made again: %d", step, removed)
 
 
-def _step(row: Mapping[str, str]) -> float:
+class _Digest:
+    """Takes text in place of a file, for the digest of what the file would hold."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self.digest = self._sha256.digest
+
+    def write(self, text: str) -> None:
+        self._sha256.update(text.encode("utf-8"))
+
+
+def _digest_of(path: Path) -> bytes:
+    found = hashlib.sha256()
+    with open_plain(path) as file:
+        while content := file.read(_MAX_LINE):
+            found.update(content)
+    return found.digest()
+
+
+def _step(row: Row) -> float:
     """Of a row; infinite where it is damaged."""
     try:
         return int(row.get("step", ""))
