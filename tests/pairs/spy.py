@@ -131,7 +131,8 @@ def slope_along_gradient(module: TrainingModule) -> tuple[float, float]:
         ]
         norm = float(torch.stack([g.double().square().sum() for g in gradient]).sum().sqrt())
         kept = [weight.detach().clone() for weight in weights]
-        share = 0.01 if value.dtype == torch.float32 else 0.05  # of the loss
+        # of the loss: at 0.01 the curvature of a small model alone was 4 % of the slope
+        share = 0.003 if value.dtype == torch.float32 else 0.05
         length = share * float(value.detach()) / max(norm, 1e-9)
         values = []
         for sign in (1, -1):
