@@ -17,7 +17,7 @@ from xftrain import redaction
 from xftrain.errors import SweepRefused
 from xftrain.files import read_json, write_json
 from xftrain.moved_keys import flat_in_new_keys
-from xftrain.printable import one_line
+from xftrain.printable import one_line, shortened
 from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
@@ -97,5 +97,4 @@ def _text(values: Mapping[str, Any], key: str) -> str:
 
 def _cut(text: str) -> str:
     """A text of a file that anyone may have written, short and as one line."""
-    text = one_line(redaction.hidden(text))  # before it is cut: halves of a secret are not found
-    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
+    return shortened(one_line(redaction.hidden(text)), _MAX_CHARACTERS)

@@ -18,7 +18,6 @@ from xftrain.fields import Fraction, PositiveFloat, PositiveInt, Probability
 from xftrain.initialization import initialize
 from xftrain.interfaces import (
     Attention,
-    AttnBias,
     AttnCase,
     AttnShape,
     Backend,
@@ -150,20 +149,20 @@ class GPT(MayTieHead):
             ConfigError: the documents do not fill one row, or the bias does not fit the batch.
         """
         check_documents(seqlens, num_rows, num_positions)
-        built: dict[int, AttnBias] = {}  # by the identity of the recipe
-        cases: dict[Any, AttnCase] = {}
+        # layers with one recipe and number of groups first: facts are compared once for all of them
+        alike: dict[tuple[int, int], list[int]] = {}
         for index, (spec, block) in enumerate(zip(self.specs, self.blocks, strict=True)):
             groups: int = block.heads.num_kv_heads  # type: ignore[union-attr, assignment]
+            alike.setdefault((id(spec.bias), groups), []).append(index)
+        cases: dict[Any, AttnCase] = {}
+        for (recipe, groups), layers in alike.items():
             shape = AttnShape(num_rows, num_positions, self.num_heads, groups, self.head_dim)
-            recipe = id(spec.bias)
-            if recipe not in built:
-                bias = spec.bias.build(self.num_heads, seqlens)
-                bias.check_fits(shape)
-                built[recipe] = bias.simplified(num_positions)
-            bias = built[recipe]
+            bias = self.specs[layers[0]].bias.build(self.num_heads, seqlens)
+            bias.check_fits(shape)
+            bias = bias.simplified(num_positions)
             key = (recipe if bias.key is None else bias.key, shape)
-            layers = cases[key].layers if key in cases else ()
-            cases[key] = AttnCase(bias, shape, (*layers, index))
+            known = cases[key].layers if key in cases else ()
+            cases[key] = AttnCase(bias, shape, tuple(sorted((*known, *layers))))
         return list(cases.values())
 
     def prepare(

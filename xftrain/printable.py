@@ -37,6 +37,14 @@ def short_line(text: str) -> str:
     return _cut(one_line(text), _MAX_LINE)
 
 
+def shortened(text: str, limit: int) -> str:
+    """A text of at most so many characters, with three dots where more were left out.
+
+    Secrets have to be hidden before: afterwards the halves of one are not found.
+    """
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 def block(text: str) -> str:
     """A message of several lines, as a table or a sample; lines after the first are indented.
 

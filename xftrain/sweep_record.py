@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from xftrain.errors import ConfigError
 from xftrain.files import expanded, read_json, write_json
 from xftrain.overrides import as_typed, literal
-from xftrain.printable import one_line
+from xftrain.printable import one_line, shortened
 from xftrain.recorded_overrides import NotPlain, plain_overrides
 from xftrain.redaction import hidden
 from xftrain.registry import conf_dir
@@ -164,8 +164,7 @@ def _listed(name: str, command: Sequence[str]) -> str:
 
 
 def _short(text: str, most: int = _SHOWN) -> str:
-    text = one_line(hidden(text))  # before it is cut: the halves of a secret are not found
-    return text if len(text) <= most else f"{text[:most]}..."
+    return shortened(one_line(hidden(text)), most)
 
 
 def is_resumed() -> bool:

@@ -14,7 +14,7 @@ from xftrain.benchmark.cells import Row, Status
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.files import open_plain, replace_text
 from xftrain.markdown import escaped
-from xftrain.printable import one_line
+from xftrain.printable import one_line, shortened
 from xftrain.spreadsheet import csv_text
 
 FILE = "rows.jsonl"
@@ -203,8 +203,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = one_line(str(value))
-    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
+    return shortened(one_line(str(value)), _MAX_CHARACTERS)
 
 
 def _line(row: Row) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from xftrain.errors import ConfigError
-from xftrain.printable import one_line
+from xftrain.printable import one_line, shortened
 
 _HOW_TO_GO_ON = ("ckpt", "ckpt_allow")
 # Keys, and groups of keys, without which a run that goes on would be another one; and those of
@@ -107,8 +107,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[st
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return shortened(repr(value), _LONGEST)
 
 
 def refuse_other_run(
