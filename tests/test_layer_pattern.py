@@ -18,6 +18,7 @@ from xftrain.errors import ConfigError
 from xftrain.generate import generate
 from xftrain.interfaces import Batch, layers_in_words, positions_of
 from xftrain.layer_pattern import layer_nodes
+from xftrain.layers.positions.learned import Learned
 from xftrain.losses.full import Full
 from xftrain.model import GPT
 from xftrain.peak.prediction import predict
@@ -111,6 +112,17 @@ def test_what_makes_no_sense_is_one_sentence(overrides, said):
     with pytest.raises(ConfigError) as refused:
         options(*overrides)
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+class OwnPositions(Learned):
+    """A class of the user's own, whose source the configuration's check does not read."""
+
+
+def test_a_position_of_ones_own_that_changes_embeddings_is_that_of_no_single_layer():
+    own = "{_target_:tests.test_layer_pattern.OwnPositions,max_positions:24}"
+    chosen = options(*TWO, f"+model.layers.whole.pos={own}", "model.num_layers=2")
+    with pytest.raises(ConfigError, match="OwnPositions, which adds to the embeddings"):
+        assemble(chosen, VOCAB)
 
 
 # ---- what is computed

@@ -94,6 +94,12 @@ class GPT(MayTieHead):
         self.pos = make_pos(dim, self.head_dim)
         own = dict.fromkeys(spec.make_pos for spec in self.specs if spec.make_pos is not None)
         positions = {make: make(dim, self.head_dim) for make in own}
+        for pos in positions.values():  # of a built-in option, the configuration has been refused
+            if getattr(pos, "changes_embeddings", False):
+                raise ConfigError(
+                    f"model.layers gives layers the position encoding {type(pos).__name__}, which "
+                    "adds to the embeddings before the first layer: set it as model.pos."
+                )
         self.blocks = nn.ModuleList(
             Block(
                 spec.make_heads(dim, num_heads, linear_bias),
