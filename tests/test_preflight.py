@@ -14,7 +14,7 @@ from xftrain import builder, registry
 from xftrain.config import compose
 from xftrain.errors import ConfigError
 from xftrain.layers.ffn.swiglu import SwiGLU
-from xftrain.preflight import check_runs
+from xftrain.preflight import _check_graphs, check_runs
 
 CPU = torch.device("cpu")
 
@@ -144,3 +144,14 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
         ConfigError, match=r"trainer\.accelerator=gpu needs a CUDA GPU.*trainer=cpu"
     ):
         xftrain.run(compose("trainer=gpu"), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["loss", "optim"])
+def test_a_class_of_ones_own_says_that_it_cannot_be_in_a_cuda_graph(key):
+    class Own:
+        no_cuda_graph = "it waits for the device: use another"
+
+    data = builder.build_data(chosen := options() | {"compile": "cudagraphs"})
+    parts = {"loss": None, "optim": None, key: Own()}
+    with pytest.raises(ConfigError, match=f"^{key} cannot run .*: it waits for the device: use"):
+        _check_graphs(chosen, parts, data.batch("train", 0), torch.device("cuda"))

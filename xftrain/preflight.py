@@ -54,8 +54,8 @@ def check_runs(
             f"on {device.type}: {'; '.join(reasons)}. Nearest choice that works: "
             f"model.attn={works[0]}."
         )
-    _check_graphs(options, loss, batch, device)
     optim = registry.build("optim", "optim", options["optim"])
+    _check_graphs(options, {"loss": loss, "optim": optim}, batch, device)
     if hasattr(optim, "option_by_parameter"):
         optim.option_by_parameter(model)  # each pattern of parameter names has to match
     for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
@@ -82,7 +82,7 @@ def check_labels(data: DataSource, trainer: Mapping[str, Any]) -> None:
 
 
 def _check_graphs(
-    options: Mapping[str, Any], loss: Loss, batch: Batch, device: torch.device
+    options: Mapping[str, Any], parts: Mapping[str, Any], batch: Batch, device: torch.device
 ) -> None:
     if options["compile"] != "cudagraphs":
         return
@@ -93,8 +93,9 @@ def _check_graphs(
             "compile=cudagraphs replays batches of one shape, and packed documents are of another "
             "in each batch: use compile=true."
         )
-    if reason := getattr(loss, "no_cuda_graph", None):
-        raise ConfigError(f"loss cannot run with compile=cudagraphs: {reason}.")
+    for key, part in parts.items():  # of built-in options, the configuration has been refused
+        if reason := getattr(part, "no_cuda_graph", None):
+            raise ConfigError(f"{key} cannot run with compile=cudagraphs: {reason}.")
 
 
 def _described(model: Mapping[str, Any], layer: int) -> str:
