@@ -244,7 +244,7 @@ def _check_class(group: str, key: str, target: str, made: type) -> None:
         if inspect.isfunction(method := found.get(name)) and not _takes(method, arguments):
             raise ConfigError(
                 f"{key}: {target}.{name} is called with {', '.join(arguments)}, and takes other "
-                "arguments: docs/adding.md says what they are."
+                "arguments: docs/extending.md says what they are."
             )
 
 
