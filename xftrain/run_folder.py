@@ -26,7 +26,7 @@ HYDRA = ".hydra"
 _HYDRA_FILES, _HYDRA_BYTES = ("config.yaml", "hydra.yaml", "overrides.yaml"), 1 << 20
 _RECORDS = ("metrics.csv", "events.out.tfevents.*")
 _TRAINED = (*_RECORDS, "checkpoints")
-_TRACKED = ("wandb", "mlflow.db", "mlflow-artifacts")  # of experiment trackers
+_TRACKED = ("wandb", "mlflow*.db*", "mlflow*-artifacts")  # of experiment trackers
 # What one run writes; rows of a benchmark and the log are of the folder and are continued.
 _FILES = (*_TRAINED, RUN_FILE, "hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
 _LAST = ("config.yaml", "result.json")  # moved last: they say that there is something to move
