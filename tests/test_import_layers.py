@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 LAYERS = [
-    ["errors", "printable", "search_path", "plot_settings", "plot_style", "moved_keys"],
+    ["errors", "printable", "search_path", "working_folder", "plot_style", "moved_keys"],
+    ["compile_cache", "plot_settings"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
     ["files", "processes", "redaction"],
     ["console", "neighboring_runs", "signatures", "records"],

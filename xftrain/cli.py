@@ -50,7 +50,7 @@ from xftrain.processes import (
     rank,
     stops_raised,
 )
-from xftrain.redaction import hidden
+from xftrain.redaction import hidden_in_message
 from xftrain.registry import conf_dir, measures_times
 from xftrain.run_folder import holds_record
 from xftrain.sweep_checks import SweepChecks
@@ -205,7 +205,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
             refuse_other_ranks(devices)
     except ConfigError as error:
         if rank() == 0 and not holds_record(run_dir):
-            sweeps.write_end("refused", hidden(str(error)), settings, run_dir)
+            sweeps.write_end("refused", hidden_in_message(str(error)), settings, run_dir)
         raise
     with ranks.started(devices, settings, run_dir):
         if rank() == 0:  # a first line, before seconds of imports
@@ -282,9 +282,9 @@ def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
 def _report(error: Exception, run_dir: Path) -> str:
     """The sentence for an error; what it leaves out goes to the run's log file."""
     if isinstance(error, ConfigError | RunError):
-        _to_log_file(hidden(str(error)), None)
-        return hidden(str(error))
-    said = hidden(first_line(error))
+        _to_log_file(hidden_in_message(str(error)), None)
+        return hidden_in_message(str(error))
+    said = hidden_in_message(first_line(error))
     if _to_log_file("the run failed", error):
         return f"{said} (traceback in {run_dir / 'xftrain.log'})"
     show_traceback(error)
@@ -305,5 +305,5 @@ def _end(said: str, code: int) -> int:
     if _last_words is None:
         say(said)
     else:  # of a job, the sweep says it
-        replace_text(_last_words, short_line(hidden(said)))
+        replace_text(_last_words, short_line(hidden_in_message(said)))
     return code

@@ -118,7 +118,7 @@ def test_gradients_of_large_layers_are_as_narrow_as_their_copies(monkeypatch):
     peak = predict(settings, model, Full(), batch_of(), torch.float16, CPU)
     assert peak.gradients == usual.gradients
     for kind, gradients in (("Own", usual.gradients), ("Harmless", less.gradients)):
-        own = {"_target_": f"tests.training.test_fused_adamw.{kind}"}
+        own = {"_target_": f"tests.training.test_bf16_weights.{kind}"}
         changed = settings | {"callbacks": {"own": own, "sample": None}}
         peak = predict(changed, model, Full(), batch_of(), torch.bfloat16, CPU)
         assert peak.gradients == gradients

@@ -88,6 +88,7 @@ def stand_in_for_wandb(monkeypatch: pytest.MonkeyPatch, *, fails: str = "") -> S
     def init(*, dir: str, id: None, resume: str, settings: dict[str, Any], **values: Any) -> Run:
         if fails == "init":
             raise ConnectionError("no route")
+        assert Path.cwd() == Path("/"), "the package looks for files of the working folder"
         assert values.keys() == {"name", "project", "entity", "group", "mode"}
         seen.settings = {**settings, **values}
         return Run(Path(dir))

@@ -15,6 +15,7 @@ from tests.training.stand_ins import stand_in_for_mlflow, stand_in_for_wandb
 from xftrain.config import validate
 from xftrain.errors import ConfigError, RunError
 from xftrain.folder_links import refuse_links
+from xftrain.redaction import hidden_in_message
 from xftrain.training.loggers.mlflow import MLflow
 from xftrain.training.loggers.wandb import WandB
 
@@ -164,6 +165,22 @@ def test_mlflow_opens_no_database_that_was_there(
     assert seen.settings["uri"] == f"sqlite:///{tmp_path}/mlflow-2.db"
     assert seen.settings["artifacts"] == f"file://{tmp_path}/mlflow-2-artifacts"
     assert (tmp_path / there).read_text() == "of somebody else"
+
+
+def test_a_defaults_file_of_the_working_folder_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in_for_wandb(monkeypatch)
+    os.mkfifo(tmp_path / "config-defaults.yaml")
+    assert run(Path("one"), *with_tracker("wandb"))["status"] == "completed"
+    assert "config-defaults.yaml in the working folder is not read" in caplog.text
+    assert (tmp_path / "one" / "wandb").is_dir() and Path.cwd() == tmp_path
+
+
+def test_a_password_in_a_url_is_in_no_message(tmp_path: Path) -> None:
+    for url in ("http://user:S3cr3tPassw0rd@127.0.0.1:1/", "postgresql://:S3cr3t@Passw0rd@h/x"):
+        said = hidden_in_message(f"API request to {url}api failed, at 12:30 of a@b")
+        assert "***@" in said and "Passw0rd" not in said and said.endswith("at 12:30 of a@b")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

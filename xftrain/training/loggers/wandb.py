@@ -12,10 +12,20 @@ from lightning.pytorch.loggers import WandbLogger
 
 from xftrain.errors import RunError
 from xftrain.training.tracker import Tracker
+from xftrain.working_folder import out_of_sight
 
 log = logging.getLogger(__name__)
 
 _OFFLINE = ("offline", "dryrun", "disabled")  # of WANDB_MODE
+# Variables that name its files.
+_VARIABLES = (
+    "WANDB_CONFIG_DIR",
+    "WANDB_CACHE_DIR",
+    "WANDB_DATA_DIR",
+    "WANDB_ARTIFACT_DIR",
+    "NETRC",
+)
+_DEFAULTS = "config-defaults.yaml"  # of the working folder
 
 
 class WandB(Tracker):
@@ -62,6 +72,11 @@ class WandB(Tracker):
         import wandb
 
         _refuse_settings_file(wandb.Settings().settings_workspace)
+        if os.path.lexists(_DEFAULTS):
+            log.warning(
+                "wandb: %s in the working folder is not read: the run has values of its own.",
+                _DEFAULTS,
+            )
         settings = wandb.Settings(
             console="off",
             disable_git=True,
@@ -76,7 +91,7 @@ class WandB(Tracker):
         )
         logger = WandbLogger(
             name=self.run_name,
-            save_dir=self.run_dir,
+            save_dir=self.run_dir.absolute(),
             project=self.project,
             entity=self.entity,
             group=self.group,
@@ -84,7 +99,8 @@ class WandB(Tracker):
             settings=settings,
         )
         logger._wandb_init.pop("anonymous", None)  # wandb warns of it, though it is None
-        run: Any = logger.experiment
+        with out_of_sight(_VARIABLES):
+            run: Any = logger.experiment
         self._made = Path(run.settings.sync_dir)
         self._remove_links()
         if mode in _OFFLINE:
