@@ -15,8 +15,8 @@ LAYERS = [
     ["compile_cache", "plot_settings"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
     ["files", "processes", "redaction"],
-    ["console", "neighboring_runs", "signatures", "records"],
-    ["folder_links", "folder_lock", "seal", "sqlite_files", "yaml_files"],
+    ["console", "neighboring_runs", "optimized", "signatures", "records"],
+    ["folder_links", "folder_lock", "folder_owner", "seal", "sqlite_files", "yaml_files"],
     ["values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none

@@ -35,6 +35,7 @@ from xftrain.config_checks import (
 )
 from xftrain.errors import ConfigError
 from xftrain.layer_pattern import checked_layers
+from xftrain.optimized import refuse_unreadable
 from xftrain.overrides import (
     all_groups,
     normalise_argv,
@@ -98,6 +99,7 @@ def compose(
             raise ConfigError(f"config_dir must be a folder, got {str(config_dir)!r}.")
     refuse_yaml_bombs(own)
     refuse_other_text(overrides)
+    refuse_unreadable(overrides)
     groups = all_groups(*own)
     refuse_long_names([config_name, *overrides], groups)
     typed = normalise_argv(overrides, groups)

@@ -240,7 +240,8 @@ def log_summary(result: Mapping[str, Any], *, has_board: bool) -> None:
     log.info("run folder: %s", result["run_dir"])
     folder = Path(result["run_dir"])
     if has_board:
-        log.info("tensorboard --logdir %s", folder.parts[0] if _is_below(folder) else folder)
+        shown = folder.parts[0] if _is_below(folder) else str(folder)
+        log.info("tensorboard --logdir %s", shlex.quote(shown))
 
 
 def _is_below(folder: Path) -> bool:
