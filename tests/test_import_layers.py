@@ -33,6 +33,7 @@ LAYERS = [
     ["data", "schedule"],
     ["training"],
     ["overrides"],
+    ["composition_errors"],
     ["root_schema"],
     ["config_checks"],
     ["config"],

@@ -28,6 +28,7 @@ from xftrain.arguments import normalised
 from xftrain.commands import Command, command_of
 from xftrain.completed_jobs import completed
 from xftrain.completion import safe_completion
+from xftrain.composition_errors import sentence
 from xftrain.config import COMPOSITION_ERRORS, fields_of_no_option, refuse_merged, validate
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.console import protect_handlers, safe_streams, say, show_traceback
@@ -38,7 +39,7 @@ from xftrain.help_text import explained
 from xftrain.hydra_errors import errors_raised
 from xftrain.hydra_files import hide_in_files
 from xftrain.job_config import described
-from xftrain.overrides import all_groups, as_typed, sentence
+from xftrain.overrides import all_groups, as_typed
 from xftrain.plot_settings import ignore_working_folder
 from xftrain.printable import one_line, short_line
 from xftrain.processes import (

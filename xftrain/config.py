@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xftrain import redaction
 from xftrain.composed_parts import Composed
+from xftrain.composition_errors import sentence
 from xftrain.config_checks import (
     check_compile,
     check_files,
@@ -41,7 +42,6 @@ from xftrain.overrides import (
     normalise_argv,
     refuse_long_names,
     refuse_other_text,
-    sentence,
 )
 from xftrain.registry import (
     ENTRY_GROUPS,
