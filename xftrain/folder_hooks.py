@@ -20,12 +20,12 @@ from xftrain.folder_links import refuse_links
 from xftrain.folder_lock import release_reserved, reserve
 from xftrain.printable import one_line
 from xftrain.processes import rank
-from xftrain.root_schema import DoctorRoot, SampleRoot
+from xftrain.root_schema import DoctorRoot, InfoRoot, SampleRoot
 from xftrain.run_folder import refuse_trained, remember_hydra, restore_hydra
 
 _ENDING_S = 30.0  # for a job of an earlier sweep, whose end was not waited for, to save and end
 
-_WITHOUT_TRAINING = {SampleRoot: "a sample", DoctorRoot: "the doctor"}
+_WITHOUT_TRAINING = {SampleRoot: "a sample", DoctorRoot: "the doctor", InfoRoot: "a description"}
 
 
 class FolderHooks(Callback):

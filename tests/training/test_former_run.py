@@ -132,10 +132,11 @@ def test_a_sample_does_not_replace_the_record_of_a_run(tmp_path):
     assert (tmp_path / "s" / "former-1" / "sample.txt").is_file()
 
 
-@pytest.mark.parametrize("kind", ["sample", "doctor"])
+@pytest.mark.parametrize("kind", ["sample", "doctor", "info"])
 def test_hydra_overwrites_nothing_of_a_run_that_a_command_is_refused_for(command, tmp_path, kind):
     (tmp_path / "r" / ".hydra").mkdir(parents=True)
-    for name in ("metrics.csv", "result.json", ".hydra/config.yaml", ".hydra/overrides.yaml"):
+    # without a result.json, as of a run that was killed
+    for name in ("metrics.csv", ".hydra/config.yaml", ".hydra/overrides.yaml"):
         (tmp_path / "r" / name).write_text("of the run")
     before = contents(tmp_path)
     ended = command("--config-name", kind, "hydra.run.dir=r")

@@ -6,6 +6,7 @@ optimizer that would train uphill, and an attribute that takes the place of a me
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,8 @@ _SCALER, _SCALERS = "MixedPrecision", ("MixedPrecision", "native_amp_scaling_sta
 _LARGEST_SCALE = 2.0**64
 _RATES = {"lr", "initial_lr"}  # of a group; `update_saved` computes them for the resumed step
 _OF_SCHEDULE = {"last_epoch", "_step_count", "_last_lr", "base_lrs"}
+
+log = logging.getLogger(__name__)
 
 State = dict[str, Any]
 
@@ -86,13 +89,19 @@ def states_of(checkpoint: Mapping[str, Any]) -> tuple[State, State]:
     Raises:
         ValueError: it is not what torch saves.
     """
+    if not len(checkpoint["optimizer_states"]) == len(checkpoint["lr_schedulers"]) == 1:
+        raise ValueError("it holds the states of more than one optimizer, or of none")
     optimizer, schedule = checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
     if not (is_count(schedule["last_epoch"]) and is_count(schedule["_step_count"])):
         raise ValueError("the number of steps of its learning rate schedule is not a count")
+    if schedule["last_epoch"] > checkpoint["global_step"]:
+        raise ValueError("its learning rate schedule is further than the training")
     if not all(map(is_number, schedule["_last_lr"])):
         raise ValueError("a learning rate of its schedule is not a number")
     if not isinstance(optimizer["state"], dict):
         raise ValueError("the state of its optimizer is not a mapping")
+    if not optimizer["state"] and checkpoint["global_step"]:
+        log.warning("ckpt holds no state of its optimizer: its moments begin anew.")
     for group in optimizer["param_groups"]:
         if not isinstance(group, dict) or not all(type(key) is int for key in group["params"]):
             raise ValueError("a parameter group of its optimizer is not one that torch saves")

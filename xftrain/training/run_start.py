@@ -6,6 +6,7 @@ Until then a run can be refused, and leaves the folder as it was.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from xftrain.training.tracker import Tracker
 log = logging.getLogger(__name__)
 
 _COPIED = ("metrics.csv", "events.out.tfevents.*", "config.yaml", "result.json")
+_METRIC = re.compile(r"\w[\w.:@%+/ ()-]{,200}").fullmatch
 _NOTHING: dict[str, Any] = {"metrics.csv": 0, "events": {}}  # the positions in empty files
 
 
@@ -143,12 +145,14 @@ class RunStart(Callback):
         # a metric may be NaN, as a figure of a step that was left out
         if not all(type(value) is float for value in metrics.values()):
             raise TypeError("a metric is not a number")
+        if not all(isinstance(name, str) and _METRIC(name) for name in metrics):
+            raise ValueError("a metric has a name that none can have")
         positions = [*([] if rows is None else [rows]), *dict(sizes or {}).values()]
         if not all(is_count(position) for position in positions):
             raise ValueError("a position in a record of metrics is not a count")
         if validated_at != -1 and not is_count(validated_at):
             raise ValueError("the step of its last validation is not a count")
-        self._metrics = {str(name): value for name, value in metrics.items()}
+        self._metrics = metrics
         self._validated_at = validated_at
         self._positions = {
             "metrics.csv": rows,

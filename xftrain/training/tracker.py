@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +13,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.printable import printable
 from xftrain.redaction import hidden, hidden_throughout
+from xftrain.training.send_queue import SendQueue
 
-log = logging.getLogger(__name__)
+_END_S = 120.0  # for the last records of a run
 
 
 class Tracker(Logger):
     """Sends metrics, the configuration and texts to a logger of Lightning's.
 
     That logger is made when training begins, as it would write files, and a run can be refused
-    until then. A resumed run begins a run of its own in the tracker. A metric that cannot be sent
-    is a warning, since the run itself has it.
+    until then. A resumed run begins a run of its own in the tracker. Records are sent in a thread
+    of their own, since a server may be slow; one that cannot be sent is a warning, since the run
+    itself has it.
 
     Args:
         run_dir: the run's folder.
@@ -33,7 +34,6 @@ class Tracker(Logger):
         super().__init__()
         self.run_dir = run_dir
         self._logger: Any = None
-        self._has_failed = False
 
     @abstractmethod
     def make(self) -> Any:
@@ -75,6 +75,7 @@ class Tracker(Logger):
         try:
             self._logger = self.make()
             self._logger.log_hyperparams(hidden_throughout(dict(config)))
+            self._queue = SendQueue(type(self).__name__)
         except (ConfigError, RunError):
             raise
         except Exception as error:  # of the package, or of the network
@@ -92,13 +93,14 @@ class Tracker(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Sends the metrics of a step."""
         if self._logger is not None:
-            self._attempt(lambda: self._logger.log_metrics(dict(metrics), step))
+            logger, copied = self._logger, dict(metrics)
+            self._queue.put(lambda: logger.log_metrics(copied, step))
 
     @rank_zero_only
     def show_text(self, tag: str, text: str, step: int) -> None:
         """Sends a text, in which control characters are escaped and secrets hidden."""
         if self._logger is not None:
-            self._attempt(lambda: self.send_text(tag, printable(hidden(text)), step))
+            self._queue.put(lambda: self.send_text(tag, printable(hidden(text)), step))
 
     @rank_zero_only
     def close_run(self, *, is_whole: bool) -> None:
@@ -108,17 +110,5 @@ class Tracker(Logger):
             is_whole: whether the run has completed.
         """
         if self._logger is not None:
-            self._attempt(lambda: self.end(is_whole=is_whole))
+            self._queue.close(lambda: self.end(is_whole=is_whole), _END_S)
             self._logger = None
-
-    def _attempt(self, send: Any) -> None:
-        try:
-            send()
-        except Exception as error:
-            if not self._has_failed:
-                log.warning(
-                    "%s could not record (%s): training continues, and metrics that are lost "
-                    "there are in the run folder where logger=csv is on.",
-                    *(type(self).__name__, first_line(error)),
-                )
-            self._has_failed = True
