@@ -11,14 +11,24 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 LAYERS = [
-    ["errors", "printable", "search_path", "plot_settings", "plot_style", "moved_keys"],
+    [
+        "errors",
+        "printable",
+        "search_path",
+        "plot_settings",
+        "plot_style",
+        "moved_keys",
+        "option_config",
+    ],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
-    ["files", "processes", "redaction"],
+    ["option_config"],
+    ["files", "processes", "redaction", "run_config"],
     ["console", "neighboring_runs", "signatures", "records"],
-    ["folder_links", "folder_lock", "seal", "yaml_files"],
+    ["config_schema", "folder_links", "folder_lock", "seal", "yaml_files"],
     ["values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
+    ["option_checks"],
     ["transfer", "batch_checks", "layer_pattern", "help_text"],
     ["interfaces", "compilation", "memory", "timing"],
     ["attention.dense", "attention.limits", "attention.xformers_ops", "kernels"],
@@ -32,14 +42,14 @@ LAYERS = [
     ["data", "schedule"],
     ["training"],
     ["overrides"],
-    ["root_schema"],
+    ["merged_options", "root_schema"],
     ["config_checks"],
     ["config"],
     ["builder"],
     ["peak"],
     ["preflight"],
     ["prepare", "results", "run_description"],
-    ["oom"],
+    ["oom", "run_callbacks", "run_loggers"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
     ["recorded_overrides", "job_config", "run_folders", "info", "sweep_order"],
@@ -70,7 +80,7 @@ LIGHT_ROOMS = [
     "sweep_table",
     "sweep_checks",
 ]
-LIGHT_ROOMS += ["cli", "__main__"]
+LIGHT_ROOMS += ["option_checks", "run_config", "cli", "__main__"]
 
 # Importing xFormers has traps, so one room does it for the others.
 XFORMERS_ROOM = "attention.xformers_ops"
