@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.pairs.runs import make_corpus  # noqa: E402
-from tests.reliability.kills import Case, Harness, kinds  # noqa: E402
+from tests.reliability.kill_cases import Case, kinds  # noqa: E402
+from tests.reliability.kills import Harness  # noqa: E402
 from xftrain.console import quiet  # noqa: E402
 from xftrain.markdown import table  # noqa: E402
 

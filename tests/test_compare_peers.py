@@ -23,6 +23,7 @@ sys.path.append(str(ROOT / "scripts"))  # as for a script that is started there
 compare_peers = import_module("compare_peers")
 setups, loop = import_module("peers.setup"), import_module("peers.loop")
 stopwatch, nanogpt = import_module("peers.stopwatch"), import_module("peers.nanogpt")
+report = import_module("peers.report")
 
 
 def setup(peer: str, shape: str = "124m", **changes: Any) -> Any:
@@ -151,14 +152,14 @@ def row(peer: str, tokens_per_s: float | None, **more: Any) -> dict[str, Any]:
 def test_the_ratio_is_that_of_the_median_speeds() -> None:
     speeds = {"nanogpt": [80.0, 100.0, 400.0], "litgpt": [50.0, None, 40.0], "bare": [None, None]}
     rows = [row(peer, speed) for peer, series in speeds.items() for speed in series]
-    found = {one["peer"]: one for one in compare_peers.joined(rows, "nanogpt")}
+    found = {one["peer"]: one for one in report.joined(rows, "nanogpt")}
     assert {peer: one["ratio"] for peer, one in found.items()} == {
         "nanogpt": 1.0,
         "litgpt": 0.4,
         "bare": None,
     }
-    assert [one["ratio"] for one in compare_peers.joined(rows, "bare")] == [None, None, None]
-    lines = compare_peers.table([*found.values()], "nanogpt").splitlines()
+    assert [one["ratio"] for one in report.joined(rows, "bare")] == [None, None, None]
+    lines = report.table([*found.values()], "nanogpt").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:5]] for line in lines[:5]]
     assert cells[0] == ["peer", "ms/step", "tokens/s", "of nanogpt"]
     assert cells[3] == ["litgpt", "25000.00", "40", "0.400"]
@@ -178,4 +179,4 @@ def test_each_override_of_a_peer_has_a_line_of_its_own_in_the_picture() -> None:
         "xftrain:sdpa:loss=fused+loss.chunk_tokens=8192": "xftrain:sdpa\nloss=fused\n"
         "loss.chunk_tokens=8192",
     }
-    assert {peer: compare_peers.in_lines(peer) for peer in said} == said
+    assert {peer: report.in_lines(peer) for peer in said} == said

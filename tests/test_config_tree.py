@@ -36,6 +36,10 @@ def test_a_long_value_is_cut_and_none_spills_over():
     _, cut, path = config_tree(options).splitlines()
     assert len(cut) == 100 and cut.endswith("…")
     assert path == "└── path: two lines [bold]as they are[/bold]"
+    assert config_tree({"own\n[12:00:00] done": {"a": 1}}).splitlines()[1:] == [
+        "└── own [12:00:00] done",
+        "    └── a: 1",
+    ]
 
 
 def _changes(*overrides: str) -> list[str]:

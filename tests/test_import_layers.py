@@ -11,20 +11,14 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import its own room and the rooms of the floors below; rooms of
 # one floor do not know each other. A room is a module, or a package with all it holds.
 LAYERS = [
-    [
-        "errors",
-        "printable",
-        "search_path",
-        "plot_settings",
-        "plot_style",
-        "moved_keys",
-        "option_config",
-    ],
+    ["errors", "printable", "search_path", "working_folder", "plot_style", "moved_keys"],
+    ["compile_cache", "plot_settings"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
     ["option_config"],
     ["files", "processes", "redaction", "run_config"],
-    ["console", "neighboring_runs", "signatures", "records"],
-    ["config_schema", "folder_links", "folder_lock", "seal", "yaml_files"],
+    ["console", "neighboring_runs", "optimized", "signatures", "records"],
+    ["config_schema", "folder_links", "folder_lock", "folder_owner", "seal", "sqlite_files"],
+    ["yaml_files"],
     ["values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
@@ -42,7 +36,8 @@ LAYERS = [
     ["data", "schedule"],
     ["training"],
     ["overrides"],
-    ["merged_options", "root_schema"],
+    ["composition_errors", "merged_options"],
+    ["root_schema"],
     ["config_checks"],
     ["config"],
     ["builder"],

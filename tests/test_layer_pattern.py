@@ -90,6 +90,10 @@ def test_the_built_in_pattern_repeats_over_the_depth():
         (["model.layers.pattern=[a]"], "names 'a', which model.layers does not describe: add it"),
         (["model.layers.pattern=[]"], "must be a list of names or null, got []"),
         (["model.layers.pattern=[1]"], "must be a list of names or null, got [1]"),
+        (
+            ['model.layers.pattern=["a\\n[12:00] done"]'],
+            "must have names of letters, digits, _ and",
+        ),
         ([WINDOW], "model.layers describes local and has no pattern"),
         ([*TWO, "model.num_layers=1"], "names 2 layers and model.num_layers is 1"),
         ([TWO[0], WINDOW], "names 'whole', which model.layers does not describe, which has local"),

@@ -53,6 +53,15 @@ def test_a_file_of_another_shape_is_no_neighbor(tmp_path: Path, wrong: Any) -> N
     assert _keys(tmp_path / "none" / "2", seq="8") == {"seq"}
 
 
+def test_a_neighbor_costs_little_whatever_its_file_holds(tmp_path: Path) -> None:
+    mine = _run(tmp_path, "9", [])
+    _run(tmp_path, "1", [f"key{n}=1" for n in range(100_000)])  # a file of more than 64 KiB
+    _run(tmp_path, "2", [f"k{n}=1" for n in range(1000)])
+    _run(tmp_path, "3", ["x" * 1000, "seq=16"])
+    keys = _keys(mine, seq="8")
+    assert keys == {"seq", *(f"k{n}" for n in range(200))}
+
+
 def test_tensorboard_marks_them_and_its_own_order_has_them_first(tmp_path: Path) -> None:
     board = TensorBoard(tmp_path)
     options = {"batch_tokens": 64, "model.attn.name": "naive", "optim.lr": 1e-3, "seq": 8}

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xftrain.composition_errors import sentence
 from xftrain.config import compose, validate
 from xftrain.errors import ConfigError
 from xftrain.overrides import (
@@ -14,7 +15,6 @@ from xftrain.overrides import (
     normalise_argv,
     refuse_long_names,
     refuse_other_text,
-    sentence,
     slug,
 )
 from xftrain.registry import names

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,6 +18,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import xftrain
+from tests.page_commands import kernel_in, printed_by, result_in, without_figures
 from tests.pages import (
     COMMANDS,
     EXTENDING,
@@ -159,7 +156,9 @@ def test_every_command_of_the_guide_is_right(enlarged: Path) -> None:
     for command in set(GUIDE) - set(trained):
         _check(command)
     # einsum exists in the enlarged copy alone
-    assert [_kernel(_run(command, enlarged, path=enlarged)) for command in trained] == ["einsum"]
+    assert [kernel_in(printed_by(command, enlarged, path=enlarged)) for command in trained] == [
+        "einsum"
+    ]
 
 
 def test_a_wrong_command_would_be_noticed(folder: Path) -> None:
@@ -173,41 +172,9 @@ def test_a_wrong_command_would_be_noticed(folder: Path) -> None:
 # ---- commands that train, as they stand, but for fewer and smaller steps
 
 
-def _run(command: str, folder: Path, *more: str, path: Path = ROOT) -> str:
-    """What the command prints."""
-    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
-    small = [] if sweep_record.RESUME in command else ["batch_tokens=128", "max_steps=3"]
-    process = subprocess.run(
-        [*words, *small, *filter(None, more)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(path)},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process.stdout
-
-
 def _command(pattern: str) -> str:
     (found,) = [command for command in COMMANDS if re.search(pattern, command)]
     return found
-
-
-def _kernel(output: str) -> str:
-    found = re.search(r"attention kernel: (.*)", output)
-    assert found is not None
-    return found[1]
-
-
-def _result(run_dir: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
-    assert result["status"] == "completed"
-    return result
-
-
-def _shape(line: str) -> str:
-    """A line of the log without its figures."""
-    return re.sub(r"outputs/\S+|[\d.,:]*\d", "#", line)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +183,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     folder = tmp_path_factory.mktemp("first")
     # best.ckpt comes with a validation, and as soon as saving takes little of the time
     more = ("trainer.val_check_interval=3", "callbacks.checkpoint.every_n_steps=2")
-    yield folder, _run(_command("hydra.run.dir=outputs/first max_steps=10$"), folder, *more)
+    yield folder, printed_by(_command("hydra.run.dir=outputs/first max_steps=10$"), folder, *more)
 
 
 def test_a_run_leaves_the_files_and_prints_the_lines_of_the_pages(
@@ -230,10 +197,10 @@ def test_a_run_leaves_the_files_and_prints_the_lines_of_the_pages(
     assert (missing, unlisted) == ([], set())
 
     keys = [word(row[0]) for row in table(RESULTS, "key of `result.json`")]
-    assert keys == list(_result(run_dir))
+    assert keys == list(result_in(run_dir))
 
     shown, said = (
-        [_shape(line) for line in text.strip().splitlines()[-4:]]
+        [without_figures(line) for line in text.strip().splitlines()[-4:]]
         for text in (blocks(README, "text")[0], first_run[1])
     )
     assert shown == said
@@ -275,8 +242,8 @@ def test_the_resumed_run_of_the_readme_trains(tmp_path: Path, monkeypatch) -> No
 
 @pytest.mark.slow
 def test_the_sweep_runs(folder: Path) -> None:
-    _run(_command(" -m model.attn=naive,sdpa model.ffn"), folder)
-    results = [_result(path.parent) for path in folder.glob("outputs/sweep/*/result.json")]
+    printed_by(_command(" -m model.attn=naive,sdpa model.ffn"), folder)
+    results = [result_in(path.parent) for path in folder.glob("outputs/sweep/*/result.json")]
     assert sorted(" ".join(result["overrides"][:2]) for result in results) == [
         f"model/attn={attn} model/ffn={ffn}"
         for attn in ("naive", "sdpa")
@@ -284,16 +251,16 @@ def test_the_sweep_runs(folder: Path) -> None:
     ]
     summary = (folder / "outputs" / "sweep" / "summary.csv").read_text()
     before = {path: path.stat().st_mtime for path in folder.glob("outputs/sweep/*/result.json")}
-    _run(_command(f"{sweep_record.RESUME}="), folder, "")
+    printed_by(_command(f"{sweep_record.RESUME}="), folder, "")
     assert before == {path: path.stat().st_mtime for path in before}  # all were completed
     assert len(summary.splitlines()) == 5
 
 
 def test_the_readers_own_option_runs(folder: Path) -> None:
-    said = _run(_command("--config-dir own model.bias"), folder)
+    said = printed_by(_command("--config-dir own model.bias"), folder)
     assert "bias=custom" in said
-    assert "folded ALiBi" in _kernel(said)
-    assert _kernel(_run(_command("--config-dir own model.attn"), folder)) == "matmul"
+    assert "folded ALiBi" in kernel_in(said)
+    assert kernel_in(printed_by(_command("--config-dir own model.attn"), folder)) == "matmul"
 
 
 @pytest.mark.slow
@@ -301,7 +268,7 @@ def test_the_readers_own_backend_is_compared_with_float64(folder: Path) -> None:
     others = [f"callbacks.{name}=null" for name in ("doctor", "packed", "grouped", "alibi")]
     others += ["callbacks.attention_sweep=null", "callbacks.train_sweep=null"]
     small = ["callbacks.parity.length=32", "callbacks.parity.heads=[mha]"]
-    _run(_command("--config-name benchmark model.attn=matmul"), folder, *others, *small)
+    printed_by(_command("--config-name benchmark model.attn=matmul"), folder, *others, *small)
     (report,) = folder.glob("outputs/*/*/report.md")
     rows = [row for row in report.read_text().splitlines() if row.startswith("| Matmul")]
     assert "10 of 10" in rows[0]

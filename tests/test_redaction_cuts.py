@@ -11,7 +11,7 @@ from tests.commands import Ended, one_sentence
 from xftrain import redaction
 from xftrain.benchmark.pool import _shown as shown_row
 from xftrain.benchmark.worker import outcome
-from xftrain.overrides import sentence
+from xftrain.composition_errors import sentence
 from xftrain.sweep_record import _short
 
 KEY = "H" + "".join(f"{number}kZ" for number in range(900))

@@ -103,6 +103,32 @@ def test_a_long_record_is_shown_in_part_and_one_without_a_seal_is_not_resumed() 
     assert sweep_record._short("y" * 301) == "y" * 300 + "..."
 
 
+def test_a_record_of_somebody_else_says_neither_where_to_record_nor_more_than_is_shown() -> None:
+    said = {
+        "says where runs are recorded \\(logger.mlflow.tracking_uri\\)": [
+            "logger=mlflow",
+            "logger.mlflow.tracking_uri=sqlite:////home/me/places.sqlite",
+        ],
+        "its 401 overrides are too long to be shown": ["seq=8,16"] + [f"tags=[{'a' * 40}]"] * 400,
+    }
+    for reason, overrides in said.items():
+        (Path("sweep") / ".sweep.json").write_text(json.dumps(RECORD | {"overrides": overrides}))
+        for trust in ("false", "true"):
+            with pytest.raises(ConfigError, match=reason):
+                _arguments("resume_sweep=sweep", f"trust_sweep={trust}")
+        write_record(RECORD | {"overrides": overrides}, Path("sweep"))
+        assert _arguments("resume_sweep=sweep")  # with the user's seal
+
+
+def test_a_command_in_a_message_is_quoted_for_the_shell() -> None:
+    folder = Path("sw; touch PWNED")
+    folder.mkdir()
+    (folder / ".sweep.json").write_text(json.dumps(RECORD))
+    for overrides in (["resume_sweep=sw; touch PWNED"], ["seq=9", "resume_sweep=sw; touch PWNED"]):
+        with pytest.raises(ConfigError, match="'resume_sweep=sw; touch PWNED'"):
+            _arguments(*overrides)
+
+
 def test_a_record_has_folders_that_the_command_named_and_no_mode() -> None:
     sources = [
         {"path": path, "provider": provider}

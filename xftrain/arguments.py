@@ -12,6 +12,7 @@ from hydra._internal.utils import get_args_parser
 
 from xftrain import sweep_record
 from xftrain.errors import ConfigError
+from xftrain.optimized import refuse_unreadable
 from xftrain.overrides import all_groups, normalise_argv, refuse_long_names, refuse_other_text
 from xftrain.yaml_files import refuse_yaml_bombs
 
@@ -44,6 +45,7 @@ def normalised(argv: list[str]) -> list[str]:
     refuse_yaml_bombs(config_dirs)
     first = [arg for arg in argv if arg not in flags.overrides]
     rest = sweep_record.resumed(flags.overrides, has_flags=bool(flags.config_name or config_dirs))
+    refuse_unreadable(rest)
     groups = all_groups(*config_dirs)
     refuse_long_names([flags.config_name or "", *rest], groups)
     return first + normalise_argv(rest, groups)

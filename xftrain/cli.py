@@ -28,6 +28,7 @@ from xftrain.arguments import normalised
 from xftrain.commands import Command, command_of
 from xftrain.completed_jobs import completed
 from xftrain.completion import safe_completion
+from xftrain.composition_errors import sentence
 from xftrain.config import COMPOSITION_ERRORS, validate
 from xftrain.config_checks import refuse_other_ranks
 from xftrain.config_schema import schemas_of_no_option
@@ -40,7 +41,7 @@ from xftrain.hydra_errors import errors_raised
 from xftrain.hydra_files import hide_in_files
 from xftrain.job_config import described
 from xftrain.merged_options import refuse_merged
-from xftrain.overrides import all_groups, as_typed, sentence
+from xftrain.overrides import all_groups, as_typed
 from xftrain.plot_settings import ignore_working_folder
 from xftrain.printable import one_line, short_line
 from xftrain.processes import (
@@ -52,7 +53,7 @@ from xftrain.processes import (
     rank,
     stops_raised,
 )
-from xftrain.redaction import hidden
+from xftrain.redaction import hidden_in_message
 from xftrain.registry import conf_dir, measures_times
 from xftrain.run_config import RunConfig
 from xftrain.run_folder import holds_record
@@ -208,7 +209,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
             refuse_other_ranks(devices)
     except ConfigError as error:
         if rank() == 0 and not holds_record(run_dir):
-            sweeps.write_end("refused", hidden(str(error)), settings, run_dir)
+            sweeps.write_end("refused", hidden_in_message(str(error)), settings, run_dir)
         raise
     with ranks.started(devices, settings, run_dir):
         if rank() == 0:  # a first line, before seconds of imports
@@ -285,9 +286,9 @@ def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
 def _report(error: Exception, run_dir: Path) -> str:
     """The sentence for an error; what it leaves out goes to the run's log file."""
     if isinstance(error, ConfigError | RunError):
-        _to_log_file(hidden(str(error)), None)
-        return hidden(str(error))
-    said = hidden(first_line(error))
+        _to_log_file(hidden_in_message(str(error)), None)
+        return hidden_in_message(str(error))
+    said = hidden_in_message(first_line(error))
     if _to_log_file("the run failed", error):
         return f"{said} (traceback in {run_dir / 'xftrain.log'})"
     show_traceback(error)
@@ -308,5 +309,5 @@ def _end(said: str, code: int) -> int:
     if _last_words is None:
         say(said)
     else:  # of a job, the sweep says it
-        replace_text(_last_words, short_line(hidden(said)))
+        replace_text(_last_words, short_line(hidden_in_message(said)))
     return code

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch._functorch.config
 
+from xftrain.compile_cache import use_private_compile_cache
 from xftrain.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ def allow_many_shapes() -> None:
 
     Each shape, dtype and bias is one compilation; a sweep in one process makes many.
     """
+    use_private_compile_cache()
     torch._dynamo.config.recompile_limit = 1024
     torch._dynamo.config.accumulated_recompile_limit = 4096
     torch._dynamo.config.fail_on_recompile_limit_hit = True

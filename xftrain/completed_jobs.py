@@ -13,10 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
+from xftrain.composition_errors import sentence
 from xftrain.config import COMPOSITION_ERRORS, validate
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.job_config import described, refuse_other_config
-from xftrain.overrides import as_typed, sentence
+from xftrain.overrides import as_typed
 from xftrain.recorded_overrides import same_overrides
 from xftrain.sweep_table import read_result
 

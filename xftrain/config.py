@@ -22,18 +22,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xftrain import redaction
 from xftrain.composed_parts import Composed
+from xftrain.composition_errors import sentence
 from xftrain.config_checks import check_sizes, checked_together
 from xftrain.config_schema import schema_of
 from xftrain.errors import ConfigError
 from xftrain.layer_pattern import checked_layers
 from xftrain.merged_options import refuse_merged
+from xftrain.optimized import refuse_unreadable
 from xftrain.option_checks import checked_option, mapping_at
 from xftrain.overrides import (
     all_groups,
     normalise_argv,
     refuse_long_names,
     refuse_other_text,
-    sentence,
 )
 from xftrain.registry import ENTRY_GROUPS, PACKAGES, conf_dir, literals, words
 from xftrain.root_schema import config_type_of
@@ -92,6 +93,7 @@ def compose(
             raise ConfigError(f"config_dir must be a folder, got {str(config_dir)!r}.")
     refuse_yaml_bombs(own)
     refuse_other_text(overrides)
+    refuse_unreadable(overrides)
     groups = all_groups(*own)
     refuse_long_names([config_name, *overrides], groups)
     typed = normalise_argv(overrides, groups)

@@ -70,11 +70,12 @@ def _grow(tree: Tree, node: Mapping[str, Any]) -> None:
             continue
         # as in attn: sdpa; an entry of callbacks mostly has the name of its key
         head = next((named for named in _HEADS if named in value), None)
-        branch = tree.add(_line(key, value[head]) if head and value[head] != key else Text(key))
+        branch = tree.add(_line(key, value[head]) if head and value[head] != key else _line(key))
         _grow(branch, {inner: part for inner, part in value.items() if inner != head})
 
 
-def _line(key: str, value: Any) -> Text:
-    shown = value if isinstance(value, str) else json.dumps(value, default=str)
+def _line(key: str, *values: Any) -> Text:
+    """One line, whatever is in the key and in its value, where it has one."""
+    shown = [one if isinstance(one, str) else json.dumps(one, default=str) for one in values]
     # Text: rich would take a list for markup
-    return Text(" ".join(f"{key}: {shown}".split()), no_wrap=True, overflow="ellipsis")
+    return Text(" ".join(": ".join([key, *shown]).split()), no_wrap=True, overflow="ellipsis")

@@ -23,7 +23,7 @@ from typing import Any, TextIO, cast
 
 from xftrain.files import open_plain
 from xftrain.printable import block, printable, short_line
-from xftrain.redaction import hidden
+from xftrain.redaction import hidden, hidden_in_message
 
 _ASCII = "xftrain.ascii"  # an error handler of codecs
 # The reader has gone: of a pipe, or with the terminal.
@@ -46,15 +46,15 @@ class SafeFormatter(logging.Formatter):
         safe = copy.copy(record)
         template = str(record.msg)
         is_block = template == "%s" or "\n" in template
-        text = hidden(record.getMessage())
+        text = hidden_in_message(record.getMessage())
         safe.msg, safe.args = block(text) if is_block else short_line(text), ()
         if record.exc_info and record.exc_info[0] is not None:
             lines = traceback.format_exception(*record.exc_info)
-            safe.exc_text = block(hidden("".join(lines).rstrip("\n")))
+            safe.exc_text = block(hidden_in_message("".join(lines).rstrip("\n")))
         elif record.exc_text:
-            safe.exc_text = block(hidden(record.exc_text))
+            safe.exc_text = block(hidden_in_message(record.exc_text))
         if record.stack_info:
-            safe.stack_info = block(hidden(record.stack_info))
+            safe.stack_info = block(hidden_in_message(record.stack_info))
         return super().format(safe) if self._inner is None else self._inner.format(safe)
 
 
@@ -187,14 +187,14 @@ def protect_handlers() -> None:
 
 def say(text: str) -> None:
     """Writes one sentence to standard error."""
-    sys.stderr.write(f"xftrain: {short_line(hidden(text))}\n")
+    sys.stderr.write(f"xftrain: {short_line(hidden_in_message(text))}\n")
     sys.stderr.flush()
 
 
 def show_traceback(error: BaseException) -> None:
     """Writes a traceback to standard error."""
     text = "".join(traceback.format_exception(error)).rstrip("\n")
-    sys.stderr.write(f"{block(hidden(text))}\n")
+    sys.stderr.write(f"{block(hidden_in_message(text))}\n")
 
 
 def _show_warning(
@@ -207,7 +207,7 @@ def _show_warning(
 ) -> None:
     """Writes a warning of Python's, as a library raises it for whatever it was given."""
     said = warnings.formatwarning(message, category, filename, lineno, line)
-    (file or sys.stderr).write(f"{block(hidden(said.rstrip()))}\n")
+    (file or sys.stderr).write(f"{block(hidden_in_message(said.rstrip()))}\n")
 
 
 @contextmanager

@@ -19,7 +19,8 @@ _WRITTEN = re.compile(  # by a run, at the top of its folder
     r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
     r"config\.yaml|hparams\.yaml|"
     r"result\.json|metrics\.csv|events\.out\..*|stacks.*\.txt|fit-.*|.*\.trace\.json|sample\.txt|"
-    r"rows\.jsonl|results\.csv|report\.md|environment\.json"
+    r"rows\.jsonl|results\.csv|report\.md|environment\.json|"
+    r"wandb|mlflow(-\d+)?\.db.*|mlflow(-\d+)?-artifacts"
 ).fullmatch
 
 

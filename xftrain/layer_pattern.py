@@ -12,6 +12,7 @@ it, which changes some values of the model's own option.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,7 @@ from xftrain.values import show, unknown_key
 
 PARTS = ("bias", "pos", "heads", "ffn")  # of a model, that may differ from layer to layer
 _MAX_KINDS = 64  # of layers; a checkpoint of anyone's may ask for any number
+_NAME = re.compile(r"\w[\w-]*", re.ASCII)
 
 
 def layer_names(model: ModelConfig) -> tuple[str, ...]:
@@ -81,6 +83,11 @@ def _check_pattern(pattern: Any, entries: Mapping[str, Any], num_layers: int) ->
             f"model.layers.pattern must be a list of names or null, got {show(pattern)}."
         )
     for name in pattern:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                "model.layers.pattern must have names of letters, digits, _ and -, got "
+                f"{show(name)}."
+            )
         if name not in entries:
             known = f", which has {', '.join(entries)}" if entries else ""
             raise ConfigError(

@@ -8,6 +8,8 @@ from pathlib import Path
 from xftrain.files import read_json
 
 _MAX_RUNS = 100  # the latest by name, which is a time by default
+# Of a neighbor, whose file may be anyone's: what is longer is no command that a person has typed.
+_MAX_BYTES, _MAX_OVERRIDES, _LONGEST = 1 << 16, 200, 200
 _USUAL = frozenset({"model.attn", "model.bias", "optim.lr", "seq", "batch_tokens"})
 
 
@@ -46,7 +48,8 @@ def _neighbors(run_dir: Path) -> list[dict[str, str]]:
         return []
     found = []
     for folder in folders[-_MAX_RUNS:]:
-        listed = (read_json(folder / "result.json") or {}).get("overrides")
+        listed = (read_json(folder / "result.json", _MAX_BYTES) or {}).get("overrides")
         if isinstance(listed, list):
-            found.append(dict(dotted(one) for one in listed if isinstance(one, str)))
+            typed = [one for one in listed if isinstance(one, str) and len(one) <= _LONGEST]
+            found.append(dict(map(dotted, typed[:_MAX_OVERRIDES])))
     return found

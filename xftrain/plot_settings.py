@@ -7,13 +7,13 @@ ran code in it, and a figure could have as many dots as it said. Imports nothing
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import chdir
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+
+from xftrain.working_folder import out_of_sight
 
 _NAME = "matplotlib"
 # Variables that name its files; a relative path in one is the user's, from the working folder.
@@ -53,14 +53,5 @@ class _Loader(Loader):
         """Runs the module, which reads its settings once, then."""
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self._inner  # as without this package
-        before = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
-        os.environ.update({name: _absolute(path) for name, path in before.items()})
-        try:
-            with chdir("/"):
-                self._inner.exec_module(module)
-        finally:
-            os.environ.update(before)
-
-
-def _absolute(path: str) -> str:
-    return path if path.startswith("~") else os.path.abspath(path)
+        with out_of_sight(_VARIABLES):
+            self._inner.exec_module(module)

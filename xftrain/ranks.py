@@ -24,7 +24,7 @@ from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.files import read_json, read_text, write_json
 from xftrain.overrides import as_typed, quoted
 from xftrain.processes import Process, cause_of_death
-from xftrain.redaction import hidden
+from xftrain.redaction import hidden_in_message
 
 _GRACE_S = 10.0  # for ranks to end after they were asked, and to say which of them died
 _NOTICE_S = 5.0  # for this rank to notice by itself that another is gone, as gloo does at once
@@ -181,5 +181,5 @@ def _correct(run_dir: Path, error: str, status: str = "failed") -> None:
     """Puts the cause into `result.json`, which has what this rank saw of it."""
     result = read_json(run_dir / "result.json")
     if result is not None:
-        ended = {**result, "status": status, "error": hidden(error)}
+        ended = {**result, "status": status, "error": hidden_in_message(error)}
         write_json(ended, run_dir / "result.json")

@@ -26,6 +26,7 @@ _READ_NOW: set[str] = set()  # variables that were read since this was cleared
 public_words: Callable[[], Collection[str]] = frozenset
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?<=://)[^\s/@:'\"]*:[^\s/'\"]+(?=@)")  # and the user that it is of
 _READS = re.compile(r"\$\{oc\.env:\s*(\w+)[^${}]*\}")
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _CONSTANTS = {"true", "false", "null", "none", "yes", "no", "on", "off", "inf", "nan"}
@@ -145,6 +146,18 @@ def hidden(text: str, *, is_value: bool = False) -> str:
         if not any(first <= start and end <= last for first, last in names)
     ]
     return _replaced(text, found)
+
+
+def hidden_in_message(text: str) -> str:
+    """What `hidden` leaves, with `***` in place of a password in a URL.
+
+    For what is said, and not for what is recorded to be read again: a password that was typed, or
+    that a library has read by itself, stands in the errors of drivers and servers.
+
+    Args:
+        text: a sentence, a message, a traceback.
+    """
+    return hidden(_PASSWORD.sub("***", text))
 
 
 def hidden_throughout(value: Any) -> Any:

@@ -29,7 +29,7 @@ from xftrain.folder_lock import holding
 from xftrain.neighboring_runs import dotted
 from xftrain.overrides import as_typed, literal
 from xftrain.processes import rank
-from xftrain.redaction import hidden, hidden_throughout
+from xftrain.redaction import hidden_in_message, hidden_throughout
 from xftrain.run_folder import RunFolder
 from xftrain.version import __version__, installed
 
@@ -97,7 +97,7 @@ def _recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
             )
             failure.__cause__ = error
         result["status"] = status_after(failure)
-        result["error"] = hidden(_said(failure))
+        result["error"] = hidden_in_message(_said(failure))
     result["wall_s"] = round(time.perf_counter() - started, 3)
     try:
         if not folder.keeps_record(result["status"]):
@@ -240,7 +240,8 @@ def log_summary(result: Mapping[str, Any], *, has_board: bool) -> None:
     log.info("run folder: %s", result["run_dir"])
     folder = Path(result["run_dir"])
     if has_board:
-        log.info("tensorboard --logdir %s", folder.parts[0] if _is_below(folder) else folder)
+        shown = folder.parts[0] if _is_below(folder) else str(folder)
+        log.info("tensorboard --logdir %s", shlex.quote(shown))
 
 
 def _is_below(folder: Path) -> bool:

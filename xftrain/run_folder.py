@@ -17,6 +17,7 @@ from pathlib import Path
 
 from xftrain.errors import ConfigError, RunError
 from xftrain.files import read_json, read_plain, replace_bytes, replace_text, write_json
+from xftrain.folder_owner import written_by_others
 from xftrain.records import status_of
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ HYDRA = ".hydra"
 _HYDRA_FILES, _HYDRA_BYTES = ("config.yaml", "hydra.yaml", "overrides.yaml"), 1 << 20
 _RECORDS = ("metrics.csv", "events.out.tfevents.*")
 _TRAINED = (*_RECORDS, "checkpoints")
-_TRACKED = ("wandb", "mlflow.db", "mlflow-artifacts")  # of experiment trackers
+_TRACKED = ("wandb", "mlflow*.db*", "mlflow*-artifacts")  # of experiment trackers
 # What one run writes; rows of a benchmark and the log are of the folder and are continued.
 _FILES = (*_TRAINED, RUN_FILE, "hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
 _LAST = ("config.yaml", "result.json")  # moved last: they say that there is something to move
@@ -89,6 +90,12 @@ class RunFolder:
             return
         (self.path / "result.json").unlink(missing_ok=True)
         write_json({**self.notes, "run": run_id}, self.path / RUN_FILE)
+        if found := written_by_others(self.path, self.path / RUN_FILE):
+            log.warning(
+                "%s: whoever can write there could put links in the place of this run's files, and "
+                "so change files of yours: choose a folder that is yours alone.",
+                found,
+            )
         if self._config is not None:
             self.write_config(self._config)
 

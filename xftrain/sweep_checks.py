@@ -18,11 +18,13 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from xftrain.composition_errors import sentence
 from xftrain.config import COMPOSITION_ERRORS
 from xftrain.errors import ConfigError, SweepRefused
-from xftrain.overrides import all_groups, as_typed, normalise_argv, sentence
+from xftrain.overrides import all_groups, as_typed, normalise_argv
 from xftrain.processes import is_rank
 from xftrain.recorded_overrides import MAX_JOBS, MAX_PROCESSES, num_values
+from xftrain.sqlite_files import refuse_foreign_files
 from xftrain.sweep_record import RESUME, is_resumed
 
 
@@ -141,6 +143,7 @@ def _check_choices(config: DictConfig, overrides: Mapping[str, Override]) -> Non
 
 def _check_study(storage: str, name: str | None, fixed: Mapping[str, str]) -> None:
     """Refuses a study of other runs, as of another model, from which nothing can be learned."""
+    refuse_foreign_files(storage, "hydra.sweeper.storage")
     import optuna
 
     try:

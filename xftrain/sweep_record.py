@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ _OWN = ("command-line", "hydra.searchpath in main", "hydra.searchpath in command
 MODE = ("hydra.mode", "hydra.run", "hydra.sweep.dir", "hydra.output_subdir")
 _SHOWN, _EACH = 300, 60  # characters of what a record holds, and of an override, in a sentence
 # Keys that say what a run reads.
+_MOST_LISTED = 10_000  # characters of all overrides together
+_SENDS = re.compile(r"logger\.\w+\..*", re.ASCII).fullmatch
 _READS = re.compile(r"ckpt|data|.*(path|dir|file|storage|links)", re.ASCII).fullmatch
 
 
@@ -81,7 +84,7 @@ def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
     elif missing := _missing(record, others):
         raise ConfigError(
             f"the sweep in {str(folder)!r} had {_short(missing)}, which this command has not: "
-            f"type {RESUME}={folder} alone, or repeat its whole command with it."
+            f"type {_resuming(folder)} alone, or repeat its whole command with it."
         )
     os.environ[_RESUMED] = "1"
     return [*arguments, f"hydra.sweep.dir={literal(folder)}"]
@@ -125,7 +128,7 @@ def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> li
         ConfigError: it could run code, or nobody says that its folder is to be trusted.
     """
     name, recorded = record.get("config_name"), record.get("overrides")
-    again = f"repeat its whole command and add {RESUME}={folder}"
+    again = f"repeat its whole command and add {_resuming(folder)}"
     try:
         if not isinstance(recorded, list) or not all(isinstance(one, str) for one in recorded):
             raise NotPlain("no list of overrides")
@@ -142,7 +145,18 @@ def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> li
             f"interpolation or Hydra's own keys, which are not taken from a file "
             f"({_short(str(reason))}): {again}."
         ) from reason
-    if not is_trusted and not has_valid_seal(record, folder):
+    is_own = has_valid_seal(record, folder)
+    if not is_own and (sent := [_key(one) for one in command if _SENDS(_key(one))]):
+        raise ConfigError(
+            f"the sweep in {str(folder)!r} was not recorded by this user on this machine, and its "
+            f"record says where runs are recorded ({_short(', '.join(sent))}): {again}."
+        )
+    if not is_own and len(_listed(name, command)) > _MOST_LISTED:
+        raise ConfigError(
+            f"the sweep in {str(folder)!r} was not recorded by this user on this machine, and its "
+            f"{len(command):,} overrides are too long to be shown: {again}."
+        )
+    if not is_trusted and not is_own:
         shown = _listed(name, command)
         raise ConfigError(
             f"the sweep in {str(folder)!r} was not recorded by this user on this machine, or not "
@@ -150,6 +164,10 @@ def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> li
             "which these overrides are taken from the file as plain values."
         )
     return ["--config-name", name, *command]
+
+
+def _resuming(folder: Path) -> str:
+    return shlex.quote(f"{RESUME}={folder}")
 
 
 def _listed(name: str, command: Sequence[str]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xftrain.attention.backends.naive import Naive
-from xftrain.benchmark import growth, tables
+from xftrain.benchmark import growth
 from xftrain.benchmark.attention import _segment_errors, visible_pairs
-from xftrain.benchmark.callbacks.attention_sweep import tutorial_table
-from xftrain.benchmark.callbacks.grouped import kv_cache_bytes
-from xftrain.benchmark.callbacks.packed import _verdict, draw_lengths, waste_of
-from xftrain.benchmark.cells import attention_cell, name_of, nodes_of
+from xftrain.benchmark.callbacks.packed import _verdict
+from xftrain.benchmark.cells import attention_cell
 from xftrain.benchmark.longest import LongestCell, _search
 from xftrain.benchmark.measure import Stopwatch, hidden_ms, memory_of, spread
 from xftrain.benchmark.reference import ratio
 from xftrain.benchmark.rows import RowStore, read_rows, write_csv
 from xftrain.benchmark.rule import judge
-from xftrain.benchmark.training import _DECISIVE, TrainCell
-from xftrain.benchmark.worker import Unsupported, outcome
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnShape
-from xftrain.root_schema import Root
 from xftrain.timing import in_turns
 
 CPU = torch.device("cpu")
@@ -260,131 +253,4 @@ def test_a_csv_has_a_column_for_every_field(tmp_path: Path) -> None:
 # ---- cells
 
 
-def test_options_are_words_or_nodes_and_are_checked() -> None:
-    nodes = nodes_of("model/bias", ["causal", {"name": "alibi", "impl": "dense"}])
-    assert [name_of(node) for node in nodes] == ["causal", "alibi impl=dense"]
-    for wrong in ("casual", {"name": "alibi", "imp": "dense"}, {"impl": "dense"}):
-        with pytest.raises(ConfigError, match=r"model\.bias"):
-            nodes_of("model/bias", [wrong])
-
-
-def test_a_cell_has_a_key_of_its_own_and_the_heads_that_its_grouping_says() -> None:
-    def cell(heads: str, **more: int) -> object:
-        sizes = {"rows": 2, "num_heads": 16, "head_dim": 8, "length": 64} | more
-        nodes = ({"name": "naive"}, {"name": "causal"}, {"name": heads})
-        return attention_cell("s", *nodes, dtype="float32", device="cpu", **sizes)  # type: ignore[arg-type]
-
-    groups = {heads: cell(heads).shape.G for heads in ("mha", "gqa", "mqa")}  # type: ignore[attr-defined]
-    assert groups == {"mha": 16, "gqa": 2, "mqa": 1}
-    keys = {cell(h, length=m).key for h in groups for m in (64, 128)}  # type: ignore[attr-defined]
-    assert len(keys) == 6
-
-
-def test_a_key_tells_all_that_a_figure_depends_on() -> None:
-    # rows of another model were once taken for this one's, where the columns were the same
-    options = {key: key for key in _DECISIVE}
-    changed = {**options, "model": "other"}
-    keys = {TrainCell("t", {"a": 1}, o, 1).key for o in (options, changed)}
-    assert len(keys) == 2
-    assert TrainCell("t", {"a": 1}, {**options, "tags": ["x"]}, 1).key in keys
-    lengths = [(37, 120, 8, 200), (50, 107, 8, 200)]
-    nodes = ("s", {"name": "naive"}, {"name": "causal"}, {"name": "mha"})
-    sizes = {"rows": 1, "num_heads": 2, "head_dim": 8, "dtype": "float32", "device": "cpu"}
-    assert len({attention_cell(*nodes, **sizes, seqlens=n).key for n in lengths}) == 2
-
-
-def test_every_root_key_decides_about_figures_or_is_known_not_to() -> None:
-    others = {"max_steps", "ckpt", "ckpt_allow", "on_nonfinite", "max_skipped_steps", "tags"}
-    roots = {field.name for field in dataclasses.fields(Root)}
-    assert roots == {*_DECISIVE, *others, "callbacks", "logger"}
-
-
-def test_lengths_are_drawn_alike_for_alike_seeds() -> None:
-    for kind in ("uniform", "lognormal"):
-        drawn = draw_lengths(kind, 200, 512, seed=3)
-        assert drawn == draw_lengths(kind, 200, 512, seed=3) != draw_lengths(kind, 200, 512, seed=4)
-        assert len(drawn) == 200 and 1 <= min(drawn) and max(drawn) <= 512
-
-
-def test_waste_is_what_padding_adds() -> None:
-    lengths = (37, 120, 8, 200)
-    assert waste_of(lengths, "packed")["waste"] == 0
-    padded = waste_of(lengths, "padded")
-    assert padded["tokens"] == 800 and padded["waste"] == pytest.approx(1 - 365 / 800)
-
-
-def test_the_cache_of_llama_2_7b_is_half_a_mib_a_token() -> None:
-    # 32 layers, 32 heads of width 128 in 16 bits: 524,288 bytes
-    assert kv_cache_bytes(32, 32, 128, torch.float16) == 2**19
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [
-        (Unsupported("no kernel"), "unsupported", "no kernel"),
-        (ConfigError("model.x must be y."), "unsupported", "model.x must be y."),
-        (MemoryError(), "oom", "out of memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: x"), "oom", "can't allocate"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to"), "oom", "Tried to"),
-        (ValueError("two\nlines"), "failed", "ValueError: two lines"),
-    ],
-)
-def test_an_exception_says_how_a_cell_ended(error: Exception, status: str, said: str) -> None:
-    found, reason = outcome(error)
-    assert found == status and said in reason
-
-
 # ---- tables
-
-
-def test_a_table_is_markdown_that_can_be_read_as_it_is() -> None:
-    made = tables.table(["name", "n"], [["a", "1"], ["long name", "1,234"], ["c", "-"]])
-    assert made.splitlines() == [
-        "| name      |     n |",
-        "| --------- | ----: |",
-        "| a         |     1 |",
-        "| long name | 1,234 |",
-        "| c         |     - |",
-    ]
-
-
-def test_figures_have_three_digits() -> None:
-    shown = [tables.figure(x) for x in (0.0, 1234.5, 123.4, 12.345, 1.2345, 0.1234, 0.00123)]
-    assert shown == ["0", "1,234", "123", "12.3", "1.23", "0.123", "1.2e-03"]
-
-
-def test_reasons_are_said_once_with_all_that_share_them() -> None:
-    rows = [
-        {"status": "unsupported", "reason": "no GPU", "backend": name} for name in ("a", "b", "a")
-    ]
-    said = tables.reasons([*rows, {"status": "ok", "backend": "c"}], lambda row: row["backend"])
-    assert said == "- refused (3): a, b: no GPU"
-
-
-def test_the_tutorials_table_has_its_form() -> None:
-    def row(backend: str, length: int, **fields: object) -> dict[str, object]:
-        sizes = {"B": 2, "H": 8, "K": 64, "dtype": "float16", "device": "cpu"}
-        return {**sizes, "backend": backend, "bias": "full", "M": length, "status": "ok", **fields}
-
-    rows = [
-        row("naive", 512, ms=1.0, loop_ms=1.25, peak_mib=100.0, loop_peak_mib=200.0),
-        row("xformers", 512, ms=0.5, loop_ms=None, peak_mib=50.0),
-        row("naive", 1024, status="oom", reason="too much"),
-        row("xformers", 1024, ms=0.75, loop_ms=0.8, peak_mib=None),
-    ]
-    made = tutorial_table(rows).splitlines()
-    assert made[2:] == [
-        "| seqlen |      naive MB | xformers MB |      naive ms | xf ms |",
-        "| -----: | ------------: | ----------: | ------------: | ----: |",
-        "|    512 |           210 |          52 |          1.25 |  0.50 |",
-        "|   1024 | out of memory |           - | out of memory |  0.80 |",
-    ]
-    assert tutorial_table(rows[:1]) == ""  # half a comparison is none
-    beside = tutorial_table([{**row, "device": "NVIDIA H100 80GB HBM3"} for row in rows])
-    assert " 148 |" in beside and "tutorial's xf ms" in beside  # what its own script printed
-
-
-def test_rows_are_plain_json(tmp_path: Path) -> None:
-    store = RowStore(tmp_path, HERE)
-    store.add({"sweep": "a", "cell": "é", "status": "ok", "seqlens": [1, 2]})
-    assert json.loads((tmp_path / "rows.jsonl").read_text())["seqlens"] == [1, 2]

@@ -279,6 +279,23 @@ def test_one_file_is_cut_between_characters_and_read_back_whole(text, val_fracti
     assert -4 < len(val) - val_fraction * len(content) < 1
 
 
+def test_a_folder_that_becomes_a_link_after_the_listing_is_not_followed(tmp_path):
+    for folder in ("corpus/a", "private"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "notes.txt").write_text(folder)
+    (file,), _ = list_files(tmp_path / "corpus", leave_out=tmp_path / "none")
+    assert is_text(file.path)
+    (tmp_path / "corpus" / "a").rename(tmp_path / "old")
+    (tmp_path / "corpus" / "a").symlink_to(tmp_path / "private")
+    for read in (
+        lambda: is_text(file.path),
+        lambda: list(read_pieces(Document(file.path, 0, 6))),
+        lambda: split_documents([file], 0.5),
+    ):
+        with pytest.raises(RunError, match="files must not change while they are read"):
+            read()
+
+
 def test_a_file_that_shrinks_meanwhile_is_reported(tmp_path):
     (tmp_path / "file").write_text("short")
     with pytest.raises(RunError, match="must not change while they are read"):

@@ -117,15 +117,9 @@ def test_gradients_of_large_layers_are_as_narrow_as_their_copies(monkeypatch):
     peak = predict(settings, model, Full(), batch_of(), torch.float16, CPU)
     assert peak.gradients == usual.gradients
     for kind, gradients in (("Own", usual.gradients), ("Harmless", less.gradients)):
-        own = {"_target_": f"tests.training.test_fused_adamw.{kind}"}
-        peak = predict(
-            changed(auto, {"callbacks": {"own": own}}),
-            model,
-            Full(),
-            batch_of(),
-            torch.bfloat16,
-            CPU,
-        )
+        own = {"_target_": f"tests.training.test_bf16_weights.{kind}"}
+        with_own = changed(auto, {"callbacks": {"own": own}})
+        peak = predict(with_own, model, Full(), batch_of(), torch.bfloat16, CPU)
         assert peak.gradients == gradients
 
 

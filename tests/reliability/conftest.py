@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.reliability.rank_commands import place
 from xftrain.attention.backends.auto import all_backends
 from xftrain.data.counting import Counting
 
+__all__ = ["place"]
 _TABLE: dict[str, list[int]] = {}  # fault -> injected, survived
 
 Record = Callable[..., None]

@@ -246,3 +246,22 @@ def test_a_copy_without_its_zeros_is_read(tmp_path, good):
     size = (tmp_path / "copy.ckpt").stat()
     assert size.st_blocks * 512 < size.st_size / 2
     assert read_checkpoint(tmp_path / "copy.ckpt")["callbacks"]["zeros"].shape == (12 << 20,)
+
+
+def test_a_file_is_read_once_for_all_questions_and_anew_when_it_changes(tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    torch.save({"a": 1}, path)
+    read = []
+    monkeypatch.setattr(
+        "xftrain.training.checkpoint_format.read_plain_pickle",
+        lambda pickle, storages: read.append(len(pickle)),
+    )
+    for _ in range(3):
+        with path.open("rb") as file:
+            described_content(file)
+    assert len(read) == 1
+    torch.save({"a": 2}, path)  # of the same size
+    os.utime(path, (1, 1))
+    with path.open("rb") as file:
+        described_content(file)
+    assert len(read) == 2

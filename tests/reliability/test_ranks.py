@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,13 @@ import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
 
-from tests import forked
+from tests.reliability.rank_commands import (
+    ENVIRONMENT,
+    PATH,
+    command,
+    ended,
+    finished,
+)
 from tests.training.runs import SMALL, last, model_and_data, result_of, rows_of, run, weights_of
 from tests.training.uneven import write_uneven
 from xftrain import cli
@@ -29,29 +34,8 @@ from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL
 from xftrain.training.checkpoint import read_checkpoint
 
-ROOT = Path(__file__).parents[2]
-# The package, and what else this process was given to import.
-PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-ENVIRONMENT = {**os.environ, "PYTHONPATH": PATH}
-TWO = ("trainer=ddp", "data.stop_at_accuracy=null")
 # Slow enough to be caught in the middle.
 LONG = ("max_steps=100000", "callbacks.checkpoint.every_n_steps=10", "trainer.log_every_n_steps=50")
-
-
-@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.multi_gpu)])
-def place(request: pytest.FixtureRequest) -> str:
-    return f"trainer.accelerator={request.param}"
-
-
-def command(run_dir: Path, *overrides: str) -> list[str]:
-    small = [one for one in SMALL if not one.startswith("trainer=")]
-    words = [sys.executable, "-m", "xftrain", *TWO, *small, f"hydra.run.dir={run_dir}"]
-    return [*words, "trainer.val_check_interval=100000", *overrides]
-
-
-def finished(words: list[str], **changes: Any) -> subprocess.CompletedProcess[str]:
-    """The command's end; `changes` are of how it is started. It forks, and so do its ranks."""
-    return forked.ended(forked.main, words[3:], **({"env": ENVIRONMENT, "cwd": ROOT} | changes))
 
 
 @contextmanager
@@ -70,13 +54,6 @@ def running(run_dir: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[s
     finally:
         process.kill()
         process.wait()
-
-
-def ended(process: subprocess.Popen[str], others: list[int]) -> tuple[int, str]:
-    said = process.communicate(timeout=60)[1]
-    for pid in others:
-        assert not Path(f"/proc/{pid}").exists(), "a rank is left"
-    return process.returncode, said
 
 
 def test_lightning_still_has_what_is_replaced():
@@ -264,8 +241,8 @@ def test_two_ranks_with_the_same_weights_go_on_as_if_never_stopped(tmp_path, pla
     half = whole.with_name("previous.ckpt")
     assert (read_checkpoint(half)["global_step"], read_checkpoint(whole)["global_step"]) == (3, 6)
     second = with_fault(tmp_path / "second", "compare", f"ckpt={half}", *usual)
-    for ended in (first, second):
-        assert "2 ranks have the same" in ended.stdout, ended.stderr
+    for one in (first, second):
+        assert "2 ranks have the same" in one.stdout, one.stderr
     resumed = weights_of(last(tmp_path / "second" / "run"))
     for name, weight in weights_of(whole).items():
         assert torch.equal(weight, resumed[name]), name
@@ -284,37 +261,3 @@ def test_memory_of_two_ranks_is_as_predicted(tmp_path, compiled, batches):
     measured = result_of(tmp_path)["peak_memory_mib"] / 2**10
     # gradients held once more, or once less, are 0.17 of it
     assert 0.9 < float(found[1]) / measured < 1.15
-
-
-def with_torchrun(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    words += ["-m", *command(folder, *overrides)[2:]]
-    kept = [word for word in words if "hydra.run.dir" not in word]
-    started: dict[str, Any] = {"env": ENVIRONMENT, "cwd": folder, "timeout": 90}
-    return subprocess.run(kept, text=True, capture_output=True, **started)
-
-
-@pytest.mark.slow
-def test_under_torchrun_one_rank_speaks_and_one_folder_is_left(tmp_path, place):
-    ended = with_torchrun(tmp_path, place)
-    assert ended.returncode == 0, ended.stderr
-    assert "Traceback" not in ended.stderr, ended.stderr
-    assert len(re.findall("configuration, what differs from the defaults:\n", ended.stdout)) == 1
-    assert len(re.findall("done in", ended.stdout)) == 1
-    (run_dir,) = tmp_path.glob("outputs/*/*")
-    assert result_of(run_dir)["status"] == "completed"
-    assert read_checkpoint(last(run_dir))["global_step"] == 6
-
-
-def test_what_torchrun_starts_is_one_run_in_the_folder_of_rank_0(tmp_path):
-    def said(rank: int, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**ENVIRONMENT, "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        return finished([*command(tmp_path / "mine"), *words], cwd=tmp_path, env=environment)
-
-    for rank in (0, 1):
-        folder = f"dir: {tmp_path / 'mine'}"
-        assert (folder in said(rank, "--cfg", "hydra").stdout) == (rank == 0)
-        sweep = said(rank, "-m", "model.ffn=gelu,swiglu")
-        assert sweep.returncode == 2
-        assert "torchrun starts the ranks of one run, and a sweep" in sweep.stderr
-    assert list(tmp_path.iterdir()) == []

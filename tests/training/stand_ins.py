@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import wandb as lightning_wandb
 
 _SETTINGS = {  # fields of wandb.Settings, which refuses others
     *("console", "disable_git", "disable_code", "save_code", "show_info", "silent"),
-    *("x_disable_meta", "x_save_requirements"),
+    *("x_disable_meta", "x_save_requirements", "symlink", "use_dot_wandb"),
 }
 
 
@@ -51,8 +51,10 @@ def stand_in_for_wandb(monkeypatch: pytest.MonkeyPatch, *, fails: str = "") -> S
         id, url = "abc", None
 
         def __init__(self, folder: Path) -> None:
-            self.dir = str(folder / "wandb" / "offline-run-abc" / "files")
-            Path(self.dir).mkdir(parents=True)
+            made = folder / "wandb" / "offline-run-abc"
+            made.mkdir(parents=True)
+            (made / "debug-core.log").symlink_to("/tmp/core.log")  # as the package makes one
+            self.settings = SimpleNamespace(sync_dir=str(made))
             self.config = SimpleNamespace(update=self._update)
 
         def _update(self, params: dict[str, Any], *, allow_val_change: bool) -> None:
@@ -73,18 +75,25 @@ def stand_in_for_wandb(monkeypatch: pytest.MonkeyPatch, *, fails: str = "") -> S
         def finish(self, exit_code: int) -> None:
             seen.ended.append(exit_code)
 
-    def settings(**values: Any) -> dict[str, Any]:
-        assert values.keys() <= _SETTINGS
-        return values
+    class Settings(dict[str, Any]):
+        def __init__(self, **values: Any) -> None:
+            assert values.keys() <= _SETTINGS
+            super().__init__(values)
+
+        @property
+        def settings_workspace(self) -> str:
+            folder = Path.cwd() / ".wandb"
+            return str((folder if folder.exists() else Path.cwd() / "wandb") / "settings")
 
     def init(*, dir: str, id: None, resume: str, settings: dict[str, Any], **values: Any) -> Run:
         if fails == "init":
             raise ConnectionError("no route")
+        assert Path.cwd() == Path("/"), "the package looks for files of the working folder"
         assert values.keys() == {"name", "project", "entity", "group", "mode"}
         seen.settings = {**settings, **values}
         return Run(Path(dir))
 
-    _module(monkeypatch, "wandb", init=init, Settings=settings, Table=Table, run=None)
+    _module(monkeypatch, "wandb", init=init, Settings=Settings, Table=Table, run=None)
     _module(monkeypatch, "wandb.sdk")
     _module(monkeypatch, "wandb.sdk.lib", RunDisabled=type("RunDisabled", (), {}))
     _module(monkeypatch, "wandb.wandb_run", Run=Run)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.training.runs import loss_of, model_and_data, rows_of, run
-from tests.training.test_graphed import on_cpu  # noqa: F401
 from xftrain.interfaces import IGNORED_LABEL
 from xftrain.training.callbacks import metrics
 
@@ -42,7 +41,7 @@ def test_they_are_of_all_ranks(tmp_path, text, monkeypatch):
     assert more == pytest.approx({step: value / 4 for step, value in one.items()})
 
 
-def test_they_are_the_same_where_steps_are_replayed(tmp_path, text, on_cpu):  # noqa: F811
+def test_they_are_the_same_where_steps_are_replayed(tmp_path, text, graphs_on_cpu):  # noqa: F811
     run(tmp_path / "plain", *text, "max_steps=5")
     run(tmp_path / "graphed", *text, "max_steps=5", "compile=cudagraphs")
     plain, graphed = (

@@ -3,68 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import ClassVar
 from unittest import mock
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LambdaCallback
 
-from tests.training.runs import last, rows_of, run, same_weights, small, weights_of
-from xftrain import preflight, runner
-from xftrain.config import validate
-from xftrain.errors import ConfigError, RunError
-from xftrain.interfaces import LossSums
-from xftrain.model import GPT
+from tests.training.graph_stand_in import Again
+from tests.training.runs import last, rows_of, run, same_weights, weights_of
+from xftrain import runner
+from xftrain.errors import RunError
 from xftrain.training import step_graphs
 from xftrain.training.checkpoint import read_checkpoint
-from xftrain.training.graphed_loop import _has
-from xftrain.training.optim.adamw import AdamW
 from xftrain.training.step_graphs import Outcome
-
-
-class Again:
-    """Replays by doing it again, as a graph does it.
-
-    That is with the values that the optimizer had when it was recorded, and with an outcome that
-    stays in one place and is good until the next replay.
-    """
-
-    made = 0
-    warming_up = nullcontext
-
-    def __call__(self, make: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
-        groups = make.__self__._optimizer().param_groups
-        recorded = [{k: v for k, v in group.items() if k != "params"} for group in groups]
-        assert all(isinstance(values["lr"], torch.Tensor) for values in recorded)
-        zeros = torch.zeros(5).unbind()
-        held = Outcome(zeros[0], LossSums(zeros[1], zeros[2].long(), zeros[3].long()), zeros[4])
-        places = [held.loss, *held.sums, held.grad_norm]
-
-        def replay() -> None:
-            type(self).made += 1
-            now = [dict(group) for group in groups]
-            for group, values in zip(groups, recorded, strict=True):
-                group.update(values)
-            loss, sums, grad_norm = make()
-            for group, values in zip(groups, now, strict=True):
-                group.update(values)
-            for place, value in zip(places, (loss, *sums, grad_norm), strict=True):
-                place.copy_(value)
-
-        return replay, held
-
-
-@pytest.fixture
-def on_cpu(monkeypatch):
-    monkeypatch.setattr(step_graphs, "Recorder", Again)
-    monkeypatch.setattr(preflight, "_check_graphs", lambda *args: None)
-    monkeypatch.setattr(GPT, "compile_blocks", lambda self, packed: None)
-    monkeypatch.setattr(Again, "made", 0)
-
 
 REAL = step_graphs.Recorder
 WARMUP = "schedule.warmup_steps=3"
@@ -72,7 +23,7 @@ RUN = ("max_steps=12", "trainer.val_check_interval=5", "model.dropout=0.1", WARM
 FIGURES = ("train/loss", "train/accuracy", "train/grad_norm", "optim/lr", "val/loss")
 
 
-def test_a_graphed_run_is_the_run_without(tmp_path, on_cpu):
+def test_a_graphed_run_is_the_run_without(tmp_path, graphs_on_cpu):
     plain, graphed = tmp_path / "plain", tmp_path / "graphed"
     run(plain, *RUN)
     run(graphed, *RUN, "compile=cudagraphs")
@@ -90,7 +41,7 @@ def test_a_graphed_run_is_the_run_without(tmp_path, on_cpu):
     assert groups[0] == groups[1]
 
 
-def test_a_graphed_run_goes_on_where_it_was(tmp_path, on_cpu):
+def test_a_graphed_run_goes_on_where_it_was(tmp_path, graphs_on_cpu):
     words = (*RUN, "compile=cudagraphs", "schedule=constant", "optim.lr=0.0123")
     run(tmp_path / "whole", *words)
     run(tmp_path / "cut", *words, "max_steps=7")
@@ -98,7 +49,7 @@ def test_a_graphed_run_goes_on_where_it_was(tmp_path, on_cpu):
     assert same_weights(last(tmp_path / "whole"), last(tmp_path / "cut"))
 
 
-def test_a_step_that_is_not_finite_is_left_out(tmp_path, on_cpu, monkeypatch):
+def test_a_step_that_is_not_finite_is_left_out(tmp_path, graphs_on_cpu, monkeypatch):
     forward_loss = runner.TrainingModule.forward_loss
 
     def spoiled(self, batch, *, with_accuracy):
@@ -113,14 +64,14 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path, on_cpu, monkeypatch):
     assert result["metrics"]["train/skipped_steps"] == 1
 
 
-def test_a_profile_sees_replays(tmp_path, on_cpu):
+def test_a_profile_sees_replays(tmp_path, graphs_on_cpu):
     run(tmp_path, *RUN, "compile=cudagraphs", "trainer.profiler=pytorch")
     (trace,) = tmp_path.glob("*.trace.json")
     steps = set(re.findall(r"ProfilerStep#(\d+)", trace.read_text()))
     assert steps == {"2", "3", "4"}  # from 0: the first two are made without a graph
 
 
-def test_a_step_that_cannot_be_recorded_is_told(tmp_path, on_cpu, monkeypatch):
+def test_a_step_that_cannot_be_recorded_is_told(tmp_path, graphs_on_cpu, monkeypatch):
     def fails(self, make):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
@@ -166,107 +117,6 @@ def test_the_error_that_is_told_is_the_first(monkeypatch, first):
     with pytest.raises(RuntimeError, match=first or "previous error during capture"):
         recorder(make)
     assert streams == ["outer"], "what comes next is not on the stream of the recording"
-
-
-class Meddles(Callback):
-    def on_after_backward(self, trainer, pl_module):
-        pass
-
-
-def test_hooks_within_a_step_are_refused(tmp_path, on_cpu):
-    mine = "+callbacks.mine={_target_: tests.training.test_graphed.Meddles}"
-    with pytest.raises(ConfigError, match="Meddles.on_after_backward would not be called"):
-        run(tmp_path, *RUN, "compile=cudagraphs", mine)
-
-
-def test_an_optimizer_that_waits_is_refused(tmp_path, on_cpu):
-    with pytest.raises(ConfigError, match="optim=adafactor cannot run .* learning rate"):
-        run(tmp_path, *RUN, "compile=cudagraphs", "optim=adafactor")
-
-
-def test_one_that_takes_a_flag_but_no_rate_is_refused(tmp_path, on_cpu, monkeypatch):
-    def make(self, groups):
-        return torch.optim.SGD(groups, lr=0.1, fused=True)
-
-    monkeypatch.setattr(AdamW, "make", make)
-    with pytest.raises(ConfigError, match="SGD cannot take its rate"):
-        run(tmp_path, *RUN, "compile=cudagraphs")
-
-
-@pytest.mark.parametrize("key", ["accumulate_grad_batches", "devices"])
-def test_what_makes_a_step_of_several_batches_is_refused(key):
-    # a replay writes each batch's gradients to the same place: the last one's alone would count
-    with pytest.raises(ConfigError, match=rf"trainer\.{key} must be 1 with compile=cudagraphs"):
-        validate(small("compile=cudagraphs", f"trainer.{key}=2"))
-
-
-class Callbacks:
-    """Whose hooks change or ask for something."""
-
-    class Momentum(Callback):
-        def on_train_batch_end(self, trainer, *args):
-            if trainer.global_step == 6:
-                trainer.optimizers[0].param_groups[1]["betas"] = (0.5, 0.9)
-
-    class Accumulates(Callback):
-        def on_train_batch_end(self, trainer, *args):
-            trainer.accumulate_grad_batches = 2 if trainer.global_step == 6 else 1
-
-    class Logs(Callback):
-        losses: ClassVar[list[float]] = []
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            assert batch.tokens_BM.device == pl_module.device
-            self.losses.append(float(outputs["loss"]))
-            pl_module.log("mine", outputs["loss"], batch_size=1)
-
-
-def with_callback(name):
-    return f"+callbacks.mine={{_target_: tests.training.test_graphed.Callbacks.{name}}}"
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "said"),
-    [
-        ("Momentum", RunError, r"betas of the optimizer's group 1 = \(0.9, 0.95\), which is \(0.5"),
-        ("Accumulates", ConfigError, "a callback has set accumulate_grad_batches to 2"),
-    ],
-)
-def test_what_a_replay_would_not_see_is_refused(tmp_path, on_cpu, name, error, said):
-    with pytest.raises(error, match=said):
-        run(tmp_path, *RUN, "compile=cudagraphs", with_callback(name))
-
-
-def test_hooks_get_what_they_get_without_graphs(tmp_path, on_cpu):
-    losses = Callbacks.Logs.losses
-    run(tmp_path / "plain", *RUN, with_callback("Logs"))
-    plain = losses.copy()
-    losses.clear()
-    run(tmp_path / "graphed", *RUN, with_callback("Logs"), "compile=cudagraphs")
-    assert losses == pytest.approx(plain, rel=1e-5) and len(plain) == 12
-
-
-def test_hooks_of_an_instance_count():
-    at_end = LambdaCallback(on_train_batch_end=lambda *args: None)
-    within = LambdaCallback(on_after_backward=lambda *args: None)
-    assert _has(at_end, "on_train_batch_end") and not _has(at_end, "on_after_backward")
-    assert _has(within, "on_after_backward")
-
-
-def test_a_batch_of_another_shape_is_refused(tmp_path, on_cpu, monkeypatch):
-    from xftrain.data.counting import Counting
-
-    batch = Counting.batch
-
-    def shorter(self, split, step, rank=0):
-        made = batch(self, split, step, rank)
-        if split == "train" and step == 5:
-            made.tokens_BM, made.labels_BM = made.tokens_BM[1:], made.labels_BM[1:]
-        return made
-
-    monkeypatch.setattr(Counting, "batch", shorter)
-    with pytest.raises(RunError, match=r"one shape, \(8, 16\), and a later one is of \(7, 16\)"):
-        run(tmp_path, *RUN, "compile=cudagraphs")
 
 
 GPU = ("trainer=gpu", "model.attn=sdpa", "model.num_layers=2", "compile=cudagraphs")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.training.runs import last, model_and_data, rows_of, run, same_weights, weights_of
-from tests.training.test_fused_adamw import on_cpu  # noqa: F401
 from tests.training.uneven import write_uneven
 from xftrain.errors import RunError
 from xftrain.interfaces import IGNORED_LABEL, LossSums
@@ -229,7 +228,7 @@ def test_a_rank_with_the_same_batches_changes_nothing(tmp_path, monkeypatch):
         assert rows_of(tmp_path / "one", name) == rows_of(tmp_path / "two", name)
 
 
-def test_bfloat16_copies_of_weights_change_nothing(tmp_path, monkeypatch, uneven, on_cpu):  # noqa: F811
+def test_bfloat16_copies_of_weights_change_nothing(tmp_path, monkeypatch, uneven, adamw_on_cpu):  # noqa: F811
     words = (*STEPS, "trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=3")
     exact = (*words, "trainer.gradient_clip_val=null")
     run(tmp_path / "with", *exact, **uneven)

@@ -14,6 +14,10 @@ from tests.training.runs import rows_of, run, small
 from tests.training.stand_ins import stand_in_for_mlflow, stand_in_for_wandb
 from xftrain.config import validate
 from xftrain.errors import ConfigError, RunError
+from xftrain.folder_links import refuse_links
+from xftrain.redaction import hidden_in_message
+from xftrain.training.loggers.mlflow import MLflow
+from xftrain.training.loggers.wandb import WandB
 
 SECRET = "hunter2hunter2"
 BOTH = ("logger=[csv,tensorboard,{}]", "+callbacks.sample={{name: sample, num_tokens: 4}}")
@@ -110,14 +114,73 @@ def test_a_tracker_that_cannot_begin_ends_the_run_and_one_that_is_lost_does_not(
     assert seen.ended == [0]
 
 
-def test_a_settings_file_of_the_working_folder_chooses_no_server(
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+@pytest.mark.parametrize("offline", ["true", "false"])
+def test_a_settings_file_of_the_working_folder_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, offline: str
+) -> None:
+    stand_in_for_wandb(monkeypatch)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "settings").write_text("[default]\nbase_url = http://other\n")
+    with pytest.raises(RunError, match="may name another server"):
+        run(tmp_path / "one", *with_tracker("wandb", f"logger.wandb.offline={offline}"))
+
+
+def test_links_are_removed_from_the_folder_alone_that_wandb_has_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in_for_wandb(monkeypatch)
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = http://other\n")
-    with pytest.raises(RunError, match="may name another server"):
-        run(tmp_path / "one", *with_tracker("wandb"))
+    (tmp_path / "one" / "wandb" / "mine").mkdir(parents=True)
+    (tmp_path / "one" / "wandb" / "mine" / "link").symlink_to("/tmp")
+    tracker = WandB(tmp_path / "one", offline=True)
+    tracker.begin({})
+    tracker.close_run(is_whole=True)
+    links = [path.name for path in tmp_path.glob("one/**/*") if path.is_symlink()]
+    assert links == ["link"]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow.db", "mlflow-2.db", "mlflow-artifacts"])
+def test_a_link_where_a_tracker_writes_is_refused_in_a_project_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (project / name).symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(project)
+    with pytest.raises(ConfigError, match=f"has a link in it, {name}, that leads out"):
+        refuse_links(project, "hydra.run.dir")
+
+
+@pytest.mark.parametrize(
+    "there", ["mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow-artifacts"]
+)
+def test_mlflow_opens_no_database_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    seen = stand_in_for_mlflow(monkeypatch)
+    (tmp_path / there).write_text("of somebody else")
+    tracker = MLflow(tmp_path)
+    tracker.begin({})
+    assert seen.settings["uri"] == f"sqlite:///{tmp_path}/mlflow-2.db"
+    assert seen.settings["artifacts"] == f"file://{tmp_path}/mlflow-2-artifacts"
+    assert (tmp_path / there).read_text() == "of somebody else"
+
+
+def test_a_defaults_file_of_the_working_folder_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in_for_wandb(monkeypatch)
+    os.mkfifo(tmp_path / "config-defaults.yaml")
+    assert run(Path("one"), *with_tracker("wandb"))["status"] == "completed"
+    assert "config-defaults.yaml in the working folder is not read" in caplog.text
+    assert (tmp_path / "one" / "wandb").is_dir() and Path.cwd() == tmp_path
+
+
+def test_a_password_in_a_url_is_in_no_message(tmp_path: Path) -> None:
+    for url in ("http://user:S3cr3tPassw0rd@127.0.0.1:1/", "postgresql://:S3cr3t@Passw0rd@h/x"):
+        said = hidden_in_message(f"API request to {url}api failed, at 12:30 of a@b")
+        assert "***@" in said and "Passw0rd" not in said and said.endswith("at 12:30 of a@b")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

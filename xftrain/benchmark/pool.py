@@ -14,7 +14,7 @@ from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.worker import Job, Message, serve
 from xftrain.files import open_plain, read_text
 from xftrain.processes import cause_of_death, environment
-from xftrain.redaction import hidden, hidden_throughout
+from xftrain.redaction import hidden_in_message, hidden_throughout
 from xftrain.search_path import pass_on_to_processes, variables_of_children
 
 _START_S = 300.0  # imports on a slow disk
@@ -71,7 +71,7 @@ class _Child:
         self.process.kill()
         self.process.join()
         self.connection.close()
-        text = hidden(read_text(self._log_file))
+        text = hidden_in_message(read_text(self._log_file))
         self._log_file.unlink(missing_ok=True)
         return text
 
@@ -82,8 +82,8 @@ class _Child:
         tail = ""
         with suppress(OSError), open_plain(self._log_file) as log:
             log.seek(self._log_start)
-            tail = _last_words(hidden(log.read().decode("utf-8", "replace")))
-        return hidden(f"{said}: {tail}" if tail else said)
+            tail = _last_words(hidden_in_message(log.read().decode("utf-8", "replace")))
+        return hidden_in_message(f"{said}: {tail}" if tail else said)
 
 
 class Pool:

@@ -15,8 +15,10 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from xftrain.data.run_outputs import is_output_folder, outputs_of_this_process
 from xftrain.data.skipped import Skipped
@@ -133,7 +135,7 @@ def is_text(path: Path) -> bool:
     """Whether the file is valid UTF-8 and has no NUL byte, as a hole in a sparse file has."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with open_plain(path) as file:
+        with _opened(path) as file:
             while block := file.read(_BLOCK_BYTES):
                 if b"\0" in block:
                     return False
@@ -189,7 +191,7 @@ def read_pieces(document: Document) -> Iterator[bytes]:
     rest = b""
     missing = document.end - document.begin
     try:
-        with open_plain(document.path) as file:
+        with _opened(document.path) as file:
             file.seek(document.begin)
             while missing:
                 block = file.read(min(missing, PIECE_BYTES))
@@ -202,6 +204,20 @@ def read_pieces(document: Document) -> Iterator[bytes]:
                 rest = block[cut:]
     except OSError as error:
         raise _unreadable(document.path, error) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a listed file, if it is still where it was listed.
+
+    Raises:
+        RunError: a folder above it has become a link since, which could lead anywhere.
+    """
+    with open_plain(path) as file:
+        with suppress(FileNotFoundError):  # a system without /proc
+            if os.readlink(f"/proc/self/fd/{file.fileno()}") != str(path):
+                raise changed(path)
+        yield file
 
 
 def changed(path: Path) -> RunError:
@@ -248,7 +264,7 @@ def _share(name: str) -> float:
 
 def _character_boundary(path: Path, position: int) -> int:
     try:
-        with open_plain(path) as file:
+        with _opened(path) as file:
             file.seek(position)
             following = file.read(4)
     except OSError as error:

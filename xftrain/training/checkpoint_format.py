@@ -10,6 +10,8 @@ import errno
 import os
 import struct
 import zipfile
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import IO, Any
 
 from xftrain.training.plain_pickle import read_plain_pickle
@@ -46,13 +48,31 @@ def described_content(file: IO[bytes]) -> Any:
         file: a plain file, open to read.
 
     Returns:
-        Plain values, and a `DescribedTensor` for each tensor.
+        Plain values, and a `DescribedTensor` for each tensor; the same object for the same file,
+        which nobody changes.
 
     Raises:
         NotACheckpoint: it is no file of torch.save, or what it declares does not fit the file.
         NotPlain: it holds more than plain values and dense tensors.
         zipfile.BadZipFile: it is no zip file.
     """
+    status = os.fstat(file.fileno())
+    # of the same file at the same time, which cannot be set: several questions are asked of it
+    identity = status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
+    return _described(_Opened(file, identity))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file to read, equal to each other opening of the same content."""
+
+    file: IO[bytes] = field(compare=False)
+    identity: tuple[int, ...]
+
+
+@lru_cache(maxsize=64)
+def _described(opened: _Opened) -> Any:
+    file = opened.file
     length = os.fstat(file.fileno()).st_size
     _refuse_holes(file, length)
     num_entries = _check_directory(file, length)

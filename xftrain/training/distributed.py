@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.processes import rank, rank_died
 
+_LOOPBACK = ("127.0.0.1", "localhost")
 _POLL_S = 0.2
 _NAMED = 5  # parameters in a sentence
 _Value = TypeVar("_Value")
@@ -97,6 +99,7 @@ def connect(device: torch.device, num_ranks: int) -> None:
     def join() -> None:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
+            store=_local_store(num_ranks),
             rank=rank(),
             world_size=num_ranks,
             timeout=_TIMEOUT,
@@ -112,6 +115,23 @@ def connect(device: torch.device, num_ranks: int) -> None:
             f"the ranks cannot meet at {place} ({first_line(error)}): check MASTER_ADDR and "
             "MASTER_PORT in the environment, and that all ranks were started."
         ) from error
+
+
+def _local_store(num_ranks: int) -> Any:
+    """The store of ranks that meet on this machine, at an address that no other one can reach.
+
+    torch's own listens at every address of the machine, and asks nobody for a password. None where
+    the ranks meet elsewhere, or at a store of torchrun's.
+    """
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if address not in _LOOPBACK or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    listening: dict[str, Any] = {}
+    if rank() == 0:
+        server = socket.create_server(("127.0.0.1", int(port)), backlog=max(num_ranks, 128))
+        listening = {"is_master": True, "master_listen_fd": server.detach()}
+    store: Any = dist.TCPStore  # type: ignore[attr-defined]
+    return store("127.0.0.1", int(port), num_ranks, timeout=_TIMEOUT, **listening)
 
 
 def _meeting_place() -> str:

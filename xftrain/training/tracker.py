@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from xftrain.errors import RunError, first_line
+from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.printable import printable
 from xftrain.redaction import hidden, hidden_throughout
 
@@ -75,7 +75,7 @@ class Tracker(Logger):
         try:
             self._logger = self.make()
             self._logger.log_hyperparams(hidden_throughout(dict(config)))
-        except RunError:
+        except (ConfigError, RunError):
             raise
         except Exception as error:  # of the package, or of the network
             kind = type(self).__name__.lower()

@@ -12,13 +12,16 @@ from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
 
+from xftrain.errors import RunError
+from xftrain.sqlite_files import refuse_foreign_files
 from xftrain.training.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
 _OTHER = re.compile(r"[^\w./ -]", re.ASCII)  # characters that no name may have
 _LONGEST = 250  # characters of a name
-_FILES = "mlflow-artifacts"  # of texts, where the database is the run's own
+_JOURNALS = ("-journal", "-wal", "-shm")  # of a database, which SQLite takes up and plays back
+_MOST_DATABASES = 1000  # of one folder
 
 
 class MLflow(Tracker):
@@ -29,7 +32,8 @@ class MLflow(Tracker):
         experiment_name: the experiment that the run belongs to.
         run_name: the run's name; None is the name of the run's folder.
         tracking_uri: the address of a server or of a database, as `sqlite:///outputs/mlflow.db`;
-            None is the variable MLFLOW_TRACKING_URI, or `mlflow.db` in the run's folder.
+            None is the variable MLFLOW_TRACKING_URI, or `mlflow.db` in the run's folder, and
+            `mlflow-2.db` where the run that it resumes has left one.
     """
 
     needs_package = "mlflow"
@@ -53,9 +57,12 @@ class MLflow(Tracker):
     def make(self) -> MLFlowLogger:
         """Begins the run."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports its use by default
-        folder = self.run_dir.resolve()
-        uri = self.tracking_uri or f"sqlite:///{folder / 'mlflow.db'}"
-        place = None if self.tracking_uri else (folder / _FILES).as_uri()
+        uri, place = self.tracking_uri, None
+        if uri is None:
+            database, artifacts = _new_database(self.run_dir.resolve())
+            uri, place = f"sqlite:///{database}", artifacts.as_uri()
+        else:
+            refuse_foreign_files(uri, "logger.mlflow.tracking_uri")
         from mlflow import MlflowClient
 
         for name in ("mlflow", "alembic"):  # which say how they make a database
@@ -78,3 +85,33 @@ class MLflow(Tracker):
         """Says how the run ended."""
         client: Any = self._logger.experiment
         client.set_terminated(self._logger.run_id, "FINISHED" if is_whole else "FAILED")
+
+
+def _new_database(folder: Path) -> tuple[Path, Path]:
+    """An empty database that nobody else has made, and the folder of its texts.
+
+    A database that is there already may be anyone's: it says where MLflow writes its texts, and
+    SQLite deletes the file that a journal beside it names.
+
+    Args:
+        folder: of the run, without links.
+
+    Raises:
+        RunError: there is no name left.
+    """
+    for number in range(1, _MOST_DATABASES + 1):
+        stem = "mlflow" if number == 1 else f"mlflow-{number}"
+        database, artifacts = folder / f"{stem}.db", folder / f"{stem}-artifacts"
+        journals = [f"{database}{ending}" for ending in _JOURNALS]
+        if any(map(os.path.lexists, [str(database), str(artifacts), *journals])):
+            continue
+        try:
+            artifacts.mkdir()
+            database.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return database, artifacts
+    raise RunError(
+        f"{folder} holds {_MOST_DATABASES:,} databases of MLflow: choose another folder with "
+        "hydra.run.dir, or record elsewhere with logger.mlflow.tracking_uri."
+    )

@@ -12,11 +12,20 @@ from lightning.pytorch.loggers import WandbLogger
 
 from xftrain.errors import RunError
 from xftrain.training.tracker import Tracker
+from xftrain.working_folder import out_of_sight
 
 log = logging.getLogger(__name__)
 
 _OFFLINE = ("offline", "dryrun", "disabled")  # of WANDB_MODE
-_WORKING_FOLDER = Path("wandb", "settings")
+# Variables that name its files.
+_VARIABLES = (
+    "WANDB_CONFIG_DIR",
+    "WANDB_CACHE_DIR",
+    "WANDB_DATA_DIR",
+    "WANDB_ARTIFACT_DIR",
+    "NETRC",
+)
+_DEFAULTS = "config-defaults.yaml"  # of the working folder
 
 
 class WandB(Tracker):
@@ -49,23 +58,25 @@ class WandB(Tracker):
         super().__init__(run_dir)
         self.project, self.run_name = project, run_name or run_dir.name
         self.entity, self.group, self.offline = entity, group, offline
+        self._made: Path | None = None
 
     def make(self) -> WandbLogger:
         """Begins the run; offline or online, as `offline` and WANDB_MODE say.
 
         Raises:
-            RunError: a file of the working folder would choose the server.
+            RunError: a file of the working folder would change the settings.
         """
         mode = "offline" if self.offline else os.environ.get("WANDB_MODE", "online")
-        if mode not in _OFFLINE and _WORKING_FOLDER.exists():
-            raise RunError(
-                f"{_WORKING_FOLDER} in the working folder may name another server, and the package "
-                "reads it: move it to ~/.config/wandb/settings if it is yours."
-            )
         if mode in _OFFLINE:  # else the package would report its own errors over the network
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        _refuse_settings_file(wandb.Settings().settings_workspace)
+        if os.path.lexists(_DEFAULTS):
+            log.warning(
+                "wandb: %s in the working folder is not read: the run has values of its own.",
+                _DEFAULTS,
+            )
         settings = wandb.Settings(
             console="off",
             disable_git=True,
@@ -73,12 +84,14 @@ class WandB(Tracker):
             save_code=False,
             show_info=False,
             silent=mode in _OFFLINE,  # else it says at the end what it has sent where
+            symlink=False,
+            use_dot_wandb=False,
             x_disable_meta=True,
             x_save_requirements=False,
         )
         logger = WandbLogger(
             name=self.run_name,
-            save_dir=self.run_dir,
+            save_dir=self.run_dir.absolute(),
             project=self.project,
             entity=self.entity,
             group=self.group,
@@ -86,10 +99,12 @@ class WandB(Tracker):
             settings=settings,
         )
         logger._wandb_init.pop("anonymous", None)  # wandb warns of it, though it is None
-        run: Any = logger.experiment
+        with out_of_sight(_VARIABLES):
+            run: Any = logger.experiment
+        self._made = Path(run.settings.sync_dir)
         self._remove_links()
         if mode in _OFFLINE:
-            log.info("wandb sync %s", shlex.quote(str(Path(run.dir).parent)))
+            log.info("wandb sync %s", shlex.quote(str(self._made)))
         else:
             log.info("wandb: %s", run.url)
         return logger
@@ -104,8 +119,31 @@ class WandB(Tracker):
         self._remove_links()
 
     def _remove_links(self) -> None:
-        """Removes links to logs of the package elsewhere, with which no run could be resumed."""
-        top = self.run_dir.resolve()
-        for path in self.run_dir.glob("wandb/**/*"):
-            if path.is_symlink() and not path.resolve().is_relative_to(top):
-                path.unlink()
+        """Removes the links to logs of the package elsewhere, with which no run could be resumed.
+
+        From the folder alone that the package has just made for this run: others may be anyone's.
+        """
+        for folder, folders, files in os.walk(self._made) if self._made else ():
+            for name in (*folders, *files):
+                path = Path(folder, name)
+                if path.is_symlink():
+                    path.unlink()
+
+
+def _refuse_settings_file(path: str) -> None:
+    """Refuse a file that the package reads in the working folder, offline too.
+
+    It names the server that the API key is sent to, where files are written, and addresses that
+    are asked for figures of the machine.
+
+    Args:
+        path: as the package names it.
+
+    Raises:
+        RunError: there is one.
+    """
+    if os.path.lexists(path):
+        raise RunError(
+            f"{path} may name another server and other folders, and the package reads it: move it "
+            "to ~/.config/wandb/settings if it is yours, or remove it."
+        )

@@ -1,0 +1,47 @@
+"""Commands of the pages that train, as they stand, but for fewer and smaller steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.pages import ROOT
+from xftrain import sweep_record
+
+
+def printed_by(command: str, folder: Path, *more: str, path: Path = ROOT) -> str:
+    """What the command prints."""
+    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+    small = [] if sweep_record.RESUME in command else ["batch_tokens=128", "max_steps=3"]
+    process = subprocess.run(
+        [*words, *small, *filter(None, more)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(path)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+def kernel_in(output: str) -> str:
+    found = re.search(r"attention kernel: (.*)", output)
+    assert found is not None
+    return found[1]
+
+
+def result_in(run_dir: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
+    assert result["status"] == "completed"
+    return result
+
+
+def without_figures(line: str) -> str:
+    """A line of the log without its figures."""
+    return re.sub(r"outputs/\S+|[\d.,:]*\d", "#", line)

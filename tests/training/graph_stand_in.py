@@ -1,0 +1,55 @@
+"""A stand-in for CUDA graphs on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from xftrain import preflight
+from xftrain.interfaces import LossSums
+from xftrain.model import GPT
+from xftrain.training import step_graphs
+from xftrain.training.step_graphs import Outcome
+
+
+class Again:
+    """Replays by doing it again, as a graph does it.
+
+    That is with the values that the optimizer had when it was recorded, and with an outcome that
+    stays in one place and is good until the next replay.
+    """
+
+    made = 0
+    warming_up = nullcontext
+
+    def __call__(self, make: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
+        groups = make.__self__._optimizer().param_groups
+        recorded = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        assert all(isinstance(values["lr"], torch.Tensor) for values in recorded)
+        zeros = torch.zeros(5).unbind()
+        held = Outcome(zeros[0], LossSums(zeros[1], zeros[2].long(), zeros[3].long()), zeros[4])
+        places = [held.loss, *held.sums, held.grad_norm]
+
+        def replay() -> None:
+            type(self).made += 1
+            now = [dict(group) for group in groups]
+            for group, values in zip(groups, recorded, strict=True):
+                group.update(values)
+            loss, sums, grad_norm = make()
+            for group, values in zip(groups, now, strict=True):
+                group.update(values)
+            for place, value in zip(places, (loss, *sums, grad_norm), strict=True):
+                place.copy_(value)
+
+        return replay, held
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch):
+    monkeypatch.setattr(step_graphs, "Recorder", Again)
+    monkeypatch.setattr(preflight, "_check_graphs", lambda *args: None)
+    monkeypatch.setattr(GPT, "compile_blocks", lambda self, packed: None)
+    monkeypatch.setattr(Again, "made", 0)

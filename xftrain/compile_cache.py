@@ -1,0 +1,58 @@
+"""Where torch keeps what it has compiled: never in a folder that somebody else can write to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def use_private_compile_cache() -> None:
+    """Has torch compile into a folder of this user's, from which it loads code again.
+
+    torch takes a folder of a name that anybody knows, in the temporary folder, whoever has made it,
+    and unpickles what is in it. That folder is taken where it is private, else another one. A
+    folder that TORCHINDUCTOR_CACHE_DIR names is the user's choice.
+    """
+    if os.environ.get(_VARIABLE):
+        return
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    usual = Path(default_cache_dir())
+    for folder in (usual, *_others()):
+        if _is_private(folder):
+            break
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="torchinductor_"))
+    if folder != usual:
+        log.warning(
+            "%s belongs to another user, or others can write to it: what torch compiles is kept in "
+            "%s instead.",
+            *(usual, folder),
+        )
+    os.environ[_VARIABLE] = str(folder)
+
+
+def _others() -> Iterator[Path]:
+    for name, below in (("XDG_CACHE_HOME", ""), ("HOME", ".cache")):
+        if os.path.isabs(os.environ.get(name, "")):
+            yield Path(os.environ[name], below, "xftrain", "torchinductor")
+
+
+def _is_private(folder: Path) -> bool:
+    """Makes it, and says whether this user alone can write to it, or a group of its own as well."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return False
+    others = stat.S_IWOTH if status.st_gid == os.getegid() else stat.S_IWOTH | stat.S_IWGRP
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return is_own and not status.st_mode & others
