@@ -16,18 +16,18 @@ import statistics
 import sys
 import sysconfig
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from xftrain import builder, compose, registry
-from xftrain.config import validate
+from xftrain.config import validate_as
 from xftrain.console import quiet
 from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource
 from xftrain.markdown import table
 from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
+from xftrain.run_config import RunConfig
 from xftrain.timing import wall_ms
 from xftrain.training.hardware import compute_dtype, resolve
 
@@ -53,16 +53,15 @@ def padded(batch: Batch) -> Batch:
     return Batch(rows(batch.tokens_BM, 0), rows(batch.labels_BM, IGNORED_LABEL), positions_1M)
 
 
-def train(options: dict[str, Any], data: DataSource, batches: list[Batch]) -> list[list[float]]:
+def train(cfg: RunConfig, data: DataSource, batches: list[Batch]) -> list[list[float]]:
     """Milliseconds and loss of each batch, in a fresh model, after three that warm up."""
-    trainer = options["trainer"]
-    device, precision = resolve(trainer["accelerator"], trainer["precision"])
+    device, precision = resolve(cfg.trainer.accelerator, cfg.trainer.precision)
     dtype = compute_dtype(precision)
-    loss = builder.build_loss(options)
+    loss = builder.build_loss(cfg)
     torch.manual_seed(0)
-    model: GPT = builder.build_model(options, data).to(device)
-    schedule = registry.build("schedule", "schedule", options["schedule"])
-    optim = registry.build("optim", "optim", options["optim"])
+    model: GPT = builder.build_model(cfg, data).to(device)
+    schedule = registry.build(cfg.schedule)
+    optim = registry.build(cfg.optim)
     optimizer, _ = optim.build(model, schedule, 1000)
     means: list[Tensor] = []
 
@@ -94,8 +93,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    options = validate(compose(*DEFAULTS, f"data.path={args.corpus}", *args.overrides))
-    data = builder.build_data(options)
+    cfg = validate_as(RunConfig, compose(*DEFAULTS, f"data.path={args.corpus}", *args.overrides))
+    data = builder.build_data(cfg)
     batches = [data.batch("train", step) for step in range(args.steps)]
     lengths = [batch.seqlens or () for batch in batches]
     num_tokens = sum(batch.num_tokens for batch in batches)
@@ -107,7 +106,7 @@ def main() -> int:
     )
     lines, speeds = [], []
     for form, made in (("packed", batches), ("padded", [padded(batch) for batch in batches])):
-        times, losses, (peak_mib,) = train(options, data, made)
+        times, losses, (peak_mib,) = train(cfg, data, made)
         share = 1 - num_tokens / sum(batch.num_tokens for batch in made)
         speeds.append(num_tokens / sum(times) * 1e3)
         figures = f"{statistics.mean(times):.1f}", f"{speeds[-1]:,.0f}", f"{peak_mib:,.0f}"

@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from xftrain import cli, sweeps
+from xftrain.run_config import RunConfig
 
 
 class Ended(NamedTuple):
@@ -41,7 +42,8 @@ class Runner:
         self.calls: list[tuple[int, Path]] = []
         self.errors: dict[int, BaseException] = {}  # by seq
 
-    def run(self, cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+    def run(self, cfg: DictConfig, run_dir: Path, checked: Any) -> dict[str, Any]:
+        assert isinstance(checked, RunConfig)  # so that a run does not check it again
         self.calls.append((cfg.seq, run_dir))
         if cfg.seq in self.errors:
             raise self.errors[cfg.seq]

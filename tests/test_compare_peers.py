@@ -70,14 +70,14 @@ def test_operations_are_counted_as_xftrain_counts_its_own(shape: str) -> None:
 def test_a_name_says_the_backend_and_the_overrides() -> None:
     named = setup("xftrain:naive:loss=chunked+seed=3", overrides=("optim.eps=1e-6",))
     options = loop.options_of(setups.Setup.from_dict(json.loads(json.dumps(named.as_dict()))))
-    assert options["model"]["attn"]["name"] == "naive"
-    assert (options["loss"]["name"], options["seed"], options["optim"]["eps"]) == (
+    assert options.model.attn.name == "naive"
+    assert (options.loss.name, options.seed, options.optim.options["eps"]) == (
         "chunked",
         3,
         1e-6,
     )
     plain = loop.options_of(named.plain())  # what the other peers take their data from
-    assert (plain["loss"]["name"], plain["seed"], plain["optim"]["eps"]) == ("auto", 0, 1e-8)
+    assert (plain.loss.name, plain.seed, plain.optim.options["eps"]) == ("auto", 0, 1e-8)
 
 
 @pytest.mark.parametrize("peers", ["nanogtp", "nanogpt,", "litgpt:sdpa"])

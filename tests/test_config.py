@@ -11,7 +11,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from xftrain.config import batch_size, compose, validate
+from xftrain.config import compose, validate
 from xftrain.errors import ConfigError
 from xftrain.overrides import HYDRA_GROUPS, groups_in
 from xftrain.registry import PACKAGES, conf_dir
@@ -115,7 +115,7 @@ def own_dir(tmp_path) -> Path:
 def test_options_of_the_user_are_found(own_dir):
     cfg = compose("model.attn=mine", "+plan.deep=tiny", config_dir=own_dir)
 
-    assert validate(cfg)["model"]["attn"] == {"_target_": "xftrain.attention.backends.naive.Naive"}
+    assert validate(cfg).model.attn.target == "xftrain.attention.backends.naive.Naive"
     assert cfg.max_steps == 2
     assert compose(config_name="mine", config_dir=own_dir).seq == 128
 
@@ -181,41 +181,43 @@ def test_a_list_of_one_option_is_that_option():
 
 
 def test_the_checked_configuration_is_plain_complete_and_checks_again():
-    options = validate(compose("model.bias=alibi", "optim.betas=[0.8,0.9]"))
+    cfg = validate(compose("model.bias=alibi", "optim.betas=[0.8,0.9]", "tags=[a]"))
 
-    assert options["model"]["pos"] == {"name": "learned", "max_positions": 64}
-    assert options["optim"]["betas"] == (0.8, 0.9)
-    assert json.loads(json.dumps(options))["model"]["bias"] == {
+    assert cfg.model.pos.node == {"name": "learned", "max_positions": 64}
+    assert cfg.optim.options["betas"] == (0.8, 0.9)
+    plain = cfg.to_dict()
+    assert json.loads(json.dumps(plain))["model"]["bias"] == {
         "name": "alibi",
         "impl": "folded",
         "window": None,
     }
-    assert validate(options) == options
+    assert (plain["tags"], plain["model"]["layers"]) == (["a"], {"pattern": None})
+    assert validate(plain) == cfg
 
 
 def test_a_missing_key_gets_the_default_of_the_class():
     cfg = compose("~optim.lr", "~trainer.devices")
 
-    options = validate(cfg)
-    assert (options["optim"]["lr"], options["trainer"]["devices"]) == (3e-3, 1)
+    checked = validate(cfg)
+    assert (checked.optim.options["lr"], checked.trainer.devices) == (3e-3, 1)
 
 
 def test_entries_of_callbacks_can_be_chosen_and_left_out():
     chosen = validate(compose("callbacks=[checkpoint,metrics]", "logger=none"))
     left_out = validate(compose("callbacks.sample=null", "~callbacks.solved"))
 
-    assert (set(chosen["callbacks"]), chosen["logger"]) == ({"checkpoint", "metrics"}, {})
-    assert not {"sample", "solved"} & set(left_out["callbacks"])
-    assert {"checkpoint", "metrics"} <= set(left_out["callbacks"])
+    assert (set(chosen.callbacks), chosen.logger) == ({"checkpoint", "metrics"}, {})
+    assert not {"sample", "solved"} & set(left_out.callbacks)
+    assert {"checkpoint", "metrics"} <= set(left_out.callbacks)
 
 
 def test_a_configuration_that_was_read_may_name_no_class(own_dir):
     """As from a checkpoint: naming a class would run code that its author chose."""
-    options = validate(compose("model.attn=mine", config_dir=own_dir))
+    options = validate(compose("model.attn=mine", config_dir=own_dir)).to_dict()
     with pytest.raises(ConfigError, match="Naive names a class in a configuration that was not"):
         validate(options)
 
-    nested = validate(compose())
+    nested = validate(compose()).to_dict()
     nested["callbacks"]["x"] = {"name": "metrics", "deep": [{"_target_": "os.system"}]}
     with pytest.raises(ConfigError, match=r"os\.system names a class"):
         validate(nested)
@@ -226,9 +228,9 @@ def test_a_home_folder_is_written_out(tmp_path, monkeypatch):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "last.ckpt").touch()
 
-    options = validate(compose("data=text", "data.path='~/corpus'", "ckpt='~/last.ckpt'"))
-    assert options["data"]["path"] == str(tmp_path / "corpus")
-    assert options["ckpt"] == str(tmp_path / "last.ckpt")
+    cfg = validate(compose("data=text", "data.path='~/corpus'", "ckpt='~/last.ckpt'"))
+    assert cfg.data.options["path"] == str(tmp_path / "corpus")
+    assert cfg.ckpt == str(tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_a_home_folder_is_written_out(tmp_path, monkeypatch):
     [([], 64), (["seq=128"], 32), (["seq=8192"], 1), (["seq=100"], 40), (["data.batch_size=7"], 7)],
 )
 def test_the_batch_holds_batch_tokens(overrides, rows):
-    assert batch_size(validate(compose(*overrides))) == rows
+    assert validate(compose(*overrides)).batch_size == rows
 
 
 def test_the_settings_of_one_machine_are_taken_where_there_are_some(tmp_path):

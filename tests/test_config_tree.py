@@ -10,7 +10,7 @@ from xftrain.training.same_run import flat
 
 
 def _shown(*overrides: str) -> list[str]:
-    return config_tree(validate(compose(*overrides))).splitlines()
+    return config_tree(validate(compose(*overrides)).to_dict()).splitlines()
 
 
 def test_the_default_configuration_is_short():
@@ -27,7 +27,7 @@ def test_a_value_has_a_line_and_an_option_stands_beside_its_group():
 
 
 def test_a_class_of_the_users_own_is_named():
-    own = validate(compose()) | {"optim": {"_target_": "my.Optim", "lr": 0.1}}
+    own = validate(compose()).to_dict() | {"optim": {"_target_": "my.Optim", "lr": 0.1}}
     assert "├── optim: my.Optim\n│   └── lr: 0.1\n" in config_tree(own)
 
 
@@ -43,7 +43,7 @@ def test_a_long_value_is_cut_and_none_spills_over():
 
 
 def _changes(*overrides: str) -> list[str]:
-    said = changes(validate(compose(*overrides)), default_options())
+    said = changes(validate(compose(*overrides)).to_dict(), default_options())
     return [line.rstrip() for line in said.splitlines()]
 
 

@@ -41,14 +41,14 @@ def test_the_command_line_beats_an_experiment() -> None:
 
 
 def test_the_tutorials_experiment_is_the_tutorials_loop() -> None:
-    options = validate(compose("experiment=tutorial"))
-    model, optim, trainer = (options[name] for name in ("model", "optim", "trainer"))
-    sizes = (model["dim"], model["num_layers"], model["num_heads"], model["ffn"]["hidden_dim"])
-    assert sizes == (128, 3, 8, 4 * 128) and not model["tie_embeddings"]
-    assert (options["seq"], options["data"]["batch_size"], options["max_steps"]) == (63, 64, 400)
-    assert optim["lr"] == 3e-3
-    assert options["schedule"] == {"name": "constant", "warmup_steps": 0}
-    assert (trainer["precision"], trainer["gradient_clip_val"]) == ("16-mixed", None)
+    cfg = validate(compose("experiment=tutorial"))
+    model = cfg.model
+    sizes = (model.dim, model.num_layers, model.num_heads, model.ffn.options["hidden_dim"])
+    assert sizes == (128, 3, 8, 4 * 128) and not model.tie_embeddings
+    assert (cfg.seq, cfg.batch_size, cfg.max_steps) == (63, 64, 400)
+    assert cfg.optim.options["lr"] == 3e-3
+    assert cfg.schedule.node == {"name": "constant", "warmup_steps": 0}
+    assert (cfg.trainer.precision, cfg.trainer.gradient_clip_val) == ("16-mixed", None)
 
 
 def test_an_experiment_that_needs_a_path_says_so(tmp_path: Path) -> None:

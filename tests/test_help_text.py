@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.commands import Ended
-from xftrain.config import fields_of_no_option
+from xftrain.config_schema import schemas_of_no_option
 from xftrain.help_text import explanation
 from xftrain.registry import conf_dir
 
@@ -50,7 +50,7 @@ def test_values_say_what_they_may_be(command: Callable[..., Ended]) -> None:
 
 def test_what_is_no_option_stays_as_it_is() -> None:
     text = "mine: one, two\nConfiguration.\n\nown:\n  _target_: mine.One\n  size: 3\n- seq: 3\n"
-    assert explanation(text, fields_of_no_option()) == text
+    assert explanation(text, schemas_of_no_option()) == text
 
 
 def test_an_option_of_ones_own_is_listed_without_a_word(command, tmp_path) -> None:

@@ -14,12 +14,15 @@ LAYERS = [
     ["errors", "printable", "search_path", "working_folder", "plot_style", "moved_keys"],
     ["compile_cache", "plot_settings"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
-    ["files", "processes", "redaction"],
+    ["option_config"],
+    ["files", "processes", "redaction", "run_config"],
     ["console", "neighboring_runs", "optimized", "signatures", "records"],
-    ["folder_links", "folder_lock", "folder_owner", "seal", "sqlite_files", "yaml_files"],
+    ["config_schema", "folder_links", "folder_lock", "folder_owner", "seal", "sqlite_files"],
+    ["yaml_files"],
     ["values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
+    ["option_checks"],
     ["transfer", "batch_checks", "layer_pattern", "help_text"],
     ["interfaces", "compilation", "memory", "timing"],
     ["attention.dense", "attention.limits", "attention.xformers_ops", "kernels"],
@@ -33,7 +36,7 @@ LAYERS = [
     ["data", "schedule"],
     ["training"],
     ["overrides"],
-    ["composition_errors"],
+    ["composition_errors", "merged_options"],
     ["root_schema"],
     ["config_checks"],
     ["config"],
@@ -41,7 +44,7 @@ LAYERS = [
     ["peak"],
     ["preflight"],
     ["prepare", "results", "run_description"],
-    ["oom"],
+    ["oom", "run_callbacks", "run_loggers"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
     ["recorded_overrides", "job_config", "run_folders", "info", "sweep_order"],
@@ -72,7 +75,7 @@ LIGHT_ROOMS = [
     "sweep_table",
     "sweep_checks",
 ]
-LIGHT_ROOMS += ["cli", "__main__"]
+LIGHT_ROOMS += ["option_checks", "run_config", "cli", "__main__"]
 
 # Importing xFormers has traps, so one room does it for the others.
 XFORMERS_ROOM = "attention.xformers_ops"

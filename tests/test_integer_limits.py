@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
 import pytest
 
-from xftrain import config, registry, root_schema
+from xftrain import config, registry
+from xftrain.config_schema import schema_of
 from xftrain.errors import ConfigError
 from xftrain.fields import MAX_INTEGER
+from xftrain.run_config import GPTConfig, RunConfig, SampleConfig, TrainerConfig
 from xftrain.signatures import Field
 from xftrain.values import check_fields
 
 
-def _with_integers(fields: dict[str, Field]) -> dict[str, Any]:
+def _with_integers(fields: Mapping[str, Field]) -> dict[str, Any]:
     """A value with an integer in it that is too large, for each field that takes one."""
     found = {name: _too_large(field.annotation) for name, field in fields.items()}
     return {name: value for name, value in found.items() if value is not None}
@@ -36,10 +39,10 @@ OWNERS = {
         for group in registry.PACKAGES
         for name in registry.names(group)
     },
-    "the configuration": config._root_fields(root_schema.Root),
-    "sample": config._root_fields(root_schema.SampleRoot),
-    "trainer": config._trainer_fields(),
-    "model": registry.fields_of("xftrain.model", "GPT"),
+    "the configuration": schema_of(RunConfig),
+    "sample": schema_of(SampleConfig),
+    "trainer": schema_of(TrainerConfig),
+    "model": schema_of(GPTConfig),
 }
 
 
@@ -53,13 +56,13 @@ def test_an_integer_that_is_too_large_is_a_sentence(owner):
 
 
 def test_the_limit_itself_and_large_floats_are_taken():
-    fields = {"seed": config._root_fields(root_schema.Root)["seed"], "rate": Field(float, 0.0)}
+    fields = {"seed": schema_of(RunConfig)["seed"], "rate": Field(float, 0.0)}
     values = {"seed": MAX_INTEGER, "rate": 2**70}
     assert check_fields("", fields, values, owner="x") == {"seed": MAX_INTEGER, "rate": 2.0**70}
 
 
 def test_a_checkpoint_with_a_huge_window_is_a_sentence():
-    saved = {"model": config.validate(config.compose("model.bias=window"))["model"]}
+    saved = config.validate(config.compose("model.bias=window")).to_dict()
     saved["model"]["bias"]["window"] = 2**70
     with pytest.raises(ConfigError, match=r"^model\.bias\.window must be an integer >= 1"):
         config.model_of(saved)

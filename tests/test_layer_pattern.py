@@ -13,16 +13,17 @@ from tests.models import VOCAB, random_tokens
 from tests.pairs.reference import attention
 from tests.training.runs import last, result_of, run, same_weights
 from xftrain.builder import assemble
-from xftrain.config import compose, validate
+from xftrain.config import compose, validate, validate_as
 from xftrain.errors import ConfigError
 from xftrain.generate import generate
 from xftrain.interfaces import Batch, layers_in_words, positions_of
-from xftrain.layer_pattern import layer_nodes
+from xftrain.layer_pattern import layer_options
 from xftrain.layers.positions.learned import Learned
 from xftrain.losses.full import Full
 from xftrain.model import GPT
 from xftrain.peak.prediction import predict
 from xftrain.preflight import check_runs
+from xftrain.run_config import RunConfig
 from xftrain.training.flops import flops_per_token
 
 SMALL = ("model.dim=32", "model.num_heads=4", "seq=24", "batch_tokens=96", "trainer=cpu")
@@ -36,13 +37,13 @@ MIXED = (
 )
 
 
-def options(*overrides: str) -> dict[str, Any]:
-    return validate(compose(*SMALL, *overrides))
+def options(*overrides: str) -> RunConfig:
+    return validate_as(RunConfig, compose(*SMALL, *overrides))
 
 
 def gpt(*overrides: str, attn: str = "naive") -> GPT:
     torch.manual_seed(0)
-    model = assemble(options("model.num_layers=4", f"model.attn={attn}", *overrides), VOCAB)
+    model = assemble(options("model.num_layers=4", f"model.attn={attn}", *overrides).model, VOCAB)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -62,17 +63,17 @@ def test_a_part_is_a_word_a_mapping_or_a_change_of_the_models_own():
         "+model.layers.b.bias={name:window,window:3}",
         "+model.layers.c.bias={window:4}",
     )
-    nodes = layer_nodes(chosen["model"])
-    assert nodes["a"]["bias"] == {"name": "alibi", "impl": "folded", "window": None}
-    assert nodes["b"]["bias"] == {"name": "window", "window": 3}
-    assert nodes["c"]["bias"] == {"name": "window", "window": 4}
-    assert nodes["c"]["pos"] == chosen["model"]["pos"]
+    parts = layer_options(chosen.model)
+    assert parts["a"]["bias"].node == {"name": "alibi", "impl": "folded", "window": None}
+    assert parts["b"]["bias"].node == {"name": "window", "window": 3}
+    assert parts["c"]["bias"].node == {"name": "window", "window": 4}
+    assert parts["c"]["pos"] == chosen.model.pos
 
 
 def test_a_checked_configuration_is_checked_to_itself():
     chosen = options(*MIXED, "model.num_layers=2")
-    assert validate(chosen) == chosen
-    assert options()["model"]["layers"] == {"pattern": None}
+    assert validate(chosen.to_dict()) == chosen
+    assert options().model.layers.to_dict() == {"pattern": None}
 
 
 def test_the_built_in_pattern_repeats_over_the_depth():
@@ -126,7 +127,7 @@ def test_a_position_of_ones_own_that_changes_embeddings_is_that_of_no_single_lay
     own = "{_target_:tests.test_layer_pattern.OwnPositions,max_positions:24}"
     chosen = options(*TWO, f"+model.layers.whole.pos={own}", "model.num_layers=2")
     with pytest.raises(ConfigError, match="OwnPositions, which adds to the embeddings"):
-        assemble(chosen, VOCAB)
+        assemble(chosen.model, VOCAB)
 
 
 # ---- what is computed
@@ -201,7 +202,7 @@ def test_the_peak_is_the_sum_of_the_layers():
     def peak(*overrides: str) -> Any:
         chosen = options("model.num_layers=4", *overrides)
         with torch.device("meta"):
-            model = assemble(chosen, VOCAB)
+            model = assemble(chosen.model, VOCAB)
         return predict(chosen, model, Full(), batch, torch.float32, torch.device("cpu"))
 
     gelu, swiglu = peak("model.ffn=gelu"), peak("model.ffn=swiglu")
@@ -257,11 +258,11 @@ def test_another_pattern_is_another_run(tmp_path, change):
 def test_a_checkpoint_of_before_patterns_is_of_equal_layers(tmp_path):
     from xftrain.training.same_run import refuse_other_run
 
-    now = options()
+    now = options().to_dict()
     before = {**now, "model": {key: v for key, v in now["model"].items() if key != "layers"}}
     refuse_other_run(before, now)
     with pytest.raises(ConfigError, match="another configuration"):
-        refuse_other_run(before, options(*TWO, "model.num_layers=3"))
+        refuse_other_run(before, options(*TWO, "model.num_layers=3").to_dict())
 
 
 def test_layers_are_listed_shortly():

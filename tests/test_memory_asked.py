@@ -56,7 +56,7 @@ class Opaque(Plain):
 
 def predicted(backend: Any, loss: Any = None, seqlens: tuple[int, ...] | None = None) -> Any:
     settings = options(attn="naive", num_layers=4)
-    model: GPT = assemble(settings, VOCAB)
+    model: GPT = assemble(settings.model, VOCAB)
     model.backend = model.attention = backend
     rows = 1 if seqlens else 4
     tokens_BM = random_tokens(rows, 256)
@@ -81,7 +81,7 @@ def test_a_backend_that_fake_tensors_cannot_run_is_unknown(caplog):
 
 def test_scores_of_packed_documents_are_those_of_each_document():
     whole, halves = predicted(Naive(), seqlens=(256,)), predicted(Naive(), seqlens=(128, 128))
-    heads, layers, itemsize = options()["model"]["num_heads"], 4, 4
+    heads, layers, itemsize = options().model.num_heads, 4, 4
     saved = layers * heads * 256 * 256 // 2 * itemsize
     assert whole - halves >= saved / 2**20
 

@@ -159,7 +159,7 @@ def test_rows_do_not_see_each_other():
 
 def shapes_of(preset: str, *overrides: str, vocab_size: int) -> dict[str, Tensor]:
     with torch.device("meta"):
-        model = assemble(validate(compose(f"model={preset}", *overrides)), vocab_size)
+        model = assemble(validate(compose(f"model={preset}", *overrides)).model, vocab_size)
     assert model.uninitialized == []
     return dict(model.named_parameters())
 
@@ -371,6 +371,6 @@ def test_rows_of_the_embedding(asked, rows):
 
 def test_shape_letters_of_grouped_heads():
     for heads, num_kv_heads in NUM_KV_HEADS.items():
-        model = assemble(options(heads=heads, num_heads=8), VOCAB)
+        model = assemble(options(heads=heads, num_heads=8).model, VOCAB)
         ((_, shape, _),) = model.attention_cases(2, 16, None)
         assert shape == AttnShape(B=2, M=16, H=8, G=num_kv_heads, K=8)

@@ -13,6 +13,7 @@ import xftrain.runner
 from tests.commands import one_sentence
 from xftrain import interfaces, registry
 from xftrain.errors import ConfigError
+from xftrain.option_checks import checked_option
 from xftrain.own_classes import CONTRACTS, check_own_class
 
 OWN = """
@@ -206,7 +207,7 @@ def test_a_module_that_cannot_be_imported_is_named_with_its_key(target, expected
 def test_an_instance_without_the_attributes_of_its_group_is_refused():
     node = {"_target_": "mine.Source"}
     with pytest.raises(ConfigError, match="data: Source has no vocab_size and no num_val_batches"):
-        registry.build("data", "data", node, 8, 2, 0, 1)
+        registry.build(checked_option("data", node), 8, 2, 0, 1)
 
 
 def test_the_contracts_are_those_of_the_protocols():

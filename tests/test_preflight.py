@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import xftrain
-from tests.models import options
+from tests.models import changed, options
 from xftrain import builder, registry
 from xftrain.config import compose
 from xftrain.errors import ConfigError
 from xftrain.layers.ffn.swiglu import SwiGLU
+from xftrain.option_checks import checked_option
 from xftrain.preflight import _check_graphs, check_runs
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def refusal(chosen, *, loss="full", vocab_size=64, dtype=torch.float32) -> str:
     with pytest.raises(ConfigError) as refused:
         check_runs(
             chosen,
-            registry.build("loss", "loss", {"name": loss}),
+            registry.build(checked_option("loss", {"name": loss})),
             vocab_size,
             data.batch("train", 0),
             CPU,
@@ -43,8 +44,8 @@ def test_flex_on_the_cpu_is_refused_and_sdpa_named():
 
 def test_the_nearest_choice_is_one_that_runs():
     # 65536 positions cannot be folded in float32, by sdpa no more than by xformers
-    chosen = options(attn="xformers", bias="alibi", pos="none") | {"seq": 65536}
-    chosen["data"] = chosen["data"] | {"batch_size": 1}
+    chosen = options(attn="xformers", bias="alibi", pos="none")
+    chosen = changed(chosen, {"seq": 65536, "data.batch_size": 1})
     said = refusal(chosen)
     assert re.match(r"model\.attn=xformers cannot run model\.bias=alibi .* would round", said)
     assert said.endswith("Nearest choice that works: model.attn=naive.")
@@ -77,8 +78,7 @@ def test_an_xformers_that_is_missing_is_said_and_what_to_install(monkeypatch):
 
 
 def test_documents_longer_than_the_positions_are_refused():
-    chosen = options()
-    chosen["model"]["pos"]["max_positions"] = 100
+    chosen = changed(options(), {"model.pos.max_positions": 100})
     said = refusal(chosen)
     assert said == (
         "model.pos.max_positions is 100, too few for a document of 130 tokens: raise it, or use "
@@ -89,21 +89,18 @@ def test_documents_longer_than_the_positions_are_refused():
 def test_a_vocabulary_too_small_for_the_data_is_refused():
     chosen = options()
     data = builder.build_data(chosen)
-    chosen["model"]["vocab_size"] = 63
     with pytest.raises(ConfigError) as refused:
-        builder.vocab_size(chosen, data)
+        builder.vocab_size(changed(chosen, {"model.vocab_size": 63}).model, data)
     assert str(refused.value) == (
         "model.vocab_size must be at least the data's 64 tokens, got 63: raise it, or set it to "
         "null."
     )
-    chosen["model"]["vocab_size"] = 64
-    assert builder.vocab_size(chosen, data) == 64
+    assert builder.vocab_size(changed(chosen, {"model.vocab_size": 64}).model, data) == 64
 
 
 @pytest.mark.parametrize("attn", [n for n in registry.names("model/attn") if n != "flex"])
 def test_what_runs_is_let_through_without_allocating_the_model(attn):
-    chosen = options(attn=attn)
-    chosen["model"] |= {"dim": 2**16, "num_layers": 200, "num_heads": 2**12}  # terabytes
+    chosen = options(attn=attn, dim=2**16, num_layers=200, num_heads=2**12)  # terabytes
     data = builder.build_data(chosen)
     check_runs(chosen, builder.build_loss(chosen), 64, data.batch("train", 0), CPU, torch.float32)
 
@@ -151,7 +148,8 @@ def test_a_class_of_ones_own_says_that_it_cannot_be_in_a_cuda_graph(key):
     class Own:
         no_cuda_graph = "it waits for the device: use another"
 
-    data = builder.build_data(chosen := options() | {"compile": "cudagraphs"})
+    chosen = changed(options(), {"compile": "cudagraphs"})
+    data = builder.build_data(chosen)
     parts = {"loss": None, "optim": None, key: Own()}
     with pytest.raises(ConfigError, match=f"^{key} cannot run .*: it waits for the device: use"):
         _check_graphs(chosen, parts, data.batch("train", 0), torch.device("cuda"))

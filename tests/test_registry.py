@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from xftrain import registry, signatures
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from xftrain.option_checks import checked_option
 from xftrain.registry import (
     PACKAGES,
     build,
@@ -224,11 +225,11 @@ def test_checked_options_are_complete():
 
 
 def test_build_calls_the_class_with_positional_arguments_and_checked_options():
-    make = factory("model/heads", "model.heads", {"name": "gqa", "num_kv_heads": 2})
+    make = factory(checked_option("model.heads", {"name": "gqa", "num_kv_heads": 2}))
     heads = make(32, 4, False)
 
     assert heads.num_kv_heads == 2
-    assert build("model/bias", "model.bias", {"name": "window", "window": 7}).window == 7
+    assert build(checked_option("model.bias", {"name": "window", "window": 7})).window == 7
 
 
 class OneSlope:
@@ -244,14 +245,14 @@ class OneSlope:
 def test_target_is_the_door_for_classes_of_the_user():
     node = {"_target_": f"{__name__}.OneSlope", "slope": 0.5}
 
-    assert build("model/bias", "model.bias", node).slope == 0.5
+    assert build(checked_option("model.bias", node)).slope == 0.5
     for wrong, said in [
         ({"_target_": f"{__name__}.TwoSlopes"}, "TwoSlopes cannot be imported"),
         ({**node, "nope": 1}, "model.bias.nope is not a key of model.bias"),
         ({**node, "name": "full"}, "both name and _target_"),
     ]:
         with pytest.raises(ConfigError, match=said):
-            build("model/bias", "model.bias", wrong)
+            build(checked_option("model.bias", wrong))
 
 
 class Picky:
@@ -268,7 +269,7 @@ def test_the_sentence_of_a_users_class_is_kept(monkeypatch):
     monkeypatch.setattr(registry, "Picky", Picky, raising=False)
 
     with pytest.raises(ConfigError, match=r"^model\.bias\.size must be even, got 3\.$"):
-        build("model/bias", "model.bias", {"_target_": "xftrain.registry.Picky"})
+        build(checked_option("model.bias", {"_target_": "xftrain.registry.Picky"}))
 
 
 @pytest.mark.parametrize(

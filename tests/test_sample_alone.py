@@ -139,9 +139,9 @@ def test_no_layers_are_built_that_the_checkpoint_has_no_weights_for(
 
     assemble = builder.assemble
 
-    def watched(options: Any, num_tokens: int) -> Any:
-        assert options["model"]["num_layers"] == 1, "all layers are built"
-        return assemble(options, num_tokens)
+    def watched(model: Any, num_tokens: int) -> Any:
+        assert model.num_layers == 1, "all layers are built"
+        return assemble(model, num_tokens)
 
     monkeypatch.setattr(builder, "assemble", watched)
     with pytest.raises(ConfigError, match="ckpt holds another model"):

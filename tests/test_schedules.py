@@ -12,6 +12,7 @@ from tests.training.runs import rows_of, run
 from xftrain import registry
 from xftrain.config import compose, validate
 from xftrain.errors import ConfigError, RunError
+from xftrain.option_checks import checked_option
 from xftrain.schedule.constant import Constant
 from xftrain.schedule.cosine import Cosine
 from xftrain.schedule.wsd import Wsd
@@ -64,7 +65,7 @@ def test_the_learning_rate_rises_and_then_never_does(name, warmup_steps, max_ste
     node = {"name": name, "warmup_steps": warmup_steps}
     if "min_lr_ratio" in registry.schema("schedule", name):
         node["min_lr_ratio"] = min_lr_ratio
-    schedule = registry.build("schedule", "schedule", node)
+    schedule = registry.build(checked_option("schedule", node))
     factors = [schedule.factor(step, max_steps) for step in range(80)]
     least = node.get("min_lr_ratio", 0)
     assert all(0 <= f <= 1 + 1e-12 for f in factors)

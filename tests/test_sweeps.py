@@ -59,7 +59,7 @@ import types
 from ends import end
 
 
-def run(cfg, run_dir):
+def run(cfg, run_dir, checked):
     from xftrain.overrides import as_typed
     from hydra.core.hydra_config import HydraConfig
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,9 +9,11 @@ import torch
 from xftrain import config, registry
 from xftrain.errors import ConfigError
 from xftrain.interfaces import DataSource, Loss, Vocabulary
-from xftrain.layer_pattern import layer_names, layer_nodes
+from xftrain.layer_pattern import layer_names, layer_options
 from xftrain.layers.spec import LayerSpec
 from xftrain.model import GPT
+from xftrain.option_config import OptionConfig
+from xftrain.run_config import ModelConfig, RunConfig
 
 _VOCAB_MULTIPLE = 64  # matrix products want it; GPT-2's 50257 tokens become 50304 rows
 
@@ -21,23 +22,23 @@ def build_model(cfg: Any, data: DataSource | None = None) -> GPT:
     """The GPT that a configuration describes, initialized from its seed, on the CPU.
 
     Args:
-        cfg: what `xftrain.compose` returns.
+        cfg: what `xftrain.compose` or `config.validate` returns.
         data: the data source, which says how large the vocabulary is; built from `cfg` where it
             is needed and not given.
 
     Raises:
         ConfigError: the configuration is wrong.
     """
-    options = config.validate(cfg)
-    if data is None and options["model"]["vocab_size"] is None:
-        data = build_data(options)
-    torch.manual_seed(options["seed"])
-    return assemble(options, vocab_size(options, data))
+    checked = cfg if isinstance(cfg, RunConfig) else config.validate_as(RunConfig, cfg)
+    if data is None and checked.model.vocab_size is None:
+        data = build_data(checked)
+    torch.manual_seed(checked.seed)
+    return assemble(checked.model, vocab_size(checked.model, data))
 
 
-def vocab_size(options: Mapping[str, Any], data: DataSource | Vocabulary | None) -> int:
+def vocab_size(model: ModelConfig, data: DataSource | Vocabulary | None) -> int:
     """Rows of the embedding: those asked for, else the data's, rounded up."""
-    asked = options["model"]["vocab_size"]
+    asked = model.vocab_size
     if asked is None:
         assert data is not None
         return -(-data.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
@@ -46,65 +47,50 @@ def vocab_size(options: Mapping[str, Any], data: DataSource | Vocabulary | None)
             f"model.vocab_size must be at least the data's {data.vocab_size} tokens, got {asked}: "
             "raise it, or set it to null."
         )
-    return int(asked)
+    return asked
 
 
-def assemble(options: Mapping[str, Any], num_tokens: int) -> GPT:
+def assemble(model: ModelConfig, num_tokens: int) -> GPT:
     """The GPT with that many rows in its embedding, on torch's current default device."""
-    model = options["model"]
-
-    def part(group: str) -> Any:
-        return registry.factory(f"model/{group}", f"model.{group}", model[group])
-
-    groups = ("attn", "bias", "pos", "heads", "ffn", "norm", "layers")
-    scalars = {key: value for key, value in model.items() if key not in groups}
     return GPT(
-        part("attn")(),
+        registry.build(model.attn),
         _layer_specs(model),
-        part("pos"),
-        part("norm"),
-        **{**scalars, "vocab_size": num_tokens},
+        registry.factory(model.pos),
+        registry.factory(model.norm),
+        model,
+        num_tokens,
     )
 
 
-def _layer_specs(model: Mapping[str, Any]) -> list[LayerSpec]:
+def _layer_specs(model: ModelConfig) -> list[LayerSpec]:
     """The layers of one period of the pattern; parts of equal options are the same object."""
-    made: list[tuple[str, Mapping[str, Any], Any]] = []
+    made: list[tuple[OptionConfig, Any]] = []
 
-    def part(group: str, node: Mapping[str, Any]) -> Any:
-        for known_group, known, one in made:
-            if (known_group, known) == (group, node):
+    def part(option: OptionConfig) -> Any:
+        for known, one in made:
+            if known == option:
                 return one
-        factory = registry.factory(f"model/{group}", f"model.{group}", node)
-        made.append((group, node, factory() if group == "bias" else factory))
+        factory = registry.factory(option)
+        made.append((option, factory() if option.group == "model/bias" else factory))
         return made[-1][-1]
 
     specs = {
         name: LayerSpec(
-            part("bias", nodes["bias"]),
-            part("heads", nodes["heads"]),
-            part("ffn", nodes["ffn"]),
-            None if nodes["pos"] == model["pos"] else part("pos", nodes["pos"]),
+            part(options["bias"]),
+            part(options["heads"]),
+            part(options["ffn"]),
+            None if options["pos"] == model.pos else part(options["pos"]),
         )
-        for name, nodes in layer_nodes(model).items()
+        for name, options in layer_options(model).items()
     }
     return [specs[name] for name in layer_names(model)]
 
 
-def build_data(options: Mapping[str, Any], world_size: int = 1) -> DataSource:
+def build_data(cfg: RunConfig, world_size: int = 1) -> DataSource:
     """The data source."""
-    data = {key: value for key, value in options["data"].items() if key != "batch_size"}
-    return registry.build(
-        "data",
-        "data",
-        data,
-        options["seq"],
-        config.batch_size(options),
-        options["seed"],
-        world_size,
-    )
+    return registry.build(cfg.data, cfg.seq, cfg.batch_size, cfg.seed, world_size)
 
 
-def build_loss(options: Mapping[str, Any]) -> Loss:
+def build_loss(cfg: RunConfig) -> Loss:
     """The loss."""
-    return registry.build("loss", "loss", options["loss"])
+    return registry.build(cfg.loss)

@@ -29,8 +29,9 @@ from xftrain.commands import Command, command_of
 from xftrain.completed_jobs import completed
 from xftrain.completion import safe_completion
 from xftrain.composition_errors import sentence
-from xftrain.config import COMPOSITION_ERRORS, fields_of_no_option, refuse_merged, validate
+from xftrain.config import COMPOSITION_ERRORS, validate
 from xftrain.config_checks import refuse_other_ranks
+from xftrain.config_schema import schemas_of_no_option
 from xftrain.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.files import replace_text
@@ -39,6 +40,7 @@ from xftrain.help_text import explained
 from xftrain.hydra_errors import errors_raised
 from xftrain.hydra_files import hide_in_files
 from xftrain.job_config import described
+from xftrain.merged_options import refuse_merged
 from xftrain.overrides import all_groups, as_typed
 from xftrain.plot_settings import ignore_working_folder
 from xftrain.printable import one_line, short_line
@@ -53,6 +55,7 @@ from xftrain.processes import (
 )
 from xftrain.redaction import hidden_in_message
 from xftrain.registry import conf_dir, measures_times
+from xftrain.run_config import RunConfig
 from xftrain.run_folder import holds_record
 from xftrain.sweep_checks import SweepChecks
 
@@ -106,7 +109,7 @@ def _run_command() -> int:
             )
             with (
                 safe_completion(all_groups),
-                explained(fields_of_no_option),
+                explained(schemas_of_no_option),
                 ranks.following(is_ours=bool(words)) as told,
             ):
                 sys.argv += told
@@ -198,10 +201,10 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
 
 
 def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any]:
-    devices = (cfg.get("trainer") or {}).get("devices", 1)
     try:
         refuse_merged(settings)
-        validate(cfg)
+        checked = validate(cfg)
+        devices = checked.trainer.devices if isinstance(checked, RunConfig) else 1
         if is_rank():  # else the others are started here
             refuse_other_ranks(devices)
     except ConfigError as error:
@@ -212,7 +215,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         if rank() == 0:  # a first line, before seconds of imports
             is_below = run_dir.is_relative_to(Path.cwd())
             log.info("run folder: %s", run_dir.relative_to(Path.cwd()) if is_below else run_dir)
-        return _imported(cfg)(cfg, run_dir)
+        return _imported(cfg)(cfg, run_dir, checked)
 
 
 def _imported(cfg: DictConfig) -> Command:

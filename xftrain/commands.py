@@ -14,12 +14,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from xftrain.config import root_of
-from xftrain.root_schema import DoctorRoot, InfoRoot, SampleRoot
+from xftrain.root_schema import config_type_of
+from xftrain.run_config import DoctorConfig, InfoConfig, SampleConfig
 
 _PLOTS = "torchmetrics.utilities.plot"
 
-Command = Callable[[DictConfig, Path | None], dict[str, Any]]
+# of the composed configuration, the run folder, and what `validate` made of it, if it was called
+Command = Callable[[DictConfig, Path | None, Any], dict[str, Any]]
 
 
 def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
@@ -33,22 +34,28 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         ConfigError: the configuration is wrong.
         RunError: the run failed for a reason outside the code.
     """
-    return command_of(cfg)(cfg, run_dir)
+    return command_of(cfg)(cfg, run_dir, None)
 
 
 def command_of(cfg: DictConfig) -> Command:
     """The function for this configuration; imports what it needs, which takes seconds."""
-    root = root_of(cfg)
+    kind = config_type_of(cfg)
     with _without_scipy_signal(), _with_plots_later():
-        if root is DoctorRoot:
-            from xftrain.benchmark.examine import examine as command
-        elif root is InfoRoot:
-            from xftrain.info import info as command
-        elif root is SampleRoot:
-            from xftrain.sample import sample as command
-        else:
-            from xftrain.runner import run as command
-    return command
+        if kind is DoctorConfig:
+            from xftrain.benchmark.examine import examine
+
+            return examine
+        if kind is InfoConfig:
+            from xftrain.info import info
+
+            return info
+        if kind is SampleConfig:
+            from xftrain.sample import sample
+
+            return sample
+        from xftrain.runner import run as train
+
+        return train
 
 
 @contextmanager

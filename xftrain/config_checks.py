@@ -9,14 +9,17 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from xftrain.errors import ConfigError
 from xftrain.fields import NonNegativeFloat, Option, PositiveFloat
 from xftrain.files import expanded
-from xftrain.layer_pattern import layer_nodes
+from xftrain.layer_pattern import layer_options
+from xftrain.option_config import OptionConfig
 from xftrain.processes import check_rank_variables, is_rank, num_ranks
 from xftrain.registry import check, declared
+from xftrain.run_config import ModelConfig, Options, RunConfig, TrainerConfig
 from xftrain.signatures import REQUIRED, Field
 from xftrain.values import check_fields
 
@@ -28,91 +31,108 @@ _PARAM_GROUP = {
 }
 
 
-def check_sizes(model: Mapping[str, Any]) -> None:
+def checked_together(cfg: RunConfig) -> RunConfig:
+    """The configuration with what its values must keep together checked and completed.
+
+    Raises:
+        ConfigError: the first fault found, as one sentence.
+    """
+    check_sizes(cfg.model)
+    cfg = replace(cfg, optim=_with_checked_groups(cfg.optim))
+    check_compile(cfg)
+    check_trainer(cfg.trainer)
+    check_packages(cfg.logger)
+    return _with_existing_files(cfg)
+
+
+def check_sizes(model: ModelConfig) -> None:
     """Refuses a width that heads do not divide, and a bias that sees the answers."""
-    dim, num_heads = model["dim"], model["num_heads"]
+    dim, num_heads = model.dim, model.num_heads
     if dim % num_heads:
         raise ConfigError(
             f"model.dim must be a multiple of model.num_heads, got {dim} and {num_heads}; with "
             f"this dim num_heads can be {_divisors(dim)}."
         )
-    for name, nodes in layer_nodes(model).items():
+    for name, options in layer_options(model).items():
         key = f"model.layers.{name}" if name else "model"
-        heads, bias = nodes["heads"], nodes["bias"]
-        if "name" in heads and num_heads % (num_kv_heads := heads.get("num_kv_heads") or 1):
+        heads, bias = options["heads"], options["bias"]
+        num_kv_heads = heads.node.get("num_kv_heads") or 1
+        if heads.name is not None and num_heads % num_kv_heads:
             raise ConfigError(
                 f"{key}.heads.num_kv_heads must divide model.num_heads = {num_heads}, got "
                 f"{num_kv_heads}; choose one of {_divisors(num_heads)}."
             )
-        if reason := "name" in bias and declared("model/bias", bias["name"], "not_for_training"):
-            raise ConfigError(f"{key}.bias={bias['name']} {reason}.")
+        if reason := bias.name and declared("model/bias", bias.name, "not_for_training"):
+            raise ConfigError(f"{key}.bias={bias.name} {reason}.")
 
 
-def check_param_groups(optim: dict[str, Any]) -> None:
-    """Checks the entries of `optim.param_groups`, and fills in what they leave to the option."""
-    if "name" not in optim:  # a class of the user's own, which may mean anything by it
-        return
-    checked = []
-    for index, entry in enumerate(optim.get("param_groups", ())):
-        key = f"optim.param_groups[{index}]"
-        values = check_fields(key, _PARAM_GROUP, entry, owner=key)
-        node = values["optimizer"]
-        if node is not None:
-            key = f"{key}.optimizer"
-            node = {"name": node} if isinstance(node, str) else node
-            if "param_groups" in node:
-                raise ConfigError(f"{key} must have no param_groups: add an entry instead.")
-            if "_target_" not in node:
-                check(key, str(node.get("name")), node)
-        checked.append(values)
-    if "param_groups" in optim:
-        optim["param_groups"] = tuple(checked)
+def _with_checked_groups(optim: OptionConfig) -> OptionConfig:
+    """The optimizer with the entries of `optim.param_groups` checked and completed."""
+    # of a class of the user's own, param_groups may mean anything
+    if optim.name is None or "param_groups" not in optim.node:
+        return optim
+    entries = enumerate(optim.node["param_groups"])
+    return optim.with_options(param_groups=tuple(_checked_group(*entry) for entry in entries))
 
 
-def check_compile(options: Mapping[str, Any]) -> None:
+def _checked_group(index: int, entry: Mapping[str, Any]) -> dict[str, Any]:
+    key = f"optim.param_groups[{index}]"
+    values = check_fields(key, _PARAM_GROUP, entry, owner=key)
+    node = values["optimizer"]
+    if node is not None:
+        key = f"{key}.optimizer"
+        node = {"name": node} if isinstance(node, str) else node
+        if "param_groups" in node:
+            raise ConfigError(f"{key} must have no param_groups: add an entry instead.")
+        if "_target_" not in node:
+            check(key, str(node.get("name")), node)
+    return values
+
+
+def check_compile(cfg: RunConfig) -> None:
     """Refuses what compiled code alone keeps, and what CUDA graphs cannot."""
-    how, trainer = options["compile"], options["trainer"]
-    if not how and options["model"]["activation_budget"] < 1:
+    if not cfg.compile and cfg.model.activation_budget < 1:
         raise ConfigError(
             "model.activation_budget is kept by compiled blocks alone, and compile is false: set "
             "compile=true, or use model.activation_checkpointing."
         )
-    if how != "cudagraphs":
+    if cfg.compile != "cudagraphs":
         return
-    if (recomputes := options["model"]["activation_checkpointing"]) not in (False, "ffn"):
+    if (recomputes := cfg.model.activation_checkpointing) not in (False, "ffn"):
         raise ConfigError(
             "model.activation_checkpointing must be false or ffn with compile=cudagraphs, got "
             f"{recomputes}: it asks for the random generator's state, which a graph cannot tell; "
             "use model.activation_budget, or compile=true."
         )
-    if trainer["detect_anomaly"]:
+    if cfg.trainer.detect_anomaly:
         raise ConfigError(
             "trainer.detect_anomaly waits for the device, which a graph cannot: use compile=false."
         )
-    for group in ("loss", "optim"):
-        name = options[group].get("name")  # a class of the user's own is asked when it is built
-        if name is not None and (reason := declared(group, name, "no_cuda_graph")):
+    for option in (cfg.loss, cfg.optim):
+        name = option.name  # a class of the user's own is asked when it is built
+        if name is not None and (reason := declared(option.group, name, "no_cuda_graph")):
             raise ConfigError(
-                f"{group}={name} cannot run with compile=cudagraphs: {reason}, or compile=true."
+                f"{option.key}={name} cannot run with compile=cudagraphs: {reason}, "
+                "or compile=true."
             )
-    for index, entry in enumerate(options["optim"].get("param_groups") or ()):
+    for index, entry in enumerate(cfg.optim.node.get("param_groups") or ()):
         if isinstance(entry, Mapping) and entry.get("optimizer") is not None:
             raise ConfigError(
                 f"optim.param_groups[{index}].optimizer cannot be set with compile=cudagraphs: a "
                 "graph records the step of one optimizer; leave it out, or use compile=true."
             )
     for key in ("accumulate_grad_batches", "devices"):
-        if trainer[key] > 1:
+        if (number := getattr(cfg.trainer, key)) > 1:
             raise ConfigError(
-                f"trainer.{key} must be 1 with compile=cudagraphs, got {trainer[key]}: a graph "
+                f"trainer.{key} must be 1 with compile=cudagraphs, got {number}: a graph "
                 "writes each batch's gradients to the same place; use compile=true."
             )
 
 
-def check_packages(loggers: Mapping[str, Any]) -> None:
+def check_packages(loggers: Options) -> None:
     """Refuses a logger whose package is an extra that is not installed."""
-    for key, node in loggers.items():
-        package = declared("logger", node["name"], "needs_package") if "name" in node else None
+    for key, logger in loggers.items():
+        package = logger.name and declared("logger", logger.name, "needs_package")
         found = importlib.util.find_spec(package) if package else None
         # a folder of that name in the working folder has no origin
         if package and (found is None or found.origin is None):
@@ -122,31 +142,30 @@ def check_packages(loggers: Mapping[str, Any]) -> None:
             )
 
 
-def check_trainer(trainer: Mapping[str, Any]) -> None:
+def check_trainer(trainer: TrainerConfig) -> None:
     """Refuses a time limit of another form, and validation on what is not validated."""
-    max_time = trainer["max_time"]
+    max_time = trainer.max_time
     if max_time is not None and not re.fullmatch(r"\d{1,4}(:\d\d){3}", max_time, re.ASCII):
         raise ConfigError(
             "trainer.max_time must be days:hours:minutes:seconds or null, as 00:12:00:00 for "
             f"twelve hours, got {max_time!r}."
         )
-    if trainer["limit_val_batches"] == 0 and trainer["num_sanity_val_steps"]:
+    if trainer.limit_val_batches == 0 and trainer.num_sanity_val_steps:
         raise ConfigError(
             "trainer.num_sanity_val_steps must be 0 with trainer.limit_val_batches=0, which "
-            f"validates nothing, got {trainer['num_sanity_val_steps']}."
+            f"validates nothing, got {trainer.num_sanity_val_steps}."
         )
 
 
-def check_files(options: dict[str, Any]) -> None:
-    """Files that are named must exist; a quoted `~` is expanded here."""
-    data, ckpt = options["data"], options["ckpt"]
-    if "name" in data and "path" in data:
-        path = expanded("data.path", data["path"])
-        if not data["path"] or not os.path.exists(path):
-            raise ConfigError(
-                f"data.path must be an existing file or folder, got {data['path']!r}."
-            )
-        data["path"] = str(path)
+def _with_existing_files(cfg: RunConfig) -> RunConfig:
+    """The configuration with a quoted `~` expanded; files that are named must exist."""
+    data, ckpt = cfg.data, cfg.ckpt
+    if data.name is not None and "path" in data.node:
+        named = data.node["path"]
+        path = expanded("data.path", named)
+        if not named or not os.path.exists(path):
+            raise ConfigError(f"data.path must be an existing file or folder, got {named!r}.")
+        data = data.with_options(path=str(path))
     if ckpt not in (None, "auto"):
         path = expanded("ckpt", ckpt)
         if not os.path.isfile(path):
@@ -155,7 +174,8 @@ def check_files(options: dict[str, Any]) -> None:
             raise ConfigError(
                 f"ckpt must be auto or an existing checkpoint file, got {ckpt!r}{near}"
             )
-        options["ckpt"] = str(path)
+        ckpt = str(path)
+    return replace(cfg, data=data, ckpt=ckpt)
 
 
 def refuse_other_ranks(devices: int) -> None:

@@ -14,18 +14,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from xftrain.config import root_of
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.folder_links import refuse_links
 from xftrain.folder_lock import release_reserved, reserve
 from xftrain.printable import one_line
 from xftrain.processes import rank
-from xftrain.root_schema import DoctorRoot, InfoRoot, SampleRoot
+from xftrain.root_schema import config_type_of
+from xftrain.run_config import DoctorConfig, InfoConfig, SampleConfig
 from xftrain.run_folder import refuse_trained, remember_hydra, restore_hydra
 
 _ENDING_S = 30.0  # for a job of an earlier sweep, whose end was not waited for, to save and end
 
-_WITHOUT_TRAINING = {SampleRoot: "a sample", DoctorRoot: "the doctor", InfoRoot: "a description"}
+_WITHOUT_TRAINING = {
+    SampleConfig: "a sample",
+    DoctorConfig: "the doctor",
+    InfoConfig: "a description",
+}
 
 
 class FolderHooks(Callback):
@@ -38,9 +42,9 @@ class FolderHooks(Callback):
             return
         is_job = not OmegaConf.is_missing(config.hydra.job, "num")
         _reserve(folder, "hydra.run.dir", wait_s=_ENDING_S if is_job else 0.0)
-        if (root := root_of(config)) in _WITHOUT_TRAINING:
+        if (kind := config_type_of(config)) in _WITHOUT_TRAINING:
             try:
-                refuse_trained(folder, _WITHOUT_TRAINING[root])
+                refuse_trained(folder, _WITHOUT_TRAINING[kind])
             except ConfigError as error:
                 raise SweepRefused(str(error)) from error
         remember_hydra(folder)

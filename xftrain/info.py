@@ -20,6 +20,7 @@ from xftrain.model import GPT
 from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare
 from xftrain.results import recorded, run_dir_for
+from xftrain.run_config import InfoConfig
 from xftrain.run_folder import RunFolder, refuse_trained
 from xftrain.training import hardware
 from xftrain.training.choices import Saved, choose_kernel
@@ -28,12 +29,15 @@ from xftrain.training.flops import flops_per_token, peak_flops
 log = logging.getLogger(__name__)
 
 
-def info(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
+def info(
+    cfg: DictConfig, run_dir: Path | None = None, checked: InfoConfig | None = None
+) -> dict[str, Any]:
     """Describes the run and returns what `result.json` holds; `metrics` has the figures.
 
     Args:
         cfg: what `xftrain.compose(config_name="info")` returns.
         run_dir: the folder of the description; made under `outputs/` where it is not given.
+        checked: what `config.validate` made of it, where that has been called.
 
     Raises:
         ConfigError: the configuration is wrong, or asks for something that cannot run here.
@@ -42,14 +46,14 @@ def info(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     refuse_trained(run_dir, "a description")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
-        options = config.validate(cfg)
-        if options["trainer"]["devices"] > 1:
+        checked = checked or config.validate_as(InfoConfig, cfg)
+        if checked.trainer.devices > 1:
             raise ConfigError(
                 "--config-name info describes a run on one device, got trainer.devices="
-                f"{options['trainer']['devices']}: each device has the memory and the FLOPs that "
+                f"{checked.trainer.devices}: each device has the memory and the FLOPs that "
                 "it names."
             )
-        prepared = prepare(options, redaction.without_secrets(cfg, options), run_dir)
+        prepared = prepare(checked, redaction.without_secrets(cfg, checked.to_dict()), run_dir)
         result["device"] = hardware.device_name(prepared.device)
         try:
             _describe(prepared, folder, result)
@@ -59,13 +63,13 @@ def info(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
 
 
 def _describe(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> None:
-    options, batch = run.options, run.batch
+    cfg, batch = run.cfg, run.batch
     with torch.device("meta"):  # nothing is allocated
-        model = builder.assemble(options, run.vocab_size)
+        model = builder.assemble(cfg.model, run.vocab_size)
     kernel = choose_kernel(model, batch, run.device, run.dtype, Saved(), folder)
-    enable_autotune(options["matmul"])
-    peak_mib = plan_memory(options, model, run.loss, batch, run.dtype, run.device)
-    figures = _sizes(model, batch, options)
+    enable_autotune(cfg.matmul)
+    peak_mib = plan_memory(cfg, model, run.loss, batch, run.dtype, run.device)
+    figures = _sizes(model, batch, cfg.trainer.accumulate_grad_batches)
     result["kernel"], result["metrics"] = kernel, figures
     result["predicted_peak_mib"] = peak_mib and round(peak_mib, 1)
     per_step = figures["flops_per_token"] * figures["tokens_per_step"]
@@ -73,7 +77,7 @@ def _describe(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> None:
         ["parameters", f"{figures['parameters']:,}"],
         ["of them in embedding tables", f"{figures['embedding_parameters']:,}"],
         ["tokens a step", f"{figures['tokens_per_step']:,}"],
-        ["tokens of the run", f"{figures['tokens_per_step'] * options['max_steps']:,}"],
+        ["tokens of the run", f"{figures['tokens_per_step'] * cfg.max_steps:,}"],
         ["FLOPs a token", f"{figures['flops_per_token']:.4g}"],
         ["FLOPs a step", f"{per_step:.4g}"],
         ["memory at the peak", "unknown" if peak_mib is None else f"{peak_mib:,.0f} MiB"],
@@ -86,12 +90,11 @@ def _describe(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> None:
     log.info("this run would have:\n%s", table(["what", "this run"], rows))
 
 
-def _sizes(model: GPT, batch: Batch, options: dict[str, Any]) -> dict[str, int | float]:
+def _sizes(model: GPT, batch: Batch, num_parts: int) -> dict[str, int | float]:
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    parts = options["trainer"]["accumulate_grad_batches"]
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "embedding_parameters": sum(table.weight.numel() for table in tables),
-        "tokens_per_step": batch.num_tokens * parts,
+        "tokens_per_step": batch.num_tokens * num_parts,
         "flops_per_token": flops_per_token(model, batch),
     }

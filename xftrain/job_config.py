@@ -18,6 +18,7 @@ from xftrain.errors import SweepRefused
 from xftrain.files import read_json, write_json
 from xftrain.moved_keys import flat_in_new_keys
 from xftrain.printable import one_line, shortened
+from xftrain.run_config import CommandConfig
 from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
@@ -27,14 +28,14 @@ _SHOWN = 3  # keys that a sentence lists
 _MAX_CHARACTERS = 200  # of a key or a value that a sentence shows
 
 
-def described(cfg: DictConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+def described(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
     """The configuration of a job by dotted keys, with a digest of each secret that it reads.
 
     Args:
         cfg: as composed.
-        options: what `config.validate` made of it.
+        checked: what `config.validate` made of it.
     """
-    flat = dict(_flat(redaction.without_secrets(cfg, options)))
+    flat = dict(_flat(redaction.without_secrets(cfg, checked.to_dict())))
     text = json.dumps(flat)
     read = {
         f"oc.env:{name}": digest

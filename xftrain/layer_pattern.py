@@ -13,53 +13,49 @@ it, which changes some values of the model's own option.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from xftrain.errors import ConfigError
+from xftrain.option_checks import checked_option
+from xftrain.option_config import OptionConfig
 from xftrain.registry import conf_dir, declared, names
+from xftrain.run_config import LayersConfig, ModelConfig, Options
 from xftrain.values import show, unknown_key
 
 PARTS = ("bias", "pos", "heads", "ffn")  # of a model, that may differ from layer to layer
 _MAX_KINDS = 64  # of layers; a checkpoint of anyone's may ask for any number
 _NAME = re.compile(r"\w[\w-]*", re.ASCII)
-UNIFORM: dict[str, Any] = {"pattern": None}
-
-Nodes = dict[str, dict[str, Any]]  # options by the part of the model
 
 
-def layer_names(model: Mapping[str, Any]) -> list[str]:
+def layer_names(model: ModelConfig) -> tuple[str, ...]:
     """The names of the pattern; one empty name where all layers are alike."""
-    return list(model["layers"]["pattern"] or [""])
+    return model.layers.pattern or ("",)
 
 
-def layer_nodes(model: Mapping[str, Any]) -> dict[str, Nodes]:
-    """The options of the layers by their names in the pattern.
-
-    Args:
-        model: the checked options of the model.
-    """
-    own = {part: model[part] for part in PARTS}
-    return {name: own | model["layers"].get(name, {}) for name in layer_names(model)}
+def layer_options(model: ModelConfig) -> dict[str, Options]:
+    """The options of the layers, by part of the model, by their names in the pattern."""
+    own = {part: getattr(model, part) for part in PARTS}
+    overrides = model.layers.overrides
+    return {name: {**own, **overrides.get(name, {})} for name in layer_names(model)}
 
 
-def checked_layers(
-    node: Any, model: Mapping[str, Any], check_option: Callable[[str, Any], dict[str, Any]]
-) -> dict[str, Any]:
+def checked_layers(node: Any, own: Options, num_layers: int) -> LayersConfig:
     """The checked `model.layers`: its pattern, and the options that the names of it override.
 
     Args:
         node: as composed, or None where a model has none.
-        model: the other options of the model, checked.
-        check_option: returns the complete options of the node at a dotted key.
+        own: the checked options of the model.
+        num_layers: of the model.
 
     Raises:
         ConfigError: the first fault found, as one sentence.
     """
     if node is None:
-        return dict(UNIFORM)
+        return LayersConfig()
     if not isinstance(node, Mapping):
         raise ConfigError(f"model.layers must be a mapping with a pattern, got {show(node)}.")
     entries = {str(name): entry for name, entry in node.items() if name != "pattern"}
@@ -71,13 +67,13 @@ def checked_layers(
                 f"model.layers describes {named} and has no pattern: name the layers of a period, "
                 f"as in model.layers.pattern=[{named}]."
             )
-        return dict(UNIFORM)
-    _check_pattern(pattern, entries, model["num_layers"])
-    checked = {
-        name: _checked_entry(f"model.layers.{name}", entries[name], model, check_option)
+        return LayersConfig()
+    _check_pattern(pattern, entries, num_layers)
+    overrides = {
+        name: _checked_entry(f"model.layers.{name}", entries[name], own)
         for name in dict.fromkeys(pattern)
     }
-    return {"pattern": list(pattern), **checked}
+    return LayersConfig(tuple(pattern), MappingProxyType(overrides))
 
 
 def _check_pattern(pattern: Any, entries: Mapping[str, Any], num_layers: int) -> None:
@@ -111,33 +107,31 @@ def _check_pattern(pattern: Any, entries: Mapping[str, Any], num_layers: int) ->
         )
 
 
-def _checked_entry(
-    key: str, entry: Any, model: Mapping[str, Any], check_option: Callable[[str, Any], Any]
-) -> Nodes:
+def _checked_entry(key: str, entry: Any, own: Options) -> Options:
     if not isinstance(entry, Mapping):
         raise ConfigError(
             f"{key} must be a mapping from {', '.join(PARTS)} to options, got {show(entry)}."
         )
-    checked: Nodes = {}
+    checked: dict[str, OptionConfig] = {}
     for part, given in entry.items():
         if part not in PARTS:
             raise ConfigError(unknown_key(f"{key}.{part}", [f"{key}.{one}" for one in PARTS], key))
         place = f"{key}.{part}"
-        checked[part] = check_option(place, _completed(place, part, given, model[part]))
+        checked[part] = checked_option(place, _completed(place, part, given, own[part]))
         if part == "pos":
-            _check_position(place, checked[part], model["pos"])
-    return checked
+            _check_position(checked[part], own["pos"])
+    return MappingProxyType(checked)
 
 
-def _completed(key: str, part: str, given: Any, own: Mapping[str, Any]) -> Any:
+def _completed(key: str, part: str, given: Any, own: OptionConfig) -> Any:
     """A part's node, with the values that the entry leaves out."""
     node = {"name": given} if isinstance(given, str) else given
     if not isinstance(node, Mapping):
         raise ConfigError(f"{key} must be an option's name or a mapping, got {show(given)}.")
     if "_target_" in node:
         return dict(node)
-    if "name" not in node or node["name"] == own.get("name"):
-        return {**own, **node}
+    if "name" not in node or node["name"] == own.name:
+        return {**own.node, **node}
     return {**_file_values(part, node["name"]), **node}
 
 
@@ -150,10 +144,10 @@ def _file_values(part: str, name: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if "${" not in str(value)}
 
 
-def _check_position(key: str, node: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    name = node.get("name")
-    if name is not None and node != own and declared("model/pos", name, "changes_embeddings"):
+def _check_position(pos: OptionConfig, own: OptionConfig) -> None:
+    changes = pos.name is not None and declared("model/pos", pos.name, "changes_embeddings")
+    if changes and pos != own:
         raise ConfigError(
-            f"{key}={name} adds to the embeddings, before the first layer: set it as model.pos, "
-            "and use rope or none in a layer."
+            f"{pos.key}={pos.name} adds to the embeddings, before the first layer: set it as "
+            "model.pos, and use rope or none in a layer."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from xftrain.batch_checks import check_documents
 from xftrain.compilation import begin_compiling
 from xftrain.errors import ConfigError
-from xftrain.fields import Fraction, PositiveFloat, PositiveInt, Probability
 from xftrain.initialization import initialize
 from xftrain.interfaces import (
     Attention,
@@ -26,6 +25,7 @@ from xftrain.interfaces import (
 from xftrain.layers.block import Block, RecomputePlan
 from xftrain.layers.linear import Linear
 from xftrain.layers.spec import LayerSpec
+from xftrain.run_config import GPTConfig
 from xftrain.tied import MayTieHead
 
 
@@ -40,23 +40,9 @@ class GPT(MayTieHead):
             the same object.
         make_pos: (D, K) -> position encoding of all layers that have none of their own.
         make_norm: (D, linear_bias) -> normalization.
-        dim: D.
-        num_layers: number of blocks.
-        num_heads: H; D is a multiple of it.
-        vocab_size: V.
-        tie_embeddings: the output matrix is the embedding table.
-        linear_bias: linear layers (and layer norms) add biases.
-        dropout: on what each half of a block adds.
-        init_std: standard deviation of the weights at the start.
-        activation_checkpointing: recompute each block in the backward pass; `ffn`: only the
-            feed-forward of each up to its last product, more than half of what a block keeps for a
-            third to a half of its products (selective recomputation, Korthikanti et al., 2022,
-            arXiv:2205.05198); `auto`: as little as memory asks for, which a run sets as
+        config: sizes and settings; its `activation_checkpointing=auto` is left to a run, which sets
             `recomputed`.
-        residual_dtype: of what the blocks add to: `auto` is bfloat16 where matrix products run in
-            it, which halves the memory and the traffic between the blocks; `float32` keeps it.
-        activation_budget: with compiled blocks, the share of what they keep for the backward pass
-            that they may keep; what is left out is recomputed, the cheapest first.
+        vocab_size: V.
     """
 
     def __init__(
@@ -65,31 +51,23 @@ class GPT(MayTieHead):
         layers: Sequence[LayerSpec],
         make_pos: Callable[..., Any],
         make_norm: Callable[..., nn.Module],
-        *,
-        dim: PositiveInt,
-        num_layers: PositiveInt,
-        num_heads: PositiveInt,
-        vocab_size: PositiveInt | None,
-        tie_embeddings: bool = False,
-        linear_bias: bool = False,
-        dropout: Probability = 0.0,
-        init_std: PositiveFloat = 0.02,
-        activation_checkpointing: bool | Literal["ffn", "auto"] = False,
-        residual_dtype: Literal["auto", "float32"] = "auto",
-        activation_budget: Fraction = 1.0,
+        config: GPTConfig,
+        vocab_size: int,
     ) -> None:
         super().__init__()
-        assert vocab_size is not None, "the builder takes it from the data"
+        dim, num_layers, num_heads = config.dim, config.num_layers, config.num_heads
+        linear_bias = config.linear_bias
         self.backend = backend
         self.specs = [layers[index % len(layers)] for index in range(num_layers)]
         self.attention: Attention = backend
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.recomputed = RecomputePlan()
-        if activation_checkpointing == "ffn":
+        if config.activation_checkpointing == "ffn":
             self.recomputed = RecomputePlan(ffns=num_layers)
-        elif activation_checkpointing:  # all of them, until a run plans it
+        elif config.activation_checkpointing:  # all of them, until a run plans it
             self.recomputed = RecomputePlan(blocks=num_layers)
-        self.residual_dtype, self.activation_budget = residual_dtype, activation_budget
+        self.residual_dtype = config.residual_dtype
+        self.activation_budget = config.activation_budget
         self.embed = nn.Embedding(vocab_size, dim)
         self.pos = make_pos(dim, self.head_dim)
         own = dict.fromkeys(spec.make_pos for spec in self.specs if spec.make_pos is not None)
@@ -108,7 +86,7 @@ class GPT(MayTieHead):
                 self.pos if spec.make_pos is None else positions[spec.make_pos],
                 dim=dim,
                 linear_bias=linear_bias,
-                dropout=dropout,
+                dropout=config.dropout,
             )
             for spec in self.specs
         )
@@ -119,9 +97,9 @@ class GPT(MayTieHead):
         ]
         self.norm = make_norm(dim, linear_bias)
         self.head = Linear(dim, vocab_size, bias=False)
-        if tie_embeddings:
+        if config.tie_embeddings:
             self.tie_head()
-        self.uninitialized = initialize(self, init_std, num_layers)
+        self.uninitialized = initialize(self, config.init_std, num_layers)
         self._handles: dict[Any, Any] = {}  # of the last batch, by the facts
 
     @property

@@ -13,6 +13,7 @@ from xftrain.builder import assemble
 from xftrain.errors import RunError
 from xftrain.interfaces import Batch
 from xftrain.memory import peak_memory_mib, total_memory_bytes, usable_memory_bytes
+from xftrain.option_checks import checked_option
 from xftrain.peak.prediction import predict
 from xftrain.prepare import Prepared
 
@@ -51,39 +52,41 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
     """Each setting that may help, and the run that it makes."""
 
     def with_model(**keys: Any) -> Prepared:
-        return replace(run, options={**run.options, "model": {**run.options["model"], **keys}})
+        return replace(run, cfg=replace(run.cfg, model=replace(run.cfg.model, **keys)))
 
-    model, batch = run.options["model"], run.batch
-    attn = registry.build("model/attn", "model.attn", model["attn"])
+    model, batch = run.cfg.model, run.batch
+    attn = registry.build(model.attn)
     if (smaller := getattr(attn, "smaller_option", None)) is not None:
-        yield f"model.attn={smaller}", with_model(attn={"name": smaller})
-    is_graph = run.options["compile"] == "cudagraphs"  # refuses what else would be advised
-    recomputes = model["activation_checkpointing"]
+        yield (
+            f"model.attn={smaller}",
+            with_model(attn=checked_option("model.attn", {"name": smaller})),
+        )
+    is_graph = run.cfg.compile == "cudagraphs"  # refuses what else would be advised
+    recomputes = model.activation_checkpointing
     if is_graph and not recomputes:
         yield "model.activation_checkpointing=ffn", with_model(activation_checkpointing="ffn")
-    if is_graph and model["activation_budget"] > _BUDGET:
+    if is_graph and model.activation_budget > _BUDGET:
         yield f"model.activation_budget={_BUDGET}", with_model(activation_budget=_BUDGET)
     if not is_graph and recomputes is not True:
         fewer = "" if recomputes == "auto" else ", or auto for as little as will do"
         text = f"model.activation_checkpointing=true{fewer}"
         yield text, with_model(activation_checkpointing=True)
     if (smaller := getattr(run.loss, "smaller_option", None)) is not None:
-        loss = registry.build("loss", "loss", {"name": smaller})
+        loss = registry.build(checked_option("loss", {"name": smaller}))
         yield f"loss={smaller}", replace(run, loss=loss)
     rows, tokens = batch.shape_BM
     if rows > 1:
         doubled = "" if is_graph else " with trainer.accumulate_grad_batches doubled"
         half = f"data.batch_size={rows // 2}{doubled}"
-    elif run.options["seq"] < tokens:  # a row of packed documents
+    elif run.cfg.seq < tokens:  # a row of packed documents
         half = f"batch_tokens={tokens // 2}"
     else:
         half = f"seq={tokens // 2} batch_tokens={tokens // 2}"
     yield half, replace(run, batch=_half(batch))
     if run.dtype == torch.float32:
-        trainer = {**run.options["trainer"], "precision": "bf16-mixed"}
-        options = {**run.options, "trainer": trainer}
-        yield "trainer.precision=bf16-mixed", replace(run, options=options, dtype=torch.bfloat16)
-    if (num_layers := model["num_layers"]) > 1:
+        cfg = replace(run.cfg, trainer=replace(run.cfg.trainer, precision="bf16-mixed"))
+        yield "trainer.precision=bf16-mixed", replace(run, cfg=cfg, dtype=torch.bfloat16)
+    if (num_layers := model.num_layers) > 1:
         yield f"model.num_layers={num_layers // 2}", with_model(num_layers=num_layers // 2)
 
 
@@ -100,8 +103,8 @@ def _half(batch: Batch) -> Batch:
 
 def _peak_bytes(run: Prepared) -> int:
     with torch.device("meta"):
-        model = assemble(run.options, run.vocab_size)
-    peak = predict(run.options, model, run.loss, run.batch, run.dtype, run.device)
-    if run.options["model"]["activation_checkpointing"] == "auto":
+        model = assemble(run.cfg.model, run.vocab_size)
+    peak = predict(run.cfg, model, run.loss, run.batch, run.dtype, run.device)
+    if run.cfg.model.activation_checkpointing == "auto":
         return peak.total(peak.cheapest_fitting_plan(usable_memory_bytes(run.device)))
     return peak.total(model.recomputed)

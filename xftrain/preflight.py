@@ -14,12 +14,13 @@ from xftrain.builder import assemble
 from xftrain.data.loader import ValBatches
 from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss
-from xftrain.layer_pattern import layer_names, layer_nodes
+from xftrain.layer_pattern import layer_names, layer_options
+from xftrain.run_config import ModelConfig, RunConfig, TrainerConfig
 from xftrain.training.val_sums import NO_LABEL
 
 
 def check_runs(
-    options: Mapping[str, Any],
+    cfg: RunConfig,
     loss: Loss,
     vocab_size: int,
     batch: Batch,
@@ -34,11 +35,11 @@ def check_runs(
         ConfigError: the choice, the reasons, and the nearest choice that works.
     """
     with torch.device("meta"):
-        model = assemble(options, vocab_size)
+        model = assemble(cfg.model, vocab_size)
     cases = model.attention_cases(*batch.shape_BM, batch.seqlens)
     if batch.seqlens is not None:
         # this batch's documents are short by chance; one as long as a row will come
-        cases += model.attention_cases(1, options["seq"], (options["seq"],))
+        cases += model.attention_cases(1, cfg.seq, (cfg.seq,))
     for bias, shape, layers in cases:
         reasons = model.backend.unsupported(bias, shape, dtype, device)
         if not reasons:
@@ -49,13 +50,13 @@ def check_runs(
             if not backend.unsupported(bias, shape, dtype, device)
         ]
         raise ConfigError(
-            f"model.attn={_name(options['model']['attn'])} cannot run "
-            f"{_described(options['model'], layers[0])} in {str(dtype).removeprefix('torch.')} "
+            f"model.attn={cfg.model.attn.label} cannot run "
+            f"{_described(cfg.model, layers[0])} in {str(dtype).removeprefix('torch.')} "
             f"on {device.type}: {'; '.join(reasons)}. Nearest choice that works: "
             f"model.attn={works[0]}."
         )
-    optim = registry.build("optim", "optim", options["optim"])
-    _check_graphs(options, {"loss": loss, "optim": optim}, batch, device)
+    optim = registry.build(cfg.optim)
+    _check_graphs(cfg, {"loss": loss, "optim": optim}, batch, device)
     if hasattr(optim, "option_by_parameter"):
         optim.option_by_parameter(model)  # each pattern of parameter names has to match
     for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
@@ -66,25 +67,25 @@ def check_runs(
         model.check_length(max(bias.seqlens or (shape.M,)))
 
 
-def check_labels(data: DataSource, trainer: Mapping[str, Any]) -> None:
+def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
     """Refuses validation batches without any label; makes them until one has a label.
 
     Raises:
         ConfigError: none has.
     """
-    devices, overfit_batches = trainer["devices"], trainer["overfit_batches"]
+    devices, overfit_batches = trainer.devices, trainer.overfit_batches
     of_ranks = (ValBatches(data, rank, devices, overfit_batches) for rank in range(devices))
-    if trainer["limit_val_batches"] == 0:
+    if trainer.limit_val_batches == 0:
         return
-    validated = (islice(batches, trainer["limit_val_batches"]) for batches in of_ranks)
+    validated = (islice(batches, trainer.limit_val_batches) for batches in of_ranks)
     if not any((batch.labels_BM != IGNORED_LABEL).any() for batch in chain(*validated)):
         raise ConfigError(NO_LABEL)
 
 
 def _check_graphs(
-    options: Mapping[str, Any], parts: Mapping[str, Any], batch: Batch, device: torch.device
+    cfg: RunConfig, parts: Mapping[str, Any], batch: Batch, device: torch.device
 ) -> None:
-    if options["compile"] != "cudagraphs":
+    if cfg.compile != "cudagraphs":
         return
     if device.type != "cuda":
         raise ConfigError(f"compile=cudagraphs needs a CUDA GPU, got {device.type}: use true.")
@@ -98,13 +99,9 @@ def _check_graphs(
             raise ConfigError(f"{key} cannot run with compile=cudagraphs: {reason}.")
 
 
-def _described(model: Mapping[str, Any], layer: int) -> str:
+def _described(model: ModelConfig, layer: int) -> str:
     """The bias and the heads of a layer, as they are typed."""
     names = layer_names(model)
     name = names[layer % len(names)]
-    nodes, key = layer_nodes(model)[name], f"model.layers.{name}" if name else "model"
-    return f"{key}.bias={_name(nodes['bias'])} with {key}.heads={_name(nodes['heads'])}"
-
-
-def _name(node: Mapping[str, Any]) -> str:
-    return str(node.get("name", node.get("_target_")))
+    options, key = layer_options(model)[name], f"model.layers.{name}" if name else "model"
+    return f"{key}.bias={options['bias'].label} with {key}.heads={options['heads'].label}"

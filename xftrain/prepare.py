@@ -16,6 +16,7 @@ from xftrain.interfaces import Batch, DataSource, Loss
 from xftrain.memory import reset_peak_memory
 from xftrain.preflight import check_labels, check_runs
 from xftrain.processes import rank
+from xftrain.run_config import RunConfig
 from xftrain.training import distributed, hardware
 from xftrain.training.checkpoint import checkpoint_to_load
 from xftrain.training.same_data import check_data
@@ -26,8 +27,8 @@ class Prepared:
     """What is known of a run before anything is allocated.
 
     Attributes:
-        options: the checked configuration.
-        shown: the same as it may be written down.
+        cfg: the checked configuration.
+        shown: its plain values as they may be written down.
         device: where it runs.
         precision: Lightning's word.
         dtype: of matrix products and attention.
@@ -38,7 +39,7 @@ class Prepared:
         batch: the first.
     """
 
-    options: dict[str, Any]
+    cfg: RunConfig
     shown: dict[str, Any]
     device: torch.device
     precision: str
@@ -50,32 +51,30 @@ class Prepared:
     batch: Batch
 
 
-def prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> Prepared:
+def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
     """Refuses all that can be, and joins the ranks.
 
     Args:
-        options: the checked configuration.
-        shown: the same as it may be written down.
+        cfg: the checked configuration.
+        shown: its plain values as they may be written down.
         run_dir: the run's folder.
 
     Raises:
         ConfigError: what cannot run, why, and what would.
     """
-    registry.check_own_classes(options)
-    trainer, own_rank = options["trainer"], rank()
-    devices = trainer["devices"]
-    device, precision = hardware.resolve(
-        trainer["accelerator"], trainer["precision"], devices, own_rank
-    )
+    registry.check_own_classes(cfg.option_configs())
+    trainer, own_rank = cfg.trainer, rank()
+    devices = trainer.devices
+    device, precision = hardware.resolve(trainer.accelerator, trainer.precision, devices, own_rank)
     distributed.connect(device, devices)
     dtype = hardware.compute_dtype(precision)
-    _set_determinism(options["deterministic"])
+    _set_determinism(cfg.deterministic)
     reset_peak_memory(device)
-    pl.seed_everything(options["seed"], verbose=False)
+    pl.seed_everything(cfg.seed, verbose=False)
     # refused now rather than after the data is prepared
-    ckpt = checkpoint_to_load(options["ckpt"], run_dir) if own_rank == 0 else None
+    ckpt = checkpoint_to_load(cfg.ckpt, run_dir) if own_rank == 0 else None
     ckpt = distributed.from_rank_0(ckpt)  # files may change while ranks look at them
-    data = builder.build_data(options, devices)
+    data = builder.build_data(cfg, devices)
     check_data(data)
     if data.num_val_batches < devices:
         raise ConfigError(
@@ -83,11 +82,11 @@ def prepare(options: dict[str, Any], shown: dict[str, Any], run_dir: Path) -> Pr
             f"{data.num_val_batches}, got {devices}: each rank validates some of them."
         )
     check_labels(data, trainer)
-    loss = builder.build_loss(options)
-    vocab_size = builder.vocab_size(options, data)
+    loss = builder.build_loss(cfg)
+    vocab_size = builder.vocab_size(cfg.model, data)
     batch = data.batch("train", 0, own_rank)
-    check_runs(options, loss, vocab_size, batch, device, dtype)
-    return Prepared(options, shown, device, precision, dtype, ckpt, data, loss, vocab_size, batch)
+    check_runs(cfg, loss, vocab_size, batch, device, dtype)
+    return Prepared(cfg, shown, device, precision, dtype, ckpt, data, loss, vocab_size, batch)
 
 
 def _set_determinism(deterministic: bool) -> None:

@@ -11,15 +11,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
-from omegaconf import DictConfig, OmegaConf
-
 from xftrain.errors import ConfigError
 from xftrain.fields import PositiveInt
+from xftrain.option_config import OptionConfig
 from xftrain.own_classes import check_instance, check_own_class
 from xftrain.signatures import Field, class_value, fields_of, option_class, source_of
 from xftrain.values import check_fields, show
@@ -136,27 +135,23 @@ def check(key: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
     return check_fields(key, schema(group_of(key), name), options, owner=f"{key}={name}")
 
 
-def build(group: str, key: str, node: Mapping[str, Any] | DictConfig, *positional: Any) -> Any:
-    """The object that a node describes; `positional` is what the framework brings."""
-    return factory(group, key, node)(*positional)
+def build(option: OptionConfig, *positional: Any) -> Any:
+    """The object that an option describes; `positional` is what the framework brings."""
+    return factory(option)(*positional)
 
 
-def factory(group: str, key: str, node: Mapping[str, Any] | DictConfig) -> Callable[..., Any]:
-    """What `build` calls: the class of an option and its checked fields, to be called repeatedly.
+def factory(option: OptionConfig) -> Callable[..., Any]:
+    """What `build` calls: the class of an option and its arguments, to be called repeatedly.
 
-    A node with `_target_` names a class of the user's own and goes to Hydra's `instantiate`. Only
-    configurations that the user composed may come here with one, never those of a checkpoint.
+    A class of the user's own goes to Hydra's `instantiate`. Only configurations that the user
+    composed may come here with one, never those of a checkpoint.
     """
-    assert group == group_of(key)
-    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    if "_target_" in plain:
-        return partial(_instantiate, group, key, plain)
-    if "name" not in plain:
-        raise ConfigError(f"{key}.name has no value; it must be one of {', '.join(names(group))}.")
-    options = check(key, plain["name"], plain)
-    for shared in SHARED_FIELDS.get(group, {}):
-        del options[shared]
-    return partial(load(group, plain["name"]), **options)
+    arguments = option.options
+    for shared in SHARED_FIELDS.get(option.group, {}):
+        arguments.pop(shared, None)
+    if option.name is not None:
+        return partial(load(option.group, option.name), **arguments)
+    return partial(_instantiate, option, {"_target_": option.target, **arguments})
 
 
 def _module_and_class(group: str, name: str) -> tuple[str, str]:
@@ -177,44 +172,29 @@ def _nearest(value: Any, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def check_own_classes(options: Mapping[str, Any]) -> None:
+def check_own_classes(options: Iterable[OptionConfig]) -> None:
     """Checks all classes of the user's own in a configuration, before anything is built.
 
     Raises:
         ConfigError: the first fault found, as one sentence.
     """
-    for group in PACKAGES:
-        parent, _, part = group.partition("/")
-        node = options.get(parent) or {}
-        if group in ENTRY_GROUPS:
-            nodes = {f"{group}.{name}": entry for name, entry in node.items()}
-        else:
-            nodes = {group.replace("/", "."): node.get(part) if part else node}
-        if parent == "model":
-            layers = {name: own for name, own in (node.get("layers") or {}).items() if own}
-            nodes |= {
-                f"model.layers.{name}.{part}": own.get(part)
-                for name, own in layers.items()
-                if name != "pattern"
-            }
-        for key, own in nodes.items():
-            if isinstance(own, Mapping) and "_target_" in own:
-                check_own_class(group, key, own)
+    groups = list(PACKAGES)
+    for option in sorted(options, key=lambda option: groups.index(option.group)):
+        if option.name is None:
+            check_own_class(option.group, option.key, option.node)
 
 
-def _instantiate(group: str, key: str, node: Mapping[str, Any], *positional: Any) -> Any:
+def _instantiate(option: OptionConfig, node: Mapping[str, Any], *positional: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    if "name" in node:
-        raise ConfigError(f"{key} has both name and _target_; keep the one that names the class.")
-    check_own_class(group, key, node)
+    check_own_class(option.group, option.key, node)
     try:
         made = instantiate(dict(node), *positional)
     except InstantiationException as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
         said = " ".join(str(error).split()).rstrip(".")
-        raise ConfigError(f"{key} cannot be built: {said}.") from error
-    check_instance(group, key, made)
+        raise ConfigError(f"{option.key} cannot be built: {said}.") from error
+    check_instance(option.group, option.key, made)
     return made

@@ -2,71 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import field, fields, make_dataclass
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from xftrain import redaction
-from xftrain.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
+from xftrain.config_schema import holds_options
 from xftrain.overrides import slug
+from xftrain.registry import literals
+from xftrain.run_config import (
+    CommandConfig,
+    Config,
+    DoctorConfig,
+    InfoConfig,
+    RunConfig,
+    SampleConfig,
+)
 
 
-@dataclass
-class Root:
-    """The root keys; the only schema in the ConfigStore, where any other would be an option."""
-
-    seq: PositiveInt = 64
-    batch_tokens: PositiveInt = 4096
-    max_steps: PositiveInt = 400
-    seed: Seed = 0
-    compile: Any = False
-    matmul: Any = "auto"
-    deterministic: bool = False
-    ckpt: str | None = None
-    ckpt_allow: list[str] = field(default_factory=list)
-    on_nonfinite: Any = "stop"
-    max_skipped_steps: NonNegativeInt = 10
-    tags: list[str] = field(default_factory=list)
-    model: Any = MISSING
-    data: Any = MISSING
-    loss: Any = MISSING
-    optim: Any = MISSING
-    schedule: Any = MISSING
-    trainer: Any = MISSING
-    callbacks: Any = MISSING
-    logger: Any = MISSING
+def _omegaconf_schema(name: str, config: type[Config], *bases: type) -> type:
+    """The keys of a checked configuration, with `Any` where OmegaConf lacks the type."""
+    inherited = {item.name for base in bases for item in fields(base)}
+    hints = get_type_hints(config, include_extras=True)  # rules that messages name
+    keys: list[tuple[str, Any, Any]] = []
+    for item in fields(config):
+        if item.name in inherited:
+            continue
+        is_group = holds_options(hints[item.name])
+        is_any = is_group or literals(hints[item.name])
+        default: Any = field(default=item.default)
+        if item.default_factory is not NO_DEFAULT:
+            default = field(default_factory=item.default_factory)
+        elif is_group:
+            default = field(default=MISSING)
+        elif isinstance(item.default, tuple):
+            default = field(default_factory=list)
+        keys.append((item.name, Any if is_any else hints[item.name], default))
+    return make_dataclass(name, keys, bases=bases, namespace={"__module__": __name__})
 
 
-@dataclass
-class DoctorRoot:
-    """The root keys of `--config-name doctor`, which trains nothing."""
-
-    accelerator: Any = "auto"
-    callbacks: Any = MISSING
-
-
-@dataclass
-class SampleRoot:
-    """The root keys of `--config-name sample`, which has its model and data from a checkpoint.
-
-    `model` holds the parts of a class of the user's own, which a checkpoint cannot bring.
-    """
-
-    ckpt: str | None = None
-    prompt: str | None = None
-    num_tokens: PositiveInt = 64
-    temperature: NonNegativeFloat = 0.8
-    top_k: PositiveInt | None = 40
-    seed: Seed = 0
-    accelerator: Any = "auto"
-    model: Any = field(default_factory=dict)
+# The only schemas in the ConfigStore, where any other would be an option.
+Root = _omegaconf_schema("Root", RunConfig)
+InfoRoot = _omegaconf_schema("InfoRoot", InfoConfig, Root)
+SampleRoot = _omegaconf_schema("SampleRoot", SampleConfig)
+DoctorRoot = _omegaconf_schema("DoctorRoot", DoctorConfig)
+_CONFIGS: dict[type | None, type[CommandConfig]] = {
+    InfoRoot: InfoConfig,
+    SampleRoot: SampleConfig,
+    DoctorRoot: DoctorConfig,
+}
 
 
-@dataclass
-class InfoRoot(Root):
-    """The root keys of `--config-name info`: those of the run that it describes."""
+def config_type_of(cfg: DictConfig | Mapping[str, Any]) -> type[CommandConfig]:
+    """The checked configuration that a composed one makes, which says what its command is."""
+    found = OmegaConf.get_type(cfg) if isinstance(cfg, DictConfig) else None
+    return _CONFIGS.get(found, RunConfig)
 
 
 ConfigStore.instance().store(name="root_schema", node=Root)

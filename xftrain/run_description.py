@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from xftrain import redaction, registry
 from xftrain.interfaces import Batch
 from xftrain.model import GPT
+from xftrain.run_config import Options, RunConfig
 from xftrain.training.same_run import flat
 
 log = logging.getLogger(__name__)
@@ -39,29 +40,29 @@ def hparams_of(options: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str
 
 
 def log_what_is_trained(
-    model: GPT, options: Mapping[str, Any], batch: Batch, device: torch.device, precision: str
+    model: GPT, cfg: RunConfig, batch: Batch, device: torch.device, precision: str
 ) -> None:
     """Logs the size of the model, its options, and the first batch."""
     num_params = sum(parameter.numel() for parameter in model.parameters())
     rows, positions = batch.shape_BM
     chosen = " ".join(
-        f"{group}={options['model'][group].get('name', 'custom')}"
-        for group in ("attn", "bias", "pos", "heads", "ffn", "norm")
+        f"{part}={getattr(cfg.model, part).name or 'custom'}"
+        for part in ("attn", "bias", "pos", "heads", "ffn", "norm")
     )
-    if pattern := options["model"]["layers"]["pattern"]:
+    if pattern := cfg.model.layers.pattern:
         chosen += f" layers=[{','.join(pattern)}]"
     log.info("model: %s parameters, %s", f"{num_params:,}", chosen)
     log.info("batch: %d x %d tokens on %s, %s", rows, positions, device.type, precision)
-    if (devices := options["trainer"]["devices"]) > 1:
+    if (devices := cfg.trainer.devices) > 1:
         log.info("devices: %d, each with such a batch in each step", devices)
     log.debug("%s", model)
-    if overfit_batches := options["trainer"]["overfit_batches"]:
+    if overfit_batches := cfg.trainer.overfit_batches:
         log.info("overfitting: training batches, validated on as well: %d", overfit_batches)
     if model.uninitialized:
         log.info("kept their own initialization: %s", ", ".join(model.uninitialized))
 
 
-def adds_rows(options: Mapping[str, Any], run_dir: Path) -> bool:
+def adds_rows(callbacks: Options, run_dir: Path) -> bool:
     """Whether this is a benchmark that adds to the rows in the folder."""
-    names = [callback.get("name") for callback in options["callbacks"].values()]
+    names = [callback.name for callback in callbacks.values()]
     return any(map(registry.measures_times, names)) and (run_dir / "rows.jsonl").is_file()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from xftrain.memory import peak_memory_mib, reset_peak_memory
 from xftrain.model import GPT
 from xftrain.printable import one_line, printable
 from xftrain.results import recorded, run_dir_for
+from xftrain.run_config import ModelConfig, SampleConfig
 from xftrain.run_folder import RunFolder, refuse_trained
 from xftrain.training import hardware
 from xftrain.training.checkpoint import read_checkpoint
@@ -39,12 +41,15 @@ _BLOCKS = "blocks."  # begins the names of weights of layers
 _EXAMPLE = "ckpt=outputs/<date>/<time>/checkpoints/last.ckpt"
 
 
-def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
+def sample(
+    cfg: DictConfig, run_dir: Path | None = None, checked: SampleConfig | None = None
+) -> dict[str, Any]:
     """Writes `sample.txt` into the run's folder, and returns what `result.json` holds.
 
     Args:
         cfg: what `xftrain.compose(config_name="sample")` returns.
         run_dir: the run's folder; made under `outputs/` where it is not given.
+        checked: what `config.validate` made of it, where that has been called.
 
     Raises:
         ConfigError: the configuration, the checkpoint or the prompt is wrong.
@@ -53,20 +58,21 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     refuse_trained(run_dir, "a sample")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
-        asked = config.validate(cfg)
-        path = _path(asked["ckpt"])
+        asked = checked or config.validate_as(SampleConfig, cfg)
+        path = _path(asked.ckpt)
         held = read_checkpoint(path)
-        device, precision = hardware.resolve(asked["accelerator"], "auto")
+        device, precision = hardware.resolve(asked.accelerator, "auto")
         result["device"] = hardware.device_name(device)
         reset_peak_memory(device)
         vocabulary = _vocabulary(held, path.parent)
-        own = redaction.without_secrets(cfg, asked)["model"]
-        saved = with_own_parts(held["xftrain"]["config"], asked["model"], own)
+        own = asked.to_dict()
+        shown = redaction.without_secrets(cfg, own)["model"]
+        saved = with_own_parts(held["xftrain"]["config"], own["model"], shown)
         model = _model(config.model_of(saved), held["state_dict"], vocabulary).to(device)
-        prompt_BM = _prompt(held, vocabulary, asked["prompt"]).to(device)
+        prompt_BM = _prompt(held, vocabulary, asked.prompt).to(device)
         model.check_length(prompt_BM.shape[1])
-        num_tokens = room_after(model, prompt_BM, asked["num_tokens"])
-        if num_tokens < asked["num_tokens"]:
+        num_tokens = room_after(model, prompt_BM, asked.num_tokens)
+        if num_tokens < asked.num_tokens:
             log.warning("num_tokens: the model has positions for %d more, no further", num_tokens)
         dtype = hardware.compute_dtype(precision)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -75,12 +81,14 @@ def sample(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
                 prompt_BM,
                 num_tokens,
                 vocab_size=vocabulary.vocab_size,
-                **{key: asked[key] for key in ("temperature", "top_k", "seed")},
+                temperature=asked.temperature,
+                top_k=asked.top_k,
+                seed=asked.seed,
             )
         prompt = vocabulary.decode(prompt_BM[0].tolist())
         added = vocabulary.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
         shown = redaction.hidden(printable(with_marks(prompt, added)))
-        log.info("step %d of %s:\n%s", held["global_step"], one_line(asked["ckpt"]), shown)
+        log.info("step %d of %s:\n%s", held["global_step"], one_line(str(asked.ckpt)), shown)
         folder.begin_anew()
         replace_text(run_dir / "sample.txt", shown + "\n")
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
@@ -105,22 +113,22 @@ def _vocabulary(held: Mapping[str, Any], folder: Path) -> Vocabulary:
     return without_description(saved["config"], held["global_step"])
 
 
-def _model(options: Mapping[str, Any], state: Mapping[str, Tensor], vocabulary: Vocabulary) -> GPT:
+def _model(config: ModelConfig, state: Mapping[str, Tensor], vocabulary: Vocabulary) -> GPT:
     """The checkpoint's model; nothing is allocated before its sizes are those of its weights."""
     weights = {name.removeprefix("model."): value for name, value in state.items()}
-    if options["model"]["num_layers"] > len(weights):
+    if config.num_layers > len(weights):
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
-    if options["model"]["num_layers"] > _MOST_LAYERS:
+    if config.num_layers > _MOST_LAYERS:
         raise ConfigError(
-            f"ckpt holds a model of {options['model']['num_layers']:,} layers, and at most "
+            f"ckpt holds a model of {config.num_layers:,} layers, and at most "
             f"{_MOST_LAYERS:,} can be sampled from: give another one."
         )
-    num_tokens = builder.vocab_size(options, vocabulary)
+    num_tokens = builder.vocab_size(config, vocabulary)
     try:
-        planned = _planned(options, num_tokens)
+        planned = _planned(config, num_tokens)
         refuse_other_model(weights, planned)
         _refuse_shared(weights, planned)
-        model = builder.assemble(options, num_tokens)
+        model = builder.assemble(config, num_tokens)
         model.load_state_dict(weights)
     except (RuntimeError, OverflowError, TypeError) as error:
         raise ConfigError(
@@ -151,13 +159,12 @@ def _refuse_shared(weights: Mapping[str, Tensor], planned: Mapping[str, Tensor])
         )
 
 
-def _planned(options: Mapping[str, Any], num_tokens: int) -> dict[str, Tensor]:
+def _planned(config: ModelConfig, num_tokens: int) -> dict[str, Tensor]:
     """The weights of the model by name, without memory; one layer of each kind is built."""
-    model = options["model"]
-    names = layer_names(model)
-    kinds = list(dict.fromkeys(names))
-    layers = {**model["layers"], "pattern": kinds} if any(kinds) else model["layers"]
-    one_of_each = {**options, "model": {**model, "num_layers": len(kinds), "layers": layers}}
+    names = layer_names(config)
+    kinds = tuple(dict.fromkeys(names))
+    layers = replace(config.layers, pattern=kinds) if any(kinds) else config.layers
+    one_of_each = replace(config, num_layers=len(kinds), layers=layers)
     with torch.device("meta"):
         built = builder.assemble(one_of_each, num_tokens).state_dict()
     planned = {name: weight for name, weight in built.items() if not name.startswith(_BLOCKS)}
@@ -165,7 +172,7 @@ def _planned(options: Mapping[str, Any], num_tokens: int) -> dict[str, Tensor]:
     for name in [name for name in built if name.startswith(_BLOCKS)]:
         place, _, rest = name.removeprefix(_BLOCKS).partition(".")
         of_kind[kinds[int(place)]][rest] = built[name]
-    for number in range(model["num_layers"]):
+    for number in range(config.num_layers):
         weights = of_kind[names[number % len(names)]].items()
         planned |= {f"{_BLOCKS}{number}.{rest}": weight for rest, weight in weights}
     return planned

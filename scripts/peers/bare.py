@@ -29,7 +29,7 @@ def measure(setup: Setup) -> dict[str, Any]:
     cases = model.attention_cases(*sizes, None)
     place = (compute_dtype(setup.precision), torch.device(setup.device))
     kernel = kernel_name(model.backend, cases, *place)
-    enable_autotune(options["matmul"])
+    enable_autotune(options.matmul)
     if setup.compile:
         model.compile_blocks(packed=False)
     positions_1M = positions_of(setup.sizes.seq, None).to(setup.device)

@@ -15,6 +15,7 @@ from peers.setup import BETAS, CLIP, LOG_EVERY, WEIGHT_DECAY, Setup, config_over
 from peers.stopwatch import Stopwatch, device_peak, model_flops
 from xftrain import builder, compose, config
 from xftrain.interfaces import DataSource
+from xftrain.run_config import RunConfig
 from xftrain.training.hardware import compute_dtype
 from xftrain.training.parameter_groups import decay_groups
 
@@ -64,9 +65,9 @@ def whole(setup: Setup, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]
     return torch.compile(module) if setup.compile else module
 
 
-def options_of(setup: Setup) -> dict[str, Any]:
+def options_of(setup: Setup) -> RunConfig:
     """xftrain's checked configuration of the measurement."""
-    return config.validate(compose(*config_overrides(setup)))
+    return config.validate_as(RunConfig, compose(*config_overrides(setup)))
 
 
 def train(setup: Setup, trained: Trained, data: DataSource | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ option is chosen. A new option or field becomes a factor without any change here
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,8 +19,10 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 from tests.pairs.values import NOT_A_FACTOR, VALUES
-from xftrain import config, registry, root_schema
-from xftrain.signatures import REQUIRED, Field, fields_of
+from xftrain import registry
+from xftrain.config_schema import schema_of
+from xftrain.run_config import GPTConfig, RunConfig, TrainerConfig
+from xftrain.signatures import REQUIRED, Field
 
 OWN_OPTIONS = Path(__file__).parent / "conf"  # options as a user brings them, with --config-dir
 
@@ -142,15 +144,15 @@ def _fields_of_option(group: str, option: str) -> Iterator[Factor]:
 def _root_keys() -> Iterator[Factor]:
     groups = {path.name for path in registry.conf_dir().iterdir() if path.is_dir()}
     written = _written("", "train")
-    for key, (annotation, default) in config._root_fields(root_schema.Root).items():
+    for key, (annotation, default) in schema_of(RunConfig).items():
         if key not in groups:
             yield Factor(key, values_of(key, annotation, written.get(key, default)), key)
 
 
 def _model_and_trainer_keys() -> Iterator[Factor]:
-    keys: dict[str, tuple[dict[str, Field], dict[str, Any]]] = {
-        "model": (fields_of("xftrain.model", "GPT"), _written("model", "gpt_tiny")),
-        "trainer": (config._trainer_fields(), _written("trainer", "auto")),
+    keys: dict[str, tuple[Mapping[str, Field], dict[str, Any]]] = {
+        "model": (schema_of(GPTConfig), _written("model", "gpt_tiny")),
+        "trainer": (schema_of(TrainerConfig), _written("trainer", "auto")),
     }
     for group, (fields, written) in keys.items():
         for field, (annotation, default) in fields.items():

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +23,9 @@ from xftrain import builder, registry
 from xftrain.data.seeding import dropout_seed
 from xftrain.interfaces import IGNORED_LABEL, AttnBias, Batch
 from xftrain.model import GPT
+from xftrain.option_checks import checked_option
+from xftrain.option_config import OptionConfig
+from xftrain.run_config import RunConfig
 
 
 @dataclass
@@ -51,14 +53,17 @@ def attention(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, bias: AttnBias) ->
     return torch.einsum("bhij,bjhk->bihk", probs_BHMM, v)
 
 
-def build(options: Mapping[str, Any], num_tokens: int) -> GPT:
+def build(cfg: RunConfig, num_tokens: int) -> GPT:
     """The run's model at its start, in float64."""
-    plain = deepcopy(dict(options))
-    plain["model"] |= {"attn": {"name": "naive"}, "activation_checkpointing": False}
-    if "impl" in plain["model"]["ffn"]:
-        plain["model"]["ffn"]["impl"] = "torch"
-    torch.manual_seed(plain["seed"])
-    return builder.assemble(plain, num_tokens).double()
+    attn = checked_option("model.attn", {"name": "naive"})
+    ffn = _in_torch(cfg.model.ffn)
+    model = replace(cfg.model, attn=attn, ffn=ffn, activation_checkpointing=False)
+    torch.manual_seed(cfg.seed)
+    return builder.assemble(model, num_tokens).double()
+
+
+def _in_torch(option: OptionConfig) -> OptionConfig:
+    return option.with_options(impl="torch") if "impl" in option.node else option
 
 
 def loss_sum(model: GPT, batch: Batch) -> tuple[Tensor, int]:
@@ -71,17 +76,12 @@ def loss_sum(model: GPT, batch: Batch) -> tuple[Tensor, int]:
     return loss, int((labels_N != IGNORED_LABEL).sum())
 
 
-def train(
-    options: Mapping[str, Any], model: GPT, data: Any, steps: Sequence[Step]
-) -> Iterator[Made]:
+def train(cfg: RunConfig, model: GPT, data: Any, steps: Sequence[Step]) -> Iterator[Made]:
     """Makes each of a run's optimizer steps anew, from what it began with."""
-    trainer = options["trainer"]
-    optim = deepcopy(dict(options["optim"]))
-    if "impl" in optim:
-        optim["impl"] = "torch"
-    recipe = registry.build("optim", "optim", optim)
-    shape = registry.build("schedule", "schedule", options["schedule"])
-    optimizer, schedule = recipe.build(model, shape, options["max_steps"])
+    trainer = cfg.trainer
+    recipe = registry.build(_in_torch(cfg.optim))
+    shape = registry.build(cfg.schedule)
+    optimizer, schedule = recipe.build(model, shape, cfg.max_steps)
     for group in optimizer.param_groups:
         if isinstance(group["eps"], tuple):  # Adafactor's, which is otherwise of the weights' dtype
             group["eps"] = (torch.finfo(torch.float32).eps, group["eps"][1])
@@ -95,17 +95,17 @@ def train(
                 key: value.clone() if key == "step" else value.double()
                 for key, value in state.items()
             }
-        for part in range(num_parts := trainer["accumulate_grad_batches"]):
+        for part in range(num_parts := trainer.accumulate_grad_batches):
             index = number * num_parts + part
-            batch = data.batch("train", index % (trainer["overfit_batches"] or index + 1))
-            torch.manual_seed(dropout_seed(options["seed"], index, 0))
+            batch = data.batch("train", index % (trainer.overfit_batches or index + 1))
+            torch.manual_seed(dropout_seed(cfg.seed, index, 0))
             loss, count = loss_sum(model, batch)
             made.losses.append(float(loss.detach()) / count)
             sums.append(loss)
             num_labels += count
         optimizer.zero_grad()
         (torch.stack(sums).sum() / num_labels).backward()
-        if (limit := trainer["gradient_clip_val"]) is not None:
+        if (limit := trainer.gradient_clip_val) is not None:
             torch.nn.utils.clip_grad_norm_(list(named.values()), limit)
         optimizer.step()
         schedule.step()
@@ -124,18 +124,16 @@ def load(model: GPT, weights: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def validation_loss(
-    options: Mapping[str, Any], model: GPT, data: Any, weights: Mapping[str, Tensor]
-) -> float:
+def validation_loss(cfg: RunConfig, model: GPT, data: Any, weights: Mapping[str, Tensor]) -> float:
     """The mean loss of these weights over the run's validation batches."""
-    trainer = options["trainer"]
+    trainer = cfg.trainer
     load(model, weights)
     model.eval()
     chosen = [("val", step) for step in range(data.num_val_batches)]
-    if trainer["overfit_batches"]:
-        chosen = [("train", step) for step in range(trainer["overfit_batches"])]
+    if trainer.overfit_batches:
+        chosen = [("train", step) for step in range(trainer.overfit_batches)]
     total, num_labels = 0.0, 0
-    for split, step in chosen[: trainer["limit_val_batches"]]:
+    for split, step in chosen[: trainer.limit_val_batches]:
         loss, count = loss_sum(model, data.batch(split, step))
         total, num_labels = total + float(loss), num_labels + count
     return total / num_labels if num_labels else math.nan

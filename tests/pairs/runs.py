@@ -21,6 +21,7 @@ from tests.pairs.values import CACHE, CORPUS
 from xftrain import builder
 from xftrain.config import compose, validate
 from xftrain.errors import ConfigError
+from xftrain.run_config import RunConfig
 from xftrain.training.hardware import resolve
 
 _SPY = "++callbacks.spy={{_target_:tests.pairs.spy.Spy,probes:{probes}}}"
@@ -101,13 +102,13 @@ def run_row(row: Row, factors: list[Factor], places: Places, run_dir: Path) -> O
         probes = row["compile"] != "false" or torch.cuda.is_available()
         spy = _SPY.format(probes=str(probes).lower())
         cfg = compose(*typed, spy, config_dir=OWN_OPTIONS)
-        options = validate(cfg)
+        checked = validate(cfg)
         result = xftrain.run(cfg, run_dir)
     except ConfigError as error:
         return Outcome(refusal=normalized(str(error), places))
     finally:
         torch._dynamo.reset()
-    return compare(options, result, Spy.last)
+    return compare(checked, result, Spy.last)
 
 
 def normalized(reason: str, places: Places) -> str:
@@ -122,15 +123,14 @@ def normalized(reason: str, places: Places) -> str:
     return re.sub(r"\d+(\.\d+)?(e-?\d+)?", "N", reason)
 
 
-def compare(options: Mapping[str, Any], result: Mapping[str, Any], spy: Spy) -> Outcome:
+def compare(cfg: RunConfig, result: Mapping[str, Any], spy: Spy) -> Outcome:
     """The run against the reference."""
     found = Outcome()
-    trainer = options["trainer"]
-    device, precision = resolve(trainer["accelerator"], trainer["precision"])
+    device, precision = resolve(cfg.trainer.accelerator, cfg.trainer.precision)
     on_gpu = " on a GPU" * (device.type == "cuda" and precision == "32-true")
     limits = LIMITS[precision + on_gpu]
-    data = builder.build_data(options)
-    model = reference.build(options, builder.vocab_size(options, data))
+    data = builder.build_data(cfg)
+    model = reference.build(cfg, builder.vocab_size(cfg.model, data))
     worst: dict[str, float] = {}
 
     def note(what: str, error: float) -> None:
@@ -141,13 +141,13 @@ def compare(options: Mapping[str, Any], result: Mapping[str, Any], spy: Spy) -> 
         note("slope", _relative(spy.slope[1], spy.slope[0]))
     with torch.random.fork_rng(devices=[]):
         # in 16 bits the run's own weights are rounded, and so they are in both
-        val_loss = reference.validation_loss(options, model, data, end.weights)
+        val_loss = reference.validation_loss(cfg, model, data, end.weights)
         note("val/loss", _relative(result["metrics"]["val/loss"], val_loss))
-        dropout = options["model"]["dropout"]
+        dropout = cfg.model.dropout
         # other numbers are dropped there than here: the slope has been compared
-        drops_others = dropout and (options["compile"] or spy.device.type != "cpu")
+        drops_others = dropout and (cfg.compile or spy.device.type != "cpu")
         if not (spy.overflowed or drops_others):
-            made = reference.train(options, model, data, spy.steps[:-1])
+            made = reference.train(cfg, model, data, spy.steps[:-1])
             for number, expected in enumerate(made):
                 after = spy.steps[number + 1]
                 if losses := spy.steps[number].losses:
@@ -166,8 +166,8 @@ def compare(options: Mapping[str, Any], result: Mapping[str, Any], spy: Spy) -> 
         for what, error in worst.items()
         if error > limit_of.get(what, limits.loss)
     ]
-    if spy.num_steps != options["max_steps"]:
-        found.differences.append(f"steps: {spy.num_steps} of {options['max_steps']}")
+    if spy.num_steps != cfg.max_steps:
+        found.differences.append(f"steps: {spy.num_steps} of {cfg.max_steps}")
     return found
 
 

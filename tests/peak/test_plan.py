@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from tests.models import VOCAB, options
+from tests.models import VOCAB, changed, options
 from tests.peak.measured import (
     CPU,
     NOTHING,
@@ -119,8 +119,8 @@ def test_the_line_of_the_log_adds_up(tmp_path, caplog):
     ],
 )
 def test_what_would_help_is_what_is_not_refused(how, recomputed, expected):
-    settings = options(attn="sdpa") | {"compile": how}
-    model = assemble(settings, VOCAB)
+    settings = changed(options(attn="sdpa"), {"compile": how})
+    model = assemble(settings.model, VOCAB)
     model.recomputed = recomputed
     peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
     said = _warning(settings, peak, model, Full(), 2**20)
@@ -182,11 +182,11 @@ def test_out_of_memory_names_what_saves_the_most_by_the_same_prediction():
     saved = [float(gib) for _, gib in found]
     assert len(saved) == 3 and saved == sorted(saved, reverse=True)
 
-    graphed = settings | {"compile": "cudagraphs"}  # refuses most of that
+    graphed = changed(settings, {"compile": "cudagraphs"})  # refuses most of that
     said = str(out_of_memory(MemoryError(), Prepared(graphed, {}, *place, None, *data)))
     assert "model.activation_checkpointing=ffn (about" in said
     assert "=true" not in said and "accumulate" not in said
 
-    graphed["model"]["activation_checkpointing"] = "ffn"
+    graphed = changed(graphed, {"model.activation_checkpointing": "ffn"})
     offered = [text for text, _ in _changed(Prepared(graphed, {}, *place, None, *data))]
     assert offered[0] == "model.activation_budget=0.5" and "checkpointing" not in " ".join(offered)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from tests.models import VOCAB, options
+from tests.models import VOCAB, changed, options
 from tests.peak.measured import (
     CPU,
     NOTHING,
@@ -39,9 +39,9 @@ from xftrain.training.optim.adamw import AdamW
 )
 def test_a_step_has_as_much_alive_as_is_predicted(loss, vocab_size, chosen, is_mixed, recomputed):
     settings = options(**{"attn": "sdpa", "num_layers": 4} | chosen)
-    settings["trainer"]["precision"] = "bf16-mixed" if is_mixed else "32-true"
-    settings["loss"] = loss
-    model, loss = assemble(settings, vocab_size), build_loss(settings)
+    precision = "bf16-mixed" if is_mixed else "32-true"
+    settings = changed(settings, {"trainer.precision": precision, "loss": loss})
+    model, loss = assemble(settings.model, vocab_size), build_loss(settings)
     model.recomputed = recomputed
     batch = batch_of(4, 128)
     dtype = torch.bfloat16 if is_mixed else torch.float32
@@ -66,29 +66,30 @@ def test_a_step_has_as_much_alive_as_is_predicted(loss, vocab_size, chosen, is_m
 
 def test_nothing_is_allocated_drawn_or_left_behind():
     settings = options(dropout=0.1, heads="gqa", attn="sdpa")
-    model = assemble(settings, VOCAB)
+    model = assemble(settings.model, VOCAB)
     state = torch.get_rng_state()
     peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(isinstance(weight, FakeTensor) for weight in model.parameters())
 
     with torch.device("meta"):
-        model = assemble(settings, VOCAB)
+        model = assemble(settings.model, VOCAB)
     assert predict(settings, model, Full(), batch_of(), torch.float32, CPU) == peak
 
-    settings["model"] |= {"dim": 2**15, "num_heads": 2**9, "num_layers": 100}  # terabytes
+    terabytes = {"model.dim": 2**15, "model.num_heads": 2**9, "model.num_layers": 100}
+    settings = changed(settings, terabytes)
     with torch.device("meta"):
-        model = assemble(settings, VOCAB)
+        model = assemble(settings.model, VOCAB)
     peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
     assert peak.weights > 2**40 and peak.total(RecomputePlan(100)) < peak.total(NOTHING)
 
 
 def test_the_state_in_other_settings():
     settings = options(attn="sdpa")
-    model = assemble(settings, VOCAB)
+    model = assemble(settings.model, VOCAB)
     usual = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
     assert usual.casts == 0
-    settings["trainer"] |= {"precision": "bf16-true", "devices": 2}
+    settings = changed(settings, {"trainer.precision": "bf16-true", "trainer.devices": 2})
     half = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
     assert (half.weights, half.optimizer) == (usual.weights // 2, usual.optimizer // 2)
     assert half.gradients == half.weights and half.casts == 0
@@ -99,37 +100,35 @@ def test_the_state_in_other_settings():
 
 
 def test_gradients_of_large_layers_are_as_narrow_as_their_copies(monkeypatch):
-    settings = options(attn="sdpa")
-    settings["trainer"]["precision"] = "bf16-mixed"
-    model = assemble(settings, VOCAB)
+    settings = changed(options(attn="sdpa"), {"trainer.precision": "bf16-mixed"})
+    model = assemble(settings.model, VOCAB)
     usual = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
     monkeypatch.setattr(AdamW, "is_own", lambda self, device: self.impl == "auto")
     monkeypatch.setattr(fused_adamw, "_LARGE", 64 * 64)
     less = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
-    settings["trainer"]["precision"] = "auto"  # as what it is by now
-    assert predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU) == less
+    auto = changed(settings, {"trainer.precision": "auto"})  # as what it is by now
+    assert predict(auto, model, Full(), batch_of(), torch.bfloat16, CPU) == less
     large = sum(w.numel() for w in model.blocks.parameters() if w.numel() >= 64 * 64)
     assert large and usual.gradients - less.gradients == 2 * large
     for devices, batches, times in ((2, 1, 1), (1, 2, 1), (2, 2, 2)):
-        change = {"devices": devices, "accumulate_grad_batches": batches}
-        changed = settings | {"trainer": settings["trainer"] | change}
-        peak = predict(changed, model, Full(), batch_of(), torch.bfloat16, CPU)
+        keys = {"trainer.devices": devices, "trainer.accumulate_grad_batches": batches}
+        peak = predict(changed(auto, keys), model, Full(), batch_of(), torch.bfloat16, CPU)
         assert peak.gradients == times * usual.gradients
     peak = predict(settings, model, Full(), batch_of(), torch.float16, CPU)
     assert peak.gradients == usual.gradients
     for kind, gradients in (("Own", usual.gradients), ("Harmless", less.gradients)):
         own = {"_target_": f"tests.training.test_bf16_weights.{kind}"}
-        changed = settings | {"callbacks": {"own": own, "sample": None}}
-        peak = predict(changed, model, Full(), batch_of(), torch.bfloat16, CPU)
+        with_own = changed(auto, {"callbacks": {"own": own}})
+        peak = predict(with_own, model, Full(), batch_of(), torch.bfloat16, CPU)
         assert peak.gradients == gradients
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.0])
 def test_compiled_blocks_with_a_budget_make_the_rest_again(budget):
-    settings = options(attn="sdpa") | {"compile": True}
-    model = assemble(settings, VOCAB)
+    settings = changed(options(attn="sdpa"), {"compile": True})
+    model = assemble(settings.model, VOCAB)
     whole = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
-    settings["model"]["activation_budget"] = budget
+    settings = changed(settings, {"model.activation_budget": budget})
     less = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
     for all_kept, some_kept in zip(whole.layers, less.layers, strict=True):
         left_out = (1 - budget) * (all_kept.kept - all_kept.input)
@@ -144,10 +143,10 @@ def test_gpt_124m_on_an_h100_as_it_was_measured():
         **{"attn": "sdpa", "ffn": "gelu", "num_layers": 12, "num_heads": 12, "dim": 768},
         tie_embeddings=True,
     )
-    settings["model"]["pos"]["max_positions"] = 1024
-    settings |= {"compile": True, "trainer": settings["trainer"] | {"precision": "bf16-mixed"}}
+    more = {"model.pos.max_positions": 1024, "compile": True, "trainer.precision": "bf16-mixed"}
+    settings = changed(settings, more)
     with torch.device("meta"):
-        model = assemble(settings, 50304)
+        model = assemble(settings.model, 50304)
     peak = predict(settings, model, Full(), batch_of(32, 1024), torch.bfloat16, CPU)
     state = peak.weights + peak.gradients + peak.optimizer
     assert state / 2**30 == pytest.approx(1.85, abs=0.01)
@@ -166,10 +165,9 @@ def test_the_peak_of_a_gpu_is_as_predicted(name, compiled, recomputed):
     device = torch.device("cuda", 0)
     chosen = {"attn": "sdpa", "ffn": "gelu", "num_layers": 4, "dim": 512, "num_heads": 8}
     settings = options(**chosen, pos="rope")
-    settings |= {"compile": compiled, "loss": {"name": name}}
-    settings["trainer"]["precision"] = "bf16-mixed"
-    settings["optim"]["impl"] = "torch"  # what `steps` has
-    model, loss = assemble(settings, 8192).to(device), build_loss(settings)
+    more = {"compile": compiled, "loss": name, "trainer.precision": "bf16-mixed"}
+    settings = changed(settings, more | {"optim.impl": "torch"})  # what `steps` has
+    model, loss = assemble(settings.model, 8192).to(device), build_loss(settings)
     model.recomputed = recomputed
     batch = batch_of(32, 512).to(device)
     allocated = torch.cuda.memory_allocated(device)

@@ -22,7 +22,7 @@ from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.same_run import flat
 
 GROUPS = sorted(str(path.parent.relative_to(conf_dir())) for path in conf_dir().glob("*/**/*.yaml"))
-KEYS = sorted(flat(validate(compose())))
+KEYS = sorted(flat(validate(compose()).to_dict()))
 FLAGS = ["-m", "--cfg", "--cfg job", "--config-name", "--config-dir nowhere", "--resolve", "-x"]
 
 
@@ -62,7 +62,7 @@ class _Words:
         patch.setattr(cli, "command_of", lambda cfg: self._run)
         patch.setattr("xftrain.sweeps.start", self._started)
 
-    def _run(self, cfg: Any, run_dir: Path) -> dict[str, Any]:
+    def _run(self, cfg: Any, run_dir: Path, checked: Any) -> dict[str, Any]:
         validate(cfg)
         return {"metrics": {}}
 

@@ -199,7 +199,7 @@ def test_a_hostile_record_of_a_sweep_is_refused(tmp_path, marker, monkeypatch, c
     ],
 )
 def test_a_saved_configuration_names_nothing_but_options(marker, config):
-    options = validate(small())
+    options = validate(small()).to_dict()
     for group, node in config.items():
         options[group] = {**options[group], **node}
     with pytest.raises(ConfigError):

@@ -85,8 +85,7 @@ def test_two_ranks_take_the_step_of_all_labels_of_their_batches(tmp_path, place,
     from xftrain.schedule.cosine import Cosine
     from xftrain.training.optim.adamw import AdamW
 
-    options = validate(compose(*SMALL))["optim"]
-    optim = AdamW(**{k: v for k, v in options.items() if k != "name"})
+    optim = AdamW(**validate(compose(*SMALL)).optim.options)
     optimizer, schedule = optim.build(model, Cosine(), 4)
     losses = {}
     for step in range(4):

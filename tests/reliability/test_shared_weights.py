@@ -42,9 +42,9 @@ def test_no_model_is_built_that_is_larger_than_its_weights(tmp_path, trained, mo
     torch.save(saved, tmp_path / "hostile.ckpt")
     assemble, built = builder.assemble, []
 
-    def counted(options: Any, num_tokens: int) -> Any:
+    def counted(model: Any, num_tokens: int) -> Any:
         built.append(torch.empty(0).device.type)
-        return assemble(options, num_tokens)
+        return assemble(model, num_tokens)
 
     monkeypatch.setattr(builder, "assemble", counted)
     with pytest.raises(ConfigError, match="numbers for a model of .* as its weights share them"):

@@ -60,7 +60,7 @@ def starts(lines: list[str]) -> list[str]:
 
 
 def test_two_thousand_steps_are_said_in_less_than_20_kb(caplog):
-    lines = [config_tree(validate(compose())), *lines_of(caplog, 2000)]
+    lines = [config_tree(validate(compose()).to_dict()), *lines_of(caplog, 2000)]
     assert len(lines) == 1 + 42 + 42
     stamped = [f"[00:00:00] {line}\n" for line in lines]
     # a run adds twenty lines around them

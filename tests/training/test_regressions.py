@@ -122,8 +122,8 @@ def test_preflight_knows_that_longer_documents_will_come(tmp_path):
 @pytest.mark.parametrize("heads", ["mha", "mqa", "gqa"])
 def test_presets_take_every_head_grouping(heads):
     # llama_1b set num_kv_heads itself, which mha and mqa then refused
-    options = validate(small("model=llama_1b", f"model.heads={heads}", "model.num_heads=4"))
-    assert options["model"]["heads"]["name"] == heads
+    cfg = validate(small("model=llama_1b", f"model.heads={heads}", "model.num_heads=4"))
+    assert cfg.model.heads.name == heads
 
 
 def test_a_seed_that_numpy_cannot_take_is_refused():

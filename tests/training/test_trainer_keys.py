@@ -10,8 +10,10 @@ import lightning.pytorch as pl
 import pytest
 
 from tests.training.runs import rows_of, run
-from xftrain.config import _trainer_fields, compose, validate
+from xftrain.config import compose, validate
+from xftrain.config_schema import schema_of
 from xftrain.errors import ConfigError
+from xftrain.run_config import TrainerConfig
 from xftrain.training.use_instead import USE_INSTEAD
 
 
@@ -23,8 +25,8 @@ def refusal(override: str) -> str:
 
 def test_every_key_of_lightnings_trainer_works_or_names_another() -> None:
     keys = set(inspect.signature(pl.Trainer).parameters) - {"model_registry"}
-    assert keys - set(_trainer_fields()) == set(USE_INSTEAD) & keys
-    assert not set(USE_INSTEAD) & set(_trainer_fields())
+    assert keys - set(schema_of(TrainerConfig)) == set(USE_INSTEAD) & keys
+    assert not set(USE_INSTEAD) & set(schema_of(TrainerConfig))
 
 
 @pytest.mark.parametrize("key", ["max_epochs", "num_nodes", "fast_dev_run", "strategy"])

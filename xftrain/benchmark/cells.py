@@ -11,6 +11,7 @@ import torch
 
 from xftrain import registry
 from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.option_checks import checked_option
 
 # ok: it ran. oom: memory ran out. unsupported: refused, with reasons. failed: it raised.
 # crashed: its process died. timeout: it did not come to an end.
@@ -97,13 +98,13 @@ class AttentionCell(Cell):
 
     def facts(self) -> AttnBias:
         """What a query may see."""
-        recipe = registry.build("model/bias", "model.bias", self.bias)
+        recipe = registry.build(checked_option("model.bias", self.bias))
         bias: AttnBias = recipe.build(self.shape.H, self.seqlens)
         return bias.simplified(self.shape.M)
 
     def build_backend(self) -> Backend:
         """A backend of its own."""
-        backend: Backend = registry.build("model/attn", "model.attn", self.backend)
+        backend: Backend = registry.build(checked_option("model.attn", self.backend))
         return backend
 
 
@@ -151,7 +152,7 @@ def kv_heads(heads: Node, num_heads: int, head_dim: int) -> int:
     """G of a head grouping."""
     with torch.device("meta"):
         made = registry.build(
-            "model/heads", "model.heads", heads, num_heads * head_dim, num_heads, False
+            checked_option("model.heads", heads), num_heads * head_dim, num_heads, False
         )
     return int(made.num_kv_heads)
 
@@ -163,7 +164,7 @@ def node_of(group: str, option: str | Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: there is no such option, or it has no such field.
     """
     node = {"name": option} if isinstance(option, str) else dict(option)
-    registry.factory(group, group.replace("/", "."), node)
+    checked_option(group.replace("/", "."), node)
     return node
 
 

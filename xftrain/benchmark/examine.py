@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,24 @@ from xftrain.benchmark.session import run_sweeps
 from xftrain.benchmark.sweep import Context, Sweep
 from xftrain.benchmark.tables import table
 from xftrain.errors import ConfigError
+from xftrain.option_config import OptionConfig
 from xftrain.results import recorded, run_dir_for
+from xftrain.run_config import DoctorConfig
 from xftrain.run_folder import RunFolder, refuse_trained
 from xftrain.training import hardware
 
 log = logging.getLogger(__name__)
 
 
-def examine(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
+def examine(
+    cfg: DictConfig, run_dir: Path | None = None, checked: DoctorConfig | None = None
+) -> dict[str, Any]:
     """Runs the doctor and returns what `result.json` holds.
 
     Args:
         cfg: what `xftrain.compose(config_name="doctor")` returns.
         run_dir: the run's folder; made under `outputs/` where it is not given.
+        checked: what `config.validate` made of it, where that has been called.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -37,23 +41,23 @@ def examine(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
     refuse_trained(run_dir, "the doctor")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
-        options = config.validate(cfg)
-        device, precision = hardware.resolve(options["accelerator"], "auto")
+        checked = checked or config.validate_as(DoctorConfig, cfg)
+        device, precision = hardware.resolve(checked.accelerator, "auto")
         result["device"] = hardware.device_name(device)
         found = environment.describe(device)
         log.info("%s", table(["what", "here"], [[k, v] for k, v in found.items()]))
         dtype = str(hardware.compute_dtype(precision)).removeprefix("torch.")
-        sweeps = [_sweep(key, node) for key, node in options["callbacks"].items()]
+        sweeps = list(map(_sweep, checked.callbacks.values()))
         folder.begin_again()  # its rows are kept
         run_sweeps(sweeps, Context(run_dir, device, dtype, {}, []))
     return result
 
 
-def _sweep(key: str, node: Mapping[str, Any]) -> Sweep:
-    made = registry.build("callbacks", f"callbacks.{key}", node)
+def _sweep(option: OptionConfig) -> Sweep:
+    made = registry.build(option)
     if not isinstance(made, Sweep) or made.needs_model:
         raise ConfigError(
-            f"callbacks.{key} needs a training run, which --config-name doctor has not; use it "
+            f"{option.key} needs a training run, which --config-name doctor has not; use it "
             "with --config-name benchmark."
         )
     return made

@@ -16,6 +16,7 @@ from xftrain import registry
 from xftrain.attention.xformers_ops.loading import xformers_ops
 from xftrain.attention.xformers_ops.operators import operator_pairs
 from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.option_checks import checked_option
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal, [B, M, H, K] each
 
@@ -42,7 +43,7 @@ def kernels(device: torch.device) -> dict[str, Kernel]:
 
 
 def _backend(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    backend = registry.build("model/attn", "model.attn", {"name": name})
+    backend = registry.build(checked_option("model.attn", {"name": name}))
     bias, shape = AttnBias(), AttnShape(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.shape[3])
     if reasons := backend.unsupported(bias, shape, q.dtype, q.device):
         raise NotImplementedError("; ".join(reasons))

@@ -29,7 +29,8 @@ class Context:
         run_dir: gets the rows and the report.
         device: what is measured.
         dtype: in which the run computes, as in `bfloat16`.
-        options: the run's whole configuration, checked; empty for `doctor` alone.
+        options: the run's whole configuration as its checkpoints hold it, of which each cell
+            trains a variant; empty for `doctor` alone.
         loggers: the run's.
     """
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -15,6 +13,7 @@ from xftrain.memory import total_memory_bytes, usable_memory_bytes
 from xftrain.model import GPT
 from xftrain.peak.figures import Peak
 from xftrain.peak.prediction import predict
+from xftrain.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ _GIB = 2**30
 
 
 def plan_memory(
-    options: Mapping[str, Any],
+    cfg: RunConfig,
     model: GPT,
     loss: Loss,
     batch: Batch,
@@ -32,7 +31,7 @@ def plan_memory(
     """Predicts the peak, sets `model.recomputed` where it is `auto`, and logs both.
 
     Args:
-        options: the checked configuration.
+        cfg: the checked configuration.
         model: before it is compiled; its attention backend is chosen.
         loss: cross-entropy.
         batch: the first of the run.
@@ -42,10 +41,10 @@ def plan_memory(
     Returns:
         MiB, or None where a layer of the user's own cannot be run on fake tensors.
     """
-    is_auto = options["model"]["activation_checkpointing"] == "auto"
+    is_auto = cfg.model.activation_checkpointing == "auto"
     num_blocks = len(model.blocks)
     try:
-        peak = predict(options, model, loss, batch, dtype, device)
+        peak = predict(cfg, model, loss, batch, dtype, device)
     except Exception as error:  # whatever a layer of the user's own may raise
         log.debug("memory: not predicted: %s", first_line(error))
         if is_auto:
@@ -64,7 +63,7 @@ def plan_memory(
         said += f"; {_what(model.recomputed, num_blocks)}"
     log.info("%s", said)
     if not peak.fits(limit, model.recomputed):
-        log.warning("%s", _warning(options, peak, model, loss, limit))
+        log.warning("%s", _warning(cfg, peak, model, loss, limit))
     return peak.total(model.recomputed) / 2**20
 
 
@@ -94,8 +93,8 @@ def _said(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
     )
 
 
-def _warning(options: Mapping[str, Any], peak: Peak, model: GPT, loss: Loss, limit: int) -> str:
-    is_graph = options["compile"] == "cudagraphs"  # refuses what else would be advised
+def _warning(cfg: RunConfig, peak: Peak, model: GPT, loss: Loss, limit: int) -> str:
+    is_graph = cfg.compile == "cudagraphs"  # refuses what else would be advised
     remedies = []
     if is_graph and not any(model.recomputed):
         remedies.append("model.activation_checkpointing=ffn")
@@ -107,7 +106,7 @@ def _warning(options: Mapping[str, Any], peak: Peak, model: GPT, loss: Loss, lim
     remedies.append(f"a smaller data.batch_size{accumulated}")
     if (smaller := getattr(loss, "smaller_option", None)) is not None:
         remedies.append(f"loss={smaller}")
-    if options["trainer"]["precision"] == "32-true":
+    if cfg.trainer.precision == "32-true":
         remedies.append("trainer.precision=bf16-mixed")
     return (
         f"memory: more than {limit / _GIB:.1f} GiB may not fit; what would help: "

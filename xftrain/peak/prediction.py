@@ -7,7 +7,6 @@ and on the CPU the process itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,11 +18,12 @@ from xftrain.losses.full import logits_bytes
 from xftrain.model import GPT
 from xftrain.peak.figures import LayerBytes, Peak
 from xftrain.peak.layers import BlockBytes, run_layers
+from xftrain.run_config import RunConfig
 from xftrain.training.bf16_weights import layers_with_copies, weight_modifiers
 
 
 def predict(
-    options: Mapping[str, Any],
+    cfg: RunConfig,
     model: GPT,
     loss: Loss,
     batch: Batch,
@@ -33,21 +33,21 @@ def predict(
     """The peak of a training step with such a batch.
 
     Args:
-        options: the checked configuration.
+        cfg: the checked configuration.
         model: on any device, torch's meta device included.
         loss: cross-entropy; without `peak_bytes` it is taken to hold the whole logits.
         batch: the first of the run.
         dtype: of matrix products and attention.
         device: where the run will be.
     """
-    is_mixed = dtype != torch.float32 and options["trainer"]["precision"] != "bf16-true"
-    is_compiled = bool(options["compile"])
+    is_mixed = dtype != torch.float32 and cfg.trainer.precision != "bf16-true"
+    is_compiled = bool(cfg.compile)
     ran = run_layers(model, batch, dtype, device, is_mixed=is_mixed, is_compiled=is_compiled)
-    share = options["model"]["activation_budget"] if is_compiled else 1.0
-    optim = registry.build("optim", "optim", options["optim"])
+    share = cfg.model.activation_budget if is_compiled else 1.0
+    optim = registry.build(cfg.optim)
     with_bf16: set[torch.Tensor] = set()
     if is_mixed and dtype == torch.bfloat16:
-        with_bf16 = _with_bf16_gradients(options, model, optim, device)
+        with_bf16 = _with_bf16_gradients(cfg, model, optim, device)
     ask = getattr(optim, "option_by_parameter", None)
     group_options = {} if ask is None else ask(model)
     is_optimizer_known = True
@@ -63,9 +63,9 @@ def predict(
             is_optimizer_known &= hasattr(option, "state_bytes")
             state_bytes = getattr(option, "state_bytes", _two_moments)
             state += state_bytes(parameter) * size // max(1, parameter.nbytes)
-    trainer = options["trainer"]
+    trainer = cfg.trainer
     # batches before a step's last are summed beside what DDP sums over ranks
-    is_twice = trainer["devices"] > 1 and trainer["accumulate_grad_batches"] > 1
+    is_twice = trainer.devices > 1 and trainer.accumulate_grad_batches > 1
     head = model.head.weight.numel() * dtype.itemsize
     return Peak(
         weights=weights,
@@ -95,18 +95,16 @@ def _two_moments(parameter: torch.Tensor) -> int:
 
 
 def _with_bf16_gradients(
-    options: Mapping[str, Any], model: GPT, optim: Any, device: torch.device
+    cfg: RunConfig, model: GPT, optim: Any, device: torch.device
 ) -> set[torch.Tensor]:
     """The float32 weights whose gradients are bfloat16 in a run with mixed precision."""
-    trainer = options["trainer"]
-    sums_up = trainer["accumulate_grad_batches"] > 1 or trainer["devices"] > 1  # in float32
+    trainer = cfg.trainer
+    sums_up = trainer.accumulate_grad_batches > 1 or trainer.devices > 1  # in float32
     takes = getattr(optim, "takes_bf16_gradients", None)
     if sums_up or takes is None or not takes(device):
         return set()
-    targets = [
-        one["_target_"] for one in options["callbacks"].values() if "_target_" in (one or {})
-    ]
-    if weight_modifiers([optim, *(get_object(target) for target in targets)]):
+    targets = [callback.target for callback in cfg.callbacks.values() if callback.target]
+    if weight_modifiers([optim, *map(get_object, targets)]):
         return set()
     return {layer.weight for layer in layers_with_copies(model)}
 

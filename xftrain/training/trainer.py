@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
-from xftrain.fields import NonNegativeInt, PositiveFloat, PositiveInt
+from xftrain.run_config import RunConfig
 from xftrain.training.checkpoint import AtomicCheckpointIO
 from xftrain.training.distributed import DDP
 from xftrain.training.early_stop import StoppableTrainer, StopReason, TimeLimit
@@ -19,72 +19,45 @@ from xftrain.training.profilers import build_profiler
 
 
 def build_trainer(
+    cfg: RunConfig,
     run_dir: Path,
+    device: torch.device,
+    precision: str,
     callbacks: list[Callback],
     loggers: list[Logger],
-    max_steps: int,
-    deterministic: bool,
-    show_bar: bool,
     *,
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
-    devices: PositiveInt = 1,
-    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true"] = "auto",
-    accumulate_grad_batches: PositiveInt = 1,
-    gradient_clip_val: PositiveFloat | None = 1.0,
-    log_every_n_steps: PositiveInt = 10,
-    val_check_interval: PositiveInt = 20,
-    num_sanity_val_steps: NonNegativeInt = 0,
-    limit_val_batches: NonNegativeInt | None = None,
-    overfit_batches: NonNegativeInt = 0,
-    detect_anomaly: bool = False,
-    profiler: Literal["simple", "advanced", "pytorch"] | None = None,
-    max_time: str | None = None,
+    show_bar: bool,
 ) -> StoppableTrainer:
-    """The trainer of one run; the keyword-only parameters are Lightning's own keys.
-
-    `use_instead` says what to use in place of keys that are missing here.
+    """The trainer of one run.
 
     Args:
+        cfg: the checked configuration, whose `trainer` has Lightning's own keys.
         run_dir: where Lightning may write.
+        device: what `trainer.accelerator` stands for here, see `hardware.resolve`.
+        precision: what `trainer.precision` stands for here.
         callbacks: in the order in which they are called.
         loggers: TensorBoard, CSV.
-        max_steps: optimizer steps.
-        deterministic: refuse operations that differ from run to run.
         show_bar: whether one of the callbacks is a progress bar.
-        accelerator: auto, cpu or gpu.
-        devices: number of devices, each with a process of its own, see `ranks`; several make
-            DistributedDataParallel of it.
-        precision: already resolved, see `hardware.resolve`.
-        accumulate_grad_batches: batches an optimizer step.
-        gradient_clip_val: largest gradient norm; None does not clip.
-        log_every_n_steps: optimizer steps between records of the training metrics.
-        val_check_interval: training batches between validations.
-        num_sanity_val_steps: validation batches before the first step.
-        limit_val_batches: validation batches to use; None is all, and 0 validates nothing.
-        overfit_batches: the only training batches there are, and what is validated on; 0 is no
-            limit. Our loaders do it, as Lightning's own way is to replace samplers.
-        detect_anomaly: NaN in the backward pass is an error that names the operation.
-        profiler: what measures where the time goes, see `build_profiler`.
-        max_time: `days:hours:minutes:seconds` after which the run ends; None is no limit.
     """
-    limits = [TimeLimit(max_time)] if max_time is not None else []
+    keys = cfg.trainer
+    limits = [TimeLimit(keys.max_time)] if keys.max_time is not None else []
     trainer = StoppableTrainer(
-        accelerator=accelerator,
-        devices=devices,
-        strategy=DDP() if devices > 1 else "auto",
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=keys.devices,
+        strategy=DDP() if keys.devices > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]
-        accumulate_grad_batches=accumulate_grad_batches,
-        gradient_clip_val=gradient_clip_val,
-        log_every_n_steps=log_every_n_steps,
-        val_check_interval=val_check_interval,
+        accumulate_grad_batches=keys.accumulate_grad_batches,
+        gradient_clip_val=keys.gradient_clip_val,
+        log_every_n_steps=keys.log_every_n_steps,
+        val_check_interval=keys.val_check_interval,
         check_val_every_n_epoch=None,
-        num_sanity_val_steps=num_sanity_val_steps,
-        limit_val_batches=limit_val_batches,
-        detect_anomaly=detect_anomaly,
-        profiler=build_profiler(profiler, run_dir),
-        max_steps=max_steps,
+        num_sanity_val_steps=keys.num_sanity_val_steps,
+        limit_val_batches=keys.limit_val_batches,
+        detect_anomaly=keys.detect_anomaly,
+        profiler=build_profiler(keys.profiler, run_dir),
+        max_steps=cfg.max_steps,
         max_epochs=-1,
-        deterministic=deterministic,
+        deterministic=cfg.deterministic,
         callbacks=[StopReason(), *callbacks, *limits],
         logger=loggers or False,
         # the ranks are there already; under Slurm, Lightning would take over its signals

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from xftrain import registry
 from xftrain.benchmark import growth, tables
 from xftrain.benchmark.attention import measure_attention
 from xftrain.benchmark.cells import Row, attention_cell, nodes_of
@@ -15,6 +16,7 @@ from xftrain.benchmark.tables import figure
 from xftrain.benchmark.worker import Job
 from xftrain.fields import Dtype, NonNegativeInt, Option, PositiveFloat, PositiveInt
 from xftrain.interfaces import Backend
+from xftrain.option_checks import checked_option
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -265,9 +267,7 @@ def _few(lengths: Sequence[int], number: int | None) -> list[int]:
 
 
 def _compiles(backend: dict[str, Any]) -> bool:
-    from xftrain import registry
-
-    built: Backend = registry.build("model/attn", "model.attn", backend)
+    built: Backend = registry.build(checked_option("model.attn", backend))
     return built.needs_compilation
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from xftrain import builder
+from xftrain import builder, config
 from xftrain.benchmark import tables
 from xftrain.benchmark.attention import measure_attention
 from xftrain.benchmark.cells import Row, attention_cell, node_of, nodes_of
@@ -143,11 +143,10 @@ def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> st
 
 def _parameters(options: Mapping[str, Any], heads: Mapping[str, Any]) -> int | None:
     """Parameters of the run's model with this grouping; None where its heads do not fit."""
-    model = {**options["model"], "heads": dict(heads)}
-    asked = model["vocab_size"] or 64
     try:
+        model = config.checked_model({**options["model"], "heads": dict(heads)})
         with torch.device("meta"):
-            made = builder.assemble({**options, "model": model}, asked)
+            made = builder.assemble(model, model.vocab_size or 64)
     except ValueError:
         return None
     return sum(parameter.numel() for parameter in made.parameters())

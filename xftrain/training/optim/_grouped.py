@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from xftrain import registry
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import Schedule
+from xftrain.option_checks import checked_option
 from xftrain.training.composite_optimizer import CompositeOptimizer
 from xftrain.training.parameter_groups import ParameterGroup, split
 
@@ -116,7 +117,8 @@ class GroupedOptimizer(ABC):
         if node is None:
             return self
         key = f"optim.param_groups[{index}].optimizer"
-        made = registry.build("optim", key, {"name": node} if isinstance(node, str) else node)
+        node = {"name": node} if isinstance(node, str) else node
+        made = registry.build(checked_option(key, node))
         if not isinstance(made, GroupedOptimizer):
             raise ConfigError(
                 f"{key} must be an option of optim that derives from GroupedOptimizer, got "

@@ -1,0 +1,53 @@
+"""Checks one option of a configuration, and gives it the form in which it is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import MISSING
+
+from xftrain.errors import ConfigError
+from xftrain.option_config import OptionConfig
+from xftrain.registry import check, conf_dir, group_of, names
+from xftrain.values import show
+
+
+def checked_option(key: str, node: Any) -> OptionConfig:
+    """The option at a dotted key, complete and of the right types.
+
+    The arguments of a class of the user's own are left as they are: its signature is compared
+    once it may be imported, see `own_classes`.
+
+    Raises:
+        ConfigError: the first fault found, as one sentence.
+    """
+    node, group = mapping_at(key, node), group_of(key)
+    if "_target_" in node:
+        if "name" in node:
+            raise ConfigError(
+                f"{key} has both name and _target_; keep the one that names the class."
+            )
+        return OptionConfig(key, group, node)
+    if "name" not in node:
+        raise ConfigError(f"{key}.name has no value; it must be one of {', '.join(names(group))}.")
+    return OptionConfig(key, group, {"name": node["name"], **check(key, node["name"], node)})
+
+
+def mapping_at(key: str, node: Any) -> dict[str, Any]:
+    """The node of a group, which is a mapping unless something went wrong.
+
+    Raises:
+        ConfigError: it is none, and which options the group has.
+    """
+    if isinstance(node, dict):
+        return {str(name): value for name, value in node.items()}
+    group = key.replace(".", "/")
+    options = ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
+    if not options:  # an entry of callbacks or logger
+        raise ConfigError(f"{key} must be a mapping with a name or a _target_, got {show(node)}.")
+    if node is None or node == MISSING:
+        raise ConfigError(f"{key} is missing; choose one of {options}, as in {key}=<option>.")
+    raise ConfigError(
+        f"{key} is the plain value {show(node)} instead of an option; in a YAML file, "
+        f"`override /{group}: <option>` in the defaults list chooses one of {options}."
+    )

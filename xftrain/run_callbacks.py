@@ -1,0 +1,44 @@
+"""The callbacks of a run that its options describe, in the order in which they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning.pytorch import Callback
+
+from xftrain import registry
+from xftrain.run_config import Options
+from xftrain.training.callbacks.metrics import Metrics
+from xftrain.training.callbacks.progress import Progress
+from xftrain.training.callbacks.watchdog import Watchdog
+
+
+class RunCallbacks:
+    """Builds the callbacks of a run.
+
+    Args:
+        options: those of `callbacks`.
+    """
+
+    def __init__(self, options: Options) -> None:
+        built: list[Callback] = [registry.build(option) for option in options.values()]
+        self.watchdogs = [callback for callback in built if isinstance(callback, Watchdog)]
+        others = [callback for callback in built if callback not in self.watchdogs]
+        # watchdogs first, to be done with before another callback's `on_fit_end`
+        self.all = [*self.watchdogs, *others]
+        self.bars = [bar for c in self.all if isinstance(c, Progress) and (bar := c.bar())]
+
+    def watch(self, on_hang: Callable[[str], None]) -> None:
+        """Has each watchdog call this with a sentence where the run makes no progress."""
+        for watchdog in self.watchdogs:
+            watchdog.on_hang = on_hang
+
+    def end(self) -> None:
+        """Ends the watchdogs, however the run has ended."""
+        for watchdog in self.watchdogs:
+            watchdog.end()
+
+    def tokens_per_s(self) -> float | None:
+        """The typical speed of the run; None where no callback has measured it."""
+        speeds = [c.typical_tokens_per_s() for c in self.all if isinstance(c, Metrics)]
+        return next(iter(speeds), None)

@@ -1,0 +1,77 @@
+"""The loggers of a run: what they get when training begins, and how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
+
+from xftrain import registry
+from xftrain.neighboring_runs import differing_keys
+from xftrain.option_config import OptionConfig
+from xftrain.results import changed_overrides, is_multirun_job
+from xftrain.run_config import Options
+from xftrain.run_description import hparams_of
+from xftrain.training.loggers.tensorboard import TensorBoard
+from xftrain.training.optional import optional
+from xftrain.training.same_run import flat
+from xftrain.training.text import log_text
+from xftrain.training.tracker import Tracker
+
+_HPARAM_METRICS = (
+    "val/loss",
+    "val/accuracy",
+    "train/loss",
+    "speed/tokens_per_s",
+    "memory/peak_mib",
+)
+
+
+class RunLoggers:
+    """Builds the loggers of a run.
+
+    Args:
+        options: those of `logger`.
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, options: Options, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.all: list[Logger] = [self._built(option) for option in options.values()]
+        self.boards = [logger for logger in self.all if isinstance(logger, TensorBoard)]
+        self.trackers = [logger for logger in self.all if isinstance(logger, Tracker)]
+
+    def _built(self, option: OptionConfig) -> Any:
+        # a logger of the user's own knows its places itself
+        return registry.build(option, *([] if option.name is None else [self.run_dir]))
+
+    def begin(self, shown: Mapping[str, Any], kernel: str) -> None:
+        """Records the configuration, as soon as the folder is this run's.
+
+        Args:
+            shown: the configuration as it may be written down.
+            kernel: of attention.
+        """
+        for tracker in self.trackers:
+            tracker.begin(flat(shown))
+        log_text(self.all, "kernel", kernel)
+        log_text(self.all, "config", OmegaConf.to_yaml(OmegaConf.create(dict(shown))))
+        typed = changed_overrides()
+        for board in self.boards:
+            first = differing_keys(self.run_dir, typed, is_job=is_multirun_job())
+            board.begin_hparams(hparams_of(shown, typed), _HPARAM_METRICS, first)
+
+    def end_hparams(self) -> None:
+        """Says in TensorBoard's HParams that the run has completed."""
+        for board in self.boards:
+            with optional("TensorBoard's record of the end"):
+                board.end_hparams()
+                board.save()
+
+    def close(self, *, is_whole: bool) -> None:
+        """Ends the runs of trackers, however this run has ended."""
+        for tracker in self.trackers:
+            tracker.close_run(is_whole=is_whole)
