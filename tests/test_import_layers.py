@@ -52,6 +52,7 @@ LAYERS = [
     ["completed_jobs"],
     ["sweeps", "folder_hooks"],
     ["ranks", "sweep_checks", "sweep_plot", "arguments"],
+    ["sweep_end"],
     [""],  # xftrain/__init__.py, the public API
     ["cli"],
     ["__main__"],

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from xftrain import __version__, ranks, search_path, sweep_record, sweep_table, sweeps
+from xftrain import __version__, ranks, search_path, sweep_end, sweep_record, sweep_table, sweeps
 from xftrain.arguments import normalised
 from xftrain.commands import Command, command_of
 from xftrain.completed_jobs import completed
@@ -43,7 +42,7 @@ from xftrain.job_config import described
 from xftrain.merged_options import refuse_merged
 from xftrain.overrides import all_groups, as_typed
 from xftrain.plot_settings import ignore_working_folder
-from xftrain.printable import one_line, short_line
+from xftrain.printable import short_line
 from xftrain.processes import (
     check_rank_variables,
     die_with_parent,
@@ -57,7 +56,6 @@ from xftrain.redaction import hidden_in_message
 from xftrain.registry import conf_dir, measures_times
 from xftrain.run_config import RunConfig
 from xftrain.run_folder import holds_record
-from xftrain.sweep_checks import SweepChecks
 
 log = logging.getLogger(__name__)
 
@@ -245,42 +243,9 @@ def _refuse_side_by_side(cfg: DictConfig, settings: Any) -> None:
 
 
 def _end_of_sweep(lost: Exception | None = None) -> int:
-    """The table and the picture of a sweep, and 1 if a job failed; 0 after a single run.
-
-    Args:
-        lost: what its launcher raised, as where a process of the launcher's own was killed.
-    """
-    folder = sweeps.SweepTable.folder
-    if folder is None or not folder.is_dir():
-        return 0
-    rows = sweep_table.write_summary(folder)
-    failed = [row for row in rows if row["status"] != "completed"]
-    sys.stdout.write(f"{sweep_table.table(rows)}\n{one_line(str(folder / 'summary.csv'))}\n")
-    _draw(rows, folder)
-    if lost is not None:
-        reason = first_line(lost).rstrip(".")
-        said, which = f"the launcher lost jobs ({reason})", "what is missing"
-    elif failed:
-        reason = f"job {failed[0]['job']}: " + failed[0]["error"].rstrip(".")
-        said, which = f"{len(failed)} of {len(rows)} jobs failed ({reason})", "them again"
-    else:
-        return 0
-    resume = shlex.quote(f"{sweep_record.RESUME}={folder}")
-    whole = "" if sweep_record.is_resumable(folder) else "the same command with "
-    again = f"; {whole}{resume} runs {which}"
-    return _end(f"{said}{'' if SweepChecks.is_stored else again}.", 1)
-
-
-def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
-    """The picture of a sweep, which has ended whether or not it can be drawn."""
-    try:
-        from xftrain import sweep_plot  # imports matplotlib
-
-        if path := sweep_plot.draw(rows, folder):
-            sys.stdout.write(f"{one_line(str(path))}\n")
-    except Exception as error:
-        said = " ".join(str(error).split())
-        say(f"warning: no {folder / 'summary.png'} ({type(error).__name__}: {said}).")
+    """1 if a job of a sweep failed or was lost; 0 after a single run."""
+    said = sweep_end.finish(lost)
+    return 0 if said is None else _end(said, 1)
 
 
 def _report(error: Exception, run_dir: Path) -> str:

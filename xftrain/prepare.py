@@ -18,7 +18,7 @@ from xftrain.preflight import check_labels, check_runs
 from xftrain.processes import rank
 from xftrain.run_config import RunConfig
 from xftrain.training import distributed, hardware
-from xftrain.training.checkpoint import checkpoint_to_load
+from xftrain.training.newest_checkpoint import checkpoint_to_load
 from xftrain.training.same_data import check_data
 
 

@@ -294,9 +294,7 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for key, child in value.items():
-            yield from _texts(key)
-            yield from _texts(child)
+        yield from _texts([*value, *value.values()])
     elif isinstance(value, list | tuple):
         for child in value:
             yield from _texts(child)

@@ -17,11 +17,8 @@ from tests.training.runs import last, run, weights_of
 from xftrain.data.counting import Counting
 from xftrain.errors import ConfigError, RunError
 from xftrain.training.callbacks.metrics import Metrics
-from xftrain.training.checkpoint import (
-    AtomicCheckpointIO,
-    checkpoint_to_load,
-    read_checkpoint,
-)
+from xftrain.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from xftrain.training.newest_checkpoint import checkpoint_to_load
 
 
 @pytest.fixture(scope="module")

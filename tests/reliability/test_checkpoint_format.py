@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from tests.training.runs import last, run
 from xftrain.errors import ConfigError
 from xftrain.files import open_plain
-from xftrain.training.checkpoint import checkpoint_to_load, newest_save, read_checkpoint
+from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.checkpoint_format import described_content
+from xftrain.training.newest_checkpoint import checkpoint_to_load, newest_save
 from xftrain.training.plain_values import NotPlain
 
 

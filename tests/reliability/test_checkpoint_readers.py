@@ -16,7 +16,7 @@ import torch
 from tests.training.runs import last, run
 from xftrain.errors import ConfigError
 from xftrain.files import open_plain
-from xftrain.training import checkpoint as checkpoints
+from xftrain.training import newest_checkpoint
 from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.checkpoint_format import NotACheckpoint, described_content
 from xftrain.training.described import check_loaded
@@ -231,7 +231,7 @@ def test_a_file_that_is_a_hole_is_refused_at_once(tmp_path, good, gib):
         file.seek(gib << 30, os.SEEK_CUR)
         file.write(held[-5000:])
     _refused(path, "bytes, and ")
-    assert time.monotonic() - began < 2 and checkpoints._age(path)[1] == 0
+    assert time.monotonic() - began < 2 and newest_checkpoint._age(path)[1] == 0
 
 
 def test_a_copy_without_its_zeros_is_read(tmp_path, good):

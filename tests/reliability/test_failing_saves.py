@@ -14,9 +14,7 @@ from safetensors.torch import load_file
 
 from tests.training.runs import last, result_of, run, weights_of
 from xftrain.errors import RunError
-from xftrain.training.checkpoint import (
-    read_checkpoint,
-)
+from xftrain.training.checkpoint import read_checkpoint
 
 
 def no_space(*_: Any) -> None:

@@ -17,7 +17,8 @@ import torch
 from tests.forked import context
 from tests.reliability.same_run import rows_differ, weights_differ
 from tests.training.runs import last, run, same_weights
-from xftrain.training.checkpoint import checkpoint_to_load, read_checkpoint
+from xftrain.training.checkpoint import read_checkpoint
+from xftrain.training.newest_checkpoint import checkpoint_to_load
 
 STEPS = 60
 OVERRIDES = (

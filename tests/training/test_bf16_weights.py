@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.training.runs import last, model_and_data, run, same_weights, weights_of
 from xftrain.errors import RunError
 from xftrain.layers.linear import Linear
-from xftrain.training import module
+from xftrain.training import bf16_weights, module
 from xftrain.training.bf16_weights import BF16Weights, layers_with_copies
 from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.fused_adamw import FusedAdamW
@@ -44,7 +44,7 @@ def with_and_without(tmp_path, monkeypatch, *words: str) -> None:
     """A run with copies leaves bitwise what one leaves whose weights autocast copies."""
     run(tmp_path / "with", *words)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "weight_modifiers", lambda parts: ["Somebody"])
+        patch.setattr(bf16_weights, "weight_modifiers", lambda parts: ["Somebody"])
         run(tmp_path / "without", *words)
     assert same_weights(last(tmp_path / "with"), last(tmp_path / "without"))
 

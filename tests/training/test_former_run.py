@@ -15,8 +15,9 @@ from xftrain import run_folder, sweeps
 from xftrain.errors import ConfigError, RunError
 from xftrain.run_folder import HYDRA, RunFolder, holds_run, remember_hydra, restore_hydra, run_id_of
 from xftrain.sample import sample
-from xftrain.training.checkpoint import checkpoint_to_load, read_checkpoint
+from xftrain.training.checkpoint import read_checkpoint
 from xftrain.training.checkpoint_header import run_id
+from xftrain.training.newest_checkpoint import checkpoint_to_load
 from xftrain.training.plain_values import LATEST
 
 KEPT = ("callbacks.checkpoint=null", "logger=csv")

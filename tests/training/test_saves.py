@@ -15,8 +15,9 @@ from safetensors.torch import load_file, load_model, save_file
 from tests.training.runs import last, model_and_data, result_of, rows_of, run, weights_of
 from xftrain.errors import ConfigError, RunError
 from xftrain.training.callbacks.metrics import Metrics
-from xftrain.training.checkpoint import AtomicCheckpointIO, checkpoint_to_load, read_checkpoint
+from xftrain.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from xftrain.training.module import TrainingModule
+from xftrain.training.newest_checkpoint import checkpoint_to_load
 from xftrain.training.plain_values import LATEST
 
 EVERY = ("callbacks.checkpoint.every_n_steps=2", "max_steps=7")

@@ -7,17 +7,22 @@ exported.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor, nn
 
 from xftrain.layers.linear import Linear
 from xftrain.model import GPT
 from xftrain.training.fused_adamw import has_own_kernel
+
+log = logging.getLogger(__name__)
 
 
 class BF16Weights:
@@ -55,6 +60,26 @@ class BF16Weights:
         finally:
             for layer in self._layers:
                 layer.bf16_weight = self.copies[layer.weight]
+
+
+def may_copy_weights(trainer: Trainer, optim: Any) -> bool:
+    """Whether a run may keep copies: nothing but the optimizer changes its weights.
+
+    Args:
+        trainer: of the run.
+        optim: the option that builds the optimizer.
+    """
+    # DDP would look for gradients where there are none
+    if trainer.precision != "bf16-mixed" or trainer.world_size > 1:
+        return False
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if unknown := weight_modifiers([*callbacks, optim]):
+        log.info(
+            "optim: no bfloat16 copies of weights, as %s may change weights or read gradients "
+            "(modifies_weights = False in its class says that it does neither)",
+            " and ".join(unknown),
+        )
+    return not unknown
 
 
 def weight_modifiers(parts: Iterable[object]) -> list[str]:

@@ -19,12 +19,10 @@ from torch import Tensor
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.files import NotPlainFile, open_plain, real_path, replacing, sync
 from xftrain.printable import one_line
-from xftrain.run_folder import run_id_of
 from xftrain.training.checkpoint_format import check_sums, described_content
-from xftrain.training.checkpoint_header import run_id
 from xftrain.training.described import check_loaded
 from xftrain.training.plain_pickle import DescribedTensor
-from xftrain.training.plain_values import LATEST, NotPlain, is_count, is_time
+from xftrain.training.plain_values import NotPlain, is_count, is_time
 from xftrain.training.saved_config import check_description
 
 _KEYS: dict[str, type] = {
@@ -37,7 +35,6 @@ _KEYS: dict[str, type] = {
     "loops": dict,
     "callbacks": dict,
 }
-_UNREADABLE = LATEST + 1
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +130,7 @@ def _check_readable(path: Path) -> None:
         content = described_content(file)
     if isinstance(content, dict) and "xftrain" in content:
         try:
-            _checked(content)
+            checked_content(content)
         except _NotOurs:
             raise NotPlain("it is not laid out as a checkpoint of xftrain") from None
 
@@ -185,64 +182,6 @@ def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
         ) from error
 
 
-def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
-    """The file to go on from: the path given, or for `auto` the newest valid one of the run.
-
-    Raises:
-        ConfigError: the file is damaged; for `auto`, every file of the run is.
-    """
-    if ckpt is None:
-        return None
-    if ckpt != "auto":
-        read_checkpoint(ckpt)
-        return Path(ckpt)
-    # by the times that they hold: a copy of the folder has others
-    files = [path for path in run_dir.glob("checkpoints/*.ckpt") if _is_of(run_dir, path)]
-    files.sort(key=_age)
-    if not files:
-        log.info("ckpt=auto: no checkpoint in %s yet, starting at step 0", run_dir)
-        return None
-    for path in reversed(files):
-        try:
-            step = read_checkpoint(path)["global_step"]
-        except ConfigError as error:
-            log.warning("ckpt=auto: skipped: %s", error)
-        else:
-            log.info("ckpt=auto: going on from %s, step %d", path, step)
-            return path
-    raise ConfigError(
-        f"ckpt=auto found {len(files)} checkpoint(s) in {run_dir / 'checkpoints'} and none can be "
-        "read: give the path of a good one, or another hydra.run.dir to start afresh."
-    )
-
-
-def newest_save(run_dir: Path) -> int:
-    """When the newest checkpoint of a run was saved, as it says itself; 0 where there is none."""
-    ages = (_age(path) for path in run_dir.glob("checkpoints/*.ckpt"))
-    return max((saved_at for saved_at, _ in ages if saved_at < _UNREADABLE), default=0)
-
-
-def _is_of(run_dir: Path, path: Path) -> bool:
-    """Whether it is of the run that the folder holds, as far as both name their run."""
-    named = {run_id_of(run_dir), run_id(path)} - {None}
-    if len(named) > 1:
-        log.warning("ckpt=auto: skipped: %s is of another run than %s holds", path, run_dir)
-    return len(named) < 2
-
-
-def _age(path: Path) -> tuple[int, int]:
-    """When a checkpoint was saved, as it says itself, and its step, without reading its weights.
-
-    One that cannot be read comes first, so that it is named in the log.
-    """
-    try:
-        with open_plain(path) as file:
-            held = _checked(described_content(file))
-    except Exception:  # zipfile can raise anything
-        return _UNREADABLE, 0
-    return held["xftrain"].get("saved_at", 0), held["global_step"]
-
-
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint file as a dictionary, its tensors in host memory.
 
@@ -255,7 +194,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"ckpt={path} is a link: give the path of the file, {place}.")
     try:
         with open_plain(path) as file:
-            described = _checked(described_content(file))
+            described = checked_content(described_content(file))
             file.seek(0)
             check_sums(file)
             file.seek(0)
@@ -281,7 +220,7 @@ class _NotOurs(ValueError):
     """A file of torch.save that holds something else."""
 
 
-def _checked(content: Any) -> dict[str, Any]:
+def checked_content(content: Any) -> dict[str, Any]:
     """The content of a checkpoint, if it is laid out as xftrain saves it.
 
     Raises:

@@ -11,35 +11,25 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from xftrain.data.loader import TrainStream, ValBatches
 from xftrain.data.seeding import dropout_seed
-from xftrain.errors import ConfigError
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer, Schedule
 from xftrain.model import GPT
-from xftrain.moved_keys import in_new_keys
-from xftrain.training.bf16_weights import BF16Weights, weight_modifiers
+from xftrain.training.bf16_weights import BF16Weights, may_copy_weights
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
 from xftrain.training.parameter_groups import learning_rates
 from xftrain.training.plain_values import LATEST
 from xftrain.training.restored import (
-    check_loops,
     keep_own_scaler,
     keep_own_settings,
     refuse_other_groups,
     states_of,
 )
+from xftrain.training.resume_checks import check_resumable
 from xftrain.training.same_data import DataIdentity
-from xftrain.training.same_run import (
-    differences,
-    refuse_other_model,
-    refuse_other_optimizer,
-    refuse_other_run,
-    with_digests,
-)
 from xftrain.training.step_sums import StepSums
 from xftrain.training.val_sums import ValSums
 from xftrain.training.whole_steps import renumber_batches
@@ -196,7 +186,7 @@ class TrainingModule(LightningModule):
         """The optimizer and its learning rate scheduler, stepped once an optimizer step."""
         built = self.optim.build(self.model, self.schedule, self.trainer.max_steps)
         optimizer, lr_scheduler = built
-        if type(optimizer) is FusedAdamW and self._may_copy_weights():
+        if type(optimizer) is FusedAdamW and may_copy_weights(self.trainer, self.optim):
             self._bf16_weights = BF16Weights(self.model, torch.bfloat16)
             optimizer.copies = self._bf16_weights.copies
         if self._saved_states is not None:
@@ -208,19 +198,6 @@ class TrainingModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},
         }
-
-    def _may_copy_weights(self) -> bool:
-        # DDP would look for gradients where there are none
-        if self.trainer.precision != "bf16-mixed" or self.trainer.world_size > 1:
-            return False
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if unknown := weight_modifiers([*callbacks, self.optim]):
-            log.info(
-                "optim: no bfloat16 copies of weights, as %s may change weights or read gradients "
-                "(modifies_weights = False in its class says that it does neither)",
-                " and ".join(unknown),
-            )
-        return not unknown
 
     def configure_gradient_clipping(
         self,
@@ -294,35 +271,11 @@ class TrainingModule(LightningModule):
             ConfigError: the checkpoint holds the weights of another model, or is of a run with
                 other data or another seed.
         """
+        check_resumable(checkpoint, self.trainer, self.saved, self.data_identity, self.state_dict())
         held = checkpoint["xftrain"]
-        averages = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if "current_model_state" in checkpoint and not averages:
-            raise ConfigError(
-                "ckpt holds averaged weights beside the trained ones: resume it with the callback "
-                "that averaged them, as the run's config.yaml names it."
-            )
-        self.data_identity.refuse_other_vocabulary(held)  # on which the model's sizes depend
-        refuse_other_model(checkpoint["state_dict"], self.state_dict())
-        saved, current = in_new_keys(held["config"]), self.saved["config"]
-        refuse_other_optimizer(saved, current)
-        refuse_other_run(
-            with_digests(saved, held.get("environment", {})),
-            with_digests(current, self.saved.get("environment", {})),
-            moved=self.data_identity.has_content_of(held),
-        )
-        self.data_identity.refuse_other_content(held, current)
-        check_loops(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict())
         self.data_offset = renumber_batches(checkpoint, self.trainer.accumulate_grad_batches)
         self.guard.num_skipped = held.get("num_skipped", 0)
         self.saved_at = max(self.saved_at, held.get("saved_at", 0))
-        if changed := differences(saved, current).values():
-            log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
-        if checkpoint["global_step"] >= self.trainer.max_steps:
-            log.warning(
-                "ckpt is at step %d and max_steps is %d: nothing is left to train",
-                checkpoint["global_step"],
-                self.trainer.max_steps,
-            )
         keep_own_scaler(checkpoint, self.scaler)
         self._saved_states = states_of(checkpoint)
 

@@ -18,8 +18,9 @@ from xftrain.fields import NonNegativeInt, PositiveInt
 from xftrain.memory import is_out_of_memory
 from xftrain.training import distributed
 from xftrain.training.callbacks.metrics import not_training
-from xftrain.training.checkpoint import export_weights, newest_save, sweep_partial_files
+from xftrain.training.checkpoint import export_weights, sweep_partial_files
 from xftrain.training.module import training_module
+from xftrain.training.newest_checkpoint import newest_save
 from xftrain.training.optional import optional
 from xftrain.training.plain_values import is_number
 
