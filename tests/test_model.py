@@ -86,8 +86,10 @@ def test_packed_equals_separate_on_cuda(attn, bias, dtype, tolerance):
     seqlens = (65, 65) if attn == "flex" else PACKED_LENGTHS
     model = gpt(attn=attn, bias=bias, pos="rope", heads="gqa", scale=5.0).cuda()
     for row in (seqlens, *((n,) for n in seqlens)):
-        ((facts, shape, _),) = model.attention_cases(1, sum(row), row if len(row) > 1 else None)
-        if reasons := model.backend.unsupported(facts, shape, dtype, torch.device("cuda")):
+        place = (torch.device("cuda"), dtype)
+        seqlens_of_row = row if len(row) > 1 else None
+        ((call, _),) = model.attention_cases(1, sum(row), seqlens_of_row, place)
+        if reasons := model.backend.unsupported(*call):
             pytest.skip(f"refused, see test_parity.py: {'; '.join(reasons)}")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -372,5 +374,5 @@ def test_rows_of_the_embedding(asked, rows):
 def test_shape_letters_of_grouped_heads():
     for heads, num_kv_heads in NUM_KV_HEADS.items():
         model = assemble(options(heads=heads, num_heads=8), VOCAB)
-        ((_, shape, _),) = model.attention_cases(2, 16, None)
-        assert shape == AttnShape(B=2, M=16, H=8, G=num_kv_heads, K=8)
+        ((call, _),) = model.attention_cases(2, 16, None)
+        assert call.shape == AttnShape(B=2, M=16, H=8, G=num_kv_heads, K=8)

@@ -18,6 +18,7 @@ from xftrain.fields import Fraction, PositiveFloat, PositiveInt, Probability
 from xftrain.initialization import initialize
 from xftrain.interfaces import (
     Attention,
+    AttnCall,
     AttnCase,
     AttnShape,
     Backend,
@@ -147,14 +148,25 @@ class GPT(MayTieHead):
         return self.head.weight.shape[0]
 
     def attention_cases(
-        self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None
+        self,
+        num_rows: int,
+        num_positions: int,
+        seqlens: tuple[int, ...] | None,
+        place: tuple[torch.device, torch.dtype] | None = None,
     ) -> list[AttnCase]:
-        """The distinct biases and sizes of attention calls for such a batch, and their layers.
+        """The distinct attention calls for such a batch, and their layers.
+
+        Args:
+            num_rows: B.
+            num_positions: M.
+            seqlens: lengths of documents packed into the one row.
+            place: where q, k and v come out, and their dtype; None is `compute_device_dtype`.
 
         Raises:
             ConfigError: the documents do not fill one row, or the bias does not fit the batch.
         """
         check_documents(seqlens, num_rows, num_positions)
+        device, dtype = place or self.compute_device_dtype()
         # layers with one recipe and number of groups first: facts are compared once for all of them
         alike: dict[tuple[int, int], list[int]] = {}
         for index, (spec, block) in enumerate(zip(self.specs, self.blocks, strict=True)):
@@ -168,7 +180,8 @@ class GPT(MayTieHead):
             bias = bias.simplified(num_positions)
             key = (recipe if bias.key is None else bias.key, shape)
             known = cases[key].layers if key in cases else ()
-            cases[key] = AttnCase(bias, shape, tuple(sorted((*known, *layers))))
+            call = AttnCall(bias, shape, dtype, device)
+            cases[key] = AttnCase(call, tuple(sorted((*known, *layers))))
         return list(cases.values())
 
     def prepare(
@@ -177,17 +190,17 @@ class GPT(MayTieHead):
         """The backend's handle of each layer for such a batch, kept while batches stay alike."""
         cases = self.attention_cases(num_rows, num_positions, seqlens)
         self.check_length(max(seqlens or (num_positions,)))
-        device, dtype = self.compute_device_dtype()
         # tensors made in inference mode would be refused by a later backward pass
-        place = (dtype, device, torch.is_inference_mode_enabled())
+        is_inference = torch.is_inference_mode_enabled()
         before, self._handles = self._handles, {}
         handles: list[Any] = [None] * len(self.blocks)
-        for bias, shape, layers in cases:
-            key = None if bias.key is None else (bias.key, shape, place)
+        for call, layers in cases:
+            facts = call.bias.key
+            key = None if facts is None else (facts, *call[1:], is_inference)
             if key is not None and key in before:
                 handle = before[key]
             else:
-                handle = self.backend.prepare(bias, shape, dtype, device)
+                handle = self.backend.prepare(*call)
             if key is not None:
                 self._handles[key] = handle
             for index in layers:

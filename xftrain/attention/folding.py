@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall
 from xftrain.kernels.prepend_features import prepend_features
 
 # Per dtype: bits of one exact piece; pieces of a slope; the error a score may get.
@@ -107,8 +107,9 @@ def _num_digits(longest: int, bits: int) -> int:
     return max(1, math.ceil((longest - 1).bit_length() / bits))
 
 
-def num_features(bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
+def num_features(call: AttnCall) -> int:
     """How many features `fold` puts in front of q and k; none where nothing is folded."""
+    bias, shape, dtype, _ = call
     if not folds(bias) or dtype not in _PIECES:
         return 0
     bits, num_pieces, _ = _PIECES[dtype]
@@ -119,12 +120,13 @@ def num_features(bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
     return count + -(count + shape.K) % _ALIGN
 
 
-def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device) -> Fold:
+def fold(call: AttnCall) -> Fold:
     """The features of an ALiBi bias for one batch.
 
     Raises:
         ConfigError: a document is too long for it, see `folding_reasons`.
     """
+    bias, shape, dtype, device = call
     assert bias.slopes is not None
     if reasons := folding_reasons(bias, shape.M, dtype, shape.K):
         raise ConfigError(f"{reasons[0]}: shorten the documents, or use model.attn=flex.")
@@ -135,7 +137,7 @@ def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.dev
     digits_M = [(positions_M >> (bits * n)) & (2**bits - 1) for n in range(num_digits)]
     subtract_own = dtype in _LESS_OWN
 
-    rest_H = torch.tensor(bias.slopes, dtype=torch.float64) / shape.scale
+    rest_H = torch.tensor(bias.slopes, dtype=torch.float64) / call.scale
     products: list[_Product] = []  # the largest first
     for _ in range(num_pieces):
         piece_H = _round_to_bits(rest_H, bits)

@@ -141,17 +141,36 @@ class AttnBias:
         return bias.masked_fill(~visible_MM, float("-inf"))
 
 
-class AttnCase(NamedTuple):
-    """The attention that some layers of a model have in common for a batch.
+class AttnCall(NamedTuple):
+    """One attention call: what is computed, and where.
 
     Attributes:
-        bias: what a query may see.
-        shape: the sizes of one call.
-        layers: the indices of the layers, from 0.
+        bias: what a query may see, and what happens to its scores.
+        shape: the sizes.
+        dtype: of q, k and v.
+        device: where it runs.
     """
 
     bias: AttnBias
     shape: AttnShape
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def scale(self) -> float:
+        """What q k^T is multiplied by."""
+        return self.shape.scale
+
+
+class AttnCase(NamedTuple):
+    """The attention call that some layers of a model have in common for a batch.
+
+    Attributes:
+        call: of each of the layers.
+        layers: their indices, from 0.
+    """
+
+    call: AttnCall
     layers: tuple[int, ...]
 
 

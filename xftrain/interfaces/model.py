@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from xftrain.interfaces.bias import AttnBias, AttnShape
+from xftrain.interfaces.bias import AttnBias, AttnCall, AttnShape
 
 # (q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK
 Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
@@ -43,6 +43,48 @@ class Backend(ABC):
     smaller_option: ClassVar[str | None] = None
 
     @abstractmethod
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
+        """Reasons why its kernel cannot run a call; empty means that it can.
+
+        Facts that do not fit the batch are refused before, for every backend alike.
+
+        Args:
+            call: what is to be computed, and where.
+            needs_grad: backward as well as forward.
+        """
+
+    @abstractmethod
+    def handle_for(self, call: AttnCall) -> Any:
+        """The kernel's own form of the bias. Once a batch, outside any compiled region."""
+
+    @abstractmethod
+    def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
+        """Attention of what the handle was made for: [B, M, H, K] in the dtype of q."""
+
+    @abstractmethod
+    def kernel_for(self, call: AttnCall) -> str:
+        """The name of the kernel that really runs, for logs, TensorBoard and benchmark rows."""
+
+    def too_slow_to_time(self, call: AttnCall) -> list[str]:
+        """Reasons why `auto` does not time this backend at such sizes; empty means it does."""
+        return []
+
+    def stand_in(self, call: AttnCall) -> Attention | None:
+        """Attention that saves the tensors that this backend saves for its backward pass.
+
+        The memory prediction calls it with fake tensors, which have sizes and no memory, and reads
+        the autograd graph of the result. None has it make a handle and run the backend itself on
+        fake tensors, which plain PyTorch code can; where that fails, the peak is called unknown.
+        """
+        return None
+
+    def transient_bytes(self, call: AttnCall) -> int:
+        """Bytes that its backward pass needs for a moment beside the gradient of one tensor."""
+        return 0
+
+    # What the rest of the package calls, as `backend.unsupported(*call)`: the checks that all
+    # backends have in common, and then the backend's own method.
+
     def unsupported(
         self,
         bias: AttnBias,
@@ -53,41 +95,26 @@ class Backend(ABC):
         needs_grad: bool = True,
     ) -> list[str]:
         """Reasons why this cannot run; empty means that it runs, forward and backward."""
+        if misfits := bias.misfits(shape):
+            return misfits
+        return self.reasons(AttnCall(bias, shape, dtype, device), needs_grad=needs_grad)
 
-    @abstractmethod
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> Any:
-        """The kernel's own form of the bias. Once a batch, outside any compiled region."""
+        """The handle of a call.
 
-    @abstractmethod
-    def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
-        """Attention, scaled by K**-0.5: [B, M, H, K] in the dtype of q."""
+        Raises:
+            ConfigError: the facts do not fit the batch.
+        """
+        bias.check_fits(shape)
+        return self.handle_for(AttnCall(bias, shape, dtype, device))
 
-    @abstractmethod
     def kernel(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> str:
-        """The name of the kernel that really runs, for logs, TensorBoard and benchmark rows."""
-
-    def too_slow_to_time(self, shape: AttnShape) -> list[str]:
-        """Reasons why `auto` does not time this backend at such sizes; empty means it does."""
-        return []
-
-    def stand_in(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Attention | None:
-        """Attention that saves the tensors that this backend saves for its backward pass.
-
-        The memory prediction calls it with fake tensors, which have sizes and no memory, and reads
-        the autograd graph of the result. None has it run `prepare` and the backend itself on fake
-        tensors, which plain PyTorch code can; where that fails, the peak is called unknown.
-        """
-        return None
-
-    def transient_bytes(self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
-        """Bytes that its backward pass needs for a moment beside the gradient of one tensor."""
-        return 0
+        """The name of the kernel that runs a call."""
+        return self.kernel_for(AttnCall(bias, shape, dtype, device))
 
 
 class PositionEncoding(Protocol):

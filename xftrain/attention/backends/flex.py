@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from xftrain.attention.stand_in import fused_kernel
 from xftrain.compilation import allow_many_shapes
-from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
+from xftrain.interfaces import Attention, AttnBias, AttnCall, AttnShape, Backend
 from xftrain.transfer import on_device
 
 _ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -50,18 +50,10 @@ class Flex(Backend):
     rank = 30
     needs_compilation = True
 
-    def unsupported(
-        self,
-        bias: AttnBias,
-        shape: AttnShape,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        needs_grad: bool = True,
-    ) -> list[str]:
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """Everything on a GPU of compute capability 8.0 or later; no gradients on the CPU."""
-        if reasons := bias.misfits(shape):
-            return reasons
+        bias, shape, dtype, device = call
+        reasons: list[str] = []
         if device.type != "cuda":
             return [f"torch has no backward of FlexAttention on {device.type}"] * needs_grad
         if torch.cuda.get_device_capability(device) < (8, 0):
@@ -77,18 +69,16 @@ class Flex(Backend):
             )
         return reasons
 
-    def prepare(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> _Handle:
+    def handle_for(self, call: AttnCall) -> _Handle:
         """The block mask and the score function."""
-        bias.check_fits(shape)
+        bias, shape, device = call.bias, call.shape, call.device
         padding = _padding(bias, shape.M)
         if padding:
             bias = padded(bias, shape.M, padding)
         num_positions = shape.M + padding
         return _Handle(
             attend=_compiled(),
-            scale=shape.scale,
+            scale=call.scale,
             block_mask=block_mask(bias, num_positions, device),
             score_mod=_score_mod(bias, num_positions, device),
             enable_gqa=shape.H != shape.G,
@@ -113,23 +103,20 @@ class Flex(Backend):
         ).transpose(1, 2)
         return out_BMHK[:, : q_BMHK.shape[1]] if handle.padding else out_BMHK
 
-    def kernel(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> str:
+    def kernel_for(self, call: AttnCall) -> str:
         """The compiler's Triton template."""
         return "flex-triton"
 
-    def stand_in(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Attention:
+    def stand_in(self, call: AttnCall) -> Attention:
         """A fused kernel, of rows padded to whole blocks where the compiled one wants them."""
-        padding = _padding(bias, shape.M)
+        num_positions = call.shape.M
+        padding = _padding(call.bias, num_positions)
 
         def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
             if not padding:
                 return fused_kernel(q_BMHK, k_BMGK, v_BMGK)
             padded = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q_BMHK, k_BMGK, v_BMGK))
-            return fused_kernel(*padded)[:, : shape.M]
+            return fused_kernel(*padded)[:, :num_positions]
 
         return attend
 

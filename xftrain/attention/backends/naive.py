@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xftrain.attention.dense import DenseDocument, dense_documents, documents_of
 from xftrain.attention.stand_in import materialized_scores
-from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
+from xftrain.interfaces import Attention, AttnCall, Backend
 
 _TIMED_MIB = 4096  # scores of more than this would only be slow to time, or not fit
 
@@ -35,25 +35,15 @@ class Naive(Backend):
     rank = 90
     smaller_option = "auto"
 
-    def unsupported(
-        self,
-        bias: AttnBias,
-        shape: AttnShape,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        needs_grad: bool = True,
-    ) -> list[str]:
-        """Only facts that do not fit the batch: this is plain torch."""
-        return bias.misfits(shape)
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
+        """None: this is plain torch."""
+        return []
 
-    def prepare(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> _Handle:
+    def handle_for(self, call: AttnCall) -> _Handle:
         """Each document's bias as a float32 tensor; nothing where everything is visible."""
-        bias.check_fits(shape)
-        wide = torch.promote_types(dtype, torch.float32)
-        return _Handle(shape.scale, dense_documents(bias, shape.M, wide, device))
+        wide = torch.promote_types(call.dtype, torch.float32)
+        documents = dense_documents(call.bias, call.shape.M, wide, call.device)
+        return _Handle(call.scale, documents)
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
         """Attention; query heads of a group share their K/V head without a copy of it."""
@@ -67,30 +57,27 @@ class Naive(Backend):
         ]
         return torch.cat(outs, dim=1)
 
-    def kernel(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> str:
+    def kernel_for(self, call: AttnCall) -> str:
         """Always the same."""
         return "naive"
 
-    def too_slow_to_time(self, shape: AttnShape) -> list[str]:
+    def too_slow_to_time(self, call: AttnCall) -> list[str]:
         """Scores of more than 4 GiB."""
-        scores_mib = shape.B * shape.H * shape.M**2 * 4 / 2**20
+        scores_mib = call.shape.B * call.shape.H * call.shape.M**2 * 4 / 2**20
         if scores_mib > _TIMED_MIB:
             return [f"its scores alone would take {scores_mib:,.0f} MiB a layer; not tried"]
         return []
 
-    def stand_in(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Attention:
+    def stand_in(self, call: AttnCall) -> Attention:
         """The softmax of all scores is saved."""
-        lengths = [length for length, _ in documents_of(bias, shape.M)]
+        lengths = [length for length, _ in documents_of(call.bias, call.shape.M)]
         return lambda q, k, v, handle: materialized_scores(q, k, v, lengths)
 
-    def transient_bytes(self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
+    def transient_bytes(self, call: AttnCall) -> int:
         """The gradient of the scores, beside that of their softmax."""
-        longest = max(bias.seqlens or (shape.M,))
-        return shape.B * shape.H * longest**2 * torch.promote_types(dtype, torch.float32).itemsize
+        wide = torch.promote_types(call.dtype, torch.float32)
+        longest = max(call.bias.seqlens or (call.shape.M,))
+        return call.shape.B * call.shape.H * longest**2 * wide.itemsize
 
 
 def _attend(
