@@ -41,6 +41,7 @@ ROWS = 1024  # queries of the float64 reference at a time
 
 def reference(bias: AttnBias, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
     """Output and gradients in float64, some rows of scores at a time."""
+    assert bias.scale is None and bias.softcap is None, "no report is about these"
     q, k, v, grad = (x.double() for x in (q, k, v, grad))
     out, dq, dk, dv = (torch.zeros_like(x) for x in (q, q, k, v))
     B, M, H, K = q.shape

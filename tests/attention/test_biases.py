@@ -85,7 +85,7 @@ def test_folded_features_are_the_slope_times_the_position(seqlens, num_heads, he
     start = size - seqlens[-1]
     q_HF = folded.q_1MHF[0, last if folded.q_1MHF.shape[1] > 1 else 0].double()
     k_MF = folded.k_1M1F[0, start:, 0].double()
-    got_HM = q_HF @ k_MF.T * head_dim**-0.5
+    got_HM = q_HF @ k_MF.T * folded.scale
     want_HM = torch.tensor(bias.slopes).double()[:, None] * torch.arange(seqlens[-1])
     error = (got_HM - got_HM[:, :1]) - want_HM
     # relative to the slope: 2^-20 positions

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xftrain.attention.backends.naive import Naive
 from xftrain.attention.backends.sdpa import SDPA
 from xftrain.attention.dense import documents_of
 from xftrain.benchmark.cells import AttentionCell
@@ -236,8 +237,9 @@ def _segment_errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
     qkv, grad = _random(call)
     handle = backend.prepare(*call)
     packed = output_and_grads(_bound(backend, handle), qkv, grad)
-    # a backend that compiles would do so for every length: torch's own attention stands in
-    single = SDPA() if backend.needs_compilation else backend
+    single = backend
+    if backend.needs_compilation:  # it would do so for every length: another stands in
+        single = Naive() if SDPA().unsupported(*call) else SDPA()
     truths, alones = [], []
     documents = zip(bias.segments(shape.M), documents_of(bias, shape.M), strict=True)
     for (start, end), (_, alone_bias) in documents:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from xftrain.errors import ConfigError
 from xftrain.interfaces.bias import AttnBias, AttnCall, AttnShape
 
 # (q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK
@@ -34,19 +35,25 @@ class Backend(ABC):
         name: the option's word.
         rank: `auto` and refusals name backends of lower rank first.
         needs_compilation: it cannot be timed without compiling it, so `auto` leaves it out.
+        takes_scale: it multiplies q k^T by `AttnCall.scale`; else a bias with a scale of its own
+            is refused.
+        takes_softcap: it caps scores as `AttnBias.softcap` says; else such a bias is refused.
         smaller_option: the option of its group that needs less memory, named where memory runs out.
     """
 
     name: ClassVar[str]
     rank: ClassVar[int] = 50
     needs_compilation: ClassVar[bool] = False
+    takes_scale: ClassVar[bool] = False
+    takes_softcap: ClassVar[bool] = False
     smaller_option: ClassVar[str | None] = None
 
     @abstractmethod
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """Reasons why its kernel cannot run a call; empty means that it can.
 
-        Facts that do not fit the batch are refused before, for every backend alike.
+        Facts that do not fit the batch, and a scale or a soft cap that the class does not say that
+        it takes, are refused before, for every backend alike.
 
         Args:
             call: what is to be computed, and where.
@@ -95,8 +102,8 @@ class Backend(ABC):
         needs_grad: bool = True,
     ) -> list[str]:
         """Reasons why this cannot run; empty means that it runs, forward and backward."""
-        if misfits := bias.misfits(shape):
-            return misfits
+        if found := [*bias.misfits(shape), *self._score_reasons(bias)]:
+            return found
         return self.reasons(AttnCall(bias, shape, dtype, device), needs_grad=needs_grad)
 
     def prepare(
@@ -105,9 +112,11 @@ class Backend(ABC):
         """The handle of a call.
 
         Raises:
-            ConfigError: the facts do not fit the batch.
+            ConfigError: the facts do not fit the batch, or are not among those that it takes.
         """
         bias.check_fits(shape)
+        if found := self._score_reasons(bias):
+            raise ConfigError(f"model.attn cannot compute model.bias: {'; '.join(found)}.")
         return self.handle_for(AttnCall(bias, shape, dtype, device))
 
     def kernel(
@@ -115,6 +124,16 @@ class Backend(ABC):
     ) -> str:
         """The name of the kernel that runs a call."""
         return self.kernel_for(AttnCall(bias, shape, dtype, device))
+
+    def _score_reasons(self, bias: AttnBias) -> list[str]:
+        found = []
+        if bias.scale is not None and not self.takes_scale:
+            found.append(
+                f"it multiplies scores by K**-0.5 alone, and the bias by {bias.scale:g} (scale)"
+            )
+        if bias.softcap is not None and not self.takes_softcap:
+            found.append(f"it cannot cap scores, and the bias does at {bias.softcap:g} (softcap)")
+        return found
 
 
 class PositionEncoding(Protocol):

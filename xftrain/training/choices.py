@@ -107,6 +107,7 @@ def choose_kernel(
     if isinstance(model.backend, Auto):
         at = "; ".join(
             f"{shape} {dtype} {device.type} causal={bias.causal} window={bias.window}"
+            + (f" softcap={bias.softcap}" if bias.softcap is not None else "")
             for (bias, shape, *_), _ in cases
         )
         name = saved.attn if saved.attn_at in (None, at) else None

@@ -45,6 +45,7 @@ class Auto(Backend):
     """The fastest backend for the first batch, then always that one."""
 
     name = "auto"
+    takes_scale = takes_softcap = True  # by a backend that does
 
     def __init__(self) -> None:
         self.chosen: Backend | None = None

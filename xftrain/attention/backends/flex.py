@@ -49,6 +49,7 @@ class Flex(Backend):
     name = "flex"
     rank = 30
     needs_compilation = True
+    takes_scale = takes_softcap = True
 
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """Everything on a GPU of compute capability 8.0 or later; no gradients on the CPU."""
@@ -137,7 +138,7 @@ def _padding(bias: AttnBias, num_positions: int) -> int:
     are not, whose power may be infinite, and infinity times 0 makes the gradients of keys NaN
     (pytorch#153799).
     """
-    has_score_mod = bias.slopes is not None or _is_tensor(bias)
+    has_score_mod = bias.slopes is not None or bias.softcap is not None or _is_tensor(bias)
     return -num_positions % _BLOCK if has_score_mod else 0
 
 
@@ -203,7 +204,20 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
-    """What is added to the scores: slopes times the distance, or one tensor where asked for."""
+    """What becomes of the scaled scores: they are capped, then terms are added to them."""
+    add, softcap = _added(bias, num_positions, device), bias.softcap
+    if softcap is None:
+        return add
+
+    def score_capped(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        capped = softcap * torch.tanh(s / softcap)
+        return capped if add is None else add(capped, b, h, i, j)
+
+    return score_capped
+
+
+def _added(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
+    """Adds slopes times the distance, or one tensor where asked for; None adds nothing."""
     if _is_tensor(bias):
         # the block mask hides what this tensor would, so its own -inf cost nothing
         dense_HMM = bias.materialize(num_positions, device, torch.float32)

@@ -65,6 +65,7 @@ class SDPA(Backend):
 
     name = "sdpa"
     rank = 10
+    takes_scale = True
 
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """What cannot be folded, and what is too large: torch runs the rest somehow."""
@@ -86,10 +87,11 @@ class SDPA(Backend):
         else:
             lengths = [length for length, _ in documents_of(bias, num_positions)]
             documents = tuple(DenseDocument(length, None, None) for length in lengths)
+        features = fold(call) if folds(bias) else None
         return _Handle(
-            scale=call.scale,
+            scale=call.scale if features is None else features.scale,
             is_causal=bias.causal and not is_masked,
-            fold=fold(call) if folds(bias) else None,
+            fold=features,
             documents=documents,
         )
 

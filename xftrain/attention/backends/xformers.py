@@ -47,6 +47,7 @@ class XFormers(Backend):
 
     name = "xformers"
     rank = 20
+    takes_scale = True
 
     def __init__(self) -> None:
         self._grouped: dict[tuple[Any, ...], bool] = {}
@@ -111,12 +112,13 @@ class XFormers(Backend):
             mask, alive = self._tensor_mask(call._replace(bias=unfolded(bias)))
         else:
             mask = _mask(unfolded(bias), device)
+        features = fold(call) if folds(bias) else None
         return _Handle(
             attend=xformers_ops().memory_efficient_attention,
             expands=shape.G != shape.H,
-            scale=call.scale,
+            scale=call.scale if features is None else features.scale,
             mask=mask,
-            fold=fold(call) if folds(bias) else None,
+            fold=features,
             alive=alive,
             op=_cpu_op() if device.type == "cpu" else None,
         )

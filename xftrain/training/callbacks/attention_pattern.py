@@ -165,6 +165,10 @@ def describe(bias: AttnBias) -> str:
         facts.append("ALiBi")
     if bias.additive_HMM is not None:
         facts.append("a bias tensor")
+    if bias.scale is not None:
+        facts.append(f"scores scaled by {bias.scale:g}")
+    if bias.softcap is not None:
+        facts.append(f"scores capped at {bias.softcap:g}")
     if bias.seqlens is not None:
         facts.append(f"documents packed into the row: {len(bias.seqlens)}, orange at their edges")
     return ", ".join(facts)
