@@ -16,17 +16,10 @@ from xftrain.compilation import begin_compiling
 from xftrain.errors import ConfigError
 from xftrain.fields import Fraction, PositiveFloat, PositiveInt, Probability
 from xftrain.initialization import initialize
-from xftrain.interfaces import (
-    Attention,
-    AttnCall,
-    AttnCase,
-    AttnShape,
-    Backend,
-    positions_of,
-)
+from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, positions_of
 from xftrain.layers.block import Block, RecomputePlan
 from xftrain.layers.linear import Linear
-from xftrain.layers.spec import LayerSpec
+from xftrain.layers.spec import LayerSpec, distinct_cases
 from xftrain.tied import MayTieHead
 
 
@@ -166,23 +159,11 @@ class GPT(MayTieHead):
             ConfigError: the documents do not fill one row, or the bias does not fit the batch.
         """
         check_documents(seqlens, num_rows, num_positions)
-        device, dtype = place or self.compute_device_dtype()
-        # layers with one recipe and number of groups first: facts are compared once for all of them
-        alike: dict[tuple[int, int], list[int]] = {}
-        for index, (spec, block) in enumerate(zip(self.specs, self.blocks, strict=True)):
-            groups: int = block.heads.num_kv_heads  # type: ignore[union-attr, assignment]
-            alike.setdefault((id(spec.bias), groups), []).append(index)
-        cases: dict[Any, AttnCase] = {}
-        for (recipe, groups), layers in alike.items():
-            shape = AttnShape(num_rows, num_positions, self.num_heads, groups, self.head_dim)
-            bias = self.specs[layers[0]].bias.build(self.num_heads, seqlens)
-            bias.check_fits(shape)
-            bias = bias.simplified(num_positions)
-            key = (recipe if bias.key is None else bias.key, shape)
-            known = cases[key].layers if key in cases else ()
-            call = AttnCall(bias, shape, dtype, device)
-            cases[key] = AttnCase(call, tuple(sorted((*known, *layers))))
-        return list(cases.values())
+        groups: list[int] = [block.heads.num_kv_heads for block in self.blocks]  # type: ignore[union-attr, misc]
+        sizes = (num_rows, num_positions, self.num_heads)
+        shapes = {G: AttnShape(*sizes, G, self.head_dim) for G in groups}
+        place = place or self.compute_device_dtype()
+        return distinct_cases(self.specs, [shapes[G] for G in groups], seqlens, *place)
 
     def prepare(
         self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None = None
@@ -263,6 +244,16 @@ class GPT(MayTieHead):
             handles: what `prepare` returns: one a layer.
             attention: computes attention instead of the backend, and outside compiled code.
         """
+        return self.hidden_and_aux(tokens_BM, positions_1M, handles, attention)[0]
+
+    def hidden_and_aux(
+        self,
+        tokens_BM: Tensor,
+        positions_1M: Tensor,
+        handles: Sequence[Any],
+        attention: Attention | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `hidden`, and the auxiliary losses of all layers added up; None where none has one."""
         eager = attention is not None
         attention = self.attention if attention is None else attention
         x_BMD = self.pos.embed(self.embed(tokens_BM), positions_1M)
@@ -270,16 +261,23 @@ class GPT(MayTieHead):
         if dtype == torch.bfloat16 and self.residual_dtype == "auto":
             x_BMD = x_BMD.to(dtype)  # float16 is left out: its largest number is 65,504
         positions = self._prepared_positions(positions_1M)
+        aux: Tensor | None = None
         recomputed = self.recomputed if torch.is_grad_enabled() else RecomputePlan()
         for index, block in enumerate(self.blocks):
             of_layer = (attention, handles[index], positions[index])
             if eager:
-                x_BMD = block.forward(x_BMD, *of_layer)
+                made = block.forward(x_BMD, *of_layer)
             elif index < recomputed.blocks:
-                x_BMD = checkpoint(block, x_BMD, *of_layer, use_reentrant=False)
+                made = checkpoint(block, x_BMD, *of_layer, use_reentrant=False)
             else:
-                x_BMD = block(x_BMD, *of_layer, index < recomputed.ffns)
-        return self.norm.forward(x_BMD) if eager else self.norm(x_BMD)
+                made = block(x_BMD, *of_layer, index < recomputed.ffns)
+            if isinstance(made, tuple):
+                x_BMD, own = made
+                wide = own.to(torch.promote_types(own.dtype, torch.float32))
+                aux = wide if aux is None else aux + wide
+            else:
+                x_BMD = made
+        return self.norm.forward(x_BMD) if eager else self.norm(x_BMD), aux
 
     def _prepared_positions(self, positions_1M: Tensor) -> list[Any]:
         """What the position encoding of each layer prepared."""

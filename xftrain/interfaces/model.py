@@ -185,8 +185,15 @@ class FeedForward(Protocol):
     module with its weights for the memory prediction, where it cannot run on fake tensors itself.
     """
 
-    def __call__(self, x_BMD: Tensor) -> Tensor:
-        """[B, M, D] to [B, M, D], which is added to the residual stream."""
+    def __call__(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """[B, M, D] to [B, M, D], which is added to the residual stream.
+
+        One with an auxiliary loss, as a mixture of experts has to balance its experts, returns a
+        pair: that and the loss, a scalar. It is a mean over the tokens of `x_BMD`, multiplied by
+        its weight already. Training minimizes the mean cross-entropy plus the auxiliary losses of
+        all layers; where a step has several batches, on one rank or more, each counts by its
+        number of labels. It is recorded as `train/aux_loss`, and validation leaves it out.
+        """
         ...
 
 

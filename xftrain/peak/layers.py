@@ -116,10 +116,10 @@ def _run_block(
         copied.ffn = stand_in()
     shared = [leaf for leaf in tree_leaves(positions) if isinstance(leaf, Tensor)]
     with Recorder(copied.parameters(), shared) as recorder:
-        y_BMD = copied(x_BMD, attention, handle, positions)
-        added_BMD = copied.fed_forward(x_BMD)  # autocast keeps its copies of the weights
-    kept = recorder.kept(y_BMD, compiled=is_compiled)
-    kept_by_ffn = recorder.kept(added_BMD, compiled=is_compiled)
+        made = copied(x_BMD, attention, handle, positions)
+        added = copied.fed_forward(x_BMD)  # autocast keeps its copies of the weights
+    kept = recorder.kept(made, compiled=is_compiled)
+    kept_by_ffn = recorder.kept(added, compiled=is_compiled)
     return BlockBytes(
         kept=kept,
         ffn=max(0, kept_by_ffn.activations - x_BMD.nbytes),
