@@ -180,6 +180,13 @@ def test_every_parameter_of_every_preset_has_a_rule(preset, overrides):
     assert unused == (set() if overrides else {r".*\.bias"})
 
 
+@pytest.mark.parametrize(("kind", "std"), [("up", 0.02), ("down", 0.02 / math.sqrt(8))])
+def test_the_matrices_of_experts_start_as_those_of_a_feed_forward(kind, std):
+    for name in (f"blocks.3.ffn.{kind}.weight", f"blocks.3.ffn.experts.12.{kind}.weight"):
+        (rule,) = [r for r in init_table(0.02, 4) if re.fullmatch(r.pattern, name)]
+        assert (rule.mean, rule.std) == (0.0, pytest.approx(std))
+
+
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 def test_weights_start_as_the_table_says(norm):
     model = gpt(norm=norm, linear_bias=True, num_layers=3, init_std=0.05, ffn="gelu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -83,11 +84,11 @@ def torch_errors(
     Its kernels differ among themselves, and with grouped heads taken natively or expanded. A way
     whose results are not finite is left out: twice its error would let anything pass. So is cuDNN,
     whose backward pass with a mask tensor gives such results (see `attention.dense`). None of them
-    caps scores: `capped_attention` stands for them there.
+    caps scores: there the yardstick is the error of `capped_attention`, or theirs without the cap
+    where that is larger.
     """
     if bias.softcap is not None:
-        results = output_and_grads(partial(capped_attention, bias=bias), qkv, grad)
-        return [relative_error(x, right) for x, right in zip(results, truth, strict=True)]
+        return _errors_with_a_cap(qkv, grad, bias, truth)
     worst = [0.0] * len(truth)
     kernels = (
         SDPBackend.MATH,
@@ -108,6 +109,16 @@ def torch_errors(
         errors = [relative_error(x, right) for x, right in zip(results, truth, strict=True)]
         worst = [max(pair) for pair in zip(worst, errors, strict=True)]
     return worst
+
+
+def _errors_with_a_cap(
+    qkv: tuple[Tensor, ...], grad: Tensor, bias: AttnBias, truth: list[Tensor]
+) -> list[float]:
+    results = output_and_grads(partial(capped_attention, bias=bias), qkv, grad)
+    capped = [relative_error(x, right) for x, right in zip(results, truth, strict=True)]
+    plain, wide = replace(bias, softcap=None), tuple(x.double() for x in qkv)
+    without = output_and_grads(partial(exact, bias=plain), wide, grad.double())
+    return [max(pair) for pair in zip(capped, torch_errors(qkv, grad, plain, without), strict=True)]
 
 
 def output_and_grads(attention: Attention, qkv: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:
