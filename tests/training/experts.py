@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Experts(nn.Module):
@@ -25,7 +24,8 @@ class Experts(nn.Module):
 
     def forward(self, x_BMD: Tensor) -> tuple[Tensor, Tensor]:
         probs = self.router(x_BMD).softmax(dim=-1)
-        chosen = F.one_hot(probs.argmax(dim=-1), len(self.up)).to(probs.dtype)
+        experts = torch.arange(len(self.up), device=probs.device)
+        chosen = (probs.argmax(dim=-1, keepdim=True) == experts).to(probs.dtype)
         gates = (probs * chosen).unbind(dim=-1)
         made = [g[..., None] * up(x_BMD).relu() for g, up in zip(gates, self.up, strict=True)]
         shares, means = chosen.flatten(0, -2).mean(0), probs.flatten(0, -2).mean(0)

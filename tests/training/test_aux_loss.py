@@ -139,6 +139,19 @@ def test_a_graphed_step_has_it(tmp_path, on_cpu, monkeypatch) -> None:  # noqa: 
     assert rows[1] == pytest.approx(rows[0], rel=1e-5)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "how", ["compile=true", "compile=cudagraphs", "trainer.precision=16-mixed"]
+)
+def test_on_a_gpu(tmp_path, how: str) -> None:
+    words = ("trainer=gpu", "model.attn=sdpa", "trainer.precision=bf16-mixed", *STEPS)
+    for name, more in (("plain", ()), ("other", (how,))):
+        run(tmp_path / name, *words, "max_steps=6", *more)
+    for name in ("train/aux_loss", "train/loss"):
+        plain, other = (rows_of(tmp_path / made, name) for made in ("plain", "other"))
+        assert other == pytest.approx(plain, rel=0.05), name
+
+
 def test_one_that_is_not_finite_stops_the_run_or_is_left_out(tmp_path, monkeypatch) -> None:
     words = (*moe("Spoilt"), "trainer.log_every_n_steps=1", "max_steps=4")
     monkeypatch.setattr(experts.Spoilt, "calls", 0)
