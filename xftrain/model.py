@@ -161,7 +161,7 @@ class GPT(MayTieHead):
         check_documents(seqlens, num_rows, num_positions)
         groups: list[int] = [block.heads.num_kv_heads for block in self.blocks]  # type: ignore[union-attr, misc]
         sizes = (num_rows, num_positions, self.num_heads)
-        shapes = {G: AttnShape(*sizes, G, self.head_dim) for G in groups}
+        shapes = {G: AttnShape(*sizes, G, self.head_dim) for G in set(groups)}
         place = place or self.compute_device_dtype()
         return distinct_cases(self.specs, [shapes[G] for G in groups], seqlens, *place)
 
