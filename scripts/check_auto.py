@@ -20,7 +20,7 @@ import torch
 from xftrain.attention.backends.auto import Auto, all_backends, times_ms
 from xftrain.attention.biases.alibi import Alibi
 from xftrain.console import quiet
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall, AttnCase, AttnShape
 from xftrain.markdown import table
 
 
@@ -74,19 +74,20 @@ def _documents(tokens: int) -> tuple[int, ...]:
 
 def measure(case: Case, device: torch.device, dtype: torch.dtype, *, flex: bool) -> dict[str, str]:
     """One line of the table."""
-    bias, shape = case.facts(), case.shape()
+    shape = case.shape()
+    call = AttnCall(case.facts(), shape, dtype, device)
     auto = Auto()
-    auto.choose(bias, shape, dtype, device)
+    auto.choose([AttnCase(call, (0,))])
     assert auto.chosen is not None
     backends = [
         backend
         for backend in all_backends()
         if (flex or not backend.needs_compilation)
         and (backend.name != "naive" or shape.B * shape.H * shape.M**2 < 2**30)
-        and not backend.unsupported(bias, shape, dtype, device)
+        and not backend.unsupported(*call)
     ]
     # with other inputs than auto's, and more repetitions
-    medians = times_ms(backends, bias, shape, dtype, device, seed=1, max_repeats=100)
+    medians = times_ms(backends, call, seed=1, max_repeats=100)
     times = {backend.name: ms for backend, ms in zip(backends, medians, strict=True)}
     best = min(times, key=lambda name: times[name])
     return {

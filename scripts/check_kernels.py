@@ -24,7 +24,7 @@ from torch import Tensor
 import xftrain
 from xftrain import registry
 from xftrain.benchmark.reference import RESULTS, output_and_grads, relative_error
-from xftrain.interfaces import AttnBias, AttnShape, Loss
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Loss
 from xftrain.kernels.prepend_features import prepend_features
 from xftrain.losses.full import Full
 from xftrain.losses.fused import Fused
@@ -41,6 +41,7 @@ ROWS = 1024  # queries of the float64 reference at a time
 
 def reference(bias: AttnBias, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
     """Output and gradients in float64, some rows of scores at a time."""
+    assert bias.scale is None and bias.softcap is None, "no report is about these"
     q, k, v, grad = (x.double() for x in (q, k, v, grad))
     out, dq, dk, dv = (torch.zeros_like(x) for x in (q, q, k, v))
     B, M, H, K = q.shape
@@ -103,7 +104,8 @@ def attention(
     the last row of the batch alone is compared.
     """
     backend = registry.load("model/attn", name)()
-    if reasons := backend.unsupported(bias, shape, dtype, CUDA):
+    call = AttnCall(bias, shape, dtype, CUDA)
+    if reasons := backend.unsupported(*call):
         return "refused", reasons[0]
     heads = (shape.H, shape.G, shape.G)
     qkv = torch.randn(shape.B, shape.M, sum(heads), shape.K, device=CUDA, dtype=dtype)
@@ -114,13 +116,13 @@ def attention(
     grad = torch.randn(q.shape, device=CUDA, dtype=dtype)
     if expanded_grad:
         grad = torch.ones((), device=CUDA, dtype=dtype).expand(q.shape)
-    handle = backend.prepare(bias, shape, dtype, CUDA)
+    handle = backend.prepare(*call)
     mine = output_and_grads(lambda *x: backend(*x, handle), (q, k, v), grad)
     compared = [q, k, v, grad]
     if last_row:
         mine, compared = ([x[-1:] for x in group] for group in (mine, compared))
     first = 1 if far_below_zero else 0
-    kernel = backend.kernel(bias, shape, dtype, CUDA)
+    kernel = backend.kernel(*call)
     return kernel, found(dtype, mine, reference(bias, *compared), first)
 
 

@@ -153,7 +153,7 @@ def test_each_layer_computes_its_own_options(attn, seqlens):
 def test_handles_are_one_for_each_distinct_bias():
     model = gpt(*TWO)
     cases = model.attention_cases(2, 24, None)
-    assert [(case.bias.window, case.layers) for case in cases] == [(5, (0, 2)), (None, (1, 3))]
+    assert [(case.call.bias.window, case.layers) for case in cases] == [(5, (0, 2)), (None, (1, 3))]
     handles = model.prepare(2, 24)
     assert handles[0] is handles[2] and handles[1] is handles[3] and handles[0] is not handles[1]
     assert model.prepare(2, 24)[1] is handles[1]  # kept while batches stay alike

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.models import VOCAB, options, random_tokens
 from xftrain.attention.backends.naive import Naive
 from xftrain.builder import assemble
-from xftrain.interfaces import Batch, positions_of
+from xftrain.interfaces import AttnCall, Backend, Batch, positions_of
 from xftrain.losses.full import Full
 from xftrain.model import GPT
 from xftrain.peak.plan import plan_memory
@@ -30,20 +30,22 @@ class Renamed(Naive):
     name = "renamed"
 
 
-class Plain:
+class Plain(Backend):
     """A backend of the user's own in plain PyTorch, which has no method for memory."""
 
-    def unsupported(self, *_: Any, **__: Any) -> list[str]:
+    name = "plain"
+
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         return []
 
-    def prepare(self, bias: Any, shape: Any, dtype: Any, device: Any) -> float:
-        return float(shape.K**-0.5)
+    def handle_for(self, call: AttnCall) -> float:
+        return call.scale
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         scores = torch.einsum("bmhk,bnhk->bhmn", q.float(), k.float()) * scale
         return torch.einsum("bhmn,bnhk->bmhk", scores.softmax(-1), v.float()).to(q.dtype)
 
-    def kernel(self, *_: Any) -> str:
+    def kernel_for(self, call: AttnCall) -> str:
         return "plain"
 
 

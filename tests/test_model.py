@@ -86,8 +86,10 @@ def test_packed_equals_separate_on_cuda(attn, bias, dtype, tolerance):
     seqlens = (65, 65) if attn == "flex" else PACKED_LENGTHS
     model = gpt(attn=attn, bias=bias, pos="rope", heads="gqa", scale=5.0).cuda()
     for row in (seqlens, *((n,) for n in seqlens)):
-        ((facts, shape, _),) = model.attention_cases(1, sum(row), row if len(row) > 1 else None)
-        if reasons := model.backend.unsupported(facts, shape, dtype, torch.device("cuda")):
+        place = (torch.device("cuda"), dtype)
+        seqlens_of_row = row if len(row) > 1 else None
+        ((call, _),) = model.attention_cases(1, sum(row), seqlens_of_row, place)
+        if reasons := model.backend.unsupported(*call):
             pytest.skip(f"refused, see test_parity.py: {'; '.join(reasons)}")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -176,6 +178,13 @@ def test_every_parameter_of_every_preset_has_a_rule(preset, overrides):
         used.add(rules[0].pattern)
     unused = {rule.pattern for rule in table} - used
     assert unused == (set() if overrides else {r".*\.bias"})
+
+
+@pytest.mark.parametrize(("kind", "std"), [("up", 0.02), ("down", 0.02 / math.sqrt(8))])
+def test_the_matrices_of_experts_start_as_those_of_a_feed_forward(kind, std):
+    for name in (f"blocks.3.ffn.{kind}.weight", f"blocks.3.ffn.experts.12.{kind}.weight"):
+        (rule,) = [r for r in init_table(0.02, 4) if re.fullmatch(r.pattern, name)]
+        assert (rule.mean, rule.std) == (0.0, pytest.approx(std))
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
@@ -372,5 +381,5 @@ def test_rows_of_the_embedding(asked, rows):
 def test_shape_letters_of_grouped_heads():
     for heads, num_kv_heads in NUM_KV_HEADS.items():
         model = assemble(options(heads=heads, num_heads=8).model, VOCAB)
-        ((_, shape, _),) = model.attention_cases(2, 16, None)
-        assert shape == AttnShape(B=2, M=16, H=8, G=num_kv_heads, K=8)
+        ((call, _),) = model.attention_cases(2, 16, None)
+        assert call.shape == AttnShape(B=2, M=16, H=8, G=num_kv_heads, K=8)

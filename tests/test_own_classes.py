@@ -72,8 +72,8 @@ OWN = """
 
     class Half(Backend):
         name = "half"
-        def unsupported(self, *a, **k): ...
-        def prepare(self, *a): ...
+        def reasons(self, *a, **k): ...
+        def handle_for(self, *a): ...
         def __call__(self, *a): ...
 
     class Source:
@@ -166,7 +166,7 @@ def test_what_fits_is_accepted(key, node):
             "optim: mine.FormerOptim.build is called with model, schedule, max_steps, and takes ",
         ),
         ("schedule", {"target": "mine.Schedule"}, "schedule: mine.Schedule.factor is called with "),
-        ("model.attn", {"target": "mine.Half"}, "model.attn: mine.Half has no kernel, "),
+        ("model.attn", {"target": "mine.Half"}, "model.attn: mine.Half has no kernel_for, "),
         ("model.ffn", {"target": "mine.NoForward"}, "model.ffn: mine.NoForward has no forward, "),
         ("model.norm", {"target": "mine.NoPlaces"}, "model.norm._target_=mine.NoPlaces must take "),
         ("model.ffn", {"target": "mine.Ffn", "dim": 3}, "model.ffn.dim must not be set: "),

@@ -103,10 +103,9 @@ def test_every_backend_has_a_row_and_trains_where_it_says() -> None:
     rows = {word(row[0]): row for row in table(OPTIONS, "| `causal`")}
     backends = {backend.name: backend for backend in all_backends()}
     assert rows.keys() == backends.keys()
-    cpu = torch.device("cpu")
     for name, row in rows.items():
         runs = [
-            not backends[name].unsupported(cell.facts(), cell.shape(16), cell.dtype, cpu)
+            not backends[name].unsupported(*cell.call("cpu", head_dim=16))
             for cell in CELLS
             if cell.backend == name
         ]

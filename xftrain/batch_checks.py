@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from numbers import Integral
+from numbers import Integral, Real
 
 from torch import Tensor
 
@@ -90,6 +90,19 @@ def check_bias(
         )
 
 
+def check_scores(scale: float | None, softcap: float | None) -> None:
+    """Refuses a scale or a soft cap of the scores that is not a finite number above 0.
+
+    Raises:
+        ConfigError: the rule and what was given.
+    """
+    for name, value in (("scale", scale), ("softcap", softcap)):
+        if value is not None and not _is_above_zero(value):
+            raise ConfigError(
+                f"model.bias: {name} must be a finite number above 0, or None, got {value!r}."
+            )
+
+
 def bias_misfits(
     slopes: Sequence[float] | None, additive_HMM: Tensor | None, num_heads: int, num_positions: int
 ) -> list[str]:
@@ -107,6 +120,11 @@ def bias_misfits(
                 f"got {list(shape)}"
             )
     return reasons
+
+
+def _is_above_zero(value: object) -> bool:
+    """Whether it is a finite number above 0, of Python or of NumPy."""
+    return isinstance(value, Real) and isfinite(float(value)) and float(value) > 0
 
 
 def _is_count(value: object) -> bool:

@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xftrain.attention.dense import dense_bias, masked_attention, masked_kernels
+from xftrain.attention.dense import (
+    dense_bias,
+    masked_attention,
+    masked_kernels,
+    written_out_attention,
+)
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias, AttnShape, DataSource
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape, DataSource
 from xftrain.model import GPT
 
 PROMPT_TOKENS = 16  # at most
@@ -43,17 +48,18 @@ def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _Lay
     k_BMGK, v_BMGK = cache.extend(k_BNGK, v_BNGK)
     num_positions, num_new = k_BMGK.shape[1], q_BNHK.shape[1]
     B, _, H, K = q_BNHK.shape
-    cache.bias.check_fits(AttnShape(B, num_positions, H, k_BMGK.shape[2], K))
-    mask, alive = dense_bias(
-        cache.bias,
-        num_positions,
-        q_BNHK.dtype,
-        q_BNHK.device,
-        first_query=num_positions - num_new,
-    )
+    shape = AttnShape(B, num_positions, H, k_BMGK.shape[2], K)
+    call = AttnCall(cache.bias, shape, q_BNHK.dtype, q_BNHK.device)
+    call.bias.check_fits(shape)
+    first = num_positions - num_new
+    mask, alive = dense_bias(call.bias, num_positions, call.dtype, call.device, first_query=first)
+    if (softcap := call.bias.softcap) is not None:  # which torch's own attention has not
+        return written_out_attention(
+            q_BNHK, k_BMGK, v_BMGK, mask, alive, scale=call.scale, softcap=softcap
+        )
     q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BMGK, v_BMGK))
     with masked_kernels(q.device):
-        out = masked_attention(q, k, v, mask, scale=K**-0.5).transpose(1, 2)
+        out = masked_attention(q, k, v, mask, scale=call.scale).transpose(1, 2)
     return out if alive is None else out * alive
 
 

@@ -27,8 +27,8 @@ def init_table(init_std: float, num_layers: int) -> tuple[Rule, ...]:
     residual_std = init_std / math.sqrt(2 * num_layers)
     return (
         Rule(r"(embed|head|pos\.table)\.weight", 0.0, init_std),
-        Rule(r"blocks\.\d+\.(heads\.qkv|ffn\.up)\.weight", 0.0, init_std),
-        Rule(r"blocks\.\d+\.(out|ffn\.down)\.weight", 0.0, residual_std),
+        Rule(r"blocks\.\d+\.(heads\.qkv|ffn\.(.+\.)?up)\.weight", 0.0, init_std),
+        Rule(r"blocks\.\d+\.(out|ffn\.(.+\.)?down)\.weight", 0.0, residual_std),
         Rule(r"(.*\.)?norm\w*\.weight", 1.0, 0.0),
         Rule(r".*\.bias", 0.0, 0.0),
     )

@@ -15,16 +15,10 @@ from xftrain.batch_checks import check_documents
 from xftrain.compilation import begin_compiling
 from xftrain.errors import ConfigError
 from xftrain.initialization import initialize
-from xftrain.interfaces import (
-    Attention,
-    AttnCase,
-    AttnShape,
-    Backend,
-    positions_of,
-)
+from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, positions_of
 from xftrain.layers.block import Block, RecomputePlan
 from xftrain.layers.linear import Linear
-from xftrain.layers.spec import LayerSpec
+from xftrain.layers.spec import LayerSpec, distinct_cases
 from xftrain.run_config import GPTConfig
 from xftrain.tied import MayTieHead
 
@@ -125,29 +119,29 @@ class GPT(MayTieHead):
         return self.head.weight.shape[0]
 
     def attention_cases(
-        self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None
+        self,
+        num_rows: int,
+        num_positions: int,
+        seqlens: tuple[int, ...] | None,
+        place: tuple[torch.device, torch.dtype] | None = None,
     ) -> list[AttnCase]:
-        """The distinct biases and sizes of attention calls for such a batch, and their layers.
+        """The distinct attention calls for such a batch, and their layers.
+
+        Args:
+            num_rows: B.
+            num_positions: M.
+            seqlens: lengths of documents packed into the one row.
+            place: where q, k and v come out, and their dtype; None is `compute_device_dtype`.
 
         Raises:
             ConfigError: the documents do not fill one row, or the bias does not fit the batch.
         """
         check_documents(seqlens, num_rows, num_positions)
-        # layers with one recipe and number of groups first: facts are compared once for all of them
-        alike: dict[tuple[int, int], list[int]] = {}
-        for index, (spec, block) in enumerate(zip(self.specs, self.blocks, strict=True)):
-            groups: int = block.heads.num_kv_heads  # type: ignore[union-attr, assignment]
-            alike.setdefault((id(spec.bias), groups), []).append(index)
-        cases: dict[Any, AttnCase] = {}
-        for (recipe, groups), layers in alike.items():
-            shape = AttnShape(num_rows, num_positions, self.num_heads, groups, self.head_dim)
-            bias = self.specs[layers[0]].bias.build(self.num_heads, seqlens)
-            bias.check_fits(shape)
-            bias = bias.simplified(num_positions)
-            key = (recipe if bias.key is None else bias.key, shape)
-            known = cases[key].layers if key in cases else ()
-            cases[key] = AttnCase(bias, shape, tuple(sorted((*known, *layers))))
-        return list(cases.values())
+        groups: list[int] = [block.heads.num_kv_heads for block in self.blocks]  # type: ignore[union-attr, misc]
+        sizes = (num_rows, num_positions, self.num_heads)
+        shapes = {G: AttnShape(*sizes, G, self.head_dim) for G in set(groups)}
+        place = place or self.compute_device_dtype()
+        return distinct_cases(self.specs, [shapes[G] for G in groups], seqlens, *place)
 
     def prepare(
         self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None = None
@@ -155,17 +149,17 @@ class GPT(MayTieHead):
         """The backend's handle of each layer for such a batch, kept while batches stay alike."""
         cases = self.attention_cases(num_rows, num_positions, seqlens)
         self.check_length(max(seqlens or (num_positions,)))
-        device, dtype = self.compute_device_dtype()
         # tensors made in inference mode would be refused by a later backward pass
-        place = (dtype, device, torch.is_inference_mode_enabled())
+        is_inference = torch.is_inference_mode_enabled()
         before, self._handles = self._handles, {}
         handles: list[Any] = [None] * len(self.blocks)
-        for bias, shape, layers in cases:
-            key = None if bias.key is None else (bias.key, shape, place)
+        for call, layers in cases:
+            facts = call.bias.key
+            key = None if facts is None else (facts, *call[1:], is_inference)
             if key is not None and key in before:
                 handle = before[key]
             else:
-                handle = self.backend.prepare(bias, shape, dtype, device)
+                handle = self.backend.prepare(*call)
             if key is not None:
                 self._handles[key] = handle
             for index in layers:
@@ -228,6 +222,16 @@ class GPT(MayTieHead):
             handles: what `prepare` returns: one a layer.
             attention: computes attention instead of the backend, and outside compiled code.
         """
+        return self.hidden_and_aux(tokens_BM, positions_1M, handles, attention)[0]
+
+    def hidden_and_aux(
+        self,
+        tokens_BM: Tensor,
+        positions_1M: Tensor,
+        handles: Sequence[Any],
+        attention: Attention | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `hidden`, and the auxiliary losses of all layers added up; None where none has one."""
         eager = attention is not None
         attention = self.attention if attention is None else attention
         x_BMD = self.pos.embed(self.embed(tokens_BM), positions_1M)
@@ -235,16 +239,23 @@ class GPT(MayTieHead):
         if dtype == torch.bfloat16 and self.residual_dtype == "auto":
             x_BMD = x_BMD.to(dtype)  # float16 is left out: its largest number is 65,504
         positions = self._prepared_positions(positions_1M)
+        aux: Tensor | None = None
         recomputed = self.recomputed if torch.is_grad_enabled() else RecomputePlan()
         for index, block in enumerate(self.blocks):
             of_layer = (attention, handles[index], positions[index])
             if eager:
-                x_BMD = block.forward(x_BMD, *of_layer)
+                made = block.forward(x_BMD, *of_layer)
             elif index < recomputed.blocks:
-                x_BMD = checkpoint(block, x_BMD, *of_layer, use_reentrant=False)
+                made = checkpoint(block, x_BMD, *of_layer, use_reentrant=False)
             else:
-                x_BMD = block(x_BMD, *of_layer, index < recomputed.ffns)
-        return self.norm.forward(x_BMD) if eager else self.norm(x_BMD)
+                made = block(x_BMD, *of_layer, index < recomputed.ffns)
+            if isinstance(made, tuple):
+                x_BMD, own = made
+                wide = own.to(torch.promote_types(own.dtype, torch.float32))
+                aux = wide if aux is None else aux + wide
+            else:
+                x_BMD = made
+        return self.norm.forward(x_BMD) if eager else self.norm(x_BMD), aux
 
     def _prepared_positions(self, positions_1M: Tensor) -> list[Any]:
         """What the position encoding of each layer prepared."""

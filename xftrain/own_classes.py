@@ -38,7 +38,10 @@ class Contract(NamedTuple):
 _SAVED = ("saved_optimizer", "saved_lr_scheduler", "optimizer", "lr_scheduler")
 _LAYER = ("dim", "linear_bias")
 CONTRACTS = {
-    "model/attn": Contract(methods=("unsupported", "prepare", "__call__", "kernel")),
+    "model/attn": Contract(
+        methods=("reasons", "handle_for", "__call__", "kernel_for"),
+        base="xftrain.interfaces.Backend",
+    ),
     "model/bias": Contract(methods=("build",)),
     "model/pos": Contract(
         ("dim", "head_dim"), ("embed", "prepare", "apply_to"), ("max_positions",)

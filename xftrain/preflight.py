@@ -36,19 +36,16 @@ def check_runs(
     """
     with torch.device("meta"):
         model = assemble(cfg.model, vocab_size)
-    cases = model.attention_cases(*batch.shape_BM, batch.seqlens)
+    place = (device, dtype)
+    cases = model.attention_cases(*batch.shape_BM, batch.seqlens, place)
     if batch.seqlens is not None:
         # this batch's documents are short by chance; one as long as a row will come
-        cases += model.attention_cases(1, cfg.seq, (cfg.seq,))
-    for bias, shape, layers in cases:
-        reasons = model.backend.unsupported(bias, shape, dtype, device)
+        cases += model.attention_cases(1, cfg.seq, (cfg.seq,), place)
+    for call, layers in cases:
+        reasons = model.backend.unsupported(*call)
         if not reasons:
             continue
-        works = [
-            backend.name
-            for backend in all_backends()
-            if not backend.unsupported(bias, shape, dtype, device)
-        ]
+        works = [backend.name for backend in all_backends() if not backend.unsupported(*call)]
         raise ConfigError(
             f"model.attn={cfg.model.attn.label} cannot run "
             f"{_described(cfg.model, layers[0])} in {str(dtype).removeprefix('torch.')} "
@@ -63,8 +60,8 @@ def check_runs(
         ask = getattr(part, "unsupported", None)
         if ask is not None and (why := ask(device)):
             raise ConfigError(f"{'; '.join(why)}.")
-    for bias, shape, _ in cases:
-        model.check_length(max(bias.seqlens or (shape.M,)))
+    for call, _ in cases:
+        model.check_length(max(call.bias.seqlens or (call.shape.M,)))
 
 
 def check_labels(data: DataSource, trainer: TrainerConfig) -> None:

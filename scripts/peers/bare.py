@@ -26,9 +26,9 @@ def measure(setup: Setup) -> dict[str, Any]:
     cross_entropy = builder.build_loss(options)
     model = builder.build_model(options, data).to(setup.device)
     sizes = (setup.sizes.rows, setup.sizes.seq)
-    cases = model.attention_cases(*sizes, None)
-    place = (compute_dtype(setup.precision), torch.device(setup.device))
-    kernel = kernel_name(model.backend, cases, *place)
+    place = (torch.device(setup.device), compute_dtype(setup.precision))
+    cases = model.attention_cases(*sizes, None, place)
+    kernel = kernel_name(model.backend, cases)
     enable_autotune(options.matmul)
     if setup.compile:
         model.compile_blocks(packed=False)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from xftrain import registry
-from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
 
 WINDOW = 20
 # An option of conf/model/bias with other values than its own.
@@ -49,9 +49,10 @@ class Cell:
         recipe = registry.load("model/bias", name)(**options)
         return recipe.build(NUM_HEADS, PACKED_LENGTHS if self.packed else None)
 
-    def shape(self, head_dim: int) -> AttnShape:
+    def call(self, device: str, head_dim: int) -> AttnCall:
         rows = 1 if self.packed else 2
-        return AttnShape(rows, ROW_LENGTH, NUM_HEADS, NUM_KV_HEADS[self.heads], head_dim)
+        shape = AttnShape(rows, ROW_LENGTH, NUM_HEADS, NUM_KV_HEADS[self.heads], head_dim)
+        return AttnCall(self.facts(), shape, self.dtype, torch.device(device))
 
 
 CELLS = [

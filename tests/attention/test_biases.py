@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from xftrain.attention.biases.alibi import Alibi, slopes
 from xftrain.attention.folding import fold, folding_reasons
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple)
 
@@ -78,15 +78,14 @@ def test_folded_features_are_the_slope_times_the_position(seqlens, num_heads, he
     bias = Alibi().build(num_heads, seqlens)
     size = sum(seqlens)
     assert not folding_reasons(bias, size, dtype)
-    folded = fold(
-        bias, AttnShape(1, size, num_heads, num_heads, head_dim), dtype, torch.device("cpu")
-    )
+    shape = AttnShape(1, size, num_heads, num_heads, head_dim)
+    folded = fold(AttnCall(bias, shape, dtype, torch.device("cpu")))
     assert (folded.k_1M1F.shape[-1] + head_dim) % 8 == 0
     last = size - 1
     start = size - seqlens[-1]
     q_HF = folded.q_1MHF[0, last if folded.q_1MHF.shape[1] > 1 else 0].double()
     k_MF = folded.k_1M1F[0, start:, 0].double()
-    got_HM = q_HF @ k_MF.T * head_dim**-0.5
+    got_HM = q_HF @ k_MF.T * folded.scale
     want_HM = torch.tensor(bias.slopes).double()[:, None] * torch.arange(seqlens[-1])
     error = (got_HM - got_HM[:, :1]) - want_HM
     # relative to the slope: 2^-20 positions
@@ -120,7 +119,7 @@ def test_what_cancels_in_float32_does_so_in_each_sum_that_a_kernel_may_keep(
     sums, num_positions, head_dim
 ):
     bias, shape = Alibi().build(6, None), AttnShape(1, num_positions, 6, 6, head_dim)
-    folded = fold(bias, shape, torch.float32, torch.device("cpu"))
+    folded = fold(AttnCall(bias, shape, torch.float32, torch.device("cpu")))
     # a query and the key at its own position, where the bias is 0
     products_MHF = folded.q_1MHF[0] * folded.k_1M1F[0]
     width = products_MHF.shape[-1]

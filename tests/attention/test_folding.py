@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xftrain.attention.folding import fold, folding_reasons, folds, num_features, unfolded
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 
 CPU = torch.device("cpu")
 # Bits that a factor may have (in float32 those of TF32, in float64 half of them), and pieces.
@@ -34,7 +34,7 @@ LONGEST = {  # of a slope of 1, with an error of 2^-8, 2^-8, 2^-11 and 2^-30
 def test_features_are_exact_to_the_last_piece(dtype: torch.dtype, length: int) -> None:
     bits, pieces = EXACT[dtype]
     slopes, shape = (1 / 3, -math.pi / 70, 2.0**-8), AttnShape(1, length, 3, 3, 64)
-    made = fold(AttnBias(slopes=slopes), shape, dtype, CPU)
+    made = fold(AttnCall(AttnBias(slopes=slopes), shape, dtype, CPU))
     k_NF = made.k_1M1F[0, :, 0].double()
     assert k_NF.max() < 2**bits and k_NF.frac().abs().max() == 0
     slopes_H1 = torch.tensor(slopes, dtype=torch.float64)[:, None]
@@ -73,7 +73,7 @@ def test_features_are_as_few_as_digits_and_pieces_say() -> None:
         (torch.float64, 2048, 8 + 16 + 16),
     ]:
         shape = AttnShape(1, length, 1, 1, 96 - count)
-        assert num_features(AttnBias(slopes=(1e-3,)), shape, dtype) == count
+        assert num_features(AttnCall(AttnBias(slopes=(1e-3,)), shape, dtype, CPU)) == count
 
 
 def test_a_feature_is_as_large_as_the_range_of_float16_and_no_larger() -> None:

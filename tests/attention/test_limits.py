@@ -8,7 +8,7 @@ import torch
 from tests.attention.cells import backend_named
 from xftrain.attention.folding import fold, num_features
 from xftrain.attention.limits import MOST_NUMBERS
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 
 CUDA, CPU, HALF = torch.device("cuda"), torch.device("cpu"), torch.bfloat16
 SLOPES = AttnBias(slopes=(0.5,) * 64)
@@ -62,7 +62,8 @@ def test_documents_that_are_one_call_each_are_counted_one_by_one() -> None:
 @pytest.mark.parametrize("head_dim", [12, 64])
 def test_the_number_of_features_is_told_before_they_are_made(dtype, length, head_dim) -> None:
     shape, bias = AttnShape(1, length, 2, 2, head_dim), AttnBias(slopes=(1e-3, 1e-4))
-    made = fold(bias, shape, dtype, CPU)
-    count = num_features(bias, shape, dtype)
+    call = AttnCall(bias, shape, dtype, CPU)
+    made = fold(call)
+    count = num_features(call)
     assert made.q_1MHF.shape[-1] == made.k_1M1F.shape[-1] == count
-    assert num_features(AttnBias(), shape, dtype) == 0
+    assert num_features(call._replace(bias=AttnBias())) == 0

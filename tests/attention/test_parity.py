@@ -17,16 +17,14 @@ import torch
 from tests.attention.cells import CELLS, Cell, backend_named, listed_refusal
 from xftrain.benchmark.reference import torch_sdpa
 from xftrain.benchmark.rule import judge
-from xftrain.interfaces import AttnBias, Backend
+from xftrain.interfaces import AttnBias, AttnCall, Backend
 
 
 def check(cell: Cell, device: str, head_dim: int) -> tuple[str, float]:
     """The kernel that ran and its worst error as a multiple of torch's; "refused" if listed."""
-    facts, shape = cell.facts(), cell.shape(head_dim)
-    backend = backend_named(cell.backend)
-    place = torch.device(device)
+    call, backend = cell.call(device, head_dim), backend_named(cell.backend)
     listed = listed_refusal(device, cell)
-    reasons = backend.unsupported(facts, shape, cell.dtype, place)
+    reasons = backend.unsupported(*call)
     if listed is not None:
         assert any(re.search(listed, reason) for reason in reasons), f"no longer refused: {reasons}"
         return "refused", 0.0
@@ -34,9 +32,9 @@ def check(cell: Cell, device: str, head_dim: int) -> tuple[str, float]:
 
     seed = secrets.randbelow(2**31)  # fresh each run; named where it fails
     generator = torch.Generator().manual_seed(seed)
-    verdict = judge(backend, facts, shape, cell.dtype, place, generator)
+    verdict = judge(backend, call, generator)
     assert not verdict.faults, f"{verdict.faults}, seed {seed}"
-    return backend.kernel(facts, shape, cell.dtype, place), verdict.worst
+    return backend.kernel(*call), verdict.worst
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
@@ -63,10 +61,11 @@ class _Wrong(Backend):
     def __init__(self, fault: str) -> None:
         self.fault = fault
 
-    def unsupported(self, *facts: object, needs_grad: bool = True) -> list[str]:
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         return []
 
-    def prepare(self, bias: AttnBias, *_: object) -> AttnBias:
+    def handle_for(self, call: AttnCall) -> AttnBias:
+        bias = call.bias
         if self.fault == "window":
             assert bias.window is not None
             return dataclasses.replace(bias, window=bias.window + 1)
@@ -78,7 +77,7 @@ class _Wrong(Backend):
         out = torch_sdpa(q * 1.05 if self.fault == "scale" else q, k, v, handle)
         return out.float() if self.fault == "dtype" else out
 
-    def kernel(self, *facts: object) -> str:
+    def kernel_for(self, call: AttnCall) -> str:
         return "wrong"
 
 
@@ -90,7 +89,6 @@ def test_the_rule_can_fail(fault: str, said: str | None) -> None:
     # a kernel that forgets the scale, and one that sees one key too many, must not pass
     cell = next(c for c in CELLS if str(c) == "naive-window-mha-rows-bfloat16")
     generator = torch.Generator().manual_seed(0)
-    place = torch.device("cpu")
-    verdict = judge(_Wrong(fault), cell.facts(), cell.shape(16), cell.dtype, place, generator)
+    verdict = judge(_Wrong(fault), cell.call("cpu", head_dim=16), generator)
     assert bool(verdict.faults) == (said is not None)
     assert (said or "") in " ".join(verdict.faults)

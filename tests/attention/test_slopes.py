@@ -13,7 +13,7 @@ from tests.attention.cells import backend_named
 from xftrain.attention.dense import dense_bias
 from xftrain.attention.folding import fold, folding_reasons
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -36,9 +36,9 @@ def test_features_are_finite_or_refused_and_the_sign_does_not_matter(
     for bias in (plus, minus):
         if reasons[0]:
             with pytest.raises(ConfigError, match="ALiBi folded over"):
-                fold(bias, shape, dtype, CPU)
+                fold(AttnCall(bias, shape, dtype, CPU))
             continue
-        folded = fold(bias, shape, dtype, CPU)
+        folded = fold(AttnCall(bias, shape, dtype, CPU))
         assert folded.q_1MHF.isfinite().all() and folded.k_1M1F.isfinite().all()
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from xftrain.attention.backends.xformers import XFormers
 from xftrain.attention.xformers_ops import loading
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 
 CPU = torch.device("cpu")
 
@@ -147,16 +147,16 @@ def test_flash_reads_grouped_heads_as_they_are(bias, num_kv_heads):
 def test_operators_are_asked_for_once_for_batches_of_other_lengths(monkeypatch):
     asked = []
 
-    def ops(self, bias, shape, dtype, device, *, needs_grad):
-        asked.append(bias.seqlens)
+    def ops(self, call, *, needs_grad):
+        asked.append(call.bias.seqlens)
         return None, None
 
     monkeypatch.setattr(XFormers, "_ops", ops)
     backend, gpu = XFormers(), torch.device("cuda")  # which is not touched
     for seqlens in ((40, 24), (10, 54), (64,)):
-        facts = (AttnBias(seqlens=seqlens), AttnShape(1, 64, 4, 2, 32), torch.bfloat16, gpu)
-        assert not backend._runs_grouped(*facts)
+        bias, shape = AttnBias(seqlens=seqlens), AttnShape(1, 64, 4, 2, 32)
+        assert not backend._runs_grouped(AttnCall(bias, shape, torch.bfloat16, gpu))
     assert asked == [(40, 24)]
     for other in (torch.float16, torch.float32):
-        backend._runs_grouped(AttnBias(), AttnShape(1, 64, 4, 2, 32), other, gpu)
+        backend._runs_grouped(AttnCall(AttnBias(), AttnShape(1, 64, 4, 2, 32), other, gpu))
     assert len(asked) == 3

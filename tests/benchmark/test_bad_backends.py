@@ -54,7 +54,7 @@ class CrashesWhenTimed(Naive):
 
 
 class Refuses(Naive):
-    def unsupported(self, *facts, needs_grad=True):
+    def reasons(self, call, *, needs_grad=True):
         return ["it is a Monday", "it rains"]
 '''
 ENDS = {

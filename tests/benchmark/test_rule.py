@@ -12,7 +12,7 @@ from torch import Tensor
 from xftrain.attention.backends.naive import Naive
 from xftrain.benchmark import growth, reference, rule
 from xftrain.benchmark.reference import RESULTS, exact, output_and_grads, poisoned, torch_errors
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 
 CPU = torch.device("cpu")
 SHAPE = AttnShape(2, 24, 2, 2, 16)
@@ -20,7 +20,7 @@ SHAPE = AttnShape(2, 24, 2, 2, 16)
 
 def verdict(backend: Naive, dtype: torch.dtype = torch.bfloat16) -> rule.Verdict:
     generator = torch.Generator().manual_seed(0)
-    return rule.judge(backend, AttnBias(), SHAPE, dtype, CPU, generator)
+    return rule.judge(backend, AttnCall(AttnBias(), SHAPE, dtype, CPU), generator)
 
 
 @pytest.mark.parametrize(("times", "is_right"), [(1.9, True), (2.1, False)])

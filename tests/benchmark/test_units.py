@@ -22,7 +22,7 @@ from xftrain.benchmark.reference import ratio
 from xftrain.benchmark.rows import RowStore, read_rows, write_csv
 from xftrain.benchmark.rule import judge
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 from xftrain.timing import in_turns
 
 CPU = torch.device("cpu")
@@ -131,7 +131,7 @@ class _NaN(Naive):
 def test_nan_is_never_right(where: str) -> None:
     # max(0.0, nan) is 0.0 in Python: such kernels once counted as exact
     shape = AttnShape(1, 9, 2, 2, 8)
-    verdict = judge(_NaN(where), AttnBias(), shape, torch.float32, CPU, torch.Generator())
+    verdict = judge(_NaN(where), AttnCall(AttnBias(), shape, torch.float32, CPU), torch.Generator())
     assert verdict.faults and verdict.worst == math.inf
 
     cell = attention_cell(
@@ -139,7 +139,7 @@ def test_nan_is_never_right(where: str) -> None:
         **{"rows": 1, "num_heads": 2, "head_dim": 8, "seqlens": (4, 1, 3)},
         **{"dtype": "float32", "device": "cpu"},
     )
-    found = _segment_errors(_NaN(where), cell.facts(), cell)
+    found = _segment_errors(_NaN(where), cell.call())
     assert found["error_packed"] == math.inf
     row = {"status": "ok", "error_packed": None, "error_alone": 1e-7}  # as JSON keeps it
     assert _verdict(row) == "WRONG"

@@ -45,10 +45,12 @@ class Made:
 
 
 def attention(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, bias: AttnBias) -> Tensor:
-    """`softmax(q k^T * scale + materialize()) v`, a query head's keys repeated for it."""
+    """`softmax(scores + materialize()) v`, a query head's keys repeated for it."""
     M, H, K = q_BMHK.shape[1:]
     k, v = (x.repeat_interleave(H // x.shape[2], dim=2) for x in (k_BMGK, v_BMGK))
-    scores_BHMM = torch.einsum("bihk,bjhk->bhij", q_BMHK, k) * K**-0.5
+    scores_BHMM = torch.einsum("bihk,bjhk->bhij", q_BMHK, k) * (bias.scale or K**-0.5)
+    if bias.softcap is not None:
+        scores_BHMM = bias.softcap * torch.tanh(scores_BHMM / bias.softcap)
     probs_BHMM = (scores_BHMM + bias.materialize(M)).softmax(dim=-1)
     return torch.einsum("bhij,bjhk->bihk", probs_BHMM, v)
 

@@ -23,15 +23,18 @@ class Again:
     """
 
     made = 0
+    has_aux = False  # whether the feed-forwards have an auxiliary loss
     warming_up = nullcontext
 
     def __call__(self, make: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
         groups = make.__self__._optimizer().param_groups
         recorded = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         assert all(isinstance(values["lr"], torch.Tensor) for values in recorded)
-        zeros = torch.zeros(5).unbind()
-        held = Outcome(zeros[0], LossSums(zeros[1], zeros[2].long(), zeros[3].long()), zeros[4])
-        places = [held.loss, *held.sums, held.grad_norm]
+        zeros = torch.zeros(6).unbind()
+        aux = zeros[5] if self.has_aux else None
+        sums = LossSums(zeros[1], zeros[2].long(), zeros[3].long(), aux)
+        held = Outcome(zeros[0], sums, zeros[4])
+        places = [held.loss, *(one for one in sums if one is not None), held.grad_norm]
 
         def replay() -> None:
             type(self).made += 1
@@ -41,7 +44,8 @@ class Again:
             loss, sums, grad_norm = make()
             for group, values in zip(groups, now, strict=True):
                 group.update(values)
-            for place, value in zip(places, (loss, *sums, grad_norm), strict=True):
+            values = (loss, *(one for one in sums if one is not None), grad_norm)
+            for place, value in zip(places, values, strict=True):
                 place.copy_(value)
 
         return replay, held

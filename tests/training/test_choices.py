@@ -76,7 +76,7 @@ def test_a_run_that_was_killed_before_its_first_save_keeps_its_attention(tmp_pat
 def test_what_cannot_run_here_is_chosen_again_with_a_word(tmp_path, fastest, monkeypatch, caplog):
     fastest("sdpa")
     run(tmp_path, *STEPS, "max_steps=2")
-    monkeypatch.setattr(sdpa.SDPA, "unsupported", lambda *_, **__: ["no such kernel"])
+    monkeypatch.setattr(sdpa.SDPA, "reasons", lambda *_, **__: ["no such kernel"])
     fastest("naive")
     with caplog.at_level("INFO"):
         assert run(tmp_path, *STEPS, "ckpt=auto")["kernel"] == "naive"

@@ -78,8 +78,8 @@ def test_what_is_called_once_is_not_compiled():
     batch = data.batch("train", 0)
     model.compile_blocks(packed=False)
     naive = Naive()
-    ((bias, shape, layers),) = model.attention_cases(*batch.shape_BM, None)
-    handles = [naive.prepare(bias, shape, torch.float32, CPU)] * len(layers)
+    ((call, layers),) = model.attention_cases(*batch.shape_BM, None)
+    handles = [naive.prepare(*call)] * len(layers)
     counters.clear()
     model.hidden(batch.tokens_BM, batch.positions_1M, handles, naive)
     assert counters["stats"]["calls_captured"] == 0

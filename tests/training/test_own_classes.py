@@ -30,7 +30,7 @@ OWN = """
             Backend.calls += 1
             return super().__call__(*args)
 
-        def kernel(self, *facts):
+        def kernel_for(self, call):
             return "own-kernel"
 
     class Backwards(Counting):

@@ -1,4 +1,4 @@
-"""Biases as one tensor, for kernels that take nothing else, and torch's attention with one."""
+"""Biases as one tensor, for kernels that take nothing else, and attention with one."""
 
 from __future__ import annotations
 
@@ -138,6 +138,51 @@ def masked_attention(
     return F.scaled_dot_product_attention(
         q_BHNK, k_BGMK, v_BGMK, attn_mask=mask, scale=scale, enable_gqa=grouped
     )
+
+
+def written_out_attention(
+    q_BNHK: Tensor,
+    k_BMGK: Tensor,
+    v_BMGK: Tensor,
+    bias_1HNM: Tensor | None,
+    alive: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Attention in plain operations with all scores in float32 or wider, [B, N, H, K].
+
+    Query heads of a group share their K/V head without a copy of it.
+
+    Args:
+        q_BNHK: queries, as many as there are keys or fewer.
+        k_BMGK: keys.
+        v_BMGK: values.
+        bias_1HNM: what is added to the scores, -inf where hidden; None where nothing is.
+        alive: see `dense_bias`.
+        scale: what q k^T is multiplied by.
+        softcap: see `AttnBias`.
+    """
+    B, N, H, K = q_BNHK.shape
+    G = k_BMGK.shape[2]
+    wide = torch.promote_types(q_BNHK.dtype, torch.float32)
+    # autocast would take the scores back to 16 bits
+    with torch.autocast(q_BNHK.device.type, enabled=False):
+        # Query heads [H] = [G, H/G]: those of a group become further rows of one product.
+        q = q_BNHK.to(wide).transpose(1, 2).reshape(B, G, H // G * N, K)
+        k = k_BMGK.to(wide).transpose(1, 2)
+        v = v_BMGK.to(wide).transpose(1, 2)
+        factor = scale if softcap is None else scale / softcap
+        scores_BHNM = (q @ k.transpose(-2, -1) * factor).view(B, H, N, -1)
+        if softcap is not None:
+            scores_BHNM = scores_BHNM.tanh() * softcap
+        if bias_1HNM is not None:
+            scores_BHNM = scores_BHNM + bias_1HNM
+        probs = scores_BHNM.softmax(dim=-1).view(B, G, H // G * N, -1)
+        out_BNHK = (probs @ v).view(B, H, N, K).transpose(1, 2)
+        if alive is not None:
+            out_BNHK = out_BNHK * alive
+    return out_BNHK.to(q_BNHK.dtype)
 
 
 def heads_for_mask(q_BHNK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor) -> tuple[Tensor, Tensor]:

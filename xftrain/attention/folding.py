@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall
 from xftrain.kernels.prepend_features import prepend_features
 
 # Per dtype: bits of one exact piece; pieces of a slope; the error a score may get.
@@ -43,16 +43,21 @@ class Fold:
     """Features to put in front of q and k.
 
     Attributes:
-        q_1MHF: query features, already divided by the softmax scale; M is 1 where they are the
+        q_1MHF: query features, already divided by the kernel's scale; M is 1 where they are the
             same at every position.
         k_1M1F: key features, the same for every head.
+        scale: for the kernel to multiply by.
+        q_factor: what q is multiplied by before, which with `scale` makes the scale of the call.
     """
 
     q_1MHF: Tensor
     k_1M1F: Tensor
+    scale: float
+    q_factor: float
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor) -> tuple[Tensor, Tensor]:
         """q and k with the features in front: [B, M, H, F+K] and [B, M, G, F+K]."""
+        q_BMHK = q_BMHK if self.q_factor == 1 else q_BMHK * self.q_factor
         return prepend_features(q_BMHK, self.q_1MHF), prepend_features(k_BMGK, self.k_1M1F)
 
 
@@ -93,7 +98,8 @@ def folding_reasons(
         ]
     if head_dim is not None:
         bits = _PIECES[dtype][0]
-        feature = steepest * head_dim**0.5 * 2.0 ** (bits * (_num_digits(longest, bits) - 1))
+        scale = head_dim**-0.5 if bias.scale is None else bias.scale
+        feature = steepest / scale * 2.0 ** (bits * (_num_digits(longest, bits) - 1))
         if feature > (largest := torch.finfo(dtype).max):
             return [
                 f"ALiBi folded over {longest} positions with a slope of {steepest:.3g} needs "
@@ -107,8 +113,9 @@ def _num_digits(longest: int, bits: int) -> int:
     return max(1, math.ceil((longest - 1).bit_length() / bits))
 
 
-def num_features(bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
+def num_features(call: AttnCall) -> int:
     """How many features `fold` puts in front of q and k; none where nothing is folded."""
+    bias, shape, dtype, _ = call
     if not folds(bias) or dtype not in _PIECES:
         return 0
     bits, num_pieces, _ = _PIECES[dtype]
@@ -119,12 +126,13 @@ def num_features(bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
     return count + -(count + shape.K) % _ALIGN
 
 
-def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device) -> Fold:
+def fold(call: AttnCall) -> Fold:
     """The features of an ALiBi bias for one batch.
 
     Raises:
         ConfigError: a document is too long for it, see `folding_reasons`.
     """
+    bias, shape, dtype, device = call
     assert bias.slopes is not None
     if reasons := folding_reasons(bias, shape.M, dtype, shape.K):
         raise ConfigError(f"{reasons[0]}: shorten the documents, or use model.attn=flex.")
@@ -135,7 +143,8 @@ def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.dev
     digits_M = [(positions_M >> (bits * n)) & (2**bits - 1) for n in range(num_digits)]
     subtract_own = dtype in _LESS_OWN
 
-    rest_H = torch.tensor(bias.slopes, dtype=torch.float64) / shape.scale
+    scale = _kernel_scale(call)
+    rest_H = torch.tensor(bias.slopes, dtype=torch.float64) / scale
     products: list[_Product] = []  # the largest first
     for _ in range(num_pieces):
         piece_H = _round_to_bits(rest_H, bits)
@@ -150,7 +159,20 @@ def fold(bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.dev
     return Fold(
         q_1MHF=torch.stack(torch.broadcast_tensors(*q_feats), dim=-1)[None],
         k_1M1F=torch.stack(k_feats, dim=-1)[None, :, None],
+        scale=scale,
+        q_factor=call.scale / scale,
     )
+
+
+def _kernel_scale(call: AttnCall) -> float:
+    """On a CPU, in float32 and wider, the nearest power of two to the scale of the call.
+
+    The backward pass of torch's kernel there multiplies by the scale within the product, before
+    features have cancelled: they stay exact only where they are multiplied by a power of two.
+    """
+    if call.device.type != "cpu" or call.dtype not in _LESS_OWN:
+        return call.scale
+    return float(2.0 ** round(math.log2(call.scale)))
 
 
 _Product = tuple[Tensor, Tensor]  # a feature of the query, [1 or M, H], and of the key, [M]

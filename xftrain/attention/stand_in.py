@@ -25,7 +25,7 @@ def fused_kernel(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any = N
 
 
 def materialized_scores(
-    q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, lengths: list[int]
+    q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, lengths: list[int], num_saved: int = 1
 ) -> Tensor:
     """Saves q, k and v in float32 (or float64), and the softmax of each document's scores.
 
@@ -34,8 +34,9 @@ def materialized_scores(
         k_BMGK: keys.
         v_BMGK: values.
         lengths: of the documents in a row.
+        num_saved: tensors of the size of the scores that are saved, the softmax among them.
     """
-    out_BMHK: Tensor = _SavesScores.apply(q_BMHK, k_BMGK, v_BMGK, lengths)
+    out_BMHK: Tensor = _SavesScores.apply(q_BMHK, k_BMGK, v_BMGK, lengths * num_saved)
     return out_BMHK
 
 

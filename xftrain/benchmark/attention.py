@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xftrain.attention.backends.naive import Naive
 from xftrain.attention.backends.sdpa import SDPA
 from xftrain.attention.dense import documents_of
 from xftrain.benchmark.cells import AttentionCell
@@ -22,7 +23,7 @@ from xftrain.benchmark.reference import (
     relative_error,
 )
 from xftrain.benchmark.worker import Reporter, Unsupported, free_memory, outcome
-from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
 from xftrain.timing import in_turns, synchronize, wall_ms
 
 _BUDGET_S = 0.2  # of timing, a cell and direction
@@ -32,7 +33,7 @@ _FORWARD, _BACKWARD = 2, 5  # products of M x M x K: q k^T and p v; the same and
 
 
 @dataclass
-class _Call:
+class _BoundCall:
     """Inputs and kernel of a cell, ready to be called."""
 
     backend: Backend
@@ -90,20 +91,20 @@ def _turns(rows: dict[int, dict[str, Any]], device: torch.device) -> list[list[i
 
 def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
     """All of a row but the times."""
-    bias, backend, device = cell.facts(), cell.build_backend(), cell.torch_device
-    reasons = backend.unsupported(bias, cell.shape, cell.torch_dtype, device)
-    if reasons:
+    call, backend = cell.call(), cell.build_backend()
+    device = call.device
+    if reasons := backend.unsupported(*call):
         raise Unsupported("; ".join(reasons))
-    prepare = partial(backend.prepare, bias, cell.shape, cell.torch_dtype, device)
-    call = _Call(backend, prepare(), *_inputs(cell))
-    call.both()  # loads kernels and compiles, so that this is not measured
-    call.handle = None
-    memory = memory_of(prepare, partial(_with_handle, call), device)
+    prepare = partial(backend.prepare, *call)
+    bound = _BoundCall(backend, prepare(), *_inputs(call))
+    bound.both()  # loads kernels and compiles, so that this is not measured
+    bound.handle = None
+    memory = memory_of(prepare, partial(_with_handle, bound), device)
     mask_times = [wall_ms(prepare, device) for _ in range(5)]
-    pairs = visible_pairs(bias, cell.shape.M)
+    pairs = visible_pairs(call.bias, cell.shape.M)
     row = {
-        "kernel": backend.kernel(bias, cell.shape, cell.torch_dtype, device),
-        "inputs_mib": sum(x.numel() * x.element_size() for x in (*call.inputs, call.grad)) / 2**20,
+        "kernel": backend.kernel(*call),
+        "inputs_mib": sum(x.nbytes for x in (*bound.inputs, bound.grad)) / 2**20,
         "extra_mib": memory.extra_mib,
         "peak_mib": memory.peak_mib,
         "mask_mib": memory.mask_mib,
@@ -112,16 +113,16 @@ def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
         / 1e9,
     }  # fmt: skip
     if cell.check == "loop":
-        call.handle = prepare()
-        return row | {"loop_peak_mib": _loop_peak_mib(call, device)}
+        bound.handle = prepare()
+        return row | {"loop_peak_mib": _loop_peak_mib(bound, device)}
     if cell.check == "exact":
-        return row | errors(backend, bias, _one_row(cell.shape), cell.torch_dtype, device)
+        return row | errors(backend, call._replace(shape=_one_row(call.shape)))
     if cell.check == "segments":
-        return row | _segment_errors(backend, bias, cell)
+        return row | _segment_errors(backend, call)
     return row
 
 
-def _loop_peak_mib(call: _Call, device: torch.device) -> float | None:
+def _loop_peak_mib(call: _BoundCall, device: torch.device) -> float | None:
     """Peak memory of a loop of calls; None where only single calls fit."""
     try:
         call.loop()  # leaves gradients behind, as every call but a script's first finds them
@@ -135,10 +136,7 @@ def _loop_peak_mib(call: _Call, device: torch.device) -> float | None:
 
 def fits(cell: AttentionCell) -> bool:
     """Whether the call runs, forward and backward, before memory runs out."""
-    reasons = cell.build_backend().unsupported(
-        cell.facts(), cell.shape, cell.torch_dtype, cell.torch_device
-    )
-    if reasons:
+    if reasons := cell.build_backend().unsupported(*cell.call()):
         raise Unsupported("; ".join(reasons))
     try:
         ready(cell).both()
@@ -152,7 +150,7 @@ def fits(cell: AttentionCell) -> bool:
     return True
 
 
-def _with_handle(call: _Call, handle: Any) -> None:
+def _with_handle(call: _BoundCall, handle: Any) -> None:
     call.handle = handle
     call.both()
     call.handle = None
@@ -196,7 +194,7 @@ def _time(
     return found
 
 
-def _loop_times(stopwatch: Stopwatch, call: _Call, estimate_ms: float) -> dict[str, Any]:
+def _loop_times(stopwatch: Stopwatch, call: _BoundCall, estimate_ms: float) -> dict[str, Any]:
     """Of calls back to back, on a GPU; nothing where their gradients do not fit."""
     if stopwatch.device.type != "cuda":
         return {"loop_ms": None}
@@ -209,45 +207,39 @@ def _loop_times(stopwatch: Stopwatch, call: _Call, estimate_ms: float) -> dict[s
     return {"loop_ms": None}
 
 
-def ready(cell: AttentionCell) -> _Call:
+def ready(cell: AttentionCell) -> _BoundCall:
     """A call with fresh inputs."""
-    backend = cell.build_backend()
-    handle = backend.prepare(cell.facts(), cell.shape, cell.torch_dtype, cell.torch_device)
-    return _Call(backend, handle, *_inputs(cell))
+    call, backend = cell.call(), cell.build_backend()
+    return _BoundCall(backend, backend.prepare(*call), *_inputs(call))
 
 
-def _inputs(cell: AttentionCell) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+def _inputs(call: AttnCall) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     """q, k and v that want gradients, and the gradient of the output."""
-    (q, k, v), grad = _random(cell.shape, cell.torch_dtype, cell.torch_device)
+    (q, k, v), grad = _random(call)
     return (q.requires_grad_(), k.requires_grad_(), v.requires_grad_()), grad
 
 
-def errors(
-    backend: Backend,
-    bias: AttnBias,
-    shape: AttnShape,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> dict[str, Any]:
+def errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
     """Relative errors of the output and of each gradient against float64."""
-    qkv, grad = _random(shape, dtype, device)
-    handle = backend.prepare(bias, shape, dtype, device)
+    qkv, grad = _random(call)
+    handle = backend.prepare(*call)
     results = output_and_grads(_bound(backend, handle), qkv, grad)
     truth = output_and_grads(
-        lambda q, k, v: exact(q, k, v, bias), tuple(x.double() for x in qkv), grad.double()
+        lambda q, k, v: exact(q, k, v, call.bias), tuple(x.double() for x in qkv), grad.double()
     )
     pairs = zip(RESULTS, results, truth, strict=True)
     return {f"error_{name}": relative_error(mine, right) for name, mine, right in pairs}
 
 
-def _segment_errors(backend: Backend, bias: AttnBias, cell: AttentionCell) -> dict[str, Any]:
+def _segment_errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
     """The largest relative error of packed documents, and of the same ones run one by one."""
-    shape, dtype, device = cell.shape, cell.torch_dtype, cell.torch_device
-    qkv, grad = _random(shape, dtype, device)
-    handle = backend.prepare(bias, shape, dtype, device)
+    bias, shape, dtype, device = call
+    qkv, grad = _random(call)
+    handle = backend.prepare(*call)
     packed = output_and_grads(_bound(backend, handle), qkv, grad)
-    # a backend that compiles would do so for every length: torch's own attention stands in
-    single = SDPA() if backend.needs_compilation else backend
+    single = backend
+    if backend.needs_compilation:  # it would do so for every length: another stands in
+        single = Naive() if SDPA().unsupported(*call) else SDPA()
     truths, alones = [], []
     documents = zip(bias.segments(shape.M), documents_of(bias, shape.M), strict=True)
     for (start, end), (_, alone_bias) in documents:
@@ -278,10 +270,9 @@ def _bound(backend: Backend, handle: Any) -> Callable[[Tensor, Tensor, Tensor], 
     return lambda q, k, v: backend(q, k, v, handle)
 
 
-def _random(
-    shape: AttnShape, dtype: torch.dtype, device: torch.device
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+def _random(call: AttnCall) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     """q, k, v and the gradient of the output, drawn anew."""
+    _, shape, dtype, device = call
     q, k, v, grad = (
         torch.randn(shape.B, shape.M, heads, shape.K, device=device).to(dtype)
         for heads in (shape.H, shape.G, shape.G, shape.H)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from xftrain import registry
-from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
 from xftrain.option_checks import checked_option
 
 # ok: it ran. oom: memory ran out. unsupported: refused, with reasons. failed: it raised.
@@ -96,11 +96,12 @@ class AttentionCell(Cell):
         """The device itself."""
         return torch.device(self.device)
 
-    def facts(self) -> AttnBias:
-        """What a query may see."""
+    def call(self) -> AttnCall:
+        """What is computed, and where."""
         recipe = registry.build(checked_option("model.bias", self.bias))
         bias: AttnBias = recipe.build(self.shape.H, self.seqlens)
-        return bias.simplified(self.shape.M)
+        bias = bias.simplified(self.shape.M)
+        return AttnCall(bias, self.shape, self.torch_dtype, self.torch_device)
 
     def build_backend(self) -> Backend:
         """A backend of its own."""

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xftrain import registry
 from xftrain.attention.xformers_ops.loading import xformers_ops
 from xftrain.attention.xformers_ops.operators import operator_pairs
-from xftrain.interfaces import AttnBias, AttnShape
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 from xftrain.option_checks import checked_option
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal, [B, M, H, K] each
@@ -44,10 +44,11 @@ def kernels(device: torch.device) -> dict[str, Kernel]:
 
 def _backend(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     backend = registry.build(checked_option("model.attn", {"name": name}))
-    bias, shape = AttnBias(), AttnShape(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.shape[3])
-    if reasons := backend.unsupported(bias, shape, q.dtype, q.device):
+    shape = AttnShape(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.shape[3])
+    call = AttnCall(AttnBias(), shape, q.dtype, q.device)
+    if reasons := backend.unsupported(*call):
         raise NotImplementedError("; ".join(reasons))
-    out: Tensor = backend(q, k, v, backend.prepare(bias, shape, q.dtype, q.device))
+    out: Tensor = backend(q, k, v, backend.prepare(*call))
     return out
 
 

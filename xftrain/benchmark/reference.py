@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -34,7 +35,7 @@ def poisoned(
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias) -> Tensor:
-    """softmax(q k^T * scale + bias) v in the dtype of q, one head at a time.
+    """softmax(scores + bias) v in the dtype of q, one head at a time.
 
     Nothing is shared with the package but the meaning of the bias.
     """
@@ -43,8 +44,8 @@ def exact(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias) -> Tensor:
     outs = []
     for head in range(num_heads):
         group = head * num_groups // num_heads
-        scores = q[:, :, head] @ k[:, :, group].transpose(1, 2) / q.shape[-1] ** 0.5
-        scores = scores + bias_HMM[head if bias_HMM.shape[0] > 1 else 0]
+        products = q[:, :, head] @ k[:, :, group].transpose(1, 2)
+        scores = bias.scores(products, q.shape[-1]) + bias_HMM[head if bias_HMM.shape[0] > 1 else 0]
         outs.append(scores.softmax(dim=-1) @ v[:, :, group])
     return torch.stack(outs, dim=2)
 
@@ -55,8 +56,24 @@ def torch_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias, *, expand: bool 
     if expand:
         k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=not expand)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=bias.scale, enable_gqa=not expand
+    )
     return out.transpose(1, 2)
+
+
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias) -> Tensor:
+    """What torch's attention would be if it capped scores, rounded where its fused kernels round.
+
+    They multiply in the dtype of q, sum in float32 or wider, and round probabilities to the dtype
+    of q before they multiply by v.
+    """
+    dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
+    q, k, v = (x.transpose(1, 2).to(wide) for x in (q, k, v))
+    scores = bias.scores(q @ k.mT, q.shape[-1]) + bias.materialize(q.shape[2], q.device, wide)
+    probs = scores.softmax(dim=-1).to(dtype).to(wide)
+    return (probs @ v).transpose(1, 2).to(dtype)
 
 
 def torch_errors(
@@ -66,8 +83,12 @@ def torch_errors(
 
     Its kernels differ among themselves, and with grouped heads taken natively or expanded. A way
     whose results are not finite is left out: twice its error would let anything pass. So is cuDNN,
-    whose backward pass with a mask tensor gives such results (see `attention.dense`).
+    whose backward pass with a mask tensor gives such results (see `attention.dense`). None of them
+    caps scores: there the yardstick is the error of `capped_attention`, or theirs without the cap
+    where that is larger.
     """
+    if bias.softcap is not None:
+        return _errors_with_a_cap(qkv, grad, bias, truth)
     worst = [0.0] * len(truth)
     kernels = (
         SDPBackend.MATH,
@@ -88,6 +109,16 @@ def torch_errors(
         errors = [relative_error(x, right) for x, right in zip(results, truth, strict=True)]
         worst = [max(pair) for pair in zip(worst, errors, strict=True)]
     return worst
+
+
+def _errors_with_a_cap(
+    qkv: tuple[Tensor, ...], grad: Tensor, bias: AttnBias, truth: list[Tensor]
+) -> list[float]:
+    results = output_and_grads(partial(capped_attention, bias=bias), qkv, grad)
+    capped = [relative_error(x, right) for x, right in zip(results, truth, strict=True)]
+    plain, wide = replace(bias, softcap=None), tuple(x.double() for x in qkv)
+    without = output_and_grads(partial(exact, bias=plain), wide, grad.double())
+    return [max(pair) for pair in zip(capped, torch_errors(qkv, grad, plain, without), strict=True)]
 
 
 def output_and_grads(attention: Attention, qkv: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:

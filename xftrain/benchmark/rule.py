@@ -19,7 +19,7 @@ from xftrain.benchmark.reference import (
     relative_error,
     torch_errors,
 )
-from xftrain.interfaces import AttnBias, AttnShape, Backend
+from xftrain.interfaces import AttnCall, Backend
 
 LIMIT = 2.0  # times torch's error
 # xFormers' absolute and relative tolerances (tests/test_mem_eff_attention.py, v0.0.35)
@@ -57,20 +57,18 @@ class Verdict:
 
 def judge(
     backend: Backend,
-    bias: AttnBias,
-    shape: AttnShape,
-    dtype: torch.dtype,
-    device: torch.device,
+    call: AttnCall,
     generator: torch.Generator,
 ) -> Verdict:
     """Runs the backend forward and backward on inputs whose surroundings in memory are NaN."""
+    bias, shape, dtype, device = call
     heads = (shape.H, shape.G, shape.G)
     qkv = tuple(poisoned(shape, n, dtype, device, generator) for n in heads)
     grad = poisoned(shape, shape.H, dtype, device, generator)
     truth = output_and_grads(
         lambda q, k, v: exact(q, k, v, bias), tuple(x.double() for x in qkv), grad.double()
     )
-    handle = backend.prepare(bias, shape, dtype, device)
+    handle = backend.prepare(*call)
     results = output_and_grads(lambda q, k, v: backend(q, k, v, handle), qkv, grad)
     yardstick = torch_errors(qkv, grad, bias, truth)
 

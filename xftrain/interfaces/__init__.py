@@ -9,7 +9,7 @@ border carry them as a suffix: `q_BMHK`, `k_BMGK`.
 
 Data flows one way, once a batch:
 
-    Batch -> bias recipe -> AttnBias (facts) -> backend.prepare -> handle (a kernel's own form)
+    Batch -> bias recipe -> AttnBias (facts) -> backend.handle_for(AttnCall) -> a kernel's handle
 
 and then through every block: `backend(q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK`. N recipes and
 M backends meet in `AttnBias` alone, so a new bias edits no backend and a new backend no bias.
@@ -19,7 +19,7 @@ The definitions are in `batch`, `bias`, `model` (the parts of a model, one a gro
 """
 
 from xftrain.interfaces.batch import IGNORED_LABEL, Batch, positions_of
-from xftrain.interfaces.bias import AttnBias, AttnCase, AttnShape, layers_in_words
+from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape, layers_in_words
 from xftrain.interfaces.data import DataSource, Split, Vocabulary
 from xftrain.interfaces.model import (
     Attention,
@@ -35,6 +35,7 @@ from xftrain.interfaces.training import Loss, LossSums, Optimizer, Schedule
 __all__ = [
     "Attention",
     "AttnBias",
+    "AttnCall",
     "AttnCase",
     "AttnShape",
     "Backend",

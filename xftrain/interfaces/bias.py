@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xftrain.batch_checks import bias_misfits, check_bias, document_reasons
+from xftrain.batch_checks import bias_misfits, check_bias, check_scores, document_reasons
 from xftrain.errors import ConfigError
 from xftrain.transfer import on_device
 
@@ -27,12 +27,15 @@ class AttnShape:
 
     @property
     def scale(self) -> float:
+        """What scores are multiplied by where the bias says nothing else, see `AttnCall.scale`."""
         return self.K**-0.5
 
 
 @dataclass(frozen=True, eq=False)
 class AttnBias:
-    """What a query may see and what is added to its scores, as plain facts.
+    """What a query may see and what becomes of its scores, as plain facts.
+
+    Scores are q k^T, multiplied by the scale, then capped; then terms are added to them.
 
     Attributes:
         causal: a query sees no later key.
@@ -41,6 +44,9 @@ class AttnBias:
         slopes: ALiBi slopes, one per query head: `slope * (j - i)` is added (causal only).
         dense: hand the kernel all of this as one tensor instead of its implicit form.
         additive_HMM: any further additive term, [H or 1, M, M]; -inf hides a key.
+        scale: what q k^T is multiplied by; None is K**-0.5.
+        softcap: scores become `softcap * tanh(score / softcap)` before anything is added to them
+            (Gemma 2, arXiv:2408.00118); None leaves them as they are.
     """
 
     causal: bool = True
@@ -49,9 +55,12 @@ class AttnBias:
     slopes: tuple[float, ...] | None = None
     dense: bool = False
     additive_HMM: Tensor | None = None
+    scale: float | None = None
+    softcap: float | None = None
 
     def __post_init__(self) -> None:
         check_bias(self.causal, self.window, self.slopes, self.additive_HMM)
+        check_scores(self.scale, self.softcap)
 
     def misfits(self, shape: AttnShape) -> list[str]:
         """Reasons why these facts do not belong to such a batch; empty where they do."""
@@ -74,7 +83,8 @@ class AttnBias:
         """Equal for equal facts, so that a handle may be used again; None where it may not."""
         if self.additive_HMM is not None:
             return None
-        return (self.causal, self.window, self.seqlens, self.slopes, self.dense)
+        seen = (self.causal, self.window, self.seqlens)
+        return (*seen, self.slopes, self.dense, self.scale, self.softcap)
 
     def segments(self, num_positions: int) -> list[tuple[int, int]]:
         """Half-open ranges of the documents in a row."""
@@ -117,6 +127,16 @@ class AttnBias:
             visible &= document[first_query:, None] == document[None, :]
         return visible
 
+    def scores(self, products: Tensor, head_dim: int) -> Tensor:
+        """What becomes of q k^T before anything is added to it: scaled, then capped.
+
+        Args:
+            products: q k^T, of any shape.
+            head_dim: K.
+        """
+        scores = products * (head_dim**-0.5 if self.scale is None else self.scale)
+        return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
+
     def materialize(
         self,
         num_positions: int,
@@ -127,7 +147,7 @@ class AttnBias:
         """What this bias means: the term added to the scores, [H or 1, M, M], -inf where hidden.
 
         Slow and memory-hungry on purpose. It is the specification that every backend is tested
-        against: `softmax(q k^T * scale + materialize()) v`, where a query that sees nothing gets 0.
+        against: `softmax(scores(q k^T) + materialize()) v`, where a query that sees nothing gets 0.
         With `first_query` n, the rows of the queries n, n+1, ... only.
         """
         visible_MM = self.visible_MM(num_positions, device, first_query)
@@ -141,17 +161,36 @@ class AttnBias:
         return bias.masked_fill(~visible_MM, float("-inf"))
 
 
-class AttnCase(NamedTuple):
-    """The attention that some layers of a model have in common for a batch.
+class AttnCall(NamedTuple):
+    """One attention call: what is computed, and where.
 
     Attributes:
-        bias: what a query may see.
-        shape: the sizes of one call.
-        layers: the indices of the layers, from 0.
+        bias: what a query may see, and what happens to its scores.
+        shape: the sizes.
+        dtype: of q, k and v.
+        device: where it runs.
     """
 
     bias: AttnBias
     shape: AttnShape
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def scale(self) -> float:
+        """What q k^T is multiplied by."""
+        return self.shape.scale if self.bias.scale is None else self.bias.scale
+
+
+class AttnCase(NamedTuple):
+    """The attention call that some layers of a model have in common for a batch.
+
+    Attributes:
+        call: of each of the layers.
+        layers: their indices, from 0.
+    """
+
+    call: AttnCall
     layers: tuple[int, ...]
 
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from xftrain.interfaces.bias import AttnBias, AttnShape
+from xftrain.errors import ConfigError
+from xftrain.interfaces.bias import AttnBias, AttnCall, AttnShape
 
 # (q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK
 Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
@@ -34,15 +35,63 @@ class Backend(ABC):
         name: the option's word.
         rank: `auto` and refusals name backends of lower rank first.
         needs_compilation: it cannot be timed without compiling it, so `auto` leaves it out.
+        takes_scale: it multiplies q k^T by `AttnCall.scale`; else a bias with a scale of its own
+            is refused.
+        takes_softcap: it caps scores as `AttnBias.softcap` says; else such a bias is refused.
         smaller_option: the option of its group that needs less memory, named where memory runs out.
     """
 
     name: ClassVar[str]
     rank: ClassVar[int] = 50
     needs_compilation: ClassVar[bool] = False
+    takes_scale: ClassVar[bool] = False
+    takes_softcap: ClassVar[bool] = False
     smaller_option: ClassVar[str | None] = None
 
     @abstractmethod
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
+        """Reasons why its kernel cannot run a call; empty means that it can.
+
+        Facts that do not fit the batch, and a scale or a soft cap that the class does not say that
+        it takes, are refused before, for every backend alike.
+
+        Args:
+            call: what is to be computed, and where.
+            needs_grad: backward as well as forward.
+        """
+
+    @abstractmethod
+    def handle_for(self, call: AttnCall) -> Any:
+        """The kernel's own form of the bias. Once a batch, outside any compiled region."""
+
+    @abstractmethod
+    def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
+        """Attention of what the handle was made for: [B, M, H, K] in the dtype of q."""
+
+    @abstractmethod
+    def kernel_for(self, call: AttnCall) -> str:
+        """The name of the kernel that really runs, for logs, TensorBoard and benchmark rows."""
+
+    def too_slow_to_time(self, call: AttnCall) -> list[str]:
+        """Reasons why `auto` does not time this backend at such sizes; empty means it does."""
+        return []
+
+    def stand_in(self, call: AttnCall) -> Attention | None:
+        """Attention that saves the tensors that this backend saves for its backward pass.
+
+        The memory prediction calls it with fake tensors, which have sizes and no memory, and reads
+        the autograd graph of the result. None has it make a handle and run the backend itself on
+        fake tensors, which plain PyTorch code can; where that fails, the peak is called unknown.
+        """
+        return None
+
+    def transient_bytes(self, call: AttnCall) -> int:
+        """Bytes that its backward pass needs for a moment beside the gradient of one tensor."""
+        return 0
+
+    # What the rest of the package calls, as `backend.unsupported(*call)`: the checks that all
+    # backends have in common, and then the backend's own method.
+
     def unsupported(
         self,
         bias: AttnBias,
@@ -53,41 +102,38 @@ class Backend(ABC):
         needs_grad: bool = True,
     ) -> list[str]:
         """Reasons why this cannot run; empty means that it runs, forward and backward."""
+        if found := [*bias.misfits(shape), *self._score_reasons(bias)]:
+            return found
+        return self.reasons(AttnCall(bias, shape, dtype, device), needs_grad=needs_grad)
 
-    @abstractmethod
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> Any:
-        """The kernel's own form of the bias. Once a batch, outside any compiled region."""
+        """The handle of a call.
 
-    @abstractmethod
-    def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
-        """Attention, scaled by K**-0.5: [B, M, H, K] in the dtype of q."""
+        Raises:
+            ConfigError: the facts do not fit the batch, or are not among those that it takes.
+        """
+        bias.check_fits(shape)
+        if found := self._score_reasons(bias):
+            raise ConfigError(f"model.attn cannot compute model.bias: {'; '.join(found)}.")
+        return self.handle_for(AttnCall(bias, shape, dtype, device))
 
-    @abstractmethod
     def kernel(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> str:
-        """The name of the kernel that really runs, for logs, TensorBoard and benchmark rows."""
+        """The name of the kernel that runs a call."""
+        return self.kernel_for(AttnCall(bias, shape, dtype, device))
 
-    def too_slow_to_time(self, shape: AttnShape) -> list[str]:
-        """Reasons why `auto` does not time this backend at such sizes; empty means it does."""
-        return []
-
-    def stand_in(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Attention | None:
-        """Attention that saves the tensors that this backend saves for its backward pass.
-
-        The memory prediction calls it with fake tensors, which have sizes and no memory, and reads
-        the autograd graph of the result. None has it run `prepare` and the backend itself on fake
-        tensors, which plain PyTorch code can; where that fails, the peak is called unknown.
-        """
-        return None
-
-    def transient_bytes(self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
-        """Bytes that its backward pass needs for a moment beside the gradient of one tensor."""
-        return 0
+    def _score_reasons(self, bias: AttnBias) -> list[str]:
+        found = []
+        if bias.scale is not None and not self.takes_scale:
+            found.append(
+                f"it multiplies scores by K**-0.5 alone, and the bias by {bias.scale:g} (scale)"
+            )
+        if bias.softcap is not None and not self.takes_softcap:
+            found.append(f"it cannot cap scores, and the bias does at {bias.softcap:g} (softcap)")
+        return found
 
 
 class PositionEncoding(Protocol):
@@ -139,8 +185,15 @@ class FeedForward(Protocol):
     module with its weights for the memory prediction, where it cannot run on fake tensors itself.
     """
 
-    def __call__(self, x_BMD: Tensor) -> Tensor:
-        """[B, M, D] to [B, M, D], which is added to the residual stream."""
+    def __call__(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """[B, M, D] to [B, M, D], which is added to the residual stream.
+
+        One with an auxiliary loss, as a mixture of experts has to balance its experts, returns a
+        pair: that and the loss, a scalar. It is a mean over the tokens of `x_BMD`, multiplied by
+        its weight already. Training minimizes the mean cross-entropy plus the auxiliary losses of
+        all layers; where a step has several batches, on one rank or more, each counts by its
+        number of labels. It is recorded as `train/aux_loss`, and validation leaves it out.
+        """
         ...
 
 

@@ -11,20 +11,39 @@ from xftrain.errors import ConfigError
 
 
 class LossSums(NamedTuple):
-    """What a loss returns: sums, so that parts add up exactly whatever their sizes.
+    """Sums over the labels of a batch, so that parts add up exactly whatever their sizes.
+
+    A `Loss` returns the first three.
 
     Attributes:
         loss: summed cross-entropy in nats.
         num_labels: how many labels it was summed over.
         num_correct: how many were guessed right; None where it was not asked for.
+        aux: auxiliary loss of the feed-forwards, times the number of labels; None where they have
+            none.
     """
 
     loss: Tensor
     num_labels: Tensor
     num_correct: Tensor | None
+    aux: Tensor | None = None
+
+    @property
+    def minimized(self) -> Tensor:
+        """What training minimizes: the cross-entropy and the auxiliary loss."""
+        return self.loss if self.aux is None else self.loss + self.aux
+
+    def with_aux(self, aux: Tensor | None) -> LossSums:
+        """The same with an auxiliary loss, a mean over the tokens of the batch."""
+        return self if aux is None else self._replace(aux=aux * self.num_labels)
+
+    def detached(self) -> LossSums:
+        """The same numbers, without a graph of autograd."""
+        aux = None if self.aux is None else self.aux.detach()
+        return self._replace(loss=self.loss.detach(), aux=aux)
 
     def stacked(self) -> Tensor:
-        """The three as float64 [3], where `num_correct` was asked for."""
+        """The first three as float64 [3], where `num_correct` was asked for."""
         if self.num_correct is None:
             raise ConfigError(
                 "a loss that is called with with_accuracy=True must return the number of correct "

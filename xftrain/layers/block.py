@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from xftrain.errors import ConfigError
 from xftrain.interfaces import Attention, PositionEncoding
 from xftrain.layers.linear import Linear
 
@@ -55,8 +56,8 @@ class Block(nn.Module):
         handle: Any,
         positions: Any,
         recomputes_ffn: bool = False,
-    ) -> Tensor:
-        """One layer.
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One layer: the residual stream after it, and the feed-forward's loss where it has one.
 
         Args:
             x_BMD: the residual stream.
@@ -70,15 +71,27 @@ class Block(nn.Module):
         out_BMHK = attention(q_BMHK, k_BMGK, v_BMGK, handle)
         x_BMD = x_BMD + self._drop(self.out(out_BMHK.flatten(2)))
         if recomputes_ffn:
-            added_BMD = checkpoint(self.fed_forward, x_BMD, use_reentrant=False)
+            made = checkpoint(self.fed_forward, x_BMD, use_reentrant=False)
         else:
-            added_BMD = self.fed_forward(x_BMD)
-        return x_BMD + self._drop(added_BMD)
+            made = self.fed_forward(x_BMD)
+        if not isinstance(made, tuple):
+            return x_BMD + self._drop(made)
+        added_BMD, aux = self._checked(made)
+        return x_BMD + self._drop(added_BMD), aux
 
-    def fed_forward(self, x_BMD: Tensor) -> Tensor:
-        """What the second half adds, before dropout."""
-        out_BMD: Tensor = self.ffn(self.norm_ffn(x_BMD))
-        return out_BMD
+    def fed_forward(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """What the second half adds, before dropout, and its auxiliary loss where it has one."""
+        made: Tensor | tuple[Tensor, Tensor] = self.ffn(self.norm_ffn(x_BMD))
+        return made
+
+    def _checked(self, made: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        if len(made) != 2 or made[1].dim() != 0 or not made[1].is_floating_point():
+            shapes = ", ".join(str(tuple(one.shape)) for one in made)
+            raise ConfigError(
+                f"model.ffn: {type(self.ffn).__name__} must return a tensor, or a pair of it and "
+                f"its auxiliary loss, a floating-point scalar; got shapes {shapes}."
+            )
+        return made[0], made[1]
 
     def _drop(self, x_BMD: Tensor) -> Tensor:
         return F.dropout(x_BMD, self.dropout, self.training) if self.dropout else x_BMD

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend, Batch
+from xftrain.interfaces import Attention, AttnCall, Backend, Batch
 from xftrain.model import GPT
 from xftrain.peak.saved_tensors import Recorder, SavedBytes
 
@@ -77,19 +77,16 @@ def run_layers(
     wide = torch.float32 if is_mixed else dtype
     is_bf16 = dtype == torch.bfloat16 and model.residual_dtype == "auto"
     sizes = (*batch.shape_BM, model.embed.embedding_dim)
-    place = _Place(dtype, device, wide, is_compiled)
-    case_of = {
-        index: (bias, shape)
-        for bias, shape, layers in model.attention_cases(*batch.shape_BM, batch.seqlens)
-        for index in layers
-    }
+    cases = model.attention_cases(*batch.shape_BM, batch.seqlens, (device, dtype))
+    call_of = {index: call for call, layers in cases for index in layers}
     found: dict[int, BlockBytes] = {}
     with _on_fake_tensors(device, dtype if is_mixed else None):
         x_BMD = torch.empty(sizes, dtype=dtype if is_bf16 else wide, device=device)
         x_BMD.requires_grad_()
         for block, layers in model.distinct_blocks():
             pos = model.position_encoding(layers[0])
-            made = _run_block(block, pos, model.backend, x_BMD, *case_of[layers[0]], place)
+            call = call_of[layers[0]]
+            made = _run_block(block, pos, model.backend, x_BMD, call, wide, is_compiled=is_compiled)
             found |= dict.fromkeys(layers, made)
         norm = _copied(model.norm, wide, device)
         with Recorder(norm.parameters()) as recorder:
@@ -99,70 +96,43 @@ def run_layers(
     return Layers(blocks, kept_by_norm.activations, last_BMD.nbytes)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """How a block runs.
-
-    Attributes:
-        dtype: of matmuls and attention.
-        device: where.
-        wide: dtype of the weights.
-        is_compiled: whether it is compiled.
-    """
-
-    dtype: torch.dtype
-    device: torch.device
-    wide: torch.dtype
-    is_compiled: bool
-
-
 def _run_block(
     block: nn.Module,
     pos: Any,
     backend: Backend,
     x_BMD: Tensor,
-    bias: AttnBias,
-    shape: AttnShape,
-    place: _Place,
+    call: AttnCall,
+    wide: torch.dtype,
+    *,
+    is_compiled: bool,
 ) -> BlockBytes:
     """Runs a copy of a block, and of its second half alone, on fake tensors."""
-    dtype, device = place.dtype, place.device
-    positions_1M = torch.empty(1, shape.M, dtype=torch.int64, device=device)
-    positions = _copied(pos, place.wide, device).prepare(positions_1M)
-    attention, handle = _attention(backend, bias, shape, dtype, device)
-    copied = _copied(block, place.wide, device)
+    device = call.device
+    positions_1M = torch.empty(1, call.shape.M, dtype=torch.int64, device=device)
+    positions = _copied(pos, wide, device).prepare(positions_1M)
+    attention, handle = _attention(backend, call)
+    copied = _copied(block, wide, device)
     if (stand_in := getattr(copied.ffn, "stand_in", None)) is not None:
         copied.ffn = stand_in()
     shared = [leaf for leaf in tree_leaves(positions) if isinstance(leaf, Tensor)]
     with Recorder(copied.parameters(), shared) as recorder:
-        y_BMD = copied(x_BMD, attention, handle, positions)
-        added_BMD = copied.fed_forward(x_BMD)  # autocast keeps its copies of the weights
-    kept = recorder.kept(y_BMD, compiled=place.is_compiled)
-    kept_by_ffn = recorder.kept(added_BMD, compiled=place.is_compiled)
+        made = copied(x_BMD, attention, handle, positions)
+        added = copied.fed_forward(x_BMD)  # autocast keeps its copies of the weights
+    kept = recorder.kept(made, compiled=is_compiled)
+    kept_by_ffn = recorder.kept(added, compiled=is_compiled)
     return BlockBytes(
         kept=kept,
         ffn=max(0, kept_by_ffn.activations - x_BMD.nbytes),
         input=x_BMD.nbytes,
-        backward=x_BMD.nbytes + kept.largest + _transient(backend, bias, shape, dtype),
+        backward=x_BMD.nbytes + kept.largest + backend.transient_bytes(call),
     )
 
 
-def _attention(
-    backend: Backend, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-) -> tuple[Attention, Any]:
-    """What stands for the backend on fake tensors, and its handle: itself where nothing else does.
-
-    A backend of the user's own need not derive from `Backend`.
-    """
-    if (make := getattr(backend, "stand_in", None)) is not None:
-        if (stand_in := make(bias, shape, dtype, device)) is not None:
-            return stand_in, None
-    return backend, backend.prepare(bias, shape, dtype, device)
-
-
-def _transient(backend: Backend, bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
-    ask = getattr(backend, "transient_bytes", None)
-    return 0 if ask is None else int(ask(bias, shape, dtype))
+def _attention(backend: Backend, call: AttnCall) -> tuple[Attention, Any]:
+    """What stands for the backend on fake tensors, and its handle: itself where nothing does."""
+    if (stand_in := backend.stand_in(call)) is not None:
+        return stand_in, None
+    return backend, backend.prepare(*call)
 
 
 @contextmanager

@@ -85,8 +85,8 @@ class Recorder(TorchDispatchMode):
                 self._cast[_key(tensor)] = _key(sources[0])
         return result
 
-    def kept(self, result: Tensor, *, compiled: bool) -> SavedBytes:
-        """What the graph of a result keeps."""
+    def kept(self, result: Tensor | tuple[Tensor, ...], *, compiled: bool) -> SavedBytes:
+        """What the graph of a result, or of several, keeps."""
         activations: dict[int, int] = {}
         casts: dict[int, int] = {}
         for tensor, by_product in _saved(result):
@@ -115,9 +115,9 @@ class Recorder(TorchDispatchMode):
         return {source for made_of in self._cheap[key] for source in self._sources(made_of)}
 
 
-def _saved(result: Tensor) -> Iterator[tuple[Tensor, bool]]:
+def _saved(result: Tensor | tuple[Tensor, ...]) -> Iterator[tuple[Tensor, bool]]:
     """Each tensor that the graph holds, and whether a product or a function of its own reads it."""
-    todo, seen = [result.grad_fn], set()
+    todo, seen = [leaf.grad_fn for leaf in tree_leaves(result)], set()
     while todo:
         node = todo.pop()
         if node is None or node in seen:

@@ -103,35 +103,30 @@ def choose_kernel(
         saved: of the run that is resumed, whose choice is taken up where it can run here.
         folder: of the run, which notes the choice.
     """
-    cases = model.attention_cases(*batch.shape_BM, batch.seqlens)
+    cases = model.attention_cases(*batch.shape_BM, batch.seqlens, (device, dtype))
     if isinstance(model.backend, Auto):
         at = "; ".join(
             f"{shape} {dtype} {device.type} causal={bias.causal} window={bias.window}"
-            for bias, shape, _ in cases
+            + (f" softcap={bias.softcap}" if bias.softcap is not None else "")
+            for (bias, shape, *_), _ in cases
         )
         name = saved.attn if saved.attn_at in (None, at) else None
-        if rank() == 0 and not _took_up(model.backend, name, cases, dtype, device):
-            model.backend.choose(cases, dtype, device)
+        if rank() == 0 and not _took_up(model.backend, name, cases):
+            model.backend.choose(cases)
         if (made := model.backend.chosen) is not None:
             folder.notes = {"attn": made.name, "attn_at": at}
         if distributed.world_size() > 1:  # clocks differ from rank to rank, and so would the choice
             chosen = model.backend.chosen
             model.backend.take(distributed.from_rank_0(chosen and chosen.name))
-    kernel = kernel_name(model.backend, cases, dtype, device)
+    kernel = kernel_name(model.backend, cases)
     log.info("attention kernel: %s", kernel)
     return kernel
 
 
-def _took_up(
-    backend: Auto,
-    name: str | None,
-    cases: Sequence[AttnCase],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> bool:
+def _took_up(backend: Auto, name: str | None, cases: Sequence[AttnCase]) -> bool:
     if name is None:
         return False
-    reasons = backend.take_up(name, cases, dtype, device)
+    reasons = backend.take_up(name, cases)
     if not reasons:
         log.info("attention: auto takes %s, as the run that is resumed did", name)
         return True

@@ -125,13 +125,14 @@ class TrainingModule(LightningModule):
     def forward_loss(self, batch: Batch, *, with_accuracy: bool) -> LossSums:
         """Sums of the loss over a batch."""
         handle = self.model.prepare(*batch.shape_BM, batch.seqlens)
-        x_BMD = self.model.hidden(batch.tokens_BM, batch.positions_1M, handle)
-        return self.loss(
+        x_BMD, aux = self.model.hidden_and_aux(batch.tokens_BM, batch.positions_1M, handle)
+        sums = self.loss(
             x_BMD.flatten(0, 1),
             self.model.head.weight,
             batch.labels_BM.flatten(),
             with_accuracy=with_accuracy,
         )
+        return sums.with_aux(aux)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes dropout, as the data, a pure function of the batch's number: nothing to save."""

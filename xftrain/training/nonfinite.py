@@ -83,7 +83,7 @@ class NonFiniteGuard:
             norm: of the gradients, which all ranks share; None where GradScaler
                 steps the optimizer, which looks at them, and has not done so yet.
         """
-        seen = sums.loss.detach() + (0.0 if norm is None else norm)
+        seen = sums.minimized.detach() + (0.0 if norm is None else norm)
         if self._is_bad is None:
             zeros = torch.zeros(4, device=seen.device).unbind()
             self._is_bad, self._is_empty, self._any, self._left_out = zeros

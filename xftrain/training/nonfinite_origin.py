@@ -43,7 +43,7 @@ def _origin_in_batch(
     with module.model.uncompiled(), _watched(module.model) as bad:  # for the hooks to be called
         with module.trainer.precision_plugin.forward_context():
             sums = module.forward_loss(batch, with_accuracy=False)
-            loss = sums.loss / mean_labels(sums.num_labels)
+            loss = sums.minimized / mean_labels(sums.num_labels)
     if bad:
         return f"first in {bad[0]}"
     if not torch.isfinite(loss):

@@ -218,10 +218,10 @@ class StepGraphs:
         optimizer.zero_grad(set_to_none=True)
         with module.trainer.precision_plugin.forward_context():
             sums = module.forward_loss(batch, with_accuracy=True)
-            loss = sums.loss / mean_labels(sums.num_labels)
+            loss = sums.minimized / mean_labels(sums.num_labels)
         scaler = module.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
-        sums = LossSums(sums.loss.detach(), sums.num_labels, sums.num_correct)
+        sums = sums.detached()
         grad_norm = module.clip(optimizer, sums)
         if scaler is None:
             optimizer.step()

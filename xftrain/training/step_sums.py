@@ -19,6 +19,8 @@ class StepSums:
 
         loss = sum of all s_ir / N,  N = sum of all n_ir
 
+    Where feed-forwards have an auxiliary loss a_ir, s_ir has n_ir a_ir added to it.
+
     Lightning divides what `add` returns by k, and DDP averages gradients over the R ranks. So:
 
     * k = 1: N is known before the backward pass, which is of s_1r / (N / R).
@@ -57,7 +59,7 @@ class StepSums:
             self._so_far = None
         elif self._so_far is None:  # a callback has changed the number, so it does not
             trainer.optimizers[0].zero_grad()
-        own = LossSums(sums.loss.detach(), sums.num_labels, sums.num_correct)
+        own = sums.detached()
         self._so_far = own if self._so_far is None else _added(self._so_far, own)
         self._factor = None
         is_last = (batch_idx + 1) % num_batches == 0
@@ -65,13 +67,13 @@ class StepSums:
             self.total, self._so_far = over_ranks(self._so_far), None
         if num_batches == 1:
             assert self.total is not None
-            return sums.loss / mean_labels(self.total.num_labels, num_ranks)
+            return sums.minimized / mean_labels(self.total.num_labels, num_ranks)
         full_tokens = self._tokens_of_first_batch()
         if is_last:
             assert self.total is not None
             num_labels = self.total.num_labels.clamp(min=1).double()
             self._factor = (full_tokens * num_batches * num_ranks / num_labels).float()
-        return sums.loss / full_tokens
+        return sums.minimized / full_tokens
 
     def rescale(self, optimizer: torch.optim.Optimizer) -> None:
         """Makes the gradients those of the step's loss, after the last backward pass of the step.
@@ -108,13 +110,19 @@ def over_ranks(sums: LossSums) -> LossSums:
     """The sums of all ranks, on every rank; without a wait for the device."""
     if distributed.world_size() == 1:
         return sums
-    known = torch.stack([one.double() for one in sums if one is not None])
-    loss, num_labels, *num_correct = distributed.sum_over_ranks(known).unbind()
-    return LossSums(loss, num_labels.long(), num_correct[0] if num_correct else None)
+    known = {name: one.double() for name, one in sums._asdict().items() if one is not None}
+    totals = distributed.sum_over_ranks(torch.stack(list(known.values()))).unbind()
+    total = sums._replace(**dict(zip(known, totals, strict=True)))
+    return total._replace(num_labels=total.num_labels.long())
 
 
 def _added(one: LossSums, other: LossSums) -> LossSums:
-    num_correct = None
-    if one.num_correct is not None and other.num_correct is not None:
-        num_correct = one.num_correct + other.num_correct
-    return LossSums(one.loss + other.loss, one.num_labels + other.num_labels, num_correct)
+    def both(of_one: Tensor | None, of_other: Tensor | None) -> Tensor | None:
+        return None if of_one is None or of_other is None else of_one + of_other
+
+    return LossSums(
+        one.loss + other.loss,
+        one.num_labels + other.num_labels,
+        both(one.num_correct, other.num_correct),
+        both(one.aux, other.aux),
+    )

@@ -18,9 +18,8 @@ from torch import Tensor
 from xftrain import registry
 from xftrain.interfaces import (
     Attention,
-    AttnBias,
+    AttnCall,
     AttnCase,
-    AttnShape,
     Backend,
     layers_in_words,
 )
@@ -46,55 +45,42 @@ class Auto(Backend):
     """The fastest backend for the first batch, then always that one."""
 
     name = "auto"
+    takes_scale = takes_softcap = True  # by a backend that does
 
     def __init__(self) -> None:
         self.chosen: Backend | None = None
         self.trials: list[Trial] = []
 
-    def unsupported(
-        self,
-        bias: AttnBias,
-        shape: AttnShape,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        needs_grad: bool = True,
-    ) -> list[str]:
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """Empty if any candidate runs."""
-        if misfits := bias.misfits(shape):
-            return misfits
-        reasons = []
+        reasons: list[str] = []
         for backend in [self.chosen] if self.chosen else _candidates():
-            why = backend.unsupported(bias, shape, dtype, device, needs_grad=needs_grad)
+            why = backend.unsupported(*call, needs_grad=needs_grad)
             if not why:
                 return []
             reasons += [f"{backend.name}: {reason}" for reason in why]
         return reasons
 
-    def prepare(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Any:
+    def handle_for(self, call: AttnCall) -> Any:
         """Chooses at the first call; then the chosen backend's handle."""
         if self.chosen is None:
-            self.choose([AttnCase(bias, shape, (0,))], dtype, device)
+            self.choose([AttnCase(call, (0,))])
         assert self.chosen is not None
-        return self.chosen.prepare(bias, shape, dtype, device)
+        return self.chosen.prepare(*call)
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
         """The chosen backend's attention."""
         assert self.chosen is not None, "prepare comes first"
         return self.chosen(q_BMHK, k_BMGK, v_BMGK, handle)
 
-    def kernel(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> str:
+    def kernel_for(self, call: AttnCall) -> str:
         """The chosen backend's kernel."""
         if self.chosen is None:
-            self.choose([AttnCase(bias, shape, (0,))], dtype, device)
+            self.choose([AttnCase(call, (0,))])
         assert self.chosen is not None
-        return self.chosen.kernel(bias, shape, dtype, device)
+        return self.chosen.kernel(*call)
 
-    def choose(self, cases: Sequence[AttnCase], dtype: torch.dtype, device: torch.device) -> None:
+    def choose(self, cases: Sequence[AttnCase]) -> None:
         """Times forward and backward of each candidate, in turn, and keeps the fastest.
 
         One backend computes all layers. Where these differ, its time is that of all of them.
@@ -102,18 +88,16 @@ class Auto(Backend):
         to run: the first candidate that runs is taken.
 
         Args:
-            cases: the distinct biases and sizes of the model, and their layers.
-            dtype: of q, k and v.
-            device: where it runs.
+            cases: the distinct calls of the model, and their layers.
         """
         runnable: list[Backend] = []
         slow: list[Backend] = []
         trials: dict[str, Trial] = {}
         for backend in _candidates():
-            reasons = _reasons(backend, cases, dtype, device)
+            reasons = _reasons(backend, cases)
             if not reasons:
-                shapes = dict.fromkeys(case.shape for case in cases)
-                if reasons := [why for shape in shapes for why in backend.too_slow_to_time(shape)]:
+                said = (why for case in cases for why in backend.too_slow_to_time(case.call))
+                if reasons := list(dict.fromkeys(said)):
                     slow.append(backend)
             if reasons:
                 trials[backend.name] = Trial(backend.name, "", None, "; ".join(reasons))
@@ -128,41 +112,35 @@ class Auto(Backend):
             return
         num_layers = sum(len(case.layers) for case in cases)
         totals = [0.0] * len(runnable)
-        for bias, shape, layers in cases:
-            medians = times_ms(runnable, bias, shape, dtype, device)
+        for call, layers in cases:
+            medians = times_ms(runnable, call)
             share = len(layers) / num_layers
             totals = [total + share * ms for total, ms in zip(totals, medians, strict=True)]
         for backend, ms in zip(runnable, totals, strict=True):
-            kernel = kernel_name(backend, cases, dtype, device)
+            kernel = kernel_name(backend, cases)
             trials[backend.name] = Trial(backend.name, kernel, ms)
         self.chosen = runnable[totals.index(min(totals))]
         self.trials = sorted(trials.values(), key=lambda trial: trial.ms or float("inf"))
-        log.info("%s", self.table(cases, dtype))
+        log.info("%s", self.table(cases))
 
-    def stand_in(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Attention | None:
+    def stand_in(self, call: AttnCall) -> Attention | None:
         """The chosen backend's."""
-        return self._memory_of(bias, shape, dtype, device).stand_in(bias, shape, dtype, device)
+        return self._memory_of(call).stand_in(call)
 
-    def transient_bytes(self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
+    def transient_bytes(self, call: AttnCall) -> int:
         """The chosen backend's."""
-        return 0 if self.chosen is None else self.chosen.transient_bytes(bias, shape, dtype)
+        return 0 if self.chosen is None else self.chosen.transient_bytes(call)
 
-    def _memory_of(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Backend:
+    def _memory_of(self, call: AttnCall) -> Backend:
         """The chosen backend; before the choice, the preferred one that can run."""
-        runs = (b for b in _candidates() if not b.unsupported(bias, shape, dtype, device))
+        runs = (b for b in _candidates() if not b.unsupported(*call))
         return self.chosen or next(runs)
 
     def take(self, name: str) -> None:
         """Takes a backend by name, as another rank's measurement chose it."""
         (self.chosen,) = (backend for backend in all_backends() if backend.name == name)
 
-    def take_up(
-        self, name: str, cases: Sequence[AttnCase], dtype: torch.dtype, device: torch.device
-    ) -> list[str]:
+    def take_up(self, name: str, cases: Sequence[AttnCase]) -> list[str]:
         """Takes the backend that a former run chose, without measuring.
 
         Returns:
@@ -171,15 +149,15 @@ class Auto(Backend):
         backends = {backend.name: backend for backend in _candidates()}
         if name not in backends:
             return ["there is no such backend to choose"]
-        reasons = _reasons(backends[name], cases, dtype, device)
+        reasons = _reasons(backends[name], cases)
         if not reasons:
             self.chosen = backends[name]
         return reasons
 
-    def table(self, cases: Sequence[AttnCase], dtype: torch.dtype) -> str:
+    def table(self, cases: Sequence[AttnCase]) -> str:
         """The trials as text."""
-        shape = cases[0].shape
-        groups = ",".join(str(G) for G in dict.fromkeys(case.shape.G for case in cases))
+        _, shape, dtype, _ = cases[0].call
+        groups = ",".join(str(G) for G in dict.fromkeys(case.call.shape.G for case in cases))
         sizes = f"B={shape.B} M={shape.M} H={shape.H} G={groups} K={shape.K}"
         name = str(dtype).removeprefix("torch.")
         what = "one layer" if len(cases) == 1 else f"the mean of {len(cases)} kinds of layers,"
@@ -206,22 +184,16 @@ def _candidates() -> list[Backend]:
     return [backend for backend in all_backends() if not backend.needs_compilation]
 
 
-def _reasons(
-    backend: Backend, cases: Sequence[AttnCase], dtype: torch.dtype, device: torch.device
-) -> list[str]:
+def _reasons(backend: Backend, cases: Sequence[AttnCase]) -> list[str]:
     """Why a backend cannot compute all layers; empty where it can."""
-    return [
-        why for case in cases for why in backend.unsupported(case.bias, case.shape, dtype, device)
-    ]
+    return [why for case in cases for why in backend.unsupported(*case.call)]
 
 
-def kernel_name(
-    backend: Backend, cases: Sequence[AttnCase], dtype: torch.dtype, device: torch.device
-) -> str:
+def kernel_name(backend: Backend, cases: Sequence[AttnCase]) -> str:
     """The kernel that runs; where layers have different ones, each with its layers."""
     layers: dict[str, list[int]] = {}
     for case in cases:
-        name = backend.kernel(case.bias, case.shape, dtype, device)
+        name = backend.kernel(*case.call)
         layers.setdefault(name, []).extend(case.layers)
     if len(layers) == 1:
         return next(iter(layers))
@@ -230,10 +202,7 @@ def kernel_name(
 
 def times_ms(
     backends: list[Backend],
-    bias: AttnBias,
-    shape: AttnShape,
-    dtype: torch.dtype,
-    device: torch.device,
+    call: AttnCall,
     *,
     seed: int = 0,
     max_repeats: int = _MAX_REPEATS,
@@ -244,13 +213,11 @@ def times_ms(
 
     Args:
         backends: those that run this.
-        bias: facts of the batch.
-        shape: sizes of the call.
-        dtype: of q, k and v.
-        device: where to time them.
+        call: what to time.
         seed: of q, k and v.
         max_repeats: repetitions at most.
     """
+    _, shape, dtype, device = call
     B, M, H, G, K = shape.B, shape.M, shape.H, shape.G, shape.K
     generator = torch.Generator(device).manual_seed(seed)  # leaves the run's own random state alone
 
@@ -259,14 +226,14 @@ def times_ms(
         return x.to(dtype).requires_grad_()
 
     q, k, v, grad = fresh(H), fresh(G), fresh(G), fresh(H).detach()
-    handles = [backend.prepare(bias, shape, dtype, device) for backend in backends]
+    handles = [backend.prepare(*call) for backend in backends]
 
-    def call(index: int) -> None:
+    def run(index: int) -> None:
         torch.autograd.grad(backends[index](q, k, v, handles[index]), (q, k, v), grad)
 
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         times = in_turns(
-            [partial(wall_ms, partial(call, index), device) for index in range(len(backends))],
+            [partial(wall_ms, partial(run, index), device) for index in range(len(backends))],
             budget_s=_BUDGET_S,
             min_repeats=_MIN_REPEATS,
             max_repeats=max_repeats,

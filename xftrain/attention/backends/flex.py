@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from xftrain.attention.stand_in import fused_kernel
 from xftrain.compilation import allow_many_shapes
-from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
+from xftrain.interfaces import Attention, AttnBias, AttnCall, AttnShape, Backend
 from xftrain.transfer import on_device
 
 _ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -49,19 +49,12 @@ class Flex(Backend):
     name = "flex"
     rank = 30
     needs_compilation = True
+    takes_scale = takes_softcap = True
 
-    def unsupported(
-        self,
-        bias: AttnBias,
-        shape: AttnShape,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        needs_grad: bool = True,
-    ) -> list[str]:
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """Everything on a GPU of compute capability 8.0 or later; no gradients on the CPU."""
-        if reasons := bias.misfits(shape):
-            return reasons
+        bias, shape, dtype, device = call
+        reasons: list[str] = []
         if device.type != "cuda":
             return [f"torch has no backward of FlexAttention on {device.type}"] * needs_grad
         if torch.cuda.get_device_capability(device) < (8, 0):
@@ -77,18 +70,16 @@ class Flex(Backend):
             )
         return reasons
 
-    def prepare(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> _Handle:
+    def handle_for(self, call: AttnCall) -> _Handle:
         """The block mask and the score function."""
-        bias.check_fits(shape)
+        bias, shape, device = call.bias, call.shape, call.device
         padding = _padding(bias, shape.M)
         if padding:
             bias = padded(bias, shape.M, padding)
         num_positions = shape.M + padding
         return _Handle(
             attend=_compiled(),
-            scale=shape.scale,
+            scale=call.scale,
             block_mask=block_mask(bias, num_positions, device),
             score_mod=_score_mod(bias, num_positions, device),
             enable_gqa=shape.H != shape.G,
@@ -113,23 +104,20 @@ class Flex(Backend):
         ).transpose(1, 2)
         return out_BMHK[:, : q_BMHK.shape[1]] if handle.padding else out_BMHK
 
-    def kernel(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> str:
+    def kernel_for(self, call: AttnCall) -> str:
         """The compiler's Triton template."""
         return "flex-triton"
 
-    def stand_in(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Attention:
+    def stand_in(self, call: AttnCall) -> Attention:
         """A fused kernel, of rows padded to whole blocks where the compiled one wants them."""
-        padding = _padding(bias, shape.M)
+        num_positions = call.shape.M
+        padding = _padding(call.bias, num_positions)
 
         def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
             if not padding:
                 return fused_kernel(q_BMHK, k_BMGK, v_BMGK)
             padded = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q_BMHK, k_BMGK, v_BMGK))
-            return fused_kernel(*padded)[:, : shape.M]
+            return fused_kernel(*padded)[:, :num_positions]
 
         return attend
 
@@ -150,7 +138,7 @@ def _padding(bias: AttnBias, num_positions: int) -> int:
     are not, whose power may be infinite, and infinity times 0 makes the gradients of keys NaN
     (pytorch#153799).
     """
-    has_score_mod = bias.slopes is not None or _is_tensor(bias)
+    has_score_mod = bias.slopes is not None or bias.softcap is not None or _is_tensor(bias)
     return -num_positions % _BLOCK if has_score_mod else 0
 
 
@@ -216,7 +204,20 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
-    """What is added to the scores: slopes times the distance, or one tensor where asked for."""
+    """What becomes of the scaled scores: they are capped, then terms are added to them."""
+    add, softcap = _added(bias, num_positions, device), bias.softcap
+    if softcap is None:
+        return add
+
+    def score_capped(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        capped = softcap * torch.tanh(s / softcap)
+        return capped if add is None else add(capped, b, h, i, j)
+
+    return score_capped
+
+
+def _added(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
+    """Adds slopes times the distance, or one tensor where asked for; None adds nothing."""
     if _is_tensor(bias):
         # the block mask hides what this tensor would, so its own -inf cost nothing
         dense_HMM = bias.materialize(num_positions, device, torch.float32)

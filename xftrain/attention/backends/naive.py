@@ -11,9 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xftrain.attention.dense import DenseDocument, dense_documents, documents_of
+from xftrain.attention.dense import (
+    DenseDocument,
+    dense_documents,
+    documents_of,
+    written_out_attention,
+)
 from xftrain.attention.stand_in import materialized_scores
-from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
+from xftrain.interfaces import Attention, AttnCall, Backend
 
 _TIMED_MIB = 4096  # scores of more than this would only be slow to time, or not fit
 
@@ -21,11 +26,12 @@ _TIMED_MIB = 4096  # scores of more than this would only be slow to time, or not
 @dataclass(frozen=True)
 class _Handle:
     scale: float
+    softcap: float | None
     documents: tuple[DenseDocument, ...]
 
 
 class Naive(Backend):
-    """`softmax(q k^T * scale + bias) v` with M x M scores in float32 (float64 for float64).
+    """`softmax(scores + bias) v` with M x M scores in float32 (float64 for float64).
 
     Each packed document is computed by itself: a product with a probability of 0 would let a NaN of
     another document through.
@@ -33,83 +39,65 @@ class Naive(Backend):
 
     name = "naive"
     rank = 90
+    takes_scale = takes_softcap = True
     smaller_option = "auto"
 
-    def unsupported(
-        self,
-        bias: AttnBias,
-        shape: AttnShape,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        needs_grad: bool = True,
-    ) -> list[str]:
-        """Only facts that do not fit the batch: this is plain torch."""
-        return bias.misfits(shape)
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
+        """None: this is plain torch."""
+        return []
 
-    def prepare(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> _Handle:
+    def handle_for(self, call: AttnCall) -> _Handle:
         """Each document's bias as a float32 tensor; nothing where everything is visible."""
-        bias.check_fits(shape)
-        wide = torch.promote_types(dtype, torch.float32)
-        return _Handle(shape.scale, dense_documents(bias, shape.M, wide, device))
+        wide = torch.promote_types(call.dtype, torch.float32)
+        documents = dense_documents(call.bias, call.shape.M, wide, call.device)
+        return _Handle(call.scale, call.bias.softcap, documents)
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
         """Attention; query heads of a group share their K/V head without a copy of it."""
         if len(handle.documents) == 1:
-            return _attend(q_BMHK, k_BMGK, v_BMGK, handle.documents[0], handle.scale)
+            return _attend(q_BMHK, k_BMGK, v_BMGK, handle.documents[0], handle)
         lengths = [document.length for document in handle.documents]
         parts = zip(*(x.split(lengths, dim=1) for x in (q_BMHK, k_BMGK, v_BMGK)), strict=True)
         outs = [
-            _attend(q, k, v, document, handle.scale)
+            _attend(q, k, v, document, handle)
             for document, (q, k, v) in zip(handle.documents, parts, strict=True)
         ]
         return torch.cat(outs, dim=1)
 
-    def kernel(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> str:
+    def kernel_for(self, call: AttnCall) -> str:
         """Always the same."""
         return "naive"
 
-    def too_slow_to_time(self, shape: AttnShape) -> list[str]:
+    def too_slow_to_time(self, call: AttnCall) -> list[str]:
         """Scores of more than 4 GiB."""
-        scores_mib = shape.B * shape.H * shape.M**2 * 4 / 2**20
+        scores_mib = call.shape.B * call.shape.H * call.shape.M**2 * 4 / 2**20
         if scores_mib > _TIMED_MIB:
             return [f"its scores alone would take {scores_mib:,.0f} MiB a layer; not tried"]
         return []
 
-    def stand_in(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Attention:
-        """The softmax of all scores is saved."""
-        lengths = [length for length, _ in documents_of(bias, shape.M)]
-        return lambda q, k, v, handle: materialized_scores(q, k, v, lengths)
+    def stand_in(self, call: AttnCall) -> Attention:
+        """The softmax of all scores is saved, and where they are capped, their tanh."""
+        lengths = [length for length, _ in documents_of(call.bias, call.shape.M)]
+        num_saved = 1 if call.bias.softcap is None else 2
+        return lambda q, k, v, handle: materialized_scores(q, k, v, lengths, num_saved)
 
-    def transient_bytes(self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype) -> int:
+    def transient_bytes(self, call: AttnCall) -> int:
         """The gradient of the scores, beside that of their softmax."""
-        longest = max(bias.seqlens or (shape.M,))
-        return shape.B * shape.H * longest**2 * torch.promote_types(dtype, torch.float32).itemsize
+        wide = torch.promote_types(call.dtype, torch.float32)
+        longest = max(call.bias.seqlens or (call.shape.M,))
+        return call.shape.B * call.shape.H * longest**2 * wide.itemsize
 
 
 def _attend(
-    q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, document: DenseDocument, scale: float
+    q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, document: DenseDocument, handle: _Handle
 ) -> Tensor:
-    B, M, H, K = q_BMHK.shape
-    G = k_BMGK.shape[2]
-    wide = torch.promote_types(q_BMHK.dtype, torch.float32)
-    # autocast would take the scores back to 16 bits
-    with torch.autocast(q_BMHK.device.type, enabled=False):
-        # Query heads [H] = [G, H/G]: those of a group become further rows of one product.
-        q = q_BMHK.to(wide).transpose(1, 2).reshape(B, G, H // G * M, K)
-        k = k_BMGK.to(wide).transpose(1, 2)
-        v = v_BMGK.to(wide).transpose(1, 2)
-        scores_BHMM = (q @ k.transpose(-2, -1) * scale).view(B, H, M, -1)
-        if document.bias_1HMM is not None:
-            scores_BHMM = scores_BHMM + document.bias_1HMM
-        probs = scores_BHMM.softmax(dim=-1).view(B, G, H // G * M, -1)
-        out_BMHK = (probs @ v).view(B, H, M, K).transpose(1, 2)
-        if document.alive is not None:
-            out_BMHK = out_BMHK * document.alive
-    return out_BMHK.to(q_BMHK.dtype)
+    """Attention of one document."""
+    return written_out_attention(
+        q_BMHK,
+        k_BMGK,
+        v_BMGK,
+        document.bias_1HMM,
+        document.alive,
+        scale=handle.scale,
+        softcap=handle.softcap,
+    )

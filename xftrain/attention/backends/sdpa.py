@@ -33,7 +33,7 @@ from xftrain.attention.folding import (
 )
 from xftrain.attention.limits import number_reasons, row_reasons
 from xftrain.attention.stand_in import folded, fused_kernel
-from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
+from xftrain.interfaces import Attention, AttnBias, AttnCall, Backend
 
 _KERNELS = {
     SDPBackend.MATH: "math",
@@ -65,43 +65,33 @@ class SDPA(Backend):
 
     name = "sdpa"
     rank = 10
+    takes_scale = True
 
-    def unsupported(
-        self,
-        bias: AttnBias,
-        shape: AttnShape,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        needs_grad: bool = True,
-    ) -> list[str]:
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """What cannot be folded, and what is too large: torch runs the rest somehow."""
-        if reasons := bias.misfits(shape):
-            return reasons
-        if folds(bias):
-            reasons = folding_reasons(bias, shape.M, dtype, shape.K)
+        bias, shape, dtype, device = call
+        reasons = folding_reasons(bias, shape.M, dtype, shape.K) if folds(bias) else []
         longest = max(bias.seqlens or (shape.M,))  # documents are one call each
         if needs_mask(bias):
             reasons += mask_reasons(longest, device)
-        width = shape.K + num_features(bias, shape, dtype)
+        width = shape.K + num_features(call)
         reasons += row_reasons(shape.B, "rows", device)
         return reasons + number_reasons((shape.B, longest, shape.H, width), device)
 
-    def prepare(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> _Handle:
+    def handle_for(self, call: AttnCall) -> _Handle:
         """Documents, masks where needed, and ALiBi's features."""
-        bias.check_fits(shape)
+        bias, num_positions = call.bias, call.shape.M
         is_masked = needs_mask(bias)
         if is_masked:
-            documents = dense_documents(unfolded(bias), shape.M, dtype, device)
+            documents = dense_documents(unfolded(bias), num_positions, call.dtype, call.device)
         else:
-            lengths = [length for length, _ in documents_of(bias, shape.M)]
+            lengths = [length for length, _ in documents_of(bias, num_positions)]
             documents = tuple(DenseDocument(length, None, None) for length in lengths)
+        features = fold(call) if folds(bias) else None
         return _Handle(
-            scale=shape.scale,
+            scale=call.scale if features is None else features.scale,
             is_causal=bias.causal and not is_masked,
-            fold=fold(bias, shape, dtype, device) if folds(bias) else None,
+            fold=features,
             documents=documents,
         )
 
@@ -121,11 +111,10 @@ class SDPA(Backend):
             out_BMHK = _attend_all(q, k, v, handle)
         return out_BMHK if out_BMHK.shape[-1] == width else out_BMHK[..., :width]
 
-    def kernel(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> str:
+    def kernel_for(self, call: AttnCall) -> str:
         """The kernel torch would take for these shapes, with the form of the bias."""
-        handle = self.prepare(bias, shape, dtype, device)
+        bias, shape, dtype, device = call
+        handle = self.handle_for(call)
         longest = max(handle.documents, key=lambda document: document.length)
         mask = longest.bias_1HMM
         pad = 0 if handle.fold is None else handle.fold.k_1M1F.shape[-1]
@@ -161,16 +150,15 @@ class SDPA(Backend):
         said = ", ".join(note for note in notes if note)
         return f"sdpa-{name} ({said})" if said else f"sdpa-{name}"
 
-    def stand_in(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Attention:
+    def stand_in(self, call: AttnCall) -> Attention:
         """A fused kernel, with copies of K and V where a mask on a GPU wants one a query head."""
-        features = fold(bias, shape, dtype, device) if folds(bias) else None
-        expands = device.type == "cuda" and needs_mask(bias) and shape.G != shape.H
+        bias, shape = call.bias, call.shape
+        features = fold(call) if folds(bias) else None
+        expands = call.device.type == "cuda" and needs_mask(bias) and shape.G != shape.H
 
         def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
             width = v_BMGK.shape[-1]
-            pads_v = device.type == "cpu"
+            pads_v = call.device.type == "cpu"
             q, k, v = folded(q_BMHK, k_BMGK, v_BMGK, features, pads_v=pads_v)
             if expands:
                 k, v = (x.repeat_interleave(shape.H // shape.G, dim=2) for x in (k, v))

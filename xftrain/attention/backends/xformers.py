@@ -26,7 +26,7 @@ from xftrain.attention.folding import (
 from xftrain.attention.limits import number_reasons, row_reasons
 from xftrain.attention.stand_in import folded, fused_kernel
 from xftrain.attention.xformers_ops.loading import xformers_ops
-from xftrain.interfaces import Attention, AttnBias, AttnShape, Backend
+from xftrain.interfaces import Attention, AttnBias, AttnCall, Backend
 
 _ALIGN = 8  # cutlass reads a bias in rows that start on 16 bytes
 
@@ -47,59 +47,46 @@ class XFormers(Backend):
 
     name = "xformers"
     rank = 20
+    takes_scale = True
 
     def __init__(self) -> None:
         self._grouped: dict[tuple[Any, ...], bool] = {}
 
-    def unsupported(
-        self,
-        bias: AttnBias,
-        shape: AttnShape,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        needs_grad: bool = True,
-    ) -> list[str]:
+    def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """xFormers' own reasons, forward and backward, for these very inputs."""
+        bias, shape, dtype, device = call
         try:
             xformers_ops()
         except ImportError as error:
             return [str(error)]
         if device.type not in ("cpu", "cuda"):
             return [f"xFormers has no kernel for {device.type}"]
-        if reasons := bias.misfits(shape):
-            return reasons
-        if folds(bias):
-            reasons = folding_reasons(bias, shape.M, dtype, shape.K)
+        reasons = folding_reasons(bias, shape.M, dtype, shape.K) if folds(bias) else []
         if _is_tensor(bias):
             reasons += mask_reasons(shape.M, device)
         reasons += row_reasons(max(shape.B, len(bias.seqlens or ())), "rows or documents", device)
-        width = shape.K + num_features(bias, shape, dtype)
+        width = shape.K + num_features(call)
         reasons += number_reasons((shape.B, shape.M, shape.H, width), device)
         if reasons:
             return reasons
         try:
-            self._ops(bias, shape, dtype, device, needs_grad=needs_grad)
+            self._ops(call, needs_grad=needs_grad)
         except NotImplementedError as error:
             return [_one_line(error)]
         return []
 
-    def prepare(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> _Handle:
+    def handle_for(self, call: AttnCall) -> _Handle:
         """xFormers' own mask, and ALiBi's features."""
-        bias.check_fits(shape)
-        handle = self._expanded(bias, shape, dtype, device)
-        if not self._runs_grouped(bias, shape, dtype, device):
+        handle = self._expanded(call)
+        if not self._runs_grouped(call):
             return handle
         from xftrain.attention.xformers_ops.grouped import grouped_attention
 
         return replace(handle, attend=grouped_attention, expands=False)
 
-    def _runs_grouped(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> bool:
+    def _runs_grouped(self, call: AttnCall) -> bool:
         """Whether K/V need not be expanded; asked once for batches that differ in length alone."""
+        bias, shape, dtype, device = call
         if shape.G == shape.H or device.type != "cuda":
             return False
         form = (bias.causal, bias.window is None, bias.seqlens is None, bias.slopes is None)
@@ -110,28 +97,28 @@ class XFormers(Backend):
             from xftrain.attention.xformers_ops.grouped import runs_grouped
 
             try:
-                ops = self._ops(bias, shape, dtype, device, needs_grad=True)
+                ops = self._ops(call, needs_grad=True)
                 self._grouped[key] = runs_grouped(*ops)
             except NotImplementedError:  # forward alone, as in a validation
                 self._grouped[key] = False
         return self._grouped[key]
 
-    def _expanded(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> _Handle:
+    def _expanded(self, call: AttnCall) -> _Handle:
         """For K/V with as many heads as q."""
+        bias, shape, device = call.bias, call.shape, call.device
         alive = None
         mask: Any
         if _is_tensor(bias):
-            mask, alive = self._tensor_mask(unfolded(bias), shape, dtype, device)
+            mask, alive = self._tensor_mask(call._replace(bias=unfolded(bias)))
         else:
             mask = _mask(unfolded(bias), device)
+        features = fold(call) if folds(bias) else None
         return _Handle(
             attend=xformers_ops().memory_efficient_attention,
             expands=shape.G != shape.H,
-            scale=shape.scale,
+            scale=call.scale if features is None else features.scale,
             mask=mask,
-            fold=fold(bias, shape, dtype, device) if folds(bias) else None,
+            fold=features,
             alive=alive,
             op=_cpu_op() if device.type == "cpu" else None,
         )
@@ -157,28 +144,24 @@ class XFormers(Backend):
             out_BMHK = out_BMHK[..., :width]
         return out_BMHK if handle.alive is None else out_BMHK * handle.alive
 
-    def kernel(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> str:
+    def kernel_for(self, call: AttnCall) -> str:
         """The operator that xFormers dispatches to, with the form of bias and heads."""
-        forward, backward = self._ops(bias, shape, dtype, device, needs_grad=True)
-        handle = self.prepare(bias, shape, dtype, device)
+        forward, backward = self._ops(call, needs_grad=True)
+        handle = self.handle_for(call)
         name = forward.NAME
         if backward.NAME.replace("B", "F", 1) != name and not name.startswith("cpu"):
             name += f"+{backward.NAME}"
         notes = [
-            "folded ALiBi" if folds(bias) else "",
-            "bias tensor" if _is_tensor(bias) else "",
-            "expanded K/V" if shape.G > 1 and handle.expands else "",
+            "folded ALiBi" if folds(call.bias) else "",
+            "bias tensor" if _is_tensor(call.bias) else "",
+            "expanded K/V" if call.shape.G > 1 and handle.expands else "",
         ]
         said = ", ".join(note for note in notes if note)
         return f"{name} ({said})" if said else name
 
-    def stand_in(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> Attention:
+    def stand_in(self, call: AttnCall) -> Attention:
         """A fused kernel, whose v is as wide as q and k."""
-        features = fold(bias, shape, dtype, device) if folds(bias) else None
+        features = fold(call) if folds(call.bias) else None
 
         def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
             width = v_BMGK.shape[-1]
@@ -187,18 +170,11 @@ class XFormers(Backend):
 
         return attend
 
-    def _ops(
-        self,
-        bias: AttnBias,
-        shape: AttnShape,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        needs_grad: bool,
-    ) -> tuple[Any, Any]:
+    def _ops(self, call: AttnCall, *, needs_grad: bool) -> tuple[Any, Any]:
         """The forward and backward operators that would run; raises NotImplementedError."""
         fmha = xformers_ops().fmha
-        handle = self._expanded(bias, shape, dtype, device)
+        bias, shape, dtype, device = call
+        handle = self._expanded(call)
         pad = 0 if handle.fold is None else handle.fold.k_1M1F.shape[-1]
         q, k, v = (
             torch.empty(shape.B, shape.M, shape.H, shape.K + pad, dtype=dtype, device=device)
@@ -214,10 +190,9 @@ class XFormers(Backend):
         packed_lse = forward.VARLEN_LSE_PACKED if bias.seqlens is not None else None
         return forward, fmha._dispatch_bw(inputs, varlen_lse_packed=packed_lse)
 
-    def _tensor_mask(
-        self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
+    def _tensor_mask(self, call: AttnCall) -> tuple[Tensor, Tensor | None]:
         """The whole bias as [B, H, M, M], its rows aligned as cutlass wants them."""
+        bias, shape, dtype, device = call
         dense_1HMM, alive = dense_bias(bias, shape.M, dtype, device)
         aligned = F.pad(dense_1HMM, (0, -shape.M % _ALIGN))[..., : shape.M]
         return aligned.expand(shape.B, shape.H, -1, -1), alive

@@ -173,15 +173,14 @@ def measure_parity(cells: Sequence[AttentionCell], reporter: Reporter) -> None:
 
 
 def _compare(cell: AttentionCell) -> dict[str, Any]:
-    bias, backend = cell.facts(), cell.build_backend()
-    dtype, device = cell.torch_dtype, cell.torch_device
-    if reasons := backend.unsupported(bias, cell.shape, dtype, device):
+    call, backend = cell.call(), cell.build_backend()
+    if reasons := backend.unsupported(*call):
         raise Unsupported("; ".join(reasons))
     seed = secrets.randbelow(2**31)  # fresh each run; the row names it
     generator = torch.Generator().manual_seed(seed)
-    verdict = judge(backend, bias, cell.shape, dtype, device, generator)
+    verdict = judge(backend, call, generator)
     return {
-        "kernel": backend.kernel(bias, cell.shape, dtype, device),
+        "kernel": backend.kernel(*call),
         **{f"error_{name}": error for name, error in verdict.errors.items()},
         **{f"torch_error_{name}": error for name, error in verdict.torch_errors.items()},
         "worst": verdict.worst,

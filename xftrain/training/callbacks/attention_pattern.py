@@ -56,10 +56,10 @@ class AttentionPattern(Callback):
         with not_training(trainer):
             model = training_module(pl_module).model
             cases = model.attention_cases(num_rows, num_positions, batch.seqlens)
-            for number, (bias, _, layers) in enumerate(cases):
+            for number, (call, layers) in enumerate(cases):
                 tag = _TAG if len(cases) == 1 else f"{_TAG}/{number + 1}"
-                heads = differing_heads(bias)
-                part = cropped(bias, num_drawn, heads)
+                heads = differing_heads(call.bias)
+                part = cropped(call.bias, num_drawn, heads)
                 of_layers = "" if len(cases) == 1 else f", in {layers_in_words(layers)}"
                 title = f"attention pattern{of_layers}: {describe(part)}"
                 image = picture(draw(part, num_drawn), heads, title)
@@ -165,6 +165,10 @@ def describe(bias: AttnBias) -> str:
         facts.append("ALiBi")
     if bias.additive_HMM is not None:
         facts.append("a bias tensor")
+    if bias.scale is not None:
+        facts.append(f"scores scaled by {bias.scale:g}")
+    if bias.softcap is not None:
+        facts.append(f"scores capped at {bias.softcap:g}")
     if bias.seqlens is not None:
         facts.append(f"documents packed into the row: {len(bias.seqlens)}, orange at their edges")
     return ", ".join(facts)

@@ -33,7 +33,8 @@ class PendingRecord:
     """What a step has left for its record, under way to the host."""
 
     step: int
-    # loss, labels, hits, bytes, tokens and operations of all ranks; is it bad; gradient norm
+    # loss, labels, hits, bytes, tokens and operations of all ranks; is it bad; gradient norm; and
+    # the auxiliary loss, where feed-forwards have one
     figures: AsyncHostCopy
     is_text: bool
     ended: DeviceTimestamp
@@ -110,7 +111,8 @@ class Metrics(Callback):
         num_bytes, module.label_bytes = module.label_bytes, None
         own = on_device([num_bytes or 0, self._tokens, self._flops], module.device, torch.float64)
         step_checks = torch.stack([one.double() for one in (module.guard.is_bad, norm)])
-        figures = torch.cat([sums.stacked(), sum_over_ranks(own), step_checks])
+        aux = [] if sums.aux is None else [sums.aux.double()[None]]
+        figures = torch.cat([sums.stacked(), sum_over_ranks(own), step_checks, *aux])
         step, ended = module.trainer.global_step, DeviceTimestamp(module.device)
         left = PendingRecord(
             step=step,
@@ -141,7 +143,7 @@ class Metrics(Callback):
 
     def _write(self, module: TrainingModule, left: PendingRecord) -> None:
         figures = left.figures.wait().tolist()
-        loss_sum, num_labels, num_correct, num_bytes, num_tokens, flops, is_bad, norm = figures
+        loss_sum, num_labels, num_correct, num_bytes, num_tokens, flops, is_bad, norm = figures[:8]
         if is_bad and module.guard.stops:
             return  # the run ends for it, be it by another error first
         record = {}
@@ -153,6 +155,8 @@ class Metrics(Callback):
                     "schedule.warmup_steps; checkpoints saved before are in the run folder."
                 )
             record = {"train/loss": loss, "train/accuracy": num_correct / num_labels}
+            for aux in figures[8:]:
+                record["train/aux_loss"] = aux / num_labels
             if num_bytes:
                 record["train/bits_per_byte"] = loss_sum / math.log(2) / num_bytes
             elif not left.is_text:
