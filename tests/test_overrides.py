@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from xftrain.overrides import (
     all_groups,
     normalise,
     normalise_argv,
+    path_slug,
     refuse_long_names,
     refuse_other_text,
     slug,
@@ -121,6 +123,12 @@ def test_an_option_and_its_value_in_either_order():
 @given(st.text(max_size=300))
 def test_a_slug_is_the_name_of_one_folder(text):
     assert re.fullmatch(r"[\w.,=+-]{0,150}", slug(text), flags=re.ASCII)
+
+
+@given(st.text())
+def test_a_folder_that_a_run_is_named_by_can_be_typed_as_it_is(text):
+    path = f"outputs/00-00-00{path_slug(text)}/last.ckpt"
+    assert OverridesParser.create().parse_override(f"ckpt={path}").value() == path
 
 
 def test_a_slug_keeps_what_a_person_reads_but_fits_a_file_system():

@@ -81,10 +81,11 @@ def test_a_search_has_a_folder_of_its_own(
 def test_a_run_and_a_sweep_of_one_second_share_none(
     command: Command, runner: Runner, jobs: Jobs, tmp_path: Path, still_clock: None
 ) -> None:
-    assert command("seq=8").code == 0 and command("-m", "seq=8,32").code == 0
-    assert command("seq=16").code == 0
+    assert command("seq=8").code == 0 and command().code == 0
+    assert command("-m", "seq=8,32").code == 0
+    assert command("seq=8").code == 0 and command().code == 0
     names = [run_dir.name for _, run_dir in runner.calls]
-    assert names == ["00-00-00", "00-00-00-3"]
+    assert names == ["00-00-00_seq-8", "00-00-00", "00-00-00_seq-8-2", "00-00-00-3"]
     assert (tmp_path / "outputs" / "2030-01-01" / "00-00-00-2" / "summary.csv").is_file()
 
 

@@ -82,6 +82,11 @@ def slug(text: str) -> str:
     return f"_{safe}" if safe else ""
 
 
+def path_slug(text: str) -> str:
+    """The same for a folder that is typed as a value: there `=` and `,` would need quotes."""
+    return slug(text).translate({ord("="): "-", ord(","): "_"})
+
+
 def refuse_other_text(texts: Iterable[str]) -> None:
     """Refuses what no file can hold: bytes of a command line or a name that are not UTF-8.
 

@@ -13,7 +13,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from xftrain.files import new_folder
-from xftrain.overrides import literal
+from xftrain.overrides import literal, path_slug
+from xftrain.redaction import hidden
 
 _NEW = "${xf.new_folder:"  # the resolver in config.py that only names a folder
 
@@ -21,12 +22,16 @@ _NEW = "${xf.new_folder:"  # the resolver in config.py that only names a folder
 class NewFolders(Callback):
     """Makes the folders that the configuration names with `${xf.new_folder:...}`.
 
-    Two runs or sweeps may start in the same second: the second one's folder ends in `-2`.
+    That of a run ends with what was typed, by which people and TensorBoard tell runs apart. Two
+    runs or sweeps may start in the same second: the second one's folder ends in `-2`.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before Hydra makes the folder of a run, where it may be there already."""
-        _make(config, config.hydra.run)
+        # as it is written: an interpolation in an override is not for Hydra's part to resolve
+        job = OmegaConf.to_container(config.hydra.job, resolve=False)
+        assert isinstance(job, dict)
+        _make(config, config.hydra.run, path_slug(hidden(str(job["override_dirname"]))))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before anything is written to the folder of a sweep, of which each job is told."""
@@ -35,14 +40,14 @@ class NewFolders(Callback):
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={literal(made)}")
 
 
-def _make(config: DictConfig, node: DictConfig) -> str | None:
+def _make(config: DictConfig, node: DictConfig, ending: str = "") -> str | None:
     """Makes the folder and puts its name in the place of the interpolation."""
     written = OmegaConf.to_container(node, resolve=False)
     assert isinstance(written, dict)
     if not str(written["dir"]).startswith(_NEW):
         return None
     with suppress(OSError):  # which Hydra meets again, and cli reports
-        made = str(new_folder(Path(node.dir)))
+        made = str(new_folder(Path(f"{node.dir}{ending}")))
         with flag_override(config, ["readonly", "struct"], False):
             node.dir = made
         return made
