@@ -105,6 +105,10 @@ def test_a_long_record_is_shown_in_part_and_one_without_a_seal_is_not_resumed() 
 
 def test_a_record_of_somebody_else_says_neither_where_to_record_nor_more_than_is_shown() -> None:
     said = {
+        "says where runs are recorded \\(logger.mlflow\\)": [
+            'logger.mlflow={run_name:aaa,tracking_uri:"sqlite:////home/me/places.sqlite"}'
+        ],
+        "says where runs are recorded \\(logger\\)": ["logger={mlflow:{tracking_uri:a}}"],
         "says where runs are recorded \\(logger.mlflow.tracking_uri\\)": [
             "logger=mlflow",
             "logger.mlflow.tracking_uri=sqlite:////home/me/places.sqlite",
@@ -118,6 +122,14 @@ def test_a_record_of_somebody_else_says_neither_where_to_record_nor_more_than_is
                 _arguments("resume_sweep=sweep", f"trust_sweep={trust}")
         write_record(RECORD | {"overrides": overrides}, Path("sweep"))
         assert _arguments("resume_sweep=sweep")  # with the user's seal
+
+
+def test_a_mapping_is_shown_whole_before_anything_is_resumed() -> None:
+    hidden = f"data={{name:text,tokenizer:{'b' * 400},path:/home/me}}"
+    record = RECORD | {"overrides": ["logger.tensorboard=null", hidden]}
+    (Path("sweep") / ".sweep.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="path:/home/me.* logger.tensorboard=null: repeat"):
+        _arguments("resume_sweep=sweep")
 
 
 def test_a_command_in_a_message_is_quoted_for_the_shell() -> None:

@@ -1,52 +1,101 @@
-"""The files beside a SQLite database that a URL names, which may be anyone's."""
+"""SQLite databases that a URL names, and the files beside them, which may be anyone's."""
 
 from __future__ import annotations
 
-import os
 import re
+import sqlite3
 import stat
+from collections.abc import Set
+from contextlib import closing
 from pathlib import Path
 
 from xftrain.errors import ConfigError
+from xftrain.printable import one_line
 
 _URL = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?]*)")
 _BESIDE = ("", "-journal", "-wal", "-shm")
 # The end of a journal that belongs to a transaction over several databases, and names the file
 # that lists them: https://www.sqlite.org/fileformat.html#the_super_journal
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
+# A trigger that can do nothing but refuse a row, as MLflow has one.
+_REFUSES = re.compile(
+    r"create trigger \w+ before (insert|update|delete) on \w+( for each row)?( when [\w .!=<>]+)? "
+    r"begin select raise\(abort, '[^']*'\); end",
+    re.ASCII | re.IGNORECASE,
+).fullmatch
+_BUSY_S = 10.0  # for another process to let go of it
 
 
-def refuse_foreign_files(url: str, key: str) -> None:
-    """Refuse a database whose journal could change another file, or that is no file at all.
+def database_of(url: str) -> Path | None:
+    """The file of a URL of SQLAlchemy, as `sqlite:///search.db`; None where it names none."""
+    match = _URL.match(url)
+    return None if not match or match[1] in ("", ":memory:") else Path(match[1])
+
+
+def refuse_foreign_database(url: str, key: str, tables: Set[str]) -> None:
+    """Refuse a database that does more than hold rows of the tables that are expected.
 
     SQLite plays a journal back as soon as it reads the database, and deletes the file that the
-    journal names. No database of one program alone has such a name in its journal.
+    journal names, which no database of one program alone does. Triggers and views run whatever
+    their author wrote. A link would have tables made in a database elsewhere.
 
     Args:
-        url: of SQLAlchemy, as `sqlite:///search.db`; others are left alone.
+        url: of SQLAlchemy; others than SQLite's are left alone.
         key: the override that gives it, for the message.
+        tables: any of which a database has that is not empty.
 
     Raises:
-        ConfigError: the first such file.
+        ConfigError: why it is not used.
     """
-    if not (match := _URL.match(url)) or match[1] in ("", ":memory:"):
+    database = database_of(url)
+    if database is None:
         return
-    database = os.path.realpath(match[1])
+    try:
+        _refuse_files(database, f"{key}={one_line(url)}")
+        if not database.exists():
+            return
+        with closing(sqlite3.connect(database, timeout=_BUSY_S)) as connection:
+            connection.execute("pragma trusted_schema = off")
+            found = connection.execute("select type, name, sql from sqlite_master").fetchall()
+    except ConfigError:
+        raise
+    except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ConfigError(
+            f"{key}={one_line(url)} cannot be opened ({one_line(str(error))}); a file is named as "
+            "in sqlite:///search.db."
+        ) from error
+    code = [
+        f"the {kind} {one_line(name)}"
+        for kind, name, sql in found
+        if kind in ("trigger", "view") and not _REFUSES(" ".join(sql.split()))
+    ]
+    if code:
+        raise ConfigError(
+            f"{key}={one_line(url)} has {code[0]}, which nothing here makes and which would run "
+            "with every row: choose another database."
+        )
+    if found and not tables & {name for kind, name, _ in found if kind == "table"}:
+        raise ConfigError(
+            f"{key}={one_line(url)} is a database of something else: choose another one."
+        )
+
+
+def _refuse_files(database: Path, named: str) -> None:
     for ending in _BESIDE:
-        path = Path(database + ending)
+        path = Path(f"{database}{ending}")
         try:
             status = path.lstat()
-        except (OSError, ValueError):
+        except FileNotFoundError:
             continue
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(
-                f"{key}={url} needs plain files, and {path} is none: remove it, or choose another "
-                "database."
+                f"{named} needs plain files, and {path} is none: name the file itself, remove it, "
+                "or choose another database."
             )
         if ending == "-journal" and _end(path) == _SUPER_JOURNAL:
             raise ConfigError(
-                f"{key}={url} has a journal that names a file to be deleted, {path}, which no "
-                "search and no tracker writes: remove it, or choose another database."
+                f"{named} has a journal that names a file to be deleted, {path}, which no search "
+                "and no tracker writes: remove it, or choose another database."
             )
 
 

@@ -24,7 +24,7 @@ from xftrain.errors import ConfigError, SweepRefused
 from xftrain.overrides import all_groups, as_typed, normalise_argv
 from xftrain.processes import is_rank
 from xftrain.recorded_overrides import MAX_JOBS, MAX_PROCESSES, num_values
-from xftrain.sqlite_files import refuse_foreign_files
+from xftrain.sqlite_files import refuse_foreign_database
 from xftrain.sweep_record import RESUME, is_resumed
 
 
@@ -143,7 +143,7 @@ def _check_choices(config: DictConfig, overrides: Mapping[str, Override]) -> Non
 
 def _check_study(storage: str, name: str | None, fixed: Mapping[str, str]) -> None:
     """Refuses a study of other runs, as of another model, from which nothing can be learned."""
-    refuse_foreign_files(storage, "hydra.sweeper.storage")
+    refuse_foreign_database(storage, "hydra.sweeper.storage", {"studies"})
     import optuna
 
     try:
@@ -155,6 +155,11 @@ def _check_study(storage: str, name: str | None, fixed: Mapping[str, str]) -> No
             f"hydra.sweeper.storage={storage} cannot be opened ({said}); a file is named as in "
             "sqlite:///search.db."
         ) from error
+    if any(trial.state == optuna.trial.TrialState.WAITING for trial in trials):
+        raise ConfigError(
+            f"the study {name} in {storage} has a trial that waits to be run, whose values nobody "
+            "has checked: choose another hydra.sweeper.study_name."
+        )
     if trials and trials[-1].user_attrs != fixed:
         was = " ".join(f"{key}={value}" for key, value in trials[-1].user_attrs.items())
         raise ConfigError(

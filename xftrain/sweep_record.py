@@ -33,7 +33,6 @@ MODE = ("hydra.mode", "hydra.run", "hydra.sweep.dir", "hydra.output_subdir")
 _SHOWN, _EACH = 300, 60  # characters of what a record holds, and of an override, in a sentence
 # Keys that say what a run reads.
 _MOST_LISTED = 10_000  # characters of all overrides together
-_SENDS = re.compile(r"logger\.\w+\..*", re.ASCII).fullmatch
 _READS = re.compile(r"ckpt|data|.*(path|dir|file|storage|links)", re.ASCII).fullmatch
 
 
@@ -146,7 +145,7 @@ def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> li
             f"({_short(str(reason))}): {again}."
         ) from reason
     is_own = has_valid_seal(record, folder)
-    if not is_own and (sent := [_key(one) for one in command if _SENDS(_key(one))]):
+    if not is_own and (sent := [_key(one) for one in command if _sends(one)]):
         raise ConfigError(
             f"the sweep in {str(folder)!r} was not recorded by this user on this machine, and its "
             f"record says where runs are recorded ({_short(', '.join(sent))}): {again}."
@@ -170,14 +169,22 @@ def _resuming(folder: Path) -> str:
     return shlex.quote(f"{RESUME}={folder}")
 
 
+def _sends(override: str) -> bool:
+    """Whether an override may say where a logger records; `logger.tensorboard=null` does not."""
+    key, value = _key(override), override.partition("=")[2]
+    return key.startswith("logger.") and value != "null" or key == "logger" and "{" in value
+
+
 def _listed(name: str, command: Sequence[str]) -> str:
     """All that would run, each value cut by itself: a long one must not hide those after it.
 
     What is read from a place that the record names comes first.
     """
-    reads = [one for one in command if _READS(_key(one))]
+    reads = [one for one in command if _READS(_key(one)) or "{" in one]
     others = [one for one in command if one not in reads]
-    cut = [*(_short(one) for one in reads), *(_short(one, _EACH) for one in others)]
+    # a mapping sets several keys, of which none may be left out
+    cut = [_short(one, _MOST_LISTED if "{" in one else _SHOWN) for one in reads]
+    cut += [_short(one, _EACH) for one in others]
     return " ".join(["--config-name", name, *cut])
 
 

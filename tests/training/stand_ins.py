@@ -112,7 +112,13 @@ def stand_in_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
         def get_experiment_by_name(self, name: str) -> Any:
             there = seen.settings.get("experiment") == name
-            return SimpleNamespace(experiment_id="1", lifecycle_stage="active") if there else None
+            if not there:
+                return None
+            return SimpleNamespace(
+                experiment_id="1",
+                lifecycle_stage="active",
+                artifact_location=seen.settings["artifacts"],
+            )
 
         def create_experiment(self, name: str, artifact_location: str | None = None) -> str:
             seen.settings |= {"experiment": name, "artifacts": artifact_location}

@@ -13,12 +13,14 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger
 
 from xftrain.errors import RunError
-from xftrain.sqlite_files import refuse_foreign_files
+from xftrain.printable import one_line
+from xftrain.sqlite_files import database_of, refuse_foreign_database
 from xftrain.training.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
 _OTHER = re.compile(r"[^\w./ -]", re.ASCII)  # characters that no name may have
+_KEY = "logger.mlflow.tracking_uri"
 _LONGEST = 250  # characters of a name
 _JOURNALS = ("-journal", "-wal", "-shm")  # of a database, which SQLite takes up and plays back
 _MOST_DATABASES = 1000  # of one folder
@@ -57,24 +59,44 @@ class MLflow(Tracker):
     def make(self) -> MLFlowLogger:
         """Begins the run."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports its use by default
-        uri, place = self.tracking_uri, None
-        if uri is None:
-            database, artifacts = _new_database(self.run_dir.resolve())
-            uri, place = f"sqlite:///{database}", artifacts.as_uri()
-        else:
-            refuse_foreign_files(uri, "logger.mlflow.tracking_uri")
+        uri, place = self._place()
         from mlflow import MlflowClient
 
         for name in ("mlflow", "alembic"):  # which say how they make a database
             logging.getLogger(name).setLevel(logging.WARNING)
         client = MlflowClient(uri)
-        if client.get_experiment_by_name(self.experiment_name) is None:
-            client.create_experiment(self.experiment_name, artifact_location=place)
+        experiment = client.get_experiment_by_name(self.experiment_name)
+        if experiment is None:
+            client.create_experiment(
+                self.experiment_name, artifact_location=place and place.as_uri()
+            )
+        elif place is not None:
+            _refuse_other_place(experiment.artifact_location, place)
         logger = MLFlowLogger(self.experiment_name, self.run_name, uri)
         log.info("mlflow: run %s", logger.run_id)
         if self.tracking_uri is None:
             log.info("mlflow ui --backend-store-uri %s", shlex.quote(uri))
         return logger
+
+    def _place(self) -> tuple[str, Path | None]:
+        """Where runs are recorded, and for a database the folder of the texts.
+
+        Raises:
+            RunError, ConfigError: it is not used.
+        """
+        uri = self.tracking_uri
+        if uri is None:
+            database, artifacts = _new_database(self.run_dir.resolve())
+            return f"sqlite:///{database}", artifacts
+        refuse_foreign_database(uri, _KEY, {"experiments"})
+        if (named := database_of(uri)) is None:
+            return uri, None
+        artifacts = named.absolute().with_name(f"{named.stem}-artifacts")
+        if os.path.lexists(artifacts) and (artifacts.is_symlink() or not artifacts.is_dir()):
+            raise RunError(
+                f"{_KEY}={uri} keeps texts in {artifacts}, which is no folder: remove it."
+            )
+        return uri, artifacts
 
     def send_text(self, tag: str, text: str, step: int) -> None:
         """Adds a text file to the run."""
@@ -85,6 +107,24 @@ class MLflow(Tracker):
         """Says how the run ended."""
         client: Any = self._logger.experiment
         client.set_terminated(self._logger.run_id, "FINISHED" if is_whole else "FAILED")
+
+
+def _refuse_other_place(location: str, place: Path) -> None:
+    """Refuse an experiment of a database whose texts are not kept beside the database.
+
+    Args:
+        location: of the experiment, as its database has it.
+        place: where this package keeps them.
+
+    Raises:
+        RunError: the texts would be written elsewhere.
+    """
+    path = os.path.realpath(location.removeprefix("file://"))
+    if not Path(path).is_relative_to(os.path.realpath(place.parent)):
+        raise RunError(
+            f"{_KEY}: the experiment keeps its texts in {one_line(location)}, outside the folder "
+            "of its database: choose another logger.mlflow.experiment_name, or another database."
+        )
 
 
 def _new_database(folder: Path) -> tuple[Path, Path]:
@@ -99,6 +139,11 @@ def _new_database(folder: Path) -> tuple[Path, Path]:
     Raises:
         RunError: there is no name left.
     """
+    if found := set("?#%") & set(str(folder)):
+        raise RunError(
+            f"logger.mlflow cannot record in {folder}, whose name has {min(found)}, which means "
+            "something else in a URL: choose another hydra.run.dir."
+        )
     for number in range(1, _MOST_DATABASES + 1):
         stem = "mlflow" if number == 1 else f"mlflow-{number}"
         database, artifacts = folder / f"{stem}.db", folder / f"{stem}-artifacts"
