@@ -18,7 +18,7 @@ import torch
 
 from xftrain.training.plain_values import NotPlain, check_extent, check_key
 
-_MAX_OPERATIONS = 300_000  # each makes one small object; a model of 7B has 60,000
+_MAX_OPERATIONS = 1_000_000  # each makes one small object; a model of 7B has 60,000
 _MAX_DIMENSIONS = 64  # of a tensor, as in torch
 _STORAGES: dict[str, torch.dtype] = {  # torch's classes, each of one dtype
     "torch.storage UntypedStorage": torch.uint8,  # of the newer dtypes
