@@ -153,7 +153,7 @@ def test_the_steps_under_way_are_no_cost_of_a_save(tmp_path, monkeypatch):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_the_device_has_work_while_a_record_is_made(tmp_path, monkeypatch, precision):
     # it waited 9 ms at each record
-    hidden, write, is_busy = GPT.hidden, Metrics._write, []
+    hidden, write, is_busy = GPT.hidden_and_aux, Metrics._write, []
 
     def slow(self, *arguments):
         torch.cuda._sleep(100_000_000)
@@ -165,7 +165,7 @@ def test_the_device_has_work_while_a_record_is_made(tmp_path, monkeypatch, preci
         all_queued.record()
         is_busy.append(not all_queued.query())
 
-    monkeypatch.setattr(GPT, "hidden", slow)
+    monkeypatch.setattr(GPT, "hidden_and_aux", slow)
     monkeypatch.setattr(Metrics, "_write", written)
     every = ("trainer.log_every_n_steps=1", "trainer.val_check_interval=100")
     here = ("trainer=gpu", f"trainer.precision={precision}", "max_steps=8")
