@@ -134,7 +134,7 @@ def slope_along_gradient(module: TrainingModule) -> tuple[float, float]:
         # of the loss: at 0.01 the curvature of a small model alone was 4 % of the slope, and
         # weights in 16 bits do not move at all by less than their rounding
         is_rounded = any(weight.dtype != torch.float32 for weight in weights)
-        length = (0.05 if is_rounded else 0.003) * float(value.detach()) / max(norm, 1e-9)
+        length = (0.01 if is_rounded else 0.003) * float(value.detach()) / max(norm, 1e-9)
         values, by_gradient = [], 0.0
         for sign in (1, -1):
             with torch.no_grad():
