@@ -33,7 +33,7 @@ def test_the_usual_folder_is_made_for_this_user_alone(usual: Path) -> None:
     assert chosen() == usual  # as torch itself makes it
 
 
-@pytest.mark.parametrize("found", ["writable", "a link", "a file", "another's"])
+@pytest.mark.parametrize("found", ["writable", "a group's", "a link", "a file", "another's"])
 def test_a_folder_that_others_can_write_to_is_left_alone(
     usual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
 ) -> None:
@@ -44,7 +44,7 @@ def test_a_folder_that_others_can_write_to_is_left_alone(
         usual.touch()
     else:
         usual.mkdir()
-        usual.chmod(0o777 if found == "writable" else 0o755)
+        usual.chmod({"writable": 0o777, "a group's": 0o775}.get(found, 0o755))
     if found == "another's":
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
         folder = chosen()

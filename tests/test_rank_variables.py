@@ -8,7 +8,6 @@ import signal
 import socket
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -124,23 +123,12 @@ def test_a_signal_ends_a_rank_that_waits_for_another(variables, number):
     assert time.monotonic() - started < 5
 
 
-def test_ranks_of_this_machine_meet_where_no_other_one_can_reach_them(variables):
-    port = _free_port()
-    variables(**LONE, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    store = distributed._local_store(1)
+def test_ranks_of_this_package_meet_in_a_folder_and_at_no_port(variables, tmp_path, monkeypatch):
+    assert distributed._own_store(1) is None
+    monkeypatch.setenv("XFTRAIN_RANKS", str(tmp_path))
+    store = distributed._own_store(1)
     store.set("key", "value")
-    listening = {
-        line.split()[1]
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
-        if line.split()[3] == "0A"  # LISTEN
-    }
-    assert f"0100007F:{int(port):04X}" in listening
-    assert not any(
-        place.endswith(f":{int(port):04X}") for place in listening - {f"0100007F:{int(port):04X}"}
-    )
-    os.environ["MASTER_ADDR"] = "node1"
-    assert distributed._local_store(1) is None
+    assert (tmp_path / "store").is_file() and store.get("key") == b"value"
 
 
 def test_a_rank_that_died_ends_the_wait(monkeypatch):

@@ -10,6 +10,8 @@ import hydra.core.utils
 import pytest
 
 from tests.commands import Ended, Runner, one_sentence
+from xftrain.errors import ConfigError
+from xftrain.folder_links import refuse_links
 from xftrain.overrides import quoted
 
 Command = Callable[..., Ended]
@@ -119,6 +121,19 @@ def test_a_folder_whose_name_hydra_would_resolve_again_is_refused(command, tmp_p
     assert "must be a folder whose name has no ${" in one_sentence(ended, 2)
     assert (tmp_path / "precious").read_text() == "thesis"
     assert {path.name for path in tmp_path.iterdir()} == {"r_other", "precious"}
+
+
+@pytest.mark.parametrize("name", ["~/x", "~", "~root", "r$SOME", "r${SOME}/x", "a/$SOME/b"])
+def test_a_folder_whose_name_lightning_would_expand_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("SOME", "else")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="would be another folder to Lightning"):
+        refuse_links(Path(name), "hydra.run.dir")
+    monkeypatch.delenv("SOME")
+    for fine in ("r$SOME", "a~b", "a/~", "50%"):
+        refuse_links(Path(fine), "hydra.run.dir")
 
 
 @pytest.mark.parametrize("folder", ["file::x", "outputs/zip::x", "{here}/http::x"])

@@ -121,6 +121,10 @@ def test_a_parameter_may_be_dotted_and_may_be_typed(
         ("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_slurm needs a Slurm cluster, "),
         ("hydra.sweeper.n_jobs=-1", "hydra.sweeper.n_jobs must be an integer from 1 to "),
         ("hydra.sweeper.n_trials=3000000", "n_trials must be an integer from 1 to 100,000, got "),
+        (
+            "hydra/sweeper/sampler=cmaes hydra.sweeper.storage=sqlite:///search.db",
+            "hydra/sweeper/sampler=cmaes keeps its state as a pickle, which is never read",
+        ),
         ("hydra.sweeper.direction=up", "Please set either 'minimize' or 'maximize' to direction."),
     ],
 )
@@ -128,7 +132,7 @@ def test_what_a_search_could_not_do_is_said_before_its_first_trial(
     command: Command, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, typed: str, sentence: str
 ) -> None:
     monkeypatch.setenv("PATH", "")  # where srun might be
-    assert sentence in one_sentence(command(*_search(2, typed)), 2)
+    assert sentence in one_sentence(command(*_search(2, *typed.split())), 2)
     assert jobs == []
 
 

@@ -32,9 +32,8 @@ def use_private_compile_cache() -> None:
     else:
         folder = Path(tempfile.mkdtemp(prefix="torchinductor_"))
     if folder != usual:
-        log.warning(
-            "%s belongs to another user, or others can write to it: what torch compiles is kept in "
-            "%s instead.",
+        log.info(
+            "%s is not this user's alone: what torch compiles is kept in %s instead.",
             *(usual, folder),
         )
     os.environ[_VARIABLE] = str(folder)
@@ -47,12 +46,11 @@ def _others() -> Iterator[Path]:
 
 
 def _is_private(folder: Path) -> bool:
-    """Makes it, and says whether this user alone can write to it, or a group of its own as well."""
+    """Makes it, and says whether this user alone can write to it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
     except OSError:
         return False
-    others = stat.S_IWOTH if status.st_gid == os.getegid() else stat.S_IWOTH | stat.S_IWGRP
     is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    return is_own and not status.st_mode & others
+    return is_own and not status.st_mode & (stat.S_IWOTH | stat.S_IWGRP)

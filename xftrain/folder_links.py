@@ -40,6 +40,12 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
     Raises:
         ConfigError: the first such link, FIFO, device or socket, or file with a hard link.
     """
+    name = str(folder)
+    if name.startswith("~") or os.path.expandvars(os.path.abspath(name)) != os.path.abspath(name):
+        raise ConfigError(
+            f"{key}={name} would be another folder to Lightning, which puts the home folder and "
+            "variables in the place of ~ and $NAME: write the folder out or rename it."
+        )
     top = real_path(folder)
     if top is None:
         raise ConfigError(

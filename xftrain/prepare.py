@@ -73,7 +73,8 @@ def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
     pl.seed_everything(cfg.seed, verbose=False)
     # refused now rather than after the data is prepared
     ckpt = checkpoint_to_load(cfg.ckpt, run_dir) if own_rank == 0 else None
-    ckpt = distributed.from_rank_0(ckpt)  # files may change while ranks look at them
+    named = distributed.from_rank_0(ckpt and str(ckpt))  # files may change while ranks look
+    ckpt = None if named is None else Path(named)
     data = builder.build_data(cfg, devices)
     check_data(data)
     if data.num_val_batches < devices:

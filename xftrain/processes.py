@@ -19,6 +19,8 @@ Process = subprocess.Popen[bytes]
 
 rank_died = threading.Event()  # set where a rank that this process started has died
 
+RANKS = "XFTRAIN_RANKS"  # the folder in which ranks that this package starts meet
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # Signals that ask a process to end: of whoever manages it, of a terminal that closes, of the soft

@@ -67,8 +67,10 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    with processes.environment(ours):
-        yield from _with_others(num_ranks, settings, run_dir)
+    # of mode 700: whoever could write there could be a rank
+    with tempfile.TemporaryDirectory(prefix="xftrain-ranks-") as meeting:
+        with processes.environment({**ours, processes.RANKS: meeting}):
+            yield from _with_others(num_ranks, settings, run_dir)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def run(
         with StopSignals() as stop:
             prepared = prepare(checked, shown, run_dir)
             # under torchrun each rank had its own
-            result["run_dir"] = str(distributed.from_rank_0(run_dir))
+            result["run_dir"] = distributed.from_rank_0(str(run_dir))
             with _out_of_memory_explained(prepared):
                 _train(prepared, folder, result, stop)
     if rank() == 0:

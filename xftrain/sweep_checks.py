@@ -83,6 +83,11 @@ def _checked(config: DictConfig) -> bool:
         for key, override in overrides.items()
         if not override.is_sweep_override()
     }
+    if "cmaes" in str(sweeper.get("sampler", {}).get("_target_", "")).lower():
+        raise ConfigError(
+            f"hydra/sweeper/sampler=cmaes keeps its state as a pickle, which is never read from "
+            f"{storage}: choose another sampler, or leave hydra.sweeper.storage out."
+        )
     _check_study(str(storage), sweeper.study_name, fixed)
     return True
 

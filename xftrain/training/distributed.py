@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.processes import rank, rank_died
+from xftrain.processes import RANKS, rank, rank_died
 
-_LOOPBACK = ("127.0.0.1", "localhost")
 _POLL_S = 0.2
 _NAMED = 5  # parameters in a sentence
 _Value = TypeVar("_Value")
@@ -99,7 +98,7 @@ def connect(device: torch.device, num_ranks: int) -> None:
     def join() -> None:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=_local_store(num_ranks),
+            store=_own_store(num_ranks),
             rank=rank(),
             world_size=num_ranks,
             timeout=_TIMEOUT,
@@ -117,21 +116,15 @@ def connect(device: torch.device, num_ranks: int) -> None:
         ) from error
 
 
-def _local_store(num_ranks: int) -> Any:
-    """The store of ranks that meet on this machine, at an address that no other one can reach.
+def _own_store(num_ranks: int) -> Any:
+    """A store in a folder of this user's, for ranks that `ranks` has started.
 
-    torch's own listens at every address of the machine, and asks nobody for a password. None where
-    the ranks meet elsewhere, or at a store of torchrun's.
+    torch's own listens at a port, where whoever is faster becomes a rank. None where something else
+    has started the ranks, as torchrun, and says where they meet.
     """
-    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
-    if address not in _LOOPBACK or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if not (folder := os.environ.get(RANKS)):
         return None
-    listening: dict[str, Any] = {}
-    if rank() == 0:
-        server = socket.create_server(("127.0.0.1", int(port)), backlog=max(num_ranks, 128))
-        listening = {"is_master": True, "master_listen_fd": server.detach()}
-    store: Any = dist.TCPStore  # type: ignore[attr-defined]
-    return store("127.0.0.1", int(port), num_ranks, timeout=_TIMEOUT, **listening)
+    return dist.FileStore(os.path.join(folder, "store"), num_ranks)  # type: ignore[attr-defined]
 
 
 def _meeting_place() -> str:
@@ -189,12 +182,8 @@ def disconnect(*, together: bool) -> None:
 
 
 def from_rank_0(value: Any) -> Any:
-    """What rank 0 has, on every rank."""
-    if world_size() == 1:
-        return value
-    held = [value]
-    _interruptible(lambda: dist.broadcast_object_list(held, src=0))
-    return held[0]
+    """What rank 0 has, on every rank: plain values, as JSON has them."""
+    return from_all_ranks(value)[0]
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -214,9 +203,26 @@ def largest_over_ranks(value: Tensor) -> Tensor:
 
 
 def from_all_ranks(value: _Value) -> list[_Value]:
-    """What each rank has, on every rank."""
+    """What each rank has, on every rank: plain values, as JSON has them.
+
+    torch would pickle them, and run what another process has pickled.
+    """
     if world_size() == 1:
         return [value]
-    held: list[Any] = [None] * world_size()
-    _interruptible(lambda: dist.all_gather_object(held, value))
+    held: list[_Value] = []
+    _interruptible(lambda: held.extend(_exchanged(value)))
     return held
+
+
+def _exchanged(value: Any) -> list[Any]:
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    text = json.dumps(value, default=str, skipkeys=True).encode()
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(text)], device=device))
+    longest = int(torch.cat(sizes).max())
+    sent = torch.tensor([*text, *bytes(longest - len(text))], dtype=torch.uint8, device=device)
+    taken = [torch.empty_like(sent) for _ in sizes]
+    dist.all_gather(taken, sent)
+    return [
+        json.loads(bytes(one[: int(size)].tolist())) for one, size in zip(taken, sizes, strict=True)
+    ]
