@@ -68,3 +68,16 @@ def test_a_class_that_only_the_checkpoint_names_stays_refused():
         validate(saved)
     with pytest.raises(ConfigError, match="model.ffn is .*mine.Bias.* and .*os.system"):
         with_own_parts(saved, {"ffn": mine}, {"ffn": mine})
+
+
+@pytest.mark.parametrize("entry", [{"table": "/etc/passwd"}, {"_target_": "os.system"}])
+def test_a_layer_of_the_checkpoint_sets_no_argument_of_the_users_class(entry):
+    mine = {"_target_": "mine.Own", "table": None}
+    layers = {"pattern": ["a"], "a": {"bias": entry}}
+    saved = {"model": {"bias": mine, "layers": layers}}
+    with pytest.raises(
+        ConfigError, match=r"model\.layers\.a\.bias of the checkpoint sets argument"
+    ):
+        with_own_parts(saved, {"bias": mine}, {"bias": mine})
+    layers["a"]["bias"] = {"name": "window", "window": 3}
+    assert with_own_parts(saved, {"bias": mine}, {"bias": mine})["model"]["bias"] == mine

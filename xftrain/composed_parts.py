@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xftrain.errors import ConfigError
+from xftrain.printable import one_line
 from xftrain.values import show
 
 
@@ -35,8 +36,21 @@ def with_own_parts(
                 f"model.{part} is {show(here)} here and {show(there)} in the checkpoint: compose "
                 "it as for the training run."
             )
+        _refuse_changed(part, parts.get("layers"))
         parts[part] = Composed(node)
     return {**saved, "model": parts} if own else dict(saved)
+
+
+def _refuse_changed(part: str, layers: Any) -> None:
+    """Refuses a layer of a checkpoint that changes what a class of the user's is given."""
+    for name, entry in layers.items() if isinstance(layers, Mapping) else ():
+        node = entry.get(part) if isinstance(entry, Mapping) else None
+        if isinstance(node, Mapping) and "name" not in node:
+            raise ConfigError(
+                f"model.layers.{one_line(str(name))}.{part} of the checkpoint sets arguments of "
+                f"model.{part}, whose class is your own, and those are not taken from a file: "
+                "only a model whose layers share that class can be sampled."
+            )
 
 
 def _as_typed(node: Any) -> Any:
