@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins  # noqa: E402
 
 import tests.forked  # noqa: E402, F401
 import tests.training.runs  # noqa: E402, F401
-import xftrain.benchmark.examine  # noqa: E402, F401
+import xftrain.benchmark.doctor_command  # noqa: E402, F401
 import xftrain.cli  # noqa: E402, F401
 import xftrain.runner  # noqa: E402, F401
 from xftrain import attention, benchmark, data, layers, losses, training  # noqa: E402

@@ -42,9 +42,9 @@ def command_of(cfg: DictConfig) -> Command:
     kind = config_type_of(cfg)
     with _without_scipy_signal(), _with_plots_later():
         if kind is DoctorConfig:
-            from xftrain.benchmark.examine import examine
+            from xftrain.benchmark.doctor_command import run_doctor
 
-            return examine
+            return run_doctor
         if kind is InfoConfig:
             from xftrain.info import info
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from xftrain.attention.backends.flex import Flex, block_mask
-from xftrain.benchmark.rule import judge
+from xftrain.benchmark.tolerances import judge
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 
 CPU = torch.device("cpu")

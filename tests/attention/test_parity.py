@@ -16,7 +16,7 @@ import torch
 
 from tests.attention.cells import CELLS, Cell, backend_named, listed_refusal
 from xftrain.benchmark.reference import torch_sdpa
-from xftrain.benchmark.rule import judge
+from xftrain.benchmark.tolerances import judge
 from xftrain.interfaces import AttnBias, AttnCall, Backend
 
 

@@ -17,7 +17,7 @@ from xftrain.attention.backends.flex import Flex
 from xftrain.attention.backends.sdpa import SDPA
 from xftrain.attention.folding import folding_reasons
 from xftrain.benchmark.reference import output_and_grads
-from xftrain.benchmark.rule import judge
+from xftrain.benchmark.tolerances import judge
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnCall, AttnCase, AttnShape, Backend
 from xftrain.training.callbacks.attention_pattern import describe

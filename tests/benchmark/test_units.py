@@ -16,11 +16,11 @@ from xftrain.benchmark import growth
 from xftrain.benchmark.attention import _segment_errors, visible_pairs
 from xftrain.benchmark.callbacks.packed import _verdict
 from xftrain.benchmark.cells import attention_cell
-from xftrain.benchmark.longest import LongestCell, _search
+from xftrain.benchmark.max_length import LongestCell, _search
 from xftrain.benchmark.measure import Stopwatch, hidden_ms, memory_of, spread
 from xftrain.benchmark.reference import ratio
 from xftrain.benchmark.rows import RowStore, read_rows, write_csv
-from xftrain.benchmark.rule import judge
+from xftrain.benchmark.tolerances import judge
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 from xftrain.timing import in_turns
@@ -162,7 +162,7 @@ def test_bisection_finds_the_longest_length(limit: int, longest: int, start: int
         "s", {}, {}, {}, AttnShape(1, start, 1, 1, 8), None, "float32", "cpu", limit=limit
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xftrain.benchmark.longest.fits", lambda c: longest >= c.shape.M)
+        patch.setattr("xftrain.benchmark.max_length.fits", lambda c: longest >= c.shape.M)
         noted: list[dict[str, Any]] = []
         found = _search(cell, lambda **fields: noted.append(fields))
     good, bad = found["longest_tokens"], found["fails_tokens"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from xftrain.benchmark import board, environment, report
+from xftrain.benchmark import environment, report, tensorboard
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.compiling import compile_ahead
 from xftrain.benchmark.matmul import SWEEP as PEAK
@@ -122,7 +122,7 @@ class _Session:
         figures = sweep.figures(lines) if rows else {}
         report.write(self.context.run_dir, self.store.rows, self.shown, sweep.name, figures)
         peak = peak_tflops(self.store.rows, rows[0].get("dtype") if rows else None)
-        board.log_sweep(self.context, sweep, rows, peak, figures)
+        tensorboard.log_sweep(self.context, sweep, rows, peak, figures)
         log.info("%s\n%s", sweep.title, sweep.summary(lines, peak))
 
     def _answer(self) -> None:
@@ -130,7 +130,7 @@ class _Session:
         with self.store.refusing_what_no_benchmark_wrote():
             rows = report.rows_for_verdict(self.store.rows, self.shown)
             if said := verdict([as_lines(row) for row in rows]):
-                board.log_verdict(self.context, rows)
+                tensorboard.log_verdict(self.context, rows)
                 log.info("%s\n%s", TITLE, said)
 
     def _num_processes(self) -> int:

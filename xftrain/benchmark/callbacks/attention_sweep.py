@@ -10,7 +10,7 @@ from xftrain import registry
 from xftrain.benchmark import growth, tables
 from xftrain.benchmark.attention import measure_attention
 from xftrain.benchmark.cells import Row, attention_cell, nodes_of
-from xftrain.benchmark.longest import longest_job, longest_section
+from xftrain.benchmark.max_length import longest_job, longest_section
 from xftrain.benchmark.sweep import Context, Sweep
 from xftrain.benchmark.tables import figure
 from xftrain.benchmark.worker import Job

@@ -14,8 +14,8 @@ from xftrain.benchmark import tables
 from xftrain.benchmark.cells import AttentionCell, Row, attention_cell, nodes_of
 from xftrain.benchmark.measure import warm_up
 from xftrain.benchmark.reference import RESULTS
-from xftrain.benchmark.rule import LIMIT, judge
 from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.tolerances import LIMIT, judge
 from xftrain.benchmark.worker import Job, Reporter, Unsupported
 from xftrain.fields import Dtype, Option, PositiveFloat, PositiveInt
 

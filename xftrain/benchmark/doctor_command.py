@@ -23,7 +23,7 @@ from xftrain.training import hardware
 log = logging.getLogger(__name__)
 
 
-def examine(
+def run_doctor(
     cfg: DictConfig, run_dir: Path | None = None, checked: DoctorConfig | None = None
 ) -> dict[str, Any]:
     """Runs the doctor and returns what `result.json` holds.

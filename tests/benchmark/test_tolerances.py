@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xftrain.attention.backends.naive import Naive
-from xftrain.benchmark import growth, reference, rule
+from xftrain.benchmark import growth, reference, tolerances
 from xftrain.benchmark.reference import RESULTS, exact, output_and_grads, poisoned, torch_errors
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 
@@ -18,9 +18,9 @@ CPU = torch.device("cpu")
 SHAPE = AttnShape(2, 24, 2, 2, 16)
 
 
-def verdict(backend: Naive, dtype: torch.dtype = torch.bfloat16) -> rule.Verdict:
+def verdict(backend: Naive, dtype: torch.dtype = torch.bfloat16) -> tolerances.Verdict:
     generator = torch.Generator().manual_seed(0)
-    return rule.judge(backend, AttnCall(AttnBias(), SHAPE, dtype, CPU), generator)
+    return tolerances.judge(backend, AttnCall(AttnBias(), SHAPE, dtype, CPU), generator)
 
 
 @pytest.mark.parametrize(("times", "is_right"), [(1.9, True), (2.1, False)])
@@ -29,7 +29,7 @@ def test_the_limit_is_twice_torchs_error(
 ) -> None:
     errors = verdict(Naive()).errors
     torchs = [errors[name] / times for name in RESULTS]
-    monkeypatch.setattr(rule, "torch_errors", lambda *_: torchs)
+    monkeypatch.setattr(tolerances, "torch_errors", lambda *_: torchs)
     faults = verdict(Naive()).faults
     assert len(faults) == (0 if is_right else len(RESULTS))
     assert all(f"is {times:.1f} x torch's" in fault for fault in faults)
@@ -52,7 +52,7 @@ def test_the_output_has_tolerances_of_its_own(
     monkeypatch: pytest.MonkeyPatch, by: float, is_right: bool
 ) -> None:
     # those of gradients are 45 times as wide in bfloat16: 0.9 in place of 0.02
-    monkeypatch.setattr(rule, "torch_errors", lambda *_: [1.0] * len(RESULTS))
+    monkeypatch.setattr(tolerances, "torch_errors", lambda *_: [1.0] * len(RESULTS))
     faults = verdict(_OneNumberOff(by)).faults
     assert faults == ([] if is_right else ["out is outside xFormers' tolerances 0.02, 0.005"])
 
