@@ -1,4 +1,4 @@
-"""The rooms of the package: imports point down only, and heavy packages stay where they belong."""
+"""The layers of the package: imports point down only, and heavy packages stay where they belong."""
 
 import ast
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# From the ground up. A module may import its own room and the rooms of the floors below; rooms of
-# one floor do not know each other. A room is a module, or a package with all it holds.
+# From the lowest up. A unit is a module, or a package with all it holds. A module may import its
+# own unit and the units of the layers below; units of one layer do not know each other.
 LAYERS = [
     ["errors", "printable", "search_path", "working_folder", "plot_style", "moved_keys"],
     ["compile_cache", "plot_settings"],
@@ -60,7 +60,7 @@ LAYERS = [
 
 # Answering --help and refusing a wrong configuration must not wait seconds for these.
 HEAVY = {"torch", "lightning", "torchmetrics", "xformers", "matplotlib", "tensorboard"}
-LIGHT_ROOMS = [
+LIGHT_UNITS = [
     "",
     "registry",
     "config",
@@ -76,14 +76,14 @@ LIGHT_ROOMS = [
     "sweep_table",
     "sweep_checks",
 ]
-LIGHT_ROOMS += ["option_checks", "run_config", "cli", "__main__"]
+LIGHT_UNITS += ["option_checks", "run_config", "cli", "__main__"]
 
-# Importing xFormers has traps, so one room does it for the others.
-XFORMERS_ROOM = "attention.xformers_ops"
+# Importing xFormers has traps, so one unit does it for the others.
+XFORMERS_UNIT = "attention.xformers_ops"
 
 
-def _within(module: str, room: str) -> bool:
-    return module == room or (room != "" and module.startswith(room + "."))
+def _within(module: str, unit: str) -> bool:
+    return module == unit or (unit != "" and module.startswith(unit + "."))
 
 
 def _modules(package: Path) -> dict[str, Path]:
@@ -135,27 +135,27 @@ def _own(imports: set[str]) -> set[str]:
 
 
 def _place(module: str) -> tuple[int, str] | None:
-    """The floor and the room of a module."""
-    for floor, rooms in enumerate(LAYERS):
-        for room in rooms:
-            if _within(module, room):
-                return floor, room
+    """The layer and the unit of a module."""
+    for layer, units in enumerate(LAYERS):
+        for unit in units:
+            if _within(module, unit):
+                return layer, unit
     return None
 
 
 def _upward_imports(package: Path) -> list[str]:
-    """Every import that does not point down, and every module that has no room."""
+    """Every import that does not point down, and every module that is in no layer."""
     modules, faults = _modules(package), []
     for module, path in modules.items():
         here, targets = _place(module), sorted(_own(_imports(path, modules)))
         if here is None:
-            if targets or path.name != "__init__.py":  # a bare __init__.py may hold several rooms
-                faults.append(f"{module} has no room in LAYERS")
+            if targets or path.name != "__init__.py":  # a bare __init__.py may hold several units
+                faults.append(f"{module} is in none of LAYERS")
             continue
         for target in targets:
             there = _place(target)
             if there is None:
-                faults.append(f"{module} imports {target}, which has no room in LAYERS")
+                faults.append(f"{module} imports {target}, which is in none of LAYERS")
             elif there != here and there[0] >= here[0]:
                 faults.append(f"{module} imports {target}, which is not below it")
     return faults
@@ -205,7 +205,7 @@ def test_an_import_that_points_up_or_sideways_is_found(tmp_path):
 
     assert _upward_imports(tmp_path) == [
         "attention.biases.causal imports attention.backends.sdpa, which is not below it",
-        "helpers has no room in LAYERS",
+        "helpers is in none of LAYERS",
         "layers.heads imports config, which is not below it",
     ]
 
@@ -224,9 +224,9 @@ def test_a_circle_of_files_is_found():
     assert _circle({"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": {"b"}}) == ["b", "c", "d", "b"]
 
 
-@pytest.mark.parametrize("room", LIGHT_ROOMS)
-def test_importing_it_reaches_no_heavy_package(room):
-    reached, todo, heavy = set(), [room], {}
+@pytest.mark.parametrize("unit", LIGHT_UNITS)
+def test_importing_it_reaches_no_heavy_package(unit):
+    reached, todo, heavy = set(), [unit], {}
     while todo:
         module = todo.pop()
         if module in reached or module not in MODULES:
@@ -239,15 +239,15 @@ def test_importing_it_reaches_no_heavy_package(room):
             parts = name.split(".")
             todo += [".".join(parts[:end]) for end in range(len(parts) + 1)]  # parents run as well
 
-    assert room in reached
+    assert unit in reached
     assert heavy == {}
 
 
-def test_xformers_is_imported_in_one_room_only():
+def test_xformers_is_imported_in_one_unit_only():
     importers = {
         module
         for module, path in MODULES.items()
         if any(_within(name, "xformers") for name in _imports(path, MODULES))
     }
     assert importers
-    assert {module for module in importers if not _within(module, XFORMERS_ROOM)} == set()
+    assert {module for module in importers if not _within(module, XFORMERS_UNIT)} == set()
