@@ -26,7 +26,7 @@ _READ_NOW: set[str] = set()  # variables that were read since this was cleared
 public_words: Callable[[], Collection[str]] = frozenset
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?<=://)[^\s/@:'\"]*:[^\s/'\"]+(?=@)")  # and the user that it is of
+_PASSWORD = re.compile(r"(?<=://)[^\s/]+(?=@)")  # and the user that it is of
 _READS = re.compile(r"\$\{oc\.env:\s*(\w+)[^${}]*\}")
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _CONSTANTS = {"true", "false", "null", "none", "yes", "no", "on", "off", "inf", "nan"}

@@ -179,7 +179,11 @@ def test_a_defaults_file_of_the_working_folder_is_not_opened(
 
 
 def test_a_password_in_a_url_is_in_no_message(tmp_path: Path) -> None:
-    for url in ("http://user:S3cr3tPassw0rd@127.0.0.1:1/", "postgresql://:S3cr3t@Passw0rd@h/x"):
+    urls = (
+        *("http://user:S3cr3tPassw0rd@127.0.0.1:1/", "postgresql://:S3cr3t@Passw0rd@h/x"),
+        *("http://S3cr3tPassw0rd@127.0.0.1:1/", "http://user:a'bPassw0rd@h:1/"),
+    )
+    for url in urls:
         said = hidden_in_message(f"API request to {url}api failed, at 12:30 of a@b")
         assert "***@" in said and "Passw0rd" not in said and said.endswith("at 12:30 of a@b")
 
