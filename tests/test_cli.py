@@ -239,6 +239,10 @@ def test_version(command):
         ("seq=8 model.ffn=g", "model.ffn=geglu model.ffn=gelu"),
         ("optim.l", "optim.lr="),
         ("trainer=", "trainer=auto trainer=cpu trainer=ddp"),
+        ("compile=", "compile=false compile=true compile=cudagraphs"),
+        ("trainer.precision=bf", "trainer.precision=bf16-mixed trainer.precision=bf16-true"),
+        ("optim.impl=t", "optim.impl=torch"),
+        ("trainer.max_time=", "trainer.max_time=null"),
     ],
 )
 def test_a_shell_completes_dotted_and_slashed(command, monkeypatch, typed, offered):

@@ -28,7 +28,7 @@ HOSTILE = (
 def answer_to(monkeypatch: pytest.MonkeyPatch, capsys, line: str, said: str) -> str:
     monkeypatch.setattr(sys, "argv", ["xftrain", "-sc", "query=bash"])
     monkeypatch.setenv("COMP_LINE", line)
-    with safe_completion(lambda: {"model/attn"}):
+    with safe_completion(lambda: {"model/attn"}, lambda key: []):
         print(said)
     return capsys.readouterr().out
 
@@ -54,7 +54,7 @@ def test_no_answer_has_a_character_that_a_shell_expands(words: list[str]) -> Non
 
         monkeypatch.setattr(sys, "stdout", Kept())
         try:
-            with safe_completion(lambda: set()):
+            with safe_completion(set, lambda key: []):
                 sys.stdout.write(" ".join(words))
         finally:
             monkeypatch.setattr(sys, "stdout", stdout)
@@ -82,7 +82,7 @@ def test_bash_asks_the_installed_program_and_no_other_file(
 ) -> None:
     # Hydra's function ran `python evil.py` and `./xftrain`
     monkeypatch.setattr(sys, "argv", ["/lib/xftrain/__main__.py", "-sc", "install=bash"])
-    with safe_completion(lambda: set()):
+    with safe_completion(set, lambda key: []):
         print("of Hydra")
     script = capsys.readouterr().out
     assert "of Hydra" not in script
@@ -116,7 +116,7 @@ def test_installed_for_the_command_alone_unless_python_was_started(
     monkeypatch, capsys, shell: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/bin/xftrain", "-sc", f"install={shell}"])
-    with safe_completion(lambda: set()):
+    with safe_completion(set, lambda key: []):
         print("of Hydra")
     script = capsys.readouterr().out
     assert "xftrain" in script and "python" not in script and "of Hydra" not in script

@@ -51,7 +51,7 @@ LAYERS = [
     ["commands", "sweep_record", "sweep_table"],
     ["completed_jobs"],
     ["sweeps", "folder_hooks"],
-    ["ranks", "sweep_checks", "sweep_plot", "arguments"],
+    ["ranks", "sweep_checks", "sweep_plot", "arguments", "field_values"],
     ["sweep_end"],
     [""],  # xftrain/__init__.py, the public API
     ["cli"],

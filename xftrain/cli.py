@@ -33,6 +33,7 @@ from xftrain.config_checks import refuse_other_ranks
 from xftrain.config_schema import schemas_of_no_option
 from xftrain.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
+from xftrain.field_values import values_of
 from xftrain.files import replace_text
 from xftrain.folder_hooks import leave_folders
 from xftrain.help_text import explained
@@ -106,7 +107,7 @@ def _run_command() -> int:
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
             )
             with (
-                safe_completion(all_groups),
+                safe_completion(all_groups, values_of),
                 explained(schemas_of_no_option),
                 ranks.following(is_ours=bool(words)) as told,
             ):

@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 # Nothing that a shell expands, splits at or shows as anything but a letter; `~` only at no word's
 # beginning. Other names have to be typed.
@@ -69,13 +69,18 @@ functions -e _xftrain_complete
 
 
 @contextlib.contextmanager
-def safe_completion(groups: Callable[[], Collection[str]]) -> Iterator[None]:
+def safe_completion(
+    groups: Callable[[], Collection[str]], values_of: Callable[[str], Sequence[str]]
+) -> Iterator[None]:
     """While Hydra answers a shell, the answer has harmless words alone, and knows dotted groups.
+
+    Of a key with a value, Hydra answers the value that it has; all that it may have are added.
 
     What a shell is to evaluate once, for `install=`, is put in the place of Hydra's answer.
 
     Args:
         groups: gives the slashed names of all groups; called where a shell asks.
+        values_of: gives what a dotted key may be set to, where that can be listed.
     """
     if found := next(filter(None, map(_INSTALL, sys.argv[1:])), None):
         with contextlib.redirect_stdout(io.StringIO()):
@@ -101,6 +106,10 @@ def safe_completion(groups: Callable[[], Collection[str]]) -> Iterator[None]:
         text = answer.getvalue()
         text = text.replace(f"{group}=", f"{dotted}=") if is_dotted else text
         words = [word for word in re.split(r"[ \t\n]+", text) if _HARMLESS(word)]
+        if equals and group not in groups():
+            key = dotted.lstrip("+~").replace("/", ".")
+            more = [f"{dotted}={value}" for value in values_of(key) if value.startswith(rest)]
+            words = list(dict.fromkeys([*words, *filter(_HARMLESS, more)]))
         sys.stdout.write(("\n" if "query=fish" in sys.argv else " ").join(words) + "\n")
 
 

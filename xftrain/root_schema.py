@@ -77,6 +77,7 @@ OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
 OmegaConf.register_new_resolver("oc.decode", redaction.decode, replace=True)
 # a folder that `run_folders` makes where a run starts; naming it makes nothing
 OmegaConf.register_new_resolver("xf.new_folder", lambda path: path, replace=True)
+OmegaConf.register_new_resolver("xf.new_run_folder", lambda path: path, replace=True)
 OmegaConf.register_new_resolver(
     "xf.unless", lambda condition, value: None if condition else value, replace=True
 )

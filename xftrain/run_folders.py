@@ -16,14 +16,17 @@ from xftrain.files import new_folder
 from xftrain.overrides import literal, path_slug
 from xftrain.redaction import hidden
 
-_NEW = "${xf.new_folder:"  # the resolver in config.py that only names a folder
+# Resolvers of root_schema.py that only name a folder; the second is for one that is to end with
+# what was typed.
+_NEW, _NEW_RUN = "${xf.new_folder:", "${xf.new_run_folder:"
 
 
 class NewFolders(Callback):
     """Makes the folders that the configuration names with `${xf.new_folder:...}`.
 
-    That of a run ends with what was typed, by which people and TensorBoard tell runs apart. Two
-    runs or sweeps may start in the same second: the second one's folder ends in `-2`.
+    With `${xf.new_run_folder:...}` it ends with what was typed, by which people and TensorBoard
+    tell runs apart. Two runs or sweeps may start in the same second: the second one's folder ends
+    in `-2`.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -44,8 +47,10 @@ def _make(config: DictConfig, node: DictConfig, ending: str = "") -> str | None:
     """Makes the folder and puts its name in the place of the interpolation."""
     written = OmegaConf.to_container(node, resolve=False)
     assert isinstance(written, dict)
-    if not str(written["dir"]).startswith(_NEW):
+    if not str(written["dir"]).startswith((_NEW, _NEW_RUN)):
         return None
+    if not str(written["dir"]).startswith(_NEW_RUN):
+        ending = ""
     with suppress(OSError):  # which Hydra meets again, and cli reports
         made = str(new_folder(Path(f"{node.dir}{ending}")))
         with flag_override(config, ["readonly", "struct"], False):
