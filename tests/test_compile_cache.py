@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch._inductor.config as inductor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from xftrain.compile_cache import use_private_compile_cache
@@ -18,6 +19,7 @@ def usual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(inductor, "cpp_cache_precompile_headers", True)
     return Path(default_cache_dir())
 
 
@@ -52,6 +54,18 @@ def test_a_folder_that_others_can_write_to_is_left_alone(
         assert folder != usual
     else:
         assert chosen() == tmp_path / "cache" / "xftrain" / "torchinductor"
+
+
+def test_a_variable_that_torch_has_set_is_no_choice_of_the_users(
+    usual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual.mkdir()
+    usual.chmod(0o777)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(usual))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(usual / "triton" / "0"))
+    assert chosen() == tmp_path / "cache" / "xftrain" / "torchinductor"
+    assert "TRITON_CACHE_DIR" not in os.environ
+    assert not inductor.cpp_cache_precompile_headers
 
 
 def test_the_users_own_choice_is_kept(usual: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_VARIABLE, _TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 
 
 def use_private_compile_cache() -> None:
@@ -21,11 +21,12 @@ def use_private_compile_cache() -> None:
     and unpickles what is in it. That folder is taken where it is private, else another one. A
     folder that TORCHINDUCTOR_CACHE_DIR names is the user's choice.
     """
-    if os.environ.get(_VARIABLE):
-        return
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     usual = Path(default_cache_dir())
+    # torch sets the variable to its own folder when its compiler is imported
+    if os.environ.get(_VARIABLE, str(usual)) != str(usual):
+        return
     for folder in (usual, *_others()):
         if _is_private(folder):
             break
@@ -37,6 +38,13 @@ def use_private_compile_cache() -> None:
             *(usual, folder),
         )
     os.environ[_VARIABLE] = str(folder)
+    if Path(os.environ.get(_TRITON, "")).is_relative_to(usual) and folder != usual:
+        del os.environ[_TRITON]  # which torch has set, and sets anew
+    if folder != usual:
+        import torch._inductor.config
+
+        # torch keeps these in the usual folder whatever the variable says
+        torch._inductor.config.cpp_cache_precompile_headers = False
 
 
 def _others() -> Iterator[Path]:

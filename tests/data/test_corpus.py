@@ -51,6 +51,17 @@ def test_links_are_followed_once_and_circles_end(tmp_path):
     assert names_and_skipped(root) == (["hard", "more/far"], {"repeated": 3, "unreadable": 2})
 
 
+def test_a_corpus_that_is_a_link_is_said_with_its_place(tmp_path, caplog):
+    (tmp_path / "private.txt").write_text("mine")
+    (tmp_path / "corpus.txt").symlink_to(tmp_path / "private.txt")
+    list_files(tmp_path / "corpus.txt", leave_out=tmp_path / "none")
+    assert f"corpus.txt is a link: the files of {tmp_path}/private.txt are read" in caplog.text
+    caplog.clear()
+    list_files(tmp_path / "corpus.txt", leave_out=tmp_path / "none", follow_links=True)
+    list_files(tmp_path / "private.txt", leave_out=tmp_path / "none")
+    assert not caplog.text
+
+
 def test_pipes_and_sockets_are_not_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a socket's path may not be long
     os.mkfifo("pipe")

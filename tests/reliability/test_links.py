@@ -154,3 +154,12 @@ def test_in_a_working_folder_a_link_leads_to_nothing_but_a_runs_files(
     Path(name).unlink()
     Path(name).symlink_to(tmp_path / "plots")
     refuse_links(tmp_path, "hydra.run.dir")
+
+
+def test_a_link_whose_place_depends_on_the_process_is_refused(tmp_path, monkeypatch):
+    # inside the folder here, and elsewhere for a process with another working folder
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "0_seq=8").symlink_to(f"/proc/self/cwd{tmp_path}/victim")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="whose place is another one for each process"):
+        refuse_links(tmp_path, "hydra.sweep.dir", may_hold_data=False)

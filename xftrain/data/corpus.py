@@ -75,6 +75,8 @@ def list_files(
     status = _status(root)
     skipped = Skipped()
     top = Path(os.path.realpath(root))
+    if root.is_symlink() and not follow_links:
+        log.warning("data.path=%s is a link: the files of %s are read", root, one_line(str(top)))
     if stat.S_ISREG(status.st_mode):
         return [SourceFile(root.name, top, status.st_size, status.st_mtime_ns)], skipped
 

@@ -91,7 +91,7 @@ class WandB(Tracker):
         )
         logger = WandbLogger(
             name=self.run_name,
-            save_dir=self.run_dir.absolute(),
+            save_dir=self.run_dir.resolve(),
             project=self.project,
             entity=self.entity,
             group=self.group,
