@@ -251,3 +251,11 @@ def test_xformers_is_imported_in_one_unit_only():
     }
     assert importers
     assert {module for module in importers if not _within(module, XFORMERS_UNIT)} == set()
+
+
+def test_no_file_is_long():
+    files = (
+        path for part in ("xftrain", "tests", "scripts") for path in (ROOT / part).rglob("*.py")
+    )
+    lengths = {str(path.relative_to(ROOT)): path.read_text("utf-8").count("\n") for path in files}
+    assert {name: lines for name, lines in lengths.items() if lines > 300} == {}
