@@ -17,9 +17,9 @@ LAYERS = [
     ["option_config"],
     ["files", "processes", "redaction", "run_config"],
     ["console", "neighboring_runs", "optimized", "signatures", "records"],
-    ["config_schema", "folder_links", "folder_lock", "folder_owner", "seal", "sqlite_files"],
+    ["config_schema", "folder_links", "folder_lock", "folder_owner", "seal"],
     ["yaml_files"],
-    ["values", "hydra_errors", "hydra_files", "run_folder"],
+    ["sqlite_files", "values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["option_checks"],

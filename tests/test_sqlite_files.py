@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import struct
@@ -11,7 +12,7 @@ import pytest
 
 from tests.training.stand_ins import stand_in_for_mlflow
 from xftrain.errors import ConfigError, RunError
-from xftrain.sqlite_files import refuse_foreign_database
+from xftrain.sqlite_files import use_own_database
 from xftrain.sweep_checks import _check_study
 from xftrain.training.loggers.mlflow import MLflow
 
@@ -46,7 +47,7 @@ def test_neither_a_search_nor_a_tracker_opens_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = _with_journal(tmp_path / "a.db", tmp_path / "victim")
-    with pytest.raises(ConfigError, match="hydra.sweeper.storage=.* names a file to be deleted"):
+    with pytest.raises(ConfigError, match="hydra.sweeper.storage=.* (names a file|was not made)"):
         _check_study(url, "study", {})
     stand_in_for_mlflow(monkeypatch)
     (tmp_path / "run").mkdir()
@@ -55,82 +56,125 @@ def test_neither_a_search_nor_a_tracker_opens_it(
     assert (tmp_path / "victim").read_text() == "precious"
 
 
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A database of this user's with a table."""
+    url = f"sqlite:///{tmp_path}/a.db"
+    use_own_database(url, "key")
+    _execute(tmp_path / "a.db", "create table t(x); create unique index i on t(x)")
+    return url
+
+
+def _execute(database: Path, statements: str) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.executescript(statements)
+    connection.close()
+
+
+def test_a_database_that_was_made_here_is_used_again(url: str, tmp_path: Path) -> None:
+    use_own_database(url, "key")
+    use_own_database(f"sqlite:///file:{tmp_path}/a.db?uri=true", "key")
+    assert not list(tmp_path.glob("*.partial")) and (tmp_path / ".a.db.seal").is_file()
+    for other in ("sqlite:///:memory:", "sqlite://", "postgresql://host/db", "http://host"):
+        use_own_database(other, "key")
+
+
+@pytest.mark.parametrize("kind", ["foreign", "copied", "replaced", "changed seal"])
+def test_any_other_database_is_refused(url: str, tmp_path: Path, kind: str) -> None:
+    there = tmp_path / "a.db"
+    if kind == "foreign":
+        (tmp_path / ".a.db.seal").unlink()
+    elif kind == "copied":
+        (tmp_path / "b").mkdir()
+        for name in ("a.db", ".a.db.seal"):
+            (tmp_path / "b" / name).write_bytes((tmp_path / name).read_bytes())
+        url = f"sqlite:///{tmp_path}/b/a.db"
+    elif kind == "replaced":
+        content = there.read_bytes()
+        there.rename(tmp_path / "old.db")
+        there.write_bytes(content)
+    else:
+        seal = json.loads((tmp_path / ".a.db.seal").read_text())
+        (tmp_path / ".a.db.seal").write_text(json.dumps(seal | {"seal": "0" * 64}))
+    with pytest.raises(ConfigError, match="was not made by this user's xftrain"):
+        use_own_database(url, "key")
+
+
 @pytest.mark.parametrize("ending", ["", "-journal", "-wal", "-shm"])
 def test_what_is_no_plain_file_is_refused(tmp_path: Path, ending: str) -> None:
     os.mkfifo(f"{tmp_path}/a.db{ending}")
     with pytest.raises(ConfigError, match=f"needs plain files, and {tmp_path}/a.db{ending} is"):
-        refuse_foreign_database(f"sqlite:///{tmp_path}/a.db", "key", {"t"})
+        use_own_database(f"sqlite:///{tmp_path}/a.db", "key")
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "a.db") as connection:
-        connection.execute("create table t(x)")
-    connection.close()
+def test_a_journal_without_its_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.db-journal").write_bytes(MAGIC)
+    with pytest.raises(ConfigError, match="belongs to no database"):
+        use_own_database(f"sqlite:///{tmp_path}/a.db", "key")
+
+
+def test_no_link_is_followed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "a.db")
     with pytest.raises(ConfigError, match="needs plain files"):
-        refuse_foreign_database(f"sqlite:///file:{tmp_path}/link.db?uri=true", "key", {"t"})
+        use_own_database(f"sqlite:///{tmp_path}/link.db", "key")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("outputs").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="leads out of the working folder by a link"):
+        use_own_database("sqlite:///outputs/new.db", "key")
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    "statement",
     [
-        ("create trigger evil after insert on t begin delete from t; end", "has the trigger evil"),
-        ("create view evil as select 1", "has the view evil"),
-        ("drop table t; create table cookies(x)", "is a database of something else"),
+        "create trigger evil after insert on t begin delete from t; end",
+        "create view evil as select 1",
+        # its type is text that the author writes, and SQLite looks at the statement
+        "create trigger evil after insert on t begin delete from t; end; "
+        "pragma writable_schema = on; update sqlite_master set type = 'TRIGGER' where name = 'evil'",
     ],
 )
 def test_a_database_that_does_more_than_hold_rows_is_refused(
-    tmp_path: Path, statement: str, said: str
+    url: str, tmp_path: Path, statement: str
 ) -> None:
-    with sqlite3.connect(tmp_path / "a.db") as connection:
-        connection.executescript(f"create table t(x); {statement}")
-    connection.close()
-    with pytest.raises(ConfigError, match=said):
-        refuse_foreign_database(f"sqlite:///{tmp_path}/a.db", "key", {"t"})
+    # as a journal that somebody has put beside it would make it
+    _execute(tmp_path / "a.db", statement)
+    with pytest.raises(ConfigError, match="has evil, which is no table and no index"):
+        use_own_database(url, "key")
 
 
-def test_a_trigger_that_refuses_rows_is_fine(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "a.db") as connection:
-        connection.executescript(
-            "create table t(x); create trigger keep before update on t\nfor each row\n"
-            "when old.x != new.x or old.x = 1\nbegin\n    select raise(abort, 'x stays');\nend"
-        )
-    connection.close()
-    refuse_foreign_database(f"sqlite:///{tmp_path}/a.db", "key", {"t"})
+def test_a_trigger_that_refuses_rows_is_fine(url: str, tmp_path: Path) -> None:
+    _execute(
+        tmp_path / "a.db",
+        "create trigger keep before update on t\nfor each row\n"
+        "when old.x != new.x or old.x = 1\nbegin\n    select raise(abort, 'x stays');\nend",
+    )
+    use_own_database(url, "key")
 
 
-def test_what_is_no_database_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "a.db").write_bytes(b"hello" * 1000)
-    with pytest.raises(ConfigError, match="cannot be opened .*not a database"):
-        refuse_foreign_database(f"sqlite:///{tmp_path}/a.db", "key", {"t"})
-
-
-def test_what_a_killed_search_leaves_is_no_reason(tmp_path: Path) -> None:
-    (tmp_path / "a.db").write_bytes(b"")
-    (tmp_path / "a.db-journal").write_bytes(MAGIC + bytes(600))
-    refuse_foreign_database(f"sqlite:///{tmp_path}/a.db", "key", {"t"})
-    for url in ("sqlite:///:memory:", "sqlite://", "postgresql://host/db", "http://host"):
-        refuse_foreign_database(url, "key", {"t"})
+def test_what_a_killed_search_leaves_is_no_reason(url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.db-journal").write_bytes(bytes(600))
+    use_own_database(url, "key")
 
 
 def test_a_waiting_trial_of_a_study_is_refused(tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
     url = f"sqlite:///{tmp_path}/search.db"
-    study = optuna.create_study(storage=url, study_name="xftrain")
     _check_study(url, "xftrain", {})
+    study = optuna.create_study(storage=url, study_name="xftrain")
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
         study.enqueue_trial({"+callbacks.evil": "{_target_:numpy.load}"})
     with pytest.raises(ConfigError, match="has a trial that waits to be run"):
         _check_study(url, "xftrain", {})
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/x", "file:///elsewhere", "/elsewhere"])
-def test_an_experiment_that_keeps_its_texts_elsewhere_is_refused(
+@pytest.mark.parametrize("place", ["s3://bucket/x", "file:///a/%2e%2e/b", "/elsewhere"])
+def test_a_run_whose_texts_would_be_kept_elsewhere_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     seen = stand_in_for_mlflow(monkeypatch)
-    seen.settings |= {"experiment": "xftrain", "artifacts": place}
-    with pytest.raises(RunError, match="keeps its texts in .*outside the folder of its database"):
+    seen.settings["artifact_uri"] = place
+    with pytest.raises(RunError, match="the database keeps the texts of the run in .* instead of"):
         MLflow(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").begin({})
 
 

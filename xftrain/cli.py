@@ -214,6 +214,8 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         if rank() == 0:  # a first line, before seconds of imports
             is_below = run_dir.is_relative_to(Path.cwd())
             log.info("run folder: %s", run_dir.relative_to(Path.cwd()) if is_below else run_dir)
+            if is_below and not run_dir.resolve().is_relative_to(Path.cwd().resolve()):
+                log.info("which a link leads to: %s", run_dir.resolve())
         return _imported(cfg)(cfg, run_dir, checked)
 
 

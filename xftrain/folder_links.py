@@ -14,6 +14,7 @@ from xftrain.errors import ConfigError
 from xftrain.files import real_path
 
 _REPLACED = (".ckpt", ".safetensors")  # never written by that name, and read by open_plain alone
+_MOST_STEPS = 10_000  # of resolving one link
 _MOST_ENTRIES = 500_000  # of a folder of runs; more would take long to search
 _WRITTEN = re.compile(  # by a run, at the top of its folder
     r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
@@ -58,7 +59,7 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
         named = f"{key}={folder} has {{}} in it, {path.relative_to(top)}, "
         if entry.is_symlink():
             found = real_path(path)
-            if os.readlink(path).startswith(("/proc/", "/dev/")):
+            if _passes_proc(path):
                 raise ConfigError(
                     f"{named.format('a link')}whose place is another one for each process: remove "
                     "it or choose another folder."
@@ -82,6 +83,27 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
         # through a link of another name such a file would be written to
         if not (entry.name.endswith(_REPLACED) and place.name.endswith(_REPLACED)):
             _refuse_special(place, named, is_link=entry.is_symlink())
+
+
+def _passes_proc(path: Path) -> bool:
+    """Whether a link is resolved by way of /proc, where `self` is another process for each."""
+    todo, at = [*reversed(path.parts[1:])], "/"
+    for _ in range(_MOST_STEPS):
+        if not todo:
+            return False
+        part = todo.pop()
+        if part in ("", "."):
+            continue
+        place = os.path.dirname(at) if part == ".." else os.path.join(at, part)
+        if place == "/proc" or place.startswith("/proc/"):
+            return True
+        if os.path.islink(place):
+            target = os.readlink(place)
+            todo += reversed(target.split("/"))
+            at = "/" if target.startswith("/") else at
+        else:
+            at = place
+    return True
 
 
 def _refuse_special(place: Path, named: str, *, is_link: bool) -> None:

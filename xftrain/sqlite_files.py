@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import stat
-from collections.abc import Set
 from contextlib import closing
 from pathlib import Path
+from secrets import token_hex
 
 from xftrain.errors import ConfigError
+from xftrain.files import read_json, write_json
 from xftrain.printable import one_line
+from xftrain.seal import has_valid_seal, sealed
 
 _URL = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?]*)")
 _BESIDE = ("", "-journal", "-wal", "-shm")
 # The end of a journal that belongs to a transaction over several databases, and names the file
 # that lists them: https://www.sqlite.org/fileformat.html#the_super_journal
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
-# A trigger that can do nothing but refuse a row, as MLflow has one.
-_REFUSES = re.compile(
+# A table, an index, or a trigger that can do nothing but refuse a row, as MLflow has one.
+_HARMLESS = re.compile(
+    r"create (table|(unique )?index) .*|"
     r"create trigger \w+ before (insert|update|delete) on \w+( for each row)?( when [\w .!=<>]+)? "
     r"begin select raise\(abort, '[^']*'\); end",
     re.ASCII | re.IGNORECASE,
@@ -32,51 +36,79 @@ def database_of(url: str) -> Path | None:
     return None if not match or match[1] in ("", ":memory:") else Path(match[1])
 
 
-def refuse_foreign_database(url: str, key: str, tables: Set[str]) -> None:
-    """Refuse a database that does more than hold rows of the tables that are expected.
+def use_own_database(url: str, key: str) -> None:
+    """Makes the database of a URL, or refuses one that this user's xftrain has not made.
 
-    SQLite plays a journal back as soon as it reads the database, and deletes the file that the
-    journal names, which no database of one program alone does. Triggers and views run whatever
-    their author wrote. A link would have tables made in a database elsewhere.
+    A database says more than rows: which trials wait to be run, where files are written, and by its
+    triggers what else is done. SQLite plays a journal back as soon as it reads the database, and
+    deletes the file that the journal names. So one that is made here gets a seal beside it.
 
     Args:
         url: of SQLAlchemy; others than SQLite's are left alone.
         key: the override that gives it, for the message.
-        tables: any of which a database has that is not empty.
 
     Raises:
         ConfigError: why it is not used.
     """
-    database = database_of(url)
+    database, named = database_of(url), f"{key}={one_line(url)}"
     if database is None:
         return
     try:
-        _refuse_files(database, f"{key}={one_line(url)}")
+        _refuse_place(database, named)
+        _refuse_files(database, named)
         if not database.exists():
+            _make(database)
             return
+        record = read_json(_seal_of(database))
+        own = {"database": database.name, "inode": database.stat().st_ino}
+        is_own = record is not None and own.items() <= record.items()
+        if not is_own or not has_valid_seal(record or {}, database.absolute().parent):
+            raise ConfigError(
+                f"{named} was not made by this user's xftrain on this machine, or not there, and a "
+                "database can do more than hold rows: choose a new file, or a server."
+            )
         with closing(sqlite3.connect(database, timeout=_BUSY_S)) as connection:
             connection.execute("pragma trusted_schema = off")
-            found = connection.execute("select type, name, sql from sqlite_master").fetchall()
+            found = connection.execute("select name, sql from sqlite_master").fetchall()
     except ConfigError:
         raise
     except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ConfigError(
-            f"{key}={one_line(url)} cannot be opened ({one_line(str(error))}); a file is named as "
-            "in sqlite:///search.db."
+            f"{named} cannot be opened ({one_line(str(error))}); a file is named as in "
+            "sqlite:///search.db."
         ) from error
-    code = [
-        f"the {kind} {one_line(name)}"
-        for kind, name, sql in found
-        if kind in ("trigger", "view") and not _REFUSES(" ".join(sql.split()))
-    ]
-    if code:
+    for name, sql in found:
+        if sql is not None and not _HARMLESS(" ".join(sql.split())):
+            raise ConfigError(
+                f"{named} has {one_line(str(name))}, which is no table and no index: choose a new "
+                "file."
+            )
+
+
+def _seal_of(database: Path) -> Path:
+    return database.with_name(f".{database.name}.seal")
+
+
+def _make(database: Path) -> None:
+    """Makes an empty database with its seal, which is there first: two may be made at once."""
+    folder = database.absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = database.with_name(f".{database.name}.{token_hex(8)}.partial")
+    partial.touch(mode=0o600, exist_ok=False)
+    try:
+        record = {"database": database.name, "inode": partial.stat().st_ino}
+        write_json(sealed(record, folder), _seal_of(database))
+        os.link(partial, database)
+    finally:
+        partial.unlink()
+
+
+def _refuse_place(database: Path, named: str) -> None:
+    parent = os.path.realpath(database.parent)
+    if not database.is_absolute() and not Path(parent).is_relative_to(os.path.realpath(".")):
         raise ConfigError(
-            f"{key}={one_line(url)} has {code[0]}, which nothing here makes and which would run "
-            "with every row: choose another database."
-        )
-    if found and not tables & {name for kind, name, _ in found if kind == "table"}:
-        raise ConfigError(
-            f"{key}={one_line(url)} is a database of something else: choose another one."
+            f"{named} leads out of the working folder by a link, to {one_line(parent)}: write the "
+            "place out if it is meant."
         )
 
 
@@ -87,10 +119,10 @@ def _refuse_files(database: Path, named: str) -> None:
             status = path.lstat()
         except FileNotFoundError:
             continue
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) or (ending and not os.path.lexists(database)):
             raise ConfigError(
-                f"{named} needs plain files, and {path} is none: name the file itself, remove it, "
-                "or choose another database."
+                f"{named} needs plain files, and {path} is none, or belongs to no database: name "
+                "the file itself, remove it, or choose another database."
             )
         if ending == "-journal" and _end(path) == _SUPER_JOURNAL:
             raise ConfigError(

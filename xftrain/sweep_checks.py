@@ -24,7 +24,7 @@ from xftrain.errors import ConfigError, SweepRefused
 from xftrain.overrides import all_groups, as_typed, normalise_argv
 from xftrain.processes import is_rank
 from xftrain.recorded_overrides import MAX_JOBS, MAX_PROCESSES, num_values
-from xftrain.sqlite_files import refuse_foreign_database
+from xftrain.sqlite_files import use_own_database
 from xftrain.sweep_record import RESUME, is_resumed
 
 
@@ -148,7 +148,7 @@ def _check_choices(config: DictConfig, overrides: Mapping[str, Override]) -> Non
 
 def _check_study(storage: str, name: str | None, fixed: Mapping[str, str]) -> None:
     """Refuses a study of other runs, as of another model, from which nothing can be learned."""
-    refuse_foreign_database(storage, "hydra.sweeper.storage", {"studies"})
+    use_own_database(storage, "hydra.sweeper.storage")
     import optuna
 
     try:

@@ -124,9 +124,16 @@ def stand_in_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> Seen:
             seen.settings |= {"experiment": name, "artifacts": artifact_location}
             return "1"
 
-        def create_run(self, experiment_id: str, tags: dict[str, str]) -> Any:
-            seen.settings |= tags
-            return SimpleNamespace(info=SimpleNamespace(run_id="abc"))
+        def create_run(self, experiment_id: str, run_name: str) -> Any:
+            seen.settings["mlflow.runName"] = run_name
+            return self.get_run("abc")
+
+        def get_run(self, run_id: str) -> Any:
+            place = seen.settings.get("artifact_uri") or (
+                f"{seen.settings['artifacts']}/{run_id}/artifacts"
+            )
+            info = SimpleNamespace(run_id=run_id, experiment_id="1", artifact_uri=place)
+            return SimpleNamespace(info=info)
 
         def log_batch(self, run_id: str, metrics: Any = (), params: Any = ()) -> None:
             seen.config |= {one.key: one.value for one in params}

@@ -75,7 +75,9 @@ def list_files(
     status = _status(root)
     skipped = Skipped()
     top = Path(os.path.realpath(root))
-    if root.is_symlink() and not follow_links:
+    as_typed = os.path.normpath(os.path.join(os.path.realpath("."), root))
+    by_link = root.is_symlink() or not root.is_absolute() and str(top) != as_typed
+    if by_link and not follow_links:
         log.warning("data.path=%s is a link: the files of %s are read", root, one_line(str(top)))
     if stat.S_ISREG(status.st_mode):
         return [SourceFile(root.name, top, status.st_size, status.st_mtime_ns)], skipped

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from xftrain.errors import RunError
 from xftrain.printable import one_line
-from xftrain.sqlite_files import database_of, refuse_foreign_database
+from xftrain.sqlite_files import database_of, use_own_database
 from xftrain.training.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -66,13 +66,19 @@ class MLflow(Tracker):
             logging.getLogger(name).setLevel(logging.WARNING)
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(self.experiment_name)
-        if experiment is None:
-            client.create_experiment(
-                self.experiment_name, artifact_location=place and place.as_uri()
+        if experiment is not None:
+            number = experiment.experiment_id
+        else:
+            location = place and place.as_uri()
+            number = client.create_experiment(self.experiment_name, artifact_location=location)
+        # Lightning would have MLflow ask git about the folder of the program, whose configuration
+        # can name commands
+        run = client.create_run(number, run_name=self.run_name)
+        logger = MLFlowLogger(self.experiment_name, tracking_uri=uri, run_id=run.info.run_id)
+        if place is not None:
+            _refuse_other_place(
+                run.info.artifact_uri, f"{place.as_uri()}/{logger.run_id}/artifacts"
             )
-        elif place is not None:
-            _refuse_other_place(experiment.artifact_location, place)
-        logger = MLFlowLogger(self.experiment_name, self.run_name, uri)
         log.info("mlflow: run %s", logger.run_id)
         if self.tracking_uri is None:
             log.info("mlflow ui --backend-store-uri %s", shlex.quote(uri))
@@ -88,7 +94,7 @@ class MLflow(Tracker):
         if uri is None:
             database, artifacts = _new_database(self.run_dir.resolve())
             return f"sqlite:///{database}", artifacts
-        refuse_foreign_database(uri, _KEY, {"experiments"})
+        use_own_database(uri, _KEY)
         if (named := database_of(uri)) is None:
             return uri, None
         artifacts = named.absolute().with_name(f"{named.stem}-artifacts")
@@ -109,21 +115,16 @@ class MLflow(Tracker):
         client.set_terminated(self._logger.run_id, "FINISHED" if is_whole else "FAILED")
 
 
-def _refuse_other_place(location: str, place: Path) -> None:
-    """Refuse an experiment of a database whose texts are not kept beside the database.
-
-    Args:
-        location: of the experiment, as its database has it.
-        place: where this package keeps them.
+def _refuse_other_place(given: str, expected: str) -> None:
+    """Refuses a database that names another folder for texts than this package has given it.
 
     Raises:
-        RunError: the texts would be written elsewhere.
+        RunError: both addresses.
     """
-    path = os.path.realpath(location.removeprefix("file://"))
-    if not Path(path).is_relative_to(os.path.realpath(place.parent)):
+    if given != expected:
         raise RunError(
-            f"{_KEY}: the experiment keeps its texts in {one_line(location)}, outside the folder "
-            "of its database: choose another logger.mlflow.experiment_name, or another database."
+            f"{_KEY}: the database keeps the texts of the run in {one_line(given)} instead of "
+            f"{one_line(expected)}: choose another logger.mlflow.experiment_name, or a new file."
         )
 
 
