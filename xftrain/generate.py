@@ -102,7 +102,7 @@ def generate(
         ConfigError: no prompt, more positions than the model has, or logits that are not finite.
     """
     if tokens_BM.shape[1] == 0:
-        raise ConfigError("the prompt is empty: give at least one token to go on from.")
+        raise ConfigError("the prompt is empty: give at least one token to continue.")
     model.check_length(tokens_BM.shape[1] + num_tokens - 1)
     generator = torch.Generator(tokens_BM.device).manual_seed(seed)
     caches = [_LayerCache(spec.bias.build(model.num_heads, None)) for spec in model.specs]

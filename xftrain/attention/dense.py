@@ -119,7 +119,7 @@ def mask_reasons(longest: int, device: torch.device) -> list[str]:
     if device.type == "cuda" and longest * (longest + -longest % _ALIGN) > _LARGEST_MASK:
         return [
             f"a mask tensor of {longest} x {longest} elements is read incorrectly by torch's "
-            "kernels, which index it with 32 bits"
+            "kernels, which index it in 32 bits"
         ]
     return []
 

@@ -33,6 +33,6 @@ def number_reasons(shape_BMHK: tuple[int, int, int, int], device: torch.device) 
         return []
     sizes = " x ".join(map(str, shape_BMHK))
     return [
-        f"its kernels index a tensor with 32 bits, and q has {num_numbers} elements in one "
+        f"its kernels index a tensor in 32 bits, and q has {num_numbers} elements in one "
         f"call ({sizes}): make batches smaller"
     ]

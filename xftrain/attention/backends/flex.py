@@ -66,7 +66,7 @@ class Flex(Backend):
         if _is_tensor(bias) and _numbers(bias, shape) > _LARGEST_TENSOR:
             reasons.append(
                 f"FlexAttention indexes a bias tensor, of {_numbers(bias, shape)} elements here, "
-                "with 32 bits"
+                "in 32 bits"
             )
         return reasons
 
