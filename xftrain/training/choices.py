@@ -168,7 +168,7 @@ class Choices(Callback):
         there = {key: saved.ran_as.get(key, value) for key, value in ran_as.items()}
         if differing := [key for key, value in ran_as.items() if there[key] != value]:
             log.info(
-                "ckpt: the last digits may differ from those of its run, because of another %s",
+                "ckpt: the last digits may differ from those of its run, with another %s",
                 one_line(", ".join(f"{k} ({there[k]} -> {ran_as[k]})" for k in differing)),
             )
 
