@@ -17,10 +17,8 @@ from typing import IO, Any
 
 from xftrain.training.plain_pickle import read_plain_pickle
 
-_MAX_HOLES, _MAX_TIMES = (
-    16 << 20,
-    8,
-)  # allowed excess of file size over allocated size: bytes, and factor
+# allowed excess of file size over allocated size: bytes, and factor
+_MAX_HOLES, _MAX_TIMES = 16 << 20, 8
 _MAX_PICKLE, _MAX_DIRECTORY = 64 << 20, 16 << 20  # bytes; some KiB for each 100 tensors
 # Signatures of the end of a zip directory: plain, zip64, and the locator of the zip64 end.
 _END, _END_64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
@@ -110,9 +108,8 @@ def _refuse_holes(file: IO[bytes], length: int) -> None:
             at = os.lseek(number, begin, os.SEEK_HOLE)
             num_stored += at - begin
     except OSError as error:
-        if (
-            error.errno == errno.ENXIO
-        ):  # only a hole is left; other errors mean that holes are not supported
+        # only a hole is left; other errors mean that holes are not supported
+        if error.errno == errno.ENXIO:
             raise NotACheckpoint(
                 f"it has {length:,} bytes, and {num_stored:,} of them on the disk"
             ) from None

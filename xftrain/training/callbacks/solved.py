@@ -16,9 +16,7 @@ class Solved(Callback):
 
     def __init__(self) -> None:
         self.accuracy: float | None = None  # accuracy at which the run ended
-        self.stopping_reason_message: str | None = (
-            None  # same attribute as in Lightning's EarlyStopping
-        )
+        self.stopping_reason_message: str | None = None  # as in Lightning's EarlyStopping
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops at once if the task was already solved when the checkpoint was saved."""
