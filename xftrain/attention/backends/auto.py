@@ -83,7 +83,7 @@ class Auto(Backend):
     def choose(self, cases: Sequence[AttnCase]) -> None:
         """Times forward plus backward of each candidate, and chooses the fastest.
 
-        One backend computes all layers. If layers differ, its time is the sum over all of them.
+        One backend computes all layers. If layers differ, its time is the mean over all layers.
         Under `torch.use_deterministic_algorithms` nothing is timed, since timings differ from run
         to run: the first candidate that runs is chosen.
 
