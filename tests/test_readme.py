@@ -220,7 +220,7 @@ def test_a_run_can_be_continued(
         assert ("hydra.run.dir=outputs/first" in overrides) == (folder.name == "first")
         cfg = xftrain.compose(*overrides, "batch_tokens=128", f"max_steps={steps}")
         assert xftrain.run(cfg, folder)["steps"] == steps
-    assert "going on from outputs/first/checkpoints/last.ckpt, step 3" in caplog.text
+    assert "resuming from outputs/first/checkpoints/last.ckpt, step 3" in caplog.text
     assert torch.load("outputs/first/checkpoints/last.ckpt")["global_step"] == 4
     for pattern in ("sample ckpt=.*/last.ckpt$", "sample ckpt=.*/last.ckpt .prompt="):
         overrides = shlex.split(_command(pattern))[5:]

@@ -1,4 +1,4 @@
-"""Text from a trained model, token by token, with a cache of keys and values."""
+"""Generates text from a trained model, token by token, with a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape, DataSource
 from xftrain.model import GPT
 
-PROMPT_TOKENS = 16  # at most
+PROMPT_TOKENS = 16  # maximum length of the default prompt
 
 
 def with_marks(prompt: str, continuation: str) -> str:
-    """A sample as it is shown: words mark where the prompt ends and what the model wrote begins."""
+    """The text of a sample, with headings above the prompt and above its continuation."""
     return f"prompt:\n{prompt}\ncontinuation of the model:\n{continuation}"
 
 
 class _LayerCache:
-    """Keys and values of one layer, [B, M so far, G, K]; with a window, no more than it sees."""
+    """Keys and values of one layer, [B, M so far, G, K]; a window keeps only its last keys."""
 
     def __init__(self, bias: AttnBias) -> None:
         self.bias = bias
@@ -44,7 +44,7 @@ class _LayerCache:
 
 
 def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _LayerCache) -> Tensor:
-    """Attention of N new positions over all so far; the bias is what it means, not a kernel's."""
+    """Attention of N new positions over all cached ones, with a materialized bias."""
     k_BMGK, v_BMGK = cache.extend(k_BNGK, v_BNGK)
     num_positions, num_new = k_BMGK.shape[1], q_BNHK.shape[1]
     B, _, H, K = q_BNHK.shape
@@ -53,7 +53,7 @@ def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _Lay
     call.bias.check_fits(shape)
     first = num_positions - num_new
     mask, alive = dense_bias(call.bias, num_positions, call.dtype, call.device, first_query=first)
-    if (softcap := call.bias.softcap) is not None:  # which torch's own attention has not
+    if (softcap := call.bias.softcap) is not None:  # torch's attention has no soft cap
         return written_out_attention(
             q_BNHK, k_BMGK, v_BMGK, mask, alive, scale=call.scale, softcap=softcap
         )
@@ -71,7 +71,7 @@ def first_prompt(data: DataSource) -> Tensor:
 
 
 def room_after(model: GPT, tokens_BM: Tensor, num_tokens: int) -> int:
-    """How many tokens to add: fewer than asked for where the model has no more positions."""
+    """How many tokens to add, at most `num_tokens` and the positions that the model has left."""
     limit = model.pos.max_positions
     return num_tokens if limit is None else min(num_tokens, limit - tokens_BM.shape[1] + 1)
 
@@ -93,16 +93,16 @@ def generate(
         model: the GPT; its training mode is restored.
         tokens_BM: the prompt, at least one token.
         num_tokens: how many to add.
-        vocab_size: tokens from here on are padding of the vocabulary and never drawn.
-        temperature: 0 takes the likeliest token.
-        top_k: draw among that many likeliest tokens; None draws among all.
-        seed: of the draws; leaves torch's own random state alone.
+        vocab_size: tokens from this id on are padding of the vocabulary and are never sampled.
+        temperature: 0 selects the most likely token.
+        top_k: sample from the k most likely tokens; None samples from all.
+        seed: seed of the samples; torch's global random state does not change.
 
     Raises:
         ConfigError: no prompt, more positions than the model has, or logits that are not finite.
     """
     if tokens_BM.shape[1] == 0:
-        raise ConfigError("the prompt is empty: give at least one token to go on from.")
+        raise ConfigError("the prompt is empty: give at least one token to continue.")
     model.check_length(tokens_BM.shape[1] + num_tokens - 1)
     generator = torch.Generator(tokens_BM.device).manual_seed(seed)
     caches = [_LayerCache(spec.bias.build(model.num_heads, None)) for spec in model.specs]
@@ -125,8 +125,8 @@ def generate(
 def _draw(
     logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> Tensor:
-    """One token a row, [B, 1]."""
-    if not logits_BV.isfinite().all():  # on a GPU, drawing would end the process
+    """Samples one token per row, [B, 1]."""
+    if not logits_BV.isfinite().all():  # on a GPU, sampling would abort the process
         raise ConfigError(
             "the logits are not finite, so that no token can be drawn: the model's weights are not "
             "finite, or too large for this precision; give another checkpoint."
@@ -136,6 +136,6 @@ def _draw(
     if top_k is not None and top_k < logits_BV.shape[-1]:
         least_B1 = logits_BV.topk(top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
-    # the largest is 0, as a low temperature makes any other infinite
+    # shift the maximum to 0, as a low temperature would make others infinite
     logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature
     return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)

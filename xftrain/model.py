@@ -30,12 +30,12 @@ class GPT(MayTieHead):
 
     Args:
         backend: computes attention.
-        layers: what the first layers are made of; the list repeats over the depth. Equal parts are
-            the same object.
-        make_pos: (D, K) -> position encoding of all layers that have none of their own.
+        layers: specs of the first layers; the list repeats over the depth. Equal parts are the same
+            object.
+        make_pos: (D, K) -> position encoding of the layers whose spec has none.
         make_norm: (D, linear_bias) -> normalization.
-        config: sizes and settings; its `activation_checkpointing=auto` is left to a run, which sets
-            `recomputed`.
+        config: sizes and settings; for `activation_checkpointing=auto`, the run sets `recomputed`
+            later.
         vocab_size: V.
     """
 
@@ -58,7 +58,7 @@ class GPT(MayTieHead):
         self.recomputed = RecomputePlan()
         if config.activation_checkpointing == "ffn":
             self.recomputed = RecomputePlan(ffns=num_layers)
-        elif config.activation_checkpointing:  # all of them, until a run plans it
+        elif config.activation_checkpointing:  # all blocks, until a run sets its plan
             self.recomputed = RecomputePlan(blocks=num_layers)
         self.residual_dtype = config.residual_dtype
         self.activation_budget = config.activation_budget
@@ -66,7 +66,7 @@ class GPT(MayTieHead):
         self.pos = make_pos(dim, self.head_dim)
         own = dict.fromkeys(spec.make_pos for spec in self.specs if spec.make_pos is not None)
         positions = {make: make(dim, self.head_dim) for make in own}
-        for pos in positions.values():  # of a built-in option, the configuration has been refused
+        for pos in positions.values():  # for built-in options, the configuration was refused before
             if getattr(pos, "changes_embeddings", False):
                 raise ConfigError(
                     f"model.layers gives layers the position encoding {type(pos).__name__}, which "
@@ -94,11 +94,11 @@ class GPT(MayTieHead):
         if config.tie_embeddings:
             self.tie_head()
         self.uninitialized = initialize(self, config.init_std, num_layers)
-        self._handles: dict[Any, Any] = {}  # of the last batch, by the facts
+        self._handles: dict[Any, Any] = {}  # handles of the last batch, by the key of the bias
 
     @property
     def windows(self) -> list[int | None]:
-        """How many keys a query sees at most in each layer; None is all."""
+        """The maximum number of keys that a query sees in each layer; None is no limit."""
         return [spec.bias.build(self.num_heads, None).window for spec in self.specs]
 
     def position_encoding(self, layer: int) -> Any:
@@ -125,13 +125,13 @@ class GPT(MayTieHead):
         seqlens: tuple[int, ...] | None,
         place: tuple[torch.device, torch.dtype] | None = None,
     ) -> list[AttnCase]:
-        """The distinct attention calls for such a batch, and their layers.
+        """The distinct attention calls for a batch of this shape, with their layers.
 
         Args:
             num_rows: B.
             num_positions: M.
             seqlens: lengths of documents packed into the one row.
-            place: where q, k and v come out, and their dtype; None is `compute_device_dtype`.
+            place: device and dtype of q, k and v; None is `compute_device_dtype`.
 
         Raises:
             ConfigError: the documents do not fill one row, or the bias does not fit the batch.
@@ -146,10 +146,10 @@ class GPT(MayTieHead):
     def prepare(
         self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None = None
     ) -> list[Any]:
-        """The backend's handle of each layer for such a batch, kept while batches stay alike."""
+        """The backend's handle of each layer, cached while batches have equal layouts."""
         cases = self.attention_cases(num_rows, num_positions, seqlens)
         self.check_length(max(seqlens or (num_positions,)))
-        # tensors made in inference mode would be refused by a later backward pass
+        # a later backward pass would refuse tensors made in inference mode
         is_inference = torch.is_inference_mode_enabled()
         before, self._handles = self._handles, {}
         handles: list[Any] = [None] * len(self.blocks)
@@ -167,10 +167,10 @@ class GPT(MayTieHead):
         return handles
 
     def compile_blocks(self, *, packed: bool) -> None:
-        """Compiles each block in place, which leaves the state dict as it is.
+        """Compiles each block in place, which does not change the state dict.
 
-        Attention over packed documents stays outside: each batch has another layout, and would be
-        compiled anew.
+        Attention over packed documents is not compiled, since each batch has another layout and
+        would cause a recompilation.
         """
         begin_compiling(self.activation_budget)
         for block in [*self.blocks, self.norm]:
@@ -180,7 +180,7 @@ class GPT(MayTieHead):
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
-        """Runs the blocks as they are written, for hooks that compiled code does not call."""
+        """Within this context, blocks run uncompiled, since compiled code calls no hooks."""
         parts = [*self.blocks, self.norm]
         compiled = [part._compiled_call_impl for part in parts]
         for part in parts:
@@ -192,7 +192,7 @@ class GPT(MayTieHead):
                 part._compiled_call_impl = call
 
     def check_length(self, num_positions: int) -> None:
-        """Raises ConfigError where a document is longer than the model has positions."""
+        """Raises ConfigError if a document is longer than the maximum of a position encoding."""
         limit = self.pos.max_positions
         if limit is not None and num_positions > limit:
             raise ConfigError(
@@ -201,7 +201,7 @@ class GPT(MayTieHead):
             )
 
     def compute_device_dtype(self) -> tuple[torch.device, torch.dtype]:
-        """Where and in which dtype q, k and v come out, autocast included."""
+        """The device and dtype of q, k and v, with autocast taken into account."""
         weight = self.head.weight
         if torch.is_autocast_enabled(weight.device.type):
             return weight.device, torch.get_autocast_dtype(weight.device.type)
@@ -214,13 +214,13 @@ class GPT(MayTieHead):
         handles: Sequence[Any],
         attention: Attention | None = None,
     ) -> Tensor:
-        """Normalized last hidden states [B, M, D]; the output matrix comes after.
+        """The normalized hidden states of the last layer [B, M, D], input of the output matrix.
 
         Args:
             tokens_BM: int64 tokens.
             positions_1M: int64 positions, the same for every row.
-            handles: what `prepare` returns: one a layer.
-            attention: computes attention instead of the backend, and outside compiled code.
+            handles: the result of `prepare`, one handle per layer.
+            attention: computes attention instead of the backend, outside compiled code.
         """
         return self.hidden_and_aux(tokens_BM, positions_1M, handles, attention)[0]
 
@@ -231,13 +231,13 @@ class GPT(MayTieHead):
         handles: Sequence[Any],
         attention: Attention | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `hidden`, and the auxiliary losses of all layers added up; None where none has one."""
+        """The result of `hidden`, and the sum of the auxiliary losses of all layers, or None."""
         eager = attention is not None
         attention = self.attention if attention is None else attention
         x_BMD = self.pos.embed(self.embed(tokens_BM), positions_1M)
         _, dtype = self.compute_device_dtype()
         if dtype == torch.bfloat16 and self.residual_dtype == "auto":
-            x_BMD = x_BMD.to(dtype)  # float16 is left out: its largest number is 65,504
+            x_BMD = x_BMD.to(dtype)  # not to float16, which overflows above 65,504
         positions = self._prepared_positions(positions_1M)
         aux: Tensor | None = None
         recomputed = self.recomputed if torch.is_grad_enabled() else RecomputePlan()
@@ -258,13 +258,13 @@ class GPT(MayTieHead):
         return self.norm.forward(x_BMD) if eager else self.norm(x_BMD), aux
 
     def _prepared_positions(self, positions_1M: Tensor) -> list[Any]:
-        """What the position encoding of each layer prepared."""
+        """The prepared positions of each layer."""
         common = self.pos.prepare(positions_1M)
         own = [pos.prepare(positions_1M) for pos in self.layer_pos]  # type: ignore[operator]
         return [common if place is None else own[place] for place in self._pos_of_layer]
 
     def forward(self, tokens_BM: Tensor, seqlens: tuple[int, ...] | None = None) -> Tensor:
-        """Logits [B, M, V]; with `seqlens`, of documents packed into the one row.
+        """Computes the logits [B, M, V]; `seqlens` are the documents packed into the only row.
 
         Raises:
             ConfigError: there are no tokens, `seqlens` do not fill the one row, or a document is

@@ -43,7 +43,7 @@ def test_a_resumed_run_takes_up_the_attention_that_was_chosen(tmp_path, fastest,
     with caplog.at_level("INFO"):
         result = run(tmp_path / "cut", *STEPS, "ckpt=auto")
     assert result["kernel"].startswith("sdpa")
-    assert "auto takes sdpa, as the run that is resumed did" in caplog.text
+    assert "auto chooses sdpa, as the resumed run did" in caplog.text
     again = read_checkpoint(last(tmp_path / "cut"))["callbacks"]["Choices"]
     assert again["attn"] == "sdpa"  # for the next one
 
@@ -80,7 +80,7 @@ def test_what_cannot_run_here_is_chosen_again_with_a_word(tmp_path, fastest, mon
     fastest("naive")
     with caplog.at_level("INFO"):
         assert run(tmp_path, *STEPS, "ckpt=auto")["kernel"] == "naive"
-    said = "auto chooses again, as sdpa of the run that is resumed cannot run here (no such kernel)"
+    said = "auto chooses again, as sdpa of the resumed run cannot run here (no such kernel)"
     assert caplog.text.count(said) == 1
 
 

@@ -42,7 +42,7 @@ def test_one_that_takes_a_flag_but_no_rate_is_refused(tmp_path, graphs_on_cpu, m
         return torch.optim.SGD(groups, lr=0.1, fused=True)
 
     monkeypatch.setattr(AdamW, "make", make)
-    with pytest.raises(ConfigError, match="SGD cannot take its rate"):
+    with pytest.raises(ConfigError, match="SGD cannot read the learning rate"):
         run(tmp_path, *RUN, "compile=cudagraphs")
 
 

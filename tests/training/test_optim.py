@@ -92,7 +92,7 @@ def test_adafactor_learns_and_goes_on_where_it_was(tmp_path):
 
 def test_the_state_of_another_optimizer_is_refused(tmp_path):
     run(tmp_path, "max_steps=2")
-    with pytest.raises(ConfigError, match="optim=adamw, which optim=adafactor cannot go on from"):
+    with pytest.raises(ConfigError, match="optim=adamw, which optim=adafactor cannot resume"):
         run(tmp_path, "optim=adafactor", "ckpt=auto")
 
 

@@ -29,7 +29,7 @@ def test_a_receiver_that_hangs_holds_nothing(caplog: pytest.LogCaptureFixture) -
     records.close(lambda: None, 0.2)
     gone.set()
     assert time.monotonic() - begin < 5
-    assert "Server has not taken all records within 0.2 s." in caplog.text
+    assert "Server has not received all records within 0.2 s." in caplog.text
 
 
 def test_after_a_failure_there_is_a_pause_and_the_last_record_is_tried(
@@ -53,7 +53,7 @@ def test_after_a_failure_there_is_a_pause_and_the_last_record_is_tried(
     records.close(lambda: ended.append("end"), 10)
     assert ended == ["end"]
     warned = [record.getMessage() for record in caplog.records]
-    assert len(warned) == 2 and warned[1] == "Server has not got 5 records."
+    assert len(warned) == 2 and warned[1] == "Server has not received 5 records."
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

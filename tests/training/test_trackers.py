@@ -110,7 +110,7 @@ def test_a_tracker_that_cannot_begin_ends_the_run_and_one_that_is_lost_does_not(
     warned = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
     assert [re.split(r":|\d", line)[0] for line in warned] == [
         "WandB could not record (ConnectionError",
-        "WandB has not got ",
+        "WandB has not received ",
     ]
     assert seen.ended == [0]
 

@@ -1,1 +1,1 @@
-"""Attention: bias recipes, backends, and what both share."""
+"""Attention: bias recipes, backends, and the code that both share."""

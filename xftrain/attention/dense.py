@@ -1,4 +1,4 @@
-"""Biases as one tensor, for kernels that take nothing else, and attention with one."""
+"""Biases as one tensor, for kernels that take no other form, and attention with such a tensor."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xftrain.interfaces import AttnBias
 
-# Torch's efficient kernel reads a mask in rows that start on 16 numbers, else it copies the mask.
+# Torch's efficient kernel needs mask rows aligned to 16 elements, else it copies the mask.
 _ALIGN = 16
-# It multiplies a row's number by the row's length in 32 bits: past 2^32 the forward pass reads
-# other rows' masks (pytorch#187227), past 2^31 the backward pass reads outside (pytorch#150054).
+# It computes row index times row length in 32 bits: past 2^32 the forward pass reads the masks of
+# other rows (pytorch#187227), past 2^31 the backward pass reads out of bounds (pytorch#150054).
 _LARGEST_MASK = 2**31 - 1
-# All but cuDNN, whose backward pass with a mask gives NaN at lengths that leave 64 by 128 where a
-# query's scores are far below zero (pytorch#196678); cuDNN without a mask tensor is right.
+# All kernels but cuDNN. Its backward pass with a mask gives NaN if the length modulo 128 is 64 and
+# the scores of a query are far below zero (pytorch#196678); without a mask tensor it is correct.
 _MASKED_KERNELS = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
@@ -29,12 +29,12 @@ _MASKED_KERNELS = [
 
 @dataclass(frozen=True)
 class DenseDocument:
-    """Positions that attend to each other only: the row, or one packed document.
+    """The positions of one packed document, or of the row if it is not packed.
 
     Attributes:
         length: number of positions.
-        bias_1HMM: what is added to the scores; None where nothing is.
-        alive: see `dense_bias`.
+        bias_1HMM: term added to the scores; None adds nothing.
+        alive: mask of the queries that see a key, see `dense_bias`.
     """
 
     length: int
@@ -43,10 +43,10 @@ class DenseDocument:
 
 
 def documents_of(bias: AttnBias, num_positions: int) -> Iterator[tuple[int, AttnBias]]:
-    """The length and the facts of each packed document by itself; of the row where none is packed.
+    """The length and the bias of each packed document, or of the row if it is not packed.
 
-    Slopes and window are the row's, as they count differences of positions; the additive tensor is
-    the document's own part of it.
+    Slopes and window stay the same, as they act on differences of positions; the additive tensor is
+    cut to the document.
     """
     additive_HMM = bias.additive_HMM
     for start, end in bias.segments(num_positions):
@@ -57,9 +57,9 @@ def documents_of(bias: AttnBias, num_positions: int) -> Iterator[tuple[int, Attn
 def dense_documents(
     bias: AttnBias, num_positions: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[DenseDocument, ...]:
-    """Each document's own tensor; those of one length share it, unless an additive tensor differs.
+    """The bias tensor of each document, shared by documents of one length if they are equal.
 
-    Nothing is added where a query sees all of its document.
+    The tensor is None if queries see their whole document.
     """
     if not bias.causal and bias.additive_HMM is None:
         lengths = [length for length, _ in documents_of(bias, num_positions)]
@@ -82,10 +82,10 @@ def dense_bias(
     device: torch.device,
     first_query: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """The additive tensor [1, H or 1, M, M], and which queries see anything at all.
+    """The additive tensor [1, H or 1, M, M], and a mask of the queries that see any key.
 
-    Each row is shifted so that its largest number is 0, which softmax does not see: 16 bits are
-    then exact where attention is, and hold it, whatever the sign of slopes.
+    Each row is shifted so that its maximum is 0, which does not change the softmax. 16-bit numbers
+    are then precise where attention is large, and do not overflow, whatever the sign of the slopes.
 
     Softmax over a row of -inf is NaN, and its gradient too. Such a row can only come from
     `additive_HMM`; it is set to 0 here, and the second result, [1, M, H or 1, 1] in {0, 1}, is to
@@ -107,7 +107,7 @@ def dense_bias(
 
 
 def _aligned(bias_1HMM: Tensor) -> Tensor:
-    """The same numbers, on a GPU in rows that start where its kernels want them."""
+    """The same tensor; on a GPU, its rows are aligned as the kernels require."""
     padding = -bias_1HMM.shape[-1] % _ALIGN
     if bias_1HMM.device.type != "cuda" or not padding:
         return bias_1HMM
@@ -115,24 +115,24 @@ def _aligned(bias_1HMM: Tensor) -> Tensor:
 
 
 def mask_reasons(longest: int, device: torch.device) -> list[str]:
-    """Why no kernel of a GPU reads a mask tensor of this many rows right; empty where one does."""
+    """Reasons why GPU kernels misread a mask tensor of this length; empty if they do not."""
     if device.type == "cuda" and longest * (longest + -longest % _ALIGN) > _LARGEST_MASK:
         return [
-            f"a mask tensor of {longest} x {longest} numbers is read wrong by torch's kernels, "
-            "which count them in 32 bits"
+            f"a mask tensor of {longest} x {longest} elements is read incorrectly by torch's "
+            "kernels, which index it in 32 bits"
         ]
     return []
 
 
 def masked_kernels(device: torch.device) -> AbstractContextManager[None]:
-    """Within it, torch's attention takes a kernel that is right with a mask tensor."""
+    """Within this context, torch's attention uses kernels that are correct with masks."""
     return sdpa_kernel(_MASKED_KERNELS) if device.type == "cuda" else nullcontext()
 
 
 def masked_attention(
     q_BHNK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor, *, scale: float
 ) -> Tensor:
-    """Torch's attention with a mask tensor, [B, H, N, K]; to be called within `masked_kernels`."""
+    """Torch's attention with a mask tensor, [B, H, N, K]; call it within `masked_kernels`."""
     k_BGMK, v_BGMK = heads_for_mask(q_BHNK, k_BGMK, v_BGMK)
     grouped = k_BGMK.shape[1] != q_BHNK.shape[1]
     return F.scaled_dot_product_attention(
@@ -150,25 +150,25 @@ def written_out_attention(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    """Attention in plain operations with all scores in float32 or wider, [B, N, H, K].
+    """Attention in plain torch operations, with all scores in float32 or wider, [B, N, H, K].
 
-    Query heads of a group share their K/V head without a copy of it.
+    Query heads of a group share their K/V head without copying it.
 
     Args:
         q_BNHK: queries, as many as there are keys or fewer.
         k_BMGK: keys.
         v_BMGK: values.
-        bias_1HNM: what is added to the scores, -inf where hidden; None where nothing is.
+        bias_1HNM: term added to the scores, -inf where hidden; None adds nothing.
         alive: see `dense_bias`.
-        scale: what q k^T is multiplied by.
+        scale: factor of q k^T.
         softcap: see `AttnBias`.
     """
     B, N, H, K = q_BNHK.shape
     G = k_BMGK.shape[2]
     wide = torch.promote_types(q_BNHK.dtype, torch.float32)
-    # autocast would take the scores back to 16 bits
+    # autocast would cast the scores to 16 bits
     with torch.autocast(q_BNHK.device.type, enabled=False):
-        # Query heads [H] = [G, H/G]: those of a group become further rows of one product.
+        # Query heads [H] = [G, H/G]: the heads of a group become further rows of one matmul.
         q = q_BNHK.to(wide).transpose(1, 2).reshape(B, G, H // G * N, K)
         k = k_BMGK.to(wide).transpose(1, 2)
         v = v_BMGK.to(wide).transpose(1, 2)
@@ -186,9 +186,9 @@ def written_out_attention(
 
 
 def heads_for_mask(q_BHNK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor) -> tuple[Tensor, Tensor]:
-    """K and V as the kernels for masks want them: on a GPU, a copy for each query head.
+    """K and V for kernels with a mask tensor: expanded to all query heads on a GPU.
 
-    Its efficient kernel takes no grouped heads, and torch would compute all scores instead.
+    The efficient kernel of the GPU takes no grouped heads: torch would materialize all scores.
     """
     repeats = q_BHNK.shape[1] // k_BGMK.shape[1]
     if q_BHNK.device.type != "cuda" or repeats == 1:

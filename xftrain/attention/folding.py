@@ -1,17 +1,17 @@
-"""ALiBi as extra features of q and k, so that any kernel computes it in linear memory.
+"""Folds ALiBi into extra features of q and k: any kernel computes it in linear memory.
 
 Softmax over the keys does not change when a constant is added per query, so ALiBi's
-`-slope * (i - j)` may be replaced by `slope * j`, and that is a dot product of a query feature
-(the slope) and a key feature (the position). Both are split into pieces that the dtype holds
+`-slope * (i - j)` may be replaced by `slope * j`, which is a dot product of a query feature (the
+slope) and a key feature (the position). Both are split into pieces that the dtype represents
 exactly, so that no precision is lost: the slope into a sum of rounded pieces, the position into
-digits of a power-of-two base whose power sits on the slope's side.
+digits of a power-of-two base, with the power multiplied into the slope.
 
 Positions restart in every packed document, which keeps the numbers small. In float32 the query's
-own position is subtracted too, so that the products cancel near the diagonal, where attention is.
-They are to do so before anything else is added to them, also in a kernel that keeps several sums:
-of every eighth feature, as some CPUs' BLAS, or of the first eight features and then of every 32, as
-CUTLASS, which multiplies float32 by three TF32 products (`custom_mma_multistage.h` in torch) and
-whose first tile of 32 may be half full.
+own position is subtracted too, so that the products cancel near the diagonal, where attention is
+large. Opposite products must cancel before anything else is added to them, also in kernels with
+several partial sums. Some CPU BLAS libraries sum every eighth feature separately. CUTLASS sums the
+first eight features and then every 32: it computes a float32 matmul as three TF32 matmuls
+(`custom_mma_multistage.h` in torch), and its first tile of 32 may be half full.
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnCall
 from xftrain.kernels.prepend_features import prepend_features
 
-# Per dtype: bits of one exact piece; pieces of a slope; the error a score may get.
+# Per dtype: bits of one exact piece; number of pieces of a slope; allowed error of a score.
 _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
     torch.bfloat16: (8, 3, 2.0**-8),
     torch.float16: (11, 2, 2.0**-8),
-    torch.float32: (11, 3, 2.0**-11),  # 11 bits: exact also where kernels multiply in TF32
+    torch.float32: (11, 3, 2.0**-11),  # 11 bits: exact in kernels that use TF32 too
     torch.float64: (26, 2, 2.0**-30),
 }
-_LESS_OWN = (torch.float32, torch.float64)  # in which the own position is subtracted
-_ALIGN = 16  # of head widths: 80 is faster than 72 or 96, and 144 than 136 or 160
-_SUMS = 8  # a product and its opposite are so far apart, in blocks of 16 after the first so many
+_LESS_OWN = (torch.float32, torch.float64)  # dtypes in which the query's own position is subtracted
+_ALIGN = 16  # head widths are multiples: 80 is faster than 72 or 96, 144 than 136 or 160
+# distance of a product and its opposite; blocks after the first one are of 16 features
+_SUMS = 8
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Features to put in front of q and k.
+    """The features to prepend to q and k.
 
     Attributes:
-        q_1MHF: query features, already divided by the kernel's scale; M is 1 where they are the
-            same at every position.
+        q_1MHF: query features, already divided by the kernel's scale; M is 1 if they are the same
+            at every position.
         k_1M1F: key features, the same for every head.
-        scale: for the kernel to multiply by.
-        q_factor: what q is multiplied by before, which with `scale` makes the scale of the call.
+        scale: scale argument of the kernel.
+        q_factor: factor of q; times `scale` it is the scale of the call.
     """
 
     q_1MHF: Tensor
@@ -56,18 +57,18 @@ class Fold:
     q_factor: float
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor) -> tuple[Tensor, Tensor]:
-        """q and k with the features in front: [B, M, H, F+K] and [B, M, G, F+K]."""
+        """q and k with the features prepended: [B, M, H, F+K] and [B, M, G, F+K]."""
         q_BMHK = q_BMHK if self.q_factor == 1 else q_BMHK * self.q_factor
         return prepend_features(q_BMHK, self.q_1MHF), prepend_features(k_BMGK, self.k_1M1F)
 
 
 def folds(bias: AttnBias) -> bool:
-    """Whether ALiBi goes into the features: there are slopes, and no dense tensor is asked for."""
+    """Whether ALiBi is folded: the bias has slopes and is not to be dense."""
     return bias.slopes is not None and not bias.dense
 
 
 def unfolded(bias: AttnBias) -> AttnBias:
-    """The facts that are left for the kernel's mask: all of them but slopes that are folded."""
+    """The bias that is left for the kernel's mask, which is the bias without folded slopes."""
     return replace(bias, slopes=None) if folds(bias) else bias
 
 
@@ -77,10 +78,10 @@ def folding_reasons(
     """Why this bias cannot be folded at this length and dtype; empty means that it can.
 
     Args:
-        bias: the facts.
+        bias: the bias.
         num_positions: M.
-        dtype: of q and k.
-        head_dim: K, for the range of the features; None leaves that to `fold`.
+        dtype: dtype of q and k.
+        head_dim: K, for the check that features do not overflow; None leaves it to `fold`.
     """
     if bias.slopes is None:
         return []
@@ -109,12 +110,12 @@ def folding_reasons(
 
 
 def _num_digits(longest: int, bits: int) -> int:
-    """Digits of so many bits that the last position of a document has."""
+    """Number of digits, of `bits` bits each, of the last position of a document."""
     return max(1, math.ceil((longest - 1).bit_length() / bits))
 
 
 def num_features(call: AttnCall) -> int:
-    """How many features `fold` puts in front of q and k; none where nothing is folded."""
+    """How many features `fold` prepends to q and k; 0 if nothing is folded."""
     bias, shape, dtype, _ = call
     if not folds(bias) or dtype not in _PIECES:
         return 0
@@ -130,7 +131,7 @@ def fold(call: AttnCall) -> Fold:
     """The features of an ALiBi bias for one batch.
 
     Raises:
-        ConfigError: a document is too long for it, see `folding_reasons`.
+        ConfigError: a document is too long to be folded, see `folding_reasons`.
     """
     bias, shape, dtype, device = call
     assert bias.slopes is not None
@@ -165,10 +166,10 @@ def fold(call: AttnCall) -> Fold:
 
 
 def _kernel_scale(call: AttnCall) -> float:
-    """On a CPU, in float32 and wider, the nearest power of two to the scale of the call.
+    """The scale of the call; on a CPU in float32 and wider, the nearest power of two to it.
 
-    The backward pass of torch's kernel there multiplies by the scale within the product, before
-    features have cancelled: they stay exact only where they are multiplied by a power of two.
+    The backward pass of torch's CPU kernel multiplies by the scale within the dot product, before
+    features have cancelled: they stay exact only if the scale is a power of two.
     """
     if call.device.type != "cpu" or call.dtype not in _LESS_OWN:
         return call.scale
@@ -179,12 +180,12 @@ _Product = tuple[Tensor, Tensor]  # a feature of the query, [1 or M, H], and of 
 
 
 def _less_own(products: list[_Product], num_large: int, zero: _Product) -> list[_Product]:
-    """Each product with that of the query's own position taken off, `_SUMS` on.
+    """Products, each with the product of the query's own position subtracted `_SUMS` later.
 
-    The sum of two large ones would be rounded, so each is taken off before the next is added.
+    The sum of two large products would be rounded, so each cancels before the next is added.
     """
     groups = [[product] for product in products[:num_large]] + [products[num_large:]]
-    found = [zero] * _SUMS  # these CUTLASS sums by themselves
+    found = [zero] * _SUMS  # CUTLASS sums these separately
     for group in groups:
         assert len(group) <= _SUMS
         own = [(-q_1H * k_M[:, None], torch.ones_like(k_M)) for q_1H, k_M in group]
@@ -194,6 +195,6 @@ def _less_own(products: list[_Product], num_large: int, zero: _Product) -> list[
 
 
 def _round_to_bits(values: Tensor, bits: int) -> Tensor:
-    """Values with a mantissa of that many bits, so that a product with a digit is exact."""
+    """Values rounded to a mantissa of `bits` bits, so that their product with a digit is exact."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp((mantissa * 2.0**bits).round() / 2.0**bits, exponent)

@@ -1,22 +1,22 @@
-"""How much one call of a kernel on a GPU takes: past that it fails, or is wrong without a word."""
+"""Size limits of GPU kernels, beyond which a call fails or is silently wrong."""
 
 from __future__ import annotations
 
 import torch
 
-MOST_ROWS = 65535  # blocks of a grid's second and third dimension
-# cuDNN and FlashAttention count the numbers of q, k, v and their gradients in 32 bits: of 2.2e9 in
-# one tensor cuDNN's dq and dk are wrong, and FlashAttention reads outside (torch 2.11, an H200).
-# Views of a larger tensor are right.
+MOST_ROWS = 65535  # maximum size of the second and third dimension of a CUDA grid
+# cuDNN and FlashAttention index q, k, v and their gradients with 32 bits: with 2.2e9 elements in
+# one tensor, dq and dk of cuDNN are wrong, and FlashAttention reads out of bounds (torch 2.11, an
+# H200). Views of a larger tensor are correct.
 MOST_NUMBERS = 2**31 - 1
 
 
 def row_reasons(num_rows: int, what: str, device: torch.device) -> list[str]:
-    """Why so many rows are too many for one call; empty where they are not.
+    """Reasons why one call cannot take so many rows; empty if it can.
 
     Args:
-        num_rows: of a batch, or documents of a row.
-        what: their name, in the plural.
+        num_rows: number of rows of a batch, or of documents in a row.
+        what: the plural noun for them in the message.
         device: only a GPU has such limits.
     """
     if device.type != "cuda" or num_rows <= MOST_ROWS:
@@ -25,7 +25,7 @@ def row_reasons(num_rows: int, what: str, device: torch.device) -> list[str]:
 
 
 def number_reasons(shape_BMHK: tuple[int, int, int, int], device: torch.device) -> list[str]:
-    """Why a tensor of q is too large for one call; empty where it is not."""
+    """Reasons why q is too large for one call; empty if it is not."""
     num_numbers = 1
     for size in shape_BMHK:
         num_numbers *= size
@@ -33,6 +33,6 @@ def number_reasons(shape_BMHK: tuple[int, int, int, int], device: torch.device) 
         return []
     sizes = " x ".join(map(str, shape_BMHK))
     return [
-        f"its kernels count the numbers of a tensor in 32 bits, and q has {num_numbers} in one "
+        f"its kernels index a tensor in 32 bits, and q has {num_numbers} elements in one "
         f"call ({sizes}): make batches smaller"
     ]

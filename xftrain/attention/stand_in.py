@@ -1,7 +1,7 @@
-"""What a fused attention kernel saves for its backward pass, without the kernel.
+"""Stand-ins for attention kernels, which save the same tensors for the backward pass.
 
-Memory is predicted by running a block on fake tensors, which have sizes and no memory. Kernels take
-none of those, so a backend puts this in the place of its kernel.
+Memory is predicted by running a block on fake tensors, which have sizes and no memory. Kernels do
+not run on fake tensors, so a backend replaces its kernel by a stand-in.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from xftrain.attention.folding import Fold
 
 
 def fused_kernel(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any = None) -> Tensor:
-    """Saves q, k, v, the result and one log-sum-exp a query, as FlashAttention does.
+    """Saves q, k, v, the output and one log-sum-exp per query, as FlashAttention does.
 
-    Dao et al., 2022, arXiv:2205.14135. The result, [B, M, H, width of v], holds no numbers.
+    Dao et al., 2022, arXiv:2205.14135. The output, [B, M, H, width of v], is not initialized.
     """
     out_BMHK: Tensor = _SavesItsInputs.apply(q_BMHK, k_BMGK, v_BMGK)
     return out_BMHK
@@ -33,8 +33,8 @@ def materialized_scores(
         q_BMHK: queries.
         k_BMGK: keys.
         v_BMGK: values.
-        lengths: of the documents in a row.
-        num_saved: tensors of the size of the scores that are saved, the softmax among them.
+        lengths: lengths of the documents in a row.
+        num_saved: number of saved tensors of the size of the scores, the softmax included.
     """
     out_BMHK: Tensor = _SavesScores.apply(q_BMHK, k_BMGK, v_BMGK, lengths * num_saved)
     return out_BMHK
@@ -43,7 +43,7 @@ def materialized_scores(
 def folded(
     q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, fold: Fold | None, *, pads_v: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v as the kernel gets them: with ALiBi's features, and v as wide where it must be."""
+    """q, k and v as passed to the kernel: with ALiBi features, and v padded if needed."""
     if fold is None:
         return q_BMHK, k_BMGK, v_BMGK
     q_BMHK, k_BMGK = fold(q_BMHK, k_BMGK)

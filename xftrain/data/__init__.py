@@ -1,1 +1,1 @@
-"""Data sources, one a file."""
+"""Data sources, one per file."""

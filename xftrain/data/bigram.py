@@ -1,7 +1,7 @@
 """The baseline of a text run: a byte-bigram model with add-one smoothing.
 
-It sees one byte back. A language model that does not beat it has learned next to nothing, whatever
-its loss looks like. With a BPE it is scored on the bytes that the label tokens spell.
+It sees only the previous byte. A language model that is not better has learned almost nothing, for
+any value of its loss. With a BPE it is scored on the bytes that the label tokens spell.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-NUM_SYMBOLS = 257  # the byte values, and 256 between documents
+NUM_SYMBOLS = 257  # the byte values, and 256 as document separator
 _SEPARATOR = 256
 _COUNTED_AT_ONCE = 1 << 20
 
@@ -30,7 +30,7 @@ class BigramCounts:
         self._num_waiting = 0
 
     def watch(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """Passes the pieces on and counts them; an empty piece separates documents."""
+        """Yields the pieces and counts their symbols; an empty piece separates documents."""
         separator = np.array([_SEPARATOR], dtype=np.int32)
         for piece in pieces:
             symbols = np.frombuffer(piece, np.uint8).astype(np.int32) if piece else separator
@@ -52,7 +52,7 @@ class BigramCounts:
 
 
 class Bigram:
-    """Bits that the bigram model spends on label tokens.
+    """Computes the bits that the bigram model needs for label tokens.
 
     Args:
         counts: [symbol, next symbol], as `BigramCounts` makes them.

@@ -1,4 +1,4 @@
-"""The folder in which token files are kept: where it is, one process at a time, and whose it is."""
+"""The folder of token files: its path, a lock for one process at a time, and its owner."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """The folder, made where it is not there.
+    """The path of the folder, which is created if it is missing.
 
     Args:
         cache_dir: None is `xftrain` under `$XDG_CACHE_HOME`, else under `~/.cache`.
 
     Raises:
-        ConfigError: it cannot be made, or there is no home folder to make it in.
+        ConfigError: the folder cannot be created, or the user has no home folder.
     """
     folder = expanded("data.cache_dir", cache_dir) if cache_dir else _default_cache_folder()
     folder = Path(os.path.abspath(folder))
@@ -45,7 +45,7 @@ def _default_cache_folder() -> Path:
         return expanded(variable, home) / "xftrain"
     try:
         return expanded("data.cache_dir", "~/.cache/xftrain")
-    except ConfigError as error:  # as in a container that runs as a user without an entry
+    except ConfigError as error:  # for example in a container, whose user has no passwd entry
         raise ConfigError(
             "data.cache_dir must be set to a folder for token files, because this user has no home "
             f"folder to keep them in (HOME is {os.environ.get('HOME')!r}); {variable} will do, too."
@@ -54,13 +54,14 @@ def _default_cache_folder() -> Path:
 
 @contextmanager
 def alone(path: Path) -> Iterator[bool]:
-    """One process at a time; false where the file system has no locks and nobody waits.
+    """Holds a lock, so that one process runs at a time; yields false without lock support.
 
     Args:
-        path: of the lock.
+        path: path of the lock file.
 
     Raises:
-        ConfigError: the folder cannot be written, or the lock is no file or another user's.
+        ConfigError: the folder cannot be written, or the lock is not a regular file or is another
+            user's.
     """
     try:
         file = open_plain(path, "ab")
@@ -76,8 +77,8 @@ def alone(path: Path) -> Iterator[bool]:
                 f"data.cache_dir: the lock {str(path)!r} is another user's, who could keep this "
                 "one waiting; remove it or choose another data.cache_dir."
             )
-        with suppress(OSError):  # a file system without permissions
-            os.fchmod(file.fileno(), 0o600)  # whoever may open it could keep this user waiting
+        with suppress(OSError):  # the file system has no permissions
+            os.fchmod(file.fileno(), 0o600)  # so that no other user can hold the lock
         yield _locked(file)
 
 
@@ -93,10 +94,10 @@ def _locked(file: IO[bytes]) -> bool:
 
 
 def is_own_folder(folder: Path) -> bool:
-    """Whether the folder is there, which is one of token files.
+    """Whether a folder of token files exists and belongs to this user.
 
     Raises:
-        ConfigError: it is something that this user did not make.
+        ConfigError: it is a link or a file, or belongs to another user.
     """
     try:
         status = folder.lstat()
@@ -112,7 +113,7 @@ def is_own_folder(folder: Path) -> bool:
 
 
 def _owner_of_new_files(folder: Path) -> int:
-    """Of this user's; some network drives show another owner than who made a file."""
+    """The owner id of new files, which on some network drives is not the id of this user."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             return os.fstat(probe.fileno()).st_uid

@@ -1,10 +1,10 @@
-"""A file or a folder of text: which files, which of them are held out, and their bytes in pieces.
+"""A file or a folder of text: its files, those that are held out, and their bytes in pieces.
 
-A file is text if it is valid UTF-8 and has no NUL byte; the first one ends its reading, so that a
-sparse file of terabytes is no work. Hidden files and folders and `__pycache__` are passed over, and
-nothing is read twice: a second name of the same file could put held-out text into the training
-files. Links are followed inside the folder, and out of it if that is asked for: in a folder from
-somebody else they could lead to private files.
+A file is text if it is valid UTF-8 without NUL bytes. Reading stops at the first NUL byte, so a
+sparse file of terabytes is skipped quickly. Hidden files, hidden folders and `__pycache__` are
+skipped. No file is read twice, as a second name of a file could put held-out text into the training
+files. Links within the folder are followed, but links that lead out of it only if configured, as in
+a folder from someone else they could lead to private files.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class SourceFile:
 
     Attributes:
         name: its path below the folder, with slashes.
-        path: where it is; no part of it is a link below the folder.
-        size: in bytes.
-        mtime_ns: when it was last changed.
+        path: its full path, without links below the folder.
+        size: size in bytes.
+        mtime_ns: time of the last change in nanoseconds.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Document:
 def list_files(
     root: Path, *, leave_out: Path, follow_links: bool = False
 ) -> tuple[list[SourceFile], Skipped]:
-    """Every file that may be text, by name, and what was skipped for which reason.
+    """Every file that may be text, sorted by name, and the skipped files by reason.
 
     Args:
         root: a file or a folder.
-        leave_out: a folder that is not entered (the token cache may lie inside the corpus).
+        leave_out: a folder to skip, as the token cache may lie inside the corpus.
         follow_links: whether links that lead out of the folder are followed.
 
     Raises:
@@ -103,7 +103,7 @@ def list_files(
             name, path = prefix + entry.name, folder / entry.name
             if entry.is_symlink():
                 place = real_path(path)
-                if place is None:  # in a circle, or more links than the system follows
+                if place is None:  # a cycle, or more links than the system follows
                     skipped.add("unreadable", name)
                     continue
                 path = place
@@ -112,7 +112,7 @@ def list_files(
                     continue
             try:
                 status = entry.stat()
-            except OSError:  # a link to nowhere
+            except OSError:  # a broken link
                 skipped.add("unreadable", name)
                 continue
             if _identity(status) in left_out:
@@ -136,7 +136,7 @@ def list_files(
 
 
 def is_text(path: Path) -> bool:
-    """Whether the file is valid UTF-8 and has no NUL byte, as a hole in a sparse file has."""
+    """Whether the file is valid UTF-8 without NUL bytes; holes of sparse files are NUL bytes."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with _opened(path) as file:
@@ -153,12 +153,12 @@ def is_text(path: Path) -> bool:
 
 
 def split_documents(files: list[SourceFile], val_fraction: float) -> dict[Split, list[Document]]:
-    """Whole files held out by a hash of their names, or the end of the only file.
+    """Splits files by a hash of their names, or a single file into begin and end.
 
-    A file is held out if its hash is below the fraction, whatever other files there are, so it
-    keeps its side when others come or go. No such rule always leaves text for both sides. So where
-    no hash is below the fraction, the file with the lowest one is held out, and where all are, the
-    file with the highest one is trained on; that file alone may change sides later.
+    A file is held out if its hash is below the fraction. This does not depend on other files, so a
+    file stays in its split if others are added or removed. If no hash is below the fraction, the
+    file with the lowest hash is held out; if all are, the file with the highest hash is trained on.
+    Only that file may change its split later.
     """
     if len(files) == 1:
         (file,) = files
@@ -187,10 +187,10 @@ def split_documents(files: list[SourceFile], val_fraction: float) -> dict[Split,
 
 
 def read_pieces(document: Document) -> Iterator[bytes]:
-    """The bytes of a document in bounded pieces, cut after a newline, else between characters.
+    """The bytes of a document in bounded pieces, cut after a newline or else between characters.
 
     Raises:
-        RunError: the file cannot be read, or is shorter than it was.
+        RunError: the file cannot be read, or has become shorter.
     """
     rest = b""
     missing = document.end - document.begin
@@ -212,20 +212,20 @@ def read_pieces(document: Document) -> Iterator[bytes]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a listed file, if it is still where it was listed.
+    """Opens a listed file, after checking that its path has not changed.
 
     Raises:
-        RunError: a folder above it has become a link since, which could lead anywhere.
+        RunError: a parent folder has become a link, which could lead anywhere.
     """
     with open_plain(path) as file:
-        with suppress(FileNotFoundError):  # a system without /proc
+        with suppress(FileNotFoundError):  # the system has no /proc
             if os.readlink(f"/proc/self/fd/{file.fileno()}") != str(path):
                 raise changed(path)
         yield file
 
 
 def changed(path: Path) -> RunError:
-    """What to raise when a file is no longer what it was a moment ago."""
+    """The error for a file that changed while it was read."""
     return RunError(
         f"data.path: files must not change while they are read, but under {str(path)!r} some did; "
         "run again when they are at rest."
@@ -261,7 +261,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _share(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
+    """A number in [0, 1) that depends only on the name."""
     digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
@@ -273,7 +273,7 @@ def _character_boundary(path: Path, position: int) -> int:
             following = file.read(4)
     except OSError as error:
         raise _unreadable(path, error) from error
-    # Bytes 10xxxxxx go on with a character; at most three of them follow its first byte.
+    # Bytes 10xxxxxx continue a character; at most three of them follow its first byte.
     while following and following[0] & 0xC0 == 0x80:
         following, position = following[1:], position + 1
     return position

@@ -15,14 +15,14 @@ from xftrain.interfaces import Batch, Split, positions_of
 
 
 class Counting:
-    """Rows that count up from a random start.
+    """Makes rows that count up from a random start.
 
     Args:
-        seq: M, tokens a row.
-        batch_size: B, rows a batch.
-        seed: of the run.
+        seq: M, tokens per row.
+        batch_size: B, rows per batch.
+        seed: seed of the run.
         world_size: number of ranks; each draws its own rows.
-        vocab_size: V; also where counting wraps around.
+        vocab_size: V; counting is modulo V.
         num_val_batches: validation batches, the same ones every time.
         stop_at_accuracy: validation accuracy that ends the run; None never does.
     """
@@ -44,7 +44,7 @@ class Counting:
         self.stop_at_accuracy = stop_at_accuracy
 
     def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
-        """B rows of M + 1 numbers: all but the last are tokens, all but the first labels."""
+        """The batch, from B rows of M + 1 numbers; labels are tokens shifted by one."""
         draw = generator(self.seed, split, step, rank)
         starts_B1 = draw.integers(self.vocab_size, size=(self.batch_size, 1))
         rows = torch.from_numpy((starts_B1 + np.arange(self.seq + 1)) % self.vocab_size)
@@ -55,18 +55,18 @@ class Counting:
         )
 
     def decode(self, tokens: list[int]) -> str:
-        """The numbers, with blanks between them."""
+        """The numbers, separated by blanks."""
         return self.vocabulary.decode(tokens)
 
     def digest(self) -> str:
-        """SHA-256 of the rule: there is no content but the numbers."""
+        """SHA-256 of the name of the rule, as there is no other content."""
         rule = f"{type(self).__name__} below {self.vocab_size}"
         return hashlib.sha256(rule.encode()).hexdigest()
 
     def num_label_bytes(self, labels_BM: Tensor) -> int | None:
-        """None: numbers are no text."""
+        """Returns None, as numbers are not text."""
         return None
 
     def baseline(self) -> dict[str, float]:
-        """Empty: there is nothing to beat but chance."""
+        """Returns no metrics, as there is no baseline."""
         return {}

@@ -11,10 +11,10 @@ from xftrain.interfaces import Batch, Split, positions_of
 
 
 class CountingPacked(Counting):
-    """One row of B x M tokens, made of documents of 1 to M tokens.
+    """Makes one row of B x M tokens, packed from documents of 1 to M tokens.
 
-    Each document counts from a start of its own; the last is cut to fill the row. No label leaves
-    its document: the label of the last token is the number that would follow it.
+    Each document counts up from a random start; the last is cut to fill the row. No label crosses
+    a document boundary: the label of the last token is the number that would follow it.
     """
 
     def batch(self, split: Split, step: int, rank: int = 0) -> Batch:

@@ -7,24 +7,24 @@ from typing import Any
 
 from xftrain.interfaces import Batch, DataSource, Split
 
-# Lightning fetches one batch ahead of a loader without a length, and a run that continues would
-# then skip it; no run reaches this many.
+# Lightning prefetches a batch from a loader without a length, which a resumed run would skip. So
+# the loader has a length, larger than any run.
 _ENDLESS = 2**62
 
 
 class TrainStream:
-    """Training batches without end, from any step on.
+    """An infinite stream of training batches, from any step on.
 
     Args:
-        data: where they come from.
-        rank: whose.
-        overfit_batches: the first so many come again and again; 0 is no such limit.
+        data: the source of batches.
+        rank: the rank that trains on them.
+        overfit_batches: number of first batches that repeat; 0 is no limit.
     """
 
     def __init__(self, data: DataSource, rank: int, overfit_batches: int = 0) -> None:
         self.data, self.rank, self.overfit_batches = data, rank, overfit_batches
         self.next_step = 0
-        self.is_waiting = False  # for a batch, whose data may be slow to come
+        self.is_waiting = False  # whether it waits for the data source, which may be slow
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -36,7 +36,7 @@ class TrainStream:
                 batch = self.batch(self.next_step)
             finally:
                 self.is_waiting = False
-            self.next_step += 1  # a run that is stopped while it waits has not had this batch
+            self.next_step += 1  # only now: a run stopped during the wait has not used this batch
             yield batch
 
     def batch(self, step: int) -> Batch:
@@ -45,22 +45,22 @@ class TrainStream:
         return self.data.batch("train", index, self.rank)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is; Lightning saves it."""
+        """The next step, which Lightning saves."""
         return {"next_step": self.next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there."""
+        """Continues from a saved step."""
         self.next_step = int(state["next_step"])
 
 
 class ValBatches:
-    """The validation batches, each rank its own share; all ranks together, each batch once.
+    """The validation batches of a rank; all ranks together have each batch once.
 
     Args:
-        data: where they come from.
-        rank: whose share.
+        data: the source of batches.
+        rank: the rank.
         world_size: number of ranks.
-        overfit_batches: so many training batches in their place, those of `TrainStream`.
+        overfit_batches: number of first training batches used instead; 0 uses validation batches.
     """
 
     def __init__(

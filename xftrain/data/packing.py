@@ -1,4 +1,4 @@
-"""Documents packed into full rows: pieces of at most `seq` tokens, laid end to end, no padding."""
+"""Documents packed into full rows: pieces of at most `seq` tokens, concatenated without padding."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def cut_pieces(boundaries: Ints, max_tokens: int) -> tuple[Ints, Ints]:
     """Cuts documents into pieces of at most `max_tokens`.
 
     Args:
-        boundaries: where each document begins, then where the last one ends.
-        max_tokens: the longest piece.
+        boundaries: begin of each document, then the end of the last one.
+        max_tokens: maximum length of a piece.
 
     Returns:
-        Where each piece begins, and its length; together they cover every token once.
+        The begin and the length of each piece; together they cover every token once.
     """
     sizes = np.diff(boundaries)
     num_pieces = -(-sizes // max_tokens)
@@ -31,11 +31,11 @@ def cut_pieces(boundaries: Ints, max_tokens: int) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Pieces laid end to end in one order, so that any stretch of them is found directly.
+    """Concatenated pieces in a given order, with random access to any range.
 
     Attributes:
-        starts: where each piece begins in the token stream.
-        ends: where each piece ends in the layout (cumulative lengths).
+        starts: begin of each piece in the token stream.
+        ends: end of each piece in the layout (cumulative lengths).
     """
 
     starts: Ints
@@ -62,7 +62,7 @@ class Layout:
 
 
 def positions_in_stream(starts: Ints, lengths: Ints) -> Ints:
-    """Every position of the pieces, one after the other."""
+    """The positions of all tokens of the pieces, in order."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
@@ -77,10 +77,10 @@ def epoch_spans(begin: int, end: int, size: int) -> Iterator[tuple[int, int, int
 
 
 def spread_order(num: int) -> Ints:
-    """A fixed order of `0..num-1` whose every beginning is spread evenly over the range.
+    """A fixed order of `0..num-1` of which every prefix is spread evenly over the range.
 
-    Steps of the golden ratio of the range; the nearest step that shares no factor with `num`
-    makes it a permutation.
+    Its step is the golden ratio of the range, changed to the nearest number coprime to `num`, so
+    that it is a permutation.
     """
     step = max(1, round(num * 0.6180339887498949))
     while np.gcd(step, num) != 1:

@@ -1,6 +1,6 @@
-"""Which folders and files inside a corpus are outputs of runs: their logs and figures are no text.
+"""Finds the outputs of runs inside a corpus, whose logs must not be trained on.
 
-The first job of a sweep would otherwise train on other text than the last.
+Otherwise the jobs of a sweep would train on different text.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def is_output_folder(folder: Path, names: Collection[str]) -> bool:
     """Whether a folder belongs to a run, a sweep or a benchmark.
 
     Args:
-        folder: where it is.
-        names: everything in it.
+        folder: path of the folder.
+        names: names of all its entries.
     """
     present = set(names)
     if any(mark <= present for mark in _MARKS):

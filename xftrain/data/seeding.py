@@ -1,4 +1,4 @@
-"""Randomness as a pure function of where a batch is, so that nothing need be saved."""
+"""Random seeds as a pure function of the batch index, so that no state needs to be saved."""
 
 import hashlib
 
@@ -8,13 +8,13 @@ from xftrain.interfaces import Split
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of torch's own random numbers in one training batch; cheap, as each step asks."""
+    """The seed of torch's generator in one training batch; cheap, as every step calls it."""
     digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
 def generator(seed: int, split: Split, step: int, rank: int) -> np.random.Generator:
     """The random stream of one batch; equal arguments give equal batches on any machine."""
-    # validation is the same set whatever the run's seed, so that runs can be compared
+    # the validation set does not depend on the seed, so that runs can be compared
     key = (0, 1, step, rank) if split == "val" else (seed, 0, step, rank)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -1,4 +1,4 @@
-"""What of a corpus was skipped: counted by reason, and the first few of each named."""
+"""Counts the skipped files of a corpus by reason, with the names of the first few."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 from xftrain.printable import one_line
 
-NUM_NAMED = 3  # of each reason
+NUM_NAMED = 3  # names kept per reason
 
 
 class Skipped(Counter[str]):
@@ -21,17 +21,17 @@ class Skipped(Counter[str]):
         self.names: dict[str, list[str]] = {}
 
     def add(self, reason: str, name: str) -> None:
-        """Counts one."""
+        """Counts one file or folder."""
         self.extend(reason, 1, [name])
 
     def extend(self, reason: str, number: int, names: list[str]) -> None:
-        """Counts several, of which some are named."""
+        """Counts several files or folders, with the names of some."""
         self[reason] += number
         named = self.names.setdefault(reason, [])
         named += names[: NUM_NAMED - len(named)]
 
     def __str__(self) -> str:
-        """As in `312 binary files, 1 empty file : a.png, b.png, c.png, ..., notes.txt`."""
+        """A text such as `312 binary files, 1 empty file : a.png, b.png, c.png, ..., notes.txt`."""
         reasons = [reason for reason in sorted(self) if self[reason]]
         if not reasons:
             return "no files"

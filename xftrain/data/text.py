@@ -27,33 +27,33 @@ from xftrain.interfaces import IGNORED_LABEL, Batch, Split, positions_of
 class Text:
     """Next-token prediction on the text of a file or folder.
 
-    The text is cut into pieces of the token stream. Plain: consecutive pieces of `seq` tokens, one
-    a row, whatever documents they run across. Packed: pieces of one document each, of at most `seq`
-    tokens, laid end to end in one row of `batch_size * seq`; where the row ends, its last piece is
-    cut, and the next row goes on with the rest as a piece of its own.
+    The token stream is cut into pieces. Without packing, a row is one piece of `seq` consecutive
+    tokens, which may cross documents. With packing, a piece is at most `seq` tokens of one
+    document, and pieces are concatenated to one row of `batch_size * seq` tokens; the last piece is
+    cut at the end of the row, and the next row begins with the rest as a separate piece.
 
-    Training visits all pieces once an epoch, in an order drawn from (seed, epoch), and epoch
-    follows epoch without a gap. Validation takes a fixed, evenly spread choice of the held-out
-    pieces, each once, the same for every seed and rank.
+    Training visits all pieces once an epoch, in an order given by (seed, epoch), and a batch
+    may span two epochs. Validation uses a fixed, evenly spread subset of the held-out pieces, each
+    once, the same for every seed and rank.
 
     Args:
-        seq: tokens a row.
-        batch_size: rows a step and rank; packed, their tokens in one row.
-        seed: of the training order.
-        world_size: ranks that share a training step.
+        seq: tokens per row.
+        batch_size: rows per micro-batch and rank; with packing, their tokens form one row.
+        seed: seed of the training order.
+        world_size: number of ranks.
         path: a file or a folder.
         tokenizer: bytes, or bpe (byte-level, trained once on the training files).
         vocab_size: null is 257 for bytes and 8192 for bpe, the document separator included.
         packing: whether rows are packed.
-        val_fraction: share of the files held out; of the bytes where there is one file.
+        val_fraction: fraction of the files held out, or of the bytes of a single file.
         follow_links: whether links that lead out of the folder are followed.
-        num_val_batches: at most; fewer where the held-out text has no more.
-        cache_dir: of token files and vocabularies, each user's own; null is ~/.cache/xftrain.
+        num_val_batches: maximum number of validation batches, limited by the held-out text.
+        cache_dir: the user's folder of token files and vocabularies; null is ~/.cache/xftrain.
 
     Raises:
-        ConfigError: there is no text, or too little, or the options do not fit each other.
-        RunError: a file changed or the disk filled up while the token files were made, or these
-            are damaged.
+        ConfigError: there is no text or too little, or the options contradict each other.
+        RunError: a file changed or the disk was full during preparation, or token files are
+            damaged.
     """
 
     stop_at_accuracy: float | None = None
@@ -102,7 +102,7 @@ class Text:
         self._bytes_of_token = torch.tensor([len(s) for s in cache.tokenizer.spellings])
 
     def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
-        """The batch of one micro-step; the last of validation may have fewer rows or tokens."""
+        """The batch of a micro-step; the last validation batch may have fewer rows or tokens."""
         assert step >= 0 and 0 <= rank < self._world_size
         if split == "train":
             begin = (step * self._world_size + rank) * self._batch_tokens
@@ -124,7 +124,8 @@ class Text:
         stream = self._cache.streams[split].tokens
         shape_BM = (1, positions.size) if self._packing else (starts.size, self._seq)
         tokens, labels = stream[positions].astype(np.int64), stream[positions + 1].astype(np.int64)
-        if max(tokens.max(), labels.max()) >= self.vocab_size:  # an embedding would read elsewhere
+        # an embedding would read out of bounds
+        if max(tokens.max(), labels.max()) >= self.vocab_size:
             raise self._cache.is_damaged()
         return Batch(
             tokens_BM=torch.from_numpy(tokens).view(shape_BM),
@@ -134,7 +135,7 @@ class Text:
         )
 
     def decode(self, tokens: list[int]) -> str:
-        """Text for a person; the separator shows as `<|end|>`, bytes that are no text as U+FFFD."""
+        """Readable text; the separator shows as `<|end|>`, bytes that are no text as U+FFFD."""
         return self.vocabulary.decode(tokens)
 
     def digest(self) -> str:
@@ -142,15 +143,15 @@ class Text:
         return self._cache.digest
 
     def num_label_bytes(self, labels_BM: Tensor) -> int:
-        """Bytes that the labels spell; the separator and ignored labels spell none."""
+        """Number of bytes that the labels spell; separators and ignored labels spell none."""
         labels = labels_BM[labels_BM != IGNORED_LABEL].cpu()
         return int(self._bytes_of_token[labels].sum())
 
     def baseline(self) -> dict[str, float]:
         """Bits per byte of a byte-bigram model of the training text, on the validation batches.
 
-        Bits of all labels, separators included, over the bytes they spell: what the same batches
-        give for a language model, with a vocabulary of bytes or any other.
+        It is the bits of all labels, separators included, divided by the bytes that they spell, so
+        that it compares with the bits per byte of a language model with any vocabulary.
         """
         bigram = Bigram(self._cache.bigram_counts, self._cache.tokenizer.spellings)
         bits, num_bytes = 0.0, 0
@@ -161,7 +162,7 @@ class Text:
         return {"val/bits_per_byte_bigram": bits / num_bytes} if num_bytes else {}
 
     def _pieces(self, split: Split) -> tuple[Ints, Ints]:
-        """Where the pieces of a split begin, and their lengths."""
+        """The begin and the length of each piece of a split."""
         stream = self._cache.streams[split]
         if self._packing:
             return cut_pieces(stream.boundaries, self._seq)
@@ -169,7 +170,7 @@ class Text:
         return np.arange(num_rows) * self._seq, np.full(num_rows, self._seq)
 
     def _layout(self, epoch: int) -> Layout:
-        """The pieces in the order of an epoch; two are kept, since a batch may span them."""
+        """The pieces in the order of an epoch; two are cached, as a batch may span two."""
         if epoch not in self._epochs:
             if len(self._epochs) == 2:
                 del self._epochs[next(iter(self._epochs))]
@@ -179,7 +180,7 @@ class Text:
 
 
 def _check_sizes(cache: TokenCache, seq: int, path: str) -> None:
-    needed = max(seq + 1, 3)  # two separators alone are no text
+    needed = max(seq + 1, 3)  # two separators are not text yet
     purposes: dict[Split, str] = {"train": "to train on", "val": "held out for validation"}
     for split, purpose in purposes.items():
         num_tokens = cache.streams[split].tokens.size

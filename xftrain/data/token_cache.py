@@ -1,9 +1,9 @@
-"""A corpus as token files on disk, made once and read through memory maps.
+"""Token files of a corpus on disk, which are made once and memory-mapped.
 
-The folder of a corpus is named by a hash of all that its content depends on. It is made under
-another name and renamed when complete, so a killed preparation leaves nothing that looks finished.
-It belongs to one user and can be read by that user alone, as the corpus may be private: in a cache
-folder that several share, nobody trains on what another has left there.
+The folder of a corpus is named by a hash of everything that its content depends on. It is made
+under a temporary name and renamed when complete, so a killed preparation never looks complete. It
+belongs to one user, who alone can read it, as the corpus may be private; in a shared cache folder,
+nobody trains on token files of another user.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from xftrain.interfaces import Split
 log = logging.getLogger(__name__)
 
 _BPE_VOCAB = 8192
-_FORMAT = 3  # raise it when the same files would give another content
+_FORMAT = 3  # increase it if the same files would give other content
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class TokenCache:
     """A prepared corpus, open for reading.
 
     Attributes:
-        folder: where it lies.
-        tokenizer: its vocabulary.
+        folder: path of the folder.
+        tokenizer: vocabulary of the tokens.
         streams: the tokens of the two splits.
         bigram_counts: byte-bigram counts of the training text.
-        summary: files, skipped files and tokens, for a person.
+        summary: text with the numbers of files, skipped files and tokens.
         digest: SHA-256 of the tokens of both splits and of the vocabulary.
     """
 
@@ -65,7 +65,7 @@ class TokenCache:
     digest: str
 
     def is_damaged(self) -> RunError:
-        """What to raise where a batch has tokens that cannot be."""
+        """The error for a batch with tokens outside the vocabulary."""
         return RunError(
             f"data.cache_dir: the token files in {str(self.folder)!r} are damaged: a token is "
             "outside the vocabulary; delete that folder, and they are made again."
@@ -81,19 +81,19 @@ def prepare(
     follow_links: bool = False,
     cache_dir: str | None = None,
 ) -> TokenCache:
-    """Opens the token files of a corpus, making them first where that is due.
+    """Opens the token files of a corpus, and makes them first if needed.
 
     Args:
         path: a file or a folder.
         tokenizer: bytes, or a BPE trained on the training files.
         vocab_size: None is 257 for bytes and 8192 for a BPE.
-        val_fraction: share of the files held out; of the bytes where there is one file.
+        val_fraction: fraction of the files held out, or of the bytes of a single file.
         follow_links: whether links that lead out of the folder are followed.
         cache_dir: None is `xftrain` under `$XDG_CACHE_HOME`, else under `~/.cache`.
 
     Raises:
-        ConfigError: the options do not fit each other, or there is no text to be had.
-        RunError: a file changed or the disk filled up meanwhile.
+        ConfigError: the options contradict each other, or there is no text.
+        RunError: a file changed or the disk was full during preparation.
     """
     vocab_size = _checked_vocab_size(tokenizer, vocab_size)
     if not 0 < val_fraction < 1:
@@ -151,7 +151,7 @@ def _checked_vocab_size(tokenizer: TokenizerName, vocab_size: int | None) -> int
 
 
 def _key(root: Path, files: list[SourceFile], settings: Any) -> str:
-    """The name of the folder: of one user's, since nobody trusts the token files of others."""
+    """The name of the folder, which depends on the user, as no user trusts others' token files."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((_FORMAT, os.geteuid(), os.fsencode(root), settings)).encode())
     for file in files:
@@ -190,7 +190,8 @@ def _make(
         try:
             temporary.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, where nobody waits
+            # without locks, another process may have been faster
+            if not folder.is_dir():
                 raise
         sync(folder.parent)
     except UnicodeDecodeError as error:
@@ -208,10 +209,10 @@ def _make(
 def _open(
     folder: Path, name: TokenizerName, files: list[SourceFile], skipped: Skipped
 ) -> TokenCache | None:
-    """The token files, or None where there are none, or damaged ones.
+    """The opened token files, or None if they are missing or damaged.
 
     Raises:
-        ConfigError: the folder is a link, or another user's.
+        ConfigError: the folder is a link or belongs to another user.
     """
     if not is_own_folder(folder):
         return None

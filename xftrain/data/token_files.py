@@ -1,4 +1,4 @@
-"""What lies in the cache folder of a corpus, and how it is written.
+"""Writes the cache folder of a corpus, which holds these files.
 
     meta.json       counts, sizes and checksums, itself sealed by a checksum
     train.bin       tokens, uint16 or uint32: separator, document, separator, document, separator
@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 TokenizerName = Literal["bytes", "bpe"]
 SPLITS: tuple[Split, Split] = ("train", "val")
-BPE_SAMPLE_BYTES = 64 << 20  # of training text; more makes no better vocabulary, only a later one
+BPE_SAMPLE_BYTES = 64 << 20  # of training text; more takes longer without a better vocabulary
 
 
 def file_names(tokenizer: TokenizerName) -> list[str]:
-    """Every file of a cache folder but meta.json; nothing else in it is ever opened."""
+    """The files of a cache folder besides meta.json; no other file in it is ever opened."""
     streams = [f"{split}.{ending}" for split in SPLITS for ending in ("bin", "npy")]
     return [*streams, "bigram.npy", *(["tokenizer.json"] if tokenizer == "bpe" else [])]
 
@@ -44,7 +44,7 @@ def file_names(tokenizer: TokenizerName) -> list[str]:
 def write_token_files(
     folder: Path, documents: dict[Split, list[Document]], name: TokenizerName, vocab_size: int
 ) -> dict[str, Any]:
-    """Writes all but meta.json, one file of the corpus at a time; returns the facts for it."""
+    """Writes all files but meta.json, and returns the facts for meta.json."""
     tokenizer = Bytes() if name == "bytes" else _train_bpe(documents["train"], vocab_size)
     if isinstance(tokenizer, Bpe):
         with open(folder / "tokenizer.json", "x", encoding="utf-8") as text:
@@ -109,15 +109,15 @@ def _train_bpe(documents: list[Document], vocab_size: int) -> Bpe:
 
 
 def dtype_of(tokenizer: Tokenizer) -> str:
-    """How tokens are stored."""
+    """The dtype in which tokens are stored."""
     return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
 
 
 def seal(folder: Path, facts: dict[str, Any], name: TokenizerName) -> None:
-    """Writes meta.json: the facts, checksums of the small files, and when the others were made."""
+    """Writes meta.json: the facts, checksums of the small files, and times of the others."""
     names = file_names(name)
     for path in [*(folder / one for one in names), folder]:
-        sync(path)  # else a power failure may leave a renamed folder of empty files
+        sync(path)  # otherwise a power failure may leave a renamed folder of empty files
     small = [one for one in names if not one.endswith(".bin")]
     meta = {
         **facts,
@@ -132,5 +132,5 @@ def seal(folder: Path, facts: dict[str, Any], name: TokenizerName) -> None:
 
 
 def canonical(meta: dict[str, Any]) -> bytes:
-    """What the checksum of meta.json is of."""
+    """The bytes over which the checksum of meta.json is computed."""
     return json.dumps(meta, sort_keys=True).encode()

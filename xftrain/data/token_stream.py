@@ -1,7 +1,7 @@
-"""Reading the cache folder of a corpus, which anyone may have filled.
+"""Reads the cache folder of a corpus, whose content may come from anyone.
 
-Only files of fixed names are opened, and none through a link. What meta.json says is bounded by the
-corpus that it is of before anything is allocated for it, and nothing is unpickled or run.
+Only files with fixed names are opened, and none through a link. Sizes in meta.json are checked
+against the corpus before memory is allocated for them, and nothing is unpickled or executed.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from xftrain.interfaces import Split
 log = logging.getLogger(__name__)
 
 _META_BYTES = 1 << 20
-# Up to here all tokens are checked each time, in 40 ms where the files are in memory. Of larger
-# ones each batch is checked alone, as of these again.
+# Up to this size all tokens are checked at each start, in 40 ms if the files are cached in memory.
+# For any size, each batch is checked too.
 _CHECKED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What meta.json says of a split.
+    """The facts about a split in meta.json.
 
     Attributes:
-        files: of the corpus, or the one of which this is a part.
-        bytes: of them.
-        tokens: with one separator before and after each file.
-        sha256: of the tokens.
-        mtime_ns: when these were written.
+        files: number of files; 1 for a part of a single file.
+        bytes: number of bytes of text.
+        tokens: number of tokens, with separators before and after each file.
+        sha256: checksum of the tokens.
+        mtime_ns: time at which the tokens were written, in nanoseconds.
     """
 
     files: int
@@ -56,11 +56,11 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class Meta:
-    """What meta.json says, checked.
+    """The checked content of meta.json.
 
     Attributes:
-        splits: what is in each split.
-        num_binary: files of the corpus that are no text.
+        splits: facts about each split.
+        num_binary: number of files of the corpus that are not text.
         binary_names: the first few of them.
         sha256: checksums of the small files, by name.
     """
@@ -75,11 +75,11 @@ class TokenStream:
     """One split's tokens, memory-mapped.
 
     Args:
-        folder: of the token files.
-        split: which.
-        dtype: how they are stored.
-        num_tokens: how many there must be.
-        num_documents: likewise.
+        folder: folder of the token files.
+        split: the split.
+        dtype: dtype in which tokens are stored.
+        num_tokens: expected number of tokens.
+        num_documents: expected number of documents.
         boundaries_sha256: checksum of the file of the boundaries.
 
     Attributes:
@@ -87,7 +87,7 @@ class TokenStream:
         boundaries: int64 positions of the separators.
 
     Raises:
-        OSError, ValueError: a file is not what it must be.
+        OSError, ValueError: a file is missing or damaged.
     """
 
     def __init__(
@@ -116,8 +116,8 @@ class TokenStream:
         return TokenStream, self._arguments  # a worker process maps the file, not a copy of it
 
     def check(self, tokenizer: Tokenizer, facts: SplitFacts) -> None:
-        """Raises ValueError where the tokens are not those that were written."""
-        if self.mtime_ns != facts.mtime_ns:  # a copy, or a change
+        """Raises ValueError if the tokens are not those that were written."""
+        if self.mtime_ns != facts.mtime_ns:  # copied or changed
             log.info("data.cache_dir: checking the tokens of a copied or changed %s", self.name)
             if hashlib.sha256(self.tokens.data).hexdigest() != facts.sha256:
                 raise ValueError(f"{self.name} does not match its checksum")
@@ -130,12 +130,12 @@ class TokenStream:
 
     @property
     def name(self) -> str:
-        """The file of the tokens."""
+        """The name of the token file."""
         return str(self._arguments[0] / f"{self._arguments[1]}.bin")
 
 
 def read_meta(folder: Path, files: list[SourceFile]) -> Meta:
-    """What `seal` wrote, bounded by the files of the corpus.
+    """Reads what `seal` wrote, and checks its numbers against the files of the corpus.
 
     Raises:
         ValueError, KeyError, TypeError: it is damaged, or of another corpus.
@@ -153,7 +153,7 @@ def read_meta(folder: Path, files: list[SourceFile]) -> Meta:
         splits[split] = SplitFacts(
             files=_count(facts["files"], 1, len(files)),
             bytes=_count(facts["bytes"], 0, num_bytes),
-            # a token stands for a byte at least, or for a separator
+            # a token stands for at least one byte, or for a separator
             tokens=_count(facts["tokens"], 2, num_bytes + len(files) + 1),
             sha256=_text(facts["sha256"]),
             mtime_ns=_count(meta["mtime_ns"][split], -(1 << 63), 1 << 63),
@@ -221,7 +221,7 @@ def _check_sum(name: str, content: bytes, sha256: str) -> None:
 
 
 def _read_npy(path: Path, shape: tuple[int, ...], sha256: str) -> npt.NDArray[np.int64]:
-    """The int64 array of that shape, as `numpy.save` writes it; the file has no say in its size."""
+    """The int64 array of that shape, as `numpy.save` writes it; the file does not set the size."""
     header = io.BytesIO()
     facts = {"descr": "<i8", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, facts)

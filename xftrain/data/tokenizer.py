@@ -1,4 +1,4 @@
-"""Text to tokens and back without loss: the bytes themselves, or a byte-level BPE.
+"""Lossless tokenizers: bytes, and a byte-level BPE.
 
 The document separator is the last token of either vocabulary and stands for no bytes. The
 `tokenizers` model does not know it, so a text that happens to spell it cannot produce it.
@@ -25,11 +25,11 @@ from xftrain.printable import one_line
 
 SEPARATOR_TEXT = "<|end|>"
 NUM_BYTES_VOCAB = 257  # the byte values and the separator; a BPE starts from the same
-_PIECES_AT_ONCE = 64  # encoded in parallel by `tokenizers`
+_PIECES_AT_ONCE = 64  # pieces that `tokenizers` encodes in parallel
 # Merging inside one word costs its length for every merge: 4 MiB of DNA without a space trained
 # for 68 s as 64 KiB words and for 10 s as words of 256 characters.
 _LONG_WORD = re.compile(r"\S{256}")
-MAX_FILE_BYTES = 64 << 20  # of a tokenizer.json; a million tokens take 40 MiB
+MAX_FILE_BYTES = 64 << 20  # maximum size of tokenizer.json; a million tokens take 40 MiB
 # Commas and brackets of its JSON, each before a value that may take 30 times its bytes once it is
 # parsed: one of each token, three of the merge that makes it.
 _PARTS_OF_TOKEN, _OTHER_PARTS, _MAX_PARTS = 4, 1000, 8_000_000
@@ -59,7 +59,7 @@ class Tokenizer(ABC):
     """A vocabulary of text.
 
     Attributes:
-        kind: what a checkpoint calls it.
+        kind: name of the kind of vocabulary in checkpoints.
         spellings: the bytes each token stands for; the last token is the separator and has none.
     """
 
@@ -86,7 +86,7 @@ class Tokenizer(ABC):
         """Tokens of a text.
 
         Raises:
-            ConfigError: a byte that the shell passed on is no UTF-8.
+            ConfigError: the text has bytes from the shell that are not UTF-8.
         """
         try:
             content = text.encode()
@@ -96,19 +96,19 @@ class Tokenizer(ABC):
         return [int(token) for token in tokens]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Text for a person: bytes that are no UTF-8 and tokens past the vocabulary as U+FFFD."""
+        """Readable text; invalid UTF-8 and tokens outside the vocabulary show as U+FFFD."""
         return b"".join(self._shown(token) for token in tokens).decode("utf-8", errors="replace")
 
     def _shown(self, token: int) -> bytes:
         if token == self.separator:
             return SEPARATOR_TEXT.encode()
-        if token > self.separator:  # a model's vocabulary may be rounded up past the data's
+        if token > self.separator:  # the vocabulary of a model may be rounded up
             return "\N{REPLACEMENT CHARACTER}".encode()
         return self.spellings[token]
 
 
 class Bytes(Tokenizer):
-    """Every byte is its own token, 256 separates documents."""
+    """Every byte is a token; token 256 separates documents."""
 
     kind = "bytes"
 
@@ -121,7 +121,7 @@ class Bytes(Tokenizer):
             yield np.frombuffer(piece, dtype=np.uint8) if piece else separator
 
     def digest(self) -> str:
-        """SHA-256 of the rule."""
+        """SHA-256 of the name of the rule."""
         return hashlib.sha256(b"bytes and a separator").hexdigest()
 
 
@@ -130,10 +130,10 @@ class Bpe(Tokenizer):
 
     Args:
         texts: the tokens by their ids, in the characters in which a byte-level BPE writes bytes.
-        merges: pairs of tokens, the first to be merged first.
+        merges: pairs of tokens, in the order of merging.
 
     Raises:
-        ValueError: these are no byte-level BPE.
+        ValueError: these are not a byte-level BPE.
     """
 
     kind = "bpe"
@@ -154,12 +154,12 @@ class Bpe(Tokenizer):
         self._texts, self._merges = texts, merges
         self._model = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges))
         self._model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self._model.decoder = decoders.ByteLevel()  # for others who read the file
+        self._model.decoder = decoders.ByteLevel()  # for other programs that read the file
         self.spellings = [*(bytes(byte_of[c] for c in text) for text in texts), b""]
 
     @classmethod
     def train(cls, pieces: Iterable[bytes], vocab_size: int) -> Bpe:
-        """At most `vocab_size` tokens, the separator included; fewer where the text has fewer."""
+        """Trains at most `vocab_size` tokens, the separator included; small texts give fewer."""
         model = tokenizers.Tokenizer(models.BPE())
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(
@@ -176,11 +176,11 @@ class Bpe(Tokenizer):
     def from_json(cls, text: str, vocab_size: int | None = None) -> Bpe:
         """Read what `to_json` wrote; raises ValueError on anything else.
 
-        The file may come from anyone: `tokenizers` gets the tokens and merges alone, never a
-        regular expression, a template or a size that the file names.
+        The file may come from anyone: `tokenizers` receives only its tokens and merges, never a
+        regular expression, a template or a size from the file.
 
         Args:
-            text: of `tokenizer.json`.
+            text: content of `tokenizer.json`.
             vocab_size: V of the vocabulary that is expected, the separator included.
         """
         try:
@@ -224,7 +224,7 @@ def _check_extent(text: str, vocab_size: int | None) -> None:
 
 
 def _tokens_and_merges(content: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Of a tokenizer.json whose every other part is as `Bpe` makes it."""
+    """The tokens and merges of a tokenizer.json, with all other parts checked."""
     model = content["model"]
     for part, neutral in ((content, _NEUTRAL), (model, _NEUTRAL_MODEL)):
         for key, values in neutral.items():
@@ -232,7 +232,7 @@ def _tokens_and_merges(content: dict[str, Any]) -> tuple[list[str], list[tuple[s
                 raise ValueError(f"{key} is {value!r}")
     for key in ("pre_tokenizer", "decoder"):
         part = content.get(key) or ({} if key == "pre_tokenizer" else {"type": "ByteLevel"})
-        # of a decoder the other keys mean nothing
+        # other keys of a decoder have no effect
         wanted = {"add_prefix_space": False, "use_regex": True} if key == "pre_tokenizer" else {}
         if part.get("type") != "ByteLevel" or any(part.get(k, v) != v for k, v in wanted.items()):
             raise ValueError(f"{key} is {part!r}")

@@ -1,4 +1,4 @@
-"""The vocabulary that is saved with a run: sampling from its checkpoint needs no training data.
+"""Saves the vocabulary with a run, so that sampling needs no training data.
 
 A checkpoint holds the kind, the size and a digest, all of them plain values. The tokens of a BPE
 are in `tokenizer.json` beside it. Both may come from anyone, so all of it is checked.
@@ -21,7 +21,7 @@ _MAX_VOCAB = 1 << 31
 
 
 class Integers:
-    """Every token is a number, written in decimal.
+    """A vocabulary of numbers, written in decimal.
 
     Args:
         vocab_size: V; the numbers are below it.
@@ -33,11 +33,11 @@ class Integers:
         self.vocab_size = vocab_size
 
     def decode(self, tokens: list[int]) -> str:
-        """The numbers, with blanks between them."""
+        """The numbers, separated by blanks."""
         return " ".join(str(token) for token in tokens)
 
     def encode(self, text: str) -> list[int]:
-        """Numbers with blanks between them."""
+        """Reads numbers that are separated by blanks."""
         words = text.split()
         if any(not word.isascii() or not word.isdigit() for word in words):
             raise ConfigError(f"prompt must be numbers with blanks between them, got {text!r}.")
@@ -47,12 +47,12 @@ class Integers:
         return tokens
 
     def digest(self) -> str:
-        """SHA-256 of the rule."""
+        """SHA-256 of the name of the rule."""
         return hashlib.sha256(f"integers below {self.vocab_size}".encode()).hexdigest()
 
 
 def describe(vocabulary: Vocabulary) -> dict[str, Any]:
-    """What a checkpoint holds of a vocabulary, as plain values; `rebuild` reads it."""
+    """The description of a vocabulary for checkpoints, as plain values; `rebuild` reads it."""
     return {
         "kind": str(vocabulary.kind),
         "vocab_size": int(vocabulary.vocab_size),
@@ -61,19 +61,19 @@ def describe(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def file_of(vocabulary: Vocabulary) -> str | None:
-    """What `tokenizer.json` is to hold; None where the description says everything."""
+    """The content of `tokenizer.json`; None if the description is complete without it."""
     return vocabulary.to_json() if isinstance(vocabulary, Bpe) else None
 
 
 def rebuild(description: Any, folder: Path) -> Vocabulary:
-    """The vocabulary that `describe` was given.
+    """Rebuilds the vocabulary that `describe` has described.
 
     Args:
-        description: what the checkpoint holds.
-        folder: of the checkpoint; a BPE is read from `tokenizer.json` in it.
+        description: description in the checkpoint.
+        folder: folder of the checkpoint; a BPE is read from `tokenizer.json` in it.
 
     Raises:
-        ConfigError: the description is none, or the file is missing, damaged or another one.
+        ConfigError: the description is damaged, or the file is missing, damaged or another one.
     """
     held = description if isinstance(description, Mapping) else {}
     kind, size = held.get("kind"), held.get("vocab_size")
@@ -102,14 +102,14 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
 
 
 def without_description(config: Mapping[str, Any], num_steps: int) -> Vocabulary:
-    """The vocabulary of a checkpoint from before vocabularies were saved, by its configuration.
+    """The vocabulary of a checkpoint of an old version without vocabulary, by its configuration.
 
     Args:
         config: the checkpoint's configuration; no path in it is opened.
-        num_steps: at which the checkpoint was saved.
+        num_steps: step of the checkpoint.
 
     Raises:
-        ConfigError: it has to be resumed once, which saves its vocabulary.
+        ConfigError: the run must be resumed once, which saves its vocabulary.
     """
     data = config.get("data")
     data = data if isinstance(data, Mapping) else {}

@@ -1,20 +1,20 @@
-"""The page to read first: shape letters, what a batch is, what a bias is, what a backend does.
+"""The interfaces between the parts of the package, and the legend of shape letters.
 
-Shape letters, one legend for the whole package, following xFormers. Tensors that cross a function
-border carry them as a suffix: `q_BMHK`, `k_BMGK`.
+Read this package first. Its shape letters, which follow xFormers, hold for the whole package.
+Tensors that are passed between functions have them as a suffix: `q_BMHK`, `k_BMGK`.
 
     B  batch            M  sequence positions      D  model width
     H  query heads      G  key/value heads (H is a multiple of G)
     K  head width       V  vocabulary
 
-Data flows one way, once a batch:
+Data flows one way, once per batch:
 
-    Batch -> bias recipe -> AttnBias (facts) -> backend.handle_for(AttnCall) -> a kernel's handle
+    Batch -> bias recipe -> AttnBias -> backend.handle_for(AttnCall) -> a kernel's handle
 
 and then through every block: `backend(q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK`. N recipes and
-M backends meet in `AttnBias` alone, so a new bias edits no backend and a new backend no bias.
+M backends share only `AttnBias`, so that a new bias changes no backend and a new backend no bias.
 
-The definitions are in `batch`, `bias`, `model` (the parts of a model, one a group), `training`
+The definitions are in `batch`, `bias`, `model` (the parts of a model, one per group), `training`
 (losses, schedules, optimizers) and `data`; all are imported from here.
 """
 

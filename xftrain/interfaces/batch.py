@@ -1,4 +1,4 @@
-"""What a step trains on."""
+"""The batch of tokens and labels that a step trains on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ IGNORED_LABEL = -100
 
 @dataclass(eq=False)  # not frozen: Lightning's bf16-true copies a batch field by field
 class Batch:
-    """One step's tokens.
+    """The tokens and labels of one micro-batch.
 
     Attributes:
         tokens_BM: int64 token ids.
-        labels_BM: int64 next tokens; `IGNORED_LABEL` where there is none. In a packed row they
-            never cross a document.
+        labels_BM: int64 next tokens; `IGNORED_LABEL` if there is none. In a packed row they never
+            cross a document boundary.
         positions_1M: int64 positions, the same for every row; they restart at 0 in every packed
             document.
         seqlens: lengths of the documents packed into the one row (they sum to M), as host
@@ -38,12 +38,12 @@ class Batch:
 
     @property
     def shape_BM(self) -> tuple[int, int]:
-        """Rows and positions."""
+        """The number of rows and of positions."""
         return self.tokens_BM.shape[0], self.tokens_BM.shape[1]
 
     @property
     def num_tokens(self) -> int:
-        """B x M."""
+        """The number of tokens, B x M."""
         return self.tokens_BM.numel()
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
@@ -56,13 +56,13 @@ class Batch:
         )
 
     def copy_(self, other: Batch) -> None:
-        """Takes the numbers of a batch of this shape, without waiting for them."""
+        """Copies another batch of the same shape into this one, without waiting for the copy."""
         self.tokens_BM.copy_(other.tokens_BM, non_blocking=True)
         self.labels_BM.copy_(other.labels_BM, non_blocking=True)
         self.positions_1M.copy_(other.positions_1M, non_blocking=True)
 
     def pinned(self) -> Batch:
-        """The same batch in pinned memory: from other memory, `to` a GPU waits for its work."""
+        """The same batch in pinned memory; copies to a GPU from other memory block the host."""
         if self.tokens_BM.device.type != "cpu":
             return self
         return replace(

@@ -1,4 +1,4 @@
-"""What attention is to compute, as plain facts that every backend understands."""
+"""The attention bias and the attention call, as plain data that every backend understands."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ class AttnShape:
 
     @property
     def scale(self) -> float:
-        """What scores are multiplied by where the bias says nothing else, see `AttnCall.scale`."""
+        """The default scale of scores, which the bias may replace, see `AttnCall.scale`."""
         return self.K**-0.5
 
 
 @dataclass(frozen=True, eq=False)
 class AttnBias:
-    """What a query may see and what becomes of its scores, as plain facts.
+    """Which keys a query sees, and how its scores are computed, as plain data.
 
-    Scores are q k^T, multiplied by the scale, then capped; then terms are added to them.
+    Scores are q k^T, multiplied by the scale, then capped; then the additive terms are added.
 
     Attributes:
-        causal: a query sees no later key.
+        causal: whether later keys are hidden from a query.
         window: number of keys a query sees, itself included (causal only); None is unlimited.
         seqlens: document lengths of a packed row; a query sees its own document only.
         slopes: ALiBi slopes, one per query head: `slope * (j - i)` is added (causal only).
-        dense: hand the kernel all of this as one tensor instead of its implicit form.
+        dense: whether to pass the bias to the kernel as one tensor instead of in implicit form.
         additive_HMM: any further additive term, [H or 1, M, M]; -inf hides a key.
-        scale: what q k^T is multiplied by; None is K**-0.5.
+        scale: factor of q k^T; None is K**-0.5.
         softcap: scores become `softcap * tanh(score / softcap)` before anything is added to them
-            (Gemma 2, arXiv:2408.00118); None leaves them as they are.
+            (Gemma 2, arXiv:2408.00118); None applies no cap.
     """
 
     causal: bool = True
@@ -63,14 +63,14 @@ class AttnBias:
         check_scores(self.scale, self.softcap)
 
     def misfits(self, shape: AttnShape) -> list[str]:
-        """Reasons why these facts do not belong to such a batch; empty where they do."""
+        """Reasons why this bias does not fit a batch of this shape; empty if it fits."""
         return [
             *document_reasons(self.seqlens, shape.B, shape.M),
             *bias_misfits(self.slopes, self.additive_HMM, shape.H, shape.M),
         ]
 
     def check_fits(self, shape: AttnShape) -> None:
-        """Refuses facts that do not belong to such a batch.
+        """Raises an error if this bias does not fit a batch of this shape.
 
         Raises:
             ConfigError: the reasons of `misfits`.
@@ -80,14 +80,14 @@ class AttnBias:
 
     @property
     def key(self) -> tuple[Any, ...] | None:
-        """Equal for equal facts, so that a handle may be used again; None where it may not."""
+        """A key that is equal for equal biases, to reuse handles; None if they cannot be reused."""
         if self.additive_HMM is not None:
             return None
         seen = (self.causal, self.window, self.seqlens)
         return (*seen, self.slopes, self.dense, self.scale, self.softcap)
 
     def segments(self, num_positions: int) -> list[tuple[int, int]]:
-        """Half-open ranges of the documents in a row."""
+        """The half-open ranges of the documents in a row."""
         ends = list(accumulate(self.seqlens or (num_positions,)))
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
@@ -102,7 +102,7 @@ class AttnBias:
         return first_M, last_M
 
     def simplified(self, num_positions: int) -> AttnBias:
-        """The same meaning at this length with fewer facts: a window that hides nothing goes."""
+        """An equivalent bias at this length, without a window that hides nothing."""
         longest = max(self.seqlens or (num_positions,))
         if self.window is not None and self.window >= longest:
             return replace(self, window=None)
@@ -111,9 +111,9 @@ class AttnBias:
     def visible_MM(
         self, num_positions: int, device: torch.device | str = "cpu", first_query: int = 0
     ) -> Tensor:
-        """bool [M, M], true where query i (row) may see key j (column).
+        """Returns a bool mask [M, M], true if query i (row) sees key j (column).
 
-        With `first_query` n, the rows of the queries n, n+1, ... only.
+        With `first_query` n, only the rows of queries n, n+1, ... are returned.
         """
         j = torch.arange(num_positions, device=device)
         ahead = j[first_query:, None] - j[None, :]
@@ -128,7 +128,7 @@ class AttnBias:
         return visible
 
     def scores(self, products: Tensor, head_dim: int) -> Tensor:
-        """What becomes of q k^T before anything is added to it: scaled, then capped.
+        """The scores before additive terms: q k^T, scaled, then capped.
 
         Args:
             products: q k^T, of any shape.
@@ -144,11 +144,11 @@ class AttnBias:
         dtype: torch.dtype = torch.float64,
         first_query: int = 0,
     ) -> Tensor:
-        """What this bias means: the term added to the scores, [H or 1, M, M], -inf where hidden.
+        """Returns the term added to the scores, [H or 1, M, M], -inf where hidden.
 
-        Slow and memory-hungry on purpose. It is the specification that every backend is tested
+        It is slow and needs much memory, as it is the specification that every backend is tested
         against: `softmax(scores(q k^T) + materialize()) v`, where a query that sees nothing gets 0.
-        With `first_query` n, the rows of the queries n, n+1, ... only.
+        With `first_query` n, only the rows of queries n, n+1, ... are returned.
         """
         visible_MM = self.visible_MM(num_positions, device, first_query)
         bias = torch.zeros(1, *visible_MM.shape, dtype=dtype, device=device)
@@ -162,13 +162,13 @@ class AttnBias:
 
 
 class AttnCall(NamedTuple):
-    """One attention call: what is computed, and where.
+    """One attention call: its bias, sizes, dtype and device.
 
     Attributes:
-        bias: what a query may see, and what happens to its scores.
+        bias: the attention bias.
         shape: the sizes.
-        dtype: of q, k and v.
-        device: where it runs.
+        dtype: dtype of q, k and v.
+        device: device of q, k and v.
     """
 
     bias: AttnBias
@@ -178,15 +178,15 @@ class AttnCall(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """What q k^T is multiplied by."""
+        """The factor of q k^T."""
         return self.shape.scale if self.bias.scale is None else self.bias.scale
 
 
 class AttnCase(NamedTuple):
-    """The attention call that some layers of a model have in common for a batch.
+    """An attention call that some layers of a model share for a batch.
 
     Attributes:
-        call: of each of the layers.
+        call: the attention call of each of these layers.
         layers: their indices, from 0.
     """
 

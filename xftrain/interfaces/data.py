@@ -1,4 +1,4 @@
-"""Where batches come from, and what their tokens stand for."""
+"""The interfaces of data sources and vocabularies."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ Split = Literal["train", "val"]
 
 
 class Vocabulary(Protocol):
-    """What tokens stand for, apart from the data; a checkpoint needs no more to be sampled from.
+    """Maps tokens to text and back; sampling from a checkpoint needs it, but no training data.
 
-    Those of `xftrain/data/vocabulary.py` and `tokenizer.py` are rebuilt from a checkpoint by their
-    `kind`. One of your own trains and is compared on resume, but cannot be sampled from.
+    The classes of `xftrain/data/vocabulary.py` and `tokenizer.py` are rebuilt from a checkpoint by
+    their `kind`. A class of your own works in training and is compared on resume, but a checkpoint
+    with it cannot be sampled from.
 
     Attributes:
         kind: `integers`, `bytes` or `bpe`.
@@ -29,7 +30,7 @@ class Vocabulary(Protocol):
     def vocab_size(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a prompt.
+        """The tokens of a prompt.
 
         Raises:
             ConfigError: the text cannot be written in this vocabulary.
@@ -37,18 +38,18 @@ class Vocabulary(Protocol):
         ...
 
     def decode(self, tokens: list[int]) -> str:
-        """Tokens as text for a person."""
+        """The text of tokens, for a person to read."""
         ...
 
     def digest(self) -> str:
-        """SHA-256 of the content: equal for equal meanings of all tokens, on any machine."""
+        """SHA-256 of the vocabulary, equal on any machine if all tokens have the same meaning."""
         ...
 
 
 class DataSource(Protocol):
-    """Where batches come from (`conf/data/`).
+    """Makes batches (`conf/data/`).
 
-    Every batch is a pure function of (seed, split, step, rank): nothing to save, nothing to lose.
+    Every batch is a pure function of (seed, split, step, rank), so there is no state to save.
     Constructor: `(seq, batch_size, seed, world_size, *, <options>)`.
 
     A class of your own may leave out `vocabulary` and `digest`. Then its checkpoints cannot be
@@ -56,8 +57,8 @@ class DataSource(Protocol):
 
     Attributes:
         vocab_size: V; every token is below it.
-        vocabulary: what the tokens stand for.
-        num_val_batches: how many validation batches there are.
+        vocabulary: maps the tokens to text.
+        num_val_batches: number of validation batches.
         stop_at_accuracy: validation accuracy at which the task counts as solved, or None.
     """
 
@@ -71,21 +72,21 @@ class DataSource(Protocol):
         ...
 
     def decode(self, tokens: list[int]) -> str:
-        """Tokens as text for a person."""
+        """The text of tokens, for a person to read."""
         ...
 
     def digest(self) -> str:
-        """SHA-256 of all content that batches are made of, but for seed, sizes and ranks.
+        """SHA-256 of the content that batches are made of, without seed, sizes and ranks.
 
-        A resumed run compares it: another place or another time of the same content does not
-        change it, one other byte does.
+        A resumed run compares it. Moving or copying the files must not change it; changing one byte
+        must.
         """
         ...
 
     def num_label_bytes(self, labels_BM: Tensor) -> int | None:
-        """Bytes of text that the labels stand for; None where the data is not text."""
+        """Number of bytes of text that the labels spell; None if the data is not text."""
         ...
 
     def baseline(self) -> dict[str, float]:
-        """Figures of a trivial model on the validation batches, by metric name; may be empty."""
+        """Metrics of a trivial model on the validation batches, by metric name; may be empty."""
         ...

@@ -1,4 +1,4 @@
-"""The parts of a model: backends, biases, position encodings, heads, feed-forwards and norms."""
+"""The interfaces of backends, biases, position encodings, heads, feed-forwards and norms."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 @runtime_checkable
 class BiasRecipe(Protocol):
-    """Turns a batch into facts, once a batch (`conf/model/bias/`)."""
+    """Builds the attention bias of a batch (`conf/model/bias/`)."""
 
     def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
-        """The facts for one batch; `num_heads` is H."""
+        """The bias of one batch; `num_heads` is H."""
         ...
 
 
 class Backend(ABC):
-    """One way to compute attention (`conf/model/attn/`).
+    """Computes attention by one implementation (`conf/model/attn/`).
 
-    Every backend of the package is tested against the float64 meaning of every bias, or lists the
-    reasons why it does not run it.
+    For every bias, each backend of the package is tested against `AttnBias.materialize` in float64,
+    or lists the reasons why it cannot run.
 
     Attributes:
-        name: the option's word.
-        rank: `auto` and refusals name backends of lower rank first.
-        needs_compilation: it cannot be timed without compiling it, so `auto` leaves it out.
-        takes_scale: it multiplies q k^T by `AttnCall.scale`; else a bias with a scale of its own
-            is refused.
-        takes_softcap: it caps scores as `AttnBias.softcap` says; else such a bias is refused.
-        smaller_option: the option of its group that needs less memory, named where memory runs out.
+        name: name of the option.
+        rank: order of preference: `auto` and error messages list backends of lower rank first.
+        needs_compilation: whether timing requires compilation, so that `auto` skips the backend.
+        takes_scale: whether it multiplies q k^T by `AttnCall.scale`; if not, a bias with a scale of
+            its own is refused.
+        takes_softcap: whether it applies `AttnBias.softcap`; if not, such a bias is refused.
+        smaller_option: the option of its group that needs less memory, suggested if memory runs
+            out.
     """
 
     name: ClassVar[str]
@@ -52,45 +53,46 @@ class Backend(ABC):
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """Reasons why its kernel cannot run a call; empty means that it can.
 
-        Facts that do not fit the batch, and a scale or a soft cap that the class does not say that
-        it takes, are refused before, for every backend alike.
+        `unsupported` checks beforehand, for every backend, whether the bias fits the batch, and
+        whether the class declares that it takes a scale or a soft cap.
 
         Args:
-            call: what is to be computed, and where.
-            needs_grad: backward as well as forward.
+            call: the attention call.
+            needs_grad: whether the backward pass runs too.
         """
 
     @abstractmethod
     def handle_for(self, call: AttnCall) -> Any:
-        """The kernel's own form of the bias. Once a batch, outside any compiled region."""
+        """The kernel's own form of the bias, made once per batch, outside compiled code."""
 
     @abstractmethod
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
-        """Attention of what the handle was made for: [B, M, H, K] in the dtype of q."""
+        """Attention output [B, M, H, K], in the dtype of q, for the call of the handle."""
 
     @abstractmethod
     def kernel_for(self, call: AttnCall) -> str:
-        """The name of the kernel that really runs, for logs, TensorBoard and benchmark rows."""
+        """The name of the kernel that runs, for logs, TensorBoard and benchmark rows."""
 
     def too_slow_to_time(self, call: AttnCall) -> list[str]:
-        """Reasons why `auto` does not time this backend at such sizes; empty means it does."""
+        """Reasons why `auto` does not time this backend at these sizes; empty means it does."""
         return []
 
     def stand_in(self, call: AttnCall) -> Attention | None:
         """Attention that saves the tensors that this backend saves for its backward pass.
 
         The memory prediction calls it with fake tensors, which have sizes and no memory, and reads
-        the autograd graph of the result. None has it make a handle and run the backend itself on
-        fake tensors, which plain PyTorch code can; where that fails, the peak is called unknown.
+        the autograd graph of the result. If None, the prediction makes a handle and runs the
+        backend itself on fake tensors, which works for plain PyTorch code; if it fails, the
+        predicted peak is unknown.
         """
         return None
 
     def transient_bytes(self, call: AttnCall) -> int:
-        """Bytes that its backward pass needs for a moment beside the gradient of one tensor."""
+        """Temporary bytes of the backward pass, beside the gradient of one tensor."""
         return 0
 
-    # What the rest of the package calls, as `backend.unsupported(*call)`: the checks that all
-    # backends have in common, and then the backend's own method.
+    # The rest of the package calls these, as `backend.unsupported(*call)`: they run the checks that
+    # all backends share, and then the backend's own method.
 
     def unsupported(
         self,
@@ -101,7 +103,7 @@ class Backend(ABC):
         *,
         needs_grad: bool = True,
     ) -> list[str]:
-        """Reasons why this cannot run; empty means that it runs, forward and backward."""
+        """Reasons why the call cannot run; empty means that it runs, forward and backward."""
         if found := [*bias.misfits(shape), *self._score_reasons(bias)]:
             return found
         return self.reasons(AttnCall(bias, shape, dtype, device), needs_grad=needs_grad)
@@ -109,10 +111,11 @@ class Backend(ABC):
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> Any:
-        """The handle of a call.
+        """The handle of an attention call.
 
         Raises:
-            ConfigError: the facts do not fit the batch, or are not among those that it takes.
+            ConfigError: the bias does not fit the batch, or the backend does not take its scale or
+                cap.
         """
         bias.check_fits(shape)
         if found := self._score_reasons(bias):
@@ -122,7 +125,7 @@ class Backend(ABC):
     def kernel(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> str:
-        """The name of the kernel that runs a call."""
+        """The name of the kernel that runs an attention call."""
         return self.kernel_for(AttnCall(bias, shape, dtype, device))
 
     def _score_reasons(self, bias: AttnBias) -> list[str]:
@@ -137,27 +140,27 @@ class Backend(ABC):
 
 
 class PositionEncoding(Protocol):
-    """Tells positions apart (`conf/model/pos/`).
+    """Encodes positions (`conf/model/pos/`).
 
-    A constant `changes_embeddings = True` of the class says that `embed` does something. Such an
-    encoding is that of the whole model, and cannot be that of single layers.
+    The class constant `changes_embeddings = True` declares that `embed` changes the embeddings.
+    Such an encoding can only be used for the whole model, not for single layers.
 
     Attributes:
-        max_positions: the longest document, or None where any length will do.
+        max_positions: maximum length of a document; None is no limit.
     """
 
     max_positions: int | None
 
     def embed(self, x_BMD: Tensor, positions_1M: Tensor) -> Tensor:
-        """Token embeddings, before the first layer."""
+        """The input of the first layer, from token embeddings."""
         ...
 
     def prepare(self, positions_1M: Tensor) -> Any:
-        """What `apply_to` needs of the positions, once a batch."""
+        """The argument `prepared` of `apply_to`, computed once per batch."""
         ...
 
     def apply_to(self, q_BMHK: Tensor, k_BMGK: Tensor, prepared: Any) -> tuple[Tensor, Tensor]:
-        """q and k of a layer, as attention compares them."""
+        """The queries and keys of a layer with their positions encoded."""
         ...
 
 
@@ -173,26 +176,28 @@ class Heads(Protocol):
     num_kv_heads: int
 
     def __call__(self, x_BMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q_BMHK, k_BMGK and v_BMGK of the normalized residual stream."""
+        """The q_BMHK, k_BMGK and v_BMGK of the normalized residual stream."""
         ...
 
 
 class FeedForward(Protocol):
     """The feed-forward of a layer (`conf/model/ffn/`).
 
-    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`. It may have more:
-    `unsupported(device) -> list[str]`, the reasons why it cannot run there, and `stand_in()`, a
-    module with its weights for the memory prediction, where it cannot run on fake tensors itself.
+    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`. Optional
+    methods: `unsupported(device) -> list[str]`, the reasons why it cannot run on the device, and
+    `stand_in()`, a module with the same weights for the memory prediction, if this one cannot run
+    on fake tensors.
     """
 
     def __call__(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """[B, M, D] to [B, M, D], which is added to the residual stream.
+        """Maps [B, M, D] to [B, M, D], which is added to the residual stream.
 
-        One with an auxiliary loss, as a mixture of experts has to balance its experts, returns a
-        pair: that and the loss, a scalar. It is a mean over the tokens of `x_BMD`, multiplied by
-        its weight already. Training minimizes the mean cross-entropy plus the auxiliary losses of
-        all layers; where a step has several batches, on one rank or more, each counts by its
-        number of labels. It is recorded as `train/aux_loss`, and validation leaves it out.
+        A feed-forward with an auxiliary loss, such as the load balancing of a mixture of experts,
+        returns a pair: the output and the loss, a scalar. The loss is a mean over the tokens of
+        `x_BMD`, already multiplied by its weight. Training minimizes the mean cross-entropy plus
+        the auxiliary losses of all layers; micro-batches of a step, on all ranks, are weighted by
+        their number of labels. The sum is recorded as `train/aux_loss`; validation does not include
+        it.
         """
         ...
 
@@ -204,5 +209,5 @@ class Norm(Protocol):
     """
 
     def __call__(self, x_BMD: Tensor) -> Tensor:
-        """[B, M, D] to [B, M, D]."""
+        """Maps [B, M, D] to [B, M, D]."""
         ...

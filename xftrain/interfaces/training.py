@@ -1,4 +1,4 @@
-"""What trains a model: losses, schedules and optimizers."""
+"""The interfaces of losses, learning rate schedules and optimizers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from xftrain.errors import ConfigError
 
 
 class LossSums(NamedTuple):
-    """Sums over the labels of a batch, so that parts add up exactly whatever their sizes.
+    """Sums over the labels of a batch; sums of batches of any sizes can be added exactly.
 
     A `Loss` returns the first three.
 
     Attributes:
         loss: summed cross-entropy in nats.
-        num_labels: how many labels it was summed over.
-        num_correct: how many were guessed right; None where it was not asked for.
-        aux: auxiliary loss of the feed-forwards, times the number of labels; None where they have
+        num_labels: number of labels in the sum.
+        num_correct: number of correctly predicted labels; None if not requested.
+        aux: auxiliary loss of the feed-forwards, times the number of labels; None if they have
             none.
     """
 
@@ -30,20 +30,20 @@ class LossSums(NamedTuple):
 
     @property
     def minimized(self) -> Tensor:
-        """What training minimizes: the cross-entropy and the auxiliary loss."""
+        """The sum that training minimizes: cross-entropy plus auxiliary loss."""
         return self.loss if self.aux is None else self.loss + self.aux
 
     def with_aux(self, aux: Tensor | None) -> LossSums:
-        """The same with an auxiliary loss, a mean over the tokens of the batch."""
+        """The same sums with an auxiliary loss, given as a mean over the tokens of the batch."""
         return self if aux is None else self._replace(aux=aux * self.num_labels)
 
     def detached(self) -> LossSums:
-        """The same numbers, without a graph of autograd."""
+        """The same sums, detached from the autograd graph."""
         aux = None if self.aux is None else self.aux.detach()
         return self._replace(loss=self.loss.detach(), aux=aux)
 
     def stacked(self) -> Tensor:
-        """The first three as float64 [3], where `num_correct` was asked for."""
+        """The first three sums as float64 [3]; `num_correct` must not be None."""
         if self.num_correct is None:
             raise ConfigError(
                 "a loss that is called with with_accuracy=True must return the number of correct "
@@ -55,15 +55,15 @@ class LossSums(NamedTuple):
 class Loss(Protocol):
     """Cross-entropy of the next token, from hidden states (`conf/loss/`).
 
-    A loss may have more, and all of its own package have:
+    Optional attributes, which all losses of the package have:
 
-    - `peak_bytes(num_tokens, weight_VD, dtype, device) -> int`: the most memory that it needs at
-      once beside its inputs, in bytes, the gradients that its forward pass makes included; `dtype`
-      is that of the matmuls. Without it, the loss is taken to hold the whole logits.
-    - `choice(num_tokens, vocab_size, device) -> Loss`: the loss that runs such a batch, where this
-      one only chooses.
+    - `peak_bytes(num_tokens, weight_VD, dtype, device) -> int`: peak memory beside its inputs, in
+      bytes, including gradients that the forward pass computes; `dtype` is that of the matmuls. The
+      default assumes that the loss holds all logits.
+    - `choice(num_tokens, vocab_size, device) -> Loss`: the loss that computes a batch of this size,
+      for a loss that only chooses another one.
     - `smaller_option: str | None`: the option of this group that needs less memory.
-    - `no_cuda_graph: str | None`: why it cannot be recorded in a CUDA graph, and what to use.
+    - `no_cuda_graph: str | None`: why it cannot be captured in a CUDA graph, and what to use.
     """
 
     def unsupported(self, device: torch.device) -> list[str]:
@@ -73,29 +73,29 @@ class Loss(Protocol):
     def __call__(
         self, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, with_accuracy: bool
     ) -> LossSums:
-        """Sums over the N tokens whose label is not `IGNORED_LABEL`.
+        """Computes the sums over the tokens, of N, whose label is not `IGNORED_LABEL`.
 
         Args:
-            x_ND: last hidden states, normalized.
+            x_ND: normalized hidden states of the last layer.
             weight_VD: the output matrix.
             labels_N: int64 labels.
-            with_accuracy: also count correct guesses, which reads the logits once more.
+            with_accuracy: whether to count correct predictions, which reads the logits once more.
         """
         ...
 
 
 class Schedule(Protocol):
-    """Learning rates, as a pure function of the step (`conf/schedule/`).
+    """A learning rate schedule, as a pure function of the step (`conf/schedule/`).
 
-    It has no state: a checkpoint holds the number of steps alone.
+    It has no state: a checkpoint holds only the number of steps.
     """
 
     def factor(self, step: int, max_steps: int) -> float:
-        """The learning rate of the step after `step` steps, as a share of the base learning rate.
+        """The learning rate after `step` steps, as a fraction of the base learning rate.
 
         Args:
-            step: number of optimizer steps before it, from 0.
-            max_steps: of the run.
+            step: number of completed optimizer steps, from 0.
+            max_steps: number of optimizer steps of the run.
 
         Returns:
             A finite number >= 0.
@@ -106,31 +106,32 @@ class Schedule(Protocol):
 class Optimizer(Protocol):
     """Builds the optimizer, with the schedule applied to it (`conf/optim/`).
 
-    An option may have more, and all of the package have:
+    Optional attributes, which all optimizers of the package have:
 
-    - `state_bytes(parameter) -> int`: what the optimizer keeps of a parameter. Without it, the
-      state is taken to be as large as AdamW's.
-    - `option_by_parameter(model) -> dict`: the option that steps each parameter, whose
-      `state_bytes` is asked, where several optimizers share them.
-    - `takes_bf16_gradients(device) -> bool`: its step reads bfloat16 gradients of float32 weights.
-    - `modifies_weights: bool`: whether anything but its step changes weights or reads gradients
-      before they are complete; true where it is not said.
-    - `no_cuda_graph: str | None`: why its step cannot be recorded in a CUDA graph, and what to use.
+    - `state_bytes(parameter) -> int`: size of the optimizer state of a parameter. The default is
+      that of AdamW.
+    - `option_by_parameter(model) -> dict`: the option that steps each parameter, if several
+      optimizers share the parameters; its `state_bytes` is used.
+    - `takes_bf16_gradients(device) -> bool`: whether its step takes bfloat16 gradients of float32
+      weights.
+    - `modifies_weights: bool`: whether it changes weights outside its step, or reads gradients
+      before they are complete; the default is true.
+    - `no_cuda_graph: str | None`: why its step cannot be captured in a CUDA graph, and what to use.
     """
 
     def build(
         self, model: nn.Module, schedule: Schedule, max_steps: int
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """The optimizer, and a learning rate scheduler that is stepped once an optimizer step.
+        """The optimizer, and a learning rate scheduler that is stepped once per optimizer step.
 
         Args:
-            model: whose parameters are trained.
-            schedule: what the learning rate scheduler applies to each group's base learning rate.
-            max_steps: of the run, which the schedule gets.
+            model: the model to train.
+            schedule: the schedule of each group's learning rate.
+            max_steps: number of optimizer steps of the run, passed to the schedule.
 
         Returns:
-            The optimizer, whose groups may have a `name`: then their learning rates are logged as
-            `optim/lr/<name>`, beside that of the first group, `optim/lr`.
+            The optimizer and the scheduler. The learning rate of the first parameter group is
+            logged as `optim/lr`, and that of each group with a `name` as `optim/lr/<name>`.
         """
         ...
 
@@ -141,14 +142,14 @@ class Optimizer(Protocol):
         optimizer: torch.optim.Optimizer,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        """Puts today's settings into the saved state of a run that resumes, group by group.
+        """Replaces the settings in a saved optimizer state by those of this run, group by group.
 
-        Without it torch restores the settings of the checkpoint, whatever the configuration says.
+        Otherwise torch would restore the settings of the checkpoint and ignore the configuration.
 
         Args:
-            saved_optimizer: what `state_dict` of the optimizer returned, changed in place.
-            saved_lr_scheduler: what `state_dict` of its scheduler returned, changed in place.
-            optimizer: what `build` has returned in this run, with as many groups.
-            lr_scheduler: the same.
+            saved_optimizer: saved `state_dict` of the optimizer, changed in place.
+            saved_lr_scheduler: saved `state_dict` of its scheduler, changed in place.
+            optimizer: the optimizer that `build` returned in this run, with as many groups.
+            lr_scheduler: the scheduler that `build` returned in this run.
         """
         ...

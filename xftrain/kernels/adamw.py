@@ -1,4 +1,4 @@
-"""AdamW of one large weight: clipping, the step, and a copy for matrix products in one kernel."""
+"""AdamW of one large weight: clipping, the step, and a copy for matmuls in one kernel."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _BLOCK, _NUM_WARPS = 2048, 8
 
 @dataclass(frozen=True)
 class Held:
-    """What belongs to one weight; contiguous, on one GPU, float32 where nothing is said.
+    """The tensors of one weight: contiguous, on one GPU, float32 unless noted.
 
     Attributes:
         weight: overwritten.
-        grad: in any dtype.
-        exp_avg: moment, overwritten.
-        exp_avg_sq: likewise.
-        step: how many there were, this one included; one number.
-        copy: becomes the weight in its own dtype, or None.
+        grad: gradient, in any dtype.
+        exp_avg: first moment, overwritten.
+        exp_avg_sq: second moment, overwritten.
+        step: number of steps, this one included; a scalar.
+        copy: overwritten by the weight, cast to the dtype of the copy; None for no copy.
     """
 
     weight: Tensor
@@ -36,15 +36,15 @@ class Held:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a group of weights; tensors are single float32 numbers on the GPU.
+    """The settings of a parameter group; tensors are float32 scalars on the GPU.
 
     Attributes:
         rate: learning rate.
-        clip: gradients are multiplied by it, where it is there.
-        skip: nothing is done where it is not 0.
+        clip: factor by which gradients are multiplied; None for no clipping.
+        skip: the step is skipped if it is not 0; None never skips.
         betas: decay of the moments.
-        eps: added to the root of the second.
-        weight_decay: as a share of the rate.
+        eps: added to the root of the second moment.
+        weight_decay: multiplied by the learning rate.
     """
 
     rate: Tensor
@@ -56,11 +56,11 @@ class Settings:
 
 
 def adamw_(held: Held, settings: Settings) -> None:
-    """One step of AdamW (Loshchilov, Hutter, 2017, arXiv:1711.05101), as torch's fused one."""
+    """Makes a step of AdamW (Loshchilov, Hutter, 2017, arXiv:1711.05101), as torch fuses it."""
     from xftrain.kernels.adamw_triton import adamw_kernel  # imports triton
 
     weight, num_elements = held.weight, held.weight.numel()
-    nothing = weight  # in place of a pointer that is not read
+    nothing = weight  # placeholder for a pointer that is not read
     with torch.cuda.device(weight.device):
         adamw_kernel[(-(-num_elements // _BLOCK),)](
             weight,
@@ -86,7 +86,7 @@ def adamw_(held: Held, settings: Settings) -> None:
 
 @cache
 def has_kernel(device: torch.device) -> bool:
-    """Whether it runs there."""
+    """Whether the Triton kernel runs on the device."""
 
     def launch() -> None:
         weight, grad, exp_avg, exp_avg_sq = torch.ones(4, 8, device=device).unbind()

@@ -25,7 +25,7 @@ def adamw_kernel(  # type: ignore[no-untyped-def]
     HAS_SKIP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a block: reads the gradient once, and reads and writes all else once."""
+    """Runs one program per block, which reads the gradient, and reads and writes the rest, once."""
     skips = False
     if HAS_SKIP:
         skips = tl.load(skip) != 0.0

@@ -1,8 +1,8 @@
-"""Matrix products of cuBLASLt, by way of the library that torch has loaded.
+"""Matmuls by cuBLASLt, called through the library that torch has loaded.
 
-torch asks its heuristic for one algorithm. Here each that it proposes can be tried, and GELU or its
-derivative can be had in the product's epilogue. Names and numbers are of `cublasLt.h`, CUDA 12 and
-13: https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api
+torch asks the heuristic of cuBLASLt for one algorithm. Here each proposed algorithm can be timed,
+and GELU or its derivative can run in the epilogue of the matmul. Names and numbers are from
+`cublasLt.h` of CUDA 12 and 13: https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _CONFIG: list[Any] = [*[c_uint32] * 7, *[c_uint16] * 2]
 _PREFERRED_WORKSPACE = 1
 _WORKSPACE_BYTES = 32 << 20
 _NUM_ALGORITHMS = 16
-_ALIGNMENT = 256  # bytes, which the heuristic takes for granted
+_ALIGNMENT = 256  # bytes; the heuristic assumes this alignment
 _ALPHA, _BETA = c_float(1.0), c_float(0.0)  # read from the host at each launch
 
 
 class Epilogue(IntEnum):
-    """What is done to a product before it is stored."""
+    """What the kernel applies to the result of a matmul before storing it."""
 
     NONE = 1
-    GELU = 32 | 128  # its tanh form; the product itself goes to the second output
+    GELU = 32 | 128  # tanh form; the second output receives the result before GELU
     GELU_GRADIENT = 64 | 128  # multiplied by the derivative of GELU at the second input
 
 
 class CublasError(RuntimeError):
-    """A call that cuBLASLt refused."""
+    """cuBLASLt has refused a call."""
 
 
 class _Algorithm(ctypes.Structure):
@@ -89,8 +89,8 @@ def library() -> Any:
     """The library, as torch has loaded it.
 
     Raises:
-        OSError: torch has none.
-        AttributeError: it has not the functions.
+        OSError: torch has loaded no libcublasLt.
+        AttributeError: the library lacks a function.
     """
     maps = Path("/proc/self/maps")
     lines = maps.read_text(encoding="utf-8").splitlines() if maps.exists() else []
@@ -111,7 +111,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 @cache
 def _handle(device: int) -> c_void_p:
-    """One for each device, for good."""
+    """The cuBLASLt handle of a device, created once and never destroyed."""
     handle = c_void_p()
     with torch.cuda.device(device):
         _call("cublasLtCreate", byref(handle))
@@ -119,17 +119,17 @@ def _handle(device: int) -> c_void_p:
 
 
 class Plan:
-    """A product of matrices of two layouts, and the algorithms that cuBLASLt proposes for it.
+    """A matmul of matrices with given layouts, and the algorithms that cuBLASLt proposes for it.
 
-    Row-major `out = a b` is column-major `out^T = b^T a^T`, so its A is our b.
+    Row-major `out = a b` is column-major `out^T = b^T a^T`, so the A of cuBLASLt is b here.
 
     Args:
         a: [M, K], row-major or the transpose of such a matrix.
         b: [K, N], likewise.
-        epilogue: what is done to the product.
+        epilogue: what is applied to the result.
 
     Raises:
-        CublasError: there is no algorithm for it.
+        CublasError: cuBLASLt proposes no algorithm.
     """
 
     def __init__(self, a: Tensor, b: Tensor, epilogue: Epilogue) -> None:
@@ -155,10 +155,10 @@ class Plan:
             getattr(library(), f"{kind}Destroy")(thing)
 
     def name(self, index: int) -> str:
-        """A proposal as another process knows it.
+        """The name of a proposed algorithm, which is the same in every process.
 
-        The fields of its configuration: of its 64 bytes some are left as they were in memory, seen
-        on an H200 with cuBLASLt 13.
+        It consists of the fields of the configuration. The raw 64 bytes would not do, since some
+        are uninitialized (seen on an H200 with cuBLASLt 13).
 
         Args:
             index: which of the proposals.
@@ -177,13 +177,13 @@ class Plan:
 
         Args:
             index: which of the proposals.
-            a: as the one that the plan was made for.
-            b: likewise.
+            a: [M, K], laid out as the `a` that the plan was made for.
+            b: [K, N], likewise.
             out: [M, N], contiguous.
-            second: of an epilogue that has it: [M, N], contiguous.
+            second: [M, N], contiguous; the epilogue's second output or input, if it has one.
         """
         if second is not None:
-            self._set(_AUX_POINTER, c_void_p(second.data_ptr()))  # a field on the host
+            self._set(_AUX_POINTER, c_void_p(second.data_ptr()))  # set on the host
         proposal = self.proposals[index]
         num_bytes = int(proposal.workspace_bytes)
         workspace = torch.empty(num_bytes, dtype=torch.uint8, device=a.device)
@@ -229,7 +229,7 @@ class Plan:
 
 
 def can_take(*matrices: Tensor) -> bool:
-    """Whether a plan can be made of them: type, layout and place in memory."""
+    """Whether dtype, layout and alignment of the matrices allow a plan."""
     return all(
         matrix.is_cuda
         and matrix.dtype in _TYPES
@@ -242,9 +242,9 @@ def can_take(*matrices: Tensor) -> bool:
 
 
 def _stored(matrix: Tensor) -> tuple[tuple[int, int, int], int]:
-    """Rows, columns and leading dimension as stored by columns, and whether to transpose that.
+    """Rows, columns and leading dimension in column-major order, and whether to transpose.
 
-    What is wanted is the transpose of the row-major matrix, which is how it is stored.
+    cuBLASLt needs the transpose, and a row-major matrix read as column-major is its transpose.
     """
     rows, columns = matrix.shape
     if matrix.stride(1) == 1:

@@ -1,8 +1,8 @@
-"""A gate times a value, then a linear layer, where gate and value lie side by side.
+"""Gate times value, then a linear layer, with gate and value concatenated in one tensor.
 
-torch.compile writes the gradients of the two halves as one `cat`, which reads all that both are
-made of twice. Here one kernel reads each number once, and what the layer multiplies is made again
-in it, so that gate and value are all that is kept for the backward pass.
+torch.compile computes the gradients of the two halves as one `cat`, which reads all their inputs
+twice. Here one kernel reads each element once. It also recomputes the input of the linear layer, so
+only gate and value are saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xftrain.kernels.probe import runs_triton
 
 Gate = Literal["silu", "gelu"]
 
-_BLOCK, _NUM_WARPS = 1024, 4  # 8 neighbours of half precision, which a thread reads at once
+_BLOCK, _NUM_WARPS = 1024, 4  # a thread loads 8 adjacent half-precision elements at once
 
 
 @torch.library.custom_op("xftrain::gated_linear", mutates_args=())
@@ -31,7 +31,7 @@ def gated_linear(h_NF2: Tensor, weight_OF: Tensor, gate: str) -> Tensor:
     Args:
         h_NF2: [N, 2 F], contiguous.
         weight_OF: [O, F].
-        gate: the activation: `silu`, or `gelu` in its tanh form; in float32.
+        gate: the activation, computed in float32: `silu`, or `gelu` in its tanh form.
     """
     out_NF = h_NF2.new_empty(h_NF2.shape[0], weight_OF.shape[1])
     _gated(h_NF2, None, out_NF, None, gate)
@@ -46,10 +46,10 @@ def _(h_NF2: Tensor, weight_OF: Tensor, gate: str) -> Tensor:
 
 @torch.library.custom_op("xftrain::gated_gradient", mutates_args=())
 def gated_gradient(grad_NF: Tensor, h_NF2: Tensor, gate: str) -> tuple[Tensor, Tensor]:
-    """The gradient by h, and once more what it is of: activation times value.
+    """The gradient of h [N, 2 F], and activation times value [N, F], recomputed.
 
     Args:
-        grad_NF: by the latter; contiguous.
+        grad_NF: gradient of activation times value; contiguous.
         h_NF2: as in `gated_linear`.
         gate: likewise.
     """
@@ -87,7 +87,7 @@ def _(h_shape: torch.Size, weight_shape: torch.Size, *_: object, **__: object) -
 
 @torch.compiler.assume_constant_result
 def has_kernel(device: torch.device) -> bool:
-    """Whether the Triton kernel runs there."""
+    """Whether the Triton kernel runs on the device."""
     return _runs(device)
 
 
@@ -103,7 +103,7 @@ def _runs(device: torch.device) -> bool:
 def _gated(
     h_NF2: Tensor, grad_NF: Tensor | None, out_NF: Tensor, grad_h_NF2: Tensor | None, gate: str
 ) -> None:
-    """Fills `out` and, where there is a gradient of it, `grad_h`."""
+    """Fills `out` and, if the gradient of `out` is given, `grad_h`."""
     make = _with_triton if h_NF2.device.type == "cuda" else _with_torch
     make(h_NF2, grad_NF, out_NF, grad_h_NF2, gate)
 

@@ -15,9 +15,9 @@ def gated_kernel(  # type: ignore[no-untyped-def]
     GATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a block of a row: each number is read once and written once.
+    """Runs one program per block of a row, which reads and writes each element once.
 
-    `h` and `grad_h` hold gate and value side by side, each of `width`.
+    `h` and `grad_h` hold gate and value side by side, each `width` elements wide.
     """
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = at < width

@@ -1,4 +1,4 @@
-"""Linear layers by products that are chosen by measurement: alone, with GELU, after a gate."""
+"""Linear layers with autotuned matmuls: alone, with GELU, or after a gate."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from xftrain.kernels.matmul import (
 
 
 def should_autotune(x: Tensor, *layers: nn.Linear) -> bool:
-    """Whether these layers' products are chosen: on a GPU, in half precision, without bias, large.
+    """Whether these layers are autotuned: large, in half precision, without bias, on a GPU.
 
     Args:
         x: [..., I].
-        layers: one after the other.
+        layers: linear layers, each applied to the output of the one before.
     """
     if not _on_gpu(x) or any(layer.bias is not None for layer in layers):
         return False
@@ -35,11 +35,11 @@ def should_autotune(x: Tensor, *layers: nn.Linear) -> bool:
 
 
 def gates(h: Tensor, layer: nn.Linear) -> bool:
-    """Whether the product of a gated feed-forward's last layer is chosen, and has the gate in it.
+    """Whether the last layer of a gated feed-forward is autotuned, with the gate fused into it.
 
     Args:
         h: gate and value, [..., 2 F].
-        layer: from F.
+        layer: the last linear layer, with F inputs.
     """
     return should_autotune(h, layer) and has_kernel(h.device)
 
@@ -49,14 +49,14 @@ def _on_gpu(x: Tensor) -> bool:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Of the products: autocast's, where it is on."""
+    """The dtype of matmuls: that of autocast if it is enabled, else that of x."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
 def autotuned_linear(x: Tensor, weight_OI: Tensor) -> Tensor:
-    """`x weight^T`, [..., O], in the dtype of products.
+    """`x weight^T`, [..., O], in the dtype of matmuls.
 
     Args:
         x: [..., I].
@@ -68,12 +68,12 @@ def autotuned_linear(x: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 def autotuned_gelu_mlp(x: Tensor, up_HD: Tensor, down_DH: Tensor) -> Tensor:
-    """`gelu(x up^T) down^T`, [..., D]: GELU, in its tanh form, in the products' epilogues.
+    """`gelu(x up^T) down^T`, [..., D]: GELU, in its tanh form, in the epilogues of the matmuls.
 
     Args:
         x: [..., D].
         up_HD: the first layer's weight, in any dtype.
-        down_DH: the second's.
+        down_DH: the second layer's weight, in any dtype.
     """
     dtype = compute_dtype(x)
     gelu_NH, h_NH = linear_gelu(x.to(dtype).flatten(0, -2), up_HD.to(dtype))
@@ -94,8 +94,8 @@ def autotuned_gated_linear(h: Tensor, weight_OF: Tensor, gate: Gate) -> Tensor:
     return out_NO.view(*h.shape[:-1], -1)
 
 
-# The gradients are those of operators, not of an autograd.Function, in which torch.compile would
-# not see what activation checkpointing may recompute.
+# The gradients are registered with custom operators, not in an autograd.Function, whose contents
+# torch.compile could not recompute for activation checkpointing.
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
@@ -106,12 +106,12 @@ def _linear_backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
     x_NI, weight_OI = ctx.saved_tensors
     needs_x, needs_weight = ctx.needs_input_grad
     grad_x_NI = linear_input_gradient(grad_NO, weight_OI) if needs_x else None
-    # of the weight's gradient torch's own choice is the fastest of all that were measured
+    # for the gradient of the weight, torch's own choice was the fastest measured
     return grad_x_NI, grad_NO.t() @ x_NI if needs_weight else None
 
 
 def _linear_gelu_setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[0])  # what reads it has the gradient by h
+    ctx.mark_non_differentiable(output[0])  # gelu_linear, its reader, has the gradient of h
     _keep_inputs(ctx, inputs, output)
 
 

@@ -1,8 +1,8 @@
-"""Matrix products by the fastest algorithm that cuBLASLt has for their shape, as measured here.
+"""Autotuned matmuls: the fastest algorithm of cuBLASLt for each shape, as measured.
 
-torch takes the first that cuBLASLt's heuristic proposes. On an H100 another of its proposals is up
-to 16 % faster, and it is another one for each shape. Training makes the same products thousands of
-times, so each shape is measured once, up to a number of them.
+torch takes the first algorithm that cuBLASLt's heuristic proposes. On an H100 another proposal is
+up to 16 % faster, and which one differs by shape. Training runs the same matmuls thousands of
+times, so each shape is measured once, up to `_MOST_CHOICES` shapes.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from xftrain.timing import in_turns
 
 log = logging.getLogger(__name__)
 
-_LEAST_FLOP = 1e10  # about 15 us on an H100: below, Python's call shows
-_MOST_CHOICES = 48  # products of one run that are measured: batches of ever new sizes would not end
-_GAIN = 0.99  # of torch's time, to be worth another choice
+_LEAST_FLOP = 1e10  # about 15 us on an H100; below, the overhead of Python shows
+_MOST_CHOICES = 48  # matmuls measured in one run; batches may have ever new sizes
+_GAIN = 0.99  # maximum share of torch's time for another algorithm to be chosen
 _ROUNDS, _LAUNCHES = 3, 5
 
 Call = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
 _choices: dict[Key, Choice | None] = {}
-_saved: dict[str, str | None] = {}  # of the run that is resumed, as `autotuned_choices` returned it
+_saved: dict[str, str | None] = {}  # `autotuned_choices` of the resumed run
 _is_chosen = False
 
 
 def enable_autotune(
     how: Literal["auto", "torch"], saved: Mapping[str, str | None] | None = None
 ) -> None:
-    """From now on products are measured, or left to torch; a setting of the whole process.
+    """Sets for the whole process whether large matmuls are autotuned or left to torch.
 
     Compiled code keeps the setting that it was compiled under, until `torch._dynamo.reset()`.
 
     Args:
-        how: as `matmul` is configured.
-        saved: `autotuned_choices` of the run that is resumed, which are not measured again.
+        how: value of the configuration key `matmul`.
+        saved: `autotuned_choices` of the resumed run, which are not measured again.
     """
     global _is_chosen
     _is_chosen = how == "auto"
@@ -57,31 +57,31 @@ def enable_autotune(
 
 
 def autotuned_choices() -> dict[str, str | None]:
-    """The algorithm of each product so far, None for torch's; for another process."""
+    """The name of the algorithm of each matmul so far, None for torch's, in a form to be saved."""
     return {**_saved, **saved_form(_choices)}
 
 
 def disable_autotune() -> None:
-    """What follows in this process is left to torch."""
+    """Leaves all later matmuls of this process to torch."""
     global _is_chosen
     _is_chosen = False
 
 
 @torch.compiler.assume_constant_result
 def is_autotuning() -> bool:
-    """Whether large products are measured: not where each run is to be bitwise the same."""
+    """Whether large matmuls are autotuned, which deterministic runs rule out."""
     return _is_chosen and not torch.are_deterministic_algorithms_enabled() and has_cublaslt()
 
 
 @cache
 def has_cublaslt() -> bool:
-    """Whether there is a GPU whose products cuBLASLt makes."""
+    """Whether there is a GPU and cuBLASLt can be called."""
     if not torch.cuda.is_available() or torch.version.hip is not None:
         return False
     try:
-        with _disable_current_modes():  # a prediction of memory, on fake tensors, asks first
+        with _disable_current_modes():  # the memory prediction may call this under fake tensors
             ones = torch.ones(8, 8, device="cuda", dtype=torch.float16)
-            ones.mm(ones)  # loads it
+            ones.mm(ones)  # makes torch load cuBLASLt
             library()
     except (OSError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -92,17 +92,17 @@ def has_cublaslt() -> bool:
 
 
 def is_large(num_rows: int, num_inner: int, num_columns: int) -> bool:
-    """Whether a product is worth a choice of its own."""
+    """Whether a matmul is large enough to be autotuned."""
     return 2.0 * num_rows * num_inner * num_columns >= _LEAST_FLOP
 
 
 def product_(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """`a @ b` into `out`, by the fastest algorithm.
+    """Writes `a @ b` to `out`, by the fastest algorithm.
 
     Args:
         a: [M, K].
         b: [K, N].
-        out: [M, N], contiguous, of their dtype.
+        out: [M, N], contiguous, in the dtype of a and b.
     """
     _multiply(Epilogue.NONE, a, b, out, None)
     return out
@@ -149,7 +149,7 @@ def _(x_NI: Tensor, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("xftrain::gelu_linear", mutates_args=())
 def gelu_linear(gelu_NI: Tensor, h_NI: Tensor, weight_OI: Tensor) -> Tensor:
-    """`gelu weight^T`, [N, O], of the two that `linear_gelu` made; its gradient is that by h."""
+    """`gelu weight^T`, [N, O], for both outputs of `linear_gelu`; its gradient goes to h."""
     return product_(gelu_NI, weight_OI.t(), gelu_NI.new_empty(len(gelu_NI), len(weight_OI)))
 
 
@@ -160,7 +160,7 @@ def _(gelu_NI: Tensor, h_NI: Tensor, weight_OI: Tensor) -> Tensor:
 
 @torch.library.custom_op("xftrain::gelu_linear_gradient", mutates_args=())
 def gelu_linear_gradient(grad_NI: Tensor, weight_IO: Tensor, h_NO: Tensor) -> Tensor:
-    """`(grad weight) gelu'(h)`, [N, O]: of `gelu(h) weight^T` by h."""
+    """`(grad weight) gelu'(h)`, [N, O], the gradient of h through `gelu(h) weight^T`."""
     out_NO = torch.empty_like(h_NO)
     _multiply(Epilogue.GELU_GRADIENT, grad_NI.contiguous(), weight_IO, out_NO, h_NO)
     return out_NO
@@ -209,14 +209,14 @@ def _multiply(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Ten
 
 
 def _choice(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> Call:
-    """The fastest for operands like these; measured with them where it is not known."""
+    """The fastest call for operands like these, measured with them at their first use."""
     with_torch = partial(_with_torch, epilogue)
     operands = [a, b, out] if second is None else [a, b, out, second]
     if not (is_large(a.shape[0], *b.shape) and can_take(*operands) and is_autotuning()):
         return with_torch
     key = (epilogue, a.device, a.dtype, a.shape, a.stride(), b.shape, b.stride())
     if key not in _choices:
-        # nothing can be measured in a recording
+        # timing is impossible while a CUDA graph is captured
         if len(_choices) >= _MOST_CHOICES or torch.cuda.is_current_stream_capturing():
             return with_torch
         _choices[key] = _first_choice(key, a, b, out, second, with_torch)
@@ -227,7 +227,7 @@ def _choice(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tenso
 def _first_choice(
     key: Key, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None, with_torch: Call
 ) -> Choice | None:
-    """That of the run that is resumed, or the fastest; None is torch."""
+    """The algorithm of the resumed run, else the fastest one; None means torch."""
     epilogue, words = key[0], described(key)
     if words in _saved:
         name = _saved[words]
@@ -247,7 +247,7 @@ def _measured(
     second: Tensor | None,
     with_torch: Call,
 ) -> Choice | None:
-    """The fastest, with these operands; None is torch. What they leave in `out` is of no use."""
+    """The fastest algorithm for these operands, None for torch; overwrites `out`."""
     try:
         plan = Plan(a, b, epilogue)
     except CublasError as error:

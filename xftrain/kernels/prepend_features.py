@@ -1,6 +1,6 @@
-"""Features in front of each head's vector: two copies, or one pass by Triton where it pays.
+"""Prepends features to each head's vector by two copies, or by one Triton kernel if faster.
 
-`torch.cat` is slower than both: it reads features that repeat as slowly as if they were spread out.
+`torch.cat` is slower than both, since it reads broadcast features as if they were materialized.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from xftrain.kernels.probe import runs_triton
 
-_HEADS = 32  # of a program, at most
-_LEAST = 2**22  # numbers of x: below, Python's call of the kernel takes longer than the copies
+_HEADS = 32  # maximum number of heads per program
+_LEAST = 2**22  # elements of x; below, launching the kernel takes longer than the copies
 
 
 def prepend_features(x_BMHK: Tensor, features_1MHF: Tensor) -> Tensor:
-    """Features and x side by side, [B, M, H, F+K].
+    """The concatenation of features and x, [B, M, H, F+K].
 
     Args:
-        x_BMHK: of any strides.
-        features_1MHF: contiguous, of x's dtype; M and H may be 1 where they are the same for all.
-            They get no gradient.
+        x_BMHK: queries or keys, with any strides.
+        features_1MHF: contiguous, in the dtype of x; M and H may be 1 to broadcast. They get no
+            gradient.
     """
     assert features_1MHF.shape[0] == 1 and features_1MHF.is_contiguous()
     joined: Tensor = _PrependFeatures.apply(x_BMHK, features_1MHF)
@@ -35,7 +35,7 @@ class _PrependFeatures(torch.autograd.Function):
     def forward(ctx: Any, x_BMHK: Tensor, features_1MHF: Tensor) -> Tensor:
         ctx.width = width = features_1MHF.shape[-1]
         joined = x_BMHK.new_empty(*x_BMHK.shape[:-1], width + x_BMHK.shape[-1])
-        # not in compiled code, whose own copies are as fast and may be joined with what makes x
+        # not in compiled code, whose copies are as fast and may fuse with the producer of x
         large = not torch.compiler.is_compiling() and x_BMHK.numel() >= _LEAST
         if large and has_kernel(x_BMHK.device):
             prepend_features_(x_BMHK, features_1MHF, joined)
@@ -51,7 +51,7 @@ class _PrependFeatures(torch.autograd.Function):
 
 @cache
 def has_kernel(device: torch.device) -> bool:
-    """Whether the Triton kernel runs there."""
+    """Whether the Triton kernel runs on the device."""
 
     def launch() -> None:
         one, two = (torch.zeros(1, 1, 1, n, device=device) for n in (1, 2))
@@ -62,14 +62,14 @@ def has_kernel(device: torch.device) -> bool:
 
 @torch.library.custom_op("xftrain::prepend_features_", mutates_args={"joined"})
 def prepend_features_(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
-    """Fills `joined`, contiguous [B, M, H, F+K]; an operator so that fake tensors pass it by."""
+    """Fills `joined`, contiguous [B, M, H, F+K]; an operator, so that fake tensors skip it."""
     _with_triton(x_BMHK, features_1MHF, joined)
 
 
 def _with_triton(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
     from triton import next_power_of_2
 
-    from xftrain.kernels.prepend_features_triton import in_front_kernel
+    from xftrain.kernels.prepend_features_triton import prepend_features_kernel
 
     B, M, H, K = x_BMHK.shape
     _, f_M, f_H, width = features_1MHF.shape
@@ -77,7 +77,7 @@ def _with_triton(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
         x_BMHK = x_BMHK.contiguous()
     heads, block = min(_HEADS, next_power_of_2(H)), next_power_of_2(K)
     with torch.cuda.device(x_BMHK.device):
-        in_front_kernel[(B * M, -(-H // heads))](
+        prepend_features_kernel[(B * M, -(-H // heads))](
             x_BMHK,
             features_1MHF,
             joined,
@@ -91,6 +91,6 @@ def _with_triton(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
             HEADS=heads,
             BLOCK_K=block,
             BLOCK_WIDTH=next_power_of_2(width),
-            # so many that each thread has 16 bytes of half precision
+            # 16 bytes of half precision per thread
             num_warps=4 if heads * block >= 1024 else 1,
         )

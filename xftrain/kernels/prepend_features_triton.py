@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def in_front_kernel(  # type: ignore[no-untyped-def]
+def prepend_features_kernel(  # type: ignore[no-untyped-def]
     x,
     features,
     joined,
@@ -22,7 +22,7 @@ def in_front_kernel(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """One program for `HEADS` heads at a position; `x_batch` to `features_head` are strides."""
+    """Runs a program per `HEADS` heads of a position; `x_batch` to `features_head` are strides."""
     place = tl.program_id(0).to(tl.int64)
     batch, position = place // num_positions, place % num_positions
     head = tl.program_id(1).to(tl.int64) * HEADS + tl.arange(0, HEADS)[:, None]

@@ -1,4 +1,4 @@
-"""Whether Triton runs: it needs a GPU, a C compiler and Python's headers to start a kernel."""
+"""Checks whether Triton runs, which takes a GPU, a C compiler and Python's headers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ log = logging.getLogger(__name__)
 
 
 def runs_triton(device: torch.device, launch: Callable[[], object], what: str) -> bool:
-    """Whether a kernel can be launched there; says so where it should and cannot.
+    """Whether a Triton kernel can be launched on the device; warns if a GPU cannot.
 
     Args:
-        device: of the run.
-        launch: launches it on next to nothing.
-        what: it is for, a group of options.
+        device: device of the run.
+        launch: launches the kernel on a tiny input.
+        what: the option group that uses the kernel, for the warning.
     """
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     try:
-        with _disable_current_modes():  # a prediction of memory, on fake tensors, may ask first
+        with _disable_current_modes():  # the memory prediction may call this under fake tensors
             launch()
-    except Exception as error:  # of compilers, linkers and folders
+    except Exception as error:  # compilers, linkers and file systems may raise anything
         if is_out_of_memory(error):
             raise
         log.warning(

@@ -1,4 +1,4 @@
-"""Choices of algorithms in a form that a checkpoint can hold, and back again."""
+"""Converts autotuned algorithms to a form that a checkpoint can hold, and back."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Key = tuple[
 
 
 class Choice(NamedTuple):
-    """An algorithm of cuBLASLt's for matmuls of one kind."""
+    """A cuBLASLt algorithm for matmuls of one shape, layout, dtype and epilogue."""
 
     plan: Plan
-    number: int  # of its proposals
+    number: int  # index among the proposals of the plan
 
 
 def described(key: Key) -> str:
-    """A matmul as another process knows it, whatever its device's number is."""
+    """A description of a matmul that is the same in every process and for every device index."""
     epilogue, _, *operands = key
     return " ".join([epilogue.name, *map(str, operands)])
 
@@ -43,12 +43,12 @@ def saved_form(choices: Mapping[Key, Choice | None]) -> dict[str, str | None]:
 def proposed(
     name: str, epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None
 ) -> Choice | None:
-    """The algorithm of that name, launched once; None where cuBLASLt does not propose it here."""
+    """The algorithm of a name, after a test launch; None if cuBLASLt does not propose it here."""
     try:
         plan = Plan(a, b, epilogue)
         for number in range(len(plan.proposals)):
             if plan.name(number) == name:
-                plan.launch(number, a, b, out, second)  # or it is refused
+                plan.launch(number, a, b, out, second)  # raises CublasError if refused
                 return Choice(plan, number)
     except CublasError as error:
         log.debug("matmul: %s for %s", error, epilogue.name)

@@ -1,4 +1,4 @@
-"""Logits to the gradient of their cross-entropy, in place: Triton on a GPU, torch elsewhere."""
+"""Replaces logits by the gradient of their cross-entropy: Triton on a GPU, torch elsewhere."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 from xftrain.interfaces import IGNORED_LABEL
 from xftrain.kernels.probe import runs_triton
 
-# logits at a time, and neighbours of a thread: with 32 warps, few enough rows are under way on an
-# H100 to be found in its cache when they are read again
+# logits per block, and adjacent logits per thread; with 32 warps, an H100 processes few enough rows
+# at a time for its cache to hold them until the second pass
 _BLOCK, _GROUP = 4096, 4
-_NUM_WARPS = 16 if torch.version.hip else 32  # of 64 threads there
+_NUM_WARPS = 16 if torch.version.hip else 32  # a warp has 64 threads under HIP
 
 
 def softmax_gradient_(
     logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each row, and in place of the logits its gradient, softmax - one-hot.
+    """Computes the cross-entropy of each row, and overwrites logits by softmax - one-hot.
 
     Args:
-        logits_NV: contiguous; overwritten where `needs_grad`, by 0 in rows whose label does not
-            count.
+        logits_NV: contiguous; if `needs_grad`, overwritten by their gradient, which is 0 in rows
+            with an ignored label.
         labels_N: int64 labels; contiguous.
-        needs_grad: whether to overwrite them.
+        needs_grad: whether to overwrite the logits.
 
     Returns:
-        float32 losses [N] in nats and whether the first of the largest logits is the label [N];
-        0 and false where the label does not count.
+        float32 losses [N] in nats, and whether the first maximum of the logits is at the label [N];
+        0 and false for ignored labels.
     """
     if has_kernel(logits_NV.device):
         return _with_triton(logits_NV, labels_N, needs_grad=needs_grad)
@@ -38,7 +38,7 @@ def softmax_gradient_(
 
 @cache
 def has_kernel(device: torch.device) -> bool:
-    """Whether the Triton kernel runs there."""
+    """Whether the Triton kernel runs on the device."""
 
     def launch() -> None:
         label_1 = torch.zeros(1, dtype=torch.int64, device=device)
@@ -58,7 +58,7 @@ def _with_torch(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tup
         grad_NV = log_probs_NV.exp_()
         minus_one_N1 = torch.full_like(safe_N1, -1, dtype=grad_NV.dtype)
         grad_NV.scatter_add_(1, safe_N1, minus_one_N1)
-        # not a product with 0, which would let a NaN of a row that does not count through
+        # not a multiplication by 0, which would keep the NaN of an ignored row
         logits_NV.copy_(grad_NV.masked_fill_(~counts_N[:, None], 0.0))
     return losses_N.float(), correct_N
 
@@ -80,7 +80,7 @@ def _with_triton(logits_NV: Tensor, labels_N: Tensor, *, needs_grad: bool) -> tu
             logits_NV.stride(0),
             IGNORED=IGNORED_LABEL,
             NEEDS_GRAD=needs_grad,
-            LOWEST=torch.finfo(torch.float32).min / 2,  # in powers of 2 finite too
+            LOWEST=torch.finfo(torch.float32).min / 2,  # finite after the change to base 2 too
             BLOCK=block,
             GROUP=_GROUP,
             num_warps=_NUM_WARPS if block >= _BLOCK else 4,

@@ -20,15 +20,15 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """One program a row: a pass for the largest and the sum, and one, from the cache, to write.
+    """Runs a program per row: a pass for maximum and sum, then one from the cache that writes.
 
-    What a logit costs is instructions, not memory: so blocks within the row have no mask, powers
-    are of 2, and what is about the label alone is done beside the loops.
+    The kernel is bound by instructions, not by memory. So only the last block of a row is masked,
+    exponentials are to base 2, and the label is handled outside the loops.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     label = tl.load(labels + row)
-    # groups of neighbours, which a thread loads at once and has to itself
+    # groups of adjacent logits, each loaded at once and owned by one thread
     groups: tl.constexpr = BLOCK // GROUP
     columns = tl.arange(0, groups)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     whole = vocab_size // BLOCK * BLOCK
@@ -41,9 +41,9 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
                 at = start + columns
                 tl.store(logits + at, zeros, at < vocab_size)
     else:
-        # each group for itself, and all of them together once at the end: a reduction over threads
-        # in every turn of the loop would have the program wait for its slowest warp
-        largest = tl.full([groups], LOWEST, tl.float32)  # finite: of -inf alone no NaN is made
+        # reduce within each group, and over all groups once at the end: a reduction over threads in
+        # every iteration would make the program wait for its slowest warp
+        largest = tl.full([groups], LOWEST, tl.float32)  # finite, as -inf - -inf would be NaN
         total = tl.zeros([groups], tl.float32)
         for start in range(0, whole, BLOCK):
             largest, total = _added(largest, total, tl.load(logits + start + columns))
@@ -53,7 +53,7 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
             largest, total = _added(largest, total, rest)
         top = tl.max(largest, axis=0)
         log_total = top + tl.log(tl.sum(total * tl.exp(largest - top), axis=0))
-        # a label that there is not makes the row NaN, which is noticed
+        # a label out of range makes the row NaN, which the guard against NaN reports
         is_there = (label >= 0) & (label < vocab_size)
         own = tl.load(logits + label, is_there, other=float("nan")).to(tl.float32)
         tl.store(losses + row, log_total - own)
@@ -68,7 +68,7 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
         tl.store(correct + row, is_first)
         if NEEDS_GRAD:
             log_total += 0.0 * own
-            tl.debug_barrier()  # all that is read above is read before it is overwritten
+            tl.debug_barrier()  # all reads above precede the writes below
             for start in range(0, whole, BLOCK):
                 here = logits + start + columns
                 tl.store(here, _share(tl.load(here), log_total))
@@ -83,7 +83,7 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _added(largest, total, x):  # type: ignore[no-untyped-def]
-    """The largest and the sum of each group, with more logits in it."""
+    """The maximum and the sum of each group, updated by more logits."""
     new = tl.maximum(largest, tl.max(x.to(tl.float32), axis=1))
     total = total * tl.exp(largest - new) + tl.sum(_power(x, new[:, None]), axis=1)
     return new, total
@@ -99,5 +99,5 @@ def _power(x, less):  # type: ignore[no-untyped-def]
     """`exp(x - less)`."""
     if x.dtype == tl.float32:
         return tl.exp(x - less)
-    # one instruction less, and an error of 2^-24 of `less`, far below what half precision shows
+    # one instruction less, at an error of 2^-24 of `less`, far below half precision
     return tl.exp2(x.to(tl.float32) * _LOG2E - less * _LOG2E)

@@ -1,1 +1,1 @@
-"""The layers of a block, one variant a file."""
+"""The layers of a block, one variant per file."""

@@ -14,12 +14,12 @@ from xftrain.layers.linear import Linear
 
 
 class RecomputePlan(NamedTuple):
-    """What is made again in the backward pass in place of being kept for it.
+    """Which activations are recomputed in the backward pass instead of being saved.
 
     Attributes:
-        blocks: the first so many of them, each from its input.
-        ffns: the feed-forwards, with their norms, of the first so many blocks, where the block as
-            a whole is not.
+        blocks: the first `blocks` blocks are recomputed, each from its input.
+        ffns: in the first `ffns` blocks, the feed-forward and its norm are recomputed, unless the
+            whole block is.
     """
 
     blocks: int = 0
@@ -27,7 +27,7 @@ class RecomputePlan(NamedTuple):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
+    """Computes x + attention(norm(x)), then x + ffn(norm(x))."""
 
     reads_weights = False
 
@@ -57,14 +57,14 @@ class Block(nn.Module):
         positions: Any,
         recomputes_ffn: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """One layer: the residual stream after it, and the feed-forward's loss where it has one.
+        """The residual stream after this layer, and the auxiliary loss of its feed-forward or None.
 
         Args:
             x_BMD: the residual stream.
-            attention: the backend, or what stands for it.
-            handle: what the backend prepared for this layer and batch.
-            positions: what the layer's position encoding prepared for this batch.
-            recomputes_ffn: computes the feed-forward again in the backward pass.
+            attention: the backend, or a function in its place.
+            handle: handle that the backend prepared for this layer and batch.
+            positions: what the position encoding of this layer prepared for this batch.
+            recomputes_ffn: whether to recompute the feed-forward in the backward pass.
         """
         q_BMHK, k_BMGK, v_BMGK = self.heads(self.norm_attn(x_BMD))
         q_BMHK, k_BMGK = self.apply_positions(q_BMHK, k_BMGK, positions)
@@ -80,7 +80,7 @@ class Block(nn.Module):
         return x_BMD + self._drop(added_BMD), aux
 
     def fed_forward(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """What the second half adds, before dropout, and its auxiliary loss where it has one."""
+        """The feed-forward of the norm, before dropout; a pair if it has an auxiliary loss."""
         made: Tensor | tuple[Tensor, Tensor] = self.ffn(self.norm_ffn(x_BMD))
         return made
 

@@ -1,4 +1,4 @@
-"""What feed-forward variants share: two matrices, with or without a gate between them."""
+"""Base classes of the feed-forward variants: two matrices, with or without a gate."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from xftrain.layers.linear import Linear, is_plain
 
 
 def plain_width(dim: int) -> int:
-    """4 x dim (Vaswani et al., 2017)."""
+    """The default inner width, 4 x dim (Vaswani et al., 2017)."""
     return 4 * dim
 
 
 def gated_width(dim: int) -> int:
-    """8/3 x dim, which gives three matrices the size of plain ones' two, to a multiple of 64."""
+    """The default inner width of gated variants: 8/3 x dim, rounded to a multiple of 64.
+
+    The three matrices of a gated variant then have as many weights as the two of a plain one.
+    """
     return -(-8 * dim // 3 // 64) * 64
 
 
 class FeedForward(nn.Module, ABC):
-    """`activation(x up) down`.
+    """Computes `activation(x up) down`.
 
     Args:
         dim: D.
@@ -43,20 +46,20 @@ class FeedForward(nn.Module, ABC):
 
     @abstractmethod
     def activation(self, x: Tensor) -> Tensor:
-        """Element by element."""
+        """Applies the activation, element by element."""
 
     def forward(self, x_BMD: Tensor) -> Tensor:
-        """[B, M, D] to [B, M, D]."""
+        """Maps [B, M, D] to [B, M, D]."""
         return self.down(self.activation(self.up(x_BMD)))
 
 
 class GatedFeedForward(nn.Module, ABC):
-    """`(activation(x gate) * (x value)) down`; `up` holds gate and value.
+    """Computes `(activation(x gate) * (x value)) down`; `up` holds gate and value.
 
     Args:
         dim: D.
         linear_bias: whether the linear layers add biases.
-        hidden_dim: inner width; None is 8/3 x dim, to a multiple of 64.
+        hidden_dim: inner width; None is 8/3 x dim, rounded to a multiple of 64.
     """
 
     reads_weights = False
@@ -71,15 +74,15 @@ class GatedFeedForward(nn.Module, ABC):
 
     @abstractmethod
     def activation(self, x: Tensor) -> Tensor:
-        """Element by element, of the gate."""
+        """Applies the activation to the gate, element by element."""
 
     @property
     def fused_gate(self) -> Gate | None:
-        """The activation's name, where a kernel of our own may take its place."""
+        """The name of the activation for the fused kernel; None if the kernel does not have it."""
         return None
 
     def forward(self, x_BMD: Tensor) -> Tensor:
-        """[B, M, D] to [B, M, D]; of large products on a GPU, the gate is a part of the last."""
+        """Maps [B, M, D] to [B, M, D]; for large matmuls on a GPU, the gate is fused."""
         h_BMF2, gate = self.up(x_BMD), self.fused_gate
         if gate is not None and is_plain(self.down) and gates(h_BMF2, self.down):
             return autotuned_gated_linear(h_BMF2, self.down.read_for(h_BMF2), gate)

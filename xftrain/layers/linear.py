@@ -1,4 +1,4 @@
-"""The linear layer of all variants."""
+"""The linear layer that all variants use."""
 
 from typing import Any
 
@@ -10,37 +10,37 @@ from xftrain.kernels.linear_functions import autotuned_linear, compute_dtype, sh
 
 
 class Linear(nn.Linear):
-    """torch's, with large products on a GPU by the fastest algorithm, see `kernels.matmul`.
+    """torch's linear layer, with autotuned large matmuls on a GPU, see `kernels.matmul`.
 
     Attributes:
-        bf16_weight: a copy of the weight in the dtype of matmuls, which training reads in its
-            place; None where there is none, see `training.bf16_weights`.
+        bf16_weight: a copy of the weight in the dtype of matmuls, which training reads instead of
+            the weight; None for no copy, see `training.bf16_weights`.
     """
 
     bf16_weight: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., I] to [..., O]."""
+        """Maps [..., I] to [..., O]."""
         weight_OI = self.read_for(x)
         if should_autotune(x, self):
             return autotuned_linear(x, weight_OI)
         return F.linear(x, weight_OI, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy of the layer, no optimizer would keep `bf16_weight` up to date."""
+        """Leaves out `bf16_weight`, which no optimizer would update in a copy of the layer."""
         state: dict[str, Any] = super().__getstate__()
         state.pop("bf16_weight", None)
         return state
 
     def read_for(self, x: Tensor) -> Tensor:
-        """What a product with x reads: the weight, or its copy where that is of its dtype."""
+        """The tensor that a matmul with x reads: the copy if its dtype fits, else the weight."""
         if self.bf16_weight is None or not torch.is_grad_enabled():
             return self.weight
         return self.bf16_weight if self.bf16_weight.dtype == compute_dtype(x) else self.weight
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether it is that layer and nothing else: its product may be made without calling it."""
+    """Whether it is a `Linear` without hooks or overrides, so that it need not be called."""
     hooks = (
         *(layer._forward_hooks, layer._forward_pre_hooks),
         *(layer._backward_hooks, layer._backward_pre_hooks),

@@ -1,4 +1,4 @@
-"""The projection that head groupings share."""
+"""The projection to queries, keys and values that all head groupings share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xftrain.layers.linear import Linear
 
 
 class QKVProjection(nn.Module):
-    """One matrix product for q, k and v.
+    """Projects to q, k and v by a single matmul.
 
     Args:
         dim: D.
@@ -32,7 +32,7 @@ class QKVProjection(nn.Module):
         self.qkv = Linear(dim, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=linear_bias)
 
     def forward(self, x_BMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q_BMHK, k_BMGK and v_BMGK, as views of the product."""
+        """Returns q_BMHK, k_BMGK and v_BMGK, as views of the result of the matmul."""
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         qkv = self.qkv(x_BMD).view(*x_BMD.shape[:2], sum(heads), self.head_dim)
         q_BMHK, k_BMGK, v_BMGK = qkv.split(heads, dim=2)

@@ -1,4 +1,4 @@
-"""What one layer of a model is made of, and which layers attend alike."""
+"""The parts of one layer of a model, and which layers have equal attention calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LayerSpec(NamedTuple):
         bias: recipe of the attention bias.
         make_heads: (D, H, linear_bias) -> projection to q, k, v.
         make_ffn: (D, linear_bias) -> feed-forward.
-        make_pos: (D, K) -> position encoding of this layer; None is the model's own.
+        make_pos: (D, K) -> position encoding of this layer; None means that of the model.
     """
 
     bias: BiasRecipe
@@ -37,8 +37,8 @@ def distinct_cases(
     """The distinct attention calls of a batch, and the layers of each.
 
     Args:
-        specs: of each layer.
-        shapes: of each layer's calls; those of equal sizes are the same object.
+        specs: the spec of each layer.
+        shapes: the shape of each layer's calls; equal shapes are the same object.
         seqlens: lengths of documents packed into the one row.
         device: where q, k and v are.
         dtype: of q, k and v.
@@ -46,7 +46,7 @@ def distinct_cases(
     Raises:
         ConfigError: a bias does not fit the batch.
     """
-    # layers with one recipe and shape first: facts are compared once for all of them
+    # group layers by recipe and shape first, so that biases are compared once per group
     alike: dict[tuple[int, int], list[int]] = {}
     for index, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
         alike.setdefault((id(spec.bias), id(shape)), []).append(index)

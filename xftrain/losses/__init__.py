@@ -1,1 +1,1 @@
-"""Cross-entropy variants, one a file."""
+"""Cross-entropy variants, one per file."""

@@ -1,4 +1,4 @@
-"""On a GPU `fused`; elsewhere the whole logits tensor where it is small, else chunks of it."""
+"""Chooses `fused` on a GPU, else `full` if the logits are small, else `chunked`."""
 
 import logging
 
@@ -15,33 +15,34 @@ from xftrain.memory import total_memory_bytes
 log = logging.getLogger(__name__)
 
 _SHARE = 8  # logits may take 1/8 of the device's memory
-_MAX_LOGITS = 2**30  # of the fused loss, at once
+_MAX_LOGITS = 2**30  # maximum number of logits in a chunk of the fused loss
 
 
 class Auto:
-    """`fused` on a GPU where Triton runs: it is the fastest and keeps no logits.
+    """Chooses `fused` on a GPU with Triton, as it is the fastest and saves no logits.
 
-    Elsewhere `full`, where the float32 logits fit in an eighth of the memory, or `chunked`.
+    Elsewhere it chooses `full` if the float32 logits fit in an eighth of the memory, else
+    `chunked`.
     """
 
     def __init__(self) -> None:
         self._chosen: tuple[tuple[int, int], Full | Chunked | Fused] | None = None
 
     def unsupported(self, device: torch.device) -> list[str]:
-        """Runs everywhere."""
+        """Returns no reasons, since a loss runs on every device."""
         return []
 
     def __call__(
         self, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, with_accuracy: bool
     ) -> LossSums:
-        """Sums over the labels that count."""
+        """Computes the sums with the chosen loss, see `Loss`."""
         loss = self.choice(x_ND.shape[0], weight_VD.shape[0], x_ND.device)
         return loss(x_ND, weight_VD, labels_N, with_accuracy=with_accuracy)
 
     def choice(
         self, num_tokens: int, vocab_size: int, device: torch.device
     ) -> Full | Chunked | Fused:
-        """The loss for so many tokens, kept while batches stay alike."""
+        """The loss for a batch of this size, cached until the size changes."""
         sizes = (num_tokens, vocab_size)
         if self._chosen is None or self._chosen[0] != sizes:
             self._chosen = (sizes, self._choose(*sizes, device))
@@ -50,7 +51,7 @@ class Auto:
     def peak_bytes(
         self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
     ) -> int:
-        """The chosen loss's."""
+        """The peak bytes of the chosen loss."""
         loss = self.choice(num_tokens, weight_VD.shape[0], device)
         return loss.peak_bytes(num_tokens, weight_VD, dtype, device)
 

@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks, recomputed in the backward pass: no N x V logits are ever kept."""
+"""Cross-entropy in chunks, recomputed in the backward pass: no N x V logits exist at once."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from xftrain.losses.full import cross_entropy_sums, logits_bytes
 
 
 class Chunked:
-    """Logits for `chunk_tokens` tokens at a time.
+    """Computes the logits of `chunk_tokens` tokens at a time.
 
     Args:
         chunk_tokens: tokens whose logits exist at once.
@@ -21,13 +21,13 @@ class Chunked:
         self.chunk_tokens = chunk_tokens
 
     def unsupported(self, device: torch.device) -> list[str]:
-        """Runs everywhere."""
+        """Returns no reasons, since this loss runs on every device."""
         return []
 
     def __call__(
         self, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, with_accuracy: bool
     ) -> LossSums:
-        """Sums over the labels that count."""
+        """Computes the sums over all labels that are not ignored, see `Loss`."""
 
         def chunk(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
             sums = cross_entropy_sums(F.linear(x, weight), labels, with_accuracy=with_accuracy)
@@ -35,7 +35,7 @@ class Chunked:
             return sums.loss, *(count for count in counts if count is not None)
 
         parts = [
-            # nothing is random here, and a CUDA graph cannot ask for the generator's state
+            # nothing is random here, and CUDA graph capture forbids reading the RNG state
             checkpoint(
                 *(chunk, x, weight_VD, labels), use_reentrant=False, preserve_rng_state=False
             )
@@ -49,5 +49,5 @@ class Chunked:
     def peak_bytes(
         self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
     ) -> int:
-        """Those of one chunk's logits."""
+        """Peak bytes: those of the logits of one chunk."""
         return logits_bytes(min(num_tokens, self.chunk_tokens), weight_VD.shape[0])

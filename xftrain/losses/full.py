@@ -8,37 +8,37 @@ from xftrain.interfaces import IGNORED_LABEL, LossSums
 
 
 class Full:
-    """N x V logits, then one cross-entropy in float32."""
+    """Computes all N x V logits, then their cross-entropy in float32."""
 
     smaller_option = "chunked"
 
     def unsupported(self, device: torch.device) -> list[str]:
-        """Runs everywhere."""
+        """Returns no reasons, since this loss runs on every device."""
         return []
 
     def __call__(
         self, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, with_accuracy: bool
     ) -> LossSums:
-        """Sums over the labels that count."""
+        """Computes the sums over all labels that are not ignored, see `Loss`."""
         return cross_entropy_sums(F.linear(x_ND, weight_VD), labels_N, with_accuracy=with_accuracy)
 
     def peak_bytes(
         self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
     ) -> int:
-        """Those of the whole logits."""
+        """Peak bytes: those of all logits."""
         return logits_bytes(num_tokens, weight_VD.shape[0])
 
 
 def logits_bytes(num_tokens: int, vocab_size: int) -> int:
-    """What torch's cross-entropy needs at once, in bytes.
+    """Peak memory of torch's cross-entropy, in bytes.
 
-    Three float32 tensors, N x V each: the log-softmax, its gradient, and that of the logits.
+    It holds three float32 tensors [N, V]: log-softmax, its gradient, the gradient of the logits.
     """
     return 3 * 4 * num_tokens * vocab_size
 
 
 def cross_entropy_sums(logits_NV: Tensor, labels_N: Tensor, *, with_accuracy: bool) -> LossSums:
-    """Cross-entropy, label count and number of correct guesses of logits."""
+    """Summed cross-entropy, number of labels and number of correct predictions for given logits."""
     loss = F.cross_entropy(logits_NV.float(), labels_N, ignore_index=IGNORED_LABEL, reduction="sum")
     num_correct = None
     if with_accuracy:

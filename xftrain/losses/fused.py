@@ -1,7 +1,7 @@
-"""Cross-entropy whose gradient takes the logits' place: they are read twice and written twice.
+"""Cross-entropy in chunks whose gradient overwrites the logits.
 
-The idea of Liger's fused linear cross-entropy (Hsu et al., 2024, arXiv:2410.10989), in chunks that
-are large enough for matrix products to run at full speed.
+It follows Liger's fused linear cross-entropy (Hsu et al., 2024, arXiv:2410.10989), with chunks that
+are large enough for matmuls at full speed. Logits are read twice and written twice.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from xftrain.kernels.softmax_gradient import has_kernel, softmax_gradient_
 
 
 class Fused:
-    """Logits for `chunk_tokens` tokens at a time, overwritten by their own gradient.
+    """Computes the logits of `chunk_tokens` tokens at a time; their gradient overwrites them.
 
-    The gradients of the hidden states and of the matrix are made in the forward pass, so nothing
-    of the size of the logits is kept for the backward pass and nothing is computed twice.
+    The gradients of the hidden states and of the output matrix are computed in the forward pass, so
+    nothing of the size of the logits is saved for the backward pass, and nothing is recomputed.
 
     Args:
         chunk_tokens: tokens whose logits exist at once.
@@ -31,13 +31,13 @@ class Fused:
         self.chunk_tokens = chunk_tokens
 
     def unsupported(self, device: torch.device) -> list[str]:
-        """Runs everywhere, but it is made for GPUs: elsewhere it saves memory and not time."""
+        """Returns no reasons: it runs on every device, though only a GPU gets faster by it."""
         return []
 
     def __call__(
         self, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, with_accuracy: bool
     ) -> LossSums:
-        """Sums over the labels that count."""
+        """Computes the sums over all labels that are not ignored, see `Loss`."""
         dtype = x_ND.dtype
         if torch.is_autocast_enabled(x_ND.device.type):
             dtype = torch.get_autocast_dtype(x_ND.device.type)
@@ -51,16 +51,16 @@ class Fused:
     def peak_bytes(
         self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
     ) -> int:
-        """A chunk's logits, and the gradients of the hidden states and of the weight in float32.
+        """Peak bytes: a chunk's logits, and float32 gradients of hidden states and weight.
 
-        With the latter there is a copy in the weight's dtype, or a chunk's part of it, unless the
-        matmul adds that up itself and the weight is float32.
+        The gradient of the weight needs another tensor of its size, either a copy in the weight's
+        dtype or the term of one chunk, unless the matmul accumulates and the weight is float32.
         """
         vocab_size = weight_VD.shape[0]
         rows = min(num_tokens, self.chunk_tokens)
         on_gpu = device.type == "cuda" and dtype.itemsize == 2
         part = 0 if on_gpu and weight_VD.dtype == torch.float32 else dtype.itemsize
-        # without the kernel there are a logit in float32 and its log-softmax as well
+        # without the Triton kernel, float32 logits and their log-softmax exist as well
         logit = dtype.itemsize + (0 if has_kernel(device) else 2 * 4)
         return rows * vocab_size * logit + gradient_bytes(num_tokens, weight_VD, dtype, part)
 
@@ -68,20 +68,20 @@ class Fused:
 def gradient_bytes(
     num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, part_itemsize: int
 ) -> int:
-    """Gradients that a forward pass makes, in bytes: of the hidden states, and of the weight.
+    """Bytes of the gradients of hidden states and weight, which the forward pass computes.
 
     Args:
         num_tokens: N.
         weight_VD: the output matrix.
-        dtype: of matmuls, in which the hidden states' gradient is.
-        part_itemsize: bytes an element of what there is beside the weight's float32 gradient.
+        dtype: dtype of matmuls, and of the gradient of the hidden states.
+        part_itemsize: bytes per element of the tensor beside the weight's float32 gradient.
     """
     vocab_size, dim = weight_VD.shape
     return num_tokens * dim * dtype.itemsize + vocab_size * dim * (4 + part_itemsize)
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):
-    """(x_ND, weight_VD, labels_N) to the summed loss and the number of correct guesses."""
+    """Maps (x_ND, weight_VD, labels_N) to the summed loss and the number of correct predictions."""
 
     @staticmethod
     def forward(
@@ -113,7 +113,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
                 num_correct += correct.sum()
                 if grad_x is None:
                     continue
-                grad_x[here] = logits @ weight  # the logits are their gradient by now
+                grad_x[here] = logits @ weight  # `logits` holds their gradient by now
                 if grad_weight is not None:
                     _sum_up_(grad_weight, logits.t(), x, is_first=start == 0)
         if grad_x is not None:
@@ -130,7 +130,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("loss=fused: a second backward pass through one forward pass")
         ctx.is_spent = True
         grad_x, grad_weight = ctx.saved_tensors
-        # in place, as they are of this pass alone, and in float32: 1 / labels is no bfloat16
+        # in place, as no other pass uses them; in float32, as bfloat16 would round 1 / labels
         weights = [] if grad_weight is None else [grad_weight]
         for part in (*grad_x.split(ctx.chunk_tokens), *weights):
             part.copy_(part.float().mul_(grad))
@@ -138,16 +138,16 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
 
 
 def _sum_up_(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
-    """Adds a b to the total in float32: in float16, whose largest number is 65,504, it may not fit.
+    """Adds `a b` to the total in float32, since the sum may overflow float16 (above 65,504).
 
     Args:
-        total: float32; holds nothing yet where this is the first part.
+        total: float32 [V, D]; not initialized before the first call.
         a: [V, N].
         b: [N, D].
-        is_first: overwrite the total.
+        is_first: whether to overwrite the total.
     """
     if a.device.type == "cuda" and a.dtype in (torch.float16, torch.bfloat16):
-        # in the product itself, without a pass over the total for each part
+        # the matmul accumulates, without another pass over the total
         beta = 0.0 if is_first else 1.0
         torch.addmm(total, a, b, out_dtype=torch.float32, beta=beta, out=total)
         return

@@ -15,12 +15,12 @@ from xftrain.losses.fused import gradient_bytes
 
 
 class Liger:
-    """No N x V logits; CUDA only."""
+    """Computes the loss by Liger's kernel, without N x V logits; CUDA only."""
 
     no_cuda_graph = "it waits for the device to count the labels: use loss=auto"
 
     def unsupported(self, device: torch.device) -> list[str]:
-        """Needs CUDA and the package."""
+        """Reasons against: no CUDA device, or liger-kernel is not installed."""
         if device.type != "cuda":
             return [f"loss=liger needs a CUDA GPU, got {device.type}: use loss=chunked"]
         if importlib.util.find_spec("liger_kernel") is None:
@@ -30,13 +30,13 @@ class Liger:
     def __call__(
         self, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, with_accuracy: bool
     ) -> LossSums:
-        """Sums over the labels that count."""
+        """Computes the sums over all labels that are not ignored, see `Loss`."""
         from liger_kernel.ops.fused_linear_cross_entropy import (
             LigerFusedLinearCrossEntropyFunction,
         )
 
         if torch.is_autocast_enabled(x_ND.device.type):
-            # the Function is opaque to autocast
+            # autocast does not act within the autograd.Function
             dtype = torch.get_autocast_dtype(x_ND.device.type)
             x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
         loss = LigerFusedLinearCrossEntropyFunction.apply(
@@ -50,9 +50,9 @@ class Liger:
     def peak_bytes(
         self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
     ) -> int:
-        """A chunk's logits, and the gradients of the hidden states and of the weight in float32.
+        """Peak bytes: a chunk's logits, and float32 gradients of hidden states and weight.
 
-        Liger's chunks are so long that all logits take about as much as the hidden states.
+        Liger sizes chunks so that the logits of one take about as much as the hidden states.
         """
         vocab_size, dim = weight_VD.shape
         chunks = -(-vocab_size // dim)
@@ -62,6 +62,6 @@ class Liger:
 
     @staticmethod
     def _num_correct(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
-        """The kernel returns no logits: guesses are made again, in chunks."""
+        """Counts correct predictions in recomputed chunks, as the kernel returns no logits."""
         guesses = [F.linear(x, weight_VD).argmax(dim=-1) for x in x_ND.split(4096)]
         return (torch.cat(guesses) == labels_N).sum()

@@ -1,4 +1,4 @@
-"""What the schedules share: the linear warm-up that they begin with."""
+"""The linear warm-up with which all schedules begin."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from abc import ABC, abstractmethod
 class WarmupSchedule(ABC):
     """A schedule that rises linearly for `warmup_steps` steps.
 
-    Each schedule has this argument as a field of its own, since fields are read from an option's
-    source.
+    Each schedule repeats this argument, since the fields of an option are read from its own source.
     """
 
     def __init__(self, warmup_steps: int) -> None:
         self.warmup_steps = warmup_steps
 
     def factor(self, step: int, max_steps: int) -> float:
-        """The learning rate of the step after `step` steps, as a share of the base learning rate.
+        """The learning rate after `step` steps, as a fraction of the base learning rate.
 
         Args:
-            step: number of optimizer steps before it.
-            max_steps: of the run.
+            step: number of completed optimizer steps.
+            max_steps: number of optimizer steps of the run.
         """
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
@@ -29,14 +28,14 @@ class WarmupSchedule(ABC):
 
     @abstractmethod
     def after_warmup(self, step: int, max_steps: int) -> float:
-        """The share in a step that does not belong to the warm-up."""
+        """The factor of a step after the warm-up."""
 
 
 def progress(step: int, start: int, end: int) -> float:
-    """How much of the steps from `start` to `end` lies before `step`: 0 to 1."""
+    """The fraction of the interval from `start` to `end` that is before `step`, from 0 to 1."""
     return min(1.0, max(0, step - start) / max(1, end - start))
 
 
 def cosine(share: float) -> float:
-    """Half a cosine wave: 1 at 0, 0 at 1."""
+    """Half a cosine wave, which falls from 1 at 0 to 0 at 1."""
     return 0.5 * (1.0 + math.cos(math.pi * share))

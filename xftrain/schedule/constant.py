@@ -17,5 +17,5 @@ class Constant(WarmupSchedule):
         super().__init__(warmup_steps)
 
     def after_warmup(self, step: int, max_steps: int) -> float:
-        """The whole base learning rate."""
+        """Returns 1, the base learning rate."""
         return 1.0

@@ -19,6 +19,6 @@ class Cosine(WarmupSchedule):
         self.min_lr_ratio = min_lr_ratio
 
     def after_warmup(self, step: int, max_steps: int) -> float:
-        """From 1 to `min_lr_ratio`, where it stays."""
+        """Falls from 1 to `min_lr_ratio`, then stays there."""
         falling = cosine(progress(step, self.warmup_steps, max_steps))
         return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * falling

@@ -17,7 +17,7 @@ _DECAYS: dict[str, Callable[[float], float]] = {
 
 
 class Wsd(WarmupSchedule):
-    """Constant after the warm-up, with a decay in the last steps alone.
+    """Stays constant after the warm-up, and decays only in the last steps.
 
     A checkpoint of the stable phase does not depend on `max_steps`: it can be resumed with more
     steps, or with fewer to decay now. The paper decays exponentially; here the decay ends at
@@ -25,9 +25,9 @@ class Wsd(WarmupSchedule):
 
     Args:
         warmup_steps: steps of linear growth from 0.
-        decay_share: share of all steps, the last ones, in which the learning rate falls.
-        decay: shape of the fall: `linear`, `cosine`, or `sqrt`, which is 1 - sqrt(share of the
-            decay) (Hägele et al., 2024, arXiv:2405.18392).
+        decay_share: fraction of all steps, at the end, in which the learning rate decays.
+        decay: shape of the decay: `linear`, `cosine`, or `sqrt`, which is 1 - sqrt(fraction of
+            the decay) (Hägele et al., 2024, arXiv:2405.18392).
         min_lr_ratio: share of the base learning rate at the end of the decay.
     """
 
@@ -44,7 +44,7 @@ class Wsd(WarmupSchedule):
         self.decay = _DECAYS[decay]
 
     def after_warmup(self, step: int, max_steps: int) -> float:
-        """1, then from 1 to `min_lr_ratio`, where it stays."""
+        """Stays at 1, then falls to `min_lr_ratio`, then stays there."""
         start = max(self.warmup_steps, max_steps - round(self.decay_share * max_steps))
         falling = self.decay(progress(step, start, max_steps))
         return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * falling

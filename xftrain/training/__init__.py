@@ -1,1 +1,1 @@
-"""The Lightning side: module, trainer, optimizers, callbacks, checkpoints."""
+"""Training with Lightning: module, trainer, optimizers, callbacks, checkpoints."""

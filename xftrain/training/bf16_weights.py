@@ -1,8 +1,8 @@
-"""bfloat16 copies of large float32 weights, which the matmuls of training read in their place.
+"""bfloat16 copies of large float32 weights, which training matmuls read instead of the weights.
 
-Autocast would make them anew in each step, 6 bytes of traffic a weight, and as much again to widen
-each gradient to float32. The float32 weights stay what is initialized, saved, validated and
-exported.
+Autocast would cast the weights in each step, at 6 bytes of memory traffic per weight, and spend as
+much again to cast each gradient to float32. The float32 weights remain the ones that are
+initialized, saved, validated and exported.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 
 class BF16Weights:
-    """Gives each large linear layer its copy, which the optimizer is to keep up to date.
+    """Gives each large linear layer a bfloat16 copy of its weight, which the optimizer updates.
 
-    A gradient comes to the copy in the copy's dtype, and is handed over to the weight as it is.
+    The gradient of a copy has the dtype of the copy, and is moved to the weight without a cast.
 
     Args:
-        model: on its device.
-        dtype: of matrix products.
+        model: the model, already on its device.
+        dtype: dtype of the copies and of the matmuls.
     """
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
@@ -40,19 +40,19 @@ class BF16Weights:
         self.copies: dict[Tensor, Tensor] = {}
         for layer in self._layers:
             copy = layer.weight.detach().to(dtype, copy=True).requires_grad_()
-            layer.weight.grad_dtype = None  # any
+            layer.weight.grad_dtype = None  # accept a gradient of any dtype
             copy.register_post_accumulate_grad_hook(_hand_over_to(layer.weight))
             layer.bf16_weight = self.copies[layer.weight] = copy
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Follows what a checkpoint did to the weights."""
+        """Copies the weights again, after a checkpoint was loaded into them."""
         for weight, copy in self.copies.items():
             copy.copy_(weight)
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Layers read their weights in it, and gradients come to those."""
+        """Within this context, layers read their float32 weights, which receive the gradients."""
         for layer in self._layers:
             layer.bf16_weight = None
         try:
@@ -63,13 +63,13 @@ class BF16Weights:
 
 
 def may_copy_weights(trainer: Trainer, optim: Any) -> bool:
-    """Whether a run may keep copies: nothing but the optimizer changes its weights.
+    """Whether a run may keep bfloat16 copies: only the optimizer changes its weights.
 
     Args:
-        trainer: of the run.
+        trainer: the trainer of the run.
         optim: the option that builds the optimizer.
     """
-    # DDP would look for gradients where there are none
+    # DDP looks for the gradients on the float32 weights, which have none during backward
     if trainer.precision != "bf16-mixed" or trainer.world_size > 1:
         return False
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -86,9 +86,9 @@ def weight_modifiers(parts: Iterable[object]) -> list[str]:
     """The names of the classes that may change weights, or read gradients while they are computed.
 
     Args:
-        parts: callbacks, the optimizer's option, or classes of them. Each may, unless its very
-            class says that it does neither: `modifies_weights = False`. A subclass has to say so
-            itself, since it may override anything. Lightning's progress bars only count.
+        parts: callbacks, the optimizer's option, or their classes. Each one counts, unless its own
+            class declares `modifies_weights = False`. A subclass does not inherit the declaration,
+            since it may override any method. Lightning's progress bars never count.
     """
     kinds = [part if isinstance(part, type) else type(part) for part in parts]
     return [kind.__name__ for kind in kinds if _may_modify_weights(kind)]
@@ -101,10 +101,10 @@ def _may_modify_weights(kind: type) -> bool:
 
 
 def layers_with_copies(model: GPT) -> Iterator[Linear]:
-    """The layers in blocks whose weights are worth a copy: large, trained, and read by them alone.
+    """The linear layers of blocks whose weights get a copy: large, trained, and not read elsewhere.
 
-    Modules that do not say that they only call their layers (`reads_weights = False`) are passed
-    over; so are weights with hooks.
+    Modules are skipped unless they declare that they only call their layers
+    (`reads_weights = False`); weights with hooks are skipped too.
     """
     owners = Counter(
         id(weight) for module in model.modules() for weight in module._parameters.values()
@@ -126,9 +126,9 @@ def _called_layers(module: nn.Module) -> Iterator[Linear]:
 
 
 def _reads_weights(module: nn.Module) -> bool:
-    """Whether a module may read the weights of its layers, instead of calling these.
+    """Whether a module may read the weights of its layers directly, instead of calling the layers.
 
-    The class that defines `forward` says that it does not: `reads_weights = False`.
+    The class that defines `forward` rules this out by `reads_weights = False`.
     """
     definer = next((kind for kind in type(module).__mro__ if "forward" in vars(kind)), nn.Module)
     return "reads_weights" not in vars(definer) or bool(module.reads_weights)
@@ -138,7 +138,7 @@ def _hand_over_to(weight: Tensor) -> Callable[[Tensor], None]:
     def hand_over(copy: Tensor) -> None:
         grad, copy.grad = copy.grad, None
         assert grad is not None
-        if weight.grad is not None:  # of another batch of the step: the sum is kept in float32
+        if weight.grad is not None:  # of an earlier micro-batch: accumulate in float32
             grad = grad.to(weight.dtype).add_(weight.grad)
         weight.grad = grad
 

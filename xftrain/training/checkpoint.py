@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or absent, and read without executing anything."""
+"""Checkpoint files, which are complete or absent, and are read without executing code."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes beside the final place, flushes to the disk, then renames.
+    """Writes a temporary file beside the target, flushes it to disk, then renames it.
 
-    Lightning's own goes through the temporary folder, which leaves half a file under the final
-    name when that is another file system and the process dies.
+    Lightning's own class writes to the system's temporary folder. If that is another file system
+    and the process dies, a partial file remains under the final name.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """A complete file at `path`, or the one that was there before.
+        """Writes a complete file to `path`; on an error, the previous file remains.
 
         Args:
-            checkpoint: what to save.
-            path: its place.
-            storage_options: `{"previous": name}` keeps the file that was there under that name.
+            checkpoint: content of the checkpoint.
+            path: path of the file.
+            storage_options: `{"previous": name}` keeps the previous file under that name.
 
         Raises:
             RunError: the disk is full, or the folder cannot be written.
@@ -71,14 +71,14 @@ class AtomicCheckpointIO(CheckpointIO):
                 _check_readable(partial)
                 if storage_options and path.exists():
                     _link(path, path.with_name(storage_options["previous"]))
-            sync(path.parent)  # a rename is to outlast a power cut
+            sync(path.parent)  # the rename must survive a power failure
         except NotPlain as error:
             raise RunError(
                 f"the checkpoint {path} is not kept, as it could not be read again ({error}): let "
                 "state_dict() of your own callbacks and optimizers return tensors and plain values."
             ) from error
         except Exception as error:
-            # torch puts an error of its own in the place of the system's, in several words
+            # torch replaces the error of the system by its own error, with various messages
             cause = (written and written.error) or error
             if not isinstance(cause, OSError):
                 raise
@@ -90,7 +90,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The checkpoint at `path`, in host memory; tensors and plain values only."""
+        """Reads a checkpoint, of tensors and plain values only, into host memory."""
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -99,19 +99,19 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class _RecordingFile(io.BufferedWriter):
-    """A file that keeps the system's error where a write fails."""
+    """A file that records the error of the system if a write fails."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "wb"))
         self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
-        """All of it."""
+        """Writes the whole content."""
         with self._recording():
             return super().write(content)
 
     def flush(self) -> None:
-        """All that is left."""
+        """Writes the rest of the buffer."""
         with self._recording():
             super().flush()
 
@@ -125,7 +125,7 @@ class _RecordingFile(io.BufferedWriter):
 
 
 def _check_readable(path: Path) -> None:
-    """Refuses what no run could resume from, as state of a class of the user's own may be."""
+    """Refuses a file that no run could resume from, for example by the state of a user's class."""
     with open_plain(path) as file:
         content = described_content(file)
     if isinstance(content, dict) and "xftrain" in content:
@@ -136,28 +136,28 @@ def _check_readable(path: Path) -> None:
 
 
 def _link(path: Path, other: Path) -> None:
-    """The file under another name as well; without a moment at which it has none."""
-    if other.exists() and other.samefile(path):  # as after a kill between here and the rename
-        return  # a rename between names of one file does nothing, and leaves both
+    """Links the file to a second name, atomically, so that this name always exists."""
+    if other.exists() and other.samefile(path):  # after a kill before the rename
+        return  # renaming to a link of the same file does nothing, and keeps both
     try:
         with replacing(other) as partial:
             partial.unlink(missing_ok=True)
             partial.hardlink_to(path)
-    except OSError as error:  # a file system without links
+    except OSError as error:  # the file system has no hard links
         log.warning("%s is not kept: %s", other.name, error)
 
 
 def sweep_partial_files(folder: Path) -> None:
-    """Removes what writers left that were killed; nobody else writes in the folder of a run."""
+    """Removes the temporary files of killed processes; no other process writes to a run folder."""
     for path in folder.glob(".*.partial"):
-        with suppress(IsADirectoryError, PermissionError):  # none of ours
+        with suppress(IsADirectoryError, PermissionError):  # not a file of this package
             path.unlink(missing_ok=True)
 
 
 def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """The weights alone as safetensors, whole or absent; tied ones once, under their first name.
+    """Writes the weights as safetensors, atomically; tied weights once, under their first name.
 
-    The file's metadata names the first for each of the others, as `save_model` of safetensors does.
+    The metadata maps each other name to the first one, as `save_model` of safetensors does.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.
@@ -172,7 +172,7 @@ def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             save_file(once, partial, {"format": "pt", **tied})
-            # safetensors lets the file's owner alone read it
+            # safetensors makes the file readable by its owner only
             partial.chmod(path.parent.stat().st_mode & 0o666)
             sync(partial)
     except (OSError, SafetensorError) as error:
@@ -183,10 +183,10 @@ def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint file as a dictionary, its tensors in host memory.
+    """Reads a checkpoint file as a dictionary, with tensors in host memory.
 
     Raises:
-        ConfigError: there is no such file, or it is damaged or holds more than plain values.
+        ConfigError: the file is missing or damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
     if path.is_symlink():
@@ -217,15 +217,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 class _NotOurs(ValueError):
-    """A file of torch.save that holds something else."""
+    """A file written by torch.save is not a checkpoint of xftrain."""
 
 
 def checked_content(content: Any) -> dict[str, Any]:
-    """The content of a checkpoint, if it is laid out as xftrain saves it.
+    """Returns the content of a checkpoint after checking its layout.
 
     Raises:
-        _NotOurs: it is not.
-        NotPlain: what it says of its run is too large, or none.
+        _NotOurs: it is not laid out as a checkpoint of xftrain.
+        NotPlain: its description of the run is too large or malformed.
     """
     if not isinstance(content, dict):
         raise _NotOurs
@@ -245,7 +245,7 @@ def checked_content(content: Any) -> dict[str, Any]:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What is in a container and those within it."""
+    """The values in a container and in nested containers."""
     if not isinstance(value, dict | list | tuple):
         yield value
         return

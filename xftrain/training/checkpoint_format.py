@@ -1,7 +1,8 @@
 """The format of checkpoint files, checked before torch reads one: a zip archive with a pickle.
 
-torch and Python's zipfile believe what an archive declares: a file of some megabytes may unpack to
-some terabytes. torch.save compresses nothing, so here all sizes add up to the file's.
+torch and Python's zipfile trust the sizes that an archive declares, so a file of megabytes may
+unpack to terabytes. torch.save does not compress, so the checks here require that the sizes of all
+entries add up to the size of the file.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ from typing import IO, Any
 
 from xftrain.training.plain_pickle import read_plain_pickle
 
-_MAX_HOLES, _MAX_TIMES = 16 << 20, 8  # bytes more than what is on the disk, and times that
+# allowed excess of file size over allocated size: bytes, and factor
+_MAX_HOLES, _MAX_TIMES = 16 << 20, 8
 _MAX_PICKLE, _MAX_DIRECTORY = 64 << 20, 16 << 20  # bytes; some KiB for each 100 tensors
-# How a zip file's directory ends, and a large one's, and what says where that is.
+# Signatures of the end of a zip directory: plain, zip64, and the locator of the zip64 end.
 _END, _END_64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
-_LARGE = 0xFFFFFFFF  # what stands for a number that needs more than 32 bits
+_LARGE = 0xFFFFFFFF  # placeholder for a number that needs more than 32 bits
 _END_BYTES, _END_64_BYTES, _LOCATOR_BYTES = 22, 56, 20
 
 
 class NotACheckpoint(ValueError):
-    """No file as torch.save writes them."""
+    """The file is not in the form that torch.save writes."""
 
 
 def check_sums(file: IO[bytes]) -> None:
-    """Reads all of a checkpoint file and compares its checksums, at which torch does not look.
+    """Reads a whole checkpoint file and verifies its checksums, which torch does not do.
 
     Raises:
-        NotACheckpoint: one is wrong.
+        NotACheckpoint: a checksum is wrong.
     """
     with zipfile.ZipFile(file) as archive:
         if (bad := archive.testzip()) is not None:
@@ -40,31 +42,31 @@ def check_sums(file: IO[bytes]) -> None:
 
 
 def described_content(file: IO[bytes]) -> Any:
-    """What a checkpoint file holds, without a look at its weights.
+    """The content of a checkpoint file, read without its weights.
 
-    Nothing that the file names is called, and nothing larger than its directory is read.
+    No function that the file names is called, and nothing larger than its directory is read.
 
     Args:
-        file: a plain file, open to read.
+        file: a regular file, open for reading.
 
     Returns:
-        Plain values, and a `DescribedTensor` for each tensor; the same object for the same file,
-        which nobody changes.
+        Plain values, with a `DescribedTensor` for each tensor. The result is cached per file and
+        must not be changed.
 
     Raises:
-        NotACheckpoint: it is no file of torch.save, or what it declares does not fit the file.
+        NotACheckpoint: torch.save did not write it, or its declared sizes do not fit the file.
         NotPlain: it holds more than plain values and dense tensors.
         zipfile.BadZipFile: it is no zip file.
     """
     status = os.fstat(file.fileno())
-    # of the same file at the same time, which cannot be set: several questions are asked of it
+    # cached, as one run reads several parts; keyed by ctime, which cannot be set by programs
     identity = status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
     return _described(_Opened(file, identity))
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A file to read, equal to each other opening of the same content."""
+    """An open file, which compares equal to other openings of the same content."""
 
     file: IO[bytes] = field(compare=False)
     identity: tuple[int, ...]
@@ -94,9 +96,9 @@ def _described(opened: _Opened) -> Any:
 
 
 def _refuse_holes(file: IO[bytes], length: int) -> None:
-    """Refuses a file that is hardly on the disk: a hole of terabytes takes none there.
+    """Refuses a mostly sparse file, as a hole of terabytes takes no space on disk.
 
-    A part may be one, as a copy leaves out moments that are zero.
+    Small holes are allowed, as a sparse copy turns zero moments into holes.
     """
     number, num_stored, at = file.fileno(), 0, 0
     before = os.lseek(number, 0, os.SEEK_CUR)
@@ -106,7 +108,8 @@ def _refuse_holes(file: IO[bytes], length: int) -> None:
             at = os.lseek(number, begin, os.SEEK_HOLE)
             num_stored += at - begin
     except OSError as error:
-        if error.errno == errno.ENXIO:  # nothing but a hole is left; else nobody knows of holes
+        # only a hole is left; other errors mean that holes are not supported
+        if error.errno == errno.ENXIO:
             raise NotACheckpoint(
                 f"it has {length:,} bytes, and {num_stored:,} of them on the disk"
             ) from None
@@ -115,15 +118,15 @@ def _refuse_holes(file: IO[bytes], length: int) -> None:
 
 
 def _check_directory(file: IO[bytes], length: int) -> int:
-    """The number of entries, of a directory that Python and torch find at the same place.
+    """The number of entries, after checking that Python and torch find the same directory.
 
-    torch follows a locator to a second directory anywhere in the file, where Python does not look.
+    torch follows a locator to a second directory anywhere in the file, which Python ignores.
 
     Raises:
-        NotACheckpoint: it is not the one directly before the end of the file, or it would take far
+        NotACheckpoint: the directory is not directly before the end of the file, or would take far
             more memory than the file has bytes.
     """
-    if file.read(4) != b"PK\x03\x04":  # else torch takes it for a file of its former format
+    if file.read(4) != b"PK\x03\x04":  # else torch reads it as its old file format
         raise NotACheckpoint("it does not begin as a zip file")
     tail = _END_BYTES + _LOCATOR_BYTES + _END_64_BYTES
     file.seek(max(0, length - tail))
@@ -152,11 +155,11 @@ def _check_directory(file: IO[bytes], length: int) -> int:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], end: int) -> None:
-    """Each has its own bytes of the file, and as many as it says.
+    """Checks that each entry has bytes of its own in the file, as many as it declares.
 
     Args:
-        entries: as Python reads the directory.
-        end: where it begins.
+        entries: the directory as Python reads it.
+        end: offset at which the directory begins.
     """
     if not entries or entries[0].header_offset:
         raise NotACheckpoint("it does not begin with its first entry")
@@ -164,10 +167,10 @@ def _check_entries(entries: list[zipfile.ZipInfo], end: int) -> None:
         # Python and torch read other names differently, and would compare different entries
         if not entry.filename.isascii() or entry.filename != entry.orig_filename:
             raise NotACheckpoint(f"its entry {entry.orig_filename!r:.100} has no name of torch's")
-        # torch reads nothing of what is said to be a folder, and leaves the memory as it was
+        # torch does not read entries marked as folders, and leaves memory uninitialized
         if entry.comment or not _has_extra_of_torch(entry) or entry.is_dir() or _is_folder(entry):
             raise NotACheckpoint(f"its entry {entry.filename:.100} has more than torch writes")
-    names = {entry.filename.lower() for entry in entries}  # torch does not tell the cases apart
+    names = {entry.filename.lower() for entry in entries}  # torch ignores case
     if len(names) < len(entries):
         raise NotACheckpoint("it has two entries of one name")
     folder = entries[0].filename.partition("/")[0]
@@ -183,12 +186,12 @@ def _check_entries(entries: list[zipfile.ZipInfo], end: int) -> None:
 
 
 def _has_extra_of_torch(entry: zipfile.ZipInfo) -> bool:
-    """Whether nothing is added to an entry of the directory but numbers that need 64 bits."""
+    """Whether the extra field of an entry holds only sizes that need 64 bits."""
     large = [n for n in (entry.file_size, entry.compress_size, entry.header_offset) if n >= _LARGE]
     expected = struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large) if large else b""
     return entry.extra == expected
 
 
 def _is_folder(entry: zipfile.ZipInfo) -> bool:
-    """Whether an attribute says so."""
+    """Whether the attributes mark the entry as a folder."""
     return bool(entry.external_attr & 0x10)

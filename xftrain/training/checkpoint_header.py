@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, read without its weights."""
+"""Reads the description of the run in a checkpoint, without the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xftrain.training.saved_config import check_description
 
 
 def header(path: Path) -> Mapping[str, Any] | None:
-    """The checkpoint's own entry, `xftrain`, and its `callbacks`; None where it cannot be read."""
+    """The checkpoint's own entry, `xftrain`, and its `callbacks`; None if it cannot be read."""
     try:
         with open_plain(path) as file:
             held = described_content(file)
@@ -24,7 +24,7 @@ def header(path: Path) -> Mapping[str, Any] | None:
 
 
 def run_id(path: Path) -> str | None:
-    """Which run the checkpoint is of; None where it does not say."""
+    """The id of the run of a checkpoint; None if it has no id."""
     callbacks = (header(path) or {}).get("callbacks")
     state = callbacks.get("RunStart") if isinstance(callbacks, Mapping) else None
     found = state.get("run") if isinstance(state, Mapping) else None
@@ -32,11 +32,11 @@ def run_id(path: Path) -> str | None:
 
 
 def later_checkpoints(folder: Path, resumed: Path) -> list[Path]:
-    """The checkpoints of a folder that were saved after another one, and the weights made of them.
+    """The checkpoints in a folder that were saved after another one, and their exported weights.
 
     Args:
-        folder: `checkpoints` of a run.
-        resumed: the other one, there or elsewhere.
+        folder: the folder `checkpoints` of a run.
+        resumed: the other checkpoint, in this folder or elsewhere.
     """
     saved_at = _saved_at(header(resumed))
     later = [o for o in sorted(folder.glob("*.ckpt")) if _saved_at(header(o)) > saved_at]
@@ -45,6 +45,6 @@ def later_checkpoints(folder: Path, resumed: Path) -> list[Path]:
 
 
 def _saved_at(held: Mapping[str, Any] | None) -> float:
-    """Zero where it does not say, or cannot be read."""
+    """The time of the save in nanoseconds; 0 if missing or unreadable."""
     found = (held or {}).get("saved_at", 0)
     return float(found) if isinstance(found, int | float) else 0.0

@@ -1,7 +1,7 @@
-"""What `auto` has measured and chosen is saved with a checkpoint, and a resumed run takes it up.
+"""Saves the choices of `auto` options in checkpoints; a resumed run makes the same choices.
 
-Clocks differ from process to process, and so would a choice that is made anew: the resumed run
-would go through other kernels, and would not end bitwise as one that was never stopped.
+Timings differ from process to process, and so would a new choice: the resumed run would use other
+kernels, and its result would not be bitwise equal to that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from xftrain.run_folder import RunFolder, holds_run, note_of
 from xftrain.training import distributed, hardware
 from xftrain.training.checkpoint_header import header
 
-_LONGEST = 1000  # characters of a name of a device or a kernel
+_MAX_NAME = 1000  # characters of the name of a device or kernel
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds of the choices of its run; empty where nothing is resumed.
+    """The choices in the checkpoint of the resumed run; empty if no run is resumed.
 
     Attributes:
-        attn: the backend that `model.attn=auto` took.
-        attn_at: the sizes at which it did, where it counts for these alone.
-        matmul: the algorithm of each product that `matmul=auto` chose, of this rank.
-        ran_as: what else decides the last digits, by what it is.
+        attn: the backend that `model.attn=auto` chose.
+        attn_at: the sizes at which it was chosen, if the choice holds only for these.
+        matmul: the algorithm that `matmul=auto` chose on this rank for each matmul.
+        ran_as: other properties that change results in the last digits, by name.
     """
 
     attn: str | None = None
@@ -48,13 +48,13 @@ class Saved:
 
 
 def saved_choices(ckpt: Path | None, asked: str | None, folder: RunFolder) -> Saved:
-    """Those of the run that is resumed, on every rank as rank 0 reads them.
+    """The choices of the resumed run, which rank 0 reads for all ranks.
 
     Args:
-        ckpt: the checkpoint; None is nothing.
-        asked: `ckpt` as it is configured: `auto` also starts the run again that was killed in this
+        ckpt: the checkpoint; None resumes nothing.
+        asked: the configured value of `ckpt`; `auto` also restarts a run that was killed in this
             folder before its first save.
-        folder: of the run.
+        folder: the folder of the run.
     """
     held: Any = None
     if ckpt is not None and rank() == 0:
@@ -76,13 +76,13 @@ def saved_choices(ckpt: Path | None, asked: str | None, folder: RunFolder) -> Sa
 
 
 def _named(held: Any) -> dict[str, Any]:
-    """What is said by name; nothing where a checkpoint holds anything else."""
+    """The entries with a text as key; empty if the checkpoint holds no mapping."""
     held = held if isinstance(held, Mapping) else {}
     return {key: value for key, value in held.items() if isinstance(key, str)}
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _LONGEST
+    return isinstance(value, str) and len(value) <= _MAX_NAME
 
 
 def choose_kernel(
@@ -96,12 +96,12 @@ def choose_kernel(
     """The name of the attention kernel that will run; `auto` chooses here.
 
     Args:
-        model: what attends.
-        batch: the first.
-        device: where it runs.
-        dtype: of q, k and v.
-        saved: of the run that is resumed, whose choice is taken up where it can run here.
-        folder: of the run, which notes the choice.
+        model: the model.
+        batch: the first batch.
+        device: device of q, k and v.
+        dtype: dtype of q, k and v.
+        saved: choices of the resumed run, which are repeated if they can run here.
+        folder: folder of the run, in which the choice is noted.
     """
     cases = model.attention_cases(*batch.shape_BM, batch.seqlens, (device, dtype))
     if isinstance(model.backend, Auto):
@@ -111,11 +111,11 @@ def choose_kernel(
             for (bias, shape, *_), _ in cases
         )
         name = saved.attn if saved.attn_at in (None, at) else None
-        if rank() == 0 and not _took_up(model.backend, name, cases):
+        if rank() == 0 and not _repeats_choice(model.backend, name, cases):
             model.backend.choose(cases)
         if (made := model.backend.chosen) is not None:
             folder.notes = {"attn": made.name, "attn_at": at}
-        if distributed.world_size() > 1:  # clocks differ from rank to rank, and so would the choice
+        if distributed.world_size() > 1:  # timings differ by rank, and so would the choice
             chosen = model.backend.chosen
             model.backend.take(distributed.from_rank_0(chosen and chosen.name))
     kernel = kernel_name(model.backend, cases)
@@ -123,29 +123,29 @@ def choose_kernel(
     return kernel
 
 
-def _took_up(backend: Auto, name: str | None, cases: Sequence[AttnCase]) -> bool:
+def _repeats_choice(backend: Auto, name: str | None, cases: Sequence[AttnCase]) -> bool:
     if name is None:
         return False
     reasons = backend.take_up(name, cases)
     if not reasons:
-        log.info("attention: auto takes %s, as the run that is resumed did", name)
+        log.info("attention: auto chooses %s, as the resumed run did", name)
         return True
     log.info(
-        "attention: auto chooses again, as %s of the run that is resumed cannot run here (%s)",
+        "attention: auto chooses again, as %s of the resumed run cannot run here (%s)",
         *(one_line(name), "; ".join(reasons)),
     )
     return False
 
 
 def kind_of(loss: Loss, batch: Batch, vocab_size: int, device: torch.device) -> str:
-    """The loss that runs; what `loss=auto` takes goes by the device and its memory."""
+    """The class name of the loss that runs; `loss=auto` chooses it by device and memory."""
     if (choice := getattr(loss, "choice", None)) is not None:
         loss = choice(batch.labels_BM.numel(), vocab_size, device)
     return type(loss).__name__
 
 
 def on_machine(device: torch.device) -> dict[str, str]:
-    """What decides the last digits and is of the machine."""
+    """The properties of the machine that change results in the last digits."""
     found = {"device": hardware.device_name(device), "torch": str(torch.__version__)}
     if device.type == "cpu":
         found["number of threads"] = str(torch.get_num_threads())
@@ -153,12 +153,12 @@ def on_machine(device: torch.device) -> dict[str, str]:
 
 
 class Choices(Callback):
-    """Saves what was chosen.
+    """Saves the choices of `auto` options in checkpoints.
 
     Args:
-        attn: the backend of the model.
-        ran_as: what else decides the last digits, by what it is.
-        saved: of the checkpoint that is resumed; what differs is said.
+        attn: the attention backend of the model.
+        ran_as: other properties that change results in the last digits, by name.
+        saved: choices of the resumed run; differences are logged.
     """
 
     modifies_weights = False
@@ -173,7 +173,7 @@ class Choices(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Of all ranks, each of which measures its products; rank 0 saves."""
+        """The choices of all ranks, as each rank times its own matmuls; rank 0 saves."""
         chosen = self.attn.chosen if isinstance(self.attn, Auto) else None
         return {
             "attn": None if chosen is None else chosen.name,

@@ -1,4 +1,4 @@
-"""Several optimizers as one, each with parameters of its own."""
+"""Combines several optimizers, each with parameters of its own, into one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class CompositeOptimizer(torch.optim.Optimizer):
-    """Steps its parts one after the other.
+    """An optimizer that steps its parts one after the other.
 
-    Its groups are those of the parts, in their order, and its state is theirs: what changes or
-    restores the one changes the other.
+    Its parameter groups are those of the parts, in their order, and its state is shared with the
+    parts: changing or restoring one changes the other.
 
     Args:
         parts: at least one; no parameter is in two of them.
@@ -26,24 +26,24 @@ class CompositeOptimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether all parts leave a step out themselves where `found_inf` says so."""
+        """Whether all parts skip a step by themselves if `found_inf` is set."""
         return all(getattr(part, "_step_supports_amp_scaling", False) for part in self.parts)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of."""
+        """The state for copies and pickles."""
         return {**super().__getstate__(), "parts": self.parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes up a state, and hands it over to the parts."""
+        """Restores a state, and shares it with the parts."""
         super().__setstate__(state)
         self._share()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A step of each part; those that take GradScaler's scale and flag get them.
+        """Steps each part; parts that support GradScaler's scale and flag receive them.
 
         Args:
-            closure: makes the gradients, and returns the loss.
+            closure: computes the gradients, and returns the loss.
         """
         loss = None
         if closure is not None:
@@ -64,7 +64,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         return loss
 
     def _share(self) -> None:
-        """Gives each part its groups, and the one state of all."""
+        """Gives each part its parameter groups, and the shared state."""
         groups = iter(self.param_groups)
         for part in self.parts:
             own = [next(groups) for _ in part.param_groups]

@@ -1,4 +1,4 @@
-"""What torch has read from a checkpoint file, compared with what was checked before it did."""
+"""Compares what torch has read from a checkpoint file with what was checked before."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 def check_loaded(loaded: Any, described: Any) -> None:
-    """Refuses what a second reader of one file found in it and the first did not.
+    """Raises an error if torch has read something else than the checked description.
 
     Args:
         loaded: what `torch.load` returned.
-        described: of the same file, see `checkpoint_format.described_content`.
+        described: description of the same file, see `checkpoint_format.described_content`.
 
     Raises:
-        NotPlain: another name, value, or shape or dtype of a tensor.
+        NotPlain: a name, a value, or the shape or dtype of a tensor differs.
     """
     if not _is_same(loaded, described, set()):
         raise NotPlain("torch reads something else from it than its directory describes")
 
 
 def _is_same(loaded: Any, described: Any, known: set[tuple[int, int]]) -> bool:
-    """`known` has the addresses of what is within two others, and has been compared."""
+    """Whether two values are equal; `known` holds the addresses of pairs already compared."""
     if isinstance(described, DescribedTensor):
         is_tensor = isinstance(loaded, Tensor) and tuple(loaded.shape) == described.shape
         return is_tensor and loaded.dtype == described.dtype

@@ -1,4 +1,4 @@
-"""Several processes, one on each device, that train one model: PyTorch's DDP."""
+"""Data-parallel training with one process per device, by PyTorch's DDP."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.processes import RANKS, rank, rank_died
 
 _POLL_S = 0.2
-_NAMED = 5  # parameters in a sentence
+_NAMED = 5  # maximum number of parameters named in an error
 _Value = TypeVar("_Value")
 
-_TIMEOUT = timedelta(minutes=30)  # for the slowest of the ranks, as when one makes token files
+_TIMEOUT = timedelta(minutes=30)  # for the slowest rank, which may be preparing token files
 
 
 class DDP(DDPStrategy):
-    """Lightning's, made on the stream of the steps; on one of its own each gradient may wait.
+    """Lightning's DDP strategy, created on the stream of the steps.
 
-    Gradients are views of the buckets that are summed over ranks, and so are held once. Buckets of
-    100 MiB: with torch's 25 a step of two H200s took 1 to 2 % longer.
+    If DDP is created on a stream of its own, as Lightning does, each gradient may wait for it.
+    Gradients are views of the all-reduce buckets, so they exist once. Buckets are of 100 MiB: with
+    torch's 25 MiB a step on two H200s took 1 to 2 % longer.
     """
 
     def __init__(self) -> None:
         super().__init__(gradient_as_bucket_view=True, bucket_cap_mb=100)
-        self._is_checked = False  # that every parameter gets a gradient
+        self._is_checked = False  # whether every parameter was seen to get a gradient
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         device_ids = self.determine_ddp_device_ids()
         return DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
 
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Refuses parameters without a gradient, for which the other ranks would wait.
+        """Raises an error for parameters without a gradient, for which other ranks would wait.
 
-        Looked for in the first batch: torch finds them in the next one, after a step with gradients
-        that were not summed over the ranks.
+        It checks the first batch, as torch would find them only in the next one, after a step with
+        gradients that were not all-reduced.
         """
         super().post_backward(closure_loss)
         if self._is_checked or self.lightning_module is None:
@@ -62,7 +63,7 @@ class DDP(DDPStrategy):
             exception.args = (str(_without_gradient(self._unused_in(str(exception)))),)
 
     def _unused_in(self, said: str) -> list[str]:
-        """Names of the parameters that torch's message lists by their numbers."""
+        """Names of the parameters that torch's message lists by index."""
         assert self.lightning_module is not None
         named = self.lightning_module.named_parameters()
         names = [name for name, weight in named if weight.requires_grad]
@@ -82,12 +83,12 @@ def _without_gradient(names: list[str]) -> RunError:
 
 
 def world_size() -> int:
-    """Processes that train together, of the group that `connect` joined."""
+    """Number of ranks in the process group that `connect` joined; 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def connect(device: torch.device, num_ranks: int) -> None:
-    """Joins the ranks that the environment names; nothing where there is one."""
+    """Joins the process group of the ranks; does nothing for a single rank."""
     if num_ranks == 1 or dist.is_initialized():
         return
     place = _meeting_place()
@@ -107,7 +108,7 @@ def connect(device: torch.device, num_ranks: int) -> None:
 
     try:
         _interruptible(join)
-    except ConnectionError:  # the ranks' parent says which
+    except ConnectionError:  # the parent of the ranks reports which rank died
         raise
     except (OSError, RuntimeError, ValueError) as error:
         raise RunError(
@@ -117,10 +118,11 @@ def connect(device: torch.device, num_ranks: int) -> None:
 
 
 def _own_store(num_ranks: int) -> Any:
-    """A store in a folder of this user's, for ranks that `ranks` has started.
+    """The store in a folder of this user, for ranks that `ranks` has started, else None.
 
-    torch's own listens at a port, where whoever is faster becomes a rank. None where something else
-    has started the ranks, as torchrun, and says where they meet.
+    torch's own store listens at a port, where another user's process could join as a rank. The
+    result is None if another launcher, such as torchrun, has started the ranks and gives their
+    address.
     """
     if not (folder := os.environ.get(RANKS)):
         return None
@@ -128,7 +130,7 @@ def _own_store(num_ranks: int) -> Any:
 
 
 def _meeting_place() -> str:
-    """Where the ranks meet, which torchrun and `ranks` put into the environment."""
+    """The address of the rendezvous, which torchrun and `ranks` put into the environment."""
     names = ("MASTER_ADDR", "MASTER_PORT")
     for name in names:
         if not os.environ.get(name, "").strip():
@@ -140,10 +142,10 @@ def _meeting_place() -> str:
 
 
 def _interruptible(function: Callable[[], None]) -> None:
-    """Calls what may block in C for minutes, so that a signal ends this process meanwhile.
+    """Calls a function that may block in C for minutes, while signals can end this process.
 
-    Python runs the handlers of signals in the main thread alone, once it is back from C. A rank
-    that has died ends the wait too.
+    Python runs signal handlers only in the main thread, once it returns from C. The death of
+    another rank ends the wait too.
     """
     failures: list[BaseException] = []
     gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
@@ -151,7 +153,7 @@ def _interruptible(function: Callable[[], None]) -> None:
     def call() -> None:
         try:
             if gpu is not None:
-                torch.cuda.set_device(gpu)  # of this thread
+                torch.cuda.set_device(gpu)  # the device is set per thread
             function()
         except BaseException as error:
             failures.append(error)
@@ -167,11 +169,11 @@ def _interruptible(function: Callable[[], None]) -> None:
 
 
 def disconnect(*, together: bool) -> None:
-    """Leaves the group, so that a run that follows in this process is one of its own.
+    """Leaves the process group, so that a later run in this process can join another one.
 
     Args:
-        together: all ranks do, at the end of a whole run. Leaving NCCL's group properly takes all
-            of them; where one fails, the others may wait for it in a step, so it aborts the group.
+        together: whether all ranks leave, at the end of a complete run. NCCL needs all ranks to
+            destroy a group; a rank that fails aborts it, as the others may wait in a step.
     """
     if not dist.is_initialized():
         return
@@ -182,12 +184,12 @@ def disconnect(*, together: bool) -> None:
 
 
 def from_rank_0(value: Any) -> Any:
-    """What rank 0 has, on every rank: plain values, as JSON has them."""
+    """Broadcasts a value of rank 0 to every rank; it must be plain values of JSON."""
     return from_all_ranks(value)[0]
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of all ranks' tensors, on every rank; without a wait for the device."""
+    """All-reduces a tensor by sum, without waiting for the device."""
     if world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -195,7 +197,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def largest_over_ranks(value: Tensor) -> Tensor:
-    """The largest of all ranks' tensors, element by element, on every rank."""
+    """All-reduces a tensor by elementwise maximum."""
     if world_size() > 1:
         value = value.clone()
         dist.all_reduce(value, dist.ReduceOp.MAX)
@@ -203,9 +205,9 @@ def largest_over_ranks(value: Tensor) -> Tensor:
 
 
 def from_all_ranks(value: _Value) -> list[_Value]:
-    """What each rank has, on every rank: plain values, as JSON has them.
+    """Gathers the value of each rank on every rank; it must be plain values of JSON.
 
-    torch would pickle them, and run what another process has pickled.
+    torch would pickle the values, and unpickling could run code from another process.
     """
     if world_size() == 1:
         return [value]

@@ -1,4 +1,4 @@
-"""Why a run ended before its last step: which callback stopped it, and what that callback says."""
+"""Records why a run ended before its last step: which callback stopped it, and its reason."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from xftrain.training.callbacks.checkpoint import within_step
 
 log = logging.getLogger(__name__)
 
-_DEPTH = 8  # calls between a callback's hook and the place where it stops the run
+_DEPTH = 8  # maximum stack depth from a callback's hook to the line that stops the run
 
 
 class StoppableTrainer(pl.Trainer):
-    """Lightning's Trainer, which notes the callback that sets `should_stop`.
+    """A Trainer that records which callback sets `should_stop`.
 
-    A callback says why in its attribute `stopping_reason_message`, as Lightning's `EarlyStopping`.
+    A callback gives its reason in the attribute `stopping_reason_message`, like `EarlyStopping`.
     """
 
-    stopped_by: str | None = None  # name of the class
+    stopped_by: str | None = None  # class name of the callback
     _should_stop = False
     _stopping: Callback | None = None
 
     @property
     def should_stop(self) -> bool:
-        """Whether the run ends after the batch under way."""
+        """Whether the run ends after the current batch."""
         return self._should_stop
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
         if not value:
             self.stopped_by, self._stopping = None, None
-        elif not self._should_stop:  # the first of several callbacks
+        elif not self._should_stop:  # the first callback counts
             self._stopping = _calling_callback(sys._getframe(1))
             self.stopped_by = type(self._stopping).__name__ if self._stopping else "a callback"
         self._should_stop = value
 
     def stop_reason(self) -> str | None:
-        """`stopped by <callback>: <reason>`; None for a run that no callback has stopped."""
+        """`stopped by <callback>: <reason>`; None if no callback has stopped the run."""
         return self.stopped_by and f"stopped by {self._described()}"
 
     def _described(self) -> str:
@@ -55,7 +55,7 @@ class StoppableTrainer(pl.Trainer):
 
 
 def _calling_callback(frame: FrameType | None) -> Callback | None:
-    """The callback whose method is being called."""
+    """The callback whose method is on the call stack, or None."""
     for _ in range(_DEPTH):
         if frame is None:
             return None
@@ -66,25 +66,25 @@ def _calling_callback(frame: FrameType | None) -> Callback | None:
 
 
 class StopReason(Callback):
-    """Logs at the end of training why a callback stopped it; the first of all callbacks."""
+    """Logs at the end of training why a callback stopped it; comes first of all callbacks."""
 
     modifies_weights = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
-        """Says so, ahead of all that follows the last step."""
+        """Logs the reason, before the output of other callbacks."""
         said = trainer.stop_reason() if isinstance(trainer, StoppableTrainer) else None
         if said is not None:
             log.info("step %d of %d: %s", trainer.global_step, trainer.max_steps, said)
 
 
 class TimeLimit(Callback):
-    """`trainer.max_time`: ends a run after that much time, counted from its first step.
+    """Ends a run after `trainer.max_time`, counted from its first step.
 
-    A resumed run has all of it again: Lightning's own timer would count the time of the run before
-    and end at once.
+    A resumed run has the full time again: Lightning's own timer would include the time before the
+    checkpoint and end the run at once.
 
     Args:
-        max_time: as `days:hours:minutes:seconds`, see `seconds_of`.
+        max_time: the time as `days:hours:minutes:seconds`, see `seconds_of`.
     """
 
     modifies_weights = False
@@ -95,7 +95,7 @@ class TimeLimit(Callback):
         self._end_s = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
-        """The clock starts."""
+        """Starts the clock."""
         self._end_s = time.monotonic() + seconds_of(self.max_time)
 
     def on_train_batch_end(
@@ -106,7 +106,7 @@ class TimeLimit(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Ends the run where the time is over; several ranks compare clocks only now and then."""
+        """Ends the run if the time is over; several ranks compare clocks only at logged steps."""
         is_rare = trainer.world_size == 1 or not trainer.global_step % trainer.log_every_n_steps  # type: ignore[attr-defined]
         if within_step(trainer) or not is_rare:
             return
@@ -116,6 +116,6 @@ class TimeLimit(Callback):
 
 
 def seconds_of(max_time: str) -> float:
-    """The seconds of `days:hours:minutes:seconds`, a form that `config_checks` has checked."""
+    """Converts `days:hours:minutes:seconds`, checked by `config_checks`, to seconds."""
     days, hours, minutes, seconds = map(int, max_time.split(":"))
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()

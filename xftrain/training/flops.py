@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, and what share of the device's peak they reach."""
+"""FLOPs of a training step, and the peak FLOP/s of devices, for the MFU."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from torch import nn
 from xftrain.interfaces import Batch
 from xftrain.model import GPT
 
-# TFLOP/s in float32, TF32 and half precision, of NVIDIA's data sheet (nvidia.com/data-center/h200),
-# halved where it counts sparsity. Lightning's figures count it, and go by names that no H200 has.
+# TFLOP/s in float32, TF32 and half precision, from NVIDIA's data sheet
+# (nvidia.com/data-center/h200), halved if they assume sparsity. Lightning's values assume sparsity,
+# and do not match the H200's name.
 _H200, _H200_NVL = (67.0, 494.5, 989.5), (60.0, 417.5, 835.5)
 
 FORMULA = "MFU = (6 N + 12 L H K M) x tokens/s / peak"
 
 
 def flops_per_token(model: GPT, batch: Batch) -> float:
-    """Operations of forward and backward per token (PaLM, arXiv:2204.02311, appendix B).
+    """FLOPs of forward and backward per token (PaLM, arXiv:2204.02311, appendix B).
 
-    6 N for the matrix products, N without the embedding tables that are only looked up, and
-    12 L H K M for attention, which is counted in full, causal or not; M is the mean number of
-    positions that a token's own document has, or the window of a layer where that is less.
+    They are 6 N for the matmuls, where N leaves out embedding tables that are only looked up, plus
+    12 L H K M for attention, counted in full even if causal. M is the mean document length of
+    tokens, or the window of a layer if that is smaller.
     """
     return FlopCounter(model).per_token(batch)
 
 
 class FlopCounter:
-    """`flops_per_token` of many batches: the parameters of the model are counted once."""
+    """Computes `flops_per_token` of many batches, and counts the parameters only once."""
 
     def __init__(self, model: GPT) -> None:
         self._of_weights = 6 * _num_multiplied(model)
@@ -38,9 +39,9 @@ class FlopCounter:
         self._windows = Counter(model.windows)
 
     def per_token(self, batch: Batch) -> float:
-        """See `flops_per_token`."""
+        """The FLOPs per token of a batch, see `flops_per_token`."""
         lengths = batch.seqlens or (batch.tokens_BM.shape[1],)
-        keys = 0.0  # of a query on average, over all layers
+        keys = 0.0  # mean number of keys of a query, summed over layers
         for window, num_layers in self._windows.items():
             seen = (n * (n if window is None else min(n, window)) for n in lengths)
             keys += num_layers * sum(seen) / sum(lengths)
@@ -48,7 +49,7 @@ class FlopCounter:
 
 
 def _num_multiplied(model: GPT) -> int:
-    """N: parameters but for the embedding tables that are only looked up."""
+    """N, the number of parameters without embedding tables that are only looked up."""
     looked_up = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in [m.weight]}
     looked_up.discard(id(model.head.weight))
     return sum(p.numel() for p in model.parameters() if id(p) not in looked_up)
@@ -66,12 +67,12 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
             return (in_float32 if highest else in_tf32) * 1e12
         return in_half * 1e12
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # we say "unknown device" ourselves
+        warnings.simplefilter("ignore")  # describe_peak reports an unknown device
         return get_available_flops(device, dtype)
 
 
 def describe_peak(device: torch.device, dtype: torch.dtype) -> str:
-    """The formula with the peak it is measured against, or why there is none."""
+    """The MFU formula with the peak of the device, or the reason why no MFU is logged."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     peak = peak_flops(device, dtype)
     if peak is None:

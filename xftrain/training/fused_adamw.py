@@ -1,4 +1,4 @@
-"""AdamW that clips while it steps, and keeps copies of weights in the dtype of matrix products."""
+"""AdamW that clips within its step, and updates copies of weights in the dtype of matmuls."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch.optim.adamw import adamw
 
 from xftrain.kernels.adamw import Held, Settings, adamw_
 
-_LARGE = 2**19  # elements, from which a kernel for each is worth its launch
+_LARGE = 2**19  # number of elements from which a kernel per weight is worth its launch
 
 
 class FusedAdamW(torch.optim.AdamW):
-    """torch's fused AdamW but for large float32 weights, which it steps by a kernel of its own.
+    """torch's fused AdamW, except that large float32 weights have a separate kernel.
 
-    torch reads and writes every gradient once to clip it, before the step. Here `clip` leaves those
-    of large weights as they are, and the step scales what it reads. Its state is torch's.
+    torch clips in a pass of its own, which reads and writes every gradient. Here `clip` does not
+    change the gradients of large weights, and the step scales them as it reads them. The state is
+    that of torch's AdamW.
 
     Attributes:
-        copies: of some large weights, in another dtype; a step leaves them equal to the weights.
+        copies: copies of some large weights in another dtype, which each step updates.
     """
 
     copies: Mapping[Tensor, Tensor]
-    _clip: Tensor | None  # what the next step multiplies gradients by
+    _clip: Tensor | None  # factor by which the next step multiplies gradients
     _rates: dict[tuple[int, torch.device], Tensor]
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
@@ -34,19 +35,19 @@ class FusedAdamW(torch.optim.AdamW):
         self.__setstate__({})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes up a state; what is not in it stays, and is empty in a copy."""
+        """Restores a state; attributes that it lacks are kept, or empty in a new object."""
         super().__setstate__(state)
         self.__dict__.setdefault("copies", {})
         self.__dict__.setdefault("_clip", None)
         self.__dict__.setdefault("_rates", {})
 
     def clip(self, limit: float | None) -> Tensor:
-        """Has the next step scale gradients to a norm of at most `limit`; returns their norm."""
+        """Makes the next step clip gradients to the norm `limit`; returns their norm."""
         small, large = _by_size(weight for group in self.param_groups for weight in group["params"])
         norm = _norm([weight.grad for weight in (*small, *large)])
         self._clip = None
         if limit is not None and math.isfinite(limit):
-            # as torch.nn.utils.clip_grad_norm_ has it
+            # as in torch.nn.utils.clip_grad_norm_
             self._clip = torch.clamp(limit / (norm + 1e-6), max=1.0)
             if small:
                 grads = [weight.grad for weight in small]
@@ -55,17 +56,17 @@ class FusedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A step of all weights that have a gradient; what `clip` said is used up.
+        """Steps all weights that have a gradient; the factor of `clip` applies to this step only.
 
         Args:
-            closure: makes the gradients, and returns the loss.
+            closure: computes the gradients, and returns the loss.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         skip: Tensor | None = getattr(self, "found_inf", None)
-        # GradScaler's: the module has it unscale gradients before they are clipped
+        # set by GradScaler, which has unscaled the gradients before they are clipped
         assert getattr(self, "grad_scale", None) is None
         for index, group in enumerate(self.param_groups):
             small, large = _by_size(group["params"])
@@ -110,7 +111,7 @@ class FusedAdamW(torch.optim.AdamW):
         if skip is not None:
             torch._foreach_sub_(steps, [skip] * len(steps))
         settings = Settings(
-            rate=self._rate(index, device),
+            rate=self._learning_rate(index, device),
             clip=self._clip,
             skip=skip,
             betas=group["betas"],
@@ -123,8 +124,8 @@ class FusedAdamW(torch.optim.AdamW):
             copy = self.copies.get(weight)
             adamw_(Held(weight, weight.grad, *moments, state["step"], copy), settings)
 
-    def _rate(self, index: int, device: torch.device) -> Tensor:
-        """The group's, on the device; where a recording reads it from there, that very tensor."""
+    def _learning_rate(self, index: int, device: torch.device) -> Tensor:
+        """The learning rate of a group on the device; in graph capture, the group's own tensor."""
         rate = self.param_groups[index]["lr"]
         if isinstance(rate, Tensor):
             return rate
@@ -133,7 +134,7 @@ class FusedAdamW(torch.optim.AdamW):
         return self._rates[index, device].fill_(rate)
 
     def _state(self, weight: Tensor) -> dict[str, Tensor]:
-        """As torch makes it."""
+        """The state of a weight, created as torch does."""
         state: dict[str, Tensor] = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
@@ -143,13 +144,13 @@ class FusedAdamW(torch.optim.AdamW):
 
 
 def has_own_kernel(weight: Tensor) -> bool:
-    """Whether it is stepped by it: large, and as the kernel reads it."""
+    """Whether the kernel of this project steps the weight: large, and of a supported layout."""
     is_wide = weight.dtype == torch.float32 and weight.numel() >= _LARGE
     return is_wide and weight.is_contiguous()
 
 
 def _by_size(weights: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Those that have a gradient: torch's, and those with the kernel of our own."""
+    """Splits weights with a gradient into those for torch and those for the own kernel."""
     small: list[Tensor] = []
     large: list[Tensor] = []
     for weight in weights:
@@ -159,7 +160,7 @@ def _by_size(weights: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _norm(grads: list[Any]) -> Tensor:
-    """Of all gradients as one vector, in float32 whatever their dtypes."""
+    """The norm of all gradients as one vector, in float32 for any dtypes."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for grad in grads:
         by_dtype.setdefault(grad.dtype, []).append(grad)

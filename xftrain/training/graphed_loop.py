@@ -1,4 +1,4 @@
-"""Lightning's loop over the batches, for steps that are replayed as a graph."""
+"""Lightning's loop over the batches, for steps that are replayed as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xftrain.errors import ConfigError
 from xftrain.training.module import TrainingModule
 from xftrain.training.step_graphs import StepGraphs
 
-# of which a replayed step calls none: it is one piece
+# hooks within a step, which a replayed graph cannot call
 _WITHIN = (
     "on_before_zero_grad",
     "on_before_backward",
@@ -22,14 +22,14 @@ _WITHIN = (
 
 
 class GraphedLoop(_TrainingEpochLoop):
-    """Makes each step in one piece, and calls the hooks around it that there are.
+    """Runs each step as one graph replay, and calls the hooks around it.
 
-    A small model's step takes the GPU less time than Lightning's own way through the hooks, the
-    closure and the plugins takes Python. The counters are Lightning's, so checkpoints are too.
+    For a small model, a step on the GPU takes less time than Lightning's hooks, closure and plugins
+    take in Python. The loop uses Lightning's counters, so checkpoints do not differ.
 
     Args:
-        trainer: of one CUDA device, with one batch a step.
-        module: what it trains.
+        trainer: trainer of a run on one CUDA device, with one batch per step.
+        module: the module to train.
     """
 
     def __init__(self, trainer: Trainer, module: TrainingModule) -> None:
@@ -38,10 +38,11 @@ class GraphedLoop(_TrainingEpochLoop):
         self._hooks: dict[str, list[Callable[..., Any]]] = {}
 
     def on_run_start(self, data_fetcher: Any) -> None:
-        """Looks at the callbacks and the optimizer that there are.
+        """Checks the callbacks and the optimizer.
 
         Raises:
-            ConfigError: a hook that would not be called, an optimizer that cannot be recorded.
+            ConfigError: a callback has a hook that would not be called, or the optimizer cannot be
+                captured.
         """
         super().on_run_start(data_fetcher)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -58,10 +59,10 @@ class GraphedLoop(_TrainingEpochLoop):
         }
 
     def advance(self, data_fetcher: Any) -> None:
-        """One batch, which is one optimizer step.
+        """Runs one batch, which is one optimizer step.
 
         Raises:
-            ConfigError: a callback wants several batches a step.
+            ConfigError: a callback has set several batches per step.
         """
         module, trainer = self.module, self.trainer
         if trainer.accumulate_grad_batches != 1:
@@ -87,7 +88,7 @@ class GraphedLoop(_TrainingEpochLoop):
         optimizer.zero_grad.increment_ready()
         optimizer.zero_grad.increment_started()
         optimizer.step.increment_ready()
-        # by the end of this name a profiler knows a training step
+        # profilers recognize a training step by the suffix of this name
         with trainer.profiler.profile("graphed.training_step"):  # type: ignore[attr-defined]
             loss, sums, grad_norm = self.steps.replay()
             module.take(sums, grad_norm)
@@ -101,7 +102,7 @@ class GraphedLoop(_TrainingEpochLoop):
         trainer._logger_connector.update_train_step_metrics()
 
     def _call(self, name: str, *arguments: Any) -> None:
-        """The hooks of that name, which may log as in any other loop."""
+        """Calls the hooks of a name, within which `log` works as in Lightning's own loop."""
         self.module._current_fx_name = name
         for hook in self._hooks[name]:
             hook(self.trainer, self.module, *arguments)
@@ -109,5 +110,5 @@ class GraphedLoop(_TrainingEpochLoop):
 
 
 def _has(callback: Callback, name: str) -> bool:
-    """Whether it does something in this hook, by its class or, as LambdaCallback, by itself."""
+    """Whether a callback implements a hook, in its class or, like LambdaCallback, in the object."""
     return getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name)

@@ -1,4 +1,4 @@
-"""Which device and precision a run gets, known before anything is built."""
+"""Determines the device and the precision of a run before anything is built."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def resolve(
     """The device of this rank and the precision that `auto` stands for.
 
     Raises:
-        ConfigError: a GPU was asked for and there is none, or Lightning would quietly run
-            another precision than the one asked for.
+        ConfigError: a GPU is configured and there is none, or Lightning would silently use another
+            precision than the configured one.
     """
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
@@ -53,10 +53,10 @@ def resolve(
 
 
 def device_name(device: torch.device) -> str:
-    """`NVIDIA H100 80GB HBM3`, or `cpu`."""
+    """The name of a device, such as `NVIDIA H100 80GB HBM3`, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """The dtype in which matrix products and attention run."""
+    """The dtype in which matmuls and attention run."""
     return _COMPUTE_DTYPE[precision]

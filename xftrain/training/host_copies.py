@@ -1,4 +1,4 @@
-"""Figures of a step, brought to the host while the device goes on with the next one."""
+"""Copies tensors to the host asynchronously, while the device runs the next step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class AsyncHostCopy:
-    """A tensor as it is at this point of the device's work, on its way to the host.
+    """An asynchronous copy of a tensor to the host, of its value at this point of the stream.
 
     Args:
-        tensor: may be written to afterwards.
+        tensor: the tensor to copy; it may be overwritten afterwards.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -20,24 +20,24 @@ class AsyncHostCopy:
         if tensor.device.type != "cuda":
             self._host = tensor.detach().to("cpu", copy=True)
             return
-        # copies to memory that is not pinned make the host wait
+        # a copy to unpinned memory would block the host
         self._host = torch.empty_like(tensor, device="cpu", pin_memory=True)
         self._host.copy_(tensor.detach(), non_blocking=True)
         self._arrival = torch.cuda.Event()
         self._arrival.record()
 
     def wait(self) -> Tensor:
-        """The tensor on the host; waits for what the device had to do before, and no longer."""
+        """The tensor on the host; waits only for the work queued before the copy."""
         if self._arrival is not None:
             self._arrival.synchronize()
         return self._host
 
 
 class DeviceTimestamp:
-    """When the device is done with what it was given by now, which is not waited for.
+    """The time at which the device finishes the work queued so far; creating it does not wait.
 
     Args:
-        device: on a CPU, nothing is under way.
+        device: the device; on a CPU, no work is pending.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -48,7 +48,7 @@ class DeviceTimestamp:
             self._event.record(torch.cuda.current_stream(device))
 
     def seconds_since(self, earlier: DeviceTimestamp) -> float:
-        """Waits until it has come."""
+        """The seconds from an earlier timestamp to this one; waits until the device reaches it."""
         if self._event is None or earlier._event is None:
             return self._host - earlier._host
         self._event.synchronize()

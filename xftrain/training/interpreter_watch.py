@@ -1,8 +1,8 @@
-"""A process beside this one that ends it where one of its threads lets no other run.
+"""A helper process that ends this one if a thread blocks the interpreter.
 
-A thread that hangs with the interpreter's lock held stops the watchdog's own thread as well, and a
-timer of faulthandler cannot tell that from a process that was stopped for as long. The process
-beside it counts its own ticks, and asks Linux whether this one is stopped.
+A thread that hangs while it holds the GIL blocks the thread of the watchdog too. A timer of
+faulthandler cannot tell this from a process that was stopped for as long. The helper process counts
+its own ticks, and checks by /proc whether this process is stopped.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-_DUMP = signal.SIGTRAP  # faulthandler writes the stacks without the interpreter's lock
-# Run without site-packages, in about 10 ms; it ends with its parent, whose end of the pipe closes.
+_DUMP = signal.SIGTRAP  # faulthandler writes the stacks without the GIL
+# It starts without site-packages in about 10 ms, and ends when its parent's end of the pipe closes.
 _CODE = """
 import os, select, signal, sys, time
 
@@ -54,11 +54,11 @@ for number, wait_s in ((int(dump), 1.0), (signal.SIGABRT, 5.0), (signal.SIGKILL,
 def interpreter_watched(
     limit_s: float, interval_s: float, stacks: Any, said: str
 ) -> Iterator[Callable[[], None]]:
-    """Within it, this process ends by SIGABRT unless the returned function is called in time.
+    """Within this context, SIGABRT ends the process unless the returned function is called in time.
 
     Args:
-        limit_s: seconds without a call, those in which this process is stopped left out.
-        interval_s: seconds between two looks.
+        limit_s: maximum seconds between calls, without time in which this process is stopped.
+        interval_s: seconds between two checks.
         stacks: an open file for the stacks of all threads.
         said: one sentence for standard error.
     """
@@ -68,9 +68,9 @@ def interpreter_watched(
             [sys.executable, "-I", "-S", "-c", _CODE, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the run
+            start_new_session=True,  # so that Ctrl-C reaches only the run
         )
-    except OSError:  # no room for another process: the run is more important
+    except OSError:  # no process can be started: train without the helper
         yield lambda: None
         return
     assert process.stdin is not None

@@ -1,4 +1,4 @@
-"""The last save of a run comes before whatever else there is to do at its end."""
+"""Makes the final save of a run before other work at its end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from xftrain.training.callbacks.checkpoint import Checkpoint, use_averaged_weigh
 
 
 class LastSave(Callback):
-    """Has the checkpoints saved before any other callback's `on_train_end`.
+    """Saves the final checkpoints before any other callback's `on_train_end`.
 
-    Lightning calls checkpoint callbacks last, so that what they save has the others' state. At the
-    end of training that would let an error of another callback, as of a sample of the model, cost
-    the trained weights. What follows, as a sample, has the averaged weights where there are some.
+    Lightning calls checkpoint callbacks last, so that checkpoints include the state of the others.
+    At the end of training, an error of another callback, such as the sample, would then lose the
+    trained weights. Later callbacks see the averaged weights, if weights are averaged.
     """
 
     modifies_weights = False

@@ -38,21 +38,21 @@ log = logging.getLogger(__name__)
 
 
 class TrainingModule(LightningModule):
-    """Trains a GPT on next tokens.
+    """Trains a GPT to predict next tokens.
 
-    Metrics stay on the device; the `metrics` callback fetches them every `log_every_n_steps`, while
-    the next step is under way, so that the device never waits for the host to have read them.
+    Metrics stay on the device; the `metrics` callback copies them every `log_every_n_steps`, while
+    the device runs the next step, so that the device never waits for the host.
 
     Args:
         model: the GPT.
-        loss: cross-entropy from hidden states.
-        data: where batches come from.
+        loss: computes cross-entropy from hidden states.
+        data: the source of batches.
         optim: builds the optimizer.
-        schedule: of the learning rate, as a share of that of `optim`.
-        seed: of dropout.
-        saved: plain values to store in every checkpoint: the configuration.
-        guard: what becomes of a step whose loss or gradient is not finite.
-        overfit_batches: the only training batches, and what is validated on; 0 is no limit.
+        schedule: schedule of the learning rate, as a fraction of that of `optim`.
+        seed: seed of dropout.
+        saved: plain values to store in every checkpoint, such as the configuration.
+        guard: handles steps whose loss or gradient is not finite.
+        overfit_batches: number of batches used for both training and validation; 0 is no limit.
     """
 
     def __init__(
@@ -74,56 +74,56 @@ class TrainingModule(LightningModule):
         self.seed, self.saved = seed, saved
         self.data_identity = DataIdentity(data)
         self.step_sums = StepSums(self)
-        self.last_sums: LossSums | None = None  # of the last step: all its batches and ranks
-        self.label_bytes: int | None = None  # of this rank's batches of a step that is recorded
+        self.last_sums: LossSums | None = None  # of the last step, over its micro-batches and ranks
+        self.label_bytes: int | None = None  # of this rank's micro-batches in a recorded step
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
-        # of the last step, by TensorBoard's names; after it, the optimizer has the next one's
+        # of the last step, by TensorBoard's names; the optimizer already has those of the next step
         self.learning_rates: dict[str, float] = {}
         self.latest: dict[str, float] = {}  # last fetched metrics, by TensorBoard's names
-        self.recorded_at = -1  # optimizer step of the last fetched training metrics, -1: none are
+        self.recorded_at = -1  # optimizer step of the last fetched training metrics; -1 for none
         self.validated_at = -1  # optimizer step of the last validation
-        self.always_counts = False  # accuracy, though no record of the step is made
-        self.saved_at = 0  # nanoseconds; of the checkpoint before the next one
-        self.data_offset = 0  # from Lightning's number of a batch to the data's
-        self.has_begun = False  # to train; before that, a checkpoint is restored
+        self.always_counts = False  # whether to compute accuracy in steps that are not recorded too
+        self.saved_at = 0  # time of the last save in nanoseconds
+        self.data_offset = 0  # added to Lightning's batch index for that of the data
+        self.has_begun = False  # whether training has begun; a checkpoint is restored before
         self._bf16_weights: BF16Weights | None = None
-        self._saved_states: tuple[dict[str, Any], dict[str, Any]] | None = None  # to be restored
+        self._saved_states: tuple[dict[str, Any], dict[str, Any]] | None = None  # to restore
         self._val_sums = ValSums()
 
     def on_train_start(self) -> None:
-        """All is restored that a checkpoint held."""
+        """Marks the end of restoring a checkpoint."""
         self.has_begun = True
         if self._bf16_weights is not None:
             self._bf16_weights.refresh()
 
     def train_dataloader(self) -> TrainStream:
-        """Endless batches of this rank."""
+        """The infinite stream of training batches of this rank."""
         self.stream = TrainStream(self.data, self.global_rank, self.overfit_batches)
         return self.stream
 
     def val_dataloader(self) -> ValBatches:
-        """This rank's validation batches."""
+        """The validation batches of this rank."""
         world_size = self.trainer.world_size
         return ValBatches(self.data, self.global_rank, world_size, self.overfit_batches)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        """The batch on the device, without waiting for it."""
+        """Copies the batch to the device without waiting for the copy."""
         if self.trainer.training:
             self.count_label_bytes(batch)
         batch = batch.pinned() if device.type == "cuda" else batch
         return batch.to(device, non_blocking=True)
 
     def count_label_bytes(self, batch: Batch) -> None:
-        """Adds the bytes of a training batch that is on the host, where its step is recorded."""
+        """Adds the label bytes of a training batch on the host, if its step is recorded."""
         if self.logs_this_step():
             num_bytes = self.data.num_label_bytes(batch.labels_BM)
             if num_bytes is not None:
                 self.label_bytes = (self.label_bytes or 0) + num_bytes
 
     def forward_loss(self, batch: Batch, *, with_accuracy: bool) -> LossSums:
-        """Sums of the loss over a batch."""
+        """Computes the loss sums of a batch."""
         handle = self.model.prepare(*batch.shape_BM, batch.seqlens)
         x_BMD, aux = self.model.hidden_and_aux(batch.tokens_BM, batch.positions_1M, handle)
         sums = self.loss(
@@ -135,8 +135,8 @@ class TrainingModule(LightningModule):
         return sums.with_aux(aux)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Makes dropout, as the data, a pure function of the batch's number: nothing to save."""
-        # the one generator that is used: torch.manual_seed takes 0.1 ms to seed all there are
+        """Seeds dropout from the batch index, so that no random state needs to be saved."""
+        # only the generator in use: torch.manual_seed takes 0.1 ms to seed all generators
         generator = torch.default_generator
         if self.device.type == "cuda":
             generator = torch.cuda.default_generators[self.device.index]
@@ -144,27 +144,27 @@ class TrainingModule(LightningModule):
         generator.manual_seed(dropout_seed(self.seed, index, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The batch's part of the step's mean cross-entropy in nats, see `StepSums`."""
+        """The share of a micro-batch in the step's mean cross-entropy in nats, see `StepSums`."""
         counts = self.always_counts or self.logs_this_step()
         sums = self.forward_loss(batch, with_accuracy=counts)
         return self.step_sums.add(sums, batch_idx)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """The backward pass, after whose last one in a step the gradients are those of the step."""
+        """Runs the backward pass, and after the last one of a step rescales the gradients."""
         super().backward(loss, *args, **kwargs)
         self.step_sums.rescale(self.trainer.optimizers[0])
 
     def logs_this_step(self) -> bool:
-        """Whether the step under way is one whose metrics are recorded."""
+        """Whether the metrics of the current step are recorded."""
         return self.logs(self.trainer.global_step + 1)
 
     def logs(self, step: int) -> bool:
-        """Whether the metrics of that step are recorded."""
+        """Whether the metrics of a given step are recorded."""
         is_last = step >= self.trainer.max_steps
         return is_last or step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds to the sums of this pass."""
+        """Adds a batch to the sums of this validation pass."""
         sums = self.forward_loss(batch, with_accuracy=True)
         self._val_sums.add(sums, self.data.num_label_bytes(batch.labels_BM))
 
@@ -177,14 +177,15 @@ class TrainingModule(LightningModule):
         metrics = self._val_sums.metrics(self.device)
         self.latest.update(metrics)
         self.validated_at = self.trainer.global_step
-        # for callbacks that monitor a metric; Lightning would log it a step too early, in float32
+        # read by callbacks that monitor a metric; `self.log` would use float32 and the previous
+        # step
         self.log_dict(metrics, batch_size=1, logger=False)
         if not self.trainer.sanity_checking:
             for logger in self.trainer.loggers:
                 logger.log_metrics(metrics, step=self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and its learning rate scheduler, stepped once an optimizer step."""
+        """The optimizer and its learning rate scheduler, stepped once per optimizer step."""
         built = self.optim.build(self.model, self.schedule, self.trainer.max_steps)
         optimizer, lr_scheduler = built
         if type(optimizer) is FusedAdamW and may_copy_weights(self.trainer, self.optim):
@@ -206,10 +207,10 @@ class TrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips to the norm, keeps it for the logs, and leaves out a step that is not finite.
+        """Clips gradients by norm, records the norm, and skips a step that is not finite.
 
-        Waits for the device at the step after one whose metrics are recorded, and until that one
-        alone is done.
+        It waits for the device only in the step after a recorded one, and only until the recorded
+        step is finished.
         """
         sums = self.step_sums.total
         assert sums is not None
@@ -217,26 +218,26 @@ class TrainingModule(LightningModule):
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """What scales the loss in float16."""
+        """The GradScaler of float16 training, or None."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def clip(self, optimizer: torch.optim.Optimizer, sums: LossSums) -> Tensor:
-        """Clips to the norm, which it returns, and has the optimizer leave out what is not finite.
+        """Clips gradients and returns their norm; the optimizer will skip a non-finite step.
 
         Args:
-            optimizer: with the gradients in place.
-            sums: of the step, over all its batches and ranks.
+            optimizer: the optimizer, whose parameters have their gradients.
+            sums: loss sums of the step, over all its micro-batches and ranks.
         """
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
         if self.scaler is not None:
             self.guard.check_step(optimizer, sums, None)
             if takes_flag(optimizer):
-                self.scaler.unscale_(optimizer)  # of others Lightning has done it
+                self.scaler.unscale_(optimizer)  # for other optimizers Lightning has done it
         limit = self.trainer.gradient_clip_val
         if isinstance(optimizer, FusedAdamW):
             norm = optimizer.clip(limit)
         else:
-            # the optimizer's own list: walking the modules again would cost more than the clipping
+            # the optimizer's list, since traversing the modules would take longer than clipping
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         if self.scaler is None:
@@ -244,11 +245,11 @@ class TrainingModule(LightningModule):
         return norm
 
     def take(self, sums: LossSums, grad_norm: Tensor) -> None:
-        """Keeps for the logs what a step has left; ends a run that an earlier step is to end.
+        """Stores the results of a step for the logs; may end the run for an earlier step.
 
         Args:
-            sums: of all its batches and ranks.
-            grad_norm: what `clip` returned.
+            sums: loss sums of the step, over all its micro-batches and ranks.
+            grad_norm: the result of `clip`.
         """
         self.last_sums, self.grad_norm = sums, grad_norm
         self.learning_rates = learning_rates(self.trainer.optimizers[0])
@@ -258,15 +259,15 @@ class TrainingModule(LightningModule):
             self.guard.start_readback(self)
 
     def on_train_end(self) -> None:
-        """Looks at the last steps, which the last checkpoint has done where there was one."""
+        """Checks the last steps for non-finite values, if no final checkpoint has done so."""
         self.guard.end(self)
 
     def plain_weights(self) -> AbstractContextManager[None]:
-        """Gradients come to the weights themselves in it."""
+        """Within this context, gradients go to the weights instead of their copies."""
         return nullcontext() if self._bf16_weights is None else self._bf16_weights.set_aside()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says what differs from the run that is continued, and lets today's settings count.
+        """Checks the checkpoint, logs differences, and keeps the settings of this run.
 
         Raises:
             ConfigError: the checkpoint holds the weights of another model, or is of a run with
@@ -281,16 +282,16 @@ class TrainingModule(LightningModule):
         self._saved_states = states_of(checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the configuration and what the data is, as plain values."""
+        """Adds the configuration and the identity of the data, as plain values."""
         if self.trainer.is_global_zero:
             self.data_identity.keep_vocabulary(Path(self.trainer.default_root_dir))
-        # a clock may be set back, and a foreign checkpoint of any time
+        # the clock may have been set back, and the resumed checkpoint may have any time
         self.saved_at = max(time.time_ns(), min(self.saved_at + 1, LATEST))
         more = {"num_skipped": self.guard.num_skipped, "saved_at": self.saved_at}
         checkpoint["xftrain"] = {**self.saved, **more, **self.data_identity.saved}
 
 
 def training_module(pl_module: LightningModule) -> TrainingModule:
-    """The module as what it is in every run of ours; callbacks get it as Lightning's base class."""
+    """Narrows the type of the module, which callbacks receive as Lightning's base class."""
     assert isinstance(pl_module, TrainingModule)
     return pl_module

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run folder `ckpt=auto` takes: the newest, by the time that it holds."""
+"""Finds the checkpoint that `ckpt=auto` resumes: the newest one, by its recorded time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
-    """The file to go on from: the path given, or for `auto` the newest valid one of the run.
+    """The checkpoint to resume: the given path, or for `auto` the newest valid one of the run.
 
     Raises:
         ConfigError: the file is damaged; for `auto`, every file of the run is.
@@ -28,7 +28,7 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
     if ckpt != "auto":
         read_checkpoint(ckpt)
         return Path(ckpt)
-    # by the times that they hold: a copy of the folder has others
+    # by recorded time, as file times change in a copy of the folder
     files = [path for path in run_dir.glob("checkpoints/*.ckpt") if _is_of(run_dir, path)]
     files.sort(key=_age)
     if not files:
@@ -40,7 +40,7 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
         except ConfigError as error:
             log.warning("ckpt=auto: skipped: %s", error)
         else:
-            log.info("ckpt=auto: going on from %s, step %d", path, step)
+            log.info("ckpt=auto: resuming from %s, step %d", path, step)
             return path
     raise ConfigError(
         f"ckpt=auto found {len(files)} checkpoint(s) in {run_dir / 'checkpoints'} and none can be "
@@ -49,13 +49,13 @@ def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
 
 
 def newest_save(run_dir: Path) -> int:
-    """When the newest checkpoint of a run was saved, as it says itself; 0 where there is none."""
+    """The recorded time of the newest checkpoint of a run in nanoseconds; 0 if there is none."""
     ages = (_age(path) for path in run_dir.glob("checkpoints/*.ckpt"))
     return max((saved_at for saved_at, _ in ages if saved_at < _UNREADABLE), default=0)
 
 
 def _is_of(run_dir: Path, path: Path) -> bool:
-    """Whether it is of the run that the folder holds, as far as both name their run."""
+    """Whether a checkpoint belongs to the run of the folder; true if either has no run id."""
     named = {run_id_of(run_dir), run_id(path)} - {None}
     if len(named) > 1:
         log.warning("ckpt=auto: skipped: %s is of another run than %s holds", path, run_dir)
@@ -63,9 +63,9 @@ def _is_of(run_dir: Path, path: Path) -> bool:
 
 
 def _age(path: Path) -> tuple[int, int]:
-    """When a checkpoint was saved, as it says itself, and its step, without reading its weights.
+    """The recorded time and the step of a checkpoint, read without its weights.
 
-    One that cannot be read comes first, so that it is named in the log.
+    An unreadable checkpoint sorts first, so that the log names it.
     """
     try:
         with open_plain(path) as file:

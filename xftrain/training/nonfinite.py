@@ -1,4 +1,4 @@
-"""Keeps NaN and inf out of the weights, without a wait for the device in any step."""
+"""Keeps NaN and inf out of the weights, without waiting for the device in each step."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from xftrain.training.trained_module import TrainedModule
 
 log = logging.getLogger(__name__)
 
-_MAX_STEPS = 1024  # between two questions
-_MIN_SCALE = 2.0**-8  # GradScaler's own start is 2^16
-_NAMED = 5  # steps in a message
+_MAX_STEPS = 1024  # maximum number of steps between two readbacks
+_MIN_SCALE = 2.0**-8  # GradScaler starts at 2^16
+_NAMED = 5  # maximum number of steps named in a message
 
 
 class _Question(NamedTuple):
-    """Which of these steps were left out?"""
+    """A pending readback of the flags that tell which steps were skipped."""
 
     steps: list[int]
-    fetched: AsyncHostCopy  # the flags of each, and GradScaler's scale, 1 where there is none
+    fetched: AsyncHostCopy  # the flags of each step, and GradScaler's scale, or 1 without it
 
 
 class NonFiniteGuard:
-    """Leaves out the optimizer steps whose loss or gradient is not finite, and says so.
+    """Skips optimizer steps whose loss or gradient is not finite, and reports them.
 
-    The device itself decides and skips: torch's fused optimizers take a flag, `found_inf`, that
-    is there for GradScaler. The host asks at the steps whose metrics are recorded, and is answered
-    while the next one is under way; before each checkpoint it waits. From the first such step on,
-    `stop` makes no other, so the weights that a checkpoint or a message sees are those before it.
+    The device itself decides and skips, by the flag `found_inf` that torch's fused optimizers have
+    for GradScaler. The host starts a readback of the flags at recorded steps, and reads the result
+    during the next step; before each checkpoint it waits. With `stop`, all steps after the first
+    non-finite one are skipped too, so a checkpoint or a message sees the weights before that step.
     A step without any label has no loss, and its gradient of 0 would still decay weights and move
-    them by the moments: it is left out and said, whatever `on_nonfinite` is, and is not counted.
-    In fp16 an infinite gradient is GradScaler's own affair and not counted, until its scale has
-    fallen to what no gradient needs; an infinite loss is.
+    them by their moments. So it is skipped and reported for any `on_nonfinite`, but not counted.
+    In fp16, GradScaler handles infinite gradients, which are not counted until its scale is lower
+    than any finite gradient needs; infinite losses are counted.
 
     Args:
-        on_nonfinite: `stop` ends the run; `skip` leaves the step out and goes on.
-        max_skipped_steps: with `skip`, steps that may be left out before the run ends.
+        on_nonfinite: `stop` ends the run; `skip` skips the step and continues.
+        max_skipped_steps: with `skip`, number of steps that may be skipped before the run ends.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class NonFiniteGuard:
     ) -> None:
         self.stops = on_nonfinite == "stop"
         self.budget = 0 if self.stops else max_skipped_steps
-        self.num_skipped = 0  # steps left out, as of the last answer
-        self._flags: Tensor | None = None  # of each step since the last question: bad, empty
-        self._is_bad: Tensor | None = None  # the step that was judged last
-        self._is_empty: Tensor | None = None  # whether that step has no label
-        self._any: Tensor | None = None  # whether a step was bad at all
-        self._left_out: Tensor | None = None  # whether the optimizer is to leave the step out
+        self.num_skipped = 0  # skipped steps, as of the last readback
+        self._flags: Tensor | None = None  # of each step since the last readback: bad, empty
+        self._is_bad: Tensor | None = None  # whether the last checked step is bad
+        self._is_empty: Tensor | None = None  # whether the last checked step has no label
+        self._any: Tensor | None = None  # whether any step was bad
+        self._left_out: Tensor | None = None  # whether the optimizer must skip the step
         self._hooked: torch.optim.Optimizer | None = None
-        self._num_empty = self._num_answered = 0  # steps, of this process
-        self._steps: list[int] = []  # since the last question
+        self._num_empty = self._num_answered = 0  # numbers of steps in this process
+        self._steps: list[int] = []  # since the last readback
         self._asked: _Question | None = None
 
     def check_step(
@@ -73,27 +73,27 @@ class NonFiniteGuard:
         sums: LossSums,
         norm: Tensor | None,
     ) -> None:
-        """Looks at the step that is about to be made, with a few small kernels.
+        """Checks the gradients and the loss of the next optimizer step, by a few small kernels.
 
-        It can be recorded in a CUDA graph, whose replays judge anew.
+        It can be captured in a CUDA graph, whose replays check again.
 
         Args:
-            optimizer: with the gradients in place.
-            sums: of the step, over all its batches and ranks, as ranks are to decide alike.
-            norm: of the gradients, which all ranks share; None where GradScaler
-                steps the optimizer, which looks at them, and has not done so yet.
+            optimizer: the optimizer, whose parameters have their gradients.
+            sums: loss sums of the step, over all micro-batches and ranks, so that ranks agree.
+            norm: norm of the gradients, equal on all ranks; None if GradScaler checks the
+                gradients later.
         """
         seen = sums.minimized.detach() + (0.0 if norm is None else norm)
         if self._is_bad is None:
             zeros = torch.zeros(4, device=seen.device).unbind()
             self._is_bad, self._is_empty, self._any, self._left_out = zeros
         assert self._is_empty is not None and self._any is not None and self._left_out is not None
-        torch.ne(seen - seen, 0, out=self._is_bad)  # of NaN and inf, what is left is NaN
+        torch.ne(seen - seen, 0, out=self._is_bad)  # inf - inf and NaN - NaN are NaN
         torch.eq(sums.num_labels, 0, out=self._is_empty)
         torch.maximum(self._any, self._is_bad, out=self._any)
         is_bad = self._any if self.stops else self._is_bad
         torch.maximum(is_bad, self._is_empty, out=self._left_out)
-        if not takes_flag(optimizer):  # one of the user's own: the host has to wait
+        if not takes_flag(optimizer):  # a user's optimizer: the host has to wait
             if self._left_out:
                 for group in optimizer.param_groups:
                     for parameter in group["params"]:
@@ -105,22 +105,22 @@ class NonFiniteGuard:
             self._hooked = optimizer
 
     def _raise_flag(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Adds to GradScaler's flag, and leaves its scale alone: another one would not help."""
+        """Adds to the flag of GradScaler, but not to its scale, which would not help."""
         assert self._left_out is not None
         found_inf = torch.maximum(optimizer.found_inf, self._left_out)  # type: ignore[attr-defined]
         optimizer.found_inf = found_inf  # type: ignore[attr-defined]
 
     @property
     def is_bad(self) -> Tensor:
-        """1 where the step that was judged last is not finite; on the device."""
+        """A device tensor: 1 if the last checked step is not finite, else 0."""
         assert self._is_bad is not None
         return self._is_bad
 
     def record(self, step: int) -> None:
-        """Keeps what was judged, for the next question.
+        """Records the flags of the last checked step for the next readback.
 
         Args:
-            step: its number, from 1.
+            step: number of the step, from 1.
         """
         if self._flags is None:
             self._flags = torch.zeros(_MAX_STEPS, 2, device=self.is_bad.device)
@@ -130,13 +130,13 @@ class NonFiniteGuard:
         self._steps.append(step)
 
     def is_full(self) -> bool:
-        """Whether the next step needs a question before it, for the place to note it."""
+        """Whether the flags are full, so that a readback must precede the next step."""
         return len(self._steps) >= _MAX_STEPS
 
     def start_readback(self, module: TrainedModule) -> None:
-        """Has the device answer which of the noted steps were left out; does not wait for it.
+        """Starts a readback of which recorded steps were skipped, without waiting for it.
 
-        `finish_readback` is to follow before the next question.
+        `finish_readback` must be called before the next readback.
         """
         assert self._asked is None
         if self._flags is None or not self._steps:
@@ -149,20 +149,20 @@ class NonFiniteGuard:
         self._steps = []
 
     def check(self, module: TrainedModule) -> None:
-        """Asks and is answered at once, for which it waits for the device.
+        """Reads the flags back at once, and waits for the device.
 
         Raises:
-            RunError: as `finish_readback`.
+            RunError: see `finish_readback`.
         """
         self.finish_readback(module)
         self.start_readback(module)
         self.finish_readback(module)
 
     def end(self, module: TrainedModule) -> None:
-        """Looks at the last steps of a run.
+        """Checks the last steps of a run.
 
         Raises:
-            RunError: as `finish_readback`, or no step has a label.
+            RunError: see `finish_readback`; also if no step has a label.
         """
         self.check(module)
         if self._num_answered and self._num_empty == self._num_answered:
@@ -172,14 +172,14 @@ class NonFiniteGuard:
             )
 
     def finish_readback(self, module: TrainedModule, *, until: int | None = None) -> None:
-        """Ends the run where steps were left out that may not be, by the question there is.
+        """Finishes a pending readback, and ends the run if too many steps were skipped.
 
         Args:
-            module: of the run.
-            until: a step; a question that is of a later one stays.
+            module: the module of the run.
+            until: a step; a readback of a later step stays pending.
 
         Raises:
-            RunError: which step it was, where NaN or inf came from first, and what to do.
+            RunError: a step was not finite; the message names the step, the origin and a remedy.
         """
         if self._asked is None or (until is not None and self._asked.steps[-1] > until):
             return
@@ -220,7 +220,7 @@ class NonFiniteGuard:
 
 
 def _refuse_lost_scale(module: TrainedModule, step: int, scale: float) -> None:
-    """GradScaler goes on for ever where each gradient is NaN, and every step is left out."""
+    """Ends a run in which all gradients are NaN, as GradScaler would skip every step for ever."""
     if scale >= _MIN_SCALE:
         return
     raise RunError(
@@ -231,15 +231,15 @@ def _refuse_lost_scale(module: TrainedModule, step: int, scale: float) -> None:
 
 
 def takes_flag(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it skips a step itself where `found_inf` says so, as torch's fused ones do."""
+    """Whether the optimizer skips a step if `found_inf` is set, like torch's fused ones."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def _found(module: TrainedModule, step: int) -> str:
-    """`origin`, of the first rank that has it: batches differ from rank to rank."""
+    """The result of `origin` on the first rank that found one, as batches differ by rank."""
     try:
         found = origin(module, step)
-    except Exception as error:  # as where memory runs out
+    except Exception as error:  # for example, out of memory
         found = f"where it began could not be looked for, {type(error).__name__}"
     all_found = distributed.from_all_ranks(found)
     return next((one for one in all_found if one != NOT_AGAIN), found)

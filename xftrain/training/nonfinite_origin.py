@@ -1,4 +1,4 @@
-"""Where NaN or inf came from first, found by making a step's batches once more."""
+"""Finds where NaN or inf first appeared, by running the batches of a step again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from xftrain.training.step_sums import mean_labels
 from xftrain.training.trained_module import TrainedModule
 
 NOT_AGAIN = "it did not come again when the step's batches were repeated"
-_NAMED = 3  # parameters in a message
+_NAMED = 3  # maximum number of parameters named in a message
 
 
 def origin(module: TrainedModule, step: int) -> str:
-    """Where NaN or inf comes from first, found by making the step's batches once more.
+    """Describes where NaN or inf first appears when the batches of a step run again.
 
     Args:
-        module: with the weights that the step began with, or others not far from them.
-        step: its number, from 1.
+        module: the module, with the weights before the step, or similar ones.
+        step: number of the step, from 1.
     """
     parameters = dict(module.model.named_parameters())
     if named := _named(parameters):
@@ -40,7 +40,7 @@ def _origin_in_batch(
 ) -> str | None:
     batch = module.stream.batch(index + module.data_offset).to(module.device)
     module.on_train_batch_start(batch, index)  # the same dropout
-    with module.model.uncompiled(), _watched(module.model) as bad:  # for the hooks to be called
+    with module.model.uncompiled(), _watched(module.model) as bad:  # compiled code calls no hooks
         with module.trainer.precision_plugin.forward_context():
             sums = module.forward_loss(batch, with_accuracy=False)
             loss = sums.minimized / mean_labels(sums.num_labels)
@@ -48,7 +48,7 @@ def _origin_in_batch(
         return f"first in {bad[0]}"
     if not torch.isfinite(loss):
         return "first in the loss"
-    # the gradients that the parameters hold, and DDP's hooks on them, are left alone
+    # does not touch the parameters' own gradients nor DDP's hooks
     grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     if named := _named(dict(zip(parameters, grads, strict=True))):
         return f"the loss is finite; first in the gradient of {named}"
@@ -57,12 +57,12 @@ def _origin_in_batch(
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[list[str]]:
-    """What is not finite while the model computes, in that order."""
+    """Within this context, collects the names of non-finite inputs and outputs in order."""
     bad: list[str] = []
 
     def hook_of(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not _is_finite(args):  # attention is no module: it is seen where it arrives
+            if not _is_finite(args):  # attention is not a module: its output is seen as an input
                 bad.append(f"what reaches {name}")
             elif not _is_finite(output):
                 bad.append(f"the output of {name}")

@@ -1,4 +1,4 @@
-"""Steps without which a run is whole."""
+"""Steps at the end of a run whose failure is not an error."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Makes an error within a warning.
+    """Within this context, turns an error into a warning.
 
     Args:
-        what: the step, as the beginning of the warning.
+        what: name of the step, with which the warning begins.
     """
     try:
         yield
     except Exception as error:
-        log.warning("%s failed (%s); the run is whole without it.", what, first_line(error))
+        log.warning("%s failed (%s); the run is complete without it.", what, first_line(error))
         log.debug("%s failed", what, exc_info=error)

@@ -1,4 +1,4 @@
-"""Groups of parameters with the same settings: by patterns of names, and by weight decay."""
+"""Splits parameters into groups with the same settings, by name patterns and weight decay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from xftrain.errors import ConfigError
 
-_NUM_NEAR = 3  # names of parameters that a sentence shows
+_NUM_NEAR = 3  # maximum number of similar names in an error
 
 
 class ParameterGroup(NamedTuple):
@@ -20,8 +20,8 @@ class ParameterGroup(NamedTuple):
 
     Attributes:
         parameters: at least one.
-        decays: whether they are matrices, which the option's weight decay is for.
-        entry: index in `optim.param_groups` of what matches them; None where nothing does.
+        decays: whether they are matrices, to which the option's weight decay applies.
+        entry: index of the matching entry in `optim.param_groups`; None if none matches.
     """
 
     parameters: list[nn.Parameter]
@@ -30,18 +30,18 @@ class ParameterGroup(NamedTuple):
 
 
 def split(model: nn.Module, patterns: Sequence[str] = ()) -> list[ParameterGroup]:
-    """The trained parameters in groups; tied weights count once, by their first name.
+    """Splits the trained parameters into groups; tied weights count once, by their first name.
 
-    Parameters that no pattern matches come first. Of these, and of those of each pattern, matrices
-    are one group, and all else (embeddings, norms, biases) is another.
+    Parameters that no pattern matches come first. These, and those of each pattern, are split into
+    one group of matrices and one of all others (embeddings, norms, biases).
 
     Args:
-        model: whose parameters are named as in its state dict.
-        patterns: of names, as `fnmatch` reads them: `*` stands for any text, dots included. The
-            first that matches a name counts.
+        model: the model; parameters are named as in its state dict.
+        patterns: name patterns of `fnmatch`; `*` matches any text, dots included. The first match
+            counts.
 
     Raises:
-        ConfigError: a pattern that matches no trained parameter, or none that is left to it.
+        ConfigError: a pattern matches no trained parameter, or only those of earlier patterns.
     """
     embeddings = _embedding_weights(model)
     found: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -61,13 +61,13 @@ def split(model: nn.Module, patterns: Sequence[str] = ()) -> list[ParameterGroup
 
 
 def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices, and everything else (embeddings, norms, biases); tied weights count once."""
+    """The matrices, and all others (embeddings, norms, biases); tied weights count once."""
     by_decay = {group.decays: group.parameters for group in split(model)}
     return by_decay.get(True, []), by_decay.get(False, [])
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """`optim/lr`, of the first group, and `optim/lr/<name>` of each later one that has a name."""
+    """The learning rates: `optim/lr` of the first group, `optim/lr/<name>` of later named ones."""
     first, *others = optimizer.param_groups
     named = {f"optim/lr/{group['name']}": group["lr"] for group in others if "name" in group}
     return {"optim/lr": first["lr"], **named}

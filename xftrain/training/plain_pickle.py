@@ -1,8 +1,8 @@
-"""Reads the pickle inside a file of torch.save: plain values, with a description of each tensor.
+"""Reads the pickle in a file of torch.save: plain values, and a description of each tensor.
 
-Nothing is called and nothing imported: names in the pickle are looked up in a table. torch's own
-reader for untrusted files calls more than xftrain saves: one that makes an array of any size, ones
-for sparse, quantized and subclassed tensors. What is read here is what may be given to torch.
+The pickle cannot call or import anything: its names are looked up in a table. torch's own reader
+for untrusted files allows more calls than xftrain needs, among them arrays of any size, and sparse,
+quantized and subclassed tensors. Only a file that passes this reader is given to torch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 
 from xftrain.training.plain_values import NotPlain, check_extent, check_key
 
-_MAX_OPERATIONS = 1_000_000  # each makes one small object; a model of 7B has 60,000
-_MAX_DIMENSIONS = 64  # of a tensor, as in torch
+_MAX_OPERATIONS = 1_000_000  # each creates one small object; a model of 7B has 60,000
+_MAX_DIMENSIONS = 64  # torch's limit
 _STORAGES: dict[str, torch.dtype] = {  # torch's classes, each of one dtype
-    "torch.storage UntypedStorage": torch.uint8,  # of the newer dtypes
+    "torch.storage UntypedStorage": torch.uint8,  # used for newer dtypes
     "torch FloatStorage": torch.float32,
     "torch DoubleStorage": torch.float64,
     "torch HalfStorage": torch.float16,
@@ -39,14 +39,14 @@ _STORAGES: dict[str, torch.dtype] = {  # torch's classes, each of one dtype
 
 @dataclass(frozen=True)
 class DescribedTensor:
-    """A tensor of the file, before anything is allocated for it."""
+    """The description of a tensor in the file, for which no memory is allocated."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def num_bytes(self) -> int:
-        """Of its elements."""
+        """The size of the elements in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -64,14 +64,14 @@ class _Storage:
 
 
 def read_plain_pickle(pickle: bytes, storage_bytes: Mapping[str, int]) -> Any:
-    """What the pickle holds, with a `DescribedTensor` for each tensor.
+    """The content of the pickle, with a `DescribedTensor` for each tensor.
 
     Args:
-        pickle: of protocol 2, as torch.save writes it.
-        storage_bytes: the size of each storage in the file, by its name.
+        pickle: pickle of protocol 2, as torch.save writes it.
+        storage_bytes: size of each storage in the file, by name.
 
     Raises:
-        NotPlain: it is something else, or a tensor does not fit its storage.
+        NotPlain: it holds anything else, or a tensor does not fit its storage.
     """
     reader = _Reader(storage_bytes, len(pickle))
     try:
@@ -89,19 +89,19 @@ def read_plain_pickle(pickle: bytes, storage_bytes: Mapping[str, int]) -> Any:
 
 
 class _Reader:
-    """A pickle's stack machine, for the operations that torch.save makes use of."""
+    """The stack machine of pickle, limited to the operations that torch.save writes."""
 
     def __init__(self, storage_bytes: Mapping[str, int], num_bytes: int) -> None:
         self.stack: list[Any] = []
         self._num_operations, self._num_bytes = 0, num_bytes
-        # what is in those that calls have made
+        # the contents of objects created by calls
         self._num_made: dict[type[Any], int] = {bytes: 0, set: 0, tuple: 0}
         self._marked: list[list[Any]] = []  # the stacks below each mark
         self._memo: dict[int, Any] = {}
         self._storage_bytes = storage_bytes
 
     def take(self, operation: str, argument: Any) -> None:
-        """One operation."""
+        """Executes one operation."""
         self._num_operations += 1
         if operation in _VALUES:
             self.stack.append(argument)
@@ -164,7 +164,7 @@ class _Reader:
         self.stack.append(_Name(name))
 
     def _binpersid(self, _: Any) -> None:
-        """A storage: its class, name, device, and number of elements."""
+        """Reads a storage: its class, name, device, and number of elements."""
         kind, storage, name, device, count = self.stack.pop()
         if not (type(kind) is type(name) is type(device) is str and type(count) is int):
             raise NotPlain("a tensor's storage is not described as torch.save does")
@@ -179,7 +179,7 @@ class _Reader:
         arguments = self.stack.pop()
         made = _CALLS[self.stack[-1].text](*arguments)
         if type(made) in self._num_made:
-            # torch.save writes down all that it has a call make; a memo would have it made again
+            # torch.save writes every call in full; a memo of arguments could multiply their results
             self._num_made[type(made)] += len(made)
             limit = self._num_bytes if isinstance(made, bytes) else self._num_operations
             if self._num_made[type(made)] > limit:
@@ -187,7 +187,7 @@ class _Reader:
         self.stack[-1] = made
 
     def _build(self, _: Any) -> None:
-        """An attribute that state dicts of modules have."""
+        """Sets the only attribute that state dicts of modules have."""
         state = self.stack.pop()
         self._of(OrderedDict, self.stack[-1])
         if len(self._of(dict, state)) > ("_metadata" in state):
@@ -203,7 +203,7 @@ def _tensor(
     hooks: Any,
     dtype: _Name | None = None,
 ) -> DescribedTensor:
-    """A dense tensor, which has no more elements than its storage."""
+    """Describes a dense tensor, after checking that it fits into its storage."""
     if len(shape) > _MAX_DIMENSIONS or len(strides) > _MAX_DIMENSIONS:
         raise NotPlain(f"a tensor has more than {_MAX_DIMENSIONS} dimensions")
     numbers = (offset, *shape, *strides)
@@ -212,7 +212,7 @@ def _tensor(
     tensor = DescribedTensor(shape, storage.dtype if dtype is None else _dtypes(dtype.text))
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     is_outside = tensor.num_bytes and (last + 1) * tensor.dtype.itemsize > storage.num_bytes
-    # one number with a stride of 0 makes a tensor of terabytes
+    # a stride of 0 could turn one element into a tensor of terabytes
     if is_outside or tensor.num_bytes > storage.num_bytes:
         raise NotPlain(f"a tensor of shape {list(shape)} has {storage.num_bytes:,} bytes there")
     return tensor

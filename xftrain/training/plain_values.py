@@ -1,4 +1,4 @@
-"""How much plain values are that a file of somebody else's holds: to go through, and to show."""
+"""Limits on plain values from untrusted files, so that traversing and showing them is cheap."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 from itertools import chain
 from typing import Any
 
-_MAX_DEPTH = 64  # of values within values; Python's recursion ends at some hundred
-_MAX_INTEGER = 2**60  # of a key; larger ones may all have one hash, and take for ever to put
-# Bytes that all values would take, where one within two others counts twice: so many more than the
-# pickle has, and so many times the pickle's. Any of them may be made a text of, for a message.
+_MAX_DEPTH = 64  # maximum nesting; Python's recursion limit is near 1000
+_MAX_INTEGER = 2**60  # maximum key; larger integers may share one hash and make dictionaries slow
+# Limit for the bytes of all values, where a value within two others counts twice: bytes in excess
+# of the pickle, and multiple of its size. Any value may be converted to text for a message.
 _MORE_BYTES, _TIMES = 16 << 20, 8
-_MOST = 2**62  # of a number
-_MOST_COUNTED = 2**53  # steps, batches or tokens; no run has more
+_MAX_NUMBER = 2**62
+_MAX_COUNT = 2**53  # steps, batches or tokens; no run has more
 LATEST = 2**62 - 1  # later than any time in nanoseconds
-_VALUE = 8  # bytes of one, besides its text; a pickle has one at least
-_KEYS = str | int | float | None  # of a dictionary; the hash of a tuple that is deep ends Python
+_VALUE = 8  # estimated bytes of a value without its text; at least one byte in a pickle
+_KEYS = str | int | float | None  # types of keys; hashing a deeply nested tuple would crash Python
 
 
 class NotPlain(ValueError):
@@ -23,24 +23,24 @@ class NotPlain(ValueError):
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is an integer of at least 0 that no run counts further than can be saved."""
-    return type(value) is int and 0 <= value < _MOST_COUNTED
+    """Whether a value is an integer from 0 to the maximum count."""
+    return type(value) is int and 0 <= value < _MAX_COUNT
 
 
 def is_time(value: Any) -> bool:
-    """Whether it is a time in nanoseconds, as of a save."""
+    """Whether a value is a valid time in nanoseconds."""
     return type(value) is int and 0 <= value <= LATEST
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an integer or a float, neither NaN nor too large; infinity is one."""
+    """Whether a value is an integer that is not too large, or a float other than NaN."""
     if type(value) is int:
-        return abs(value) < _MOST
+        return abs(value) < _MAX_NUMBER
     return type(value) is float and not math.isnan(value)
 
 
 def check_key(value: Any) -> None:
-    """Refuses a key of a dictionary, or a member of a set, whose hash is not soon made."""
+    """Refuses dictionary keys and set members that are slow to hash."""
     if not isinstance(value, _KEYS):
         raise NotPlain(f"it has a key that is a {type(value).__name__}")
     if isinstance(value, int) and abs(value) > _MAX_INTEGER:
@@ -48,23 +48,23 @@ def check_key(value: Any) -> None:
 
 
 def check_extent(value: Any, num_pickled: int) -> None:
-    """Refuses what takes many times the bytes of its pickle, where all of it is written out.
+    """Refuses a value that, fully expanded, is many times larger than its pickle.
 
-    One list within another, that twice within a third and so on soon takes for ever to go through;
-    one long text a thousand times in a list takes as long to show.
+    A list that holds another list twice, which holds a third one twice, and so on, takes
+    exponential time to traverse. A list that holds one long text a thousand times is slow to show.
 
     Args:
-        value: of any kind.
-        num_pickled: the bytes of the pickle.
+        value: any plain value.
+        num_pickled: size of the pickle in bytes.
 
     Raises:
-        NotPlain: it does, or has values within values, too many of them.
+        NotPlain: it is too large, or nested too deeply.
     """
     _num_bytes(value, {}, _MORE_BYTES + _TIMES * num_pickled, depth=0)
 
 
 def _num_bytes(value: Any, known: dict[int, int], limit: int, depth: int) -> int:
-    """Of a value and those within it; `known` has those of containers by their addresses."""
+    """The expanded size of a value in bytes; `known` caches the sizes of containers by address."""
     if isinstance(value, str | bytes):
         return _VALUE + len(value)
     if isinstance(value, int):
@@ -72,7 +72,7 @@ def _num_bytes(value: Any, known: dict[int, int], limit: int, depth: int) -> int
     if not isinstance(value, dict | list | tuple | set):
         return _VALUE
     if id(value) not in known:
-        if depth > _MAX_DEPTH:  # also where one is within itself
+        if depth > _MAX_DEPTH:  # also if a container is within itself
             raise NotPlain(f"it has values within values, more than {_MAX_DEPTH} of them")
         children = chain(value, value.values()) if isinstance(value, dict) else value
         total = _VALUE

@@ -1,4 +1,4 @@
-"""Lightning's profilers, which write where the time goes into the run's folder."""
+"""Lightning's profilers, which write their reports to the folder of the run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from xftrain.errors import first_line
 
 log = logging.getLogger(__name__)
 
-_FILENAME = "profile"  # Lightning puts what it ran before: fit-profile.txt
+_FILENAME = "profile"  # Lightning prepends the stage: fit-profile.txt
 
 
 def build_profiler(name: str | None, run_dir: Path) -> Profiler | None:
-    """The profiler of that name.
+    """Creates a profiler by name.
 
     Args:
         name: `simple` times Lightning's hooks, `advanced` Python's functions; `pytorch` times the
-            operators and kernels of steps 3 to 5, and writes them as a trace too.
-        run_dir: where it writes.
+            operators and kernels of steps 3 to 5, and also writes a trace.
+        run_dir: folder for the report.
     """
     if name == "simple":
         return SimpleProfiler(run_dir, _FILENAME)
@@ -40,21 +40,21 @@ def build_profiler(name: str | None, run_dir: Path) -> Profiler | None:
 
 
 def end_profile(trainer: Trainer, run_dir: Path) -> None:
-    """Says where the profile of training is; what comes after it has none."""
+    """Logs the path of the training profile, and profiles nothing after training."""
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     for path in sorted(run_dir.glob(f"fit-{_FILENAME}*")):
         log.info("profile: %s", path)
 
 
 def stop_profiling(trainer: Trainer) -> None:
-    """Stops what an error in training left on.
+    """Stops a profiler that an error in training left running.
 
-    torch's profiler would go on through later runs of this process, and one that an error left
-    half begun ends the process in one of them.
+    torch's profiler would continue in later runs of this process, and a partly started one would
+    crash the process in a later run.
     """
     try:
         trainer.profiler.teardown(stage=None)  # type: ignore[attr-defined]
-    except Exception as error:  # the one that training ended with is to be seen
+    except Exception as error:  # the error that ended training must stay visible
         log.warning("the profile is lost: %s", first_line(error))
     finally:
         trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
@@ -63,14 +63,14 @@ def stop_profiling(trainer: Trainer) -> None:
 
 
 class _TrainingSteps(PyTorchProfiler):
-    """Counts training steps alone.
+    """A PyTorch profiler that counts only training steps.
 
-    Lightning counts validation steps as well, and where there are fewer than five gives up its
-    schedule and records every step of the run.
+    Lightning counts validation steps as well. With fewer than five of them, it drops the schedule
+    and records every step of the run.
     """
 
     STEP_FUNCTIONS = {"training_step"}
 
     def _cache_functions_events(self) -> None:
-        if getattr(self.profiler, "profiler", None) is not None:  # else no step was made
+        if getattr(self.profiler, "profiler", None) is not None:  # otherwise no step has run
             super()._cache_functions_events()

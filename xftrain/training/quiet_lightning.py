@@ -1,4 +1,4 @@
-"""Lightning's messages through our own log, once each, without its advertisements."""
+"""Routes Lightning's messages to this package's log, without duplicates and advertisements."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-# (message pattern, why it is of no use to the person who reads our log)
+# Patterns of messages to drop, each with the reason why it does not help the user.
 _NAMED_WARNINGS = (
-    r"Experiment logs directory .* exists and is not empty",  # it is the run folder, by design
+    r"Experiment logs directory .* exists and is not empty",  # the folder of the run, by design
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
-    r".*does not have many workers",  # batches are made in place, see data/loader.py
+    r".*does not have many workers",  # the main process makes batches, see data/loader.py
     r"The dataloader, .*, does not have",
-    r"It is recommended to use `self.log\(.*sync_dist=True",  # they are sums over all ranks
+    r"It is recommended to use `self.log\(.*sync_dist=True",  # already summed over ranks
     r".*`IterableDataset` has `__len__` defined",
 )
 
 
 def quiet_lightning() -> None:
-    """Warnings and errors stay; what Lightning says of itself goes."""
+    """Keeps Lightning's warnings and errors, and drops its information about itself."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
-        logger.handlers.clear()  # its own, which doubles every line
+        logger.handlers.clear()  # Lightning's handlers would duplicate every line
         logger.propagate = True
         logger.setLevel(logging.WARNING)
-    # a callback of Lightning's runs where the user has added it, and what it says is its output
+    # keep messages of Lightning's callbacks, which run only if the user has added them
     logging.getLogger("lightning.pytorch.callbacks").setLevel(logging.INFO)
     for pattern in _NAMED_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
@@ -35,9 +35,9 @@ def quiet_lightning() -> None:
 
 
 class _QuietWriters:
-    """Leaves out the traceback of the thread that writes TensorBoard's events.
+    """A thread hook that drops the traceback of the thread that writes TensorBoard's events.
 
-    Its error, as on a full disk, is raised again in the thread that logs.
+    The error of that thread, such as a full disk, is raised again in the logging thread.
     """
 
     def __init__(self, others: Callable[[threading.ExceptHookArgs], Any]) -> None:

@@ -1,7 +1,7 @@
-"""What a resumed run takes from its checkpoint: counts, learning rates, and moments of weights.
+"""Limits what a run restores from a checkpoint: counts, learning rates and moments.
 
-A checkpoint may come from anyone. Lightning and torch restore whatever it holds, also a flag of an
-optimizer that would train uphill, and an attribute that takes the place of a method.
+A checkpoint may come from anyone. Lightning and torch restore whatever it holds, for example the
+flag `maximize` of an optimizer, or an attribute that replaces a method.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from xftrain.printable import one_line
 from xftrain.training.composite_optimizer import CompositeOptimizer
 from xftrain.training.plain_values import is_count, is_number
 
-# What torch's optimizers keep for each weight; of Adafactor the second for matrices.
+# The state of torch's optimizers for each weight; the second form of Adafactor is for matrices.
 _NAMES: dict[type[torch.optim.Optimizer], tuple[set[str], ...]] = {
     torch.optim.AdamW: ({"step", "exp_avg", "exp_avg_sq"},),
     torch.optim.Adafactor: ({"step", "variance"}, {"step", "row_var", "col_var"}),
 }
-# Settings of torch's optimizers that are always today's, also of an optimizer of the user's own.
+# Settings of torch's optimizers that always come from this run, also for a user's optimizer.
 _FLAGS = {"amsgrad", "capturable", "centered", "decoupled_weight_decay", "differentiable"}
 _FLAGS |= {"foreach", "fused", "maximize", "nesterov"}
-# Lightning's names of the scaler's state, the second of former versions, which it reads as well.
+# Lightning's names for the state of the scaler; it still reads the second, older one.
 _SCALER, _SCALERS = "MixedPrecision", ("MixedPrecision", "native_amp_scaling_state")
 _LARGEST_SCALE = 2.0**64
-_RATES = {"lr", "initial_lr"}  # of a group; `update_saved` computes them for the resumed step
+_RATES = {"lr", "initial_lr"}  # keys of a group that `update_saved` sets
 _OF_SCHEDULE = {"last_epoch", "_step_count", "_last_lr", "base_lrs"}
 
 log = logging.getLogger(__name__)
@@ -40,14 +40,14 @@ State = dict[str, Any]
 
 
 def check_loops(saved: Any, current: Mapping[str, Any]) -> None:
-    """Refuse counts of batches and steps with other names or types than this run's own.
+    """Refuses counts of batches and steps with other names or types than those of this run.
 
     Args:
         saved: the state of Lightning's `fit_loop` in the checkpoint.
-        current: the same of this run, before anything is restored.
+        current: the same state of this run, before anything is restored.
 
     Raises:
-        ValueError: which entry is wrong.
+        ValueError: an entry is wrong; the message names it.
     """
     for key, own in current.items():
         if not key.endswith("state_dict") and not _has_form(saved[key], own):
@@ -60,7 +60,7 @@ def check_loops(saved: Any, current: Mapping[str, Any]) -> None:
 
 
 def _has_form(saved: Any, own: Any) -> bool:
-    """Whether a value has the same names in it, and counts and flags where this run has them."""
+    """Whether a value has the same keys as that of this run, with counts and flags as values."""
     if isinstance(own, dict):
         is_alike = isinstance(saved, dict) and saved.keys() == own.keys()
         return is_alike and all(_has_form(saved[key], value) for key, value in own.items())
@@ -68,26 +68,27 @@ def _has_form(saved: Any, own: Any) -> bool:
 
 
 def keep_own_scaler(checkpoint: dict[str, Any], scaler: torch.amp.GradScaler | None) -> None:
-    """Take the scale of 16-mixed, and not the factors by which it changes, as Lightning would.
+    """Restores the loss scale of 16-mixed, but keeps the growth settings of this run.
 
     Raises:
-        ValueError: it is no scale.
+        ValueError: the saved scale is not valid.
     """
     held = [checkpoint.pop(name) for name in _SCALERS if name in checkpoint]
     if not held or scaler is None:
         return
     own, scale, tracker = scaler.state_dict(), held[0]["scale"], held[0]["_growth_tracker"]
-    is_known = is_count(tracker) and tracker < own["growth_interval"]  # else it never grows again
+    # with a larger tracker the scale would never grow again
+    is_known = is_count(tracker) and tracker < own["growth_interval"]
     if not (is_known and is_number(scale) and 0 < scale <= _LARGEST_SCALE):
         raise ValueError("the scale of its losses in 16 bits is not one that training comes to")
     checkpoint[_SCALER] = {**own, "scale": scale, "_growth_tracker": tracker}
 
 
 def states_of(checkpoint: Mapping[str, Any]) -> tuple[State, State]:
-    """The state of the optimizer and of its schedule, whose numbers are numbers.
+    """The states of the optimizer and of its schedule, with the types of numbers checked.
 
     Raises:
-        ValueError: it is not what torch saves.
+        ValueError: a state does not have the form that torch saves.
     """
     if not len(checkpoint["optimizer_states"]) == len(checkpoint["lr_schedulers"]) == 1:
         raise ValueError("it holds the states of more than one optimizer, or of none")
@@ -112,12 +113,12 @@ def refuse_other_groups(optimizer: torch.optim.Optimizer, saved: State, ckpt: ob
     """Refuses a state whose parameter groups are not those of this run's optimizer.
 
     Args:
-        optimizer: of this run.
+        optimizer: the optimizer of this run.
         saved: the state of the optimizer in the checkpoint.
         ckpt: the checkpoint, for the message.
 
     Raises:
-        ConfigError: how many parameters their groups have.
+        ConfigError: the groups differ; the message has the number of parameters of each.
     """
     held = [len(group["params"]) for group in saved["param_groups"]]
     own = [len(group["params"]) for group in optimizer.param_groups]
@@ -132,17 +133,17 @@ def refuse_other_groups(optimizer: torch.optim.Optimizer, saved: State, ckpt: ob
 def keep_own_settings(
     optimizer: torch.optim.Optimizer, schedule: Any, saved: tuple[State, State], ckpt: object
 ) -> None:
-    """Reduce saved states to what changes in training; all else is as this run has it.
+    """Reduces saved states to the values that training changes; this run keeps its settings.
 
     Args:
-        optimizer: of this run, before it is restored.
-        schedule: of this run.
+        optimizer: the optimizer of this run, before it is restored.
+        schedule: the schedule of this run.
         saved: the states that will be restored, changed in place. `update_saved` has put this
             run's learning rates into them, and `refuse_other_groups` has compared their groups.
         ckpt: the checkpoint, for the message.
 
     Raises:
-        ConfigError: there are states of other weights, other tensors, or values of other types.
+        ConfigError: the states belong to other weights, or hold other tensors or types.
     """
     try:
         _reduce_groups(optimizer, saved[0])
@@ -155,7 +156,7 @@ def keep_own_settings(
 
 
 def _reduce_groups(optimizer: torch.optim.Optimizer, saved: State) -> None:
-    """Keeps the saved learning rates, and of an optimizer of the user's own its other values."""
+    """Keeps saved learning rates; for a user's optimizer, also its other values."""
     reduced = []
     groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
     for part, (own, held) in zip(_parts_by_group(optimizer), groups, strict=True):
@@ -171,10 +172,10 @@ def _reduce_groups(optimizer: torch.optim.Optimizer, saved: State) -> None:
 
 
 def _take_moments(optimizer: torch.optim.Optimizer, saved: State) -> None:
-    """Refuses a state that would end the first step, or make the weights wrong in it.
+    """Refuses moments that would make the first step fail or corrupt the weights.
 
-    Fused kernels go through a moment as they go through its weight, whatever its shape and strides
-    are, so that others would have them read and write beyond its end.
+    Fused kernels index a moment like its weight, whatever its shape and strides are, so a moment of
+    another layout would make them read and write out of bounds.
     """
     keys = [key for group in saved["param_groups"] for key in group["params"]]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -206,7 +207,7 @@ def _take_moments(optimizer: torch.optim.Optimizer, saved: State) -> None:
 
 
 def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
-    """The value with the strides of the weight, or contiguous where it has another shape."""
+    """The value with the strides of the weight, or contiguous if their shapes differ."""
     if value.shape != weight.shape:
         return value.contiguous()
     if value.stride() == weight.stride():
@@ -215,7 +216,7 @@ def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
 
 
 def _parts_by_group(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """What steps each group: the optimizer itself, or a part of it."""
+    """The optimizer that steps each group: the optimizer itself, or a part of it."""
     parts = optimizer.parts if isinstance(optimizer, CompositeOptimizer) else [optimizer]
     return [part for part in parts for _ in part.param_groups]
 
@@ -225,7 +226,7 @@ def _kind_of(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | 
 
 
 def _is_own(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its class is the user's own, which may keep more than the one that it builds on."""
+    """Whether the class is a user's, which may save more than its base class."""
     return not type(optimizer).__module__.startswith(("torch.", "xftrain."))
 
 
@@ -235,13 +236,13 @@ def _fits(name: str, value: object, weight: Tensor) -> bool:
     if name == "step":
         return value.numel() == 1 and 0 <= float(value) < math.inf
     shape = list(weight.shape)
-    if name in ("row_var", "col_var"):  # a row of a matrix has 1 for its columns
+    if name in ("row_var", "col_var"):  # row statistics have one column
         shape[-1 if name == "row_var" else -2] = 1
     return list(value.shape) == shape
 
 
 def _reduce_schedule(schedule: Any, saved: State) -> None:
-    """Keeps the counts and learning rates, and of a schedule of the user's own its other values."""
+    """Keeps counts and learning rates; for a user's schedule, also its other values."""
     own = schedule.state_dict()
     if type(schedule) is LambdaLR:
         taken = {key: value for key, value in saved.items() if key in _OF_SCHEDULE}
@@ -255,8 +256,8 @@ def _reduce_schedule(schedule: Any, saved: State) -> None:
 
 
 def _is_like(value: Any, own: Any) -> bool:
-    """Whether a saved value may stand where this run has `own`."""
-    if own is None:  # as yet
+    """Whether a saved value has the type and form of the value `own` of this run."""
+    if own is None:  # not set yet
         return True
     if isinstance(own, bool) or not isinstance(own, int | float | list | tuple | Tensor):
         return isinstance(value, type(own))

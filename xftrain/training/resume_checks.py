@@ -1,4 +1,4 @@
-"""Whether a checkpoint is one of this run, before anything of it is restored."""
+"""Checks that this run can resume a checkpoint, before anything is restored."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def check_resumable(
     data: DataIdentity,
     weights: Mapping[str, Tensor],
 ) -> None:
-    """Compares a checkpoint with the run that is to resume it, and says what differs.
+    """Compares a checkpoint with the run that resumes it, and logs what differs.
 
     Args:
-        checkpoint: of a file, its content checked.
-        trainer: of this run.
-        own: what this run saves of itself: its configuration, and digests of what it has read from
-            the environment.
-        data: of this run.
-        weights: of this run, by name.
+        checkpoint: content of the checkpoint, with its layout checked.
+        trainer: the trainer of this run.
+        own: the description that this run saves: its configuration, and digests of the environment
+            variables that it has read.
+        data: identity of the data of this run.
+        weights: weights of this run, by name.
 
     Raises:
         ConfigError: the checkpoint holds the weights of another model, or is of a run with other
@@ -53,7 +53,7 @@ def check_resumable(
             "ckpt holds averaged weights beside the trained ones: resume it with the callback "
             "that averaged them, as the run's config.yaml names it."
         )
-    data.refuse_other_vocabulary(held)  # on which the model's sizes depend
+    data.refuse_other_vocabulary(held)  # first, as the sizes of the model depend on it
     refuse_other_model(checkpoint["state_dict"], weights)
     saved, current = in_new_keys(held["config"]), own["config"]
     refuse_other_optimizer(saved, current)

@@ -1,6 +1,6 @@
-"""What is done to the run's folder when a run is sure to train, and not before.
+"""Prepares the folder of a run once it is certain that the run trains.
 
-Until then a run can be refused, and leaves the folder as it was.
+Until then the run can be refused, and the folder is not changed.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _NOTHING: dict[str, Any] = {"metrics.csv": 0, "events": {}}  # the positions in 
 
 
 class RunStart(Callback):
-    """Sets a former run aside, or takes the folder's run up where its checkpoint was saved.
+    """Sets a previous run in the folder aside, or continues it from its checkpoint.
 
-    The records of the loggers are cut back to what they held then, so that each step has its record
-    once. The first of all callbacks, so that no other one has written anything.
+    To continue it, the records of the loggers are cut back to their state at the save, so that each
+    step is recorded once. It is the first of all callbacks, so that no other one has written yet.
 
     Args:
-        folder: of the run.
-        ckpt: what is resumed; None is nothing.
-        loggers: all of the run's, in order.
-        is_same: whether the run in the folder is meant though it is not resumed, as by a benchmark
-            that is repeated.
+        folder: the folder of the run.
+        ckpt: the checkpoint to resume, or None.
+        loggers: all loggers of the run, in order.
+        is_same: whether the run may replace the one in the folder without a checkpoint, as in a
+            repeated benchmark.
         on_begin: called as soon as the folder is this run's.
     """
 
@@ -57,7 +57,7 @@ class RunStart(Callback):
     ) -> None:
         self.folder, self.ckpt, self.is_same = folder, ckpt, is_same
         self.loggers, self.on_begin = loggers, on_begin
-        # the others make no file before the run is sure to train
+        # the other loggers must not create files yet
         late = CSV | TensorBoard | Tracker
         self.early_loggers = [one for one in loggers if not isinstance(one, late)]
         self._trainer: Trainer | None = None
@@ -67,23 +67,23 @@ class RunStart(Callback):
         self._validated_at, self._validation = -1, ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the trainer all loggers; before this, Lightning has each make its file."""
+        """Gives the trainer all loggers; earlier, Lightning would make them create files."""
         self._trainer = trainer
         trainer.loggers = self.loggers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All is restored, and nothing can be refused any more."""
+        """Prepares the folder, as everything is restored and nothing can be refused any more."""
         self._begin(trainer, training_module(pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing was left to train, so that `on_train_start` was not called."""
+        """Prepares the folder if nothing was left to train and `on_train_start` was not called."""
         self._begin(trainer, training_module(pl_module))
 
     def _begin(self, trainer: Trainer, module: TrainingModule) -> None:
         if self.folder.has_begun:
             return
         module.latest |= self._metrics
-        for _, logger in _loggers(trainer):  # of which a callback may have asked for the file
+        for _, logger in _loggers(trainer):  # a callback may have opened its file already
             logger.close()
         if self._is_here():
             if self._validation == _validation(trainer, module):
@@ -94,7 +94,7 @@ class RunStart(Callback):
                 logger.cut_back(trainer.global_step, self._positions.get(key))
         elif self.is_same or not holds_run(self.folder.path):
             self.folder.begin_again()
-            for key, logger in _loggers(trainer):  # all that was recorded is made again
+            for key, logger in _loggers(trainer):  # every record will be written again
                 logger.cut_back(-1, _NOTHING[key])
         else:
             self.folder.begin_anew()
@@ -102,7 +102,7 @@ class RunStart(Callback):
             self.on_begin()
 
     def _is_here(self) -> bool:
-        """Whether the checkpoint is of the run that the folder holds."""
+        """Whether the checkpoint belongs to the run in the folder."""
         if self.ckpt is None:
             return False
         if self.folder.run_id and self._saved_run:
@@ -110,9 +110,9 @@ class RunStart(Callback):
         return self.ckpt.resolve().parent == (self.folder.path / "checkpoints").resolve()
 
     def _set_later_aside(self) -> None:
-        """Where an earlier checkpoint is resumed, later files are of steps that are made again.
+        """Sets later checkpoints aside if an earlier one is resumed, as their steps run again.
 
-        One that lies elsewhere may be a changed copy, which has all records cut away.
+        A checkpoint in another folder may be a modified copy, for which all records are removed.
         """
         if self.ckpt is not None and self.folder.is_kept:
             place = self.folder.path / "checkpoints"
@@ -121,7 +121,7 @@ class RunStart(Callback):
                 self.folder.set_aside_later(later, _COPIED)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which run this is, where its loggers are, and the last value of each metric."""
+        """The run id, the positions of its loggers, and the last value of each metric."""
         trainer = self._trainer
         assert trainer is not None, "setup comes first"
         module = training_module(trainer.lightning_module)
@@ -134,7 +134,7 @@ class RunStart(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The same of the checkpoint; of a wrong type, Lightning's restoring ends with an error."""
+        """Restores the same values; raises an error for wrong types, which fails the restore."""
         loggers = dict(state_dict["loggers"])
         rows, sizes = loggers.get("metrics.csv"), loggers.get("events")
         saved_run, validation = state_dict["run"], state_dict["validation"]
@@ -142,7 +142,7 @@ class RunStart(Callback):
             raise TypeError("the run and its validation are no texts")
         self._saved_run, self._validation = saved_run, validation
         metrics, validated_at = dict(state_dict["metrics"]), state_dict["validated_at"]
-        # a metric may be NaN, as a figure of a step that was left out
+        # a metric of a skipped step may be NaN
         if not all(type(value) is float for value in metrics.values()):
             raise TypeError("a metric is not a number")
         if not all(isinstance(name, str) and _METRIC(name) for name in metrics):
@@ -161,11 +161,11 @@ class RunStart(Callback):
 
 
 def _validation(trainer: Trainer, module: TrainingModule) -> str:
-    """What else decides the figures of a validation: a resumed run may choose other batches."""
+    """The settings that change validation metrics, which a resumed run may change."""
     return f"{trainer.limit_val_batches} of {module.data.num_val_batches}"
 
 
 def _loggers(trainer: Trainer) -> list[tuple[str, CSV | TensorBoard]]:
-    """Those that can be cut back, with a name for what they write."""
+    """The loggers that can be cut back, each with a name for its records."""
     found = [logger for logger in trainer.loggers if isinstance(logger, CSV | TensorBoard)]
     return [("metrics.csv" if isinstance(one, CSV) else "events", one) for one in found]

@@ -1,4 +1,4 @@
-"""Whether a resumed run trains on what its checkpoint was trained on, by content."""
+"""Checks by content that a resumed run trains on the data of its checkpoint."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SAME_CONTENT = ("batch_size", "cache_dir", "num_val_batches", "packing", "stop_
 
 
 def check_data(data: DataSource) -> None:
-    """Refuses data whose identity cannot be saved, and other data on other ranks.
+    """Refuses data without a valid identity, and data that differs between ranks.
 
     Raises:
-        ConfigError: on every rank. A class of the user's own breaks the protocol, or the ranks,
-            which may be on several machines, have other content.
+        ConfigError: a user's class breaks the protocol, or ranks, which may be on several machines,
+            have different content; raised on every rank.
     """
     name, vocabulary = type(data).__name__, getattr(data, "vocabulary", None)
     if vocabulary is not None:
@@ -69,10 +69,10 @@ def _digest_of(data: DataSource) -> str | None:
 
 
 class DataIdentity:
-    """What the data and the code of a run are, by content, and a checkpoint's compared with it.
+    """Identifies the data and code of a run by content, and compares a checkpoint with it.
 
     Args:
-        data: a source of the user's own may have no vocabulary and no digest.
+        data: the data source; a user's class may lack a vocabulary and a digest.
     """
 
     def __init__(self, data: DataSource) -> None:
@@ -80,7 +80,7 @@ class DataIdentity:
 
     @cached_property
     def saved(self) -> dict[str, Any]:
-        """Plain values for every checkpoint."""
+        """The plain values to save in every checkpoint."""
         vocabulary, digest = getattr(self._data, "vocabulary", None), _digest_of(self._data)
         if digest is None:
             log.info(
@@ -91,11 +91,11 @@ class DataIdentity:
         held: dict[str, Any] = {"data_digest": digest, "code_version": code_version()}
         if vocabulary is not None:
             held["vocabulary"] = describe(vocabulary)
-            held["prompt"] = first_prompt(self._data)[0].tolist()  # of a sample without another
+            held["prompt"] = first_prompt(self._data)[0].tolist()  # default prompt of a sample
         return held
 
     def keep_vocabulary(self, run_dir: Path) -> None:
-        """Writes `tokenizer.json` beside the checkpoints, where the vocabulary needs a file.
+        """Writes `tokenizer.json` beside the checkpoints, if the vocabulary needs a file.
 
         Raises:
             RunError: the disk is full, or the folder cannot be written.
@@ -115,32 +115,32 @@ class DataIdentity:
             ) from error
 
     def refuse_other_vocabulary(self, held: Mapping[str, Any]) -> None:
-        """Compares vocabularies: weights that know one cannot be trained with another.
+        """Refuses another vocabulary, as weights depend on the vocabulary of their training.
 
         Args:
-            held: what the checkpoint holds of ours.
+            held: the entry `xftrain` of the checkpoint.
 
         Raises:
-            ConfigError: they differ; no key allows that.
+            ConfigError: the vocabularies differ, which no key can allow.
         """
         there, here = (_vocabulary(one) for one in (held, self.saved))
         if there and here and there != here:
             raise ConfigError(
-                f"ckpt was trained with another vocabulary, {_said(there)}, and data has "
-                f"{_said(here)} now: the same token would mean something else, so this cannot be "
-                "allowed; set data as in its run's config.yaml, and restore the files below "
+                f"ckpt was trained with another vocabulary, {_described(there)}, and data has "
+                f"{_described(here)} now: the same token would mean something else, so this cannot "
+                "be allowed; set data as in its run's config.yaml, and restore the files below "
                 "data.path if they have changed."
             )
 
     def refuse_other_content(self, held: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-        """Compares the content, once the configurations are known to be of the same run.
+        """Refuses other content; the configurations must have been compared before.
 
         Args:
-            held: what the checkpoint holds of ours.
+            held: the entry `xftrain` of the checkpoint.
             current: the configuration of the resumed run, whose `ckpt_allow` may name data.path.
 
         Raises:
-            ConfigError: it differs, and is not allowed to.
+            ConfigError: the content differs, and `ckpt_allow` does not permit it.
         """
         if (code := _text(held, "code_version")) != self.saved["code_version"]:
             log.info("ckpt: saved by xftrain %s, resumed by %s", code, self.saved["code_version"])
@@ -159,7 +159,7 @@ class DataIdentity:
             )
 
     def has_content_of(self, held: Mapping[str, Any]) -> bool:
-        """Whether the content is known to be the checkpoint's, wherever it lies."""
+        """Whether the content is known to equal that of the checkpoint, at any path."""
         there = _text(held, "data_digest")
         return there is not None and there == self.saved["data_digest"]
 
@@ -172,7 +172,7 @@ def _holds(path: Path, content: str) -> bool:
 
 
 def _is_allowed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
-    """By name, or because an option that was allowed by name gives other content."""
+    """Whether `ckpt_allow` permits other content, by data.path or by a changed option."""
     allowed = current["ckpt_allow"]
     if allows("data.path", allowed):
         return True
@@ -191,7 +191,7 @@ def _vocabulary(held: Mapping[str, Any]) -> dict[str, Any] | None:
     return {key: found.get(key) for key in ("kind", "vocab_size", "digest")}
 
 
-def _said(vocabulary: Mapping[str, Any]) -> str:
+def _described(vocabulary: Mapping[str, Any]) -> str:
     kind, size, digest = (
         one_line(str(value)[:20] if isinstance(value, str | int) else type(value).__name__)
         for value in vocabulary.values()

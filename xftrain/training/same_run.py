@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the run that is to go on from it: the same model, data and seed."""
+"""Checks that a checkpoint fits the run that resumes it: the same model, data and seed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from xftrain.errors import ConfigError
 from xftrain.printable import one_line, shortened
 
-_HOW_TO_GO_ON = ("ckpt", "ckpt_allow")
-# Keys, and groups of keys, without which a run that goes on would be another one; and those of
-# them that change how it is computed or watched, not what.
+_RESUME_KEYS = ("ckpt", "ckpt_allow")
+# Keys and groups of keys that a resumed run must not change; and exceptions, which change only how
+# the run is computed or observed.
 _DECISIVE = (
     "seed",
     "seq",
@@ -36,20 +36,20 @@ _HARMLESS = (
 )
 _IMPL_OF_LAYER = re.compile(r"model\.layers\..+\.(bias|ffn)\.impl")
 _VARIABLE = re.compile(r"\$\{oc\.env:([^{}]+)\}")
-_LONGEST = 200  # characters of a value that is shown
+_MAX_SHOWN = 200  # characters of a value in a message
 
 
 def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Compares names and shapes of two state dicts, and dtypes but for the width of floats.
+    """Refuses another model by names, shapes and dtypes of tensors; floats may differ in width.
 
     Raises:
-        ConfigError: they are not of the same model.
+        ConfigError: the state dicts are not of the same model.
     """
     shapes = [{name: _shape(value) for name, value in weights.items()} for weights in (saved, ours)]
     differ = [n for n in {**saved, **ours} if shapes[0].get(n) != shapes[1].get(n)]
     if differ:
         there, here = (named.get(differ[0], "absent") for named in shapes)
-        name = one_line(differ[0])[:_LONGEST]
+        name = one_line(differ[0])[:_MAX_SHOWN]
         raise ConfigError(
             f"ckpt holds another model: {len(differ)} of its tensors differ from this one's, first "
             f"{name}, {there} there and {here} here; set model as in its run's config.yaml."
@@ -62,17 +62,17 @@ def _shape(value: Tensor) -> str:
 
 
 def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Compares the optimizers of two configurations, and their groups of parameters.
+    """Refuses another optimizer, or other parameter groups.
 
-    What one optimizer has kept, another has no use for.
+    The state of one optimizer is of no use to another one.
 
     Raises:
-        ConfigError: which they are.
+        ConfigError: they differ; the message names both.
     """
     there, here = (config["optim"].get("name") for config in (saved, current))
     if there is not None and here is not None and there != here:
         raise ConfigError(
-            f"ckpt holds the state of optim={there}, which optim={here} cannot go on from: set "
+            f"ckpt holds the state of optim={there}, which optim={here} cannot resume: set "
             f"optim={there}."
         )
     there, here = (_group_structure(config["optim"]) for config in (saved, current))
@@ -85,7 +85,7 @@ def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any])
 
 
 def _group_structure(optim: Mapping[str, Any]) -> list[Any]:
-    """What decides which parameters are in a group, and what steps them."""
+    """The settings that determine the parameters of each group and their optimizer."""
     entries, found = optim.get("param_groups") or (), []
     for entry in entries if isinstance(entries, list | tuple) else ():
         entry = entry if isinstance(entry, Mapping) else {}
@@ -97,32 +97,32 @@ def _group_structure(optim: Mapping[str, Any]) -> list[Any]:
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
-    """Keys whose values differ, each as `optim.lr 0.003 -> 1e-05`, but those of going on."""
+    """Keys whose values differ, as `optim.lr 0.003 -> 1e-05`, without those about resuming."""
     before, after = (flat(config) for config in (saved, current))
     return {
         key: f"{one_line(key)} {_shown(before.get(key))} -> {_shown(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in _HOW_TO_GO_ON
+        if before.get(key) != after.get(key) and key not in _RESUME_KEYS
     }
 
 
 def _shown(value: Any) -> str:
-    return shortened(repr(value), _LONGEST)
+    return shortened(repr(value), _MAX_SHOWN)
 
 
 def refuse_other_run(
     saved: Mapping[str, Any], current: Mapping[str, Any], *, moved: bool = False
 ) -> None:
-    """Compares two configurations in what decides which batches are seen and what is learned.
+    """Refuses a configuration with other keys that affect the batches or the training.
 
     Args:
-        saved: of the checkpoint.
-        current: of the run that goes on; its `ckpt_allow` names keys, or groups of them, that may
-            differ.
-        moved: the data is known to have the same content, wherever it lies.
+        saved: configuration of the checkpoint.
+        current: configuration of the resumed run; its `ckpt_allow` names keys or groups of keys
+            that may differ.
+        moved: whether the data is known to have the same content, so that its path may differ.
 
     Raises:
-        ConfigError: the keys that differ, and how to allow them.
+        ConfigError: keys differ; the message names them and how to allow them.
     """
     allowed, known = current["ckpt_allow"], flat(current)
     for name in allowed:
@@ -146,38 +146,38 @@ def refuse_other_run(
 
 
 def _decides(key: str, there: Mapping[str, Any], here: Mapping[str, Any], own: Set[str]) -> bool:
-    """Whether a run with another value, or without the key, would be another run.
+    """Whether a resumed run must not change a key, or add or remove it.
 
     Args:
-        key: with its groups.
-        there: values of the checkpoint's run by their keys.
-        here: those of this run.
-        own: keys of either that name a class of somebody's own.
+        key: dotted key.
+        there: values of the checkpoint's configuration, by dotted keys.
+        here: values of this run's configuration, by dotted keys.
+        own: keys of either configuration that name a user's class.
     """
-    if key.endswith("_target_"):  # a class of somebody's own
+    if key.endswith("_target_"):  # a user's class
         return True
-    if key.startswith("model.layers."):  # a model that has no pattern says so, or is of before it
+    if key.startswith("model.layers."):  # absent or null without a pattern of layers
         return not _IMPL_OF_LAYER.fullmatch(key)
     dots = (at for at, letter in enumerate(key) if letter == ".")
     is_own = bool(own) and any(f"{key[:at]}._target_" in own for at in dots)
     if not is_own and (key not in there or key not in here):
-        return False  # new since, which says nothing of the former run
+        return False  # a key of only one version does not tell the runs apart
     return _is_in(key, _DECISIVE) and not _is_in(key, _HARMLESS)
 
 
 def with_digests(config: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """The configuration with a digest behind each variable's name, so that values can be compared.
+    """Adds a digest after the name of each environment variable, so that values can be compared.
 
     Args:
-        config: as it is written down, with names of variables in place of their values.
-        environment: digests by these names.
+        config: the saved configuration, with names of variables in place of their values.
+        environment: digests of the values, by variable name.
     """
 
-    def told(value: Any) -> Any:
+    def annotated(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: told(child) for key, child in value.items()}
+            return {key: annotated(child) for key, child in value.items()}
         if isinstance(value, list | tuple):
-            return [told(child) for child in value]
+            return [annotated(child) for child in value]
         if isinstance(value, str):
             return _VARIABLE.sub(with_digest, value)
         return value
@@ -186,16 +186,16 @@ def with_digests(config: Mapping[str, Any], environment: Mapping[str, str]) -> d
         digest = environment.get(found[1])
         return found[0] if digest is None else f"{found[0]} ({digest})"
 
-    return {key: told(value) for key, value in config.items()}
+    return {key: annotated(value) for key, value in config.items()}
 
 
 def allows(key: str, allowed: Sequence[str]) -> bool:
-    """Whether `ckpt_allow` names a key, or a group that it is in."""
+    """Whether `ckpt_allow` names a key or one of its groups."""
     return _is_in(key, allowed)
 
 
 def _is_in(key: str, names: Sequence[str]) -> bool:
-    """Whether a dotted key is one of these, or in a group that is."""
+    """Whether a dotted key, or one of its groups, is among the names."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
@@ -205,6 +205,6 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
-        else:  # a tuple is saved as it is and typed as a list
+        else:  # a tuple in Python is a list in YAML
             found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return found

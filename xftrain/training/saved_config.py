@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run is small, whoever made it: it is compared, shown and copied."""
+"""Limits the size of the description of a run in a checkpoint, which may come from anyone."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from xftrain.training.plain_values import NotPlain
 
-_MAX_KEY, _MAX_DOTTED = 200, 1000  # characters of a key, and with all groups that it is in
-_MAX_CONFIG = 1 << 20  # characters, all values with their dotted keys; a run has some thousand
-_VALUE = 8  # characters, of a number
-_MAX_NAME = 1000  # of a variable of the environment
+_MAX_KEY, _MAX_DOTTED = 200, 1000  # characters of a key, and of a dotted key
+_MAX_CONFIG = 1 << 20  # characters of all values with dotted keys; a run has a few thousand
+_VALUE = 8  # characters counted for a number
+_MAX_NAME = 1000  # characters of the name of an environment variable
 _DIGEST = re.compile(r"[0-9a-f]{3}")  # as `redaction.digests` makes them
 
 
 def check_description(held: Mapping[str, Any]) -> None:
-    """Refuses a configuration that is large once its keys are dotted, and digests that are none.
+    """Refuses a configuration that is large with dotted keys, and malformed digests.
 
     Args:
         held: the checkpoint's own entry, `xftrain`.
 
     Raises:
-        NotPlain: what is wrong with it.
+        NotPlain: the description is too large or malformed.
     """
     _refuse_large(held.get("config"), "", 0)
     environment = held.get("environment", {})
@@ -37,7 +37,7 @@ def check_description(held: Mapping[str, Any]) -> None:
 
 
 def _refuse_large(value: Any, key: str, num_before: int) -> int:
-    """Adds the characters of a value to those of the values before it."""
+    """Returns `num_before` plus the characters of a value, and refuses too many."""
     total = num_before + len(key) + (len(value) if isinstance(value, str) else _VALUE)
     if total > _MAX_CONFIG:
         raise NotPlain(f"its configuration has more than {_MAX_CONFIG:,} characters")

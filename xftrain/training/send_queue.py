@@ -1,4 +1,4 @@
-"""Records on their way to somewhere that may be slow, or gone, while training goes on."""
+"""Sends records in the background to a receiver that may be slow or unreachable."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from xftrain.errors import first_line
 
 log = logging.getLogger(__name__)
 
-_MAX_WAITING = 10_000  # records
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 600.0  # after a failure; each is twice the one before
+_MAX_WAITING = 10_000  # maximum number of queued records
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 600.0  # pause after a failure, doubled by each further one
 
 
 class SendQueue:
-    """Sends records one after another in a thread of its own, so that nothing waits for them.
+    """Sends records one after another in a separate thread, so that training does not wait.
 
-    After a failure, what comes within a pause is dropped rather than tried.
+    Records within the pause after a failure are dropped.
 
     Args:
-        name: of the receiver, for messages.
+        name: name of the receiver, for messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,26 +34,26 @@ class SendQueue:
         self._thread.start()
 
     def put(self, send: Callable[[], None]) -> None:
-        """Has a record sent after those before it; returns at once."""
+        """Queues a record, and returns at once."""
         if self._waiting.qsize() < _MAX_WAITING:
             self._waiting.put(send)
         else:
             self._num_lost += 1
 
     def close(self, last: Callable[[], None], wait_s: float) -> None:
-        """Sends what is left and a last record, which is tried whatever has failed before.
+        """Sends the queued records, then a last one, which is tried even after failures.
 
         Args:
-            last: ends the record of the run.
-            wait_s: how long to wait for all that at most, in seconds.
+            last: sends the end of the run.
+            wait_s: maximum time to wait for all records, in seconds.
         """
         self._last = last
         self._waiting.put(None)
         self._thread.join(wait_s)
         if self._thread.is_alive():
-            log.warning("%s has not taken all records within %g s.", self._name, wait_s)
+            log.warning("%s has not received all records within %g s.", self._name, wait_s)
         elif self._num_lost:
-            log.warning("%s has not got %d records.", self._name, self._num_lost)
+            log.warning("%s has not received %d records.", self._name, self._num_lost)
 
     def _send_all(self) -> None:
         while (send := self._waiting.get()) is not None:
@@ -72,7 +72,7 @@ class SendQueue:
             if not self._num_lost:
                 log.warning(
                     "%s could not record (%s): training continues, and metrics that are lost "
-                    "there are in the run folder where logger=csv is on.",
+                    "there are in the run folder if logger=csv is on.",
                     *(self._name, first_line(error)),
                 )
             self._num_lost += 1

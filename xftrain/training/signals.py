@@ -1,4 +1,4 @@
-"""Signals that end a run: it ends after the step under way, with a checkpoint."""
+"""Handles signals that end a run after the current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _SIGNALS = (*END_SIGNALS, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopSignals(Callback):
-    """While it is entered, the signals end the run where it can go on from.
+    """Within this context, signals end the run at a point from which it can be resumed.
 
-    While the run is built, and while a batch is waited for, that is at once; in a step it is the
-    end of the step. Ctrl-C a second time does not wait. Lightning's own handlers are replaced: they
-    save nothing, end with code 0, and of several ranks wait for rank 0.
+    A signal ends the run at once while the run is built or waits for a batch, and otherwise at the
+    end of the step. A second Ctrl-C does not wait. Lightning's own handlers are replaced: they save
+    nothing, exit with code 0, and make several ranks wait for rank 0.
     """
 
     modifies_weights = False
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._trainer: Trainer | None = None  # while it trains
+        self._trainer: Trainer | None = None  # set during training
         self._savers: list[Checkpoint] = []
         self._before: dict[int, Any] = {}
-        self._agreed: tuple[Tensor, Any] | None = None  # what the ranks are telling each other
+        self._agreed: tuple[Tensor, Any] | None = None  # pending all-reduce of the signal
         self._group: Any = None
 
     def __enter__(self) -> StopSignals:
@@ -60,21 +60,21 @@ class StopSignals(Callback):
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         if again or any(callback.is_saving for callback in self._savers):
-            return  # what is being saved is what the signal is to leave
+            return  # a save is already running
         if trainer is None:
             raise Stopped(number)
         waits = training_module(trainer.lightning_module).stream.is_waiting
         if waits and trainer.world_size == 1 and not within_step(trainer):
             raise Stopped(number)
         said = f"{signal.Signals(number).name}: the run ends after this step"
-        # in a thread: the signal may have come in the midst of a line of the log
+        # in a thread, as the signal may have interrupted a write to the log
         threading.Thread(target=log.info, args=(said,), daemon=True).start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on signals wait for the end of a step."""
-        self._install()  # Lightning has put its own there
+        """Makes signals wait for the end of a step from now on."""
+        self._install()  # Lightning has installed its own handlers
         if trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo")  # host memory: no wait for the device
+            self._group = dist.new_group(backend="gloo")  # does not wait for the device
         self._trainer = trainer
         self._savers = [c for c in trainer.callbacks if isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
         self.end_if_received()
@@ -82,40 +82,40 @@ class StopSignals(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ends the run where a signal came in this step; if it is validated, after that."""
+        """Ends the run if a signal came in this step, unless a validation follows first."""
         if not within_step(trainer) and not validation_follows(trainer):
             self._end_if_all_know(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that is resumed from a checkpoint before the validation would be without it."""
+        """Ends the run after its validation, which a run resumed from before would skip."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not within_step(trainer):
             self._end_if_all_know(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A validation is not cut: a run that goes on would be without it."""
-        self._install()  # Lightning has put its own there again, for a validation of its own
+        """Makes signals wait for the end of a validation, which a resumed run would skip."""
+        self._install()  # Lightning installs its own handlers again for a validation outside fit
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What follows can be cut anywhere."""
+        """Makes signals end the run at once again."""
         self._trainer = None
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Nothing is left that could end after a step."""
+        """Makes signals end the run at once again."""
         self._trainer = None
 
     def end_if_received(self) -> None:
-        """Ends the run where a signal was noted: at a step's end, or when the last save is made."""
+        """Ends the run if a signal was received; called after a step or the final save."""
         if self.received is not None:
             raise Stopped(self.received)
 
     def _end_if_all_know(self, trainer: Trainer) -> None:
-        """One rank alone cannot stop: the others would wait for it for ever."""
+        """Ends the run once all ranks know of a signal; one rank would block the others."""
         if trainer.world_size == 1:
             self.end_if_received()
             return
-        if self._agreed is not None:  # of the step before, long since there
+        if self._agreed is not None:  # of the previous step, already finished
             number, work = self._agreed
             work.wait()
             if int(number):

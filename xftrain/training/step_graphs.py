@@ -1,4 +1,4 @@
-"""An optimizer step as one CUDA graph: forward, loss, backward, clipping and AdamW at once."""
+"""An optimizer step as one CUDA graph: forward, loss, backward, clipping and AdamW."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from xftrain.training.module import TrainingModule
 from xftrain.training.nonfinite import takes_flag
 from xftrain.training.step_sums import mean_labels
 
-_PLAIN_STEPS = 2  # before the recording: they compile, and make the optimizer's state
+_PLAIN_STEPS = 2  # before the capture, to compile and to create the optimizer's state
 
 
 class Outcome(NamedTuple):
-    """What a step leaves behind; each replay writes it anew, in the same place.
+    """The results of a step, which each replay overwrites in the same memory.
 
     Attributes:
-        loss: mean over the labels.
-        sums: of the loss.
-        grad_norm: before clipping.
+        loss: mean loss over the labels.
+        sums: loss sums.
+        grad_norm: norm of the gradients before clipping.
     """
 
     loss: Tensor
@@ -39,22 +39,22 @@ _Values = dict[tuple[str, int | None], Any]
 class _Recorded(NamedTuple):
     replay: Callable[[], None]
     outcome: Outcome
-    handle: Any  # of the attention, whose tensors the graph reads
-    values: _Values  # of the host, that it was recorded with
+    handle: Any  # handles of the attention, whose tensors the graph reads
+    values: _Values  # values on the host at the capture
 
 
 class Recorder:
-    """Records what a function launches, without doing it."""
+    """Captures the kernels that a function launches in a CUDA graph, without running them."""
 
     def __init__(self) -> None:
         self._stream: torch.cuda.Stream | None = None
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
-        """What is done in it, on the stream of the recording.
+        """Within this context, work runs on the stream of the capture.
 
-        Where a graph of autograd lives on, its leaves belong to the stream that they were made on,
-        and a recording may not wait for the default one.
+        The leaves of an autograd graph belong to the stream on which they were created, and a
+        capture may not wait for the default stream.
         """
         self._stream = self._stream or torch.cuda.Stream()
         outer = torch.cuda.current_stream()
@@ -66,29 +66,29 @@ class Recorder:
             outer.wait_stream(self._stream)
 
     def __call__(self, make: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
-        """Returns what does it, as often as it is called, and what the function returned.
+        """Captures a function; returns the replay function and the outcome.
 
         Args:
-            make: launches on the current stream, and waits for nothing.
+            make: launches kernels on the current stream, without synchronizing.
         """
         graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         state = generator.clone_state()
         made: Outcome | RuntimeError | None = None
-        # other threads, as that of autograd, may ask the driver what a recording one may not
+        # other threads, such as that of autograd, may make calls that a capturing thread may not
         how: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
         try:
             with torch.cuda.graph(graph, **how):
                 try:
                     made = make()
-                except RuntimeError as error:  # the end raises another in its place
+                except RuntimeError as error:  # the end of the capture raises another one
                     made = error
         except RuntimeError as error:
             made = made if isinstance(made, RuntimeError) else error
         finally:
             torch.cuda.set_stream(outer)
         if not isinstance(made, Outcome):
-            # the old state is that of a recording for ever, and would refuse to be drawn from
+            # the old state stays in capture mode, and could not be sampled from
             generator.graphsafe_set_state(state)
             assert made is not None
             raise made
@@ -96,47 +96,47 @@ class Recorder:
 
 
 class StepGraphs:
-    """Makes optimizer steps by replaying a graph.
+    """Runs optimizer steps by replaying a CUDA graph.
 
-    The first steps are to be made without, and compile what they need. What varies from step to
-    step goes through memory that the graph reads: the batch, the rates of the optimizer, the seed
-    of dropout. All else is as it was when the graph was recorded. The optimizer's own state, and
-    so a checkpoint, is what it would be without graphs.
+    The first steps run without the graph, and compile what they need. Values that change between
+    steps are in memory that the graph reads: the batch, the learning rates, the seed of dropout.
+    All others keep their values from the capture. The state of the optimizer, and so a checkpoint,
+    is the same as without graphs.
 
     Args:
-        module: what is trained, on one CUDA device, with one batch a step.
+        module: the module to train, on one CUDA device, with one batch per step.
     """
 
     def __init__(self, module: TrainingModule) -> None:
         self.module, self._recorder = module, Recorder()
-        module.always_counts = True  # accuracy in each step, or there would be two graphs
+        module.always_counts = True  # compute accuracy in each step, as there is only one graph
         self._num_plain = 0
         self._recorded: _Recorded | None = None
         self._batch: Batch | None = None  # on the device, read by the graph
-        self._rates: list[Tensor] = []  # of each group of the optimizer, read by the graph
+        self._rates: list[Tensor] = []  # learning rate of each group, read by the graph
 
     def check(self) -> None:
-        """Refuses an optimizer whose step cannot be recorded.
+        """Refuses an optimizer whose step cannot be captured.
 
         Raises:
-            ConfigError: which it is.
+            ConfigError: the optimizer cannot be captured; the message names it.
         """
         optimizer = self._optimizer()
         if not takes_flag(optimizer) or "capturable" not in optimizer.defaults:
             raise ConfigError(
                 f"compile=cudagraphs replays the optimizer's step, and {type(optimizer).__name__} "
-                "cannot take its rate, and whether to skip, from the device: use optim=adamw, or "
-                "compile=true."
+                "cannot read the learning rate and the skip flag from the device: use "
+                "optim=adamw, or compile=true."
             )
 
     @property
     def can_make(self) -> bool:
-        """Whether what a step needs is there."""
+        """Whether the eager steps before the capture are done."""
         return self._num_plain >= _PLAIN_STEPS
 
     @contextmanager
     def eager_step(self) -> Iterator[None]:
-        """A step is made in it, without the graph."""
+        """Within this context, one step runs without the graph."""
         step, groups = self.module.trainer.global_step, self._optimizer().param_groups
         rates = [group["lr"] for group in groups]
         narrow = [float(torch.tensor(rate)) for rate in rates]  # float32, as the graph reads them
@@ -147,15 +147,15 @@ class StepGraphs:
                 yield
         finally:
             for group, before, rate in zip(groups, rates, narrow, strict=True):
-                if group["lr"] == rate:  # the schedule has not moved it
+                if group["lr"] == rate:  # the schedule has not changed it
                     group["lr"] = before
         self._num_plain += self.module.trainer.global_step - step
 
     def load_batch(self, batch: Batch) -> Batch:
-        """Puts a batch where the graph reads it, and returns that.
+        """Copies a batch to the memory that the graph reads, and returns that batch.
 
         Raises:
-            RunError: it is shaped otherwise than the first one.
+            RunError: its shape differs from that of the first batch.
         """
         if self._batch is None:
             self._batch = batch.to(self.module.device, copy=True)
@@ -171,10 +171,10 @@ class StepGraphs:
         return self._batch
 
     def replay(self) -> Outcome:
-        """Makes an optimizer step of the batch that was loaded last; does not wait for it.
+        """Runs an optimizer step on the last loaded batch, without waiting for it.
 
         Raises:
-            RunError: the step cannot be recorded, or is to be another than the recorded one.
+            RunError: the step cannot be captured, or must differ from the captured one.
         """
         if self._recorded is None:
             self._recorded = self._record()
@@ -196,7 +196,7 @@ class StepGraphs:
         module, batch, groups = self.module, self._batch, self._optimizer().param_groups
         assert batch is not None
         with module.trainer.precision_plugin.forward_context():
-            handle = module.model.prepare(*batch.shape_BM)  # it may come from the host
+            handle = module.model.prepare(*batch.shape_BM)  # it may be copied from the host
         self._rates = [torch.zeros((), device=module.device) for _ in groups]
         values = self._values()
         try:
@@ -212,7 +212,7 @@ class StepGraphs:
         return _Recorded(replay, outcome, handle, values)
 
     def _launch(self) -> Outcome:
-        """What Lightning does in a step, on the batch that the graph reads."""
+        """Runs the parts of a Lightning step on the batch that the graph reads."""
         module, optimizer, batch = self.module, self._optimizer(), self._batch
         assert batch is not None
         optimizer.zero_grad(set_to_none=True)
@@ -231,7 +231,7 @@ class StepGraphs:
         return Outcome(loss.detach(), sums, grad_norm)
 
     def _values(self) -> _Values:
-        """What the host sets and a replay would not see, by name and the optimizer's group."""
+        """Values set on the host, which a replay would not see, by name and parameter group."""
         found: _Values = {
             (name, index): value
             for index, group in enumerate(self._optimizer().param_groups)
@@ -243,7 +243,7 @@ class StepGraphs:
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:
-        """The optimizer reads its rates from memory while it is recorded, and only then."""
+        """Within this context, the optimizer reads learning rates from device memory."""
         groups = self._optimizer().param_groups
         before = [{key: group[key] for key in ("lr", "capturable")} for group in groups]
         for group, rate in zip(groups, self._rates, strict=True):

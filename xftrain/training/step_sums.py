@@ -1,4 +1,4 @@
-"""The loss of an optimizer step: summed over all its labels, divided by their number."""
+"""Computes the loss of an optimizer step: its sum over all labels, divided by their number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xftrain.transfer import on_device
 
 
 class StepSums:
-    """Adds up the micro-batches of a step, so that their gradient is that of one large batch.
+    """Accumulates the micro-batches of a step, so that the gradient is that of one large batch.
 
     Micro-batch i of k on rank r of R has the summed cross-entropy s_ir and n_ir labels. The step
     minimizes
@@ -32,32 +32,32 @@ class StepSums:
       gradients, a label weighs as much as in a batch whose tokens all have one, so there is no
       overflow that such a batch would not have.
 
-    A step that has no label at all has the loss 0 / 1 and gradients of 0; `NonFiniteGuard` leaves
-    it out. The numbers of all ranks are added up once a step.
+    A step without labels has the loss 0 / 1 and gradients of 0; `NonFiniteGuard` skips it. The sums
+    are all-reduced once per step.
 
     Args:
-        module: whose steps they are.
+        module: the module that runs the steps.
     """
 
     def __init__(self, module: TrainedModule) -> None:
         self.module = module
-        self.total: LossSums | None = None  # of the last whole step, over all ranks
-        self._so_far: LossSums | None = None  # of this rank's micro-batches of the step under way
-        self._factor: Tensor | None = None  # of the gradients of the last whole step
+        self.total: LossSums | None = None  # of the last complete step, over all ranks
+        self._so_far: LossSums | None = None  # of this rank's micro-batches of the current step
+        self._factor: Tensor | None = None  # factor of the gradients of the last complete step
         self._full_tokens: int | None = None  # T
 
     def add(self, sums: LossSums, batch_idx: int) -> Tensor:
         """Adds a micro-batch, and returns the loss for its backward pass.
 
         Args:
-            sums: of the micro-batch.
-            batch_idx: its number in the run, from 0.
+            sums: loss sums of the micro-batch.
+            batch_idx: index of the micro-batch in the run, from 0.
         """
         trainer, num_ranks = self.module.trainer, distributed.world_size()
         num_batches = trainer.accumulate_grad_batches
-        if batch_idx % num_batches == 0:  # where Lightning sets the gradients to zero
+        if batch_idx % num_batches == 0:  # Lightning zeroes the gradients here
             self._so_far = None
-        elif self._so_far is None:  # a callback has changed the number, so it does not
+        elif self._so_far is None:  # a callback changed the accumulation, so Lightning does not
             trainer.optimizers[0].zero_grad()
         own = sums.detached()
         self._so_far = own if self._so_far is None else _added(self._so_far, own)
@@ -76,7 +76,7 @@ class StepSums:
         return sums.minimized / full_tokens
 
     def rescale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Makes the gradients those of the step's loss, after the last backward pass of the step.
+        """Scales the gradients to those of the step's loss, after its last backward pass.
 
         Does nothing after any other backward pass, and in steps of one micro-batch.
         """
@@ -88,7 +88,7 @@ class StepSums:
             torch._foreach_mul_(grads, factor)
 
     def _tokens_of_first_batch(self) -> int:
-        """T: of the rank that has most, so that it is the same on all ranks and after a resume."""
+        """Returns T, the maximum over ranks, equal on all ranks and after a resume."""
         if self._full_tokens is None:
             own = on_device([self.module.stream.batch(0).num_tokens], self.module.device)
             self._full_tokens = int(distributed.largest_over_ranks(own))
@@ -96,10 +96,10 @@ class StepSums:
 
 
 def mean_labels(num_labels: Tensor, num_ranks: int = 1) -> Tensor:
-    """What a summed loss is divided by: labels a rank, or as if there were one where none is.
+    """The divisor of a summed loss: the mean number of labels per rank; 1 / R without labels.
 
     Args:
-        num_labels: of all ranks.
+        num_labels: number of labels of all ranks.
         num_ranks: R.
     """
     at_least_one = num_labels.clamp(min=1)
@@ -107,7 +107,7 @@ def mean_labels(num_labels: Tensor, num_ranks: int = 1) -> Tensor:
 
 
 def over_ranks(sums: LossSums) -> LossSums:
-    """The sums of all ranks, on every rank; without a wait for the device."""
+    """All-reduces loss sums, without waiting for the device."""
     if distributed.world_size() == 1:
         return sums
     known = {name: one.double() for name, one in sums._asdict().items() if one is not None}

@@ -1,4 +1,4 @@
-"""Text for the loggers that show it."""
+"""Sends text to the loggers that can show it."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from xftrain.training.tracker import Tracker
 
 
 def log_text(loggers: Iterable[Logger], tag: str, text: str, step: int = 0) -> None:
-    """Text as it is, for TensorBoard and experiment trackers; a CSV file has no place for it."""
+    """Sends text, shown unchanged, to TensorBoard and experiment trackers, but not to CSV files."""
     quoted = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown's code block
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -1,4 +1,4 @@
-"""What the loggers of experiment trackers share: a run of the tracker begins when training does."""
+"""The base class of loggers for experiment trackers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from xftrain.printable import printable
 from xftrain.redaction import hidden, hidden_throughout
 from xftrain.training.send_queue import SendQueue
 
-_END_S = 120.0  # for the last records of a run
+_END_S = 120.0  # maximum wait for the last records of a run
 
 
 class Tracker(Logger):
-    """Sends metrics, the configuration and texts to a logger of Lightning's.
+    """Sends metrics, the configuration and texts to one of Lightning's loggers.
 
-    That logger is made when training begins, as it would write files, and a run can be refused
-    until then. A resumed run begins a run of its own in the tracker. Records are sent in a thread
-    of their own, since a server may be slow; one that cannot be sent is a warning, since the run
-    itself has it.
+    That logger writes files, so it is created when training begins, as a run can be refused until
+    then. A resumed run begins a new run in the tracker. Records are sent in a separate thread,
+    since a server may be slow; a failure is only a warning, since the run folder has the records
+    too.
 
     Args:
         run_dir: the run's folder.
@@ -37,24 +37,24 @@ class Tracker(Logger):
 
     @abstractmethod
     def make(self) -> Any:
-        """Lightning's logger; makes a run of the tracker, and says in the log where it is."""
+        """Creates Lightning's logger and a run of the tracker, and logs where it is."""
 
     @abstractmethod
     def send_text(self, tag: str, text: str, step: int) -> None:
-        """Sends a text under a name, to be shown as it is."""
+        """Sends a text under a name, to be shown unchanged."""
 
     @abstractmethod
     def end(self, *, is_whole: bool) -> None:
-        """Ends the run of the tracker, which says whether the run has completed."""
+        """Ends the run of the tracker, with a status that tells whether the run has completed."""
 
     @property
     def name(self) -> str:
-        """None, so that other callbacks write to the run's folder itself."""
+        """Returns an empty name, so that other callbacks write to the run's folder itself."""
         return ""
 
     @property
     def version(self) -> str:
-        """The same."""
+        """See `name`."""
         return ""
 
     @property
@@ -64,13 +64,13 @@ class Tracker(Logger):
 
     @rank_zero_only
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Makes the run of the tracker.
+        """Begins the run of the tracker.
 
         Args:
-            config: by dotted keys, as it may be written down.
+            config: the configuration by dotted keys, without secrets.
 
         Raises:
-            RunError: it cannot be made, as where a server does not answer.
+            RunError: the run cannot begin, for example if a server does not answer.
         """
         try:
             self._logger = self.make()
@@ -78,7 +78,7 @@ class Tracker(Logger):
             self._queue = SendQueue(type(self).__name__)
         except (ConfigError, RunError):
             raise
-        except Exception as error:  # of the package, or of the network
+        except Exception as error:  # the package and the network may raise anything
             kind = type(self).__name__.lower()
             raise RunError(
                 f"logger.{kind} could not begin ({first_line(error)}): choose where it records, "
@@ -87,7 +87,7 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing; `begin` has the configuration."""
+        """Does nothing, since `begin` receives the configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -98,13 +98,13 @@ class Tracker(Logger):
 
     @rank_zero_only
     def show_text(self, tag: str, text: str, step: int) -> None:
-        """Sends a text, in which control characters are escaped and secrets hidden."""
+        """Sends a text, with control characters escaped and secrets hidden."""
         if self._logger is not None:
             self._queue.put(lambda: self.send_text(tag, printable(hidden(text)), step))
 
     @rank_zero_only
     def close_run(self, *, is_whole: bool) -> None:
-        """Ends the run of the tracker, where there is one.
+        """Ends the run of the tracker, if it has begun.
 
         Args:
             is_whole: whether the run has completed.

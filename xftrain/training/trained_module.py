@@ -1,4 +1,4 @@
-"""What the guard and the sums of a step need of the LightningModule that they belong to."""
+"""The interface of the LightningModule that `NonFiniteGuard` and `StepSums` use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TrainedModule(Protocol):
     Attributes:
         model: the GPT.
         stream: this rank's training batches.
-        data_offset: from Lightning's number of a batch to the data's.
+        data_offset: added to Lightning's batch index for that of the data.
     """
 
     model: GPT
@@ -32,16 +32,16 @@ class TrainedModule(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         ...
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """What scales the loss in float16."""
+        """The GradScaler of float16 training, or None."""
         ...
 
     def forward_loss(self, batch: Batch, *, with_accuracy: bool) -> LossSums:
-        """Sums of the loss over a batch."""
+        """Computes the loss sums of a batch."""
         ...
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -49,5 +49,5 @@ class TrainedModule(Protocol):
         ...
 
     def plain_weights(self) -> AbstractContextManager[None]:
-        """Gradients go to the float32 weights themselves in it."""
+        """Within this context, gradients go to the float32 weights instead of their copies."""
         ...

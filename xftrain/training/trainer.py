@@ -1,4 +1,4 @@
-"""Lightning's Trainer, from the keys under `trainer`."""
+"""Builds Lightning's Trainer from the keys under `trainer`."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def build_trainer(
     *,
     show_bar: bool,
 ) -> StoppableTrainer:
-    """The trainer of one run.
+    """Builds the trainer of a run.
 
     Args:
         cfg: the checked configuration, whose `trainer` has Lightning's own keys.
-        run_dir: where Lightning may write.
-        device: what `trainer.accelerator` stands for here, see `hardware.resolve`.
-        precision: what `trainer.precision` stands for here.
+        run_dir: the folder in which Lightning may write.
+        device: the device resolved from `trainer.accelerator`, see `hardware.resolve`.
+        precision: the precision resolved from `trainer.precision`.
         callbacks: in the order in which they are called.
-        loggers: TensorBoard, CSV.
+        loggers: loggers such as TensorBoard and CSV.
         show_bar: whether one of the callbacks is a progress bar.
     """
     keys = cfg.trainer
@@ -60,28 +60,28 @@ def build_trainer(
         deterministic=cfg.deterministic,
         callbacks=[StopReason(), *callbacks, *limits],
         logger=loggers or False,
-        # the ranks are there already; under Slurm, Lightning would take over its signals
+        # ranks already run; under Slurm, Lightning would install signal handlers
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         default_root_dir=run_dir,
         # true without a checkpoint callback would add Lightning's own
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         enable_progress_bar=show_bar,
-        enable_model_summary=False,  # one line of ours
-        use_distributed_sampler=False,  # every batch knows its rank
+        enable_model_summary=False,  # xftrain logs one line instead
+        use_distributed_sampler=False,  # the data source takes the rank
         inference_mode=False,  # validation shares the training step's compiled code
     )
     trainer._checkpoint_connector = _NamedCheckpoints(trainer)
-    # Its own word on SIGTERM, by which each of several ranks would wait for the device in each
-    # step; see `signals`
+    # Lightning's own handling of SIGTERM makes several ranks wait for the device in each step; see
+    # `signals`
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
 class _NamedCheckpoints(_CheckpointConnector):
-    """Reads no checkpoint but the one that is named.
+    """Restores only the checkpoint that is given by `ckpt`.
 
-    In a Slurm job Lightning's own takes `hpc_ckpt_*.ckpt` of the run's folder, whoever wrote it,
-    also to validate with.
+    In a Slurm job Lightning would also restore `hpc_ckpt_*.ckpt` from the run's folder, even for
+    validation, whoever wrote it.
     """
 
     @property

@@ -1,8 +1,8 @@
-"""What to use in place of the keys of Lightning's Trainer that xftrain does not have."""
+"""Alternatives to the keys of Lightning's Trainer that xftrain does not have."""
 
 from __future__ import annotations
 
-# Keys of Lightning's Trainer, and the end of the sentence that refuses each.
+# Keys of Lightning's Trainer, each with the end of the error message that refuses it.
 USE_INSTEAD = {
     "barebones": "it switches off what a run records; use callbacks=none logger=none",
     "benchmark": "shapes do not change during a run; leave it out",
@@ -37,7 +37,7 @@ USE_INSTEAD = {
 
 
 def use_instead(key: str) -> str | None:
-    """The sentence that refuses a dotted key; None for a key that Lightning has not either."""
+    """The error message that refuses a dotted key; None if Lightning does not have the key."""
     group, _, name = key.partition(".")
     reason = USE_INSTEAD.get(name) if group == "trainer" else None
     return reason and f"{key} is a key of Lightning's Trainer that xftrain does not have: {reason}."

@@ -1,4 +1,4 @@
-"""What the batches of a validation pass add up to."""
+"""Accumulates the metrics of a validation pass."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ NO_LABEL = (
 
 
 class ValSums:
-    """Adds up the batches of this rank; metrics are of all batches of all ranks."""
+    """Adds up the sums of this rank's batches; `metrics` covers all batches of all ranks."""
 
     def __init__(self) -> None:
-        self._sums: list[Tensor] = []  # summed loss, labels, hits
+        self._sums: list[Tensor] = []  # summed loss, labels, correct predictions
         self._num_bytes = 0
 
     def add(self, sums: LossSums, num_bytes: int | None) -> None:
         """Adds a batch.
 
         Args:
-            sums: of the batch.
-            num_bytes: bytes of text that its labels stand for; None where the data is no text.
+            sums: loss sums of the batch.
+            num_bytes: bytes of text that its labels spell; None if the data is not text.
         """
         self._sums.append(sums.stacked())
         self._num_bytes += num_bytes or 0
 
     def metrics(self, device: torch.device) -> dict[str, float]:
-        """`val/loss`, `val/accuracy`, and bits per byte or perplexity; the next pass begins.
+        """Returns `val/loss`, `val/accuracy`, and bits per byte or perplexity, and resets the sums.
 
         Args:
-            device: of the batches.
+            device: device of the batches.
 
         Raises:
             RunError: no batch of any rank has a label.

@@ -1,8 +1,8 @@
-"""Batches are counted in whole optimizer steps, also after the accumulation has changed.
+"""Renumbers the batches of a checkpoint if gradient accumulation has changed.
 
-Lightning saves how many batches a run has had, and takes the remainder by
-`accumulate_grad_batches` to tell where a step begins and ends. After a change of that number the
-first step would have part of its batches.
+Lightning saves the number of batches of a run, and finds the boundaries of steps by its remainder
+modulo `accumulate_grad_batches`. After a change of that number, the first step would have only part
+of its batches.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ _COUNTS = ("ready", "started", "processed", "completed")
 
 
 def renumber_batches(checkpoint: dict[str, Any], batches_per_step: int) -> int:
-    """Makes a checkpoint's batches as many as its steps have with today's accumulation.
+    """Sets the batch count of a checkpoint to its steps times the accumulation of this run.
 
-    All that goes by the number of a batch, validations included, is then as in a run that has had
-    this accumulation from the start. Which data comes next does not change.
+    Everything that depends on the batch index, such as validation, is then as in a run with this
+    accumulation from the start. The next data does not change.
 
     Args:
         checkpoint: as it was saved, at the end of a step; its counters are changed in place.
         batches_per_step: `trainer.accumulate_grad_batches`.
 
     Returns:
-        What to add to the number of a batch for its number in the data.
+        The offset to add to a batch index for the index in the data.
     """
     loop = checkpoint["loops"]["fit_loop"]
     num_batches = int(checkpoint["global_step"]) * batches_per_step

@@ -1,1 +1,1 @@
-"""Attention backends, one a file."""
+"""Attention backends, one per file."""

@@ -1,6 +1,6 @@
-"""Measures the backends that can run at the run's own shape and takes the fastest.
+"""Times the backends that can compute this run's attention calls, and chooses the fastest.
 
-Nothing is kept on disk, where it would go stale, and nothing is compiled just to be tried.
+Timings are not cached on disk, where they would go stale, and nothing is compiled only to be timed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from xftrain.timing import in_turns, wall_ms
 
 log = logging.getLogger(__name__)
 
-_BUDGET_S = 1.0  # of timing, a backend
+_BUDGET_S = 1.0  # timing budget per backend
 _MIN_REPEATS, _MAX_REPEATS = 3, 30
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One backend's line in the table: its median time, or why it was not timed."""
+    """One row of the timing table: a backend's median time, or why it was not timed."""
 
     name: str
     kernel: str
@@ -42,17 +42,17 @@ class Trial:
 
 
 class Auto(Backend):
-    """The fastest backend for the first batch, then always that one."""
+    """Chooses the backend that is fastest for the first batch, and uses it from then on."""
 
     name = "auto"
-    takes_scale = takes_softcap = True  # by a backend that does
+    takes_scale = takes_softcap = True  # candidates that take neither are excluded
 
     def __init__(self) -> None:
         self.chosen: Backend | None = None
         self.trials: list[Trial] = []
 
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
-        """Empty if any candidate runs."""
+        """The reasons of all candidates; empty if any candidate can run the call."""
         reasons: list[str] = []
         for backend in [self.chosen] if self.chosen else _candidates():
             why = backend.unsupported(*call, needs_grad=needs_grad)
@@ -62,33 +62,33 @@ class Auto(Backend):
         return reasons
 
     def handle_for(self, call: AttnCall) -> Any:
-        """Chooses at the first call; then the chosen backend's handle."""
+        """The handle of the chosen backend, which the first call chooses."""
         if self.chosen is None:
             self.choose([AttnCase(call, (0,))])
         assert self.chosen is not None
         return self.chosen.prepare(*call)
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
-        """The chosen backend's attention."""
+        """Runs the attention of the chosen backend."""
         assert self.chosen is not None, "prepare comes first"
         return self.chosen(q_BMHK, k_BMGK, v_BMGK, handle)
 
     def kernel_for(self, call: AttnCall) -> str:
-        """The chosen backend's kernel."""
+        """The kernel of the chosen backend."""
         if self.chosen is None:
             self.choose([AttnCase(call, (0,))])
         assert self.chosen is not None
         return self.chosen.kernel(*call)
 
     def choose(self, cases: Sequence[AttnCase]) -> None:
-        """Times forward and backward of each candidate, in turn, and keeps the fastest.
+        """Times forward plus backward of each candidate, and chooses the fastest.
 
-        One backend computes all layers. Where these differ, its time is that of all of them.
-        Under `torch.use_deterministic_algorithms` nothing is timed, since clocks differ from run
-        to run: the first candidate that runs is taken.
+        One backend computes all layers. If layers differ, its time is the mean over all layers.
+        Under `torch.use_deterministic_algorithms` nothing is timed, since timings differ from run
+        to run: the first candidate that runs is chosen.
 
         Args:
-            cases: the distinct calls of the model, and their layers.
+            cases: the distinct attention calls of the model, with their layers.
         """
         runnable: list[Backend] = []
         slow: list[Backend] = []
@@ -103,7 +103,7 @@ class Auto(Backend):
                 trials[backend.name] = Trial(backend.name, "", None, "; ".join(reasons))
             else:
                 runnable.append(backend)
-        runnable = runnable or slow[:1]  # one that is slow is better than none
+        runnable = runnable or slow[:1]  # a slow backend is better than none
         assert runnable, "preflight refuses a run that no backend can compute"
         if torch.are_deterministic_algorithms_enabled() or len(runnable) == 1:
             self.chosen = runnable[0]
@@ -124,27 +124,27 @@ class Auto(Backend):
         log.info("%s", self.table(cases))
 
     def stand_in(self, call: AttnCall) -> Attention | None:
-        """The chosen backend's."""
+        """See `Backend`; delegates to the chosen backend."""
         return self._memory_of(call).stand_in(call)
 
     def transient_bytes(self, call: AttnCall) -> int:
-        """The chosen backend's."""
+        """See `Backend`; delegates to the chosen backend."""
         return 0 if self.chosen is None else self.chosen.transient_bytes(call)
 
     def _memory_of(self, call: AttnCall) -> Backend:
-        """The chosen backend; before the choice, the preferred one that can run."""
+        """The chosen backend; before the choice, the most preferred one that can run."""
         runs = (b for b in _candidates() if not b.unsupported(*call))
         return self.chosen or next(runs)
 
     def take(self, name: str) -> None:
-        """Takes a backend by name, as another rank's measurement chose it."""
+        """Chooses a backend by name, the one that rank 0 has measured as the fastest."""
         (self.chosen,) = (backend for backend in all_backends() if backend.name == name)
 
     def take_up(self, name: str, cases: Sequence[AttnCase]) -> list[str]:
-        """Takes the backend that a former run chose, without measuring.
+        """Chooses the backend that the resumed run had chosen, without timing.
 
         Returns:
-            Why it cannot run here; empty where it is taken.
+            Reasons why it cannot run here; empty if it was chosen.
         """
         backends = {backend.name: backend for backend in _candidates()}
         if name not in backends:
@@ -155,7 +155,7 @@ class Auto(Backend):
         return reasons
 
     def table(self, cases: Sequence[AttnCase]) -> str:
-        """The trials as text."""
+        """The timing table as text."""
         _, shape, dtype, _ = cases[0].call
         groups = ",".join(str(G) for G in dict.fromkeys(case.call.shape.G for case in cases))
         sizes = f"B={shape.B} M={shape.M} H={shape.H} G={groups} K={shape.K}"
@@ -173,24 +173,24 @@ class Auto(Backend):
 
 
 def all_backends() -> list[Backend]:
-    """Every built-in backend that runs a kernel of its own, the preferred first."""
+    """Every built-in backend except `auto`, the most preferred first."""
     names = [name for name in registry.names("model/attn") if name != Auto.name]
     backends = [registry.load("model/attn", name)() for name in names]
     return sorted(backends, key=lambda backend: (backend.rank, backend.name))
 
 
 def _candidates() -> list[Backend]:
-    """Those that need not be compiled just to be tried."""
+    """The backends that can be timed without compiling them."""
     return [backend for backend in all_backends() if not backend.needs_compilation]
 
 
 def _reasons(backend: Backend, cases: Sequence[AttnCase]) -> list[str]:
-    """Why a backend cannot compute all layers; empty where it can."""
+    """Reasons why a backend cannot compute all layers; empty if it can."""
     return [why for case in cases for why in backend.unsupported(*case.call)]
 
 
 def kernel_name(backend: Backend, cases: Sequence[AttnCase]) -> str:
-    """The kernel that runs; where layers have different ones, each with its layers."""
+    """The name of the kernel that runs; if layers differ, each kernel with its layers."""
     layers: dict[str, list[int]] = {}
     for case in cases:
         name = backend.kernel(*case.call)
@@ -207,19 +207,19 @@ def times_ms(
     seed: int = 0,
     max_repeats: int = _MAX_REPEATS,
 ) -> list[float]:
-    """Median milliseconds of each, forward and backward.
+    """Median milliseconds of forward plus backward of each backend.
 
-    Their repetitions are interleaved, so that drift hits all alike.
+    Repetitions of the backends are interleaved, so that drift affects all equally.
 
     Args:
-        backends: those that run this.
-        call: what to time.
-        seed: of q, k and v.
-        max_repeats: repetitions at most.
+        backends: backends that can run the call.
+        call: the attention call to time.
+        seed: seed of the random q, k and v.
+        max_repeats: maximum number of repetitions.
     """
     _, shape, dtype, device = call
     B, M, H, G, K = shape.B, shape.M, shape.H, shape.G, shape.K
-    generator = torch.Generator(device).manual_seed(seed)  # leaves the run's own random state alone
+    generator = torch.Generator(device).manual_seed(seed)  # not the run's own random state
 
     def fresh(heads: int) -> Tensor:
         x = torch.randn(B, M, heads, K, generator=generator, device=device, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""FlexAttention: masks and score changes compiled into one fused kernel.
+"""FlexAttention: masks and score modifications compiled into one fused kernel.
 
 Dong et al., 2024, arXiv:2412.05496; torch.nn.attention.flex_attention.
 """
@@ -27,24 +27,24 @@ _LARGEST_TENSOR = 2**31 - 1
 
 @dataclass(frozen=True)
 class _Handle:
-    attend: Any  # the compiled function: compiled code must not look it up
+    attend: Any  # the compiled function, stored as compiled code must not look it up
     scale: float
     block_mask: BlockMask | None
     score_mod: _ScoreMod | None
     enable_gqa: bool
     kernel_options: dict[str, int | bool]
-    padding: int  # positions after the row
+    padding: int  # number of positions appended to the row
 
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    """flex_attention, compiled once a process; uncompiled it would materialize the scores."""
+    """flex_attention, compiled once per process, as it materializes the scores uncompiled."""
     allow_many_shapes()
     return torch.compile(flex_attention, dynamic=False)
 
 
 class Flex(Backend):
-    """Every bias as a mask or score function; block-sparse where keys are hidden."""
+    """Computes every bias as a mask or score function, block-sparse where keys are hidden."""
 
     name = "flex"
     rank = 30
@@ -52,7 +52,7 @@ class Flex(Backend):
     takes_scale = takes_softcap = True
 
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
-        """Everything on a GPU of compute capability 8.0 or later; no gradients on the CPU."""
+        """Reasons against: an old GPU, float64, narrow heads, huge biases, gradients on a CPU."""
         bias, shape, dtype, device = call
         reasons: list[str] = []
         if device.type != "cuda":
@@ -65,8 +65,8 @@ class Flex(Backend):
             reasons.append(f"FlexAttention needs a head width of at least 16, got {shape.K}")
         if _is_tensor(bias) and _numbers(bias, shape) > _LARGEST_TENSOR:
             reasons.append(
-                f"FlexAttention counts the {_numbers(bias, shape)} numbers of a bias tensor in 32 "
-                "bits"
+                f"FlexAttention indexes a bias tensor, of {_numbers(bias, shape)} elements here, "
+                "in 32 bits"
             )
         return reasons
 
@@ -88,7 +88,7 @@ class Flex(Backend):
         )
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
-        """Attention; grouped heads go to the kernel as they are."""
+        """Runs the kernel, which takes grouped K/V heads without expanding them."""
         q, k, v = (x.transpose(1, 2) for x in (q_BMHK, k_BMGK, v_BMGK))
         if handle.padding:
             q, k, v = (F.pad(x, (0, 0, 0, handle.padding)) for x in (q, k, v))
@@ -109,7 +109,7 @@ class Flex(Backend):
         return "flex-triton"
 
     def stand_in(self, call: AttnCall) -> Attention:
-        """A fused kernel, of rows padded to whole blocks where the compiled one wants them."""
+        """A fused kernel, with rows padded to whole blocks if the compiled kernel needs that."""
         num_positions = call.shape.M
         padding = _padding(call.bias, num_positions)
 
@@ -123,27 +123,27 @@ class Flex(Backend):
 
 
 def _kernel_options(bias: AttnBias) -> dict[str, int | bool]:
-    # Below 128 queries torch takes its kernel for decoding, which has no form for grouped heads
+    # Below 128 queries torch selects its decoding kernel, which has no variant for grouped heads
     # whose queries fill more than one block ("NoValidChoicesError", torch 2.11).
     options: dict[str, int | bool] = {"FORCE_USE_FLEX_ATTENTION": True}
-    if _is_tensor(bias):  # staged in shared memory too: three stages of it do not fit
+    if _is_tensor(bias):  # the tensor is staged in shared memory too, where three stages do not fit
         options["num_stages"] = 1
     return options
 
 
 def _padding(bias: AttnBias, num_positions: int) -> int:
-    """How many positions to add, so that rows with a score function end with a block.
+    """How many positions to append, so that rows with a score function end at a block boundary.
 
-    Past the end of a row the backward kernel computes the score function of positions that there
-    are not, whose power may be infinite, and infinity times 0 makes the gradients of keys NaN
-    (pytorch#153799).
+    Past the end of a row the backward kernel evaluates the score function at positions that do not
+    exist. The exponential of such a score may be infinite, and infinity times 0 makes the gradients
+    of keys NaN (pytorch#153799).
     """
     has_score_mod = bias.slopes is not None or bias.softcap is not None or _is_tensor(bias)
     return -num_positions % _BLOCK if has_score_mod else 0
 
 
 def padded(bias: AttnBias, num_positions: int, padding: int) -> AttnBias:
-    """The same facts of a row with so many more positions, which are a document of their own."""
+    """The same bias for a row with `padding` more positions, which form a separate document."""
     additive_HMM = bias.additive_HMM
     if additive_HMM is not None:
         additive_HMM = F.pad(additive_HMM, (0, padding, 0, padding))
@@ -152,7 +152,7 @@ def padded(bias: AttnBias, num_positions: int, padding: int) -> AttnBias:
 
 
 def _numbers(bias: AttnBias, shape: AttnShape) -> int:
-    """Numbers of the tensor that the score function reads."""
+    """Number of elements of the tensor that the score function reads."""
     per_head = bias.slopes is not None
     if bias.additive_HMM is not None:
         per_head |= bias.additive_HMM.shape[0] > 1
@@ -161,17 +161,18 @@ def _numbers(bias: AttnBias, shape: AttnShape) -> int:
 
 
 def block_mask(bias: AttnBias, num_positions: int, device: torch.device) -> BlockMask | None:
-    """Which 128 x 128 blocks of scores are computed, and which need the mask inside.
+    """The 128 x 128 blocks of scores that are computed, and those that need the mask within.
 
-    Every query sees one range of keys, so blocks follow from the ranges' ends; torch's own
-    `create_block_mask` would evaluate the mask at all M x M positions. None where all is visible.
+    Every query sees one range of keys, so blocks follow from the ends of the ranges; torch's own
+    `create_block_mask` would evaluate the mask at all M x M positions. None if all keys are
+    visible.
     """
     if not bias.causal and bias.seqlens is None:
         return None
     first_M, last_M = _ranges(bias, num_positions, device)
 
     def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        # tensors, not numbers: another batch's documents are new data, not new code to compile
+        # tensors, not numbers: other documents are then new data and cause no recompilation
         return (j >= first_M[i]) & (j <= last_M[i])
 
     starts = torch.arange(0, num_positions, _BLOCK, device=device)
@@ -197,14 +198,14 @@ def _ranges(bias: AttnBias, num_positions: int, device: torch.device) -> tuple[T
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many key blocks each query block has, and their numbers in front: [1, 1, n(, n)]."""
+    """The number of key blocks of each query block, and their indices first: [1, 1, n(, n)]."""
     counts = blocks.sum(dim=-1, dtype=torch.int32)
     order = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
     return counts[None, None], order.to(torch.int32)[None, None]
 
 
 def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
-    """What becomes of the scaled scores: they are capped, then terms are added to them."""
+    """The score function, which caps the scaled scores and then adds the bias; None if neither."""
     add, softcap = _added(bias, num_positions, device), bias.softcap
     if softcap is None:
         return add
@@ -217,9 +218,9 @@ def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _Sco
 
 
 def _added(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
-    """Adds slopes times the distance, or one tensor where asked for; None adds nothing."""
+    """Adds ALiBi slopes times the distance, or one bias tensor; None adds nothing."""
     if _is_tensor(bias):
-        # the block mask hides what this tensor would, so its own -inf cost nothing
+        # the block mask already hides the keys at which this tensor is -inf
         dense_HMM = bias.materialize(num_positions, device, torch.float32)
         per_head = dense_HMM.shape[0] > 1
 

@@ -1,7 +1,7 @@
 """PyTorch's `scaled_dot_product_attention`: cuDNN, FlashAttention or the efficient kernel.
 
-torch.nn.functional.scaled_dot_product_attention; which kernel it takes is torch's own choice, but
-for cuDNN with a mask tensor, which is left out, and `kernel` says which.
+torch.nn.functional.scaled_dot_product_attention. torch selects the kernel, except that cuDNN is
+disabled for mask tensors; `kernel` names the selected one.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class _Handle:
 
 
 class SDPA(Backend):
-    """Torch's fused attention.
+    """Runs torch's fused attention.
 
-    Causal and full need no mask tensor; ALiBi is folded; packed documents are one call each; a
-    window (and a dense bias) is a mask tensor of the longest document squared, which cuDNN is not
-    given, see `attention.dense`.
+    Causal and full need no mask tensor. ALiBi is folded into q and k. Each packed document is one
+    call. A window or a dense bias needs a mask tensor, quadratic in the longest document, for which
+    cuDNN is disabled, see `attention.dense`.
     """
 
     name = "sdpa"
@@ -68,10 +68,10 @@ class SDPA(Backend):
     takes_scale = True
 
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
-        """What cannot be folded, and what is too large: torch runs the rest somehow."""
+        """Reasons why ALiBi cannot be folded, or sizes exceed the limits of the kernels."""
         bias, shape, dtype, device = call
         reasons = folding_reasons(bias, shape.M, dtype, shape.K) if folds(bias) else []
-        longest = max(bias.seqlens or (shape.M,))  # documents are one call each
+        longest = max(bias.seqlens or (shape.M,))  # each document is one call
         if needs_mask(bias):
             reasons += mask_reasons(longest, device)
         width = shape.K + num_features(call)
@@ -79,7 +79,7 @@ class SDPA(Backend):
         return reasons + number_reasons((shape.B, longest, shape.H, width), device)
 
     def handle_for(self, call: AttnCall) -> _Handle:
-        """Documents, masks where needed, and ALiBi's features."""
+        """The documents, their masks if needed, and the ALiBi features."""
         bias, num_positions = call.bias, call.shape.M
         is_masked = needs_mask(bias)
         if is_masked:
@@ -96,12 +96,12 @@ class SDPA(Backend):
         )
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
-        """Attention; grouped heads go to the kernel as they are."""
+        """Runs the kernel, which takes grouped K/V heads without expanding them."""
         width = v_BMGK.shape[-1]
         if handle.fold is not None:
             q_BMHK, k_BMGK = handle.fold(q_BMHK, k_BMGK)
             if q_BMHK.device.type == "cpu":
-                # the CPU kernel wants one width, else torch falls back to M x M scores
+                # the CPU kernel needs v as wide as q and k, else torch computes M x M scores
                 v_BMGK = F.pad(v_BMGK, (0, q_BMHK.shape[-1] - width))
         q, k, v = (x.transpose(1, 2) for x in (q_BMHK, k_BMGK, v_BMGK))
         if handle.is_masked:
@@ -112,7 +112,7 @@ class SDPA(Backend):
         return out_BMHK if out_BMHK.shape[-1] == width else out_BMHK[..., :width]
 
     def kernel_for(self, call: AttnCall) -> str:
-        """The kernel torch would take for these shapes, with the form of the bias."""
+        """The kernel that torch selects for these shapes, with the form of the bias."""
         bias, shape, dtype, device = call
         handle = self.handle_for(call)
         longest = max(handle.documents, key=lambda document: document.length)
@@ -151,7 +151,7 @@ class SDPA(Backend):
         return f"sdpa-{name} ({said})" if said else f"sdpa-{name}"
 
     def stand_in(self, call: AttnCall) -> Attention:
-        """A fused kernel, with copies of K and V where a mask on a GPU wants one a query head."""
+        """A fused kernel; a mask on a GPU needs K and V expanded to all query heads."""
         bias, shape = call.bias, call.shape
         features = fold(call) if folds(bias) else None
         expands = call.device.type == "cuda" and needs_mask(bias) and shape.G != shape.H
@@ -169,15 +169,15 @@ class SDPA(Backend):
 
 
 def needs_mask(bias: AttnBias) -> bool:
-    """Whether the bias is more than causal, full or folded."""
+    """Whether the bias needs a mask tensor: it is neither causal nor full nor folded."""
     return bias.dense or bias.window is not None or bias.additive_HMM is not None
 
 
 def _attend_all(q: Tensor, k: Tensor, v: Tensor, handle: _Handle) -> Tensor:
-    """Attention within each document, [B, heads, M, K] to [B, M, H, K]."""
+    """Computes attention within each document, [B, heads, M, K] to [B, M, H, K]."""
     if len(handle.documents) == 1:
         return _attend(q, k, v, handle, handle.documents[0])
-    # split, not slices: its backward joins the documents' gradients in one go
+    # split, not slices: its backward concatenates the gradients of all documents at once
     lengths = [document.length for document in handle.documents]
     parts = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
     outs = [
@@ -188,7 +188,7 @@ def _attend_all(q: Tensor, k: Tensor, v: Tensor, handle: _Handle) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, handle: _Handle, document: DenseDocument) -> Tensor:
-    """Attention of one document."""
+    """Computes the attention of one document."""
     if document.bias_1HMM is not None:
         out = masked_attention(q, k, v, document.bias_1HMM, scale=handle.scale).transpose(1, 2)
         return out if document.alive is None else out * document.alive

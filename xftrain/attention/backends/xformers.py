@@ -1,8 +1,8 @@
 """xFormers' memory-efficient attention, with xFormers' own masks.
 
-xformers.ops.memory_efficient_attention, pinned to 0.0.35. The kernel is the one that xFormers
-dispatches to on CUDA; on the CPU, where it ships none, this project's operator pair passed as
-`op=`.
+xformers.ops.memory_efficient_attention, pinned to 0.0.35. On CUDA, xFormers
+dispatches to one of its kernels. It has none for the CPU, where the operator pair of this project
+is passed as `op=`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from xftrain.attention.stand_in import folded, fused_kernel
 from xftrain.attention.xformers_ops.loading import xformers_ops
 from xftrain.interfaces import Attention, AttnBias, AttnCall, Backend
 
-_ALIGN = 8  # cutlass reads a bias in rows that start on 16 bytes
+_ALIGN = 8  # cutlass needs rows of a bias aligned to 16 bytes
 
 
 @dataclass(frozen=True)
 class _Handle:
-    attend: Any  # memory_efficient_attention, or ours: compiled code must not look it up
-    expands: bool  # K/V of grouped heads
+    attend: Any  # memory_efficient_attention, or this project's; compiled code must not look it up
+    expands: bool  # whether K/V of grouped heads are expanded
     scale: float
     mask: Any  # None, a tensor, or one of xFormers' bias classes
     fold: Fold | None
@@ -43,7 +43,7 @@ class _Handle:
 
 
 class XFormers(Backend):
-    """`memory_efficient_attention`; K/V of grouped heads are expanded where its kernel wants it."""
+    """Runs `memory_efficient_attention`; grouped K/V are expanded if the kernel needs it."""
 
     name = "xformers"
     rank = 20
@@ -53,7 +53,7 @@ class XFormers(Backend):
         self._grouped: dict[tuple[Any, ...], bool] = {}
 
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
-        """xFormers' own reasons, forward and backward, for these very inputs."""
+        """The reasons that xFormers gives for these inputs, forward and backward."""
         bias, shape, dtype, device = call
         try:
             xformers_ops()
@@ -76,7 +76,7 @@ class XFormers(Backend):
         return []
 
     def handle_for(self, call: AttnCall) -> _Handle:
-        """xFormers' own mask, and ALiBi's features."""
+        """The mask in xFormers' own form, and the ALiBi features."""
         handle = self._expanded(call)
         if not self._runs_grouped(call):
             return handle
@@ -85,7 +85,7 @@ class XFormers(Backend):
         return replace(handle, attend=grouped_attention, expands=False)
 
     def _runs_grouped(self, call: AttnCall) -> bool:
-        """Whether K/V need not be expanded; asked once for batches that differ in length alone."""
+        """Whether the kernel takes grouped K/V; cached for batches that differ only in length."""
         bias, shape, dtype, device = call
         if shape.G == shape.H or device.type != "cuda":
             return False
@@ -99,12 +99,12 @@ class XFormers(Backend):
             try:
                 ops = self._ops(call, needs_grad=True)
                 self._grouped[key] = runs_grouped(*ops)
-            except NotImplementedError:  # forward alone, as in a validation
+            except NotImplementedError:  # only the forward pass runs, as in validation
                 self._grouped[key] = False
         return self._grouped[key]
 
     def _expanded(self, call: AttnCall) -> _Handle:
-        """For K/V with as many heads as q."""
+        """The handle for K/V expanded to as many heads as q."""
         bias, shape, device = call.bias, call.shape, call.device
         alive = None
         mask: Any
@@ -124,11 +124,11 @@ class XFormers(Backend):
         )
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
-        """Attention through `memory_efficient_attention`."""
+        """Runs `memory_efficient_attention`."""
         width = v_BMGK.shape[-1]
         if handle.fold is not None:
             q_BMHK, k_BMGK = handle.fold(q_BMHK, k_BMGK)
-            # flash wants one width for q, k and v
+            # flash needs one width for q, k and v
             v_BMGK = F.pad(v_BMGK, (0, q_BMHK.shape[-1] - width))
         if handle.expands:
             k_BMGK, v_BMGK = (_expand(x, q_BMHK.shape[2]) for x in (k_BMGK, v_BMGK))
@@ -160,7 +160,7 @@ class XFormers(Backend):
         return f"{name} ({said})" if said else name
 
     def stand_in(self, call: AttnCall) -> Attention:
-        """A fused kernel, whose v is as wide as q and k."""
+        """A fused kernel, with v padded to the width of q and k."""
         features = fold(call) if folds(call.bias) else None
 
         def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
@@ -191,7 +191,7 @@ class XFormers(Backend):
         return forward, fmha._dispatch_bw(inputs, varlen_lse_packed=packed_lse)
 
     def _tensor_mask(self, call: AttnCall) -> tuple[Tensor, Tensor | None]:
-        """The whole bias as [B, H, M, M], its rows aligned as cutlass wants them."""
+        """The whole bias as [B, H, M, M], with rows aligned as cutlass requires."""
         bias, shape, dtype, device = call
         dense_1HMM, alive = dense_bias(bias, shape.M, dtype, device)
         aligned = F.pad(dense_1HMM, (0, -shape.M % _ALIGN))[..., : shape.M]
@@ -204,7 +204,7 @@ def _is_tensor(bias: AttnBias) -> bool:
 
 
 def _mask(bias: AttnBias, device: torch.device) -> Any:
-    """The bias class of xFormers that means the same; None where everything is visible."""
+    """The xFormers bias class with the same meaning; None if everything is visible."""
     masks = xformers_ops().fmha.attn_bias
     if bias.seqlens is not None:
         kind = masks.BlockDiagonalCausalMask if bias.causal else masks.BlockDiagonalMask
@@ -218,7 +218,7 @@ def _mask(bias: AttnBias, device: torch.device) -> Any:
 
 
 def _expand(x_BMGK: Tensor, num_heads: int) -> Tensor:
-    """K or V once for every query head; a single head is not copied."""
+    """Expands K or V to all query heads; a single head is expanded without a copy."""
     num_groups = x_BMGK.shape[2]
     if num_groups == num_heads:
         return x_BMGK

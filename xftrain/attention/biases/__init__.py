@@ -1,1 +1,1 @@
-"""Bias recipes, one a file: what a query may see."""
+"""Bias recipes, one per file; each says which keys a query may see."""

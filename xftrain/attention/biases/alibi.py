@@ -12,11 +12,11 @@ from xftrain.interfaces import AttnBias
 
 
 def slopes(num_heads: int) -> tuple[float, ...]:
-    """The paper's slopes, one a head.
+    """The slopes of the paper, one per head.
 
     For a power of two n they are 2^(-8/n), 2^(-16/n), ..., 2^-8. For any other head count the
-    paper's released code takes those of the next lower power of two, then every second one of the
-    next higher (`get_slopes` in ofirpress/attention_with_linear_biases).
+    paper's released code uses the slopes of the next lower power of two, then every second slope of
+    the next higher one (`get_slopes` in ofirpress/attention_with_linear_biases).
     """
     if num_heads < 1:
         raise ConfigError(f"ALiBi needs at least one query head, got {num_heads}.")
@@ -45,7 +45,7 @@ class Alibi:
         self.window = window
 
     def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
-        """The facts for one batch."""
+        """The bias of one batch."""
         return AttnBias(
             causal=True,
             window=self.window,

@@ -4,8 +4,8 @@ from xftrain.interfaces import AttnBias
 
 
 class Causal:
-    """Causal mask."""
+    """Lets a query see itself and everything before it in its document."""
 
     def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
-        """The facts for one batch."""
+        """The bias of one batch."""
         return AttnBias(causal=True, seqlens=seqlens)

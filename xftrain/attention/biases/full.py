@@ -1,13 +1,13 @@
 """Bidirectional attention, for the benchmark.
 
-Refused for next-token training, which would see its own answers.
+Next-token training refuses it, since the model would see the tokens that it predicts.
 """
 
 from xftrain.interfaces import AttnBias
 
 
 class Full:
-    """No mask but the document boundary."""
+    """Lets a query see every key of its document."""
 
     not_for_training = (
         "lets next-token training see its answers; choose causal, alibi or window (full is for the "
@@ -15,5 +15,5 @@ class Full:
     )
 
     def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
-        """The facts for one batch."""
+        """The bias of one batch."""
         return AttnBias(causal=False, seqlens=seqlens)

@@ -15,5 +15,5 @@ class Window:
         self.window = window
 
     def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
-        """The facts for one batch."""
+        """The bias of one batch."""
         return AttnBias(causal=True, window=self.window, seqlens=seqlens)

@@ -1,1 +1,1 @@
-"""Operators for xFormers' own `op=` seam, and its import."""
+"""Operators for the `op=` argument of xFormers, and the import of xFormers."""

@@ -1,8 +1,8 @@
-"""An operator pair that runs xFormers' attention on the CPU, for its own `op=(Fw, Bw)` seam.
+"""An operator pair that runs xFormers' attention on the CPU, for its `op=(Fw, Bw)` argument.
 
-xFormers ships no CPU kernel. This pair keeps its interface, masks and autograd function, and
+xFormers has no CPU kernel. This pair keeps its interface, masks and autograd function, and
 computes with torch's CPU flash kernel (`aten::_scaled_dot_product_flash_attention_for_cpu`), which
-has linear memory. Masks become tiles: a range of queries that sees one range of keys.
+has linear memory. Masks become tiles; a tile is a range of queries that see one range of keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ fmha = xformers_ops().fmha
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-_MIN_TILE = 128  # queries of a window tile; below, the calls cost more than the hidden keys
+# queries of a window tile; with fewer, the overhead of calls exceeds the cost of hidden keys
+_MIN_TILE = 128
 _ab = fmha.attn_bias
 _BIASES = (
     type(None),
@@ -42,7 +43,7 @@ _CAUSAL = (
 
 @dataclass(frozen=True)
 class _Tile:
-    """Queries [q0, q1) that see keys [k0, k1), all of them but for the mask."""
+    """Queries [q0, q1), which see the keys [k0, k1) that the mask of the tile does not hide."""
 
     q0: int
     q1: int
@@ -53,7 +54,7 @@ class _Tile:
 
     @property
     def is_empty(self) -> bool:
-        """No queries, or no keys for them to see: the output is 0."""
+        """Whether there are no queries or no keys, so that the output is 0."""
         return self.q0 == self.q1 or self.k0 == self.k1
 
 
@@ -89,7 +90,7 @@ def _window_tiles(start: int, end: int, window: int, dtype: torch.dtype) -> Iter
 
 
 class _CPUReasons:
-    """What both operators refuse, less the base class's word that bf16 needs a GPU."""
+    """The checks of both operators, without xFormers' rule that bf16 needs a GPU."""
 
     @classmethod
     def not_supported_reasons(cls, d: Any) -> list[str]:
@@ -99,7 +100,7 @@ class _CPUReasons:
 
     @classmethod
     def check(cls, d: Any) -> None:
-        """Refuses in `apply` too: xFormers skips the backward operator's own checks.
+        """Raises an error in `apply` too, since xFormers skips the checks of the backward operator.
 
         Raises:
             ValueError: the reasons.
@@ -109,7 +110,7 @@ class _CPUReasons:
 
 
 def _tensor_reasons(d: Any) -> list[str]:
-    """What torch's kernel would read wrong, or leave out, without a word."""
+    """Reasons: inputs that torch's kernel would silently misread or ignore."""
     reasons = [
         f"{name} is {x.dtype} on {x.device}, and query is {d.query.dtype} on {d.query.device}"
         for name, x in (("key", d.key), ("value", d.value), ("attn_bias", d.attn_bias))
@@ -130,7 +131,7 @@ def _tensor_reasons(d: Any) -> list[str]:
 
 
 def _length_reasons(d: Any) -> list[str]:
-    """Lengths that the tiles do not stand for."""
+    """Reasons: lengths that cannot be divided into tiles."""
     bias, num_queries, num_keys = d.attn_bias, d.query.shape[1], d.key.shape[1]
     if not isinstance(bias, _ab.BlockDiagonalMask):
         differ = isinstance(bias, _CAUSAL) and num_queries != num_keys
@@ -149,12 +150,12 @@ def _length_reasons(d: Any) -> list[str]:
 
 
 def _readable(x: Tensor) -> Tensor:
-    """The same numbers, side by side in the last dimension, as torch's kernel takes them to be."""
+    """The same tensor, contiguous in the last dimension, as torch's kernel assumes."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 class CPUForward(_CPUReasons, fmha.common.AttentionFwOpBase):  # type: ignore[misc,name-defined]
-    """Forward: out and the log-sum-exp that the backward needs."""
+    """The forward operator, which returns the output and the log-sum-exp for the backward pass."""
 
     OPERATOR = True
     SUPPORTED_DEVICES = {"cpu"}
@@ -168,7 +169,7 @@ class CPUForward(_CPUReasons, fmha.common.AttentionFwOpBase):  # type: ignore[mi
 
     @classmethod
     def apply(cls, inp: Any, needs_gradient: bool) -> tuple[Tensor, Any]:
-        """Attention of `fmha.Inputs` in BMHK; see `fmha.common.AttentionFwOpBase`."""
+        """Computes attention of `fmha.Inputs` in BMHK; see `fmha.common.AttentionFwOpBase`."""
         cls.check(inp)
         q, k, v = (_readable(x).transpose(1, 2) for x in (inp.query, inp.key, inp.value))
         outs, lses = [], []
@@ -199,7 +200,7 @@ class CPUForward(_CPUReasons, fmha.common.AttentionFwOpBase):  # type: ignore[mi
 
 
 class CPUBackward(_CPUReasons, fmha.common.AttentionBwOpBase):  # type: ignore[misc,name-defined]
-    """Backward of `CPUForward`."""
+    """The backward operator of `CPUForward`."""
 
     OPERATOR = True
     SUPPORTED_DEVICES = CPUForward.SUPPORTED_DEVICES
@@ -213,7 +214,7 @@ class CPUBackward(_CPUReasons, fmha.common.AttentionBwOpBase):  # type: ignore[m
 
     @classmethod
     def apply(cls, ctx: Any, inp: Any, grad: Tensor) -> Any:
-        """Gradients of q, k, v in BMHK; see `fmha.common.AttentionBwOpBase`."""
+        """Computes the gradients of q, k, v in BMHK; see `fmha.common.AttentionBwOpBase`."""
         cls.check(inp)
         tiles = list(_tiles(inp))
         q, k, v, out, grad = (
@@ -223,7 +224,7 @@ class CPUBackward(_CPUReasons, fmha.common.AttentionBwOpBase):  # type: ignore[m
         if len(tiles) == 1 and not tiles[0].is_empty and not is_empty:
             dq, dk, dv = cls._tile(tiles[0], q, k, v, out, ctx.lse, grad, inp.scale_float)
             return fmha.Gradients(*(x.transpose(1, 2) for x in (dq, dk, dv)))
-        # at most two window tiles see a key, so that its gradients are summed by one rounding
+        # at most two window tiles see a key, so that summing its gradients rounds once
         dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
         for t in tiles:
             if t.is_empty or is_empty:

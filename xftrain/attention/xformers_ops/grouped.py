@@ -1,8 +1,8 @@
-"""Grouped heads through xFormers' FlashAttention-2 operators, both ways, with K/V as they are.
+"""Grouped heads through xFormers' FlashAttention-2 operators, without expanding K/V.
 
-xFormers' own `memory_efficient_attention` wants one key head a query head (4-D), or trains not at
-all (5-D: `SUPPORTS_BMGHK` is false in every backward operator). The kernels below it read each K/V
-head for its whole group, so the two operators are called here without the checks above them.
+xFormers' own `memory_efficient_attention` needs one key head per query head (4-D inputs), or cannot
+train (5-D inputs: `SUPPORTS_BMGHK` is false in every backward operator). The underlying kernels
+read each K/V head for its whole group, so both operators are called here without those checks.
 Source: xformers/ops/fmha/flash.py, `FwOp.apply` and `BwOp.apply` of 0.0.35.
 """
 
@@ -20,14 +20,14 @@ _Forward, _Backward = fmha.flash.FwOp, fmha.flash.BwOp
 
 
 def runs_grouped(forward: Any, backward: Any) -> bool:
-    """Whether these operators, chosen by xFormers for expanded K/V, take grouped ones too."""
+    """Whether these operators, which xFormers chose for expanded K/V, take grouped K/V too."""
     return bool(forward is _Forward and backward is _Backward)
 
 
 def grouped_attention(
     q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, *, attn_bias: Any, scale: float, op: Any
 ) -> Tensor:
-    """Attention like `memory_efficient_attention`, with H a multiple of G; `op` is None."""
+    """Attention like `memory_efficient_attention`, with H a multiple of G; `op` must be None."""
     out: Tensor = _Grouped.apply(q_BMHK, k_BMGK, v_BMGK, attn_bias, scale)
     return out
 

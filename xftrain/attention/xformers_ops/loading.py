@@ -1,8 +1,8 @@
-"""The import of xFormers, with what it needs around it.
+"""Imports xFormers, and works around problems of the import.
 
-Three traps, each measured with xformers 0.0.35:
-- its C++ library is linked to the CUDA 12 runtime, which a torch for CUDA 13 does not bring; when
-  it does not load, every CUDA operator is refused, those included that need nothing from it;
+There are three problems, each seen with xformers 0.0.35:
+- its C++ library is linked to the CUDA 12 runtime, which a torch for CUDA 13 does not include; if
+  the library does not load, every CUDA operator is refused, even those that do not use it;
 - a package that makes `flash_attn` a namespace (flash-attn-4) breaks the import;
 - its warnings are blocks of text that name neither cause nor remedy.
 """
@@ -30,7 +30,7 @@ _RUNTIME_PACKAGE = "nvidia-cuda-runtime-cu12"
 
 
 def installed() -> bool:
-    """Whether xFormers is there to be imported; importing nothing."""
+    """Whether xFormers is installed, without importing it."""
     return importlib.util.find_spec("xformers") is not None
 
 
@@ -39,7 +39,7 @@ def xformers_ops() -> ModuleType:
     """The module `xformers.ops`, imported once.
 
     Raises:
-        ImportError: with what is missing and what to install.
+        ImportError: xFormers is missing or too new; the message says what to install.
     """
     if not installed():
         raise ImportError("xFormers is not installed: pip install xformers==0.0.35")
@@ -56,7 +56,7 @@ def xformers_ops() -> ModuleType:
 
 
 def _preload_cuda12_runtime() -> None:
-    """Load libcudart.so.12 for xFormers' library where torch brings another one."""
+    """Loads libcudart.so.12 for xFormers' library if torch includes another version."""
     if torch.version.cuda is None or torch.version.cuda.startswith("12."):
         return
     spec = importlib.util.find_spec("nvidia")
@@ -67,7 +67,7 @@ def _preload_cuda12_runtime() -> None:
 
 
 def _say_what_is_missing() -> None:
-    """One line of ours for xFormers' own block of warnings."""
+    """Logs one line in place of xFormers' block of warnings."""
     cpp_lib = importlib.import_module("xformers._cpp_lib")
     if torch.cuda.is_available() and cpp_lib._cpp_library_load_exception is not None:
         log.warning(
@@ -80,12 +80,12 @@ def _say_what_is_missing() -> None:
 
 @contextmanager
 def _without_namespace_flash_attn() -> Iterator[None]:
-    """Hide a `flash_attn` that is no FlashAttention 2 while xFormers looks for one."""
+    """Hides a `flash_attn` that is not FlashAttention 2 while xFormers imports it."""
     name = "flash_attn"
     spec = importlib.util.find_spec(name) if name not in sys.modules else None
     hide = spec is not None and spec.origin is None
     if hide:
-        sys.modules[name] = None  # type: ignore[assignment]  # the import system's "not there"
+        sys.modules[name] = None  # type: ignore[assignment]  # None makes an import fail
     try:
         yield
     finally:

@@ -1,1 +1,1 @@
-"""Feed-forward variants, one a file."""
+"""Feed-forward variants, one per file."""

@@ -8,7 +8,7 @@ from xftrain.layers.feedforward import GatedFeedForward
 
 
 class GEGLU(GatedFeedForward):
-    """The gate passes through GELU, the tanh form."""
+    """Applies GELU, in its tanh form, to the gate."""
 
     def activation(self, x: Tensor) -> Tensor:
         """`gelu(x)`."""
@@ -16,5 +16,5 @@ class GEGLU(GatedFeedForward):
 
     @property
     def fused_gate(self) -> Gate | None:
-        """GELU, of this class alone."""
+        """`gelu`, but None for subclasses, which may override the activation."""
         return "gelu" if type(self) is GEGLU else None

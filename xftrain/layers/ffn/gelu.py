@@ -9,7 +9,7 @@ from xftrain.layers.linear import is_plain
 
 
 class GELU(FeedForward):
-    """The tanh form."""
+    """Applies GELU, in its tanh form, between the matrices."""
 
     reads_weights = False
 
@@ -18,7 +18,7 @@ class GELU(FeedForward):
         return F.gelu(x, approximate="tanh")
 
     def forward(self, x_BMD: Tensor) -> Tensor:
-        """[B, M, D] to [B, M, D]; of large products on a GPU, GELU is a part."""
+        """Maps [B, M, D] to [B, M, D]; GELU is fused into large matmuls on a GPU."""
         plain = type(self) is GELU and is_plain(self.up) and is_plain(self.down)
         if plain and should_autotune(x_BMD, self.up, self.down):
             return autotuned_gelu_mlp(x_BMD, self.up.read_for(x_BMD), self.down.read_for(x_BMD))

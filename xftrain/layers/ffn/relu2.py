@@ -7,7 +7,7 @@ from xftrain.layers.feedforward import FeedForward
 
 
 class ReLU2(FeedForward):
-    """`relu(x)^2` between the matrices."""
+    """Applies `relu(x)^2` between the matrices."""
 
     def activation(self, x: Tensor) -> Tensor:
         """`relu(x)^2`."""

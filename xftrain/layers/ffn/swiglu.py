@@ -17,15 +17,16 @@ from xftrain.layers.feedforward import GatedFeedForward
 
 
 class SwiGLU(GatedFeedForward):
-    """`(silu(x gate) * (x value)) down`; `up` holds gate and value.
+    """Computes `(silu(x gate) * (x value)) down`; `up` holds gate and value.
 
     Args:
         dim: D.
         linear_bias: whether the linear layers add biases.
-        hidden_dim: inner width; None is 8/3 x dim, to a multiple of 64.
+        hidden_dim: inner width; None is 8/3 x dim, rounded to a multiple of 64.
         impl: `torch`; `xformers` (`xformers.ops.swiglu`, eager code since 0.0.34); `liger` (one
-            Triton kernel for silu and product, CUDA only); `auto` is torch, and one of our own
-            where products are chosen (`matmul=auto`, on a GPU). The weights are the same.
+            Triton kernel for silu and multiplication, CUDA only); `auto` is `torch`, or a kernel of
+            this project where matmuls are autotuned (`matmul=auto`, on a GPU). The weights are the
+            same.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class SwiGLU(GatedFeedForward):
 
     @property
     def reads_weights(self) -> bool:  # type: ignore[override]
-        """Whether it reads the weights of its layers without calling these."""
+        """Whether this module reads the weights of its layers instead of calling the layers."""
         return self.impl == "xformers"
 
     def activation(self, x: Tensor) -> Tensor:
@@ -64,11 +65,11 @@ class SwiGLU(GatedFeedForward):
 
     @property
     def fused_gate(self) -> Gate | None:
-        """SiLU, of this class alone."""
+        """`silu`, but None for subclasses, which may override the activation."""
         return "silu" if type(self) is SwiGLU and self.impl == "auto" else None
 
     def forward(self, x_BMD: Tensor) -> Tensor:
-        """[B, M, D] to [B, M, D]."""
+        """Maps [B, M, D] to [B, M, D]."""
         if self.impl == "xformers":
             return self._xformers(x_BMD)
         if self.impl == "liger":
@@ -76,7 +77,7 @@ class SwiGLU(GatedFeedForward):
         return super().forward(x_BMD)
 
     def stand_in(self) -> SwiGLU:
-        """Makes a copy of this layer run on fake tensors, which Liger's kernel does not take."""
+        """A copy of this layer that runs on fake tensors, which Liger's kernel does not support."""
         if self.impl == "liger":
             self.impl = "torch"
         return self
@@ -90,7 +91,7 @@ class SwiGLU(GatedFeedForward):
     def _xformers(self, x_BMD: Tensor) -> Tensor:
         w_gate, w_value = self.up.weight.chunk(2)
         b_gate, b_value = (None, None) if self.up.bias is None else self.up.bias.chunk(2)
-        assert self._swiglu is not None, "such a model is refused"
+        assert self._swiglu is not None, "`unsupported` refuses such a model"
         out_BMD: Tensor = self._swiglu(
             x_BMD, w_gate, b_gate, w_value, b_value, self.down.weight, self.down.bias
         )
@@ -98,9 +99,9 @@ class SwiGLU(GatedFeedForward):
 
 
 def _xformers_swiglu() -> Callable[..., Any] | None:
-    """xFormers' function, which compiled code is not to look up; None where there is none."""
+    """xFormers' `swiglu`, looked up outside compiled code; None if it cannot be imported."""
     try:
         found: Callable[..., Any] = xformers_ops().swiglu
         return found
     except ImportError:
-        return None  # of which `unsupported` tells
+        return None  # `unsupported` reports it

@@ -1,1 +1,1 @@
-"""Head groupings, one a file."""
+"""Head groupings, one per file."""

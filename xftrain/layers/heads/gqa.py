@@ -10,7 +10,7 @@ from xftrain.layers.qkv import QKVProjection
 
 
 class GQA(QKVProjection):
-    """G divides H.
+    """Projects to G key/value heads, where G divides H.
 
     Args:
         dim: D.

@@ -8,7 +8,7 @@ from xftrain.layers.qkv import QKVProjection
 
 
 class MHA(QKVProjection):
-    """G = H."""
+    """Projects to as many key/value heads as query heads: G = H."""
 
     def __init__(self, dim: int, num_heads: int, linear_bias: bool) -> None:
         super().__init__(dim, num_heads, num_heads, linear_bias)

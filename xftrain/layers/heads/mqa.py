@@ -8,7 +8,7 @@ from xftrain.layers.qkv import QKVProjection
 
 
 class MQA(QKVProjection):
-    """G = 1."""
+    """Projects to a single key/value head: G = 1."""
 
     def __init__(self, dim: int, num_heads: int, linear_bias: bool) -> None:
         super().__init__(dim, num_heads, 1, linear_bias)

@@ -1,1 +1,1 @@
-"""Normalizations, one a file."""
+"""Normalizations, one per file."""

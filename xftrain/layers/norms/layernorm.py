@@ -6,7 +6,7 @@ from xftrain.fields import PositiveFloat
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's own, with a scale and no shift unless the model's linear layers have biases.
+    """torch's LayerNorm, with a scale, and with a shift only if the linear layers have biases.
 
     Args:
         dim: D.
@@ -18,5 +18,5 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(dim, eps=eps, bias=linear_bias)
 
     def forward(self, x_BMD: Tensor) -> Tensor:
-        """Computed in the dtype of the weights, float32 under autocast; returned in that of x."""
+        """Normalizes in the dtype of the weights, float32 under autocast; returns that of x."""
         return super().forward(x_BMD.to(self.weight.dtype)).to(x_BMD.dtype)

@@ -6,11 +6,11 @@ from xftrain.fields import PositiveFloat
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's own.
+    """torch's RMSNorm, returned in the dtype of its input.
 
     Args:
         dim: D.
-        linear_bias: taken for the sake of one signature; RMSNorm has no shift.
+        linear_bias: unused, since RMSNorm has no shift; all norms have the same signature.
         eps: added to the mean square.
     """
 
@@ -18,5 +18,5 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(dim, eps=eps)
 
     def forward(self, x_BMD: Tensor) -> Tensor:
-        """Computed in the dtype of the weights, float32 under autocast; returned in that of x."""
+        """Normalizes in the dtype of the weights, float32 under autocast; returns that of x."""
         return super().forward(x_BMD.to(self.weight.dtype)).to(x_BMD.dtype)

@@ -1,1 +1,1 @@
-"""Position encodings, one a file."""
+"""Position encodings, one per file."""

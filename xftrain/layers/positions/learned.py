@@ -6,7 +6,7 @@ from xftrain.fields import PositiveInt
 
 
 class Learned(nn.Module):
-    """One vector per position.
+    """Adds one learned vector per position to the token embedding.
 
     Args:
         dim: D.
@@ -22,14 +22,14 @@ class Learned(nn.Module):
         self.table = nn.Embedding(max_positions, dim)
 
     def embed(self, x_BMD: Tensor, positions_1M: Tensor) -> Tensor:
-        """Token embeddings with the positions' vectors added."""
+        """Adds the vectors of the positions to the token embeddings."""
         return x_BMD + self.table(positions_1M)
 
     def prepare(self, positions_1M: Tensor) -> None:
-        """Nothing is left to do in the layers."""
+        """Returns None, since the layers have nothing to apply."""
         return
 
     @staticmethod
     def apply_to(q_BMHK: Tensor, k_BMGK: Tensor, prepared: None) -> tuple[Tensor, Tensor]:
-        """q and k as they are."""
+        """Returns q and k unchanged."""
         return q_BMHK, k_BMGK

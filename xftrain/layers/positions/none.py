@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class None_(nn.Module):
-    """Changes nothing.
+    """Leaves embeddings, queries and keys unchanged.
 
     Args:
         dim: D; unused here.
@@ -13,17 +13,17 @@ class None_(nn.Module):
 
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
-        self.max_positions: int | None = None  # any length will do
+        self.max_positions: int | None = None  # no limit
 
     def embed(self, x_BMD: Tensor, positions_1M: Tensor) -> Tensor:
-        """Token embeddings as they are."""
+        """Returns the token embeddings unchanged."""
         return x_BMD
 
     def prepare(self, positions_1M: Tensor) -> None:
-        """Nothing to prepare."""
+        """Returns None, since the layers have nothing to apply."""
         return
 
     @staticmethod
     def apply_to(q_BMHK: Tensor, k_BMGK: Tensor, prepared: None) -> tuple[Tensor, Tensor]:
-        """q and k as they are."""
+        """Returns q and k unchanged."""
         return q_BMHK, k_BMGK

@@ -1,4 +1,4 @@
-"""Draws what a query may see: the mask and bias of the first batch, as an image in TensorBoard."""
+"""Draws the attention mask and bias of the first batch as an image in TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from xftrain.training.module import training_module
 from xftrain.training.text import log_text
 
 _TAG = "attention/pattern"
-_SIDE_INCHES = 2.8  # of a head
-_NUM_HEADS = 4  # drawn at most
+_SIDE_INCHES = 2.8  # side of the panel of one head
+_NUM_HEADS = 4  # maximum number of heads drawn
 _HIDDEN = (189, 189, 189)  # grey
 _FAINT, _STRONG = np.array([(222, 235, 247), (8, 69, 148)], np.float32)  # blue
 _EDGE = (213, 94, 0)  # orange
@@ -46,7 +46,7 @@ class AttentionPattern(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Draws the first batch's."""
+        """Draws the pattern of the first batch."""
         boards = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)]
         if self._is_drawn or not boards or not trainer.is_global_zero:
             return
@@ -75,7 +75,7 @@ class AttentionPattern(Callback):
 
 
 def differing_heads(bias: AttnBias) -> list[int]:
-    """Some heads, from the first to the last; one where all have the same pattern."""
+    """Evenly spaced head indices, or one index if all heads have the same pattern."""
     num_heads = len(bias.slopes or ())
     if bias.additive_HMM is not None:
         num_heads = max(num_heads, bias.additive_HMM.shape[0])
@@ -84,7 +84,7 @@ def differing_heads(bias: AttnBias) -> list[int]:
 
 
 def cropped(bias: AttnBias, num_positions: int, heads: list[int]) -> AttnBias:
-    """What the bias means for the first positions of a row, in some heads."""
+    """The bias restricted to the first positions of a row and to some heads."""
     seqlens, slopes, additive_HMM = bias.seqlens, bias.slopes, bias.additive_HMM
     if seqlens is not None:
         seqlens = tuple(
@@ -103,10 +103,11 @@ def cropped(bias: AttnBias, num_positions: int, heads: list[int]) -> AttnBias:
 def draw(bias: AttnBias, num_positions: int) -> Pixels:
     """The pattern as pixels [heads, queries, keys, 3].
 
-    Blue is `exp(bias)` divided by the largest of its row: the attention of a query to whose scores
-    nothing else contributes. Of what is hidden, the edge of each packed document is orange.
+    Blue shows `exp(bias)` divided by the maximum of its row, which is the relative attention of a
+    query whose scores are the bias alone. Orange marks hidden pairs at the edge of each packed
+    document, and gray the other hidden pairs.
     """
-    # numpy: torch would wake its threads, which costs more than the work is
+    # numpy, since waking torch's thread pool would cost more than this work
     bias_HMM = bias.materialize(num_positions, dtype=torch.float32).detach().numpy()
     is_hidden = np.isneginf(bias_HMM)
     highest_HM1 = bias_HMM.max(-1, keepdims=True, initial=-np.inf, where=~is_hidden)
@@ -123,8 +124,8 @@ def figure(pixels_HMM3: Pixels, heads: list[int], title: str) -> Figure:
 
     Args:
         pixels_HMM3: what `draw` returns.
-        heads: whose they are, from 0; the figure counts from 1, as the text does.
-        title: of the figure.
+        heads: indices of the heads, from 0; the figure and the text count from 1.
+        title: title of the figure.
     """
     num_positions = pixels_HMM3.shape[1]
     made = new_figure(1.0 + _SIDE_INCHES * len(heads), 0.9 + _SIDE_INCHES)
@@ -148,7 +149,7 @@ def picture(pixels_HMM3: Pixels, heads: list[int], title: str) -> Pixels:
 
 
 def _edges(bias: AttnBias, num_positions: int) -> npt.NDArray[np.bool_]:
-    """The outermost pairs of query and key of each document."""
+    """A mask of the outermost pairs of query and key of each document."""
     edges = np.zeros((num_positions, num_positions), np.bool_)
     for start, end in bias.segments(num_positions):
         for edge in (start, end - 1):
@@ -157,7 +158,7 @@ def _edges(bias: AttnBias, num_positions: int) -> npt.NDArray[np.bool_]:
 
 
 def describe(bias: AttnBias) -> str:
-    """The facts in words."""
+    """A description of the bias in words: mask, window, scale, soft cap and packing."""
     facts = ["causal" if bias.causal else "bidirectional"]
     if bias.window is not None:
         facts.append(f"a window of {bias.window} keys")

@@ -1,4 +1,4 @@
-"""Records loss, accuracy, rate, gradient norm, speed and memory every `log_every_n_steps`."""
+"""Records loss, accuracy, learning rate, gradient norm, speed and memory."""
 
 from __future__ import annotations
 
@@ -30,50 +30,50 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PendingRecord:
-    """What a step has left for its record, under way to the host."""
+    """The metrics of one step, being copied to the host."""
 
     step: int
-    # loss, labels, hits, bytes, tokens and operations of all ranks; is it bad; gradient norm; and
-    # the auxiliary loss, where feed-forwards have one
+    # summed over ranks: loss, labels, correct predictions, bytes, tokens, FLOPs; then the flag of a
+    # non-finite step, the gradient norm, and the auxiliary loss if feed-forwards have one
     figures: AsyncHostCopy
     is_text: bool
     ended: DeviceTimestamp
-    since: DeviceTimestamp  # the record before, or the start
-    num_steps: int  # since then
+    since: DeviceTimestamp  # of the previous record, or of the start
+    num_steps: int  # since the previous record
     paused_s: float
     learning_rates: dict[str, float]
 
 
 class Metrics(Callback):
-    """One record every `trainer.log_every_n_steps`, made while the next step is under way.
+    """Makes a record every `trainer.log_every_n_steps`, while the device runs the next step.
 
-    Where there is no next one, or the device is waited for anyway, as before a validation or a
-    checkpoint, it is made at once. Speeds count all the time between the ends of two recorded
-    steps, less what validation and checkpoints took.
+    The record is made at once if there is no next step, or if the host waits for the device anyway,
+    as before a validation or a checkpoint. Speeds are over the time between the ends of two
+    recorded steps, minus the time of validation and checkpoints.
     """
 
     modifies_weights = False
 
     def __init__(self) -> None:
-        self.tokens_per_s: list[float] = []  # of each interval
+        self.tokens_per_s: list[float] = []  # one value per interval between records
         self._left: PendingRecord | None = None
         self._tokens = 0
         self._steps_at_record = 0
         self._since: DeviceTimestamp | None = None
         self._paused_at: float | None = None
         self._paused_s = 0.0
-        self._flops = 0.0  # since the record before, as tokens
+        self._flops = 0.0  # since the previous record, like the tokens
         self._counter: FlopCounter | None = None
         self._peak: float | None = None
 
     def typical_tokens_per_s(self) -> float | None:
-        """Median over the intervals, the first left out where there are others (it warms up)."""
+        """Median over the intervals, without the first (warm-up) one if there are others."""
         if not self.tokens_per_s:
             return None  # the run ended before its first record
         return statistics.median(self.tokens_per_s[1:] or self.tokens_per_s)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says what the figures mean, once."""
+        """Logs the MFU formula and the peak, and starts the clock."""
         module = training_module(pl_module)
         with trainer.precision_plugin.forward_context():
             device, dtype = module.model.compute_device_dtype()
@@ -92,7 +92,7 @@ class Metrics(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Counts tokens; records the step before, or has the device fetch for this one."""
+        """Counts tokens, writes the pending record, and starts the copy for the next record."""
         module = training_module(pl_module)
         self._record(module)
         self._counter = self._counter or FlopCounter(module.model)
@@ -101,11 +101,11 @@ class Metrics(Callback):
         step = trainer.global_step
         if module.logs(step) and step != self._steps_at_record:
             self._left = self._fetch(module)
-        if step >= trainer.max_steps:  # there is no next one
+        if step >= trainer.max_steps:  # the last step
             self._record(module)
 
     def _fetch(self, module: TrainingModule) -> PendingRecord:
-        """Waits for nothing, and begins the next interval."""
+        """Starts copying the metrics to the host without waiting, and begins an interval."""
         sums, norm, since = module.last_sums, module.grad_norm, self._since
         assert sums is not None and norm is not None and since is not None
         num_bytes, module.label_bytes = module.label_bytes, None
@@ -129,9 +129,9 @@ class Metrics(Callback):
         return left
 
     def _record(self, module: TrainingModule) -> None:
-        """Makes the record of what `_fetch` has fetched, where it has.
+        """Writes the pending record, if `_fetch` has started one.
 
-        Waits for that step and for no later one.
+        Waits for the device to finish that step, but no later one.
 
         Raises:
             RunError: the step was not finite.
@@ -145,11 +145,11 @@ class Metrics(Callback):
         figures = left.figures.wait().tolist()
         loss_sum, num_labels, num_correct, num_bytes, num_tokens, flops, is_bad, norm = figures[:8]
         if is_bad and module.guard.stops:
-            return  # the run ends for it, be it by another error first
+            return  # the run ends because of this step, unless another error ends it first
         record = {}
         if num_labels:
             loss = loss_sum / num_labels
-            if not math.isfinite(loss) and not is_bad:  # its gradient was finite
+            if not math.isfinite(loss) and not is_bad:  # the gradient was finite
                 raise RunError(
                     f"train/loss is {loss} at step {left.step}: lower optim.lr or raise "
                     "schedule.warmup_steps; checkpoints saved before are in the run folder."
@@ -178,7 +178,7 @@ class Metrics(Callback):
             peak_tflops = self._peak * module.trainer.world_size / 1e12
             record["speed/mfu"] = record["speed/tflops"] / peak_tflops
         module.latest.update(record)
-        # for callbacks that monitor a metric
+        # read by callbacks that monitor a metric
         monitored = {name: torch.tensor(value) for name, value in record.items()}
         module.trainer.callback_metrics.update(monitored)
         module.recorded_at = left.step
@@ -186,49 +186,50 @@ class Metrics(Callback):
             logger.log_metrics(record, step=left.step)
 
     def pause(self, module: TrainingModule) -> None:
-        """Stops the clock for work that is not training, once what was trained is recorded."""
+        """Writes the pending record and stops the clock, for work that is not training."""
         if self._paused_at is None:
             self._record(module)
             synchronize(module.device)
             self._paused_at = time.perf_counter()
 
     def resume(self) -> None:
-        """Lets the clock go on."""
+        """Starts the clock again."""
         if self._paused_at is not None:
             self._paused_s += time.perf_counter() - self._paused_at
             self._paused_at = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation is not training."""
+        """Stops the clock, as validation is not training."""
         self.pause(training_module(pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nor is what follows it, but the next step is."""
+        """Starts the clock again for the next step."""
         self.resume()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run may be stopped before its last step."""
+        """Writes the pending record, if a callback stopped the run before its last step."""
         self._record(training_module(pl_module))
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Keeps the records that there are, where the device still answers."""
+        """Writes the pending record, if the device still responds, and flushes the loggers."""
         module = training_module(pl_module)
         left, self._left = self._left, None
-        if isinstance(exception, SystemExit) and not module.guard.stops:  # all ranks end alike
-            with suppress(Exception):  # the error itself is what is to be told
+        # a signal, which ends all ranks at the same step
+        if isinstance(exception, SystemExit) and not module.guard.stops:
+            with suppress(Exception):  # the first error is the one to report
                 module.guard.finish_readback(module)
         with suppress(Exception):
             if left is not None:
                 self._write(module, left)
-            for logger in trainer.loggers:  # the last save may fail, after which nobody does
+            for logger in trainer.loggers:  # if the last save fails, nothing else flushes them
                 logger.save()
 
 
 @contextmanager
 def not_training(trainer: Trainer) -> Iterator[None]:
-    """Work that the speeds are not to count."""
+    """Within this context, time does not count toward the speeds."""
     clocks = [c for c in trainer.callbacks if isinstance(c, Metrics)]  # type: ignore[attr-defined]
     for clock in clocks:
         clock.pause(training_module(trainer.lightning_module))

@@ -1,4 +1,4 @@
-"""Shows what the model writes when training has ended."""
+"""Logs a sample of the model's output at the end of training."""
 
 import logging
 
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 class Sample(Callback):
-    """A sample of the model's output, in the log and in TensorBoard.
+    """Generates a sample, and writes it to the log and to TensorBoard.
 
     Args:
-        num_tokens: how many tokens to add to the prompt; fewer where the model has no more
-            positions.
-        temperature: 0 takes the likeliest token.
-        top_k: draw among that many likeliest tokens; None draws among all.
+        num_tokens: how many tokens to add to the prompt; fewer if the model has fewer positions
+            left.
+        temperature: 0 selects the most likely token.
+        top_k: sample from the k most likely tokens; None samples from all.
     """
 
     modifies_weights = False

@@ -10,16 +10,16 @@ from xftrain.training.plain_values import is_number
 
 
 class Solved(Callback):
-    """Ends training at a validation accuracy of `data.stop_at_accuracy`; never where it is null."""
+    """Ends training at a validation accuracy of `data.stop_at_accuracy`, unless it is null."""
 
     modifies_weights = False
 
     def __init__(self) -> None:
-        self.accuracy: float | None = None  # at which it ended
-        self.stopping_reason_message: str | None = None  # as Lightning's EarlyStopping has it
+        self.accuracy: float | None = None  # accuracy at which the run ended
+        self.stopping_reason_message: str | None = None  # as in Lightning's EarlyStopping
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was solved when its checkpoint was saved has nothing left to train."""
+        """Stops at once if the task was already solved when the checkpoint was saved."""
         target = training_module(pl_module).data.stop_at_accuracy
         if target is None or self.accuracy is None or self.accuracy < target:
             return
@@ -30,7 +30,7 @@ class Solved(Callback):
         trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the validation that just ended."""
+        """Stops the run if the validation that just ended reached the accuracy."""
         module = training_module(pl_module)
         target = module.data.stop_at_accuracy
         accuracy = module.latest["val/accuracy"]
@@ -44,11 +44,11 @@ class Solved(Callback):
         trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether it is solved."""
+        """The accuracy at which the task was solved, or None."""
         return {"accuracy": self.accuracy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Whether it was; of a wrong type, Lightning's restoring ends with an error."""
+        """Restores the accuracy; raises TypeError for a wrong type, which fails the restore."""
         accuracy = state_dict["accuracy"]
         if accuracy is not None and not is_number(accuracy):
             raise TypeError("the accuracy at which it was solved is not a number")

@@ -1,4 +1,4 @@
-"""Ends a run that no longer moves, and says where it hangs."""
+"""Ends a run that makes no progress, and writes where it hangs."""
 
 from __future__ import annotations
 
@@ -22,45 +22,46 @@ from xftrain.training.interpreter_watch import interpreter_watched
 
 log = logging.getLogger(__name__)
 
-_GRACE_S = 30.0  # for the message, before the interpreter itself is ended
+_GRACE_S = 30.0  # time to write the message, before the process is killed
 
 
 class Watchdog(Callback):
-    """An error in place of a run that hangs for ever: in a step, a save, or waiting for a rank.
+    """Ends a run that hangs: in a step, in a save, or while it waits for another rank.
 
     Time in which the process is stopped, as by SIGSTOP or a suspended machine, does not count.
 
-    It watches from the first step to the last save, and a validation after that; not what other
-    callbacks do when `fit` has ended, where benchmarks take as long as they take. A run that ends
-    by an error is watched until `end` is called.
+    The watchdog is active from the first step to the last save, and in a validation after that. It
+    is not active in other callbacks after `fit`, where benchmarks may take any time. A run that
+    ends by an error is watched until `end` is called.
 
     Args:
-        timeout_s: seconds in which no batch, of training or of validation, begins or ends, nor the
-            run does; then the stacks of all threads are written to `stacks.txt` and the process
-            ends with code 1, or by SIGABRT where a thread lets no other run.
+        timeout_s: maximum time in seconds without progress, which is the begin or end of the run or
+            of a batch of training or validation. After that, the stacks of all threads are written
+            to `stacks.txt` and the process ends with code 1, or by SIGABRT if a thread blocks the
+            interpreter.
     """
 
     modifies_weights = False
 
     def __init__(self, *, timeout_s: PositiveFloat = 1800.0) -> None:
         self.timeout_s = timeout_s
-        self.on_hang: Callable[[str], None] = lambda said: None  # to leave a record
+        self.on_hang: Callable[[str], None] = lambda said: None  # called with the message
         self._num_moves = 0
         self._place = Path("stacks.txt")
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to watch."""
+        """Starts the watchdog."""
         self._begin(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watches a validation of its own, after `fit`, as well."""
+        """Starts the watchdog for a validation outside `fit` too."""
         if trainer.state.fn == "validate":
             self._begin(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """And that alone, not what is done with its figures."""
+        """Stops the watchdog after a validation outside `fit`."""
         if trainer.state.fn == "validate":
             self.end()
 
@@ -77,31 +78,31 @@ class Watchdog(Callback):
         self._thread.start()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """It moves."""
+        """Notes progress."""
         self._num_moves += 1
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """It moves."""
+        """Notes progress."""
         self._num_moves += 1
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        """It moves."""
+        """Notes progress."""
         self._num_moves += 1
 
     def on_train_end(self, *_: Any) -> None:
-        """It moves: the last save follows."""
+        """Notes progress; the last save follows."""
         self._num_moves += 1
 
     def on_exception(self, *_: Any) -> None:
-        """It moves: after a signal, a save follows."""
+        """Notes progress; after a signal, a save follows."""
         self._num_moves += 1
 
     def on_fit_end(self, *_: Any) -> None:
-        """What other callbacks do now takes as long as it takes."""
+        """Stops the watchdog, as other callbacks may take any time after `fit`."""
         self.end()
 
     def end(self) -> None:
-        """Watches no more."""
+        """Stops the watchdog."""
         self._over.set()
         if self._thread is not None:
             self._thread.join(_GRACE_S)
@@ -113,8 +114,8 @@ class Watchdog(Callback):
         idle_s, num_moves, at = 0.0, self._num_moves, time.monotonic()
         limit_s = self.timeout_s + _GRACE_S
         said = (
-            f"no progress for {limit_s:g} s: a thread lets no other run ({place} shows where); "
-            "callbacks.watchdog.timeout_s allows more."
+            f"no progress for {limit_s:g} s: a thread blocks the interpreter ({place} shows "
+            "where); callbacks.watchdog.timeout_s allows more."
         )
         with (
             _stacks(place) as stacks,
@@ -123,7 +124,7 @@ class Watchdog(Callback):
             while not self._over.wait(interval_s):
                 alive()
                 before, at = at, time.monotonic()
-                # a longer time went by while the process was stopped
+                # count no more, as the process may have been stopped in between
                 idle_s += min(at - before, interval_s)
                 if self._num_moves != num_moves:
                     idle_s, num_moves = 0.0, self._num_moves
@@ -143,12 +144,12 @@ class Watchdog(Callback):
         log.error(said)
         self.on_hang(said)
         say(said)
-        os._exit(1)  # the thread that hangs cannot be reached
+        os._exit(1)  # the thread that hangs cannot be interrupted
 
 
 @contextmanager
 def _stacks(place: Path) -> Iterator[Any]:
-    """A new file at that place; standard error where there is no room for one."""
+    """Opens a new file for the stacks; standard error if the file cannot be written."""
     try:
         place.unlink(missing_ok=True)
         file = open_plain(place, "ab")

@@ -1,1 +1,1 @@
-"""Loggers, one a file."""
+"""Loggers, one per file."""

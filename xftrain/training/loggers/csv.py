@@ -1,4 +1,4 @@
-"""`metrics.csv` in the run folder: every record is in the file as soon as it is made."""
+"""Writes `metrics.csv` in the run folder, each record as soon as it is made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xftrain.files import open_plain, replacing
 
 log = logging.getLogger(__name__)
 
-# Of a file that a run adds to; it may be of somebody else's making, and each row takes some time.
+# Limits for an existing file, which may come from anyone: every row takes time to read.
 _MAX_BYTES, _MAX_ROWS = 256 << 20, 2_000_000
 _MAX_LINE = 1 << 20  # bytes
 
@@ -30,9 +30,9 @@ Row = Mapping[str, Any]
 
 
 class CSV(CSVLogger):
-    """Lightning's own, which would delete the rows of the run that this one resumes.
+    """Lightning's CSV logger, but one that keeps the rows of the resumed run.
 
-    It would also write the rows only now and then, and those in between would be lost by a kill.
+    It also writes each row at once, where Lightning would lose buffered rows if the run is killed.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -41,14 +41,14 @@ class CSV(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Writes the file."""
+        """The writer of the file."""
         if self._experiment is None:
             self._experiment = _Writer(self.log_dir)
         return self._experiment
 
     @rank_zero_only
     def close(self) -> None:
-        """Forgets the file; what is recorded next looks at it again."""
+        """Discards the writer; the next record opens the file again."""
         self._experiment = None
 
     @rank_zero_only
@@ -58,17 +58,17 @@ class CSV(CSVLogger):
 
     @rank_zero_only
     def cut_back(self, step: int, num_rows: int | None) -> None:
-        """Removes the rows that a run which resumes at `step` makes again.
+        """Removes the rows that a run resumed at `step` will write again.
 
         Args:
-            step: of the checkpoint.
-            num_rows: what `position` was when it was saved; None where that is not known.
+            step: step of the checkpoint.
+            num_rows: value of `position` at its save; None if unknown.
         """
         _cut_back(Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE), step, num_rows)
 
 
 class _Writer(ExperimentWriter):
-    """Adds to the file that is there, a row at a time."""
+    """Appends rows to the existing file, one at a time."""
 
     def __init__(self, log_dir: str) -> None:
         self.num_rows = 0
@@ -83,7 +83,7 @@ class _Writer(ExperimentWriter):
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
         """Writes a row.
 
-        Where the disk is full the row is kept, and written with the next one or at the end.
+        If the disk is full, the row is kept, and written with the next one or at the end.
         """
         super().log_metrics(dict(metrics_dict), self.num_rows if step is None else step)
         self.num_rows += 1
@@ -101,7 +101,7 @@ class _Writer(ExperimentWriter):
         """Writes the rows that could not be written so far.
 
         Raises:
-            OSError: they still cannot be.
+            OSError: they still cannot be written.
         """
         if self.metrics:
             self._write()
@@ -120,11 +120,11 @@ class _Writer(ExperimentWriter):
 
 
 def _append(path: Path, content: bytes) -> None:
-    """All of it or nothing."""
+    """Appends all of the content or nothing."""
     with open_plain(path, "ab") as file:
         size, number = os.fstat(file.fileno()).st_size, file.fileno()
         try:
-            while content:  # past Python's buffer, which would try again when it is closed
+            while content:  # unbuffered, as Python's buffer would write again when it is closed
                 content = content[os.write(number, content) :]
         except OSError:
             os.truncate(number, size)
@@ -132,12 +132,13 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def _read(path: Path) -> tuple[list[str], Iterator[Row]]:
-    """The columns and the rows that have a cell for each, as a killed process may leave others.
+    """The columns and the complete rows of the file; a killed process may leave incomplete ones.
 
-    A row is read when it is asked for, so that the file is never in memory as a whole.
+    Rows are read lazily, so that the file is never in memory as a whole.
 
     Raises:
-        RunError: it is no file of ours, or too large; also while rows are read.
+        RunError: xftrain did not write the file, or it is too large; also raised while rows are
+            read.
     """
     cells = _cells(path)
     columns = next(cells, [])
@@ -147,7 +148,7 @@ def _read(path: Path) -> tuple[list[str], Iterator[Row]]:
 
 
 def _cells(path: Path) -> Iterator[list[str]]:
-    """The cells of each line, the one with the columns included."""
+    """The cells of each line, including the header line."""
     try:
         for number, row in enumerate(csv.reader(_lines(path))):
             if number > _MAX_ROWS:
@@ -161,7 +162,7 @@ def _cells(path: Path) -> Iterator[list[str]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The finished lines of the file."""
+    """The complete lines of the file."""
     with open_plain(path) as file:
         num_bytes = 0
         while (line := file.readline(_MAX_LINE)).endswith(b"\n"):
@@ -180,7 +181,7 @@ def _write_rows(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 
 def _replace(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Writes the file anew; the rows may be those that it holds."""
+    """Replaces the file; the rows may be read from the file itself."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         _write_rows(file, columns, rows)
 
@@ -212,7 +213,7 @@ def _cut_back(path: Path, step: int, num_rows: int | None) -> None:
 
 
 class _Digest:
-    """Takes text in place of a file, for the digest of what the file would hold."""
+    """A file-like object that computes the digest of the text written to it."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
@@ -231,7 +232,7 @@ def _digest_of(path: Path) -> bytes:
 
 
 def _step(row: Row) -> float:
-    """Of a row; infinite where it is damaged."""
+    """The step of a row; infinite if the row is damaged."""
     try:
         return int(row.get("step", ""))
     except ValueError:

@@ -1,4 +1,4 @@
-"""MLflow, on a server or in a database of the run's folder."""
+"""Logs to MLflow, on a server or in a database in the folder of the run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from xftrain.training.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-_OTHER = re.compile(r"[^\w./ -]", re.ASCII)  # characters that no name may have
+_OTHER = re.compile(r"[^\w./ -]", re.ASCII)  # characters not allowed in names
 _KEY = "logger.mlflow.tracking_uri"
-_LONGEST = 250  # characters of a name
-_JOURNALS = ("-journal", "-wal", "-shm")  # of a database, which SQLite takes up and plays back
-_MOST_DATABASES = 1000  # of one folder
+_MAX_NAME = 250  # characters of a name
+_JOURNALS = ("-journal", "-wal", "-shm")  # files beside a database, which SQLite reads and replays
+_MAX_DATABASES = 1000  # per folder
 
 
 class MLflow(Tracker):
@@ -34,8 +34,8 @@ class MLflow(Tracker):
         experiment_name: the experiment that the run belongs to.
         run_name: the run's name; None is the name of the run's folder.
         tracking_uri: the address of a server or of a database, as `sqlite:///outputs/mlflow.db`;
-            None is the variable MLFLOW_TRACKING_URI, or `mlflow.db` in the run's folder, and
-            `mlflow-2.db` where the run that it resumes has left one.
+            None is the variable MLFLOW_TRACKING_URI, or `mlflow.db` in the run's folder, or
+            `mlflow-2.db` if the resumed run has left a database there.
     """
 
     needs_package = "mlflow"
@@ -53,16 +53,16 @@ class MLflow(Tracker):
         self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """The same with names that MLflow takes, as keys of a user's own may have others."""
-        super().begin({_OTHER.sub("_", key)[:_LONGEST]: value for key, value in config.items()})
+        """Begins the run, with keys changed to names that MLflow allows."""
+        super().begin({_OTHER.sub("_", key)[:_MAX_NAME]: value for key, value in config.items()})
 
     def make(self) -> MLFlowLogger:
-        """Begins the run."""
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports its use by default
+        """Creates Lightning's logger, and begins the run of MLflow."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # on by default
         uri, place = self._place()
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "alembic"):  # which say how they make a database
+        for name in ("mlflow", "alembic"):  # which log the creation of a database
             logging.getLogger(name).setLevel(logging.WARNING)
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(self.experiment_name)
@@ -85,10 +85,10 @@ class MLflow(Tracker):
         return logger
 
     def _place(self) -> tuple[str, Path | None]:
-        """Where runs are recorded, and for a database the folder of the texts.
+        """The tracking address, and for a database the folder of text files.
 
         Raises:
-            RunError, ConfigError: it is not used.
+            RunError, ConfigError: the place cannot be used safely.
         """
         uri = self.tracking_uri
         if uri is None:
@@ -110,7 +110,7 @@ class MLflow(Tracker):
         client.log_text(self._logger.run_id, text, f"{_OTHER.sub('_', tag)}.txt")
 
     def end(self, *, is_whole: bool) -> None:
-        """Says how the run ended."""
+        """Sets the final status of the run."""
         client: Any = self._logger.experiment
         client.set_terminated(self._logger.run_id, "FINISHED" if is_whole else "FAILED")
 
@@ -129,23 +129,23 @@ def _refuse_other_place(given: str, expected: str) -> None:
 
 
 def _new_database(folder: Path) -> tuple[Path, Path]:
-    """An empty database that nobody else has made, and the folder of its texts.
+    """Creates an empty database, and returns its path and the folder of its texts.
 
-    A database that is there already may be anyone's: it says where MLflow writes its texts, and
-    SQLite deletes the file that a journal beside it names.
+    An existing database may come from anyone: it determines where MLflow writes texts, and SQLite
+    deletes the file that a journal beside it names.
 
     Args:
-        folder: of the run, without links.
+        folder: folder of the run, with links resolved.
 
     Raises:
-        RunError: there is no name left.
+        RunError: no name is left, or the folder has a name that a URL cannot hold.
     """
     if found := set("?#%") & set(str(folder)):
         raise RunError(
             f"logger.mlflow cannot record in {folder}, whose name has {min(found)}, which means "
             "something else in a URL: choose another hydra.run.dir."
         )
-    for number in range(1, _MOST_DATABASES + 1):
+    for number in range(1, _MAX_DATABASES + 1):
         stem = "mlflow" if number == 1 else f"mlflow-{number}"
         database, artifacts = folder / f"{stem}.db", folder / f"{stem}-artifacts"
         journals = [f"{database}{ending}" for ending in _JOURNALS]
@@ -158,6 +158,6 @@ def _new_database(folder: Path) -> tuple[Path, Path]:
             continue
         return database, artifacts
     raise RunError(
-        f"{folder} holds {_MOST_DATABASES:,} databases of MLflow: choose another folder with "
+        f"{folder} holds {_MAX_DATABASES:,} databases of MLflow: choose another folder with "
         "hydra.run.dir, or record elsewhere with logger.mlflow.tracking_uri."
     )

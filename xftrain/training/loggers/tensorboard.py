@@ -1,4 +1,4 @@
-"""Events for TensorBoard, in the run folder itself, so that one `--logdir outputs` shows all."""
+"""Writes TensorBoard events to the run folder itself: `--logdir outputs` shows all runs."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ _EVENTS = "events.out.tfevents.*"
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's own, without its dummy `hp_metric`."""
+    """Lightning's TensorBoard logger, without its dummy metric `hp_metric`."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False)
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes what was recorded; a run that is refused has nothing, and makes no file."""
+        """Flushes the records; makes no file without records, as in a refused run."""
         if self._experiment is not None:
             super().save()
 
     @rank_zero_only
     def close(self) -> None:
-        """Ends the event file; what is recorded next begins another one."""
+        """Closes the event file; the next record begins another one."""
         if self._experiment is not None:
             self._experiment.close()
             self._experiment = None
 
     @rank_zero_only
     def position(self) -> dict[str, int]:
-        """The bytes of each event file so far, all of which are on the disk; for `cut_back`."""
+        """The current size of each event file in bytes, flushed to disk, for `cut_back`."""
         if self._experiment is not None:
             try:
                 self._experiment.flush()
-            except OSError as error:  # as on a full disk, which is no reason not to save
+            except OSError as error:  # a full disk, for example, must not prevent a checkpoint
                 log.warning("TensorBoard's events could not be written: %s", error)
         return {path.name: path.stat().st_size for path in Path(self.log_dir).glob(_EVENTS)}
 
     @rank_zero_only
     def cut_back(self, step: int, sizes: Mapping[str, int] | None) -> None:
-        """Removes the points that a run which resumes at `step` makes again.
+        """Removes the points that a run resumed at `step` will write again.
 
-        A TensorBoard that shows the run forgets those that it has read.
+        A running TensorBoard discards these points too.
 
         Args:
-            step: of the checkpoint.
-            sizes: what `position` was when it was saved; None where that is not known.
+            step: step of the checkpoint.
+            sizes: value of `position` at its save; None if unknown.
         """
         self._kwargs["purge_step"] = step + 1
         paths = Path(self.log_dir).glob(_EVENTS) if sizes is not None else []
         for path in paths:
-            if (size := (sizes or {}).get(path.name)) is None:  # it was begun later
+            if (size := (sizes or {}).get(path.name)) is None:  # the file was begun later
                 path.unlink()
                 continue
             try:
@@ -75,21 +75,21 @@ class TensorBoard(TensorBoardLogger):
     def begin_hparams(
         self, options: Mapping[str, Any], metrics: Sequence[str], varied: Collection[str]
     ) -> None:
-        """Tells the HParams tab what the run is made of; a run that is cut off is there too.
+        """Writes the options of the run for the HParams tab; killed runs are shown there too.
 
-        Only the records: Lightning's `log_hyperparams` would also write a point for each metric,
-        of a value that nobody measured. The tab shows the last point of each metric instead. It
-        sorts the options itself, those first that are said to differ from run to run and then by
-        name, whatever their order here, and shows five; metrics keep their order. It takes both
-        from one of the runs that it shows, of its own choice.
+        Lightning's `log_hyperparams` would also write a point with an unmeasured value for each
+        metric; without it, the tab shows the last point of each metric. The tab shows five options:
+        it puts those first that are declared to differ between runs, and sorts by name. Metrics
+        keep their order. The tab reads both lists from one of the runs shown, which it selects
+        itself.
 
         Args:
-            options: by their dotted keys.
+            options: values of options by dotted keys.
             metrics: names of metrics.
-            varied: the keys that are said so, an option's own as `model.attn`.
+            varied: keys declared to differ between runs; `model.attn` for the choice of an option.
         """
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-        from torch.utils.tensorboard.summary import hparams  # imports TensorBoard
+        from torch.utils.tensorboard.summary import hparams  # a slow import of TensorBoard
 
         experiment, start, self._end_record = hparams(_plain(options), dict.fromkeys(metrics, 0.0))
         plugin_data = experiment.value[0].metadata.plugin_data
@@ -102,12 +102,12 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def end_hparams(self) -> None:
-        """Tells it that the run came to its end."""
+        """Records for the HParams tab that the run has completed."""
         self.experiment._get_file_writer().add_summary(self._end_record)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, int | float | str]:
-    """Values that the tab can show, others as they are typed; it would show true as 1.0."""
+    """Numbers and texts for the tab; other values as text, since the tab shows true as 1.0."""
     return {
         key: value if type(value) in (int, float, str) else json.dumps(value)
         for key, value in options.items()

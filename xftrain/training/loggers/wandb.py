@@ -1,4 +1,4 @@
-"""Weights & Biases, online or in a folder of the run."""
+"""Logs to Weights & Biases, online or in a folder of the run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from xftrain.working_folder import out_of_sight
 
 log = logging.getLogger(__name__)
 
-_OFFLINE = ("offline", "dryrun", "disabled")  # of WANDB_MODE
-# Variables that name its files.
+_OFFLINE = ("offline", "dryrun", "disabled")  # values of WANDB_MODE
+# Environment variables that name files of wandb.
 _VARIABLES = (
     "WANDB_CONFIG_DIR",
     "WANDB_CACHE_DIR",
@@ -25,13 +25,13 @@ _VARIABLES = (
     "WANDB_ARTIFACT_DIR",
     "NETRC",
 )
-_DEFAULTS = "config-defaults.yaml"  # of the working folder
+_DEFAULTS = "config-defaults.yaml"  # in the working folder
 
 
 class WandB(Tracker):
     """A run of Weights & Biases that holds the metrics, the configuration and a sample.
 
-    The package records nothing else: neither what is printed, nor the command line, nor git.
+    The package records nothing else: no console output, no command line, no git state.
 
     Args:
         run_dir: the run's folder, in which `wandb/` is made.
@@ -61,13 +61,13 @@ class WandB(Tracker):
         self._made: Path | None = None
 
     def make(self) -> WandbLogger:
-        """Begins the run; offline or online, as `offline` and WANDB_MODE say.
+        """Creates Lightning's logger, and begins the run, online or offline.
 
         Raises:
-            RunError: a file of the working folder would change the settings.
+            RunError: a file in the working folder would change the settings.
         """
         mode = "offline" if self.offline else os.environ.get("WANDB_MODE", "online")
-        if mode in _OFFLINE:  # else the package would report its own errors over the network
+        if mode in _OFFLINE:  # otherwise the package would send error reports over the network
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -83,7 +83,7 @@ class WandB(Tracker):
             disable_code=True,
             save_code=False,
             show_info=False,
-            silent=mode in _OFFLINE,  # else it says at the end what it has sent where
+            silent=mode in _OFFLINE,  # online, it prints a summary with links at the end
             symlink=False,
             use_dot_wandb=False,
             x_disable_meta=True,
@@ -98,7 +98,7 @@ class WandB(Tracker):
             mode=mode,
             settings=settings,
         )
-        logger._wandb_init.pop("anonymous", None)  # wandb warns of it, though it is None
+        logger._wandb_init.pop("anonymous", None)  # wandb warns about it even if None
         with out_of_sight(_VARIABLES):
             run: Any = logger.experiment
         self._made = Path(run.settings.sync_dir)
@@ -110,18 +110,18 @@ class WandB(Tracker):
         return logger
 
     def send_text(self, tag: str, text: str, step: int) -> None:
-        """Adds a table of one cell, which shows the text as it is."""
+        """Logs a table of one cell, which shows the text unchanged."""
         self._logger.log_text(key=tag, columns=["text"], data=[[text]], step=step)
 
     def end(self, *, is_whole: bool) -> None:
-        """Waits until all is sent."""
+        """Ends the run, and waits until everything is sent."""
         self._logger.experiment.finish(exit_code=0 if is_whole else 1)
         self._remove_links()
 
     def _remove_links(self) -> None:
-        """Removes the links to logs of the package elsewhere, with which no run could be resumed.
+        """Removes links to the package's logs elsewhere, as runs with links cannot be resumed.
 
-        From the folder alone that the package has just made for this run: others may be anyone's.
+        It does so only in the folder that the package has made for this run.
         """
         for folder, folders, files in os.walk(self._made) if self._made else ():
             for name in (*folders, *files):
@@ -131,16 +131,16 @@ class WandB(Tracker):
 
 
 def _refuse_settings_file(path: str) -> None:
-    """Refuse a file that the package reads in the working folder, offline too.
+    """Raises an error for a settings file in the working folder, which the package would read.
 
-    It names the server that the API key is sent to, where files are written, and addresses that
-    are asked for figures of the machine.
+    Such a file can set the server that receives the API key, the folders for files, and addresses
+    that are queried for metrics of the machine. The package reads it offline too.
 
     Args:
-        path: as the package names it.
+        path: path of the file, as the package spells it.
 
     Raises:
-        RunError: there is one.
+        RunError: there is such a file.
     """
     if os.path.lexists(path):
         raise RunError(

@@ -1,1 +1,1 @@
-"""Optimizers, one a file."""
+"""Optimizers, one per file."""

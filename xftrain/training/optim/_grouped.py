@@ -1,4 +1,4 @@
-"""What optimizers share: groups of parameters with settings of their own, and the schedule."""
+"""The base class of optimizers, with parameter groups and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ log = logging.getLogger(__name__)
 class GroupedOptimizer(ABC):
     """An optimizer whose parameters are in groups, each with a learning rate of its own.
 
-    Each option has the first three arguments as fields of its own, since fields are read from an
-    option's source.
+    Each option repeats the first three arguments, since the fields of an option are read from its
+    own source.
 
     Args:
-        lr: base learning rate, of which the schedule gives a share in each step.
-        weight_decay: of matrices; norms, biases and embeddings have none.
+        lr: base learning rate, which the schedule multiplies by a factor in each step.
+        weight_decay: weight decay of matrices; norms, biases and embeddings have none.
         param_groups: entries with `match`, a pattern of parameter names, and optionally `lr`,
-            `weight_decay` (of all that match) and `optimizer`, another option of `optim` that
-            steps them. The first entry that matches counts.
+            `weight_decay` (of all matching parameters) and `optimizer`, another option of `optim`
+            that steps them. The first matching entry counts.
         others: the option that steps norms, biases and embeddings, for an optimizer of matrices
-            alone; None where it steps all.
+            only; None if this optimizer steps all parameters.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class GroupedOptimizer(ABC):
 
     @abstractmethod
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """torch's optimizer of groups that have `params`, `lr` and `weight_decay`."""
+        """Creates torch's optimizer from groups with `params`, `lr` and `weight_decay`."""
 
     @abstractmethod
     def state_bytes(self, parameter: torch.Tensor) -> int:
-        """Bytes that the optimizer keeps of a parameter that it steps."""
+        """The size of the optimizer state of a parameter in bytes."""
 
     @property
     def has_several_optimizers(self) -> bool:
@@ -83,9 +83,9 @@ class GroupedOptimizer(ABC):
         optimizer: torch.optim.Optimizer,
         lr_scheduler: LRScheduler,
     ) -> None:
-        """Puts today's settings of each group into a saved state, in place.
+        """Replaces the settings in a saved state by those of this run, group by group, in place.
 
-        Without it torch would restore those of the checkpoint, whatever the configuration says.
+        Otherwise torch would restore the settings of the checkpoint and ignore the configuration.
         """
         assert isinstance(lr_scheduler, LambdaLR)
         step, base_lrs = saved_lr_scheduler["last_epoch"], lr_scheduler.base_lrs
@@ -100,7 +100,7 @@ class GroupedOptimizer(ABC):
         """The option that steps each trained parameter.
 
         Raises:
-            ConfigError: a pattern of `param_groups` that matches nothing.
+            ConfigError: a pattern of `param_groups` matches nothing.
         """
         return {
             parameter: self._option_for(group)
@@ -112,7 +112,7 @@ class GroupedOptimizer(ABC):
         return split(model, [str(entry["match"]) for entry in self.param_groups])
 
     def _stepper(self, index: int) -> GroupedOptimizer:
-        """What steps the parameters of an entry of `param_groups`, but for its `others`."""
+        """The option that steps the parameters of an entry of `param_groups`, before `others`."""
         node = self.param_groups[index].get("optimizer")
         if node is None:
             return self
@@ -131,7 +131,7 @@ class GroupedOptimizer(ABC):
         return option if group.decays or option.others is None else option.others
 
     def _settings(self, group: ParameterGroup, option: GroupedOptimizer) -> dict[str, Any]:
-        """A group as torch takes it."""
+        """The parameter group in the form of torch."""
         entry = {} if group.entry is None else self.param_groups[group.entry]
         lr, weight_decay = entry.get("lr"), entry.get("weight_decay")
         if weight_decay is None:
@@ -155,7 +155,7 @@ def share(schedule: Schedule, step: int, max_steps: int) -> float:
     """The schedule's factor.
 
     Raises:
-        RunError: it is no finite number >= 0, with which weights would be lost.
+        RunError: it is not a finite number >= 0, and would destroy the weights.
     """
     factor = schedule.factor(step, max_steps)
     if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):

@@ -12,17 +12,16 @@ from xftrain.training.optim._grouped import GroupedOptimizer
 
 
 class Adafactor(GroupedOptimizer):
-    """Of a matrix it keeps a number for each row and each column, where AdamW keeps two matrices.
+    """Keeps one number per row and column of a matrix, where AdamW keeps two matrices.
 
-    Steps are relative to the size of the weights. It is no fused optimizer: where a step is not
-    finite, the host waits for the device to say so.
+    Steps are relative to the size of the weights. It is not a fused optimizer, so the host waits
+    for the device in each step, to learn whether the step is finite.
 
     Args:
-        lr: base learning rate, of weights whose root mean square is 1; 1 / sqrt(step) where that
-            is less.
-        beta2_decay: how the memory of the second moment grows: it is 1 - step ** beta2_decay.
-        clip_threshold: largest root mean square of an update.
-        weight_decay: of matrices; norms, biases and embeddings are left alone.
+        lr: base learning rate, for weights with a root mean square of 1; at most 1 / sqrt(step).
+        beta2_decay: exponent of the decay of the second moment: 1 - step ** beta2_decay.
+        clip_threshold: maximum root mean square of an update.
+        weight_decay: weight decay of matrices; norms, biases and embeddings have none.
         param_groups: settings of parameters by patterns of their names, see `GroupedOptimizer`.
     """
 
@@ -45,13 +44,13 @@ class Adafactor(GroupedOptimizer):
         self.beta2_decay, self.clip_threshold = beta2_decay, clip_threshold
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Adafactor:
-        """torch's own."""
+        """Creates torch's Adafactor."""
         return torch.optim.Adafactor(
             groups, lr=self.lr, beta2_decay=self.beta2_decay, d=self.clip_threshold
         )
 
     def state_bytes(self, parameter: torch.Tensor) -> int:
-        """Rows and columns of a matrix, all numbers of a vector."""
+        """The bytes for the rows and columns of a matrix, or for all elements of a vector."""
         size = parameter.shape
         is_matrix = len(size) >= 2
         numbers = math.prod(size[:-2]) * sum(size[-2:]) if is_matrix else parameter.numel()

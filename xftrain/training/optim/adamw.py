@@ -13,19 +13,19 @@ from xftrain.training.optim._grouped import GroupedOptimizer
 
 
 class AdamW(GroupedOptimizer):
-    """Builds torch's fused AdamW, or our own with the same state.
+    """Builds torch's fused AdamW, or the one of this project with the same state.
 
-    Fused: few kernels, and with GradScaler no wait for the device to learn of an overflow.
+    Fused means few kernels, and that GradScaler need not wait for the device to detect an overflow.
 
     Args:
         lr: base learning rate.
         betas: decay of the two moments.
         eps: added to the root of the second moment.
-        weight_decay: of matrices; norms, biases and embeddings are left alone.
-        impl: `torch`, its fused one; `auto`: where Triton runs, large weights are clipped and
-            stepped in one kernel. In `bf16-mixed` on one GPU it also keeps bfloat16 copies of those
-            in blocks, for matrix products to read, and reads bfloat16 gradients, unless a part of
-            the run that is not built in may look at them, see `training.bf16_weights`.
+        weight_decay: weight decay of matrices; norms, biases and embeddings have none.
+        impl: `torch` is torch's fused AdamW. `auto` clips and steps large weights in one kernel if
+            Triton runs. In `bf16-mixed` on one GPU, `auto` also keeps bfloat16 copies of large
+            weights in blocks, which matmuls read, and takes bfloat16 gradients, unless a part of
+            the run that is not built in may read them, see `training.bf16_weights`.
         param_groups: settings of parameters by patterns of their names, see `GroupedOptimizer`.
     """
 
@@ -45,20 +45,20 @@ class AdamW(GroupedOptimizer):
         self.betas, self.eps, self.impl = (betas[0], betas[1]), eps, impl
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-        """torch's own, or ours with its state."""
+        """Creates torch's AdamW, or the fused one of this project with the same state."""
         settings: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
         if self.is_own(groups[0]["params"][0].device):
             return FusedAdamW(groups, **settings)
         return torch.optim.AdamW(groups, fused=True, **settings)
 
     def is_own(self, device: torch.device) -> bool:
-        """Whether it is ours there."""
+        """Whether the optimizer of this project is used on a device."""
         return self.impl == "auto" and has_kernel(device)
 
     def takes_bf16_gradients(self, device: torch.device) -> bool:
-        """Where every step is our kernel's."""
+        """Whether the step on a device takes bfloat16 gradients: the own kernel does."""
         return self.is_own(device) and not self.has_several_optimizers
 
     def state_bytes(self, parameter: torch.Tensor) -> int:
-        """Two moments in the dtype of the parameter."""
+        """The bytes of two moments in the dtype of the parameter."""
         return 2 * parameter.numel() * parameter.element_size()
