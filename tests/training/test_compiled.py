@@ -103,7 +103,7 @@ def test_graphs_are_refused_where_they_cannot_be(tmp_path, words, why):
 
 
 def test_a_budget_is_refused_where_nothing_keeps_it(tmp_path):
-    with pytest.raises(ConfigError, match="activation_budget is kept by compiled blocks alone"):
+    with pytest.raises(ConfigError, match="activation_budget needs compiled blocks"):
         run(tmp_path, "model.activation_budget=0.5")
 
 
