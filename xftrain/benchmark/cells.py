@@ -35,13 +35,13 @@ class Cell:
     @property
     def key(self) -> str:
         """A unique name, which is equal for equal measurements in any run."""
-        digest = hashlib.sha256(repr(self.decides).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]
         named = " ".join(f"{k}={v}" for k, v in self.columns.items())
         return f"{self.sweep}: {named} #{digest}"
 
     @property
-    def decides(self) -> Any:
-        """All that its figures depend on but the machine."""
+    def identity(self) -> Any:
+        """Everything that determines the results of the cell, except the machine."""
         return self.columns
 
     @property
@@ -78,8 +78,8 @@ class AttentionCell(Cell):
     is_timed: bool = True
 
     @property
-    def decides(self) -> Any:
-        """All that its figures depend on but the machine."""
+    def identity(self) -> Any:
+        """Everything that determines the results of the cell, except the machine."""
         nodes = [sorted(node.items()) for node in (self.backend, self.bias)]
         place = (self.dtype, self.device, self.check, self.is_timed)
         return (nodes, self.shape, self.seqlens, place)

@@ -38,8 +38,8 @@ class TrainCell(Cell):
     interval_steps: int
 
     @property
-    def decides(self) -> Any:
-        """All that its figures depend on but the machine."""
+    def identity(self) -> Any:
+        """Everything that determines the results of the cell, except the machine."""
         return ({key: self.options[key] for key in _DECISIVE}, self.interval_steps)
 
 

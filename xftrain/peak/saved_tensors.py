@@ -108,7 +108,7 @@ class Recorder(TorchDispatchMode):
         return before if is_wider else key
 
     def _sources(self, key: int) -> set[int]:
-        """The tensors from which a tensor is recomputed, none of them a cheap operation's output."""
+        """The tensors from which a tensor is recomputed: no outputs of cheap operations."""
         if key not in self._cheap:
             return {key}
         return {source for made_of in self._cheap[key] for source in self._sources(made_of)}
