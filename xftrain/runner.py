@@ -211,7 +211,7 @@ def _finish(
             end_profile(trainer, run_dir)
     if module.validated_at != trainer.global_step and keys.limit_val_batches != 0:
         trainer.validate(module, verbose=False, weights_only=True)
-    # it is of all validation batches, and comparable with nothing else
+    # the baseline is over all validation batches, so it is not comparable with fewer
     is_whole = keys.limit_val_batches is None and not keys.overfit_batches
     baseline: dict[str, float] = {}
     if is_whole:

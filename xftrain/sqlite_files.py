@@ -1,4 +1,4 @@
-"""SQLite databases that a URL names, and the files beside them, which may be anyone's."""
+"""Refuses untrusted SQLite databases that would do more than hold rows."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from xftrain.printable import one_line
 
 _URL = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?]*)")
 _BESIDE = ("", "-journal", "-wal", "-shm")
-# The end of a journal that belongs to a transaction over several databases, and names the file
-# that lists them: https://www.sqlite.org/fileformat.html#the_super_journal
+# The end of the journal of a transaction over several databases, which names a super-journal:
+# https://www.sqlite.org/fileformat.html#the_super_journal
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
-# A trigger that can do nothing but refuse a row, as MLflow has one.
+# A trigger that can only reject a row; MLflow has one.
 _REFUSES = re.compile(
     r"create trigger \w+ before (insert|update|delete) on \w+( for each row)?( when [\w .!=<>]+)? "
     r"begin select raise\(abort, '[^']*'\); end",
     re.ASCII | re.IGNORECASE,
 ).fullmatch
-_BUSY_S = 10.0  # for another process to let go of it
+_BUSY_S = 10.0  # time for another process to release its lock
 
 
 def database_of(url: str) -> Path | None:
-    """The file of a URL of SQLAlchemy, as `sqlite:///search.db`; None where it names none."""
+    """The file of an SQLAlchemy URL such as `sqlite:///search.db`; None if it names no file."""
     match = _URL.match(url)
     return None if not match or match[1] in ("", ":memory:") else Path(match[1])
 
 
 def refuse_foreign_database(url: str, key: str, tables: Set[str]) -> None:
-    """Refuse a database that does more than hold rows of the tables that are expected.
+    """Refuse a database that does more than hold rows of the expected tables.
 
-    SQLite plays a journal back as soon as it reads the database, and deletes the file that the
-    journal names, which no database of one program alone does. Triggers and views run whatever
-    their author wrote. A link would have tables made in a database elsewhere.
+    SQLite replays a journal as soon as it reads the database, and deletes the super-journal that
+    the journal names, which no database of a single program has. Triggers and views execute SQL
+    of their author. Through a link, tables would be created in another database.
 
     Args:
-        url: of SQLAlchemy; others than SQLite's are left alone.
-        key: the override that gives it, for the message.
-        tables: any of which a database has that is not empty.
+        url: an SQLAlchemy URL; those of other databases than SQLite are not checked.
+        key: the override that holds the URL, for the message.
+        tables: table names, at least one of which a non-empty database must have.
 
     Raises:
-        ConfigError: why it is not used.
+        ConfigError: says why the database is refused.
     """
     database = database_of(url)
     if database is None:
@@ -71,8 +71,8 @@ def refuse_foreign_database(url: str, key: str, tables: Set[str]) -> None:
     ]
     if code:
         raise ConfigError(
-            f"{key}={one_line(url)} has {code[0]}, which nothing here makes and which would run "
-            "with every row: choose another database."
+            f"{key}={one_line(url)} has {code[0]}, which xftrain never creates and which would "
+            "run with every row: choose another database."
         )
     if found and not tables & {name for kind, name, _ in found if kind == "table"}:
         raise ConfigError(
