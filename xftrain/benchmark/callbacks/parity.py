@@ -197,7 +197,7 @@ def _documents(length: int) -> tuple[int, ...]:
 
 
 def _size(row: Row) -> float:
-    """The worst error as a sort key: inf for wrong or missing results, -1 if the row did not run."""
+    """The worst error as a sort key: inf if wrong or missing, -1 if the row did not run."""
     if row["status"] != "ok":
         return -1.0
     return math.inf if row["faults"] or row["worst"] is None else float(row["worst"])
