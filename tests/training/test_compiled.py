@@ -114,8 +114,8 @@ def test_a_budget_counts_attention_of_fewer_heads_of_k_and_v(monkeypatch):
         return 7
 
     monkeypatch.setattr(flop_counter, "sdpa_flop_count", equal_alone)
-    compilation._count_grouped_attention()
-    compilation._count_grouped_attention()
+    compilation._count_grouped_attention_flops()
+    compilation._count_grouped_attention_flops()
     assert flop_counter.sdpa_flop_count((2, 4, 33, 16), (2, 2, 33, 16), (2, 2, 33, 16)) == 7
 
 
