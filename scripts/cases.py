@@ -1,4 +1,4 @@
-"""Cases tried on a GPU one by one: in this process or, where one may spoil it, in another."""
+"""Runs test cases on a GPU one by one, in a subprocess if a case may make the GPU unusable."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 
 from xftrain.benchmark.tables import table
 
-_ALONE = "--alone"  # and a case's number: runs that case and prints its verdict
-_SECONDS = 300  # of a case in a process of its own
+_ALONE = "--alone"  # with a case's number, runs that case and prints its verdict
+_SECONDS = 300  # timeout of a case in its own process
 
-Verdict = tuple[str, str]  # the kernel, and what was found
+Verdict = tuple[str, str]  # (kernel, result)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A report and the call that it is about.
+    """A bug report and the call that reproduces it.
 
     Attributes:
-        in_own_process: it may leave the GPU unusable for the process that runs it.
+        in_own_process: whether the case may leave the GPU unusable for its process.
     """
 
     report: str
@@ -33,12 +33,12 @@ class Case:
 
 
 def try_all(cases: Sequence[Case], script: str, *arguments: str) -> int:
-    """Runs the cases and prints their table; returns 1 where one is wrong.
+    """Runs the cases and prints their table; returns 1 if a case is wrong.
 
     Args:
-        cases: all of them.
-        script: which calls this, to be started for a case in a process of its own.
-        arguments: a word that the report or the words of a case are to contain.
+        cases: all cases.
+        script: the calling script, which is started again for a case in its own process.
+        arguments: a word that selects the cases whose report or description contains it.
     """
     if arguments[:1] == (_ALONE,):
         print(json.dumps(_verdict(cases[int(arguments[1])])))
@@ -51,7 +51,7 @@ def try_all(cases: Sequence[Case], script: str, *arguments: str) -> int:
         kernel, result = "-", "skipped: needs an NVIDIA GPU"
         if torch.cuda.is_available():
             if case.in_own_process and is_usable:
-                torch.cuda.empty_cache()  # that memory is for the other process
+                torch.cuda.empty_cache()  # frees memory for the other process
             if case.in_own_process or not is_usable:
                 kernel, result = _verdict_of_process(script, number)
             else:
@@ -69,7 +69,7 @@ def _verdict(case: Case) -> Verdict:
         torch.manual_seed(0)
         torch.cuda.empty_cache()
         return case.run()
-    except Exception as error:  # the other cases are to be seen
+    except Exception as error:  # run the other cases nevertheless
         return "-", f"FAILED: {type(error).__name__}: {error}".splitlines()[0]
 
 

@@ -1,7 +1,7 @@
-"""Whether `model.attn=auto` takes the fastest backend: its choice beside each backend, by shape.
+"""Checks that `model.attn=auto` chooses the fastest backend for 20 shapes.
 
-For each of 20 shapes, auto measures and chooses as it does at the start of a run; then every
-backend is timed, forward and backward, and the choice's time is divided by the best one's.
+For each shape, auto measures and chooses as it does at the start of a run; then every backend is
+timed, forward and backward, and the time of the choice is divided by the best time.
 
     python scripts/check_auto.py [--device cuda] [--flex] [--limit 1.03]
 
@@ -39,7 +39,7 @@ class Case(NamedTuple):
         return AttnShape(max(1, self.tokens // self.M), self.M, heads, heads // self.groups, self.K)
 
     def facts(self) -> AttnBias:
-        """What a query sees."""
+        """The bias of the call."""
         heads = self.shape().H
         return {
             "causal": AttnBias(),
@@ -86,7 +86,7 @@ def measure(case: Case, device: torch.device, dtype: torch.dtype, *, flex: bool)
         and (backend.name != "naive" or shape.B * shape.H * shape.M**2 < 2**30)
         and not backend.unsupported(*call)
     ]
-    # with other inputs than auto's, and more repetitions
+    # with different inputs than auto used, and more repetitions
     medians = times_ms(backends, call, seed=1, max_repeats=100)
     times = {backend.name: ms for backend, ms in zip(backends, medians, strict=True)}
     best = min(times, key=lambda name: times[name])

@@ -1,7 +1,7 @@
-"""Trains the counting task with every choice on this machine, and prints one table in Markdown.
+"""Trains the counting task with every option on this machine, and prints one table in Markdown.
 
-Every backend in every precision of the device for 80 steps, with the loss that the tutorial
-reaches by then beside it; then every bias, head grouping, feed-forward, position, norm, loss and
+It trains every backend in every precision of the device for 80 steps, next to the loss that the
+tutorial reaches by then; then every bias, head grouping, feed-forward, position, norm, loss and
 data set until the task is solved.
 
     python scripts/check_device.py [--out report.md] [--quick]
@@ -21,7 +21,7 @@ import torch
 from xftrain import compose, registry, run
 from xftrain.errors import ConfigError
 
-TUTORIAL_LOSS = 0.0017  # of its own loop, by step 80
+TUTORIAL_LOSS = 0.0017  # the loss of the tutorial's own loop at step 80
 STEPS = 80
 
 
@@ -59,7 +59,7 @@ def cases(on_gpu: bool, quick: bool) -> list[tuple[str, bool]]:
 
 def row(overrides: str, all_steps: bool) -> tuple[str, bool]:
     """One line of the table, and whether the task was solved or refused for a reason."""
-    # the tutorial's rate is constant
+    # the tutorial's learning rate is constant
     stop = [f"max_steps={STEPS}", "schedule=constant", "data.stop_at_accuracy=null"]
     with tempfile.TemporaryDirectory() as folder:
         try:

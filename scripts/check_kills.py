@@ -1,10 +1,10 @@
-"""Whether commands that are killed at random moments end as those that are left alone.
+"""Checks that commands killed at random moments and resumed end like uninterrupted ones.
 
-Each command is killed one to three times, all its processes or one rank, taken up again as a user
-would (`ckpt=auto`, `resume_sweep`, the same command for a benchmark) and compared: weights and
-optimizer states bitwise, and each row of `metrics.csv`, point of TensorBoard, line of a sweep's
-table and row of a benchmark once, with equal values. What was done is kept in the folder, so that
-the same command continues.
+Each command is killed one to three times, all its processes or one rank, resumed as a user would
+(`ckpt=auto`, `resume_sweep`, the same command for a benchmark) and compared: weights and optimizer
+states bitwise; each row of `metrics.csv`, point of TensorBoard, line of a sweep's table and row of
+a benchmark must exist once, with equal values. Results are recorded in the folder, so that the
+same command continues.
 
     python scripts/check_kills.py --kind one,ranks,text,sweep,benchmark --kills 20 --seed 0
 

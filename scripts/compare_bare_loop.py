@@ -1,8 +1,8 @@
-"""What the framework itself costs: gpt_tiny, and a bare loop's own model, beside that bare loop.
+"""Measures the framework's overhead: gpt_tiny, and the model of a bare loop, against that loop.
 
 The bare loop is the one of the tutorial that xftrain grows from: the same model written by hand
 (vocabulary 64, width 128, 3 layers, 8 heads, FFN 512, xFormers causal attention), AdamW, autocast
-and GradScaler, 64 x 64 tokens a step. Prints steps per second of each, in alternating rounds.
+and GradScaler, 64 x 64 tokens per step. Prints steps per second of each, in alternating rounds.
 
     python scripts/compare_bare_loop.py [--steps 300] [--rounds 3] [--device cuda] [overrides ...]
 

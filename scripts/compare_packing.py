@@ -1,10 +1,10 @@
-"""What packing saves: the same documents trained on as one packed row, and as padded rows.
+"""Measures what packing saves: trains on the same documents as one packed row and as padded rows.
 
 The documents are those of a real corpus, read, tokenized, cut to `seq` and packed by `data=text`:
 by default the sources of Python's own library. Each batch is trained on twice, by the same GPT: as
 it is, with attention that keeps the documents apart, and as rows padded to the longest document of
-the batch. Products are made as torch chooses, since padded batches are of a new size each, which
-`matmul=auto` would measure. Prints tokens/s, of the documents' tokens alone, and peak memory.
+the batch. Matmuls use torch's choice, since each padded batch has a new size, for which
+`matmul=auto` would measure again. Prints tokens/s, of the documents' tokens alone, and peak memory.
 
     python scripts/compare_packing.py [--corpus FOLDER] [--steps 20] [overrides ...]
 """

@@ -1,4 +1,4 @@
-"""Training throughput and memory of xftrain beside what a user would otherwise pick.
+"""Compares training throughput and memory of xftrain with the alternatives a user has.
 
 One model and one batch, trained for a few steps by each peer in a process of its own, one after
 the other:
@@ -11,9 +11,9 @@ the other:
 
 The same for all: batches (rows that count, from xftrain's data source), float32 weights under
 bfloat16 autocast, TF32 for what autocast leaves in float32, and the optimizer (see peers/setup.py).
-`ms/step` is wall time over the timed steps, the device waited for at both ends and not between,
-divided by their number: making the batch, copying and logging included, the warm-up with its
-compilation not. `tokens/s` follows from it; memory is the peak allocated in that time. MFU is
+`ms/step` is the wall time of the timed steps, synchronized with the device only at both ends,
+divided by their number; it includes making the batch, copying and logging, but not the warm-up
+with its compilation. `tokens/s` follows from it; memory is the peak allocated in that time. MFU is
 (6 N + 12 L H K M) x tokens/s / the vendor's peak, for all by xftrain's own rule of what N is, see
 `model_flops` in peers/stopwatch.py. `loss` is that of the last step. A peer that is not installed,
 crashes, runs out of memory or of time is a row that says so. OUT gets peers.csv, written after
@@ -121,7 +121,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60, help="timed steps")
     parser.add_argument("--warmup", type=int, default=20, help="steps before them, at least 1")
     parser.add_argument(
-        "--lr", type=float, default=LR, help="constant rate; small to compare losses"
+        "--lr", type=float, default=LR, help="constant learning rate; small to compare losses"
     )
     parser.add_argument("--peers", default=",".join(ALL), help="names with commas between them")
     parser.add_argument("--override", action="append", default=[], help="of xftrain and bare")

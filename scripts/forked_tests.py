@@ -1,4 +1,4 @@
-"""Which tests reach a statement, and tests in a forked process that has the libraries already."""
+"""Records which tests reach a statement, and runs tests in forks with the libraries imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What checkpoints and checks cost: the same run with all of them and with none, in turn.
+"""Measures the cost of checkpoints and checks: alternates a run with all of them and one without.
 
 Prints the time of the training alone, from the first step to the last, and the difference. The
 checks that are part of a step (NaN, inf) are replaced by nothing for the comparison.
@@ -33,7 +33,7 @@ WITHOUT = ("callbacks.checkpoint=null", "callbacks.watchdog=null")
 
 @contextmanager
 def timed() -> Iterator[list[float]]:
-    """Seconds of training of each run meanwhile, by the callback that every run has."""
+    """Records the training time of each run in seconds, with the callback that every run has."""
     seconds: list[float] = []
     start, end = StopSignals.on_train_start, StopSignals.on_train_end
 
@@ -50,7 +50,7 @@ def timed() -> Iterator[list[float]]:
 
 
 def unchecked() -> Any:
-    """Steps are not looked at for NaN and inf meanwhile."""
+    """Disables the check of steps for NaN and inf."""
 
     def check_step(
         guard: NonFiniteGuard, optimizer: Any, sums: LossSums, norm: Tensor | None

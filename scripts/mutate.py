@@ -1,4 +1,4 @@
-"""Whether the tests see one-line mutations: operators, conditions, constants, statements left out.
+"""Checks that tests detect one-line mutations of operators, conditions, constants, statements.
 
 In a copy of the package one change is made at a time, and the tests that reach the statement run,
 the quickest first, until one fails. This process has imported the libraries and forks one for each
@@ -32,7 +32,7 @@ from scripts.forked_tests import LOG, Chooser, Reached, Recorder, in_fork, run_p
 from scripts.mutations import Mutation, marked, mutated, mutations  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-# What each part is, and its tests; globs, so that a new file enters by itself.
+# The files and the tests of each part, as globs, which include new files.
 PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "attention": (
         (
@@ -84,7 +84,7 @@ LIBRARIES = (
     *("pydantic", "pytest", "safetensors.torch", "tensorboard", "tokenizers", "torch"),
     *("torch.utils.tensorboard", "torch.utils.checkpoint", "yaml"),
 )
-TIMEOUT_S = 60.0  # of a mutant, beside four times what its tests take
+TIMEOUT_S = 60.0  # timeout of a mutant, in addition to four times the duration of its tests
 
 
 def reached_by(tests: Sequence[str], files: Sequence[str]) -> Reached:
@@ -121,7 +121,7 @@ def reached_by(tests: Sequence[str], files: Sequence[str]) -> Reached:
 
 
 def fails(names: Sequence[str], reached: Reached) -> bool:
-    """Whether one of these tests fails as the files are now, or the time is up."""
+    """Whether one of these tests fails with the current files, or exceeds the timeout."""
     files = sorted({name.partition("::")[0] for name in names})
     limit_s = TIMEOUT_S + 4 * sum(reached.seconds[name] for name in names)
     return in_fork(lambda: run_pytest(files, Chooser(names), "-x", "--tb=short"), limit_s) != 0

@@ -1,4 +1,4 @@
-"""One-line mutations of a source: where, what, and the source with one of them."""
+"""Finds one-line mutations of a source file and applies them."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_names_of_files_are_short_and_values_may_be_long():
     ("error", "said"),
     [
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply: use fewer levels"),
-        (MemoryError(), "needs more memory than there is: use shorter values"),
+        (MemoryError(), "does not fit in memory: use shorter values"),
     ],
 )
 def test_an_override_that_python_cannot_read_is_a_sentence(error, said):

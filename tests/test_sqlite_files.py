@@ -131,7 +131,8 @@ def test_no_link_is_followed(url: str, tmp_path: Path, monkeypatch: pytest.Monke
         "create view evil as select 1",
         # its type is text that the author writes, and SQLite looks at the statement
         "create trigger evil after insert on t begin delete from t; end; "
-        "pragma writable_schema = on; update sqlite_master set type = 'TRIGGER' where name = 'evil'",
+        "pragma writable_schema = on; "
+        "update sqlite_master set type = 'TRIGGER' where name = 'evil'",
     ],
 )
 def test_a_database_that_does_more_than_hold_rows_is_refused(

@@ -1,4 +1,4 @@
-"""The arguments of a command, brought into the form that Hydra reads."""
+"""Normalizes command-line arguments to the form that Hydra parses."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from xftrain.yaml_files import refuse_yaml_bombs
 
 
 def normalised(argv: list[str]) -> list[str]:
-    """The arguments with flags first, wherever they stood, and dotted group overrides slashed.
+    """Puts flags before overrides, and writes dotted group overrides with slashes.
 
     Raises:
-        ConfigError: Hydra could not read them, or what they name is not to be read.
+        ConfigError: Hydra cannot parse the arguments, or a file that they name is refused.
     """
     complaint = io.StringIO()
     try:
@@ -52,7 +52,7 @@ def normalised(argv: list[str]) -> list[str]:
 
 
 def _refuse_interpolations(folders: Sequence[Path]) -> None:
-    """Refuses folders whose names Hydra, which keeps them as values, takes for interpolations."""
+    """Refuses folder names with `${`: Hydra stores them as values and would interpolate them."""
     for folder in folders:
         if "${" in os.path.abspath(folder):
             raise ConfigError(

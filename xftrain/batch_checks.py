@@ -1,4 +1,4 @@
-"""Checks of what a data source or a bias brings: sizes of a batch, documents, facts of a bias."""
+"""Checks of batches from a data source, of document lengths, and of a bias."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xftrain.errors import ConfigError
 
 
 def document_reasons(seqlens: Sequence[int] | None, num_rows: int, num_positions: int) -> list[str]:
-    """Why these document lengths do not fill one row; empty means that they do."""
+    """Reasons why the document lengths do not fill one row; empty if they do."""
     if num_rows < 1 or num_positions < 1:
         return [f"a batch needs at least one token, got {num_rows} x {num_positions} tokens"]
     if seqlens is None:
@@ -34,7 +34,7 @@ def check_documents(seqlens: Sequence[int] | None, num_rows: int, num_positions:
     """Refuses document lengths that do not fill one row, and a batch without tokens.
 
     Raises:
-        ConfigError: the rule and what was given.
+        ConfigError: names the rule and the lengths.
     """
     if reasons := document_reasons(seqlens, num_rows, num_positions):
         raise ConfigError(f"{reasons[0]}.")
@@ -43,10 +43,10 @@ def check_documents(seqlens: Sequence[int] | None, num_rows: int, num_positions:
 def check_batch(
     tokens_BM: Tensor, labels_BM: Tensor, positions_1M: Tensor, seqlens: Sequence[int] | None
 ) -> None:
-    """Refuses tensors of a batch whose shapes do not belong together.
+    """Refuses a batch whose tensors have inconsistent shapes.
 
     Raises:
-        ConfigError: the rule and what was given.
+        ConfigError: names the rule and the shapes.
     """
     tokens, labels, positions = (tuple(x.shape) for x in (tokens_BM, labels_BM, positions_1M))
     if len(tokens) != 2 or labels != tokens or positions != (1, tokens[1]):
@@ -63,10 +63,10 @@ def check_bias(
     slopes: Sequence[float] | None,
     additive_HMM: Tensor | None,
 ) -> None:
-    """Refuses facts of a bias that contradict each other or are no numbers.
+    """Refuses a bias whose fields contradict each other or are not finite.
 
     Raises:
-        ConfigError: the rule and what was given.
+        ConfigError: names the rule and the value.
     """
     if not causal and (window is not None or slopes is not None):
         raise ConfigError(
@@ -94,7 +94,7 @@ def check_scores(scale: float | None, softcap: float | None) -> None:
     """Refuses a scale or a soft cap of the scores that is not a finite number above 0.
 
     Raises:
-        ConfigError: the rule and what was given.
+        ConfigError: names the rule and the value.
     """
     for name, value in (("scale", scale), ("softcap", softcap)):
         if value is not None and not _is_above_zero(value):
@@ -106,7 +106,7 @@ def check_scores(scale: float | None, softcap: float | None) -> None:
 def bias_misfits(
     slopes: Sequence[float] | None, additive_HMM: Tensor | None, num_heads: int, num_positions: int
 ) -> list[str]:
-    """Why a bias does not fit a model and a row of these sizes; empty means that it does."""
+    """Reasons why a bias does not fit a model and a row of these sizes; empty if it does."""
     reasons = []
     if slopes is not None and len(slopes) != num_heads:
         reasons.append(
@@ -123,10 +123,10 @@ def bias_misfits(
 
 
 def _is_above_zero(value: object) -> bool:
-    """Whether it is a finite number above 0, of Python or of NumPy."""
+    """Whether the value is a finite Python or NumPy number above 0."""
     return isinstance(value, Real) and isfinite(float(value)) and float(value) > 0
 
 
 def _is_count(value: object) -> bool:
-    """Whether it is an integer of at least 1, of Python or of NumPy."""
+    """Whether the value is a Python or NumPy integer of at least 1."""
     return isinstance(value, Integral) and int(value) >= 1

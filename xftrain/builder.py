@@ -15,7 +15,7 @@ from xftrain.model import GPT
 from xftrain.option_config import OptionConfig
 from xftrain.run_config import ModelConfig, RunConfig
 
-_VOCAB_MULTIPLE = 64  # matrix products want it; GPT-2's 50257 tokens become 50304 rows
+_VOCAB_MULTIPLE = 64  # for fast matmuls; GPT-2's 50257 tokens become 50304 rows
 
 
 def build_model(cfg: Any, data: DataSource | None = None) -> GPT:
@@ -23,8 +23,8 @@ def build_model(cfg: Any, data: DataSource | None = None) -> GPT:
 
     Args:
         cfg: what `xftrain.compose` or `config.validate` returns.
-        data: the data source, which says how large the vocabulary is; built from `cfg` where it
-            is needed and not given.
+        data: the data source, which defines the size of the vocabulary; None builds it from `cfg`
+            if it is needed.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -37,7 +37,7 @@ def build_model(cfg: Any, data: DataSource | None = None) -> GPT:
 
 
 def vocab_size(model: ModelConfig, data: DataSource | Vocabulary | None) -> int:
-    """Rows of the embedding: those asked for, else the data's, rounded up."""
+    """The number of embedding rows: `model.vocab_size`, or the data's rounded up."""
     asked = model.vocab_size
     if asked is None:
         assert data is not None
@@ -51,7 +51,7 @@ def vocab_size(model: ModelConfig, data: DataSource | Vocabulary | None) -> int:
 
 
 def assemble(model: ModelConfig, num_tokens: int) -> GPT:
-    """The GPT with that many rows in its embedding, on torch's current default device."""
+    """Builds the GPT with `num_tokens` embedding rows, on torch's current default device."""
     return GPT(
         registry.build(model.attn),
         _layer_specs(model),
@@ -63,7 +63,7 @@ def assemble(model: ModelConfig, num_tokens: int) -> GPT:
 
 
 def _layer_specs(model: ModelConfig) -> list[LayerSpec]:
-    """The layers of one period of the pattern; parts of equal options are the same object."""
+    """The layer specs of one period of the pattern; equal options share one object."""
     made: list[tuple[OptionConfig, Any]] = []
 
     def part(option: OptionConfig) -> Any:
@@ -87,10 +87,10 @@ def _layer_specs(model: ModelConfig) -> list[LayerSpec]:
 
 
 def build_data(cfg: RunConfig, world_size: int = 1) -> DataSource:
-    """The data source."""
+    """Builds the data source."""
     return registry.build(cfg.data, cfg.seq, cfg.batch_size, cfg.seed, world_size)
 
 
 def build_loss(cfg: RunConfig) -> Loss:
-    """The loss."""
+    """Builds the loss."""
     return registry.build(cfg.loss)

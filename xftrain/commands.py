@@ -1,4 +1,4 @@
-"""What a configuration is a command for: a training run, the doctor alone, or a sample."""
+"""Dispatches a configuration to its command: a training run, the doctor, info or a sample."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from xftrain.run_config import DoctorConfig, InfoConfig, SampleConfig
 
 _PLOTS = "torchmetrics.utilities.plot"
 
-# of the composed configuration, the run folder, and what `validate` made of it, if it was called
+# Arguments: the composed configuration, the run folder, and the checked configuration if there is
+# one.
 Command = Callable[[DictConfig, Path | None, Any], dict[str, Any]]
 
 
 def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
-    """Runs what the configuration describes and returns what `result.json` in its folder holds.
+    """Runs the command that the configuration describes and returns the content of `result.json`.
 
     Args:
         cfg: what `xftrain.compose` returns.
-        run_dir: the run's folder; made under `outputs/` where it is not given.
+        run_dir: the run folder; None makes one under `outputs/`.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -38,7 +39,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
 
 
 def command_of(cfg: DictConfig) -> Command:
-    """The function for this configuration; imports what it needs, which takes seconds."""
+    """The function that runs this configuration; importing it takes seconds."""
     kind = config_type_of(cfg)
     with _without_scipy_signal(), _with_plots_later():
         if kind is DoctorConfig:
@@ -60,10 +61,10 @@ def command_of(cfg: DictConfig) -> Command:
 
 @contextmanager
 def _without_scipy_signal() -> Iterator[None]:
-    """Spares the start of a command a second where SciPy is installed, as it is beside Optuna.
+    """Saves a second at startup if SciPy is installed, for example with Optuna.
 
-    torchmetrics, which Lightning imports, loads all of `scipy.signal` to add a name to it that only
-    a metric of speech uses. It finds that name here.
+    torchmetrics, which Lightning imports, loads all of `scipy.signal` to add a name that only a
+    speech metric uses. Here a stand-in module has that name already.
     """
     name = "scipy.signal"
     hide = not {name, "torchmetrics"} & sys.modules.keys() and importlib.util.find_spec("scipy")
@@ -78,7 +79,7 @@ def _without_scipy_signal() -> Iterator[None]:
 
 
 class _PlotsLater(ModuleType):
-    """Stands for `torchmetrics.utilities.plot`: its functions import that once they are called."""
+    """Stand-in for `torchmetrics.utilities.plot`, which is imported at the first call."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -94,9 +95,9 @@ def _plot(function: str, /, *arguments: Any, **more: Any) -> Any:
 
 @contextmanager
 def _with_plots_later() -> Iterator[None]:
-    """Spares the start of a command a tenth of its time, that of importing matplotlib.
+    """Saves the import of matplotlib, a tenth of the startup time.
 
-    torchmetrics, which Lightning imports, needs it where a metric is plotted, and imports it then.
+    torchmetrics, which Lightning imports, then imports matplotlib only when it plots a metric.
     """
     hide = not {_PLOTS, "torchmetrics", "matplotlib"} & sys.modules.keys()
     if hide:

@@ -1,4 +1,4 @@
-"""How torch.compile behaves here: it compiles, or says that it cannot."""
+"""Process-wide settings of torch.compile: recomputation budget and recompilation limits."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,54 +14,63 @@ log = logging.getLogger(__name__)
 
 Shape = Sequence[int]
 
-_products: list[Any] = []  # operators of ours that are matrix products
+_matmul_operators: list[Any] = []  # this package's own matmul operators
 
 
 def begin_compiling(activation_budget: float = 1.0) -> None:
-    """Settings of torch.compile, which are of the whole process.
+    """Applies the settings of torch.compile, which hold for the whole process.
 
     Args:
-        activation_budget: share of the activations to keep for the backward pass.
+        activation_budget: share of the activations to save for the backward pass.
     """
     allow_many_shapes()
     if activation_budget < 1:
-        _weigh_own_products()
-        _count_grouped_attention()
-        _keep_random_numbers()
+        _recompute_own_matmuls_last()
+        _count_grouped_attention_flops()
+        _save_random_numbers()
     torch._functorch.config.activation_memory_budget = activation_budget
 
 
 def end_compiling() -> None:
-    """What compiles next in this process, as FlexAttention, keeps its activations."""
+    """Resets the activation budget, so that later compilations save all activations."""
     torch._functorch.config.activation_memory_budget = 1.0
 
 
 def declare_products(operators: Sequence[Any]) -> None:
-    """Says which operators are matrix products, for a budget to recompute others before them."""
-    _products.extend(operators)
+    """Registers operators as matmuls, which an activation budget recomputes last."""
+    _matmul_operators.extend(operators)
 
 
-def _weigh_own_products() -> None:
-    """torch knows its own products; any other operator it takes for cheap, and drops it first."""
-    from torch._functorch import partitioners  # imports much
+def _recompute_own_matmuls_last() -> None:
+    """Adds this package's matmuls to torch's expensive operators.
+
+    torch treats an operator that it does not know as cheap, and recomputes it first.
+    """
+    from torch._functorch import partitioners  # a slow import
 
     known: Callable[[], Any] | None = getattr(partitioners, "get_default_op_list", None)
-    if known is None:  # a budget would drop our products before all others
-        log.warning("model.activation_budget: products are recomputed first in this torch")
+    if known is None:
+        log.warning(
+            "model.activation_budget: xftrain's matmuls are recomputed first in torch %s",
+            torch.__version__,
+        )
     if known is None or getattr(known, "has_ours", False):
         return
 
     def with_ours() -> Any:
         found = known()
-        found.compute_intensive_ops.update(_products)
+        found.compute_intensive_ops.update(_matmul_operators)
         return found
 
     with_ours.has_ours = True  # type: ignore[attr-defined]
     partitioners.get_default_op_list = with_ours
 
 
-def _count_grouped_attention() -> None:
-    """A budget counts what operators cost, and torch 2.11 does not count attention of fewer K/V."""
+def _count_grouped_attention_flops() -> None:
+    """Teaches torch's FLOP counter attention with fewer K/V heads, which torch 2.11 lacks.
+
+    The activation budget weighs operators by their FLOPs.
+    """
     from torch.utils import flop_counter
 
     count = flop_counter.sdpa_flop_count
@@ -76,22 +85,22 @@ def _count_grouped_attention() -> None:
     flop_counter.sdpa_flop_count = with_groups
 
 
-def _keep_random_numbers() -> None:
-    """Random numbers are kept for the backward pass, as the rest is computed again from them.
+def _save_random_numbers() -> None:
+    """Saves random numbers for the backward pass instead of drawing them again.
 
-    Under a budget torch draws them anew, so that the backward pass of dropout would drop others
-    (pytorch#190758). What is kept are the seeds, a few bytes, from which inductor's numbers follow.
+    Under a budget torch recomputes them, so that the backward pass of dropout would drop other
+    elements (pytorch#190758). Only inductor's seeds are saved, a few bytes.
 
     Raises:
-        ConfigError: this torch has no place to do so.
+        ConfigError: this torch version lacks the hook for it.
     """
-    from torch._functorch import partitioners  # imports much
+    from torch._functorch import partitioners  # a slow import
 
     choose: Callable[..., list[Any]] | None = getattr(partitioners, "choose_saved_values_set", None)
     if choose is None:
         raise ConfigError(
             f"model.activation_budget must be 1 in torch {torch.__version__}, whose partitioner "
-            "would draw the random numbers of dropout anew in the backward pass: use "
+            "would draw the random numbers of dropout again in the backward pass: use "
             "model.activation_checkpointing."
         )
     if getattr(choose, "keeps_random", False):
@@ -109,12 +118,12 @@ def _keep_random_numbers() -> None:
 
     with_random.keeps_random = True  # type: ignore[attr-defined]
     partitioners.choose_saved_values_set = with_random
-    # what was compiled without this must not come from the cache on disk
+    # code that was compiled without this must not be loaded from the cache on disk
     torch.compiler.config.cache_key_tag += " xftrain: random numbers are kept"
 
 
 def _random_nodes(graph: Any) -> list[Any]:
-    """The calls of a graph that draw random numbers."""
+    """The nodes of a graph that draw random numbers."""
     found = []
     for node in graph.nodes:
         tags = getattr(node.target, "tags", ())
@@ -122,16 +131,16 @@ def _random_nodes(graph: Any) -> list[Any]:
             continue
         names = [argument.name for argument in node.target._schema.arguments]
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        # torch tags attention too, which draws where it drops probabilities alone
+        # torch tags attention as well, which draws random numbers only with dropout
         if "dropout_p" not in names or given.get("dropout_p", 0.0) != 0.0:
             found.append(node)
     return found
 
 
 def allow_many_shapes() -> None:
-    """Lifts torch's limit of 8 compilations a function, past which it would quietly run eagerly.
+    """Lifts torch's limit of 8 compilations per function, after which it silently runs eagerly.
 
-    Each shape, dtype and bias is one compilation; a sweep in one process makes many.
+    Each shape, dtype and bias is one compilation; a sweep in one process needs many.
     """
     use_private_compile_cache()
     torch._dynamo.config.recompile_limit = 1024

@@ -1,4 +1,4 @@
-"""Where torch keeps what it has compiled: never in a folder that somebody else can write to."""
+"""The cache folder of torch.compile: never a folder that another user can write to."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _VARIABLE, _TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 
 
 def use_private_compile_cache() -> None:
-    """Has torch compile into a folder of this user's, from which it loads code again.
+    """Makes torch.compile cache its code in a folder that only this user can write to.
 
-    torch takes a folder of a name that anybody knows, in the temporary folder, whoever has made it,
-    and unpickles what is in it. That folder is taken where it is private, else another one. A
-    folder that TORCHINDUCTOR_CACHE_DIR names is the user's choice.
+    torch's default is a folder with a predictable name in the temporary folder, whoever made it,
+    and torch unpickles its content. The default is kept if it is private, else replaced. A folder
+    that TORCHINDUCTOR_CACHE_DIR names is the user's choice.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -34,7 +34,7 @@ def use_private_compile_cache() -> None:
         folder = Path(tempfile.mkdtemp(prefix="torchinductor_"))
     if folder != usual:
         log.info(
-            "%s is not this user's alone: what torch compiles is kept in %s instead.",
+            "other users can write to %s: torch.compile caches its code in %s instead.",
             *(usual, folder),
         )
     os.environ[_VARIABLE] = str(folder)
@@ -54,7 +54,7 @@ def _others() -> Iterator[Path]:
 
 
 def _is_private(folder: Path) -> bool:
-    """Makes it, and says whether this user alone can write to it."""
+    """Makes the folder, and returns whether only this user can write to it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()

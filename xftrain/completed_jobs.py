@@ -1,4 +1,4 @@
-"""Which jobs of a resumed sweep are completed, and whether they are still the same jobs."""
+"""Finds the completed jobs of a resumed sweep and checks that their configuration is unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xftrain.sweep_table import read_result
 
 
 def completed(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
-    """The result of a job that was completed with these overrides; None where there is none."""
+    """The result of a job that completed with these overrides; None if there is none."""
     result = read_result(run_dir)
     if result is None or result["status"] != "completed":
         return None
@@ -31,16 +31,16 @@ def completed(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
 
 
 def refuse_other_jobs(config: DictConfig, folder: Path) -> None:
-    """Compares each completed job of a sweep with what it would be today, before any job runs.
+    """Compares each completed job of a sweep with its configuration today, before any job runs.
 
-    Jobs of a search are not known before they are drawn; each is compared when it is.
+    The jobs of a search are unknown in advance; each is compared when it is drawn.
 
     Args:
-        config: of the sweep, Hydra's own part included.
-        folder: of the sweep.
+        config: the sweep's configuration, Hydra's own node included.
+        folder: the sweep's folder.
 
     Raises:
-        SweepRefused: a job would be another one, or could not be composed any more.
+        SweepRefused: a job's configuration has changed, or can no longer be composed.
     """
     hydra = config.hydra
     if hydra.runtime.choices.get("hydra/sweeper", "basic") != "basic":

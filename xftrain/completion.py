@@ -1,9 +1,9 @@
-"""What a shell is told when it completes a command line.
+"""Shell completion of command lines.
 
-Hydra completes `model/attn=` alone, not `model.attn=`, and names files as they are. A shell's
-function hands every word to `compgen -W`, which runs the commands in it: `$(...)` and backquotes of
-a file name in a foreign folder. Hydra's own function also runs whatever program stands first in the
-line, and, after `python`, any file: the functions here ask the installed xftrain alone.
+Hydra completes only `model/attn=`, not `model.attn=`, and returns file names unescaped. Its shell
+function passes every word to `compgen -W`, which would run `$(...)` and backquotes in a file name
+of a foreign folder. It also runs whatever program is first on the line and, after `python`, any
+file; the functions here run only the installed xftrain.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-# Nothing that a shell expands, splits at or shows as anything but a letter; `~` only at no word's
-# beginning. Other names have to be typed.
+# Words that a shell neither expands, splits nor shows differently; `~` must not begin a word.
+# Other names are not completed.
 _HARMLESS = re.compile(r"[\w./=,+@:%-][\w./=,+@:%~-]*").fullmatch
 _QUERY = re.compile(r"query=(bash|zsh|fish)").fullmatch
 _INSTALL = re.compile(r"(install|uninstall)=(bash|zsh|fish)").fullmatch
@@ -72,15 +72,14 @@ functions -e _xftrain_complete
 def safe_completion(
     groups: Callable[[], Collection[str]], values_of: Callable[[str], Sequence[str]]
 ) -> Iterator[None]:
-    """While Hydra answers a shell, the answer has harmless words alone, and knows dotted groups.
+    """Patches Hydra's completion: only harmless words, dotted groups, and all values of a key.
 
-    Of a key with a value, Hydra answers the value that it has; all that it may have are added.
-
-    What a shell is to evaluate once, for `install=`, is put in the place of Hydra's answer.
+    For a key, Hydra completes only its current value; here all allowed values are added. For
+    `install=`, the shell functions above replace Hydra's.
 
     Args:
-        groups: gives the slashed names of all groups; called where a shell asks.
-        values_of: gives what a dotted key may be set to, where that can be listed.
+        groups: returns the slashed names of all groups; called only for a completion.
+        values_of: returns the allowed values of a dotted key, if they can be listed.
     """
     if found := next(filter(None, map(_INSTALL, sys.argv[1:])), None):
         with contextlib.redirect_stdout(io.StringIO()):
@@ -96,7 +95,7 @@ def safe_completion(
     group = dotted.replace(".", "/")
     is_dotted = bool(equals) and "." in dotted and group in groups()
     if is_dotted:
-        os.environ["COMP_LINE"] = f"{before}{blank}{group}={rest}"  # as long as it was
+        os.environ["COMP_LINE"] = f"{before}{blank}{group}={rest}"  # of unchanged length
     answer = io.StringIO()
     try:
         with contextlib.redirect_stdout(answer):
@@ -114,7 +113,7 @@ def safe_completion(
 
 
 def _script(action: str, shell: str) -> str:
-    """What `install=` and `uninstall=` have a shell evaluate."""
+    """The shell code that `install=` or `uninstall=` prints for the shell to evaluate."""
     if shell == "fish":
         return _FISH if action == "install" else _FISH_GONE
     is_module = os.path.basename(sys.argv[0]) == "__main__.py"  # python -m xftrain

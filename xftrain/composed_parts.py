@@ -1,4 +1,4 @@
-"""Parts of a model that a command composed, for a checkpoint that was trained with them."""
+"""The user's own model parts, composed by a command for a checkpoint trained with them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from xftrain.values import show
 
 
 class Composed(dict[str, Any]):
-    """A part of a model that this command composed, so that it may name a class."""
+    """A model part that this command composed, which therefore may name a class."""
 
 
 def with_own_parts(
     saved: Mapping[str, Any], own: Mapping[str, Any], shown: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The configuration of a checkpoint, with the parts of the model that this command composed.
+    """Merges the model parts that this command composed into a checkpoint's configuration.
 
     Args:
-        saved: of the checkpoint, which may come from anyone: classes that it names are refused.
-        own: parts composed on the command line, by their names.
-        shown: the same as they may be written down, which is what the checkpoint holds.
+        saved: the checkpoint's configuration, which is untrusted: classes in it are refused.
+        own: parts composed on the command line, by name.
+        shown: the same parts with secrets hidden, as a checkpoint holds them.
 
     Raises:
-        ConfigError: a part differs from that of the checkpoint.
+        ConfigError: a part differs from the checkpoint's.
     """
     model = saved.get("model")
     parts = dict(model) if isinstance(model, Mapping) else {}
@@ -42,7 +42,7 @@ def with_own_parts(
 
 
 def _refuse_changed(part: str, layers: Any) -> None:
-    """Refuses a layer of a checkpoint that changes what a class of the user's is given."""
+    """Refuses a checkpoint whose layers change the arguments of a user's own class."""
     for name, entry in layers.items() if isinstance(layers, Mapping) else ():
         node = entry.get(part) if isinstance(entry, Mapping) else None
         if isinstance(node, Mapping) and "name" not in node:
@@ -54,7 +54,7 @@ def _refuse_changed(part: str, layers: Any) -> None:
 
 
 def _as_typed(node: Any) -> Any:
-    """A node with lists in place of tuples, as YAML has them."""
+    """Converts the tuples of a node to lists, as in YAML."""
     if isinstance(node, Mapping):
         return {str(key): _as_typed(value) for key, value in node.items()}
     return [_as_typed(value) for value in node] if isinstance(node, list | tuple) else node

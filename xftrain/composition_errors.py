@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf have to say about a configuration, as one sentence."""
+"""Turns an error of Hydra or OmegaConf into one sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xftrain.registry import PACKAGES, conf_dir, group_of
 from xftrain.training.use_instead import use_instead
 from xftrain.values import describe, show, unknown_key
 
-# Options of Hydra's own groups that come with an extra of this package, and its name.
+# Options of Hydra's own groups that need an extra of this package, and the name of the extra.
 _EXTRAS = {
     "hydra/launcher/joblib": "sweep",
     "hydra/launcher/submitit_local": "slurm",
@@ -33,7 +33,7 @@ _EXTRAS = {
 
 
 def sentence(error: BaseException, overrides: Iterable[str] = ()) -> str:
-    """One sentence for what Hydra or OmegaConf has to say about a configuration."""
+    """Describes an error of Hydra or OmegaConf in one sentence."""
     return as_shown(_sentence(error, overrides))
 
 
@@ -41,7 +41,7 @@ def _sentence(error: BaseException, overrides: Iterable[str]) -> str:
     if isinstance(error, RecursionError):
         return "an override or a configuration file is nested too deeply: use fewer levels."
     if isinstance(error, MemoryError):
-        return "the configuration needs more memory than there is: use shorter values."
+        return "the configuration does not fit in memory: use shorter values."
     chained = error.__cause__ or error.__context__
     cause = error if isinstance(error, OmegaConfBaseException) else chained
     text = str(error)
@@ -81,7 +81,7 @@ def _no_such_file(path: str, options: list[str], text: str) -> str:
         said = f"--config-name {path}: no such configuration"
     else:
         said = f"{group.replace('/', '.')}={name}: no such option"
-        if group in all_groups():  # Hydra may list none, as of a list
+        if group in all_groups():  # Hydra lists no options, for example for a list of them
             options = options or [path.stem for path in (conf_dir() / group).glob("*.yaml")]
     if not options:
         return f"{said}; there is no group {group}." if group else f"{said}."
@@ -101,7 +101,7 @@ def _unreadable(override: str) -> str:
 
 
 def _no_word(overrides: Iterable[str]) -> str | None:
-    """For a number where an option belongs; Hydra does not say which override it was."""
+    """Finds the override that has a number in place of an option, which Hydra does not name."""
     for override in overrides:
         group, _, value = override.lstrip("+").partition("=")
         if group in all_groups() and not isinstance(yaml.safe_load(value), str | list):
@@ -137,10 +137,10 @@ def _no_such_key(cause: OmegaConfBaseException) -> str:
 
 
 def _same_name_elsewhere(key: str, node: Any) -> str | None:
-    """The key of that very name in another group, where there is one alone: lr in optim.
+    """The only key of the same name in another group, if there is one: `optim.lr` for `lr`.
 
     Args:
-        key: that does not exist.
+        key: the key that does not exist.
         node: its parent in the configuration.
     """
     name = key.rpartition(".")[2]
@@ -155,7 +155,7 @@ def _same_name_elsewhere(key: str, node: Any) -> str | None:
             if child == name:
                 found.append(full)
             todo.append((full, node._get_node(child)))
-    # of several, that with the fewest groups before it
+    # of several keys, the one with the fewest groups before it
     found.sort(key=lambda full: (full.count("."), full))
     shallow = [full for full in found if full.count(".") == found[0].count(".")]
     return shallow[0] if len(shallow) == 1 else None
@@ -173,7 +173,7 @@ def _wrong_value(cause: OmegaConfBaseException) -> str:
 
 
 def _where(text: str) -> str:
-    """The file that Hydra names, where the fault is in a file."""
+    """The file that Hydra's message names, if the error is in a file."""
     found = re.match(r"In '[^']*': ", text)
     return found[0] if found else ""
 

@@ -1,4 +1,4 @@
-"""Composing a configuration and checking all of it, before anything heavy is imported."""
+"""Composes a configuration and checks all of it before any slow import."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from xftrain.values import check_fields
 from xftrain.yaml_files import refuse_yaml_bombs
 
 ConfigT = TypeVar("ConfigT", RunConfig, InfoConfig, DoctorConfig, SampleConfig)
-# of composing and reading a configuration, whatever is in it
+# the errors of composing and reading a configuration, whatever it holds
 COMPOSITION_ERRORS = (
     *(HydraException, OmegaConfBaseException, yaml.YAMLError),
     *(ValueError, TypeError, RecursionError, MemoryError, OverflowError),
@@ -63,7 +63,7 @@ COMPOSITION_ERRORS = (
 
 @cache
 def _public_words() -> frozenset[str]:
-    """What is no secret where a variable of the environment holds it, as `cpu`."""
+    """Words such as `cpu` that are not secret even if an environment variable holds them."""
     configs = (RunConfig, DoctorConfig, SampleConfig, TrainerConfig, GPTConfig)
     known = [schema_of(config) for config in configs]
     keys = {key for fields in known for key in fields}
@@ -81,8 +81,8 @@ def compose(
 
     Args:
         overrides: as on the command line, dotted or slashed.
-        config_name: a file of conf/ or of `config_dir`.
-        config_dir: a folder of your own options, as `--config-dir`.
+        config_name: the name of a file of conf/ or of `config_dir`.
+        config_dir: a folder of your own options, like `--config-dir`.
 
     Raises:
         ConfigError: an unknown key or option, or a value of the wrong type.
@@ -117,13 +117,13 @@ def default_options() -> Mapping[str, Any]:
 
 
 def validate(cfg: DictConfig | Mapping[str, Any]) -> CommandConfig:
-    """The whole configuration, every value of it checked, defaults filled in.
+    """Checks every value of a configuration and fills in the defaults.
 
-    Classes named by `_target_` are for configurations that were composed. A plain mapping may
-    come from a checkpoint, that is from anyone, and is refused if it has one.
+    Only a composed configuration may name classes by `_target_`. A plain mapping may come from an
+    untrusted checkpoint, and is refused if it names one.
 
     Returns:
-        RunConfig, or what the command has in its place that the configuration was composed for.
+        The checked configuration: a RunConfig, or the class of the command it was composed for.
 
     Raises:
         ConfigError: the first fault found, as one sentence.
@@ -135,10 +135,10 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> CommandConfig:
 
 
 def validate_as(kind: type[ConfigT], cfg: DictConfig | Mapping[str, Any]) -> ConfigT:
-    """The same, for what takes the configuration of one command alone.
+    """Checks a configuration as `validate` does, and requires it to be of one command's class.
 
     Raises:
-        ConfigError: the first fault found, or it is the configuration of another command.
+        ConfigError: the first fault found, or the configuration is of another command.
     """
     checked = validate(cfg)
     if not isinstance(checked, kind):
@@ -164,10 +164,10 @@ def _validated(cfg: DictConfig | Mapping[str, Any]) -> CommandConfig:
 
 
 def model_of(saved: Mapping[str, Any]) -> ModelConfig:
-    """The checked `model` alone of the configuration of a checkpoint.
+    """Checks only the `model` of a checkpoint's configuration.
 
-    The configuration may be of anyone: nothing else in it is looked at, no path in it is opened,
-    and classes that it names are refused.
+    The configuration is untrusted: its other keys are not read, no path in it is opened, and
+    classes that it names are refused.
 
     Raises:
         ConfigError: the first fault found, as one sentence.
@@ -182,7 +182,7 @@ def model_of(saved: Mapping[str, Any]) -> ModelConfig:
 
 
 def checked_model(node: Any) -> ModelConfig:
-    """The checked `model` of a configuration.
+    """Checks the `model` node of a configuration.
 
     Raises:
         ConfigError: the first fault found, as one sentence.
@@ -197,7 +197,7 @@ def checked_model(node: Any) -> ModelConfig:
 
 
 def _checked_groups(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The groups of a run that take one option each."""
+    """Checks the groups of a run that take one option each."""
     checked: dict[str, Any] = {"model": checked_model(values["model"])}
     for group in ("loss", "data", "optim", "schedule"):
         checked[group] = checked_option(group, values[group])
@@ -210,18 +210,18 @@ def _checked_groups(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked_entries(group: str, node: Any) -> Options:
-    """The options of a group that takes several, each under a key of its own."""
+    """Checks the options of a group that takes several, each under its own key."""
     return MappingProxyType(
         {
             name: checked_option(f"{group}.{name}", entry)
             for name, entry in mapping_at(group, node).items()
-            if entry is not None  # callbacks.sample=null leaves it out
+            if entry is not None  # callbacks.sample=null removes the callback
         }
     )
 
 
 def _own_parts(node: Any) -> Options:
-    """The parts of a model that name a class, for a checkpoint that was trained with it."""
+    """The model parts that name a class, for a checkpoint that was trained with them."""
     parts = mapping_at("model", node)
     for part, own in parts.items():
         if f"model/{part}" not in PACKAGES or "_target_" not in mapping_at(f"model.{part}", own):
@@ -234,13 +234,13 @@ def _own_parts(node: Any) -> Options:
 
 @contextmanager
 def _own_hydra(config_dirs: list[Path]) -> Iterator[None]:
-    """Hydra's global state set aside, so that composing works inside a Hydra application too."""
+    """Clears and restores Hydra's global state, so that composing works inside a Hydra app too."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().hydra = None
     try:
         version.setbase("1.3")
         search_path = create_config_search_path(str(conf_dir()))
-        for folder in config_dirs:  # where Hydra's own command line puts --config-dir
+        for folder in config_dirs:  # at the position where Hydra's command line puts --config-dir
             before = SearchPathQuery(provider="schema")
             search_path.prepend("command-line", f"file://{folder}", before)
         Hydra.create_main_hydra2("xftrain", search_path)

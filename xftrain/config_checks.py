@@ -1,6 +1,6 @@
-"""What values must keep together, or with the disk and the processes that there are.
+"""Cross-field checks, and checks against the file system and the launched processes.
 
-Of each alone `config` knows by its type.
+`config` checks each value alone, by its type.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PARAM_GROUP = {
 
 
 def checked_together(cfg: RunConfig) -> RunConfig:
-    """The configuration with what its values must keep together checked and completed.
+    """Runs all cross-field checks and returns the configuration, completed.
 
     Raises:
         ConfigError: the first fault found, as one sentence.
@@ -46,7 +46,7 @@ def checked_together(cfg: RunConfig) -> RunConfig:
 
 
 def check_sizes(model: ModelConfig) -> None:
-    """Refuses a width that heads do not divide, and a bias that sees the answers."""
+    """Refuses a width that the heads do not divide, and a bias that sees future tokens."""
     dim, num_heads = model.dim, model.num_heads
     if dim % num_heads:
         raise ConfigError(
@@ -68,7 +68,7 @@ def check_sizes(model: ModelConfig) -> None:
 
 def _with_checked_groups(optim: OptionConfig) -> OptionConfig:
     """The optimizer with the entries of `optim.param_groups` checked and completed."""
-    # of a class of the user's own, param_groups may mean anything
+    # in a user's own class, `param_groups` may have another meaning
     if optim.name is None or "param_groups" not in optim.node:
         return optim
     entries = enumerate(optim.node["param_groups"])
@@ -90,10 +90,10 @@ def _checked_group(index: int, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_compile(cfg: RunConfig) -> None:
-    """Refuses what compiled code alone keeps, and what CUDA graphs cannot."""
+    """Refuses options that need compiled code without it, and those that CUDA graphs exclude."""
     if not cfg.compile and cfg.model.activation_budget < 1:
         raise ConfigError(
-            "model.activation_budget is kept by compiled blocks alone, and compile is false: set "
+            "model.activation_budget needs compiled blocks, and compile is false: set "
             "compile=true, or use model.activation_checkpointing."
         )
     if cfg.compile != "cudagraphs":
@@ -101,15 +101,16 @@ def check_compile(cfg: RunConfig) -> None:
     if (recomputes := cfg.model.activation_checkpointing) not in (False, "ffn"):
         raise ConfigError(
             "model.activation_checkpointing must be false or ffn with compile=cudagraphs, got "
-            f"{recomputes}: it asks for the random generator's state, which a graph cannot tell; "
-            "use model.activation_budget, or compile=true."
+            f"{recomputes}: recomputation reads the random generator's state, which a graph does "
+            "not allow; use model.activation_budget, or compile=true."
         )
     if cfg.trainer.detect_anomaly:
         raise ConfigError(
-            "trainer.detect_anomaly waits for the device, which a graph cannot: use compile=false."
+            "trainer.detect_anomaly synchronizes with the device, which a CUDA graph does not "
+            "allow: use compile=false."
         )
     for option in (cfg.loss, cfg.optim):
-        name = option.name  # a class of the user's own is asked when it is built
+        name = option.name  # a user's own class is checked when it is built
         if name is not None and (reason := declared(option.group, name, "no_cuda_graph")):
             raise ConfigError(
                 f"{option.key}={name} cannot run with compile=cudagraphs: {reason}, "
@@ -143,7 +144,7 @@ def check_packages(loggers: Options) -> None:
 
 
 def check_trainer(trainer: TrainerConfig) -> None:
-    """Refuses a time limit of another form, and validation on what is not validated."""
+    """Refuses a malformed `max_time`, and sanity validation steps where validation is off."""
     max_time = trainer.max_time
     if max_time is not None and not re.fullmatch(r"\d{1,4}(:\d\d){3}", max_time, re.ASCII):
         raise ConfigError(
@@ -158,7 +159,7 @@ def check_trainer(trainer: TrainerConfig) -> None:
 
 
 def _with_existing_files(cfg: RunConfig) -> RunConfig:
-    """The configuration with a quoted `~` expanded; files that are named must exist."""
+    """Expands a quoted `~` in paths, and refuses paths of files that do not exist."""
     data, ckpt = cfg.data, cfg.ckpt
     if data.name is not None and "path" in data.node:
         named = data.node["path"]
@@ -179,21 +180,21 @@ def _with_existing_files(cfg: RunConfig) -> RunConfig:
 
 
 def refuse_other_ranks(devices: int) -> None:
-    """Refuses a run that has not as many processes as devices.
+    """Refuses a run whose number of processes differs from `trainer.devices`.
 
     Raises:
         ConfigError: how to start them.
     """
     check_rank_variables()
-    # some machines set the size for every program
+    # some machines set WORLD_SIZE for every program
     if num_ranks() != devices and (is_rank() or devices > 1):
         raise ConfigError(
-            f"trainer.devices={devices} needs as many processes, got {num_ranks()}: start one as "
-            "`python -m xftrain trainer=ddp trainer.devices=N`, which makes the others, or all "
-            "with torchrun --nproc-per-node=N."
+            f"trainer.devices={devices} needs as many processes, got {num_ranks()}: run "
+            "`python -m xftrain trainer=ddp trainer.devices=N`, which starts them all, or start "
+            "all with torchrun --nproc-per-node=N."
         )
 
 
 def _divisors(number: int) -> str:
-    """Those that a person would choose from."""
+    """The divisors of a number that are listed in an error message."""
     return ", ".join(str(d) for d in range(1, min(number, 1024) + 1) if number % d == 0)

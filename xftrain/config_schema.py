@@ -1,4 +1,4 @@
-"""The keys that a configuration may have, read from the dataclass of the checked one."""
+"""The keys that a configuration may have, read from the dataclasses of `run_config`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from xftrain.signatures import REQUIRED, Field
 
 
 def schema_of(config: type[Config]) -> Mapping[str, Field]:
-    """The fields of a part of the configuration, by name.
+    """The fields of a config class, by name.
 
-    A group is any value here, None where it is absent: `option_checks` says what it may be.
+    The field of a config group accepts any value here, None if it is absent; `option_checks`
+    checks it.
     """
     hints = get_type_hints(config, include_extras=True)
     schema = {}
@@ -28,12 +29,12 @@ def schema_of(config: type[Config]) -> Mapping[str, Field]:
 
 
 def holds_options(annotation: Any) -> bool:
-    """Whether a field is a group: a part of the configuration, an option, or several."""
+    """Whether a field is a config group: a nested config, an option, or several options."""
     kinds = (annotation, *get_args(annotation))
     return any(isinstance(kind, type) and is_dataclass(kind) for kind in kinds)
 
 
 def schemas_of_no_option() -> dict[str, Mapping[str, Field]]:
-    """The fields of the root, of `model` and of `trainer`, by dotted key."""
+    """The fields that belong to no option: those of the root, `model` and `trainer`."""
     configs = {"": RunConfig, "model": GPTConfig, "trainer": TrainerConfig}
     return {key: schema_of(config) for key, config in configs.items()}

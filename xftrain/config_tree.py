@@ -1,4 +1,4 @@
-"""A configuration as a tree of plain text: what differs from the defaults, or the whole."""
+"""Shows a configuration as a tree of plain text: all of it, or only what is not a default."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from rich.text import Text
 from rich.tree import Tree
 
 _WIDTH = 100
-_HEADS = ("name", "_target_")  # keys that say which option a group has
+_HEADS = ("name", "_target_")  # the keys that name a group's option
 
 
 def config_tree(options: Mapping[str, Any], title: str = "configuration") -> str:
-    """The tree; an option's name stands beside its group, and a long line is cut off.
+    """Renders a configuration as a tree, with each option's name beside its group.
+
+    Long lines are cut off.
 
     Args:
-        options: what `config.validate` returns.
+        options: the checked configuration as plain values.
         title: the first line.
     """
     tree = Tree(title)
@@ -30,7 +32,7 @@ def config_tree(options: Mapping[str, Any], title: str = "configuration") -> str
 
 
 def changes(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """The tree of what differs from the defaults."""
+    """Renders the values that differ from the defaults as a tree."""
     if differing := changed(options, defaults):
         return config_tree(differing, "configuration, what differs from the defaults:")
     return "configuration: the defaults"
@@ -39,11 +41,11 @@ def changes(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
 def changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that differs from the defaults.
 
-    A group with another option has all values of it, as the defaults have none to compare with.
+    A group with another option than the default is returned with all its values.
 
     Args:
-        options: what `config.validate` returns.
-        defaults: the same of the configuration that nobody has changed.
+        options: the checked configuration as plain values.
+        defaults: the same without any override.
     """
     found: dict[str, Any] = {}
     for key, value in options.items():
@@ -58,7 +60,7 @@ def changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
                 found[key] = named | differing
         elif value != defaults[key]:
             found[key] = value
-    # what the defaults have and this configuration leaves out, as a callback
+    # keys of the defaults that this configuration lacks, such as a removed callback
     left_out = {k: None for k, v in defaults.items() if k not in options and isinstance(v, Mapping)}
     return found | left_out
 
@@ -68,14 +70,14 @@ def _grow(tree: Tree, node: Mapping[str, Any]) -> None:
         if not isinstance(value, Mapping):
             tree.add(_line(key, value))
             continue
-        # as in attn: sdpa; an entry of callbacks mostly has the name of its key
+        # for example `attn: sdpa`; an entry of callbacks usually has the name of its key
         head = next((named for named in _HEADS if named in value), None)
         branch = tree.add(_line(key, value[head]) if head and value[head] != key else _line(key))
         _grow(branch, {inner: part for inner, part in value.items() if inner != head})
 
 
 def _line(key: str, *values: Any) -> Text:
-    """One line, whatever is in the key and in its value, where it has one."""
+    """Joins a key and its value, if any, into one line of printable text."""
     shown = [one if isinstance(one, str) else json.dumps(one, default=str) for one in values]
-    # Text: rich would take a list for markup
+    # a Text, since rich would parse a list such as `[bold]` as markup
     return Text(" ".join(": ".join([key, *shown]).split()), no_wrap=True, overflow="ellipsis")

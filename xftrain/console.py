@@ -1,7 +1,7 @@
-"""What reaches the terminal and the log: no secret, no control character, no error of writing.
+"""Safe output to the terminal and the log: no secret, no control character, no write error.
 
-Text of others goes through `redaction.hidden` and `printable` here, in the formatter of the log's
-handlers and in `say`, so that no caller has to think of it.
+The formatter of the log handlers, and `say`, pass all text through `redaction.hidden` and
+`printable`, so that callers need not.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from xftrain.files import open_plain
 from xftrain.printable import block, printable, short_line
 from xftrain.redaction import hidden, hidden_in_message
 
-_ASCII = "xftrain.ascii"  # an error handler of codecs
-# The reader has gone: of a pipe, or with the terminal.
+_ASCII = "xftrain.ascii"  # the name of a codec error handler
+# Errors of a closed pipe and of a closed terminal.
 _NO_READER = (errno.EPIPE, errno.EIO)
 
 
 class SafeFormatter(logging.Formatter):
-    """Formats a record without secrets and control characters, in its traceback too.
+    """Formats a record, its traceback included, without secrets and control characters.
 
-    A message is one line, whatever is put into it. One whose own text has line breaks, or that is
-    nothing but `%s`, as a table, keeps them, and indents all lines but the first.
+    A message is one line, whatever its arguments hold. If the format string has line breaks, or
+    is only `%s`, for example for a table, the lines are kept, and all but the first are indented.
     """
 
     def __init__(self, *args: Any, inner: logging.Formatter | None = None, **kwargs: Any) -> None:
@@ -42,7 +42,7 @@ class SafeFormatter(logging.Formatter):
         self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as text."""
+        """Formats the record."""
         safe = copy.copy(record)
         template = str(record.msg)
         is_block = template == "%s" or "\n" in template
@@ -59,12 +59,12 @@ class SafeFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Says once, in one line, that it cannot write; the run does not end for it."""
+    """A log handler that reports its first write error in one line and lets the run continue."""
 
     _failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """A fault of the message itself is shown as `logging` does."""
+        """Reports a write error; an error in the message itself is shown as `logging` does."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
@@ -77,10 +77,10 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 class ConsoleHandler(_Handler):
-    """Writes to what `sys.stdout` is at the time.
+    """Writes to the current `sys.stdout`.
 
-    A progress bar puts a stream there that draws lines above the bar. Lines that went past it were
-    erased with the bar.
+    A progress bar replaces `sys.stdout` by a stream that prints lines above the bar; lines that
+    bypass that stream would be erased with the bar.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class ConsoleHandler(_Handler):
 
 
 class LogFile(_Handler, logging.FileHandler):
-    """The log file of a run, in UTF-8 in every locale; never written through a link."""
+    """The log file of a run: UTF-8 in every locale, and never opened through a symbolic link."""
 
     def __init__(self, filename: str) -> None:
         logging.FileHandler.__init__(self, filename, encoding="utf-8", errors="backslashreplace")
@@ -107,10 +107,10 @@ class LogFile(_Handler, logging.FileHandler):
 
 
 class _Stream:
-    """Standard output or error without secrets; writing to it never fails.
+    """Standard output or error with secrets hidden; writing to it never fails.
 
-    A training run goes on where the reader of its output is gone, as of `| head`, or the disk below
-    it is full.
+    A training run continues when the reader of its output has exited, as `| head` does, or when
+    the disk that the output goes to is full.
     """
 
     def __init__(self, stream: TextIO, name: str, *, is_printing: bool = False) -> None:
@@ -135,7 +135,7 @@ class _Stream:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        """Sends everything from now on to nowhere, as children of this process do then too."""
+        """Redirects all further output, also of child processes, to the null device."""
         if self.error is not None:
             return
         self.error = error
@@ -150,13 +150,13 @@ class _Stream:
 
 @contextmanager
 def safe_streams(*, is_printing: bool = False) -> Iterator[list[OSError]]:
-    """Makes standard output and error safe; yields what kept output from being written, if any.
+    """Makes standard output and error safe; yields a list that collects their write errors.
 
-    A character that the locale cannot encode is replaced by one of ASCII, or by its escape.
+    A character that the locale cannot encode is replaced by an ASCII character or by its escape.
 
     Args:
-        is_printing: the command is one that prints text, such as `--help`, and draws nothing: its
-            control characters are shown escaped.
+        is_printing: whether the command only prints text, such as `--help`, so that control
+            characters can be escaped.
     """
     _open_closed()
     lost: list[OSError] = []
@@ -179,7 +179,7 @@ def safe_streams(*, is_printing: bool = False) -> Iterator[list[OSError]]:
 
 
 def protect_handlers() -> None:
-    """Makes all handlers of the root logger safe, as of another `hydra/job_logging` than ours."""
+    """Makes all handlers of the root logger safe, also those of the user's `hydra/job_logging`."""
     for handler in logging.getLogger().handlers:
         if not isinstance(handler.formatter, SafeFormatter):
             handler.setFormatter(SafeFormatter(inner=handler.formatter or logging.Formatter()))
@@ -205,14 +205,14 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Writes a warning of Python's, as a library raises it for whatever it was given."""
+    """Replaces `warnings.showwarning`, since a warning's text may hold a secret."""
     said = warnings.formatwarning(message, category, filename, lineno, line)
     (file or sys.stderr).write(f"{block(hidden_in_message(said.rstrip()))}\n")
 
 
 @contextmanager
 def quiet(name: str = "xftrain", level: int = logging.WARNING) -> Iterator[None]:
-    """A logger and those below it say less, as for scripts that print figures of their own."""
+    """Raises the level of a logger and its children, for scripts that print their own figures."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)
@@ -223,7 +223,7 @@ def quiet(name: str = "xftrain", level: int = logging.WARNING) -> Iterator[None]
 
 
 def _open_closed() -> None:
-    """Opens the standard streams that the parent closed, or a file would get their numbers."""
+    """Opens standard streams that the parent closed, so that no file gets their descriptors."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -238,7 +238,7 @@ def _open_closed() -> None:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """A likeness in ASCII of a character that the locale cannot encode, or its escape."""
+    """An ASCII replacement for a character that the locale cannot encode, or its escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -250,7 +250,7 @@ def _likeness(letter: str) -> str:
     if name.startswith("BOX DRAWINGS"):
         turns = " AND " in name or "ARC" in name
         return "+" if turns else "|" if "VERTICAL" in name else "-"
-    if name.startswith("BRAILLE PATTERN"):  # of rich's spinner
+    if name.startswith("BRAILLE PATTERN"):  # the frames of rich's spinner
         return "*"
     return {"\u2026": "...", "\u2022": "*"}.get(letter, letter.encode("unicode_escape").decode())
 

@@ -1,4 +1,4 @@
-"""Errors that are meant for the person who typed the command, and the end by a signal."""
+"""Errors that are shown to the user as one sentence, and the exit after a signal."""
 
 import signal
 
@@ -20,16 +20,16 @@ class RunError(RuntimeError):
 class SweepRefused(BaseException):
     """A sweep, or a run in a folder that is in use, cannot begin.
 
-    No Exception, which Hydra would turn into a warning in a callback.
+    It derives from BaseException, since Hydra turns an Exception of a callback into a warning.
     """
 
 
 class Stopped(SystemExit):
-    """A signal ended the run: an exit with the code that says which.
+    """A signal ended the run; the exit code tells which one.
 
-    143 for SIGTERM, 129 for SIGHUP, 152 for SIGXCPU and 130 for Ctrl-C, as shells have it; 75 for
-    SIGUSR1 and SIGUSR2, one of which a scheduler sends before it takes the machine away: the code
-    that asks to be run again.
+    By the convention of shells, 143 is SIGTERM, 129 SIGHUP, 152 SIGXCPU and 130 Ctrl-C. SIGUSR1
+    and SIGUSR2, which schedulers send before preemption, give 75 (EX_TEMPFAIL), which asks to be
+    requeued.
     """
 
     def __init__(self, number: int) -> None:
@@ -42,5 +42,5 @@ class Stopped(SystemExit):
 
 
 def first_line(error: BaseException) -> str:
-    """An error of somebody else's, short enough for a sentence."""
+    """The first line of another library's error, shortened for use in a sentence."""
     return f"{type(error).__name__}: " + str(error).strip().partition("\n")[0]

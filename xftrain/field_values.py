@@ -1,4 +1,4 @@
-"""The values that a key may have where they can be listed, for a shell that completes them."""
+"""The allowed values of a key, if they can be listed, for shell completion."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from xftrain.registry import PACKAGES, group_of, names, schema
 
 
 def values_of(key: str) -> list[str]:
-    """The values of a dotted key, as they are typed; empty where there are too many to list.
+    """The allowed values of a dotted key, as typed in an override; empty if they are unlimited.
 
-    Of a group, the fields of all its options count, as the option may be chosen in the same line.
+    In a group, the fields of all options count, since the same line may choose another option.
     """
     parent, _, name = key.rpartition(".")
     schemas = [schemas_of_no_option().get(parent, {})]

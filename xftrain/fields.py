@@ -1,4 +1,4 @@
-"""Types for the options of a configuration: a plain type and the rule its value must keep.
+"""Field types for the options of a configuration: a plain type with a constraint on its value.
 
 An option's constructor is its schema. `registry.py` reads the keyword-only parameters of the
 class without importing it, so the annotations there are built-in types, `Literal[...]`, or one of
@@ -9,20 +9,20 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-MAX_INTEGER = 2**32 - 1  # of every integer; far below what torch and the kernels can hold
+MAX_INTEGER = 2**32 - 1  # limit of every integer; far below what torch and the kernels can hold
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Probability = Annotated[float, Ge(0), Lt(1)]
-Seed = Annotated[int, Ge(0), Le(MAX_INTEGER)]  # what numpy takes
+Seed = Annotated[int, Ge(0), Le(MAX_INTEGER)]  # the range of numpy's seeds
 VocabSize = Annotated[int, Ge(2)]
 ImageSide = Annotated[int, Ge(1), Le(1024)]  # of a square, in pixels or in what takes a pixel
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 # Entries with `match`, `lr`, `weight_decay` and `optimizer`, which `config_checks` checks.
 ParamGroups = tuple[dict[str, Any], ...]
-Option = str | dict[str, Any]  # of a group: its word, or a node with a name or a _target_
+Option = str | dict[str, Any]  # an option's name, or a node with a `name` or a `_target_`
 
 __all__ = [
     "Any",

@@ -1,8 +1,8 @@
-"""Files that are whole or absent, and files that may come from anyone.
+"""Atomic writes, and safe reads of untrusted files.
 
-Whoever can write to a folder can leave a link, a FIFO or a device under any name in it. So a file
-is opened here without following a link, is checked to be a plain file before it is read, and is
-never larger than its reader expects; `folder_links` checks a folder before others write to it.
+Whoever can write to a folder can leave a link, a FIFO or a device under any name in it. So files
+are opened here without following a link, are checked to be plain files before they are read, and
+are read up to a size limit; `folder_links` checks a folder before libraries write to it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from xftrain.errors import ConfigError
 
-_JSON_BYTES = 1 << 20  # of a record: of a run, a job, a sweep
-_TEXT_BYTES = 64 << 20  # of a log
+_JSON_BYTES = 1 << 20  # limit of the record of a run, a job or a sweep
+_TEXT_BYTES = 64 << 20  # limit of a log
 
 
 class NotPlainFile(OSError):
@@ -36,8 +36,8 @@ def open_plain(path: Path, mode: str = "rb") -> IO[bytes]:
         mode: `rb`, or `ab` to append to a file or make it.
 
     Raises:
-        NotPlainFile: it is something else than a plain file; to append, also one with a hard link.
-        OSError: it does not exist, or may not be opened.
+        NotPlainFile: the path is not a plain file or, in mode `ab`, the file has a hard link.
+        OSError: the file does not exist, or cannot be opened.
     """
     wanted = {"rb": os.O_RDONLY, "ab": os.O_WRONLY | os.O_APPEND | os.O_CREAT}[mode]
     try:
@@ -57,11 +57,11 @@ def open_plain(path: Path, mode: str = "rb") -> IO[bytes]:
 
 
 def read_plain(path: Path, max_bytes: int) -> bytes:
-    """The content of a plain file of at most that many bytes.
+    """Reads a plain file of at most `max_bytes` bytes.
 
     Raises:
-        NotPlainFile: it is larger, or no plain file.
-        OSError: it cannot be read.
+        NotPlainFile: the file is larger, or not a plain file.
+        OSError: the file cannot be read.
     """
     with open_plain(path) as file:
         content = file.read(max_bytes + 1)
@@ -71,11 +71,11 @@ def read_plain(path: Path, max_bytes: int) -> bytes:
 
 
 def real_path(path: Path) -> Path | None:
-    """Where a path leads once all links are followed.
+    """Resolves all links of a path.
 
     Returns:
-        None where there are more links in a row than the system follows, 40 in Linux: Python would
-        follow each by a call within the one before.
+        None for a longer chain of links than the system follows, 40 on Linux; Python would follow
+        such a chain recursively.
     """
     try:
         path.stat()
@@ -89,27 +89,27 @@ def real_path(path: Path) -> Path | None:
 
 
 def expanded(key: str, path: str) -> Path:
-    """The path with a `~` or `~user` at its beginning replaced by that home folder.
+    """Replaces a leading `~` or `~user` of a path by that home folder.
 
     Args:
         key: the override or variable that holds the path, for the message.
-        path: where no home folder is known, Python itself would make one named `~`.
+        path: the path; if the home folder is unknown, Python alone would use a folder named `~`.
 
     Raises:
         ConfigError: there is no such home folder, or the path is longer than any file's.
     """
     name = path.partition("/")[0]
     if name.startswith("~"):
-        # a NUL in a user's name is an error of its own
+        # a NUL in the user's name raises ValueError
         home = os.path.expanduser(name) if "\0" not in name else ""
         if not os.path.isabs(home) or (name == "~" and os.environ.get("HOME") == ""):
             raise ConfigError(f"{key} names a home folder that is not there, got {path!r}.")
     found = os.path.expanduser(path)
     try:
         os.lstat(found)
-    except (OSError, ValueError) as error:  # whether there must be such a file, others know
+    except (OSError, ValueError) as error:  # callers check whether the file must exist
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            # without the value: it may be a secret that was taken for a path
+            # the message omits the value, which may be a secret
             raise ConfigError(
                 f"{key} must be the path of a file or folder, got {len(path):,} characters, which "
                 "no path can have: use a shorter one."
@@ -118,21 +118,21 @@ def expanded(key: str, path: str) -> Path:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes beside the place and renames; an error leaves what was there."""
+    """Replaces a text file atomically; after an error the old file is unchanged."""
     replace_bytes(path, text.encode("utf-8"))
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """The same for what is no text."""
+    """Replaces a binary file atomically; after an error the old file is unchanged."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to write to, renamed at the end; an error leaves what was there.
+    """Yields a temporary file beside `path`, which replaces `path` unless an error occurs.
 
-    Its name cannot be foreseen, and nothing that has the name already is opened.
+    Its name is unpredictable, and it is created exclusively.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
@@ -146,7 +146,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def new_folder(path: Path) -> Path:
-    """Makes a folder that nothing else has made; `-2` and so on after its name tell it apart."""
+    """Makes a folder that did not exist, with `-2` and so on appended if the name is taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     place, number = path, 1
     while True:
@@ -159,7 +159,7 @@ def new_folder(path: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
+    """Flushes a file or folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,7 +168,7 @@ def sync(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a plain file, as a process's last words; empty where there is none."""
+    """Reads a plain text file, such as the output of a process; empty if there is none."""
     try:
         return read_plain(path, _TEXT_BYTES).decode("utf-8", "replace")
     except OSError:
@@ -176,12 +176,12 @@ def read_text(path: Path) -> str:
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """The file, whole or absent."""
+    """Writes a JSON file atomically."""
     replace_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path, max_bytes: int = _JSON_BYTES) -> dict[str, Any] | None:
-    """The mapping that the file holds; None where there is none, or half of one."""
+    """Reads the mapping in a JSON file; None if the file is missing or incomplete."""
     try:
         found = json.loads(read_plain(path, max_bytes).decode("utf-8"))
     except (OSError, ValueError, RecursionError):

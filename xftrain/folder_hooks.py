@@ -1,7 +1,7 @@
-"""What is done about a folder before Hydra writes to it: its links, its lock, what it holds.
+"""Checks and locks a folder before Hydra writes to it.
 
-Hydra opens `xftrain.log` and overwrites `.hydra` before it calls this package. Imports no torch:
-every command imports this.
+Hydra opens `xftrain.log` and overwrites `.hydra` before it calls the main function. Every command
+imports this module, so it must not import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xftrain.root_schema import config_type_of
 from xftrain.run_config import DoctorConfig, InfoConfig, SampleConfig
 from xftrain.run_folder import refuse_trained, remember_hydra, restore_hydra
 
-_ENDING_S = 30.0  # for a job of an earlier sweep, whose end was not waited for, to save and end
+_ENDING_S = 30.0  # time for a job of an interrupted sweep to save a checkpoint and end
 
 _WITHOUT_TRAINING = {
     SampleConfig: "a sample",
@@ -33,10 +33,10 @@ _WITHOUT_TRAINING = {
 
 
 class FolderHooks(Callback):
-    """Refuses a folder that a link leads out of, or that another command is writing to."""
+    """Refuses a folder with a link that leads out of it, or that another command writes to."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before a run, or a job of a sweep in its own process."""
+        """Checks and locks the folder of a run, or of a sweep's job in its own process."""
         folder = _folder(config, "hydra.run.dir") if rank() == 0 else None
         if folder is None:
             return
@@ -50,16 +50,16 @@ class FolderHooks(Callback):
         remember_hydra(folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before a sweep writes to its folder."""
+        """Checks and locks the folder of a sweep."""
         if (folder := _folder(config, "hydra.sweep.dir")) is not None:
             _reserve(folder, "hydra.sweep.dir")
 
 
 def _folder(config: DictConfig, key: str) -> Path | None:
-    """The folder that Hydra is going to make; None where it meets an error, which it reports.
+    """The folder that Hydra is going to make; None if Hydra will report an error instead.
 
     Raises:
-        SweepRefused: Hydra would write to another one as well.
+        SweepRefused: Hydra would write to another folder as well.
     """
     before = HydraConfig.instance().cfg
     try:
@@ -69,7 +69,7 @@ def _folder(config: DictConfig, key: str) -> Path | None:
         return None
     finally:
         HydraConfig.instance().cfg = before
-    if "${" in name:  # as an escape made it; Hydra resolves the name again for the log and .hydra
+    if "${" in name:  # was escaped; Hydra resolves the name again for the log and .hydra
         raise SweepRefused(
             f"{key} must be a folder whose name has no ${{, got {one_line(name)}: Hydra would put "
             "a value in its place; choose or rename the folder."
@@ -78,7 +78,7 @@ def _folder(config: DictConfig, key: str) -> Path | None:
         return None
     path, here = Path(name), Path.cwd()
     below = path.relative_to(here) if path.is_relative_to(here) else path
-    if "::" in str(below) and not below.is_absolute():  # a path in an archive to fsspec
+    if "::" in str(below) and not below.is_absolute():  # fsspec reads it as a path in an archive
         raise SweepRefused(
             f"{key} must be a folder whose name has no ::, got {one_line(name)}: Lightning would "
             "take it for a URL; choose or rename the folder."
@@ -88,15 +88,15 @@ def _folder(config: DictConfig, key: str) -> Path | None:
 
 def _reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
     try:
-        # first, as the lock is a file too; the names of a sweep's jobs are known to nobody yet
+        # before locking, since the lock is a file too; the job names of a sweep are not known yet
         refuse_links(folder, key, may_hold_data=key == "hydra.run.dir")
-        with suppress(OSError):  # Hydra meets the same error, and it is reported then
+        with suppress(OSError):  # Hydra gets the same error and reports it
             reserve(folder, key, wait_s=wait_s)
     except ConfigError as error:
         raise SweepRefused(str(error)) from error
 
 
 def leave_folders() -> None:
-    """At the end of a command: what a refused one has overwritten is put back."""
+    """Unlocks folders at the end of a command, and undoes what a refused command overwrote."""
     restore_hydra()
     release_reserved()

@@ -1,4 +1,4 @@
-"""The links in a folder that is going to be written to, which may come from anyone."""
+"""Refuses links in an untrusted folder before anything is written to it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from xftrain.errors import ConfigError
 from xftrain.files import real_path
 
-_REPLACED = (".ckpt", ".safetensors")  # never written by that name, and read by open_plain alone
-_MOST_STEPS = 10_000  # of resolving one link
-_MOST_ENTRIES = 500_000  # of a folder of runs; more would take long to search
-_WRITTEN = re.compile(  # by a run, at the top of its folder
+_REPLACED = (".ckpt", ".safetensors")  # replaced atomically, and read only with open_plain
+_MOST_STEPS = 10_000  # limit for resolving one link
+_MOST_ENTRIES = 500_000  # limit for a folder of runs; more would take long to search
+_WRITTEN = re.compile(  # names that a run writes at the top of its folder
     r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
     r"config\.yaml|hparams\.yaml|"
     r"result\.json|metrics\.csv|events\.out\..*|stacks.*\.txt|fit-.*|.*\.trace\.json|sample\.txt|"
@@ -32,14 +32,14 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
     reader of a FIFO.
 
     Args:
-        folder: may be named through links; nothing is done where it does not exist.
+        folder: the folder, whose own path may have links; one that does not exist is accepted.
         key: the override that names the folder, for the message.
-        may_hold_data: a folder that the working directory is in may be the user's project, with
-            links to data in it; there only the names that a run writes are looked at, and no link
-            at one of them may lead to anything else.
+        may_hold_data: whether the folder may be the user's project, with links to data, if it
+            holds the working directory; then only the names that a run writes are checked, and a
+            link at one of them may lead only to another of them.
 
     Raises:
-        ConfigError: the first such link, FIFO, device or socket, or file with a hard link.
+        ConfigError: names the first such link, FIFO, device or socket, or file with a hard link.
     """
     name = str(folder)
     if name.startswith("~") or os.path.expandvars(os.path.abspath(name)) != os.path.abspath(name):
@@ -80,7 +80,7 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
                     "overwritten; remove the link or choose another folder."
                 )
             place = found
-        # through a link of another name such a file would be written to
+        # a link of another name to such a file would be written through
         if not (entry.name.endswith(_REPLACED) and place.name.endswith(_REPLACED)):
             _refuse_special(place, named, is_link=entry.is_symlink())
 
@@ -110,13 +110,13 @@ def _refuse_special(place: Path, named: str, *, is_link: bool) -> None:
     """Refuse a FIFO, and a file with a hard link.
 
     Args:
-        place: of the file, without links.
-        named: the beginning of the sentence.
+        place: the resolved path of the file.
+        named: the beginning of the error sentence.
         is_link: whether a link in the folder leads there.
     """
     try:
         status = place.lstat()
-    except OSError:  # it has just been removed, or the link leads to nothing
+    except OSError:  # the file has just been removed, or the link is dangling
         return
     if stat.S_ISDIR(status.st_mode):
         return
@@ -136,10 +136,10 @@ def _refuse_special(place: Path, named: str, *, is_link: bool) -> None:
 
 @contextmanager
 def _listed(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """The entries of a folder; none where there is none.
+    """The entries of a folder; none if it does not exist.
 
     Raises:
-        ConfigError: it cannot be listed. It might be entered all the same, and files in it opened.
+        ConfigError: the folder cannot be listed, though files in it might still be opened.
     """
     try:
         entries = os.scandir(folder)
@@ -156,11 +156,11 @@ def _listed(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
 
 
 def _entries(top: Path, *, is_own: bool) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder of runs and the folders in it, nearest first.
+    """Walks a folder of runs breadth-first.
 
     Args:
-        top: without links.
-        is_own: whether other things than a run's may be in it, which are left out.
+        top: the resolved path of the folder.
+        is_own: whether the folder may hold the user's own files, which are skipped.
     """
     folders, count = deque([top]), 0
     while folders:

@@ -1,4 +1,4 @@
-"""One command at a time writes to a folder: it holds a lock on a file in it.
+"""Locks a folder, so that only one command at a time writes to it.
 
 The kernel releases the lock when the process ends, however it ends, so no lock is ever stale.
 """
@@ -27,7 +27,7 @@ _POLL_S = 0.2
 _OWNER_BYTES = 200
 _NOT_SUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
-# By the real path of a folder: the file whose lock this process holds for a whole command.
+# The lock files that this process holds for a whole command, by the real path of the folder.
 _reserved: dict[str, IO[bytes]] = {}
 _in_use: set[str] = set()  # folders that a run of this process is writing to
 _open: list[IO[bytes]] = []  # every file whose lock this process holds
@@ -37,9 +37,9 @@ def reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
     """Lock a folder for the rest of this command, until `release_reserved`.
 
     Args:
-        folder: made where it does not exist.
+        folder: the folder, which is made if it does not exist.
         key: the override that names the folder, for the message.
-        wait_s: how long to wait for another command that holds the lock, as one that is ending.
+        wait_s: how long to wait for another command to release the lock.
 
     Raises:
         ConfigError: another command holds the lock.
@@ -51,7 +51,7 @@ def reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
 
 
 def release_reserved() -> None:
-    """Release what `reserve` has locked."""
+    """Release the locks that `reserve` took."""
     while _reserved:
         _, file = _reserved.popitem()
         _release(file)
@@ -59,7 +59,7 @@ def release_reserved() -> None:
 
 @contextmanager
 def holding(folder: Path, key: str) -> Iterator[None]:
-    """Hold the lock of a folder, be it reserved for this command already or not.
+    """Hold the lock of a folder, whether or not this command has reserved it.
 
     Raises:
         ConfigError: another command, or another run in this process, holds it.
@@ -85,8 +85,8 @@ def _locked(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
         file = open_plain(path, "ab")
     except NotPlainFile as error:
         raise ConfigError(
-            f"{key}={folder} has something else than a plain file at {LOCK_FILE}, where a run "
-            "locks its folder: remove it, or choose another folder."
+            f"{key}={folder} has something else than a plain file at {LOCK_FILE}, the file with "
+            "which a run locks its folder: remove it, or choose another folder."
         ) from error
     try:
         while not _try_lock(file, folder):
@@ -99,7 +99,7 @@ def _locked(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
     except BaseException:
         file.close()
         raise
-    with suppress(OSError):  # the lock counts, not what is written about its owner
+    with suppress(OSError):  # the lock holds even if the owner's description cannot be written
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         file.flush()
@@ -108,15 +108,15 @@ def _locked(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
 
 
 def _release(file: IO[bytes]) -> None:
-    if file in _open:  # else this is a forked child, which has closed it
+    if file in _open:  # otherwise this is a forked child, which has closed it
         _open.remove(file)
         with suppress(OSError):  # where the file system has no locks
-            fcntl.flock(file, fcntl.LOCK_UN)  # also for a child that is just being forked
+            fcntl.flock(file, fcntl.LOCK_UN)  # a child that is being forked may hold it open
         file.close()
 
 
 def _try_lock(file: IO[bytes], folder: Path) -> bool:
-    """Whether the lock is held now; a file system without locks is said and not waited for."""
+    """Tries to lock; also returns True, after a warning, if the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -134,7 +134,7 @@ def _try_lock(file: IO[bytes], folder: Path) -> bool:
 
 
 def _owner(path: Path) -> str:
-    """What the owner of the lock has written about itself, in parentheses."""
+    """The description that the lock's owner wrote into the file, in parentheses."""
     with suppress(OSError):
         said = one_line(read_plain(path, _OWNER_BYTES).decode("utf-8", "replace").strip())
         return f" ({said})" if said else ""
@@ -142,7 +142,7 @@ def _owner(path: Path) -> str:
 
 
 def _close_in_child() -> None:
-    """A forked process shares the lock, and would hold it after the end of its parent."""
+    """Closes lock files in a forked child, which would hold the locks after its parent's end."""
     while _open:
         _open.pop().close()
 

@@ -1,4 +1,4 @@
-"""Who else can write to a folder: links are looked for once, and could be made afterwards."""
+"""Finds out whether other users can write to a folder, where they could add links later."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from xftrain.files import real_path
 
 
 def written_by_others(folder: Path, probe: Path) -> str | None:
-    """A clause on the first folder, of this one and those above it, that others can write to.
+    """Describes the first folder, of this one and its parents, that other users can write to.
 
-    A folder with the sticky bit is left out, as `/tmp`, and what belongs to root. Groups are
-    trusted, as people share folders by them.
+    Folders with the sticky bit, such as `/tmp`, and those of root are trusted, and so are groups,
+    by which people share folders.
 
     Args:
-        folder: exists.
-        probe: a file that this process has just made in it. Where anybody may write to that, the
-            file system knows no permissions, and nothing can be said.
+        folder: an existing folder.
+        probe: a file that this process has just made in it. If everyone can write to that file,
+            the file system has no permissions, and None is returned.
     """
     top = real_path(folder)
     if top is None:
@@ -39,7 +39,7 @@ def written_by_others(folder: Path, probe: Path) -> str | None:
 
 
 def _is_user(status: os.stat_result) -> bool:
-    """Whether there is such a user; in a container the owner of a folder often is none."""
+    """Whether the id is a known user; in a container, the owner of a folder often is not."""
     if os.geteuid() != 0:
         return True
     try:

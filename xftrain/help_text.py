@@ -1,4 +1,4 @@
-"""What `--help` says beside Hydra's own answer: what each option is, and what a value may be."""
+"""Adds to Hydra's `--help` a description of each option and the allowed values of each key."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _CONFIGURATION = "Configuration."  # begins the second part of our template
 
 @contextlib.contextmanager
 def explained(fields: Callable[[], Mapping[str, Mapping[str, Field]]]) -> Iterator[None]:
-    """While Hydra answers `--help`, its list of options and values says what they are.
+    """Patches Hydra's `--help` to describe options and allowed values.
 
     Args:
-        fields: gives those of what is no option, by dotted key: the root, `model`, `trainer`.
+        fields: returns the fields that belong to no option (root, `model`, `trainer`), by dotted
+            key.
     """
     if not {"--help", "-h"} & set(sys.argv[1:]):
         yield
@@ -39,14 +40,14 @@ def explained(fields: Callable[[], Mapping[str, Mapping[str, Field]]]) -> Iterat
 
 
 def explanation(text: str, fields: Mapping[str, Mapping[str, Field]]) -> str:
-    """Hydra's answer with a line for each option, and the allowed values beside each value."""
+    """Adds a line for each option, and the allowed values beside each value, to Hydra's help."""
     groups, found, values = text.partition(_CONFIGURATION)
     listed = [line for whole in groups.split("\n") for line in _options(whole)]
     return "\n".join(listed) + found + "\n".join(_values(values.split("\n"), fields))
 
 
 def _options(line: str) -> list[str]:
-    """The line of a group, followed by one for each of its options."""
+    """The line of a group, followed by a line for each of its options."""
     found = _GROUP(line)
     if found is None or not (conf_dir() / found[1]).is_dir():
         return [line]
@@ -56,10 +57,10 @@ def _options(line: str) -> list[str]:
 
 
 def _about(group: str, name: str) -> str:
-    """The first line of an option's Python file; of one without, the comment of its YAML."""
+    """The first line of an option's docstring or, without a Python file, of its YAML's comment."""
     for package in PACKAGES.get(group, ()):
         source = source_of(f"{package}.{name}")
-        if source.is_file():  # begins with its docstring; to parse it would take as long as Hydra
+        if source.is_file():  # read as text: parsing all files would double the time of --help
             first = source.read_text(encoding="utf-8").partition("\n")[0]
             return one_line(first.strip('"'))
     path = conf_dir() / group / f"{name}.yaml"
@@ -69,7 +70,7 @@ def _about(group: str, name: str) -> str:
 
 
 def _values(lines: list[str], fields: Mapping[str, Mapping[str, Field]]) -> Iterator[str]:
-    places: list[tuple[int, str]] = []  # of the groups around a line: indentation and name
+    places: list[tuple[int, str]] = []  # (indentation, name) of the groups that hold a line
     options: dict[str, Mapping[str, Field]] = dict(fields)
     for line in lines:
         found = _KEY(line)
@@ -96,7 +97,7 @@ def _fields_of_option(group: str, name: str) -> Mapping[str, Field]:
 
 
 def _allowed(annotation: Any) -> str:
-    """What a value may be, where that says more than its default does."""
+    """The allowed values in words; empty if the default shows as much."""
     is_choice = bool(literals(annotation))
     return describe(annotation) if is_choice or "Annotated" in repr(annotation) else ""
 

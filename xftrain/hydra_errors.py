@@ -1,4 +1,4 @@
-"""Hydra's errors, raised to the command line instead of printed."""
+"""Makes Hydra raise its errors to the command line instead of printing them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any, TextIO, cast
 from xftrain.console import show_traceback
 from xftrain.processes import environment
 
-# Set beside Hydra's HYDRA_FULL_ERROR where main() set that one rather than the user, so that child
-# processes, which inherit both, know as well.
+# Marks that main(), not the user, set Hydra's HYDRA_FULL_ERROR; child processes inherit both.
 _QUIET = "XFTRAIN_QUIET_ERRORS"
 
 
 class _WithoutBoilerplate:
-    """stderr without Hydra's line on a failed job, which repeats the overrides."""
+    """Stderr without Hydra's line about a failed job, which repeats the overrides."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -32,7 +31,7 @@ class _WithoutBoilerplate:
 
 @contextlib.contextmanager
 def errors_raised() -> Iterator[None]:
-    """Makes Hydra raise its errors instead of printing them: that is what HYDRA_FULL_ERROR does."""
+    """Makes Hydra raise its errors instead of printing them, by setting HYDRA_FULL_ERROR."""
     ours = {} if _wants_traceback() else {"HYDRA_FULL_ERROR": "1", _QUIET: "1"}
     stderr, sys.stderr = sys.stderr, cast(TextIO, _WithoutBoilerplate(sys.stderr))
     try:

@@ -1,4 +1,4 @@
-"""Hydra's own files in a run's folder, which name that folder with every value resolved."""
+"""Hides secrets in Hydra's own files in a run folder, which hold resolved values."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _NAMES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
 def hide_in_files(folder: Path) -> None:
-    """Puts names of variables in place of their values into Hydra's files in a folder.
+    """Replaces the values of environment variables by their names in Hydra's files of a folder.
 
     Raises:
-        ConfigError: one of them cannot be read. Any other file there is none of Hydra's.
+        ConfigError: a file cannot be read, so Hydra did not write it.
     """
     for path in (folder / name for name in _NAMES):
         try:

@@ -1,4 +1,4 @@
-"""`--config-name info`: what a run would be, without training: sizes, FLOPs, memory, kernels."""
+"""`--config-name info`: describes a run without training: sizes, FLOPs, memory and kernel."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ log = logging.getLogger(__name__)
 def info(
     cfg: DictConfig, run_dir: Path | None = None, checked: InfoConfig | None = None
 ) -> dict[str, Any]:
-    """Describes the run and returns what `result.json` holds; `metrics` has the figures.
+    """Describes the run and returns the content of `result.json`; `metrics` has the figures.
 
     Args:
         cfg: what `xftrain.compose(config_name="info")` returns.
-        run_dir: the folder of the description; made under `outputs/` where it is not given.
-        checked: what `config.validate` made of it, where that has been called.
+        run_dir: the run folder; None makes one under `outputs/`.
+        checked: the checked configuration, if `config.validate` has been called.
 
     Raises:
-        ConfigError: the configuration is wrong, or asks for something that cannot run here.
+        ConfigError: the configuration is wrong, or cannot run on this machine.
     """
     run_dir = run_dir_for(run_dir)
     refuse_trained(run_dir, "a description")

@@ -1,4 +1,4 @@
-"""How weights start, as one table; tested against every parameter of every preset."""
+"""Weight initialization as one table, tested against every parameter of every preset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Rule(NamedTuple):
-    """Parameters whose name matches start at `mean`, or normal around it with `std`."""
+    """Parameters whose name matches are constant `mean`, or normal with `mean` and `std`."""
 
     pattern: str
     mean: float
@@ -19,10 +19,10 @@ class Rule(NamedTuple):
 
 
 def init_table(init_std: float, num_layers: int) -> tuple[Rule, ...]:
-    """The first rule that matches a name counts (GPT-2; Radford et al., 2019).
+    """The initialization rules (GPT-2; Radford et al., 2019); the first that matches applies.
 
-    Matrices that write into the residual stream start smaller, by 1/sqrt(2 x layers): that many
-    of them add up.
+    Matrices that write into the residual stream are scaled by 1/sqrt(2 x layers), since
+    2 x layers of them add up.
     """
     residual_std = init_std / math.sqrt(2 * num_layers)
     return (
@@ -38,8 +38,8 @@ def initialize(model: nn.Module, init_std: float, num_layers: int) -> list[str]:
     """Applies the table in place.
 
     Returns:
-        Names that no rule matches, which keep what their own constructor gave them: those of a
-        user's own layers.
+        Names that no rule matches, such as those of a user's own layers, which keep the values
+        from their constructor.
     """
     table = init_table(init_std, num_layers)
     unmatched = []

@@ -1,6 +1,6 @@
-"""What a job of a sweep was configured as, so that a resumed sweep does not mix configurations.
+"""Records the configuration of each sweep job, so that a resumed sweep mixes no configurations.
 
-The same overrides compose to something else once an option file or a default has changed.
+The same overrides compose to another configuration once an option file or a default has changed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from xftrain.version import __version__
 log = logging.getLogger(__name__)
 
 _FILE = ".job.json"  # in a job's folder
-_SHOWN = 3  # keys that a sentence lists
-_MAX_CHARACTERS = 200  # of a key or a value that a sentence shows
+_SHOWN = 3  # largest number of keys in a message
+_MAX_CHARACTERS = 200  # longest key or value in a message
 
 
 def described(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
     """The configuration of a job by dotted keys, with a digest of each secret that it reads.
 
     Args:
-        cfg: as composed.
-        checked: what `config.validate` made of it.
+        cfg: the composed configuration.
+        checked: the checked configuration.
     """
     flat = dict(_flat(redaction.without_secrets(cfg, checked.to_dict())))
     text = json.dumps(flat)
@@ -46,19 +46,19 @@ def described(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
 
 
 def write_job_config(description: Mapping[str, Any], run_dir: Path) -> None:
-    """Leaves the description in the job's folder."""
+    """Writes the description into the job's folder."""
     write_json(description, run_dir / _FILE)
 
 
 def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
-    """Compares a job that is completed with what it would be today.
+    """Compares the recorded configuration of a completed job with today's.
 
     Raises:
-        SweepRefused: they differ; the result that is there would stand beside those of others.
+        SweepRefused: they differ, so the sweep would mix results of two configurations.
     """
     saved = read_json(run_dir / _FILE)
     if saved is None or not isinstance(saved.get("config"), dict):
-        log.warning("%s does not say how it was configured; its result is kept", run_dir)
+        log.warning("%s has no record of its configuration; its result is kept", run_dir)
         return
     if saved.get("xftrain") != description["xftrain"]:
         said = _cut(str(saved.get("xftrain")))
@@ -84,7 +84,7 @@ def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a configuration by their dotted keys, as JSON has them."""
+    """Yields the values of a configuration by dotted key, in JSON types."""
     if isinstance(node, Mapping) and (node or not prefix):
         for key, value in node.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
@@ -97,5 +97,5 @@ def _text(values: Mapping[str, Any], key: str) -> str:
 
 
 def _cut(text: str) -> str:
-    """A text of a file that anyone may have written, short and as one line."""
+    """Shortens a text from an untrusted file to one short line."""
     return shortened(one_line(redaction.hidden(text)), _MAX_CHARACTERS)

@@ -5,9 +5,9 @@
       local: {bias: {name: window, window: 1024}}
       global: {pos: none}
 
-A name overrides options of the model for its layers. A part is the word of an option, which has the
-values of its YAML file; a mapping with `name`, which changes some of these; or a mapping without
-it, which changes some values of the model's own option.
+A name overrides parts of the model for its layers. The value of a part is an option's name, with
+the values of its YAML file; a mapping with `name`, which overrides some of these values; or a
+mapping without `name`, which overrides some values of the model's own option.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from xftrain.registry import conf_dir, declared, names
 from xftrain.run_config import LayersConfig, ModelConfig, Options
 from xftrain.values import show, unknown_key
 
-PARTS = ("bias", "pos", "heads", "ffn")  # of a model, that may differ from layer to layer
-_MAX_KINDS = 64  # of layers; a checkpoint of anyone's may ask for any number
+PARTS = ("bias", "pos", "heads", "ffn")  # the parts of a model that may differ by layer
+_MAX_KINDS = 64  # different layer names; an untrusted checkpoint may have any number
 _NAME = re.compile(r"\w[\w-]*", re.ASCII)
 
 
 def layer_names(model: ModelConfig) -> tuple[str, ...]:
-    """The names of the pattern; one empty name where all layers are alike."""
+    """The layer names of the pattern; one empty name if all layers are alike."""
     return model.layers.pattern or ("",)
 
 
 def layer_options(model: ModelConfig) -> dict[str, Options]:
-    """The options of the layers, by part of the model, by their names in the pattern."""
+    """The options of each layer name: {name: {part: option}}."""
     own = {part: getattr(model, part) for part in PARTS}
     overrides = model.layers.overrides
     return {name: {**own, **overrides.get(name, {})} for name in layer_names(model)}
 
 
 def checked_layers(node: Any, own: Options, num_layers: int) -> LayersConfig:
-    """The checked `model.layers`: its pattern, and the options that the names of it override.
+    """Checks `model.layers`: its pattern, and the options that each name overrides.
 
     Args:
-        node: as composed, or None where a model has none.
+        node: the composed node, or None if the model has none.
         own: the checked options of the model.
-        num_layers: of the model.
+        num_layers: the model's number of layers.
 
     Raises:
         ConfigError: the first fault found, as one sentence.
@@ -102,7 +102,7 @@ def _check_pattern(pattern: Any, entries: Mapping[str, Any], num_layers: int) ->
     if len(pattern) > num_layers:
         raise ConfigError(
             f"model.layers.pattern names {len(pattern)} layers and model.num_layers is "
-            f"{num_layers}: its last names would be those of no layer; shorten it, or raise "
+            f"{num_layers}, so that its last names would be unused: shorten it, or raise "
             "model.num_layers."
         )
 
@@ -124,7 +124,7 @@ def _checked_entry(key: str, entry: Any, own: Options) -> Options:
 
 
 def _completed(key: str, part: str, given: Any, own: OptionConfig) -> Any:
-    """A part's node, with the values that the entry leaves out."""
+    """Completes the node of a part with the values that the entry omits."""
     node = {"name": given} if isinstance(given, str) else given
     if not isinstance(node, Mapping):
         raise ConfigError(f"{key} must be an option's name or a mapping, got {show(given)}.")
@@ -136,7 +136,7 @@ def _completed(key: str, part: str, given: Any, own: OptionConfig) -> Any:
 
 
 def _file_values(part: str, name: Any) -> dict[str, Any]:
-    """What the YAML file of an option says; nothing where there is no such option."""
+    """The values in an option's YAML file; empty if there is no such option."""
     if name not in names(f"model/{part}"):
         return {}
     text = (conf_dir() / "model" / part / f"{name}.yaml").read_text(encoding="utf-8")

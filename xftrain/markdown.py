@@ -12,13 +12,13 @@ def table(
     figures: Sequence[str] = (),
     left: bool = False,
 ) -> str:
-    """A table; columns of figures stand to the right.
+    """Renders a table, with columns of figures right-aligned.
 
     Args:
         header: titles of the columns.
         rows: their cells.
-        figures: words that stand in the place of a figure.
-        left: all columns stand to the left.
+        figures: words that may replace a figure in a column of figures.
+        left: left-align all columns.
     """
     words = ("", "-", *figures)
 
@@ -39,7 +39,7 @@ def table(
 
 
 def escaped(text: str) -> str:
-    """A text of others without what Markdown takes for a column, HTML, a link or an image."""
+    """Escapes untrusted text, so that Markdown sees no column, HTML, link or image in it."""
     for mark, entity in (("&", "&amp;"), ("|", "&#124;"), ("<", "&lt;"), ("](", "]&#40;")):
         text = text.replace(mark, entity)
     return text

@@ -1,4 +1,4 @@
-"""Memory of this process: allocated on a GPU, resident on the CPU; MiB."""
+"""Memory of this process in MiB: allocated memory on a GPU, resident memory on the CPU."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _STATUS = Path("/proc/self/status")
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Starts a new peak, so that a run in a sweep does not report the one before it.
+    """Resets the peak, so that a sweep's job does not report the peak of an earlier job.
 
-    False where the system does not let it: no Linux, or a sandbox that forbids it.
+    Returns:
+        False if the system cannot reset it: not Linux, or a sandbox that forbids it.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -30,9 +31,9 @@ def reset_peak_memory(device: torch.device) -> bool:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory since the reset.
+    """The peak memory since the reset, MiB.
 
-    Where the system keeps no such figure, resident memory is the process's largest ever.
+    If the system cannot reset it, this is the largest resident memory since the process started.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -44,7 +45,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def memory_mib(device: torch.device) -> float | None:
-    """Memory in use now; None where the system does not tell."""
+    """The memory in use now, MiB; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**20
     with suppress(OSError):
@@ -53,7 +54,7 @@ def memory_mib(device: torch.device) -> float | None:
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """What the GPU, or this machine, has."""
+    """The memory of the GPU, or of this machine within its container limits."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -61,26 +62,26 @@ def total_memory_bytes(device: torch.device) -> int:
 
 
 def _container_limits() -> Iterator[int]:
-    """What control groups allow this process, version 2 and 1; `max` is no limit."""
+    """Yields the memory limits of the control groups (v2 and v1) of this process."""
     for place in ("memory.max", "memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):
             yield int(Path("/sys/fs/cgroup", place).read_text(encoding="utf-8"))
 
 
 def usable_memory_bytes(device: torch.device) -> int:
-    """What a run may plan with: 0.9 of all, and of what others leave free of a GPU.
+    """The memory that a run may plan to use: 0.9 of the total, or of what is free on the GPU.
 
-    The rest is for what is not foreseen: fragments, buffers of libraries, the CUDA context.
+    The rest is a reserve for fragmentation, library buffers and the CUDA context.
     """
     total = total_memory_bytes(device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        total = min(total, free + torch.cuda.memory_reserved(device))  # which is ours
+        total = min(total, free + torch.cuda.memory_reserved(device))  # reserved by this process
     return int(0.9 * total)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator, of a GPU or of the CPU, had no more to give."""
+    """Whether the error means that a GPU or CPU allocation failed for lack of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     said = str(error).lower()

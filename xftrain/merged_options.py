@@ -14,10 +14,10 @@ from xftrain.registry import ENTRY_GROUPS, PACKAGES
 
 
 def refuse_merged(hydra_cfg: DictConfig | HydraConf) -> None:
-    """Refuses several options for one group, `model.attn=[naive,sdpa]`, merged without a word.
+    """Refuses several options for one group, `model.attn=[naive,sdpa]`, which Hydra would merge.
 
     Args:
-        hydra_cfg: the `hydra` node of a composed configuration, with Hydra still initialized.
+        hydra_cfg: the `hydra` node of a composed configuration, while Hydra is initialized.
 
     Raises:
         ConfigError: a group that takes one option got several, in an override or in a file.
@@ -25,7 +25,7 @@ def refuse_merged(hydra_cfg: DictConfig | HydraConf) -> None:
     groups = ("model", "model/layers", "trainer", *PACKAGES)
     single = [group for group in groups if group not in ENTRY_GROUPS]
     if all(group in hydra_cfg.runtime.choices for group in single):
-        return  # Hydra notes no choice for a group that was given a list
+        return  # Hydra records no choice for a group that was given a list
     typed = [*hydra_cfg.overrides.hydra, *hydra_cfg.overrides.task]
     loader = GlobalHydra.instance().config_loader()
     defaults = loader.compute_defaults_list(hydra_cfg.job.config_name, typed, RunMode.RUN).defaults
@@ -34,7 +34,7 @@ def refuse_merged(hydra_cfg: DictConfig | HydraConf) -> None:
             Path(str(item.config_path)).name
             for item in defaults
             if Path(str(item.config_path)).parent.as_posix() == group
-            # trainer/cpu builds on trainer/auto; that is no second choice
+            # trainer/cpu includes trainer/auto in its defaults, which is not a second choice
             and Path(str(item.parent)).parent.as_posix() != group
         ]
         if len(chosen) > 1:

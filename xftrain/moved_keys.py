@@ -1,4 +1,4 @@
-"""Keys of the configuration that had another name in a former version."""
+"""Configuration keys that were renamed since an earlier version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOVED = {
 
 
 def moved(key: str) -> str | None:
-    """The sentence for a key that has a new name; None for any other."""
+    """The error sentence for a renamed key; None for any other key."""
     if key not in MOVED:
         return None
     new = MOVED[key]
@@ -22,12 +22,12 @@ def moved(key: str) -> str | None:
 
 
 def in_new_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as this version writes it, of one that a former version has saved.
+    """Converts a configuration that an earlier version saved to the keys of this version.
 
     Before `schedule` was a group, its fields were fields of each built-in optimizer.
 
     Args:
-        config: of a checkpoint, which may come from anyone.
+        config: the configuration of an untrusted checkpoint.
     """
     optim = config.get("optim")
     if "schedule" in config or not isinstance(optim, Mapping) or "name" not in optim:
@@ -44,7 +44,7 @@ def in_new_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat_in_new_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for values by dotted keys."""
+    """Converts values by dotted keys as `in_new_keys` does."""
     prefix = "optim."
     optim = {key[len(prefix) :]: value for key, value in values.items() if key.startswith(prefix)}
     others = {key: value for key, value in values.items() if not key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Which overrides tell a run from the runs beside it, for the first columns of the HParams tab."""
+"""Finds the overrides that differ between neighboring runs, for TensorBoard's HParams tab."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from pathlib import Path
 
 from xftrain.files import read_json
 
-_MAX_RUNS = 100  # the latest by name, which is a time by default
-# Of a neighbor, whose file may be anyone's: what is longer is no command that a person has typed.
+_MAX_RUNS = 100  # the latest by name, which is a timestamp by default
+# Limits for the untrusted overrides file of a neighbor; no typed command is longer.
 _MAX_BYTES, _MAX_OVERRIDES, _LONGEST = 1 << 16, 200, 200
 _USUAL = frozenset({"model.attn", "model.bias", "optim.lr", "seq", "batch_tokens"})
 
 
 def differing_keys(run_dir: Path, overrides: Mapping[str, str], *, is_job: bool) -> frozenset[str]:
-    """The keys to show first.
+    """The hyperparameters to show first.
 
-    TensorBoard takes the order of the columns from one of the runs that it shows, of its own
-    choice, and has room for five.
+    TensorBoard takes the order of the columns from an arbitrary run, and has room for five.
 
     Args:
-        run_dir: the run's folder, whose neighbors are the runs in the same folder.
-        overrides: of this run, by dotted keys, without those that all jobs of its multirun share.
-        is_job: whether it is a job of a multirun, whose keys alone count then.
+        run_dir: the run folder; its neighbors are the runs in the same parent folder.
+        overrides: this run's overrides by dotted key, without those that all jobs of its multirun
+            share.
+        is_job: whether the run is a job of a multirun; then only its own keys count.
 
     Returns:
-        The overrides that differ; all of this run's where it has no neighbor, and keys that are
-        often overridden where nothing else is left.
+        The overrides that differ; all of this run's if it has no neighbor; commonly overridden
+        keys if there are no overrides.
     """
     others = [] if is_job else _neighbors(run_dir)
     keys = set(overrides).union(*others)
@@ -41,7 +41,7 @@ def dotted(override: str) -> tuple[str, str]:
 
 
 def _neighbors(run_dir: Path) -> list[dict[str, str]]:
-    """The overrides of the latest runs in the same folder; a file may hold anything."""
+    """The overrides of the latest runs in the same folder, read from untrusted files."""
     try:
         folders = sorted(p for p in run_dir.absolute().parent.iterdir() if p.name != run_dir.name)
     except OSError:

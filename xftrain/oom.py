@@ -1,4 +1,4 @@
-"""What a run that is out of memory says: its sizes, its peak, and what would save the most."""
+"""The error of a run that is out of memory: its sizes, its peak, and what would save the most."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xftrain.option_checks import checked_option
 from xftrain.peak.prediction import predict
 from xftrain.prepare import Prepared
 
-_BUDGET = 0.5  # to try: half of the activations
+_BUDGET = 0.5  # the suggested model.activation_budget
 
 
 def out_of_memory(error: BaseException, run: Prepared) -> RunError:
@@ -34,14 +34,14 @@ def out_of_memory(error: BaseException, run: Prepared) -> RunError:
 
 
 def _remedies(run: Prepared) -> str:
-    """Settings, and by how much less is predicted with each."""
+    """The settings that save the most, with the predicted saving of each."""
     if (choice := getattr(run.loss, "choice", None)) is not None:
         run = replace(run, loss=choice(run.batch.num_tokens, run.vocab_size, run.device))
     remedies = list(_changed(run))
     try:
         now = _peak_bytes(run)
         savings = [(now - _peak_bytes(changed), text) for text, changed in remedies]
-    except Exception:  # whatever a layer of the user's own may raise
+    except Exception:  # a user's own layer may raise anything
         return ", ".join(text for text, _ in remedies[:3])
     best = [(saved, text) for saved, text in sorted(savings, reverse=True)[:3] if saved > 0]
     said = [f"{text} (about {saved / 2**30:.1f} GiB)" for saved, text in best]
@@ -49,7 +49,7 @@ def _remedies(run: Prepared) -> str:
 
 
 def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
-    """Each setting that may help, and the run that it makes."""
+    """Yields each setting that may help, and the run with that setting."""
 
     def with_model(**keys: Any) -> Prepared:
         return replace(run, cfg=replace(run.cfg, model=replace(run.cfg.model, **keys)))
@@ -61,7 +61,7 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
             f"model.attn={smaller}",
             with_model(attn=checked_option("model.attn", {"name": smaller})),
         )
-    is_graph = run.cfg.compile == "cudagraphs"  # refuses what else would be advised
+    is_graph = run.cfg.compile == "cudagraphs"  # excludes some of the settings
     recomputes = model.activation_checkpointing
     if is_graph and not recomputes:
         yield "model.activation_checkpointing=ffn", with_model(activation_checkpointing="ffn")
@@ -78,7 +78,7 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
     if rows > 1:
         doubled = "" if is_graph else " with trainer.accumulate_grad_batches doubled"
         half = f"data.batch_size={rows // 2}{doubled}"
-    elif run.cfg.seq < tokens:  # a row of packed documents
+    elif run.cfg.seq < tokens:  # one row of packed documents
         half = f"batch_tokens={tokens // 2}"
     else:
         half = f"seq={tokens // 2} batch_tokens={tokens // 2}"
@@ -91,7 +91,7 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
 
 
 def _half(batch: Batch) -> Batch:
-    """Half of the rows, or of the one row, whose documents do not matter here."""
+    """The first half of the rows or of a single row, whose document lengths do not matter here."""
     rows, tokens = batch.shape_BM
     rows, tokens = (rows // 2, tokens) if rows > 1 else (1, tokens // 2)
     return Batch(

@@ -1,4 +1,4 @@
-"""What works without assertions, as with `python -O`, and what does not."""
+"""Refuses what does not work under `python -O`, without assertions."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from xftrain.printable import one_line
 def refuse_unreadable(overrides: Iterable[str]) -> None:
     """Refuses overrides that Hydra's parser cannot read without assertions.
 
-    It takes tokens of mappings and functions off its list within `assert`.
+    For mappings and functions, Hydra consumes tokens inside `assert` statements.
 
     Raises:
-        ConfigError: the first of them.
+        ConfigError: names the first such override.
     """
     if not sys.flags.optimize:
         return
     parser = OverridesParser.create()
     for override in overrides:
         try:
-            with suppress(HydraException):  # it is reported when it is composed
+            with suppress(HydraException):  # reported when the configuration is composed
                 parser.parse_override(override)
         except AttributeError as error:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Checks one option of a configuration, and gives it the form in which it is built."""
+"""Checks one option of a configuration and returns it as an OptionConfig."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from xftrain.values import show
 
 
 def checked_option(key: str, node: Any) -> OptionConfig:
-    """The option at a dotted key, complete and of the right types.
+    """Checks the option at a dotted key and fills in its defaults.
 
-    The arguments of a class of the user's own are left as they are: its signature is compared
-    once it may be imported, see `own_classes`.
+    The arguments of a user's own class are not checked here, but in `own_classes`, when the class
+    may be imported.
 
     Raises:
         ConfigError: the first fault found, as one sentence.
@@ -34,10 +34,10 @@ def checked_option(key: str, node: Any) -> OptionConfig:
 
 
 def mapping_at(key: str, node: Any) -> dict[str, Any]:
-    """The node of a group, which is a mapping unless something went wrong.
+    """Returns the node of a group, which must be a mapping.
 
     Raises:
-        ConfigError: it is none, and which options the group has.
+        ConfigError: the node is not a mapping; the message lists the group's options.
     """
     if isinstance(node, dict):
         return {str(name): value for name, value in node.items()}

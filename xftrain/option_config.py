@@ -1,4 +1,4 @@
-"""One checked option of a group, or a class of the user's own in its place."""
+"""One checked option of a group, or a user's own class in its place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class OptionConfig:
-    """An option with its checked keyword arguments; equal to any other of the same values.
+    """An option with its checked keyword arguments; compared by value.
 
     Attributes:
         key: the dotted key that messages name, as in `model.bias` or `callbacks.metrics`.
@@ -47,7 +47,7 @@ class OptionConfig:
         return {key: value for key, value in self.node.items() if key not in ("name", "_target_")}
 
     def with_options(self, **changed: Any) -> OptionConfig:
-        """The option with other values of these keyword arguments."""
+        """Returns the option with some keyword arguments replaced."""
         return replace(self, node={**self.node, **changed})
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the user typed: dotted overrides made slashed, and texts that no file can hold."""
+"""Normalizes overrides: slashes for dotted groups; refuses text that no file can hold."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _DOTTED = re.compile(
     r"(?P<sign>\+\+|\+|~|)(?P<key>[A-Za-z_]\w*(?:\.\w+)+)(?P<package>@[^=]*)?(?P<value>=.*)?",
     re.DOTALL,
 )
-_LONGEST = 1000  # characters of a sentence with a value of the user's in it
-_NAME_BYTES = 240  # a file system has 255, and .yaml is added
-_KEY = re.compile(r"(?:(?<=,)|^)[+~]*(?:\w+[./])*(\w+)=")  # of each of several overrides
+_LONGEST = 1000  # characters of a user's text in a message
+_NAME_BYTES = 240  # file systems allow 255, and .yaml is appended
+_KEY = re.compile(r"(?:(?<=,)|^)[+~]*(?:\w+[./])*(\w+)=")  # the key of each override in a list
 
 
 def groups_in(folder: Path) -> set[str]:
@@ -44,10 +44,10 @@ def all_groups(*config_dirs: Path) -> set[str]:
 
 
 def normalise(override: str, groups: Set[str]) -> str:
-    """`model.attn=naive` as `model/attn=naive` if that is a group; anything else unchanged.
+    """Turns `model.attn=naive` into `model/attn=naive` if `model/attn` is a group.
 
-    Without it Hydra replaces the node by the plain string and says nothing. A mapping or null is
-    a value of the node rather than an option.
+    Otherwise Hydra would silently replace the node by the plain string. A mapping or null is a
+    value of the node rather than an option, so such an override is unchanged.
     """
     match = _DOTTED.fullmatch(override)
     if match is None:
@@ -60,20 +60,20 @@ def normalise(override: str, groups: Set[str]) -> str:
 
 
 def normalise_argv(argv: Iterable[str], groups: Set[str]) -> list[str]:
-    """Command-line arguments with dotted group overrides made slashed; flags pass unchanged."""
+    """Writes the dotted group overrides of a command line with slashes; flags are unchanged."""
     return [arg if arg.startswith("-") else normalise(arg, groups) for arg in argv]
 
 
 def as_typed(overrides: Any) -> list[str]:
-    """Hydra's list of overrides as plain words, `${...}` in them left as it is."""
+    """Hydra's list of overrides as strings, with `${...}` unresolved."""
     plain = OmegaConf.to_container(overrides, resolve=False)
     return [str(override) for override in plain] if isinstance(plain, list) else []
 
 
 def slug(text: str) -> str:
-    """Overrides as the end of a folder's name: no slashes, no longer than file systems allow.
+    """Turns overrides into the end of a folder name: no slashes, within the length limit.
 
-    A key is its last word alone, where that tells it from the others.
+    A key is shortened to its last word if that is unique.
     """
     words = _KEY.findall(text)
     if len(set(words)) == len(words):
@@ -83,15 +83,15 @@ def slug(text: str) -> str:
 
 
 def path_slug(text: str) -> str:
-    """The same for a folder that is typed as a value: there `=` and `,` would need quotes."""
+    """Like `slug`, without `=` and `,`, which would need quotes in an override's value."""
     return slug(text).translate({ord("="): "-", ord(","): "_"})
 
 
 def refuse_other_text(texts: Iterable[str]) -> None:
-    """Refuses what no file can hold: bytes of a command line or a name that are not UTF-8.
+    """Refuses text of a command line or a name that is not UTF-8, which no file can hold.
 
     Raises:
-        ConfigError: the first such text.
+        ConfigError: names the first such text.
     """
     for text in texts:
         try:
@@ -104,10 +104,10 @@ def refuse_other_text(texts: Iterable[str]) -> None:
 
 
 def refuse_long_names(overrides: Iterable[str], groups: Set[str]) -> None:
-    """Refuses keys and options that no file can be named after, which Hydra looks for on the disk.
+    """Refuses keys and options too long for a file name, since Hydra looks for such files.
 
     Raises:
-        ConfigError: the first of them.
+        ConfigError: names the first of them.
     """
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -121,21 +121,21 @@ def refuse_long_names(overrides: Iterable[str], groups: Set[str]) -> None:
 
 
 def as_shown(text: str) -> str:
-    """A text of somebody else's as one line, with its middle left out where it is very long.
+    """Shows untrusted text as one line, with the middle left out if it is very long.
 
-    Secrets are hidden before anything is left out: afterwards the halves of one are not found.
+    Secrets are hidden first, since a secret that is cut in two would not be found.
     """
     text = one_line(hidden(text))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
 
 
 def quoted(value: Path | str) -> str:
-    """A value as Hydra's grammar takes it, whatever characters it has."""
+    """Quotes a value for Hydra's override grammar."""
     return QuotedString(str(value), Quote.double).with_quotes()
 
 
 def literal(value: Path | str) -> str:
-    """The same for a value that is no interpolation, though `${` may be in it."""
-    # OmegaConf reads backslashes as escapes just before `${` and nowhere else
+    """Quotes a value for Hydra's override grammar and escapes any `${` in it."""
+    # OmegaConf treats backslashes as escapes only directly before `${`
     escaped = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", str(value))
     return quoted(escaped)

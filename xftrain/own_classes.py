@@ -1,7 +1,7 @@
-"""Classes of the user's own, checked before training as the built-in options are.
+"""Checks a user's own classes before training, as the built-in options are checked.
 
-A configuration composed on the command line may name one by `_target_`. Its keys are compared with
-the signature and its annotations, and the class with what the framework calls in its group.
+A configuration composed on the command line may name a class by `_target_`. The keys of its node
+are compared with the constructor's signature, and the class with the interface of its group.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from xftrain.values import check_fields
 
 
 class Contract(NamedTuple):
-    """What the framework passes to the class of a group, and calls on what it makes.
+    """The interface that a class must have in its group.
 
     Attributes:
-        positional: names of the positional arguments; see `docs/extending.md`.
-        methods: that the class has.
-        attributes: that its instances have.
-        base: full name of the class that it derives from, where there is one.
-        arguments: what a method is called with, where a class of a former version took others.
+        positional: names of the constructor's positional arguments; see `docs/extending.md`.
+        methods: names of required methods.
+        attributes: names of required instance attributes.
+        base: full name of the required base class, or None.
+        arguments: the arguments of methods that took others in an earlier version.
     """
 
     positional: tuple[str, ...] = ()
@@ -65,28 +65,28 @@ CONTRACTS = {
     "callbacks": Contract(base="lightning.pytorch.Callback"),
     "logger": Contract(base="lightning.pytorch.loggers.Logger"),
 }
-# Callbacks of Lightning's that cannot work here, and the end of the sentence that refuses each.
+# Lightning callbacks that cannot work here, and the end of the sentence that refuses each.
 _UNFIT = {
-    "BatchSizeFinder": "batches are a function of the step; the log predicts the memory of a run, "
-    "set batch_tokens by it",
+    "BatchSizeFinder": "batches are a function of the step; set batch_tokens by the memory that "
+    "the log predicts",
     "BackboneFinetuning": "a run has no epochs; no choice is needed where nothing is frozen",
-    "LearningRateFinder": "it would train on the run's own optimizer and data; compare rates by "
-    "-m optim.lr=3e-4,1e-3,3e-3 or hparams_search=optuna",
+    "LearningRateFinder": "it would train with the run's own optimizer and data; compare learning "
+    "rates with -m optim.lr=3e-4,1e-3,3e-3 or hparams_search=optuna",
     "RichProgressBar": "the bar is an option of its own; use callbacks.progress.style=rich",
     "StochasticWeightAveraging": "it counts epochs, and a run has none; use "
     "lightning.pytorch.callbacks.EMAWeightAveraging",
     "TQDMProgressBar": "the bar is an option of its own; use callbacks.progress.style=rich",
 }
-_SHARED = {"data": ("batch_size",)}  # keys that the framework takes out of a node
-# Of Hydra's own, in a node with _target_.
+_SHARED = {"data": ("batch_size",)}  # keys that the framework removes from a node
+# Hydra's own keys in a node with _target_.
 _SPECIAL = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 
 def check_own_class(group: str, key: str, node: Mapping[str, Any]) -> None:
-    """Checks the class at a dotted key: its import, its arguments, and what it has to have.
+    """Checks the class at a dotted key: that it can be imported, its arguments, its interface.
 
     Raises:
-        ConfigError: what is wrong with it.
+        ConfigError: names the first fault.
     """
     contract, target = CONTRACTS[group], str(node["_target_"])
     made = _imported(key, target)
@@ -97,7 +97,7 @@ def check_own_class(group: str, key: str, node: Mapping[str, Any]) -> None:
             values.pop(name, None)
         _check_arguments(key, target, made, contract.positional, values)
     for name, value in node.items():
-        if isinstance(value, Mapping) and "_target_" in value:  # Hydra makes that one as well
+        if isinstance(value, Mapping) and "_target_" in value:  # Hydra instantiates it as well
             _check_nested(f"{key}.{name}", value)
     if isinstance(made, type):
         _check_class(group, key, target, made)
@@ -111,10 +111,10 @@ def _refuse_unfit(key: str, made: Any) -> None:
 
 
 def check_instance(group: str, key: str, made: Any) -> None:
-    """Checks that what a class of the user's own has made has all that its group needs.
+    """Checks that an instance of a user's own class has the interface of its group.
 
     Raises:
-        ConfigError: what it lacks.
+        ConfigError: names what the instance lacks.
     """
     contract = CONTRACTS[group]
     wanted = contract.methods + contract.attributes
@@ -169,7 +169,7 @@ def _check_arguments(
     if len(by_place) < len(positional) and not takes_any_place:
         raise ConfigError(
             f"{key}._target_={target} must take the positional arguments {', '.join(positional)}, "
-            f"and it takes {len(by_place)}: docs/extending.md lists those of each group."
+            f"and it takes {len(by_place)}: docs/extending.md lists the arguments of each group."
         )
     given = by_place[: len(positional)]
     for name in (parameter.name for parameter in given):
@@ -188,7 +188,7 @@ def _check_arguments(
             continue
         annotation = hints.get(name, Any)
         if not is_required and name in values and values[name] == parameter.default:
-            annotation = Any  # as None for a number, by a loose annotation
+            annotation = Any  # for example a default of None with the annotation `int`
         fields[name] = Field(annotation, REQUIRED if is_required else parameter.default)
     for name, value in values.items():
         if name in fields or not takes_any_key:
@@ -202,16 +202,16 @@ def _check_arguments(
 
 
 def _hints(made: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations that can be evaluated, by parameter."""
+    """The annotations of all parameters; empty if they cannot be evaluated."""
     function = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
     try:
         return get_type_hints(function, include_extras=True)
-    except Exception:  # whatever the evaluation of an annotation raises
+    except Exception:  # evaluating an annotation may raise anything
         return {}
 
 
 def _is_plain(annotation: Any) -> bool:
-    """Whether a value of a YAML file can be compared with an annotation."""
+    """Whether an annotation consists of types that YAML has."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _is_plain(args[0])
@@ -225,7 +225,7 @@ def _is_plain(annotation: Any) -> bool:
 
 
 def _is_made(value: Any) -> bool:
-    """Whether Hydra makes objects of it."""
+    """Whether Hydra instantiates a class in this value."""
     if isinstance(value, Mapping):
         return "_target_" in value or any(map(_is_made, value.values()))
     return isinstance(value, list | tuple) and any(map(_is_made, value))
@@ -260,7 +260,7 @@ def _takes(method: Callable[..., Any], arguments: tuple[str, ...]) -> bool:
 
 
 def _derives(made: type, base: str) -> bool:
-    """Whether a class has a base, which its package may define in a module below that."""
+    """Whether a class has this base, which its package may define in a submodule."""
     package, _, name = base.rpartition(".")
     return any(
         kind.__name__ == name and f"{kind.__module__}.".startswith(f"{package}.")
@@ -271,5 +271,5 @@ def _derives(made: type, base: str) -> bool:
 def _lacking(group: str, key: str, what: str, missing: list[str]) -> ConfigError:
     return ConfigError(
         f"{key}: {what} has no {' and no '.join(missing)}, which every class of the group "
-        f"{group.replace('/', '.')} has: add what docs/extending.md says of it."
+        f"{group.replace('/', '.')} needs: add it as docs/extending.md describes."
     )

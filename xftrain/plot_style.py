@@ -1,4 +1,4 @@
-"""The look that all plots share: colors, markers, axes, numbers and the ring of the best point."""
+"""The style that all plots share: colors, markers, axes, numbers and the ring of the best point."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-# Okabe and Ito's colors, which people tell apart whatever their eyes.
+# Okabe and Ito's color-blind-safe palette.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
 INK, GRAY = "#222222", "#888888"
@@ -25,16 +25,16 @@ RING: dict[str, Any] = {
     "markeredgewidth": 1.2,
     "linestyle": "none",
 }
-_DECADE = 10.0  # the ratio of the largest to the smallest from which an axis is logarithmic
+_DECADE = 10.0  # smallest ratio of maximum to minimum for a logarithmic axis
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """Makes an empty figure of this size in inches."""
     return Figure(figsize=(width, height), layout="constrained", dpi=110)
 
 
 def pixels(made: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The picture as [height, width, 3]."""
+    """Renders the figure to an array [height, width, 3]."""
     canvas = FigureCanvasAgg(made)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -51,23 +51,23 @@ def style(axis: Axes, title: str = "") -> None:
 
 
 def legend_at_right(axis: Axes, handles: Sequence[Any]) -> None:
-    """A legend beside the axis."""
+    """Adds a legend to the right of the axis."""
     place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
     axis.legend(handles=handles, frameon=False, fontsize=8, **place)
 
 
 def mark(label: str, look: dict[str, Any]) -> Line2D:
-    """The entry of a legend for a mark."""
+    """Makes a legend entry for a marker."""
     return Line2D([], [], label=label, **{**look, "markersize": 7})
 
 
 def spans_decades(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis shows the values better."""
+    """Whether the values are positive and span a decade, so that a logarithmic axis suits them."""
     return bool(values) and min(values) > 0 and max(values) / min(values) >= _DECADE
 
 
 def use_log_ticks(axis: Any) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade.
+    """Puts the ticks of a logarithmic axis at 1, 2 and 5 of each decade.
 
     Args:
         axis: the `xaxis` or `yaxis`.
@@ -78,7 +78,7 @@ def use_log_ticks(axis: Any) -> None:
 
 
 def number(value: float) -> str:
-    """A number in three significant digits; a whole one below 10 million has all of its own."""
+    """Formats a number with three significant digits, or all digits of an integer below 10**7."""
     if value == int(value) and abs(value) < 1e7:
         return f"{value:,.0f}"
     text = f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Every choice runs or is refused with the reason, before anything is built."""
+"""Refuses, before anything is built, options that cannot run, with the reason."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def check_runs(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Asks every part whether it runs this batch, in this dtype, on this device.
+    """Checks that every option supports this batch, in this dtype, on this device.
 
     The model is assembled on torch's meta device, which allocates nothing.
 
     Raises:
-        ConfigError: the choice, the reasons, and the nearest choice that works.
+        ConfigError: names the option, the reasons, and the nearest option that works.
     """
     with torch.device("meta"):
         model = assemble(cfg.model, vocab_size)
     place = (device, dtype)
     cases = model.attention_cases(*batch.shape_BM, batch.seqlens, place)
     if batch.seqlens is not None:
-        # this batch's documents are short by chance; one as long as a row will come
+        # later batches may have a document as long as the whole row
         cases += model.attention_cases(1, cfg.seq, (cfg.seq,), place)
     for call, layers in cases:
         reasons = model.backend.unsupported(*call)
@@ -55,7 +55,7 @@ def check_runs(
     optim = registry.build(cfg.optim)
     _check_graphs(cfg, {"loss": loss, "optim": optim}, batch, device)
     if hasattr(optim, "option_by_parameter"):
-        optim.option_by_parameter(model)  # each pattern of parameter names has to match
+        optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
     for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
         ask = getattr(part, "unsupported", None)
         if ask is not None and (why := ask(device)):
@@ -65,10 +65,10 @@ def check_runs(
 
 
 def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
-    """Refuses validation batches without any label; makes them until one has a label.
+    """Refuses a run none of whose validation batches has a label.
 
     Raises:
-        ConfigError: none has.
+        ConfigError: no validation batch has a label.
     """
     devices, overfit_batches = trainer.devices, trainer.overfit_batches
     of_ranks = (ValBatches(data, rank, devices, overfit_batches) for rank in range(devices))
@@ -88,16 +88,16 @@ def _check_graphs(
         raise ConfigError(f"compile=cudagraphs needs a CUDA GPU, got {device.type}: use true.")
     if batch.seqlens is not None:
         raise ConfigError(
-            "compile=cudagraphs replays batches of one shape, and packed documents are of another "
-            "in each batch: use compile=true."
+            "compile=cudagraphs replays batches of one shape, and the shape of packed documents "
+            "differs by batch: use compile=true."
         )
-    for key, part in parts.items():  # of built-in options, the configuration has been refused
+    for key, part in parts.items():  # config_checks has checked the built-in options
         if reason := getattr(part, "no_cuda_graph", None):
             raise ConfigError(f"{key} cannot run with compile=cudagraphs: {reason}.")
 
 
 def _described(model: ModelConfig, layer: int) -> str:
-    """The bias and the heads of a layer, as they are typed."""
+    """The bias and the heads of a layer, written as overrides."""
     names = layer_names(model)
     name = names[layer % len(names)]
     options, key = layer_options(model)[name], f"model.layers.{name}" if name else "model"

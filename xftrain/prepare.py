@@ -1,4 +1,4 @@
-"""What is known of a run before anything is allocated, and refused before it."""
+"""Prepares a run: resolves device, precision, checkpoint and data before memory is allocated."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from xftrain.training.same_data import check_data
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known of a run before anything is allocated.
+    """Everything that is resolved about a run before memory is allocated.
 
     Attributes:
         cfg: the checked configuration.
-        shown: its plain values as they may be written down.
-        device: where it runs.
-        precision: Lightning's word.
-        dtype: of matrix products and attention.
-        ckpt: the checkpoint to go on from.
-        data: where batches come from.
-        loss: cross-entropy.
+        shown: its plain values with secrets hidden.
+        device: the device of this rank.
+        precision: Lightning's name of the precision.
+        dtype: dtype of matmuls and attention.
+        ckpt: the checkpoint to resume, or None.
+        data: the data source.
+        loss: the cross-entropy loss.
         vocab_size: V.
-        batch: the first.
+        batch: the first training batch.
     """
 
     cfg: RunConfig
@@ -52,15 +52,15 @@ class Prepared:
 
 
 def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
-    """Refuses all that can be, and joins the ranks.
+    """Refuses what cannot run, and connects the ranks.
 
     Args:
         cfg: the checked configuration.
-        shown: its plain values as they may be written down.
-        run_dir: the run's folder.
+        shown: its plain values with secrets hidden.
+        run_dir: the run folder.
 
     Raises:
-        ConfigError: what cannot run, why, and what would.
+        ConfigError: names what cannot run, why, and what would.
     """
     registry.check_own_classes(cfg.option_configs())
     trainer, own_rank = cfg.trainer, rank()
@@ -73,7 +73,7 @@ def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
     pl.seed_everything(cfg.seed, verbose=False)
     # refused now rather than after the data is prepared
     ckpt = checkpoint_to_load(cfg.ckpt, run_dir) if own_rank == 0 else None
-    named = distributed.from_rank_0(ckpt and str(ckpt))  # files may change while ranks look
+    named = distributed.from_rank_0(ckpt and str(ckpt))  # files may change between the ranks' reads
     ckpt = None if named is None else Path(named)
     data = builder.build_data(cfg, devices)
     check_data(data)
@@ -91,7 +91,7 @@ def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
 
 
 def _set_determinism(deterministic: bool) -> None:
-    """For this run; `run` puts back what was set before it."""
+    """Sets torch's determinism for this run; `run` restores the previous setting."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)

@@ -1,4 +1,4 @@
-"""Text of others, as from a corpus, a checkpoint or a path, made safe for a terminal and a log."""
+"""Makes untrusted text, as from a corpus, a checkpoint or a path, safe for terminals and logs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import unicodedata
 # Control characters move the cursor, change colors or the window's title; the others reorder or
 # hide what is read. Surrogates stand for bytes of a file name and cannot be encoded.
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
-_MAX_LINE, _MAX_BLOCK = 20_000, 1_000_000  # characters of a message
+_MAX_LINE, _MAX_BLOCK = 20_000, 1_000_000  # longest messages, in characters
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """The text with visible escapes in place of all characters that a terminal would obey.
+    """Replaces all characters that control a terminal by visible escapes.
 
     Args:
-        text: what a stranger wrote.
-        keep: characters that stay as they are.
+        text: untrusted text.
+        keep: characters that are not escaped.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -28,27 +28,27 @@ def printable(text: str, keep: str = "\n\t") -> str:
 
 
 def one_line(text: str) -> str:
-    """The same as a single line, for a sentence."""
+    """Makes text printable as a single line, for use in a sentence."""
     return printable(text, keep="")
 
 
 def short_line(text: str) -> str:
-    """The same, cut where it is longer than anybody reads, as with a name from a foreign file."""
+    """Makes text printable as a single short line, for example a name from an untrusted file."""
     return _cut(one_line(text), _MAX_LINE)
 
 
 def shortened(text: str, limit: int) -> str:
-    """A text of at most so many characters, with three dots where more were left out.
+    """Cuts a text to `limit` characters, with three dots where characters were left out.
 
-    Secrets have to be hidden before: afterwards the halves of one are not found.
+    Secrets must be hidden first, since a secret that is cut in two would not be found.
     """
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def block(text: str) -> str:
-    """A message of several lines, as a table or a sample; lines after the first are indented.
+    """Makes a text of several lines printable, with all lines but the first indented.
 
-    So no line of it can be taken for a message of its own, which begins with the time.
+    No line can then be mistaken for a separate log message, which begins with the time.
     """
     lines = (_cut(line, _MAX_LINE) for line in _cut(printable(text), _MAX_BLOCK).split("\n"))
     return "\n  ".join(lines)

@@ -1,4 +1,4 @@
-"""Processes that this package starts: how they end, and that they end with their parent."""
+"""Child processes and ranks: their environment, their signals, and their end with the parent."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from xftrain.errors import ConfigError, Stopped
 
 Process = subprocess.Popen[bytes]
 
-rank_died = threading.Event()  # set where a rank that this process started has died
+rank_died = threading.Event()  # set when a rank that this process started has died
 
-RANKS = "XFTRAIN_RANKS"  # the folder in which ranks that this package starts meet
+RANKS = "XFTRAIN_RANKS"  # the rendezvous folder of ranks that this package starts
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-# Signals that ask a process to end: of whoever manages it, of a terminal that closes, of the soft
-# limit on CPU time. SIGQUIT is left alone, as the one that ends a process at once.
+# Signals that ask a process to end: from a process manager, a closed terminal, and the soft limit
+# on CPU time. SIGQUIT keeps its default action and ends a process at once.
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 
-# Whole numbers by which launchers such as torchrun tell a process its place among others.
+# Integer variables by which launchers such as torchrun pass a process its rank.
 _RANK_VARIABLES = (
     "LOCAL_RANK",
     "RANK",
@@ -38,18 +38,18 @@ _RANK_VARIABLES = (
     "GROUP_WORLD_SIZE",
     "MASTER_PORT",
 )
-# Libraries take these, too, for a value where they are set to nothing.
+# Libraries fail if these are set to an empty string, too.
 _UNSET_WHEN_EMPTY = (*_RANK_VARIABLES, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_LOGS")
 
 
 def die_with_parent(number: signal.Signals) -> None:
-    """Asks Linux to send this process a signal when its parent is gone."""
+    """Asks Linux to send this process a signal when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def cause_of_death(code: int | None) -> str:
-    """What an exit code says, in words."""
+    """Describes an exit code in words."""
     if code is None or code >= 0:
         return f"the process ended with code {code}"
     said = f"the process was ended by {signal.Signals(-code).name}"
@@ -62,28 +62,28 @@ def rank() -> int:
 
 
 def is_rank() -> bool:
-    """Whether whoever started this process made it one of those that train one model."""
+    """Whether a launcher started this process as a rank."""
     return _number("LOCAL_RANK") is not None
 
 
 def num_ranks() -> int:
-    """WORLD_SIZE, or 1 where it is not set."""
+    """WORLD_SIZE, or 1 if it is not set."""
     size = _number("WORLD_SIZE")
     return 1 if size is None else size
 
 
 def drop_empty_variables() -> None:
-    """Unsets variables that are set to nothing, at which libraries fail."""
+    """Unsets variables that are empty, on which libraries fail."""
     for name in _UNSET_WHEN_EMPTY:
         if not os.environ.get(name, "unset").strip():
             del os.environ[name]
 
 
 def check_rank_variables() -> None:
-    """Refuses variables of ranks that are no numbers, and ranks on several machines.
+    """Refuses rank variables that are not integers, and ranks on several machines.
 
     Raises:
-        ConfigError: which variable, and what to do.
+        ConfigError: names the variable and the remedy.
     """
     found = {name: _number(name) for name in _RANK_VARIABLES}
     local_rank, size = found["LOCAL_RANK"], found["WORLD_SIZE"]
@@ -105,8 +105,8 @@ def check_rank_variables() -> None:
     ):
         shown = ", ".join(f"{name}={value}" for name, value in found.items() if value is not None)
         raise ConfigError(
-            "xftrain trains on one machine, and the environment of this process is of a run on "
-            f"several nodes ({shown}): start torchrun with --nnodes=1."
+            "xftrain trains on one machine, and the environment of this process describes a run "
+            f"on several nodes ({shown}): start torchrun with --nnodes=1."
         )
     if size is not None and local_rank >= size:
         raise ConfigError(
@@ -115,10 +115,10 @@ def check_rank_variables() -> None:
 
 
 def _number(name: str) -> int | None:
-    """A variable of ranks; None where it is unset or empty.
+    """Reads an integer rank variable; None if it is unset or empty.
 
     Raises:
-        ConfigError: it is no whole number.
+        ConfigError: the value is not an integer.
     """
     text = os.environ.get(name, "").strip()
     if not text:
@@ -133,7 +133,7 @@ def _number(name: str) -> int | None:
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """With these variables, for this process and those that it starts."""
+    """Sets environment variables for this process and its children, and restores them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -144,12 +144,12 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def end(processes: Sequence[Process], *, patience_s: float, wait_s: float) -> None:
-    """Waits for processes to end; then asks those that are left, and then ends them.
+    """Waits for processes to end, then terminates, and finally kills the remaining ones.
 
     Args:
-        processes: that this one started.
-        patience_s: until they are asked.
-        wait_s: from then until they are killed.
+        processes: processes that this one started.
+        patience_s: seconds before they are terminated.
+        wait_s: seconds from then until they are killed.
     """
     for stop, seconds in ((None, patience_s), ("terminate", wait_s), ("kill", wait_s)):
         left = [process for process in processes if process.poll() is None]
@@ -164,10 +164,10 @@ def end(processes: Sequence[Process], *, patience_s: float, wait_s: float) -> No
 
 @contextmanager
 def stops_raised(*others: signal.Signals) -> Iterator[None]:
-    """Signals that ask the process to end, and these others, as `Stopped`.
+    """Raises `Stopped` for signals that ask the process to end, and for `others`.
 
-    So whoever waits for other processes can end them. Signals that the parent had this process
-    ignore, as `nohup` does with SIGHUP, stay ignored.
+    Code that waits for other processes can then end them. Signals that the parent made this
+    process ignore, as `nohup` does with SIGHUP, stay ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -186,5 +186,5 @@ def stops_raised(*others: signal.Signals) -> Iterator[None]:
 
 
 def is_heeded(number: int) -> bool:
-    """Whether a signal counts; SIGHUP does not where it was ignored when this process began."""
+    """Whether a signal is handled; SIGHUP is not if it was ignored when this process started."""
     return number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN

@@ -1,8 +1,8 @@
-"""The processes of a run on several devices: each rank is this command again.
+"""Starts the ranks of a run on several devices; each rank runs this command again.
 
-Lightning would start them itself, from `sys.argv`: in a sweep each would run the whole sweep, and
-one that dies takes the sweep with it. Started here, Lightning finds ranks that are already there,
-as under torchrun, which works as well.
+Lightning would start them from `sys.argv`: in a sweep each rank would run the whole sweep, and a
+rank that dies would end the sweep. Since they are started here, Lightning finds existing ranks,
+as it does under torchrun, which works as well.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from xftrain.overrides import as_typed, quoted
 from xftrain.processes import Process, cause_of_death
 from xftrain.redaction import hidden_in_message
 
-_GRACE_S = 10.0  # for ranks to end after they were asked, and to say which of them died
-_NOTICE_S = 5.0  # for this rank to notice by itself that another is gone, as gloo does at once
-_END_S = 30.0  # for the ranks to end after this one
+_GRACE_S = 10.0  # time for ranks to end after SIGTERM, and to report which of them died
+_NOTICE_S = 5.0  # time for this rank to notice that another died, as gloo does at once
+_END_S = 30.0  # time for the other ranks to end after this one
 _POLL_S = 0.2
-_SILENT = ("hydra/job_logging=disabled",)  # rank 0 says it
+_SILENT = ("hydra/job_logging=disabled",)  # only rank 0 logs
 
 _STOPS = {Stopped(n).code: int(n) for n in (*processes.END_SIGNALS, SIGUSR1, SIGINT)}
 
@@ -39,16 +39,15 @@ Ranks = Sequence[Process]
 
 @contextlib.contextmanager
 def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
-    """Starts the other ranks of the run that the body is rank 0 of, and ends with them.
+    """Starts the other ranks for a body that runs as rank 0, and waits for their end.
 
     Args:
-        num_ranks: processes in all; with 1, or where something else has started them, nothing is
-            done.
+        num_ranks: the number of ranks; nothing is done for 1, or if a launcher has started them.
         settings: Hydra's own configuration of the run.
-        run_dir: the run's folder.
+        run_dir: the run folder.
 
     Raises:
-        RunError: another rank died; its last words are part of the sentence.
+        RunError: another rank died; the message includes its last output.
     """
     if num_ranks == 1 or processes.is_rank():
         yield
@@ -67,7 +66,7 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    # of mode 700: whoever could write there could be a rank
+    # mode 700, since whoever can write there could join as a rank
     with tempfile.TemporaryDirectory(prefix="xftrain-ranks-") as meeting:
         with processes.environment({**ours, processes.RANKS: meeting}):
             yield from _with_others(num_ranks, settings, run_dir)
@@ -75,13 +74,13 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def following(*, is_ours: bool) -> Iterator[list[str]]:
-    """Hydra's overrides that silence a rank which torchrun started, other than rank 0.
+    """Yields Hydra overrides that silence a rank other than 0 that torchrun started.
 
-    Rank 0 speaks, and has the run's folder. Hydra makes one for each process; this one's is
-    temporary.
+    Only rank 0 logs and owns the run folder. Hydra makes a folder for each process, which is
+    temporary for the other ranks.
 
     Args:
-        is_ours: whether `started` has started this rank, with these overrides.
+        is_ours: whether `started` started this rank, already with these overrides.
     """
     if is_ours or processes.rank() == 0:
         yield []
@@ -105,7 +104,7 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
         threading.Thread(target=_watch, args=watch, daemon=True, name="ranks").start()
         yield
     except Exception as error:
-        patience_s = 0.0  # they wait for this one
+        patience_s = 0.0  # the other ranks would wait for this one
         if isinstance(error, ConfigError | RunError) or not is_of_another(error):
             raise
         if said := _first_death(ranks, words, wait_s=_GRACE_S):
@@ -115,7 +114,7 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
             _correct(run_dir, str(Stopped(number)), "stopped")
             raise Stopped(number) from error
         raise
-    except BaseException:  # a stop, in which all of them take part
+    except BaseException:  # a stop signal, which all ranks handle
         patience_s = _GRACE_S
         raise
     finally:
@@ -136,7 +135,7 @@ def _start(rank: int, settings: Any, run_dir: Path, words: Path) -> Process:
 def _watch(
     ranks: Ranks, words: Sequence[Path], over: threading.Event, settings: Any, run_dir: Path
 ) -> None:
-    """Ends this process where a rank died and this one waits for it, as NCCL does for long."""
+    """Ends this process if another rank died while this one waits for it, as NCCL may for long."""
     died_at: float | None = None
     while not over.wait(_POLL_S):
         said = _first_death(ranks, words)
@@ -154,11 +153,11 @@ def _watch(
 
 
 def _first_death(ranks: Ranks, words: Sequence[Path], wait_s: float = 0.0) -> str | None:
-    """Which rank died, and what it said; None where all live or ended well."""
+    """Names the rank that died and its last output; None if all are alive or succeeded."""
     deadline = time.monotonic() + wait_s
     while True:
         for rank, (process, place) in enumerate(zip(ranks, words, strict=False), start=1):
-            if process.poll() in (None, 0, *_STOPS):  # a stop is no death
+            if process.poll() in (None, 0, *_STOPS):  # a stop by a signal is not a failure
                 continue
             said = read_text(place)
             return f"rank {rank} ended the run: {said or cause_of_death(process.returncode) + '.'}"
@@ -168,7 +167,7 @@ def _first_death(ranks: Ranks, words: Sequence[Path], wait_s: float = 0.0) -> st
 
 
 def is_of_another(error: Exception) -> bool:
-    """Whether this rank failed because another one is gone."""
+    """Whether this rank failed because another one died."""
     said = f"{type(error).__name__}: {error}"
     return any(word in said for word in ("Connection", "gloo", "NCCL", "DistBackendError"))
 
@@ -180,7 +179,7 @@ def _stopped_by(ranks: Ranks) -> int | None:
 
 
 def _correct(run_dir: Path, error: str, status: str = "failed") -> None:
-    """Puts the cause into `result.json`, which has what this rank saw of it."""
+    """Replaces the error in `result.json`, which only has this rank's symptom, by the cause."""
     result = read_json(run_dir / "result.json")
     if result is not None:
         ended = {**result, "status": status, "error": hidden_in_message(error)}

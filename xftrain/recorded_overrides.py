@@ -1,8 +1,8 @@
-"""Overrides that were read from a file: parsed into plain values, checked, and written anew.
+"""Parses overrides from an untrusted file into plain values, checks them, and rewrites them.
 
-A sweep's folder may come from anyone. So its overrides are read by Hydra's own grammar, what they
-mean is checked after every escape is undone, and the text that Hydra gets is made from the checked
-values and proved to mean the same; the text of the file is never handed on.
+A sweep's folder is untrusted. Its overrides are parsed by Hydra's own grammar and their values are
+checked after unescaping. Hydra gets new text that is written from the checked values and verified
+to parse to the same values, never the text of the file.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from xftrain.overrides import HYDRA_GROUPS, all_groups
 from xftrain.registry import ENTRY_GROUPS, conf_dir
 from xftrain.root_schema import DoctorRoot, Root, SampleRoot
 
-MAX_JOBS = 100_000  # of one sweep
-_MAX_CHARACTERS = 20_000  # of one override
-MAX_PROCESSES = max(64, os.cpu_count() or 1)  # side by side
+MAX_JOBS = 100_000  # largest number of jobs of a sweep
+_MAX_CHARACTERS = 20_000  # longest override
+MAX_PROCESSES = max(64, os.cpu_count() or 1)  # largest number of parallel jobs
 _MAX_OVERRIDES = 1_000  # each takes Hydra's parser some milliseconds
 _ROOTS = {"doctor": DoctorRoot, "sample": SampleRoot}
-_NAME = r"[A-Za-z]\w*"  # no underscore first: _target_, _args_ and the like name code
+_NAME = r"[A-Za-z]\w*"  # no leading underscore: _target_, _args_ and the like name code
 _KEY = re.compile(rf"{_NAME}(?:[./]{_NAME})*", re.ASCII)
-_WORD = re.compile(r"\w[\w-]*", re.ASCII)  # an option; a path would lead out of its folder
+_WORD = re.compile(r"\w[\w-]*", re.ASCII)  # an option's name; a path could leave its folder
 _GLOB = re.compile(r"[\w*?-]+", re.ASCII)
-# What Hydra's own keys may be set to: nothing that names code, a folder or a command.
+# Hydra's own keys that may be set, and to which values: none that names code, folders or commands.
 _HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
-_NUMBERS = {  # all are drawn or started before the first job
+_NUMBERS = {  # limits of what is drawn or started before the first job
     "hydra/launcher/n_jobs": (-1, MAX_PROCESSES),
     "hydra/sweeper/n_jobs": (1, MAX_PROCESSES),
     "hydra/sweeper/n_trials": (1, MAX_JOBS),
@@ -55,18 +55,18 @@ _HYDRA_KEYS = re.compile(
 
 
 class NotPlain(ValueError):
-    """An override of a file that means more than a plain value of a known key."""
+    """An override in a file that is more than a plain value of a known key."""
 
 
 def plain_overrides(config_name: str, recorded: Sequence[str]) -> list[str]:
-    """The overrides in a text of our own that means exactly what was checked.
+    """Checks recorded overrides and writes them anew in canonical form.
 
     Args:
-        config_name: the file of conf/ that they are for.
-        recorded: what the file holds.
+        config_name: the primary config, a file of conf/.
+        recorded: the overrides in the file.
 
     Raises:
-        NotPlain: one of them could run code, resolve an interpolation or leave the schema.
+        NotPlain: an override could run code, resolve an interpolation or leave the schema.
     """
     if len(recorded) > _MAX_OVERRIDES:
         raise NotPlain(f"{len(recorded):,} overrides")
@@ -85,7 +85,7 @@ def plain_overrides(config_name: str, recorded: Sequence[str]) -> list[str]:
 
 
 def same_overrides(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether two lists of overrides mean the same, however their values are quoted."""
+    """Whether two lists of overrides are equal regardless of the quoting of their values."""
     if list(first) == list(second):
         return True
     try:
@@ -95,7 +95,7 @@ def same_overrides(first: Sequence[str], second: Sequence[str]) -> bool:
 
 
 def num_values(override: Override) -> float:
-    """Jobs that an override asks for: its values, 1 where it is no sweep or is drawn from."""
+    """The number of values that an override sweeps; 1 for a single value or a distribution."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
         return max(len(value.list), 1)
@@ -112,12 +112,12 @@ def _parse(text: str) -> Override:
         raise NotPlain(f"an override of {len(text):,} characters")
     try:
         return OverridesParser.create().parse_override(text)
-    except Exception as error:  # whatever Hydra's parser raises, also RecursionError
+    except Exception as error:  # Hydra's parser may raise anything, also RecursionError
         raise NotPlain("an override that cannot be read") from error
 
 
 def _meaning(override: Override) -> tuple[Any, ...]:
-    """What tells two overrides apart; types too, since 1 equals true and 1.0."""
+    """A key by which overrides are compared; it has types, since 1 equals true and 1.0."""
     value, tags = override.value(), []
     if isinstance(value, Sweep):
         value, tags = replace(value, tags=set()), sorted(value.tags)
@@ -143,7 +143,7 @@ def _check_value(override: Override, groups: set[str]) -> None:
         raise NotPlain(f"{override.key_or_group}={value}, which is at most {most:,}")
     strings = list(_strings(value))
     joined = "".join(strings)
-    # together they make an interpolation, however they are escaped or put together later
+    # `${` makes an interpolation, however it is escaped or assembled later
     if "$" in joined and "{" in joined:
         raise NotPlain(f"an interpolation in {override.key_or_group}")
     if group.partition("/")[0] == "hydra" and (
@@ -177,10 +177,10 @@ def _plain(value: Any) -> Any:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All text of a value, that of a sweep included.
+    """Yields all strings in a value or a sweep over values.
 
     Raises:
-        NotPlain: it holds something else than plain values.
+        NotPlain: the value holds something other than plain values.
     """
     if isinstance(value, Glob):
         if not all(map(_GLOB.fullmatch, [*value.include, *value.exclude])):
@@ -194,7 +194,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _plain_strings(value: Any) -> Iterator[str]:
-    """All text of a value, the keys of mappings included."""
+    """Yields all strings in a value, the keys of mappings included."""
     value = _plain(value)
     if isinstance(value, str):
         yield value
@@ -212,10 +212,10 @@ def _plain_strings(value: Any) -> Iterator[str]:
 
 
 def _written(override: Override) -> str:
-    """The override in canonical form.
+    """Writes the override in canonical form.
 
     Raises:
-        NotPlain: Hydra's grammar would read something else in it.
+        NotPlain: Hydra would parse the text to another value.
     """
     key = override.get_key_element()
     is_deleted = override.type == OverrideType.DEL and override.value_type is None
@@ -244,11 +244,11 @@ def _value_written(value: Any) -> str:
 
 
 def _element(value: Any) -> str:
-    """As Hydra writes it for a job, so that the job has the same name as when it was typed."""
+    """Writes an element of a sweep as Hydra does for a job, so that the job's name is unchanged."""
     return Override._get_value_element_as_str(value)
 
 
 def _argument(value: Any) -> str:
-    """Of a function, which takes the quotes away, though `choice("1")` is not the number."""
+    """Writes a function's argument; functions drop quotes, but `choice("1")` is not the number."""
     is_text = isinstance(value, str)
     return _element(QuotedString(value, Quote.double) if is_text else value)

@@ -1,4 +1,4 @@
-"""What a run that has ended says of itself in its folder."""
+"""Reads the record that a finished run leaves in its folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from xftrain.files import read_json
 
 
 def status_of(run_dir: Path) -> str | None:
-    """The status in the folder's `result.json`; None where there is none."""
+    """The status in the folder's `result.json`; None if there is none."""
     status = (read_json(run_dir / "result.json") or {}).get("status")
     return status if isinstance(status, str) else None

@@ -1,7 +1,8 @@
-"""Values that a configuration read from the environment, so that they are never written down.
+"""Hides secrets: values that a configuration reads from environment variables.
 
-A configuration names a secret as `${oc.env:TOKEN}`. `read` notes what the variable held, and
-`hidden` puts the variable's name in place of that value, in whatever form a text has it.
+A configuration names a secret as `${oc.env:TOKEN}`. `read` records the variable's value, and
+`hidden` replaces that value by the variable's name, in whatever form (escaped, quoted, folded)
+a text holds it.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ from omegaconf.resolvers import oc
 
 from xftrain.spellings import as_paths, folded, spellings
 
-READ: dict[str, str] = {}  # values, by the variable's name
-_DECODED: dict[str, tuple[str, ...]] = {}  # texts that `oc.decode` took out of such a value
-_WORDS: dict[str, str] = {}  # words that a short value is a part of, and how they are shown
-_READ_NOW: set[str] = set()  # variables that were read since this was cleared
-# Words that the configuration consists of, as names of options. `config` replaces this.
+READ: dict[str, str] = {}  # the values of the variables that were read, by name
+_DECODED: dict[str, tuple[str, ...]] = {}  # strings that `oc.decode` parsed from a variable
+_WORDS: dict[str, str] = {}  # words that contain a short value, and their redacted form
+_READ_NOW: set[str] = set()  # variables that were read since the set was last cleared
+# Words of the configuration, such as names of options, which are no secrets; set by `config`.
 public_words: Callable[[], Collection[str]] = frozenset
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?<=://)[^\s/]+(?=@)")  # and the user that it is of
+_PASSWORD = re.compile(r"(?<=://)[^\s/]+(?=@)")  # user and password of a URL
 _READS = re.compile(r"\$\{oc\.env:\s*(\w+)[^${}]*\}")
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _CONSTANTS = {"true", "false", "null", "none", "yes", "no", "on", "off", "inf", "nan"}
-_LONG_NUMBER = 6  # digits from which a number is taken for a secret
-_SHORT = 4  # below this many characters, a value is looked for as a word of its own
+_LONG_NUMBER = 6  # smallest number of digits of a number that may be a secret
+_SHORT = 4  # a shorter value is hidden only as a separate word
 
 
 class _Form(NamedTuple):
-    """One way in which a text may hold the value of a variable."""
+    """One form in which a text may hold the value of a variable."""
 
     text: str
-    shown: str  # in its place
-    is_word: bool  # nothing but a word of its own is meant
+    shown: str  # the replacement
+    is_word: bool  # match only a separate word
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where the text has it, overlapping places included."""
+        """The (start, end) of all matches in the text, overlapping ones included."""
         for start, end in self._places(text):
             if not self.is_word or not (_joins(text, start) or _joins(text, end)):
                 yield start, end
@@ -62,12 +63,12 @@ class _Form(NamedTuple):
 
 
 def read(name: str, *default: str | None, _node_: Any = None) -> str | None:
-    """OmegaConf's `oc.env`, with a note of the value; a default is no secret."""
+    """OmegaConf's `oc.env`, which also records the value as a secret; a default is no secret."""
     value: str | None = oc.env(name, *default)
     if name in os.environ:
         READ[name] = os.environ[name]
         _READ_NOW.add(name)
-        source = _node_._value() if _node_ is not None else None  # what the value is a part of
+        source = _node_._value() if _node_ is not None else None  # the text with the interpolation
         if isinstance(source, str):
             known = _READS.sub(lambda found: os.environ.get(found[1], "\0"), source)
             _note_words(_INTERPOLATION.sub("\0", known), READ)
@@ -75,12 +76,12 @@ def read(name: str, *default: str | None, _node_: Any = None) -> str | None:
 
 
 def note_joined(cfg: DictConfig) -> None:
-    """Notes the words that short secrets are a part of, wherever in a configuration they come from.
+    """Records the words of a configuration that contain a short secret.
 
-    A value may have a secret by way of another key or of a resolver: `/a/pre${tags[0]}suf`.
+    A value may contain a secret through another key or a resolver: `/a/pre${tags[0]}suf`.
 
     Args:
-        cfg: as composed; its values are resolved one by one.
+        cfg: the composed configuration, whose values are resolved one by one.
     """
     if any(_is_secret(value) and _is_short(value) for value in READ.values()):
         _note_joined(cfg)
@@ -97,13 +98,13 @@ def _note_joined(node: DictConfig | ListConfig) -> None:
         _READ_NOW.clear()
         try:
             text = str(node[key])
-        except Exception as error:  # of any resolver; a sentence is made of it elsewhere
+        except Exception as error:  # any resolver may raise; `config` reports it
             text = str(error)
         _note_words(text, _READ_NOW)
 
 
 def decode(expr: str | None, *, _parent_: Any, _node_: Any) -> Any:
-    """OmegaConf's `oc.decode`, with a note of the texts in a value of the environment."""
+    """OmegaConf's `oc.decode`, which also records the strings in a variable's value as secrets."""
     value = oc.decode(expr, _parent_=_parent_, _node_=_node_)
     for name, held in READ.items():
         if expr == held:
@@ -113,9 +114,9 @@ def decode(expr: str | None, *, _parent_: Any, _node_: Any) -> Any:
 
 
 def digests() -> dict[str, str]:
-    """By variable, enough to tell whether a later run reads another value, and too little for it.
+    """A 12-bit digest of each variable's value, by which a later run detects another value.
 
-    Twelve bits: a value cannot be guessed from them, and one other in 4096 goes unnoticed.
+    A value cannot be recovered from 12 bits, and one change in 4096 is not detected.
     """
     return {
         name: sha256(f"xftrain {value}".encode()).hexdigest()[:3] for name, value in READ.items()
@@ -123,16 +124,16 @@ def digests() -> dict[str, str]:
 
 
 def hidden(text: str, *, is_value: bool = False) -> str:
-    """The text with the names of variables in place of their values.
+    """Replaces the values of environment variables in a text by the variables' names.
 
-    Numbers of fewer than six digits, constants such as `true`, and words that the configuration
-    itself consists of, such as `sdpa`, are no secrets; any other value is one, however short. One
-    of fewer than four characters is looked for as a word of its own.
+    Numbers of fewer than six digits, constants such as `true`, and words of the configuration
+    itself, such as `sdpa`, are no secrets; any other value is one, however short. A value of
+    fewer than four characters is hidden only as a separate word.
 
     Args:
-        text: a sentence, a message, a traceback.
-        is_value: the text is a value of the configuration that was read from the environment, in
-            which every variable's value is looked for.
+        text: a sentence, a message or a traceback.
+        is_value: whether the text is a configuration value that was read from the environment;
+            then the value of every variable is hidden.
     """
     decoded = [(name, text) for name, texts in _DECODED.items() for text in texts]
     forms = _forms((*READ.items(), *decoded), tuple(_WORDS.items()), is_value)
@@ -149,19 +150,19 @@ def hidden(text: str, *, is_value: bool = False) -> str:
 
 
 def hidden_in_message(text: str) -> str:
-    """What `hidden` leaves, with `***` in place of a password in a URL.
+    """Applies `hidden`, and also replaces user and password in a URL by `***`.
 
-    For what is said, and not for what is recorded to be read again: a password that was typed, or
-    that a library has read by itself, stands in the errors of drivers and servers.
+    This is for messages, not for records that are read again: errors of drivers and servers may
+    show a password that was typed, or that a library read by itself.
 
     Args:
-        text: a sentence, a message, a traceback.
+        text: a sentence, a message or a traceback.
     """
     return hidden(_PASSWORD.sub("***", text))
 
 
 def hidden_throughout(value: Any) -> Any:
-    """A plain structure with `hidden` applied to each of its texts, keys included."""
+    """Applies `hidden` to each string of a plain structure, keys included."""
     if isinstance(value, str):
         return hidden(value)
     if isinstance(value, Mapping):
@@ -172,21 +173,21 @@ def hidden_throughout(value: Any) -> Any:
 
 
 def without_secrets(cfg: DictConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as they may be written down: what comes from the environment by its name alone.
+    """Replaces the values in the options that came from environment variables by their names.
 
-    A value composed with `${oc.env:TOKEN}` has that again in place of what TOKEN holds, also where
-    it came by way of another key.
+    A value that was composed from `${oc.env:TOKEN}` shows that interpolation again in place of
+    the value of TOKEN, also if it came through another key.
 
     Args:
-        cfg: what the options were composed as.
-        options: what `config.validate` made of it, or its plain values.
+        cfg: the composed configuration.
+        options: its checked or plain values.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
     return _cleared(options, raw) if READ else dict(options)
 
 
 def _cleared(value: Any, source: Any) -> Any:
-    """A value as its source in the configuration lets it be shown."""
+    """Redacts a value according to its source, the unresolved node of the configuration."""
     if isinstance(value, Mapping):
         children = source if isinstance(source, Mapping) else dict.fromkeys(value, source)
         return {key: _cleared(child, children.get(key)) for key, child in value.items()}
@@ -197,15 +198,15 @@ def _cleared(value: Any, source: Any) -> Any:
         return value
     if isinstance(value, str):
         shown = hidden(value, is_value=True)
-        # a path that was read may have been brought into another form
+        # a path from a variable may have been normalized
         is_other = shown == value and any(READ.get(name) for name in _READS.findall(source))
         return source if is_other else shown
-    # a number that was read from a text
+    # a number that was parsed from a variable's text
     return source if "oc." in source or str(value) in READ.values() else value
 
 
 def _named(word: str) -> str:
-    """A word that is composed of values, each secret in it replaced, as it may hold several."""
+    """Replaces each secret in a word that is composed of several values."""
     forms = [
         _Form(value, f"${{oc.env:{name}}}", is_word=False)
         for name, value in READ.items()
@@ -215,7 +216,7 @@ def _named(word: str) -> str:
 
 
 def _replaced(text: str, found: list[tuple[int, int, str]]) -> str:
-    """The text with these places of it replaced."""
+    """Replaces the found (start, end, replacement) spans of a text."""
     pieces, at = [], 0
     for start, end, shown in _merged(found):
         pieces += [text[at:start], shown]
@@ -224,7 +225,7 @@ def _replaced(text: str, found: list[tuple[int, int, str]]) -> str:
 
 
 def _merged(found: list[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
-    """Overlapping places as one, shown as the longest, so that no part of any is left."""
+    """Merges overlapping spans, with the replacement of the longest, so that no part is left."""
     found = sorted(found)
     while found:
         start, end, shown = found.pop(0)
@@ -241,10 +242,10 @@ def _merged(found: list[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]
 def _forms(
     named: tuple[tuple[str, str], ...], words: tuple[tuple[str, str], ...], all_: bool
 ) -> list[_Form]:
-    """What to look for: all values, or those that are secrets, and words that have one in them."""
+    """All forms to search for: of secrets, or of all values, and of words that contain one."""
     forms = set()
     for name, value in named:
-        # a line of a long value may be shown alone
+        # a message may show a single line of a long value
         parts = {value, value.strip(), *(line.strip() for line in value.splitlines())}
         for part in parts | (set(as_paths(value)) if _is_secret(value) else set()):
             if part and (all_ or _is_secret(part)):
@@ -257,7 +258,7 @@ def _forms(
 
 
 def _note_words(text: str, names: Iterable[str]) -> None:
-    """Notes each word of a value of the configuration that a short secret is a part of."""
+    """Records each word of a configuration value that contains a short secret."""
     for name in names:
         value = READ[name]
         if not (_is_secret(value) and _is_short(value)):
@@ -273,20 +274,20 @@ def _note_words(text: str, names: Iterable[str]) -> None:
 
 
 def _is_short(value: str) -> bool:
-    """Whether a text may have it in it by chance."""
+    """Whether the value is so short that a text may contain it by chance."""
     return len(value) < _SHORT or _NUMBER.fullmatch(value) is not None
 
 
 def _is_secret(value: str) -> bool:
     if not any(letter.isalnum() for letter in value):
-        return len(value.strip()) >= _SHORT  # rather than the path `/`
+        return len(value.strip()) >= _SHORT  # excludes the path `/`
     if _NUMBER.fullmatch(value):
         return sum(letter.isdigit() for letter in value) >= _LONG_NUMBER
     return value.lower() not in _CONSTANTS and value not in public_words()
 
 
 def _joins(text: str, at: int) -> bool:
-    """Whether a word goes on across a place in a text."""
+    """Whether a position in a text is inside a word."""
     return 0 < at < len(text) and text[at - 1].isalnum() and text[at].isalnum()
 
 

@@ -38,15 +38,16 @@ PACKAGES = {
     "logger": ("xftrain.training.loggers",),
 }
 _OF_LAYER = re.compile(r"^model\.layers\.[^.]+\.")
-ENTRY_GROUPS = ("callbacks", "logger")  # a dictionary of options, each under a key of its own
-# Fields beside an option's own, which the framework reads and passes by position.
+ENTRY_GROUPS = ("callbacks", "logger")  # groups that hold several options, each under its own key
+# Fields that all options of a group share, which the framework reads and passes by position.
 SHARED_FIELDS = {"data": {"batch_size": Field(PositiveInt | None, None)}}
 
 
 def group_of(key: str) -> str:
-    """The group that a dotted key belongs to.
+    """The config group of a dotted key.
 
-    model.attn is in model/attn, model.layers.local.bias in model/bias, and logger.csv in logger.
+    `model.attn` is in `model/attn`, `model.layers.local.bias` in `model/bias`, and `logger.csv`
+    in `logger`.
     """
     group = _OF_LAYER.sub("model.", key).replace(".", "/")
     return group if group in PACKAGES else group.partition("/")[0]
@@ -62,14 +63,14 @@ def conf_dir() -> Path:
 
 
 def names(group: str) -> list[str]:
-    """The options of a group, sorted: a YAML and a Python file with the class of that name."""
+    """The sorted names of a group's options: those with a YAML file and a class."""
     files = (conf_dir() / group).glob("*.yaml")
     return sorted(file.stem for file in files if _find(group, file.stem))
 
 
 @cache
 def words() -> frozenset[str]:
-    """The words that a configuration consists of: groups, options, fields, and their choices."""
+    """All names in a configuration: of groups, options, fields, and literal values."""
     found = {part for group in PACKAGES for part in group.split("/")} | {"name", "cpu", "cuda"}
     found |= {path.stem for path in conf_dir().rglob("*.yaml")}
     for group in PACKAGES:
@@ -80,7 +81,7 @@ def words() -> frozenset[str]:
 
 
 def literals(annotation: Any) -> set[str]:
-    """The texts among which an annotation lets one choose."""
+    """The strings that the `Literal`s of an annotation allow."""
     if isinstance(annotation, str):
         return {annotation}
     args = get_args(annotation)
@@ -99,7 +100,7 @@ def schema(group: str, name: str) -> dict[str, Field]:
 
 
 def declared(group: str, name: str, attribute: str) -> Any:
-    """What the class of an option says of itself by a constant attribute; None where nothing.
+    """The value of a constant attribute of an option's class; None if it has no such attribute.
 
     It is read from the source, so that a configuration is refused before torch is imported.
     """
@@ -107,20 +108,20 @@ def declared(group: str, name: str, attribute: str) -> Any:
 
 
 def module_of(group: str, name: str) -> str | None:
-    """The full name of an option's module; None where there is no such option."""
+    """The full name of an option's module; None if there is no such option."""
     found = _find(group, name)
     return None if found is None else found[0]
 
 
 def load(group: str, name: str) -> type:
-    """The class of an option; this imports it."""
+    """Imports and returns the class of an option."""
     module, class_name = _module_and_class(group, name)
     loaded: type = getattr(importlib.import_module(module), class_name)
     return loaded
 
 
 def check(key: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the node at a dotted key, complete and of the right types.
+    """Checks the node of a built-in option at a dotted key, and fills in the defaults.
 
     Raises:
         ConfigError: unknown name or key, a wrong type, a value out of range, a missing field.
@@ -136,15 +137,15 @@ def check(key: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(option: OptionConfig, *positional: Any) -> Any:
-    """The object that an option describes; `positional` is what the framework brings."""
+    """Builds the object of an option; `positional` are the framework's own arguments."""
     return factory(option)(*positional)
 
 
 def factory(option: OptionConfig) -> Callable[..., Any]:
-    """What `build` calls: the class of an option and its arguments, to be called repeatedly.
+    """A callable that builds the object of an option, and may be called repeatedly.
 
-    A class of the user's own goes to Hydra's `instantiate`. Only configurations that the user
-    composed may come here with one, never those of a checkpoint.
+    A user's own class is built by Hydra's `instantiate`. Only configurations that the user
+    composed may name one, never those of a checkpoint.
     """
     arguments = option.options
     for shared in SHARED_FIELDS.get(option.group, {}):
@@ -173,7 +174,7 @@ def _nearest(value: Any, known: list[str]) -> str:
 
 
 def check_own_classes(options: Iterable[OptionConfig]) -> None:
-    """Checks all classes of the user's own in a configuration, before anything is built.
+    """Checks all of the user's own classes in a configuration, before anything is built.
 
     Raises:
         ConfigError: the first fault found, as one sentence.

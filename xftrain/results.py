@@ -1,4 +1,4 @@
-"""What a run leaves behind in `result.json`, and its last lines on the console."""
+"""The record of a run in `result.json`, and its last lines on the console."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from xftrain.version import __version__, installed
 
 log = logging.getLogger(__name__)
 
-# No space, quota, largest file, input/output error, read-only
+# no space, quota exceeded, file too large, input/output error, read-only file system
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _PACKAGES = ("xformers", "lightning", "hydra-core", "omegaconf")
 
 
 def status_after(error: BaseException) -> str:
-    """`refused`, `stopped` from outside, or `failed`."""
+    """The status after an error: `refused`, `stopped` by a signal, or `failed`."""
     if isinstance(error, ConfigError):
         return "refused"
     return "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
 
 
 def run_dir_for(run_dir: Path | None) -> Path:
-    """The run's folder, relative where it is below the working directory.
+    """The run folder, as a relative path if it is below the working directory.
 
-    Where none is given it is named after the time, and made at once: another run may start in the
-    same second.
+    If none is given, it is named after the time and made at once, since another run may start in
+    the same second.
     """
     if run_dir is None:
         run_dir = Path("outputs", *datetime.now().strftime("%Y-%m-%d %H-%M-%S").split())
@@ -61,17 +61,17 @@ def run_dir_for(run_dir: Path | None) -> Path:
 
 @contextmanager
 def recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """The record of a run, to be filled in; `result.json` is written however the run ends.
+    """Yields the record of a run to be filled in, and writes `result.json` however the run ends.
 
-    A run that ends before it has begun leaves the record of the former run in the folder, whose
-    files are all there still.
+    A run that fails before it begins to train keeps the record of an earlier run in the folder,
+    whose files are still there.
 
     Args:
-        folder: the run's folder, which is locked meanwhile.
+        folder: the run folder, which is locked meanwhile.
 
     Raises:
-        ConfigError: the folder has a link in it that leads out of it, or another run is using it.
-        RunError: in place of the system's own error, where the disk is full.
+        ConfigError: the folder has a link that leads out of it, or another run is using it.
+        RunError: the disk is full; this replaces the system's own error.
     """
     if not folder.is_kept:
         yield empty_result(folder.path)
@@ -103,7 +103,7 @@ def _recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
         if not folder.keeps_record(result["status"]):
             write_result(result, run_dir)
     except (RunError, OSError) as unwritten:
-        failure = failure or unwritten  # what ended the run matters more
+        failure = failure or unwritten  # the error that ended the run takes precedence
     if failure is not None:
         if result["status"] == "stopped":
             _say_how_to_resume(result, failure)
@@ -111,11 +111,11 @@ def _recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
 
 
 def _say_how_to_resume(result: Mapping[str, Any], failure: BaseException) -> None:
-    """What is saved of a run that was stopped from outside, and the command that resumes it."""
+    """Logs the checkpoint of a stopped run and the command that resumes it."""
     ckpt = Path(result["run_dir"], "checkpoints", "last.ckpt")
     if not ckpt.is_file():
         return
-    if result["steps"]:  # else it was stopped before its first step
+    if result["steps"]:  # otherwise the run was stopped before its first step
         log.info("%s at step %d, saved in %s", _said(failure), result["steps"], ckpt)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
         folder = f"hydra.run.dir={_plain_or_quoted(result['run_dir'])}"
@@ -125,27 +125,27 @@ def _say_how_to_resume(result: Mapping[str, Any], failure: BaseException) -> Non
 
 
 def _plain_or_quoted(path: str) -> str:
-    """A path as a value of an override."""
+    """Writes a path as an override's value, with quotes only if it needs them."""
     return path if re.fullmatch(r"[\w./-]+", path) else literal(path)
 
 
 def _said(error: BaseException) -> str:
-    """A sentence of ours as it is, and any other error with its name."""
+    """The text of this package's errors, or the type and text of any other error."""
     if isinstance(error, ConfigError | RunError | Stopped):
         return str(error)
     if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
-        return "interrupted"  # twice: how Lightning answers Ctrl-C
+        return "interrupted"  # Lightning exits like this after a second Ctrl-C
     return f"{type(error).__name__}: {error}"
 
 
 def abandon(result: dict[str, Any], run_dir: Path, error: str) -> None:
-    """Writes the record of a run whose process is about to be ended from within."""
+    """Writes the record of a run whose process is about to kill itself."""
     with suppress(RunError):
         write_result({**result, "status": "failed", "error": error}, run_dir)
 
 
 def empty_result(run_dir: Path) -> dict[str, Any]:
-    """The record of a run that has not begun."""
+    """The initial record of a run."""
     return {
         "status": "running",
         "error": None,
@@ -172,7 +172,7 @@ def _overrides() -> list[str]:
 
 
 def changed_overrides() -> dict[str, str]:
-    """What was typed for this run by dotted keys, less what all jobs of its sweep share."""
+    """This run's overrides by dotted key, without those that all jobs of its multirun share."""
     if not HydraConfig.initialized():
         return {}
     shared = HydraConfig.get().job.config.override_dirname.exclude_keys
@@ -191,13 +191,13 @@ def _versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "xftrain": __version__,  # of this code, installed or not
-        "torch": torch.__version__,  # names the build: +cpu, +cu130
+        "torch": torch.__version__,  # includes the build: +cpu, +cu130
         **{package: installed(package) for package in _PACKAGES},
     }
 
 
 def write_result(result: Mapping[str, Any], run_dir: Path) -> None:
-    """`result.json`, whole or absent; JSON has no NaN, so such a number becomes null.
+    """Writes `result.json` atomically; NaN, which JSON lacks, becomes null.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.
@@ -223,10 +223,10 @@ def _json_number(value: float) -> float | None:
 
 
 def log_summary(result: Mapping[str, Any], *, has_board: bool) -> None:
-    """The last lines of a run: figures, folder, and how to look at it where TensorBoard can."""
+    """Logs the last lines of a run: metrics, run folder, and the TensorBoard command if any."""
     metrics = result["metrics"]
     parts = []
-    if "val/loss" in metrics:  # else trainer.limit_val_batches=0
+    if "val/loss" in metrics:  # missing with trainer.limit_val_batches=0
         parts += [f"loss {metrics['val/loss']:.4f}", f"accuracy {metrics['val/accuracy']:.2%}"]
     if "val/bits_per_byte" in metrics:
         parts.append(f"{metrics['val/bits_per_byte']:.3f} bits per byte")
@@ -245,5 +245,5 @@ def log_summary(result: Mapping[str, Any], *, has_board: bool) -> None:
 
 
 def _is_below(folder: Path) -> bool:
-    """Whether the first part of a relative path is a folder that holds this one and others."""
+    """Whether a path is relative and has a parent folder, which TensorBoard shows with all runs."""
     return len(folder.parts) > 1 and not folder.is_absolute()

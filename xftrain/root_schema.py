@@ -25,9 +25,9 @@ from xftrain.run_config import (
 
 
 def _omegaconf_schema(name: str, config: type[Config], *bases: type) -> type:
-    """The keys of a checked configuration, with `Any` where OmegaConf lacks the type."""
+    """Derives the OmegaConf schema of a config class, with `Any` for types OmegaConf lacks."""
     inherited = {item.name for base in bases for item in fields(base)}
-    hints = get_type_hints(config, include_extras=True)  # rules that messages name
+    hints = get_type_hints(config, include_extras=True)  # messages show the constraints
     keys: list[tuple[str, Any, Any]] = []
     for item in fields(config):
         if item.name in inherited:
@@ -45,7 +45,7 @@ def _omegaconf_schema(name: str, config: type[Config], *bases: type) -> type:
     return make_dataclass(name, keys, bases=bases, namespace={"__module__": __name__})
 
 
-# The only schemas in the ConfigStore, where any other would be an option.
+# The ConfigStore holds only these schemas; any other entry would be listed as an option.
 Root = _omegaconf_schema("Root", RunConfig)
 InfoRoot = _omegaconf_schema("InfoRoot", InfoConfig, Root)
 SampleRoot = _omegaconf_schema("SampleRoot", SampleConfig)
@@ -58,7 +58,7 @@ _CONFIGS: dict[type | None, type[CommandConfig]] = {
 
 
 def config_type_of(cfg: DictConfig | Mapping[str, Any]) -> type[CommandConfig]:
-    """The checked configuration that a composed one makes, which says what its command is."""
+    """The config class of a composed configuration, which identifies its command."""
     found = OmegaConf.get_type(cfg) if isinstance(cfg, DictConfig) else None
     return _CONFIGS.get(found, RunConfig)
 
@@ -67,15 +67,15 @@ ConfigStore.instance().store(name="root_schema", node=Root)
 ConfigStore.instance().store(name="info_schema", node=InfoRoot)
 ConfigStore.instance().store(name="sample_schema", node=SampleRoot)
 ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
-# Hydra copies the whole store for each group that it lists, though what it loads is a copy anyway:
-# half of the time of --help.
+# Hydra deep-copies the whole store for each group that it lists, half of the time of --help, though
+# every config that it loads is a copy anyway.
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 OmegaConf.register_new_resolver(
     "xf.slug", lambda text: slug(redaction.hidden(str(text))), replace=True
 )
 OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
 OmegaConf.register_new_resolver("oc.decode", redaction.decode, replace=True)
-# a folder that `run_folders` makes where a run starts; naming it makes nothing
+# The next two resolvers only name a folder; `run_folders` makes it when a run starts.
 OmegaConf.register_new_resolver("xf.new_folder", lambda path: path, replace=True)
 OmegaConf.register_new_resolver("xf.new_run_folder", lambda path: path, replace=True)
 OmegaConf.register_new_resolver(

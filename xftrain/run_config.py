@@ -1,8 +1,8 @@
-"""The checked configuration of each command: frozen and typed, and the schema of what is typed.
+"""The checked configuration of each command, as frozen dataclasses, which are also its schema.
 
-The fields are the keys that a user sets, with their types, rules and defaults. `config.validate`
-compares a composed configuration with them and returns these objects; `to_dict` gives what a
-checkpoint holds.
+The fields are the keys that a user sets, with types, constraints and defaults. `config.validate`
+checks a composed configuration against them and returns these objects; `to_dict` returns the plain
+values that a checkpoint holds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Config:
     """A part of a checked configuration."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain values, as a checkpoint holds them; checking them gives an equal object."""
+        """The plain values, as a checkpoint holds them; checking them returns an equal object."""
         return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
 
 
@@ -47,16 +47,16 @@ class GPTConfig(Config):
         vocab_size: V; None takes it from the data.
         tie_embeddings: the output matrix is the embedding table.
         linear_bias: linear layers (and layer norms) add biases.
-        dropout: on what each half of a block adds.
-        init_std: standard deviation of the weights at the start.
-        activation_checkpointing: recompute each block in the backward pass; `ffn`: only the
-            feed-forward of each up to its last matmul, more than half of what a block keeps for a
-            third to a half of its matmuls (selective recomputation, Korthikanti et al., 2022,
-            arXiv:2205.05198); `auto`: as little as memory asks for, which a run plans.
-        residual_dtype: of the residual stream: `auto` is bfloat16 where matmuls run in it, which
-            halves the memory and the traffic between the blocks; `float32` keeps it.
-        activation_budget: with compiled blocks, the share of what they keep for the backward pass
-            that they may keep; what is left out is recomputed, the cheapest first.
+        dropout: dropout probability of the outputs of attention and feed-forward.
+        init_std: standard deviation of the initial weights.
+        activation_checkpointing: True recomputes each block in the backward pass; `ffn` only each
+            feed-forward up to its last matmul, which saves more than half of a block's activations
+            for a third to a half of its matmuls (selective recomputation, Korthikanti et al.,
+            2022, arXiv:2205.05198); `auto` recomputes as little as fits into memory.
+        residual_dtype: dtype of the residual stream: `auto` is bfloat16 if matmuls run in it,
+            which halves memory and traffic between the blocks; `float32` always is float32.
+        activation_budget: the share of activations that compiled blocks may save for the backward
+            pass; the rest is recomputed, the cheapest first.
     """
 
     dim: PositiveInt
@@ -77,7 +77,7 @@ class LayersConfig:
     """A pattern of named layers that repeats over the depth, see `layer_pattern`.
 
     Attributes:
-        pattern: the names of the layers of one period; None where all layers are alike.
+        pattern: the names of the layers of one period; None if all layers are alike.
         overrides: for each name of the pattern, the parts that differ from the model's own.
     """
 
@@ -111,23 +111,23 @@ class ModelConfig(GPTConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig(Config):
-    """`trainer`: keys of Lightning's Trainer; `use_instead` says what replaces the others.
+    """`trainer`: keys of Lightning's Trainer; `use_instead` names replacements of the others.
 
     Attributes:
-        accelerator: `auto` is a GPU where there is one.
-        devices: number of devices, each with a process of its own, see `ranks`; several make
-            DistributedDataParallel of it.
+        accelerator: `auto` is a GPU if there is one.
+        devices: number of devices, each with its own process, see `ranks`; several devices use
+            DistributedDataParallel.
         precision: `auto` depends on the device, see `hardware.resolve`.
-        accumulate_grad_batches: batches an optimizer step.
+        accumulate_grad_batches: batches per optimizer step.
         gradient_clip_val: largest gradient norm; None does not clip.
         log_every_n_steps: optimizer steps between records of the training metrics.
         val_check_interval: training batches between validations.
         num_sanity_val_steps: validation batches before the first step.
-        limit_val_batches: validation batches to use; None is all, and 0 validates nothing.
-        overfit_batches: the only training batches there are, and what is validated on; 0 is no
-            limit. Our loaders do it, as Lightning's own way is to replace samplers.
-        detect_anomaly: NaN in the backward pass is an error that names the operation.
-        profiler: what measures where the time goes, see `build_profiler`.
+        limit_val_batches: validation batches to use; None is all, and 0 disables validation.
+        overfit_batches: number of training batches to repeat and to validate on; 0 is no limit.
+            The data loaders implement it, since Lightning would replace samplers.
+        detect_anomaly: raise an error that names the operation if the backward pass makes NaN.
+        profiler: the profiler that measures where the time goes, see `build_profiler`.
         max_time: `days:hours:minutes:seconds` after which the run ends; None is no limit.
     """
 
@@ -173,7 +173,7 @@ class RunConfig(Config):
 
     @property
     def batch_size(self) -> int:
-        """Rows of a batch: `data.batch_size`, else what `batch_tokens` comes to at this `seq`."""
+        """Rows of a batch: `data.batch_size`, or `batch_tokens // seq` but at least 1."""
         asked: int | None = self.data.node.get("batch_size")
         return asked or max(1, self.batch_tokens // self.seq)
 
@@ -187,7 +187,7 @@ class RunConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig(RunConfig):
-    """The configuration of `--config-name info`: that of the run that it describes."""
+    """The configuration of `--config-name info`: the configuration of the run it describes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,8 @@ class SampleConfig(Config):
     """The configuration of `--config-name sample`, whose model and data are a checkpoint's.
 
     Attributes:
-        model: the parts of a class of the user's own, which a checkpoint cannot bring.
+        model: the user's own model parts, which are not taken from a checkpoint.
+
     """
 
     ckpt: str | None = None

@@ -1,4 +1,4 @@
-"""A run in words: its configuration as typed, its hyperparameters, and what it trains."""
+"""Describes a run: its configuration as typed, its hyperparameters, and what it trains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO_HPARAMS = ("callbacks", "logger", "ckpt", "ckpt_allow", "tags")
 
 
 def resolved(cfg: DictConfig) -> str:
-    """The resolved configuration, as typed; what `_target_` it has is the user's own."""
+    """The resolved configuration as YAML, with the user's own `_target_`s unchanged."""
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
     shown = redaction.without_secrets(cfg, {str(key): value for key, value in values.items()})
@@ -30,9 +30,10 @@ def resolved(cfg: DictConfig) -> str:
 
 
 def hparams_of(options: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
-    """What a run is made of, by dotted keys; the same keys in every run with the same options.
+    """The hyperparameters by dotted key; runs with the same options have the same keys.
 
-    With what was typed and is no value of its own there, as `model` or `experiment`.
+    Overrides that are not a value of the configuration, such as `model` or `experiment`, are
+    added.
     """
     found = flat({key: value for key, value in options.items() if key not in _NO_HPARAMS})
     more = {key: value for key, value in typed.items() if f"{key}.name" not in found}
@@ -63,6 +64,6 @@ def log_what_is_trained(
 
 
 def adds_rows(callbacks: Options, run_dir: Path) -> bool:
-    """Whether this is a benchmark that adds to the rows in the folder."""
+    """Whether this run is a benchmark that adds rows to those in the folder."""
     names = [callback.name for callback in callbacks.values()]
     return any(map(registry.measures_times, names)) and (run_dir / "rows.jsonl").is_file()

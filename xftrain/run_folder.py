@@ -1,8 +1,8 @@
-"""The folder of a run: which run it holds, and where a former run's files go.
+"""The run folder: which run it holds, and where an earlier run's files are moved.
 
-The files of a former run are never mixed with those of a new one: a new run in a used folder moves
-them into a folder of their own, `former-1` and so on, and a resumed run takes them up. Until a run
-has begun to train, that is while it can still be refused, they are left as they are.
+The files of an earlier run are never mixed with those of a new one: a new run moves them into a
+subfolder, `former-1` and so on, and a resumed run continues them. They are unchanged until a run
+begins to train, while it can still be refused.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ HYDRA = ".hydra"
 _HYDRA_FILES, _HYDRA_BYTES = ("config.yaml", "hydra.yaml", "overrides.yaml"), 1 << 20
 _RECORDS = ("metrics.csv", "events.out.tfevents.*")
 _TRAINED = (*_RECORDS, "checkpoints")
-_TRACKED = ("wandb", "mlflow*.db*", "mlflow*-artifacts")  # of experiment trackers
-# What one run writes; rows of a benchmark and the log are of the folder and are continued.
+_TRACKED = ("wandb", "mlflow*.db*", "mlflow*-artifacts")  # files of experiment trackers
+# Files of one run; benchmark rows and the log belong to the folder and are continued.
 _FILES = (*_TRAINED, RUN_FILE, "hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
-_LAST = ("config.yaml", "result.json")  # moved last: they say that there is something to move
+_LAST = ("config.yaml", "result.json")  # moved last, since they mark a folder with an earlier run
 
-# By real path: Hydra's files of the command before, which it overwrites before this package runs.
+# By real path, the content of an earlier command's Hydra files, which Hydra overwrites at startup.
 _hydra_before: dict[str, dict[str, bytes]] = {}
 
 
@@ -40,35 +40,35 @@ class RunFolder:
     """One command's view of its run folder.
 
     Args:
-        path: the folder.
-        is_kept: whether this process writes to it; of several ranks one does.
+        path: the run folder.
+        is_kept: whether this process writes to it; only one of several ranks does.
     """
 
     def __init__(self, path: Path, *, is_kept: bool = True) -> None:
         self.path, self.is_kept = path, is_kept
         self.has_begun = False
         self.run_id = run_id_of(path) if is_kept else None
-        self.notes: dict[str, str] = {}  # on the run, written when it begins
+        self.notes: dict[str, str] = {}  # facts about the run, written when it begins
         self._config: str | None = None
 
     def keeps_record(self, status: str) -> bool:
-        """Whether the record of a former run stays, as this one has not begun.
+        """Whether to keep an earlier run's record, since this run has not begun.
 
         Args:
-            status: of this one.
+            status: this run's status.
         """
         if self.has_begun or not holds_record(self.path):
             return False
         return status == "refused" or holds_run(self.path)
 
     def write_config(self, text: str) -> None:
-        """Write `config.yaml`, at once or as soon as it replaces no former run's."""
+        """Write `config.yaml`, once an earlier run's files are no longer in the folder."""
         self._config = text
         if self.is_kept and (self.has_begun or not holds_run(self.path)):
             replace_text(self.path / "config.yaml", text)
 
     def begin_anew(self) -> None:
-        """Begin a new run; what a former one has left is moved into a folder of its own."""
+        """Begin a new run, and move an earlier run's files into a subfolder."""
         if self.is_kept and holds_run(self.path):
             self._set_aside(
                 _present(self.path, (*_FILES, *_TRACKED, *_LAST)), "the former run's files are"
@@ -79,7 +79,7 @@ class RunFolder:
         """Resume the run that the folder holds.
 
         Args:
-            run_id: as its checkpoint names it.
+            run_id: the id in the checkpoint.
         """
         self._begin(run_id or self.run_id or secrets.token_hex(8))
 
@@ -100,11 +100,11 @@ class RunFolder:
             self.write_config(self._config)
 
     def set_aside_later(self, checkpoints: Iterable[Path], copies: Iterable[str]) -> None:
-        """Move what a run that is resumed at an earlier checkpoint has left of later steps.
+        """Move files of later steps away when a run is resumed from an earlier checkpoint.
 
         Args:
-            checkpoints: later ones, and what was made of them.
-            copies: patterns of files that are cut back next, of which a copy is kept.
+            checkpoints: later checkpoints and their exports.
+            copies: patterns of files that are truncated next, of which a copy is kept.
         """
         self._set_aside([*checkpoints], "what is later than the checkpoint is", copies)
 
@@ -133,27 +133,27 @@ class RunFolder:
 
 
 def run_id_of(folder: Path) -> str | None:
-    """Which run the folder holds; None where it does not say."""
+    """The id of the run in the folder; None if it is not recorded."""
     return note_of(folder, "run")
 
 
 def note_of(folder: Path, name: str) -> str | None:
-    """What the run in the folder has noted when it began."""
+    """A note that the run in the folder wrote when it began."""
     found = (read_json(folder / RUN_FILE) or {}).get(name)
     return found if isinstance(found, str) else None
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a former run is in the folder that a new one must not replace or be mixed with.
+    """Whether the folder holds an earlier run that a new one must not replace or be mixed with.
 
-    It has completed or has saved a checkpoint. One that ended before may be started again there.
+    Such a run has completed or saved a checkpoint; one that ended before may be started again.
     """
     saved = _present(folder, ("checkpoints/*.ckpt", "checkpoints/*.safetensors"))
     return status_of(folder) == "completed" or bool(saved)
 
 
 def holds_record(folder: Path) -> bool:
-    """Whether there is a record of how such a run ended, which a command refused there keeps."""
+    """Whether the folder has the record of such a run, which a refused command must not replace."""
     status = status_of(folder)
     return status in ("completed", "stopped") or (status == "failed" and holds_run(folder))
 
@@ -162,8 +162,8 @@ def refuse_trained(folder: Path, what: str) -> None:
     """Refuse a command that trains nothing in the folder of a training run.
 
     Args:
-        folder: of the command.
-        what: the command, as `a sample`.
+        folder: the command's folder.
+        what: the command in words, such as `a sample`.
 
     Raises:
         ConfigError: the folder holds a training run.
@@ -176,7 +176,7 @@ def refuse_trained(folder: Path, what: str) -> None:
 
 
 def remember_hydra(folder: Path) -> None:
-    """Note Hydra's files of the command before in this folder."""
+    """Remember an earlier command's Hydra files in this folder."""
     found = {}
     for name in _HYDRA_FILES:
         with suppress(OSError):
@@ -185,7 +185,7 @@ def remember_hydra(folder: Path) -> None:
 
 
 def restore_hydra() -> None:
-    """Put them back where a command has not begun, so that the folder is still a former run's."""
+    """Restore the earlier command's Hydra files if this command did not begin."""
     while _hydra_before:
         name, files = _hydra_before.popitem()
         if holds_record(Path(name)):
@@ -195,13 +195,13 @@ def restore_hydra() -> None:
 
 
 def _present(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """Files of these names, and folders that are not empty."""
+    """The files and non-empty folders that match these patterns."""
     found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     return [path for path in found if not path.is_dir() or any(path.iterdir())]
 
 
 def _numbered(folder: Path) -> Path:
-    """A new folder for a former run: `former-1`, `former-2` and so on."""
+    """Make a new subfolder for an earlier run: `former-1`, `former-2` and so on."""
     number = 1
     while True:
         place = folder / f"former-{number}"

@@ -1,4 +1,4 @@
-"""The loggers of a run: what they get when training begins, and how they end."""
+"""Builds the loggers of a run, records its hyperparameters, and closes them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class RunLoggers:
     """Builds the loggers of a run.
 
     Args:
-        options: those of `logger`.
-        run_dir: the run's folder.
+        options: the options of the group `logger`.
+        run_dir: the run folder.
     """
 
     def __init__(self, options: Options, run_dir: Path) -> None:
@@ -45,15 +45,15 @@ class RunLoggers:
         self.trackers = [logger for logger in self.all if isinstance(logger, Tracker)]
 
     def _built(self, option: OptionConfig) -> Any:
-        # a logger of the user's own knows its places itself
+        # a user's own logger chooses its own files
         return registry.build(option, *([] if option.name is None else [self.run_dir]))
 
     def begin(self, shown: Mapping[str, Any], kernel: str) -> None:
-        """Records the configuration, as soon as the folder is this run's.
+        """Records the configuration, once an earlier run's files have been moved away.
 
         Args:
-            shown: the configuration as it may be written down.
-            kernel: of attention.
+            shown: the plain configuration with secrets hidden.
+            kernel: name of the attention kernel.
         """
         for tracker in self.trackers:
             tracker.begin(flat(shown))
@@ -65,13 +65,13 @@ class RunLoggers:
             board.begin_hparams(hparams_of(shown, typed), _HPARAM_METRICS, first)
 
     def end_hparams(self) -> None:
-        """Says in TensorBoard's HParams that the run has completed."""
+        """Marks the run as completed in TensorBoard's HParams."""
         for board in self.boards:
             with optional("TensorBoard's record of the end"):
                 board.end_hparams()
                 board.save()
 
     def close(self, *, is_whole: bool) -> None:
-        """Ends the runs of trackers, however this run has ended."""
+        """Closes the runs of experiment trackers, however this run ended."""
         for tracker in self.trackers:
             tracker.close_run(is_whole=is_whole)

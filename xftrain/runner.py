@@ -1,4 +1,4 @@
-"""One run: check, build, train, and say how it went in `result.json`."""
+"""Runs a training run: checks, builds, trains, and records the result in `result.json`."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def run(
 
     Args:
         cfg: what `xftrain.compose` returns.
-        run_dir: the run's folder; made under `outputs/` where it is not given.
-        checked: what `config.validate` made of it, where that has been called.
+        run_dir: the run folder; None makes one under `outputs/`.
+        checked: the checked configuration, if `config.validate` has been called.
 
     Returns:
-        What `result.json` in the run folder holds: `status`, `error`, `stop_reason`, `kernel`,
+        The content of `result.json` in the run folder: `status`, `error`, `stop_reason`, `kernel`,
         `overrides`, `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
         `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
 
@@ -87,7 +87,7 @@ def run(
         log.info("%s", changes(shown, config.default_options()))
         with StopSignals() as stop:
             prepared = prepare(checked, shown, run_dir)
-            # under torchrun each rank had its own
+            # under torchrun, Hydra made a folder for each rank
             result["run_dir"] = distributed.from_rank_0(str(run_dir))
             with _out_of_memory_explained(prepared):
                 _train(prepared, folder, result, stop)
@@ -98,7 +98,7 @@ def run(
 
 
 def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals) -> None:
-    """Builds everything and trains; the result gains each figure as soon as it is known."""
+    """Builds everything and trains; each figure is added to `result` as soon as it is known."""
     run_dir = Path(result["run_dir"])
     model, saved = _build_model(run, folder, result)
     module = _build_module(run, model)
@@ -137,10 +137,10 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
 
 
 def _build_model(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> tuple[GPT, Saved]:
-    """The model with its attention kernel, its plan for memory and its compiled blocks.
+    """Builds the model: chooses the attention kernel, plans memory and compiles the blocks.
 
     Returns:
-        With it, the choices of the run that is resumed.
+        The model, and the saved choices of the run that is resumed.
     """
     cfg, batch, device = run.cfg, run.batch, run.device
     torch.manual_seed(cfg.seed)
@@ -150,17 +150,17 @@ def _build_model(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> tu
     result["device"] = hardware.device_name(device)
     saved = saved_choices(run.ckpt, cfg.ckpt, folder)
     result["kernel"] = choose_kernel(model, batch, device, run.dtype, saved, folder)
-    enable_autotune(cfg.matmul, saved.matmul)  # products that are chosen keep less
+    enable_autotune(cfg.matmul, saved.matmul)  # before planning: autotuned matmuls save less
     predicted = plan_memory(cfg, model, run.loss, batch, run.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
     if cfg.compile:
-        torch._dynamo.reset()  # of a former run in this process, whose blocks were others
+        torch._dynamo.reset()  # drops the compiled blocks of an earlier run in this process
         model.compile_blocks(packed=batch.seqlens is not None)
     return model, saved
 
 
 def _build_module(run: Prepared, model: GPT) -> TrainingModule:
-    """The LightningModule."""
+    """Builds the LightningModule."""
     cfg = run.cfg
     return TrainingModule(
         model,
@@ -178,14 +178,14 @@ def _build_module(run: Prepared, model: GPT) -> TrainingModule:
 
 
 def _choices(run: Prepared, model: GPT, saved: Saved, kernel: str) -> Choices:
-    """The callback that saves what was chosen, for a run that resumes this one."""
+    """Builds the callback that saves automatic choices for a run that resumes this one."""
     loss = kind_of(run.loss, run.batch, run.vocab_size, run.device)
     ran_as = {"precision": run.precision, "attention kernel": kernel, "loss": loss}
     return Choices(model.backend, ran_as | on_machine(run.device), saved)
 
 
 def _fit(run: Prepared, trainer: pl.Trainer, module: TrainingModule) -> None:
-    """Trains; an error while the checkpoint is restored is one of the checkpoint."""
+    """Trains; errors while the checkpoint is restored are reported as errors of the checkpoint."""
     try:
         trainer.fit(module, ckpt_path=run.ckpt, weights_only=True)
     except _BAD_STATE as error:
@@ -204,14 +204,14 @@ def _fit(run: Prepared, trainer: pl.Trainer, module: TrainingModule) -> None:
 def _finish(
     run: Prepared, trainer: pl.Trainer, module: TrainingModule, run_dir: Path
 ) -> dict[str, float]:
-    """Validates where the run ended, and returns all metrics with the data's own baseline."""
+    """Validates after the last step, and returns all metrics and the data's baseline."""
     keys = run.cfg.trainer
     if keys.profiler:
         with optional("trainer.profiler"):
             end_profile(trainer, run_dir)
     if module.validated_at != trainer.global_step and keys.limit_val_batches != 0:
         trainer.validate(module, verbose=False, weights_only=True)
-    # it is of all validation batches, and comparable with nothing else
+    # the baseline is over all validation batches, so it is not comparable with fewer
     is_whole = keys.limit_val_batches is None and not keys.overfit_batches
     baseline: dict[str, float] = {}
     if is_whole:
@@ -227,21 +227,21 @@ def _finish(
 def _so_far(
     result: Mapping[str, Any], trainer: pl.Trainer, module: TrainingModule
 ) -> dict[str, Any]:
-    """The result of a run that goes no further."""
+    """Completes the result of a run when it ends, also by an error."""
     return {**result, "steps": trainer.global_step, "metrics": dict(module.latest)}
 
 
 def _reached(
     result: Mapping[str, Any], trainer: pl.Trainer, module: TrainingModule
 ) -> dict[str, Any]:
-    """What a run that ends adds to its result: the steps, and the metrics where it was cut off."""
+    """The number of steps of a run that ends, and its metrics so far if it was cut off."""
     cut_off = not result["metrics"]
     return _so_far(result, trainer, module) if cut_off else {"steps": trainer.global_step}
 
 
 @contextmanager
 def _out_of_memory_explained(run: Prepared) -> Iterator[None]:
-    """Where memory runs out, says what would save some."""
+    """Turns an out-of-memory error into one that names remedies."""
     try:
         yield
     except Exception as error:
@@ -252,7 +252,7 @@ def _out_of_memory_explained(run: Prepared) -> Iterator[None]:
 
 @contextmanager
 def _process_restored() -> Iterator[None]:
-    """Leaves the process as it was before the run, whose ranks are disconnected."""
+    """Restores the state of the process after a run, and disconnects its ranks."""
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     is_whole = False
     try:

@@ -1,7 +1,7 @@
-"""`--config-name sample`: text from a checkpoint, without a training run and its data.
+"""`--config-name sample`: samples text from a checkpoint, without its training data.
 
-The checkpoint may come from anyone. It names the model's options, and nothing that it names is
-opened: the vocabulary is in it, or in `tokenizer.json` beside it.
+The checkpoint is untrusted. It names the model's options, but no path that it names is opened: the
+vocabulary is in the checkpoint, or in `tokenizer.json` beside it.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from xftrain.training.same_run import refuse_other_model
 
 log = logging.getLogger(__name__)
 
-_MOST_LAYERS = 2_000  # torch takes time that grows with the square of their number
-_BLOCKS = "blocks."  # begins the names of weights of layers
+_MOST_LAYERS = 2_000  # building takes time quadratic in the number of layers
+_BLOCKS = "blocks."  # prefix of the names of layer weights
 _EXAMPLE = "ckpt=outputs/<date>/<time>/checkpoints/last.ckpt"
 
 
 def sample(
     cfg: DictConfig, run_dir: Path | None = None, checked: SampleConfig | None = None
 ) -> dict[str, Any]:
-    """Writes `sample.txt` into the run's folder, and returns what `result.json` holds.
+    """Writes `sample.txt` into the run folder, and returns the content of `result.json`.
 
     Args:
         cfg: what `xftrain.compose(config_name="sample")` returns.
-        run_dir: the run's folder; made under `outputs/` where it is not given.
-        checked: what `config.validate` made of it, where that has been called.
+        run_dir: the run folder; None makes one under `outputs/`.
+        checked: the checked configuration, if `config.validate` has been called.
 
     Raises:
         ConfigError: the configuration, the checkpoint or the prompt is wrong.
@@ -106,7 +106,7 @@ def _path(ckpt: str | None) -> Path:
 
 
 def _vocabulary(held: Mapping[str, Any], folder: Path) -> Vocabulary:
-    """What the checkpoint's tokens stand for."""
+    """The vocabulary of the checkpoint's tokens."""
     saved = held["xftrain"]
     if "vocabulary" in saved:
         return rebuild(saved["vocabulary"], folder)
@@ -114,7 +114,7 @@ def _vocabulary(held: Mapping[str, Any], folder: Path) -> Vocabulary:
 
 
 def _model(config: ModelConfig, state: Mapping[str, Tensor], vocabulary: Vocabulary) -> GPT:
-    """The checkpoint's model; nothing is allocated before its sizes are those of its weights."""
+    """Builds the checkpoint's model, after checking its sizes against those of the weights."""
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     if config.num_layers > len(weights):
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
@@ -138,11 +138,11 @@ def _model(config: ModelConfig, state: Mapping[str, Tensor], vocabulary: Vocabul
 
 
 def _refuse_shared(weights: Mapping[str, Tensor], planned: Mapping[str, Tensor]) -> None:
-    """Refuses weights that have their numbers in common, as the model's own would take more memory.
+    """Refuses weights that share storage, since the built model would need far more memory.
 
-    Those of a tied head are the embedding's. Widths may differ, of a run in 16 bits.
+    Only a tied head may share the embedding's storage. Dtypes may differ after a 16-bit run.
     """
-    room: dict[int, int] = {}  # numbers in each storage, by its address
+    room: dict[int, int] = {}  # number of elements of each storage, by its address
     for weight in weights.values():
         storage = weight.untyped_storage()
         num_there = storage.nbytes() // weight.itemsize
@@ -160,7 +160,7 @@ def _refuse_shared(weights: Mapping[str, Tensor], planned: Mapping[str, Tensor])
 
 
 def _planned(config: ModelConfig, num_tokens: int) -> dict[str, Tensor]:
-    """The weights of the model by name, without memory; one layer of each kind is built."""
+    """The model's weights by name, without memory; only one layer of each kind is built."""
     names = layer_names(config)
     kinds = tuple(dict.fromkeys(names))
     layers = replace(config.layers, pattern=kinds) if any(kinds) else config.layers
@@ -179,7 +179,7 @@ def _planned(config: ModelConfig, num_tokens: int) -> dict[str, Tensor]:
 
 
 def _prompt(held: Mapping[str, Any], vocabulary: Vocabulary, text: str | None) -> Tensor:
-    """The tokens that the sample continues, [1, M]; without a text those of the training run."""
+    """The tokens of the prompt, [1, M]; without `text`, those that the checkpoint holds."""
     if text is not None:
         return torch.tensor([vocabulary.encode(text)], dtype=torch.int64)
     tokens = held["xftrain"].get("prompt")

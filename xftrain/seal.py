@@ -1,8 +1,8 @@
-"""Seals: proof that this user's own xftrain, on this machine, wrote a record.
+"""Seals, which prove that this user's xftrain on this machine wrote a record.
 
-The owner of a file proves nothing, since whatever a user unpacks or clones is the user's own. So a
-secret key stays in the user's state folder, and a record carries its HMAC. The folder is part
-of what is sealed: whoever got a copy of a record could hand it back beside results of their own.
+The owner of a file proves nothing, since whatever a user unpacks or clones belongs to that user.
+So a secret key stays in the user's state folder, and a record carries an HMAC. The HMAC includes
+the folder, or someone could return a copy of a record together with forged results.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _KEY_BYTES = 32
 
 
 def sealed(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The record with its seal; without one where this user has no folder for a key.
+    """Adds a seal to a record, if this user has a folder for the key.
 
     Args:
         record: plain values.
-        folder: where the record is kept; it exists.
+        folder: the existing folder of the record.
     """
     key, place = _key(may_make=True), _identity(folder)
     if key is None or place is None:
@@ -38,11 +38,11 @@ def sealed(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def has_valid_seal(record: Mapping[str, Any], folder: Path) -> bool:
-    """Whether `sealed` of this user on this machine made the record, and nobody changed it.
+    """Whether this user sealed the record on this machine, and it is unchanged.
 
     Args:
-        record: as it was read.
-        folder: where it was read; a folder that was moved or copied since is another one.
+        record: the record that was read.
+        folder: its folder; a seal is not valid in a folder that was moved or copied.
     """
     key, place, seal = _key(may_make=False), _identity(folder), record.get(_FIELD)
     if key is None or place is None or not isinstance(seal, str):
@@ -57,9 +57,9 @@ def _seal(key: bytes, record: Mapping[str, Any], place: tuple[str, int]) -> str:
 
 
 def _identity(folder: Path) -> tuple[str, int] | None:
-    """The folder's real path and inode, which a copy has not; None where there is no such folder.
+    """The folder's real path and inode, which differ for a copy; None if it does not exist.
 
-    The number of the device is left out: it may be another one after the machine is started anew.
+    The device number is excluded, since it may change when the machine reboots.
     """
     with suppress(OSError, ValueError):
         return os.path.realpath(folder), os.stat(folder).st_ino
@@ -67,7 +67,7 @@ def _identity(folder: Path) -> tuple[str, int] | None:
 
 
 def _key(*, may_make: bool) -> bytes | None:
-    """The user's key; None where there is none, or where others could have read or written it."""
+    """The user's key; None if there is none, or if other users could have read or written it."""
     path = _key_path()
     if path is None:
         return None
@@ -83,7 +83,7 @@ def _key(*, may_make: bool) -> bytes | None:
 
 
 def _key_path() -> Path | None:
-    """`$XDG_STATE_HOME/xftrain/key`, else below the home folder; relative ones do not count."""
+    """`$XDG_STATE_HOME/xftrain/key`, or a path below the home folder if that is not absolute."""
     named, home = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("HOME", "")
     if os.path.isabs(named):
         return Path(named, "xftrain", "key")
@@ -91,7 +91,7 @@ def _key_path() -> Path | None:
 
 
 def _make_key(path: Path) -> None:
-    """Writes a new key beside its place and links it there: of two processes, the first wins."""
+    """Writes a new key to a temporary file and links it into place; the first process wins."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

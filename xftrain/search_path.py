@@ -1,8 +1,8 @@
-"""Where Python looks for modules: the working folder is last, and only for the user's own classes.
+"""Python's module search path: the working folder is last, and only for the user's own classes.
 
-`python -m` puts the working folder first. A `lightning.py` in it, or a plug-in of a library, would
-be imported in place of the installed one, whoever wrote it. Imports nothing that is not loaded when
-Python starts, as that could come from there as well; `__future__` and `typing` are not.
+`python -m` puts the working folder first, so that a `lightning.py` in it, or a library's plug-in,
+would shadow the installed module, whoever wrote it. This module imports only what Python has
+loaded at startup, not even `__future__` or `typing`, which could come from that folder as well.
 """
 
 import os
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
-_HOME = os.path.dirname(_PACKAGE)  # what has to be on the path for this package to be found
+_HOME = os.path.dirname(_PACKAGE)  # the entry of `sys.path` by which this package is found
 _SAFE = "PYTHONSAFEPATH"  # keeps the working folder off the path of Python processes
-_OURS = "XFTRAIN_SAFE_PATH"  # beside it where this package has set it, rather than the user
-_IS_REFUSED = bool(sys.flags.safe_path) and _OURS not in os.environ  # by the user, also by -P
+_OURS = "XFTRAIN_SAFE_PATH"  # set if this package, rather than the user, set PYTHONSAFEPATH
+_IS_REFUSED = bool(sys.flags.safe_path) and _OURS not in os.environ  # the user set it, or -P
 
 # The modules that import what a configuration names: `_target_`, and the handlers of a log.
 _LOCATORS = ("hydra._internal.utils", "logging.config", "xftrain.registry", "xftrain.signatures")
-# What unpickles objects that a process of the same command has sent: module and function.
+# The (module, function) pairs that unpickle objects from a process of the same command.
 _UNPICKLERS = (
     ("multiprocessing.spawn", "_main"),  # a new process
     ("multiprocessing.queues", "get"),
@@ -33,12 +33,12 @@ _UNPICKLERS = (
 
 
 def leave_out_working_folder() -> None:
-    """Undoes what `python -m` did to `sys.path`.
+    """Removes the working folder that `python -m` put first in `sys.path`.
 
-    Where this package is in the working folder, as in a checkout, the folder stays: behind all
-    others, but before another installation of this package.
+    If this package is in the working folder, as in a checkout, the folder stays on the path, after
+    all others but before another installation of this package.
     """
-    # `-m`, the module and its arguments are the last of what Python was given
+    # `-m`, the module and its arguments come last on Python's command line
     module = sys.orig_argv[-len(sys.argv)] if len(sys.orig_argv) >= len(sys.argv) else ""
     if sys.flags.safe_path or not module.partition(".")[0].endswith("xftrain"):
         return
@@ -55,21 +55,21 @@ def leave_out_working_folder() -> None:
 
 
 class _OwnClasses:
-    """Finds in the working folder what a configuration names, and what its own modules import.
+    """Finds modules in the working folder that a configuration names, and those they import.
 
-    A library that tries to import something optional, or looks for plug-ins, does not find it
-    there: the folder is not on `sys.path`.
+    Libraries that try optional imports or look for plug-ins do not find them there, since the
+    folder is not on `sys.path`.
 
     Args:
         folder: the working folder.
-        modules: names of the modules that were found in it, without those of packages.
+        modules: names of top-level modules that were found in it.
     """
 
     def __init__(self, folder: str, modules: "Iterable[str]" = ()) -> None:
         self.folder, self.modules = folder, set(modules)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> "Any":
-        """Python asks this finder last; for a module of a package, it asks with a path."""
+        """Called by Python after all other finders; `path` is set for submodules."""
         if path is not None or not self._may_import(*_importer()):
             return None
         spec = PathFinder.find_spec(name, [self.folder])
@@ -79,7 +79,7 @@ class _OwnClasses:
         return spec
 
     def __reduce__(self) -> "Any":
-        """A process that `multiprocessing` starts gets a finder of its own with this."""
+        """Makes unpickling in a `multiprocessing` process install a finder there."""
         return _add_finder, (self.folder, sorted(self.modules))
 
     def _may_import(self, module: str, function: str) -> bool:
@@ -89,7 +89,7 @@ class _OwnClasses:
 
 
 def find_own_classes() -> None:
-    """Lets classes of a configuration be found in the working folder, unless `-P` forbids it."""
+    """Allows a configuration's classes to be in the working folder, unless `-P` forbids it."""
     if _IS_REFUSED:
         sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, _OwnClasses)]
     else:
@@ -97,7 +97,7 @@ def find_own_classes() -> None:
 
 
 def _add_finder(folder: str, modules: "Iterable[str]" = ()) -> None:
-    """Puts a finder for this folder in the place of all others; it keeps what they have found."""
+    """Installs a finder for this folder in place of earlier ones, and keeps what these found."""
     others = [finder for finder in sys.meta_path if isinstance(finder, _OwnClasses)]
     known = {name for finder in others if finder.folder == folder for name in finder.modules}
     finder = _OwnClasses(folder, known.union(modules))
@@ -107,7 +107,7 @@ def _add_finder(folder: str, modules: "Iterable[str]" = ()) -> None:
 
 
 def pass_on_to_processes() -> None:
-    """Gives the finder to each process that `multiprocessing` starts by spawn or forkserver.
+    """Passes the finder to each process that `multiprocessing` starts by spawn or forkserver.
 
     Objects of the user's own classes are unpickled there before anything else is imported.
     """
@@ -126,7 +126,7 @@ def pass_on_to_processes() -> None:
 
 
 def _importer() -> "tuple[str, str]":
-    """The module that imports something just now, and its function."""
+    """The module and the function that execute the current import."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
@@ -137,11 +137,11 @@ def _importer() -> "tuple[str, str]":
 
 
 def variables_of_children() -> dict[str, str]:
-    """With these variables, Python processes that are started do not see the working folder.
+    """Environment variables that keep child Python processes from importing from this folder.
 
-    They hold for the whole command: libraries start Python programs of their own at any time, as
-    torch's compiler does with `python -c`, for which Python looks in the working folder first.
+    They are set for the whole command, since libraries start Python processes at any time, as
+    torch's compiler does with `python -c`, which searches the working folder first.
     """
-    if os.getcwd() == _HOME:  # where they find this package
+    if os.getcwd() == _HOME:  # child processes find this package there
         return {}
     return {_SAFE: "1"} if _IS_REFUSED else {_SAFE: "1", _OURS: "1"}

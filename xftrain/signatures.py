@@ -1,4 +1,4 @@
-"""The fields of a class or function, read from its source without importing it.
+"""Reads the fields of a class or function from its source, without importing it.
 
 Fields are keyword-only parameters. Annotations may use built-in types, `Literal`, `Annotated`, the
 names of `xftrain.fields`, and names assigned at the top of the same module.
@@ -24,7 +24,7 @@ _TYPES: dict[str, Any] = {
 
 
 class Required(enum.Enum):
-    """Stands where a field has no default."""
+    """The type of REQUIRED, which marks a field without a default."""
 
     REQUIRED = "required"
 
@@ -40,7 +40,7 @@ class Field(NamedTuple):
 
 
 def source_of(module: str) -> Path:
-    """The file of a module of this package."""
+    """The source file of a module of this package."""
     path = _ROOT.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
@@ -57,7 +57,7 @@ def fields_of(module: str, name: str) -> dict[str, Field]:
 
 
 def class_value(module: str, name: str, attribute: str) -> Any:
-    """The constant that a class, or a base of it, assigns to an attribute; None where none does."""
+    """The constant that a class or its base assigns to an attribute; None if neither does."""
     found = _find_class(source_of(module), name)
     while found is not None:
         path, node = found
@@ -71,11 +71,11 @@ def class_value(module: str, name: str, attribute: str) -> Any:
 
 
 def option_class(path: Path) -> str | None:
-    """The class that a file stands for: `counting_packed.py` for CountingPacked."""
+    """The option's class in a file, by the file's name: CountingPacked in `counting_packed.py`."""
     nodes = _parse(path).body if path.is_file() else []
     wanted = path.stem.replace("_", "")
     for node in nodes:
-        # none.py has None_, since the word itself is taken
+        # none.py has None_, since None is a keyword
         if isinstance(node, ast.ClassDef) and node.name.rstrip("_").lower() == wanted:
             return node.name
     return None
@@ -87,7 +87,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _class_fields(path: Path, node: ast.ClassDef) -> dict[str, Field]:
-    """The constructor's keyword-only parameters, its own or those of the base that has one."""
+    """The keyword-only parameters of a class's constructor, which a base may define."""
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return _keyword_only(path, item)
@@ -98,7 +98,7 @@ def _class_fields(path: Path, node: ast.ClassDef) -> dict[str, Field]:
 
 
 def _find_class(path: Path, name: str) -> tuple[Path, ast.ClassDef] | None:
-    """A class of this module, or one that it imports from this package."""
+    """Finds a class in a module, or in the module of this package that it is imported from."""
     for node in _parse(path).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return path, node
@@ -119,7 +119,7 @@ def _keyword_only(path: Path, node: ast.FunctionDef) -> dict[str, Field]:
 
 
 def _evaluate(path: Path, node: ast.expr) -> Any:
-    """An annotation or a default of our own source, without importing its module."""
+    """Evaluates an annotation or a default in this package's source, without importing it."""
     values = dict(_TYPES)
     for name in {item.id for item in ast.walk(node) if isinstance(item, ast.Name)} - set(values):
         values[name] = _evaluate(path, _assigned(path, name))

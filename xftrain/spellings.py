@@ -1,4 +1,4 @@
-"""The forms in which one text is written: escaped, quoted, folded, and as a path."""
+"""The forms in which a text may be written: escaped, quoted, folded, or as a path."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import yaml
 
 from xftrain.printable import one_line, printable
 
-_FOLD = r"(?:\\\n *)?"  # of a text in double quotes, beside an escape
+_FOLD = r"(?:\\\n *)?"  # a line break that YAML adds in double quotes, next to an escape
 
-_PIECE = re.compile(  # blanks, a whole escape, or neither
+_PIECE = re.compile(  # blanks, a whole escape, or other text
     r"(\s+)|(\\(?:U[0-9A-Fa-f]{8}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|\\|[^\\\s]))|([^\s\\]+|\\)"
 )
 
 
 def spellings(value: str) -> set[str]:
-    """The value as it is, and escaped as Python, JSON, a shell, a URL and our own messages do."""
+    """The value itself, and its escaped forms in Python, JSON, shells, URLs and our messages."""
     unescaped = {value, " ".join(value.split()), one_line(value), printable(value)}
     escaped = set()
     for text in unescaped:
@@ -40,12 +40,12 @@ def spellings(value: str) -> set[str]:
             quote(text, safe="", errors="surrogateescape"),
             quote_plus(text, errors="surrogateescape"),
         }
-    # an exception in the text of another one
+    # the repr of an exception inside another exception's text
     return unescaped | escaped | {twice for text in escaped for twice in _in_quotes(text)}
 
 
 def as_paths(value: str) -> Iterator[str]:
-    """The value as Python and the system write it, should it be a path."""
+    """The forms of the value as a path: with `~` expanded, absolute, and with links resolved."""
     if "/" in value and "\n" not in value:
         yield str(PurePath(value))
         expanded = os.path.expanduser(value)
@@ -55,9 +55,9 @@ def as_paths(value: str) -> Iterator[str]:
 
 @cache
 def folded(text: str) -> re.Pattern[str] | None:
-    """What finds a text also where YAML broke the line at a blank or after an escape.
+    """A pattern that also matches the text where YAML folded it at a blank or after an escape.
 
-    None where it has neither: then it is found as it is.
+    None if the text has neither, so that it cannot be folded.
     """
     if not text.strip() or not re.search(r"[\s\\]", text):
         return None
@@ -73,14 +73,14 @@ def folded(text: str) -> re.Pattern[str] | None:
 
 
 def _in_quotes(text: str) -> Iterator[str]:
-    """What `repr` makes of a text, by the quotes that stand around it and in it."""
+    """The `repr` of a text, without the outer quotes, for each kind of quotes around it."""
     body = "".join(c if c in "'\"" else repr(c)[1:-1] for c in text)
     for quotes in ("", "'", '"', "'\""):
         yield "".join(f"\\{c}" if c in quotes else c for c in body)
 
 
 def _in_yaml(text: str) -> Iterator[str]:
-    """What stands between the quotes of YAML, not folded."""
+    """The text inside YAML's quotes, unfolded."""
     yield text.replace("'", "''")
     if text.isascii() and text.isprintable() and not {'"', "\\"} & set(text):
         return

@@ -1,4 +1,4 @@
-"""Comma-separated values that a spreadsheet shows as they are, whoever wrote the texts."""
+"""Writes CSV that a spreadsheet shows without evaluating formulas in untrusted text."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from xftrain.printable import one_line
 
-_SIGNS = "=+\\-@＝＋－＠"  # with the wide forms, which some spreadsheets take for the same
+_SIGNS = "=+\\-@＝＋－＠"  # full-width forms included, which some spreadsheets treat alike
 _FORMULA = re.compile(rf"\s*[{_SIGNS}]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.ASCII | re.IGNORECASE)
-# A spreadsheet that separates cells by these rather than by a comma knows no quotes within one.
+# A spreadsheet that splits cells at these rather than at commas ignores quotes inside a cell.
 _AFTER_SEPARATOR = re.compile(rf"([;|]\W*?)(?=[{_SIGNS}])")
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """A line of titles and a line for each row; a field that a row has not is an empty cell."""
+    """Writes a header line and a line for each row; a missing field is an empty cell."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_cell(column) for column in columns])
@@ -27,7 +27,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A value as a cell: a text is one line, and an apostrophe is before what were a formula."""
+    """Writes a value as a one-line cell, with an apostrophe before text that starts a formula."""
     if value is None or isinstance(value, bool | int | float):
         return value
     text = _AFTER_SEPARATOR.sub(r"\1'", one_line(str(value)))

@@ -1,4 +1,4 @@
-"""SQLite databases that a URL names, and the files beside them, which may be anyone's."""
+"""Refuses untrusted SQLite databases that would do more than hold rows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from xftrain.seal import has_valid_seal, sealed
 
 _URL = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?]*)")
 _BESIDE = ("", "-journal", "-wal", "-shm")
-# The end of a journal that belongs to a transaction over several databases, and names the file
-# that lists them: https://www.sqlite.org/fileformat.html#the_super_journal
+# The end of the journal of a transaction over several databases, which names a super-journal:
+# https://www.sqlite.org/fileformat.html#the_super_journal
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 # A table, an index, or a trigger that can do nothing but refuse a row, as MLflow has one.
 _HARMLESS = re.compile(
@@ -27,11 +27,11 @@ _HARMLESS = re.compile(
     r"begin select raise\(abort, '[^']*'\); end",
     re.ASCII | re.IGNORECASE,
 ).fullmatch
-_BUSY_S = 10.0  # for another process to let go of it
+_BUSY_S = 10.0  # time for another process to release its lock
 
 
 def database_of(url: str) -> Path | None:
-    """The file of a URL of SQLAlchemy, as `sqlite:///search.db`; None where it names none."""
+    """The file of an SQLAlchemy URL such as `sqlite:///search.db`; None if it names no file."""
     match = _URL.match(url)
     return None if not match or match[1] in ("", ":memory:") else Path(match[1])
 
@@ -48,7 +48,7 @@ def use_own_database(url: str, key: str) -> None:
         key: the override that gives it, for the message.
 
     Raises:
-        ConfigError: why it is not used.
+        ConfigError: says why the database is refused.
     """
     database, named = database_of(url), f"{key}={one_line(url)}"
     if database is None:

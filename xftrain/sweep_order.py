@@ -1,6 +1,6 @@
-"""The order of a sweep's jobs, the best first; jobs that differ by seed alone count by their mean.
+"""Sorts the jobs of a sweep, the best first; jobs that differ only by seed count by their mean.
 
-Imports no torch: every command imports this.
+Every command imports this module, so it must not import torch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SEED = "seed"
 
 @dataclass(frozen=True)
 class Setting:
-    """Jobs with the same overrides but for the seed.
+    """Jobs with equal overrides except for the seed.
 
     Attributes:
         rows: the jobs.
-        values: the minimized metric of those that completed.
+        values: the minimized metric of the completed jobs.
     """
 
     rows: Sequence[Row]
@@ -35,37 +35,37 @@ class Setting:
 
     @property
     def mean(self) -> float:
-        """Over the jobs that completed; infinite where none did."""
+        """The mean metric of the completed jobs; infinite if there are none."""
         return statistics.fmean(self.values) if self.values else math.inf
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of a sample; None of fewer than two jobs."""
+        """The sample standard deviation of the metric; None for fewer than two jobs."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 def overridden(rows: Sequence[Row]) -> list[str]:
-    """The overridden keys."""
+    """The keys that any job overrides."""
     return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in _OTHERS]
 
 
 def changed_keys(rows: Sequence[Row]) -> list[str]:
-    """The overridden keys that differ between the jobs."""
+    """The overridden keys whose values differ between the jobs."""
     return [key for key in overridden(rows) if len({row.get(key) for row in rows}) > 1]
 
 
 def minimized(rows: Sequence[Row]) -> str:
     """The column by which jobs are compared.
 
-    Bits per byte where all jobs with a loss have them, since they can be compared between
-    tokenizers; else the validation loss.
+    It is bits per byte, which is comparable between tokenizers, if all jobs with a loss have it;
+    otherwise the validation loss.
     """
     ended = [row for row in rows if _metric(row, LOSS) is not None]
     return BITS if ended and all(_metric(row, BITS) is not None for row in ended) else LOSS
 
 
 def settings(rows: Sequence[Row]) -> list[Setting]:
-    """The jobs by what differs but the seed, the lowest mean first; those without a result last."""
+    """Groups jobs that differ only by seed, with the lowest mean first and no results last."""
     column = minimized(rows)
     keys = [key for key in changed_keys(rows) if key != _SEED]
     found: dict[tuple[str, ...], list[Row]] = {}
@@ -79,12 +79,12 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
 
 
 def are_over_seeds(found: Sequence[Setting]) -> bool:
-    """Whether some jobs differ by the seed alone."""
+    """Whether some jobs differ only by seed."""
     return any(len({str(row.get(_SEED)) for row in one.rows}) > 1 for one in found)
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """The jobs, the best first, and `best` in the column `best` of those with the best setting."""
+    """Sorts the jobs, the best first, and marks those of the best setting in the column `best`."""
     found, column = settings(rows), minimized(rows)
     is_best = len(found) > 1 and bool(found[0].values)
     made = []
@@ -96,7 +96,7 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 
 
 def best_row(rows: Sequence[Row], column: str, *, highest: bool = False) -> Row | None:
-    """The completed job with the lowest or the highest figure; None where no two have one."""
+    """The completed job with the best figure in a column; None unless at least two have one."""
     ran = [row for row in rows if _metric(row, column) is not None]
     if len(ran) < 2:
         return None
@@ -105,7 +105,7 @@ def best_row(rows: Sequence[Row], column: str, *, highest: bool = False) -> Row 
 
 
 def _metric(row: Row, column: str) -> float | None:
-    """A figure of a job that completed; one that failed has it of where it was when it did."""
+    """A figure of a completed job; None for a failed job, whose figure is of an earlier step."""
     value = row.get(column)
     return value if row["status"] == "completed" and isinstance(value, int | float) else None
 

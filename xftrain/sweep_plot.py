@@ -1,6 +1,7 @@
-"""A picture of a sweep: its figures against each key that was changed.
+"""Plots the figures of a sweep against each changed key.
 
-Imported where a sweep has ended and nowhere else, as matplotlib takes a while; imports no torch.
+This module is imported only at the end of a sweep, since matplotlib is slow to import; it must not
+import torch.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from xftrain.plot_style import (
 from xftrain.printable import one_line
 from xftrain.sweep_order import Row, best_row, changed_keys, minimized
 
-_HIGHEST = ("tokens_per_s",)  # columns of which the highest is the best
-_TITLES = {"tokens_per_s": "tokens/s"}  # of columns that are called otherwise
-_LONGEST = 20  # characters of a value
+_HIGHEST = ("tokens_per_s",)  # columns in which the highest figure is the best
+_TITLES = {"tokens_per_s": "tokens/s"}  # titles that differ from the column's name
+_LONGEST = 20  # longest value, in characters
 _EVENTS = "events.out.tfevents.{}.sweep"
 
 
 @dataclass(frozen=True)
 class _Key:
-    """A changed key: what was typed for it, in order, and the numbers if all of it is numbers."""
+    """A changed key: its values as typed, sorted, and as numbers if all are numbers."""
 
     name: str
     values: list[str]
@@ -68,14 +69,14 @@ class _Key:
         return self.values.index(_typed(row, self.name))
 
     def label(self, index: int) -> str:
-        """A value for a tick or the legend: a number of a search has three significant digits."""
+        """Formats a value for a tick or the legend; drawn numbers have three significant digits."""
         if self.numbers:
             return number(self.numbers[index])
         return _shown(self.values[index])
 
     @property
     def are_round(self) -> bool:
-        """Whether the numbers were typed rather than drawn, so that each can have its tick."""
+        """Whether the numbers were typed rather than drawn, so that each can be a tick."""
         return all(float(number(n).replace(",", "")) == n for n in self.numbers or [])
 
 
@@ -84,10 +85,10 @@ def draw(rows: Sequence[Row], folder: Path) -> Path | None:
 
     Args:
         rows: the jobs, see `sweep_table.read_rows`.
-        folder: of the sweep; an earlier picture there is removed.
+        folder: the sweep's folder; an earlier plot there is removed.
 
     Returns:
-        The picture's place; None where there is nothing to compare.
+        The path of the plot; None if there is nothing to compare.
     """
     path = folder / "summary.png"
     for earlier in (path, *folder.glob(_EVENTS.format("*"))):
@@ -105,10 +106,10 @@ def draw(rows: Sequence[Row], folder: Path) -> Path | None:
 
 
 def figure(rows: Sequence[Row]) -> Figure | None:
-    """A line of panels for each changed key, a panel for each figure, a point for each job.
+    """Draws a row of panels for each changed key, a panel for each figure, a point for each job.
 
-    Where one or two other keys were changed too, they are the color and the marker of a point.
-    None where no two jobs differ or no job has a figure.
+    One or two other changed keys determine the color and the marker of a point. Returns None if no
+    two jobs differ or no job has a figure.
     """
     keys = [_Key.of(rows, name) for name in changed_keys(rows)]
     wanted = (minimized(rows), *_HIGHEST)
@@ -124,7 +125,7 @@ def figure(rows: Sequence[Row]) -> Figure | None:
         for column, axis in zip(columns, line, strict=True):
             _panel(made, axis, rows, key, column, others)
         handles: list[Any] = _legend(others)
-        if key is keys[0]:  # they mean the same in all panels
+        if key is keys[0]:  # the legend is equal for all rows of panels
             has_best = any(best_row(rows, column) for column in columns)
             handles += [mark("best", RING)] * has_best
             handles += [mark("not completed", CROSS)] * any(map(_has_failed, rows))
@@ -138,7 +139,7 @@ def figure(rows: Sequence[Row]) -> Figure | None:
 def _panel(
     made: Figure, axis: Axes, rows: Sequence[Row], key: _Key, column: str, others: Sequence[_Key]
 ) -> None:
-    """One column against one key; a job that failed is a cross at the upper edge."""
+    """Draws one column against one key; a failed job is a cross at the upper edge."""
     values = [value for row in rows if (value := _value(row, column)) is not None]
     if spans_decades(values):
         axis.set_yscale("log")
@@ -158,7 +159,7 @@ def _panel(
             lines += axis.plot(place, value, **RING) if row is best else []
         elif _has_failed(row):
             lines = axis.plot(place, 0.96, transform=axis.get_xaxis_transform(), **CROSS)
-        for line in lines:  # a few pixels for each color, or equal values would hide each other
+        for line in lines:  # shifted by a few pixels per color, so that equal values stay visible
             aside = ScaledTranslation(_aside(row, others), 0, made.dpi_scale_trans)
             line.set_transform(line.get_transform() + aside)
     _name_values(axis, key)
@@ -170,7 +171,7 @@ def _panel(
 
 
 def _name_values(axis: Axes, key: _Key) -> None:
-    """The ticks of a key: at its values, or at round numbers where there are many or odd ones."""
+    """Sets the ticks of a key: its values, or round numbers if there are many or drawn values."""
     if key.numbers and (len(key.numbers) > len(COLORS) or not key.are_round):
         if spans_decades(key.numbers):
             use_log_ticks(axis.xaxis)
@@ -186,18 +187,18 @@ def _name_values(axis: Axes, key: _Key) -> None:
 
 
 def _style(row: Row, others: Sequence[_Key]) -> dict[str, Any]:
-    """How a job's point looks: the first of the other keys is its color, the second its marker."""
+    """The style of a job's point: one other key sets the color, a second one the marker."""
     indices = [other.index(row) for other in others] + [0, 0]
     return {"color": COLORS[indices[0]], "marker": MARKERS[indices[1]], "markersize": 7}
 
 
 def _aside(row: Row, others: Sequence[_Key]) -> float:
-    """How far from its place a point stands, in inches."""
+    """The horizontal shift of a point, in inches."""
     return 0.1 * (others[0].index(row) - (len(others[0].values) - 1) / 2) if others else 0.0
 
 
 def _legend(others: Sequence[_Key]) -> list[Any]:
-    """What colors and markers mean: a color is a patch, so that each shape is there once."""
+    """Legend entries for colors, as patches, and for markers, so that each shape appears once."""
     handles: list[Any] = []
     for other, name in zip(others, ("color", "marker"), strict=False):
         for index in range(len(other.values)):
@@ -219,14 +220,14 @@ def _typed(row: Row, name: str) -> str:
 
 
 def _value(row: Row, column: str) -> float | None:
-    """A job's figure; a job that failed may have one, of where it was when it did."""
+    """A job's figure; the figure of a failed job, which is of an earlier step, is ignored."""
     value = row.get(column)
     is_number = isinstance(value, int | float) and _can_be_drawn(value)
     return value if is_number and not _has_failed(row) else None
 
 
 def _can_be_drawn(value: float) -> bool:
-    """Whether the ticks of an axis can be computed; a file may hold any figure."""
+    """Whether matplotlib can compute ticks for a value, which is from an untrusted file."""
     return value == 0 or 1e-30 <= abs(value) <= 1e30
 
 
@@ -235,14 +236,14 @@ def _has_failed(row: Row) -> bool:
 
 
 def _shown(text: str, longest: int = _LONGEST) -> str:
-    """Short, and without the dollars that matplotlib takes for mathematics."""
+    """Shortens a text and escapes dollar signs, which matplotlib treats as math mode."""
     text = one_line(text)
     short = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return short.replace("$", r"\$")
 
 
 def _records(png: bytes, width: int, height: int) -> bytes:
-    """An event file with the picture; TensorBoard shows the sweep's folder as one more run."""
+    """Builds an event file with the plot; TensorBoard shows the sweep's folder as another run."""
     image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
     value = Summary.Value(tag="sweep/summary", image=image)
     now, records = time.time(), io.BytesIO()

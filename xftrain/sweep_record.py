@@ -1,6 +1,6 @@
-"""What a sweep runs, written down so that it can be resumed; anyone may have written the file.
+"""Records a sweep's command, so that the sweep can be resumed; a record is untrusted when read.
 
-Imports no torch: every command imports this.
+Every command imports this module, so it must not import torch.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from xftrain.registry import conf_dir
 from xftrain.seal import has_valid_seal, sealed
 
 RESUME = "resume_sweep"  # the override that resumes a sweep
-TRUST = "trust_sweep"  # the one that runs the overrides of a folder whose record has no valid seal
-_RESUMED = "XFTRAIN_RESUMED_SWEEP"  # in the sweep's processes, whoever starts them
+TRUST = "trust_sweep"  # the override that allows a record without a valid seal
+_RESUMED = "XFTRAIN_RESUMED_SWEEP"  # environment variable of all processes of a resumed sweep
 _RECORD = ".sweep.json"
 _OWN = ("command-line", "hydra.searchpath in main", "hydra.searchpath in command-line")
-# Overrides that are about the sweep rather than about a job, or about what is run.
+# Overrides about the sweep itself rather than about its jobs.
 MODE = ("hydra.mode", "hydra.run", "hydra.sweep.dir", "hydra.output_subdir")
-_SHOWN, _EACH = 300, 60  # characters of what a record holds, and of an override, in a sentence
-# Keys that say what a run reads.
-_MOST_LISTED = 10_000  # characters of all overrides together
+_SHOWN, _EACH = 300, 60  # longest part of a record, and longest override, in a message
+_MOST_LISTED = 10_000  # longest list of all overrides in a message
+# Keys that name what a run reads.
 _READS = re.compile(r"ckpt|data|.*(path|dir|file|storage|links)", re.ASCII).fullmatch
 
 
 def record_of(config: DictConfig) -> dict[str, Any]:
-    """What `resumed` reads.
+    """The record of a sweep, which `resumed` reads.
 
     Args:
-        config: of the sweep, Hydra's own part included.
+        config: the sweep's configuration, Hydra's own node included.
     """
     hydra = config.hydra
     return {
@@ -51,19 +51,19 @@ def record_of(config: DictConfig) -> dict[str, Any]:
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> None:
-    """Leaves the record in the sweep's folder, with this user's seal."""
+    """Writes the record into the sweep's folder, with this user's seal."""
     write_json(sealed(record, folder), folder / _RECORD)
 
 
 def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
-    """The arguments with `resume_sweep=<folder>` worked in; the overrides where it is not there.
+    """Replaces `resume_sweep=<folder>` by the recorded command; other overrides are unchanged.
 
     Args:
-        overrides: what was typed.
-        has_flags: whether flags were typed too, as `--config-name`.
+        overrides: the overrides of the command line.
+        has_flags: whether the command line has flags too, such as `--config-name`.
 
     Raises:
-        ConfigError: there is no such sweep, or its command has to be typed again.
+        ConfigError: there is no such sweep, or the user must repeat its whole command.
     """
     os.environ.pop(_RESUMED, None)
     others, named = _taken(overrides, RESUME)
@@ -90,7 +90,7 @@ def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
 
 
 def _taken(overrides: Sequence[str], name: str) -> tuple[list[str], str | None]:
-    """The overrides without those of that name, and the value of the last of these."""
+    """Removes all overrides of a key, and returns the value of the last one."""
     others = [override for override in overrides if not override.startswith(f"{name}=")]
     values = [o.partition("=")[2] for o in overrides if o.startswith(f"{name}=")]
     return others, values[-1] if values else None
@@ -110,7 +110,7 @@ def _key(override: str) -> str:
 
 
 def _missing(record: Mapping[str, Any], typed: Sequence[str]) -> str | None:
-    """An override of the sweep that is not among those typed: that would be another sweep."""
+    """A recorded override that the command line lacks, which would be another sweep."""
     recorded = record.get("overrides")
     mine = {(_key(override), override.partition("=")[2]) for override in typed}
     for override in recorded if isinstance(recorded, list) else []:
@@ -121,10 +121,10 @@ def _missing(record: Mapping[str, Any], typed: Sequence[str]) -> str | None:
 
 
 def _command(record: Mapping[str, Any], folder: Path, *, is_trusted: bool) -> list[str]:
-    """The command of a record, in which nothing is left but plain values of known keys.
+    """The command of a record, reduced to plain values of known keys.
 
     Raises:
-        ConfigError: it could run code, or nobody says that its folder is to be trusted.
+        ConfigError: the command could run code, or its folder is not trusted.
     """
     name, recorded = record.get("config_name"), record.get("overrides")
     again = f"repeat its whole command and add {_resuming(folder)}"
@@ -170,15 +170,15 @@ def _resuming(folder: Path) -> str:
 
 
 def _sends(override: str) -> bool:
-    """Whether an override may say where a logger records; `logger.tensorboard=null` does not."""
+    """Whether an override may set where a logger records; `logger.tensorboard=null` does not."""
     key, value = _key(override), override.partition("=")[2]
     return key.startswith("logger.") and value != "null" or key == "logger" and "{" in value
 
 
 def _listed(name: str, command: Sequence[str]) -> str:
-    """All that would run, each value cut by itself: a long one must not hide those after it.
+    """Lists the whole command, each value shortened so that a long one hides no later ones.
 
-    What is read from a place that the record names comes first.
+    Overrides of keys that name what a run reads come first.
     """
     reads = [one for one in command if _READS(_key(one)) or "{" in one]
     others = [one for one in command if one not in reads]
@@ -193,10 +193,10 @@ def _short(text: str, most: int = _SHOWN) -> str:
 
 
 def is_resumed() -> bool:
-    """Whether this sweep resumes one that was there."""
+    """Whether this sweep resumes an earlier one."""
     return _RESUMED in os.environ
 
 
 def kept(overrides: Any, left_out: tuple[str, ...]) -> list[str]:
-    """Overrides of Hydra's own configuration but those that begin so."""
+    """The overrides of Hydra's own node, without those with one of these prefixes."""
     return [one for one in as_typed(overrides) if not _key(one).startswith(left_out)]

@@ -1,4 +1,4 @@
-"""The table of a sweep: a row for each job, the best first, from the results that are there."""
+"""Writes the table of a sweep: a row for each job with a result, the best first."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from xftrain.sweep_order import (
     settings,
 )
 
-_MAX_CHARACTERS = 1000  # of a cell
-_MAX_OVERRIDES = 1000  # of a job
+_MAX_CHARACTERS = 1000  # longest cell
+_MAX_OVERRIDES = 1000  # most overrides of a job
 _MAX_INTEGER = 1 << 62
-_JOBS = ".jobs"  # of a sweep's folder: a file for each of its jobs
+_JOBS = ".jobs"  # subfolder of a sweep's folder with a file for each job
 _ENTRY = re.compile(r"\d+\.json", re.ASCII)
-_PLACES = {  # of a job's figures, by column: where result.json has them
+_PLACES = {  # by column, the keys of a job's figure in result.json
     **{name: ("metrics", name) for name in FIGURES if name.startswith("val/")},
     "parameters": ("num_parameters",),
 }
-_IF_KNOWN = (BITS, "parameters")  # columns that are left out where no job has them
+_IF_KNOWN = (BITS, "parameters")  # columns that are omitted if no job has them
 _DRAWN = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.ASCII)
-_TYPED = 8  # characters up to which a number looks typed rather than drawn
+_TYPED = 8  # a longer number is taken for drawn rather than typed
 
 
 def forget_jobs(folder: Path) -> None:
-    """Makes the place for the jobs of a sweep, without those of an earlier one there.
+    """Makes an empty list of jobs in a sweep's folder, in place of an earlier sweep's list.
 
     Raises:
-        OSError: it cannot be made, or something else has its name.
+        OSError: the subfolder cannot be made, or its name is taken by something else.
     """
     place = folder / _JOBS
     if place.is_symlink():
@@ -57,7 +57,7 @@ def forget_jobs(folder: Path) -> None:
 
 
 def note_job(folder: Path, number: int, run_dir: Path) -> None:
-    """Lists a job of the sweep, with the number that it has there.
+    """Adds a job, with its number, to the list of a sweep's jobs.
 
     Raises:
         SweepRefused: the job's folder is not below the sweep's.
@@ -71,13 +71,13 @@ def note_job(folder: Path, number: int, run_dir: Path) -> None:
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    """Whether a path is inside a folder, links followed."""
+    """Whether a path is inside a folder after resolving links."""
     place, top = real_path(path), real_path(folder)
     return place is not None and top is not None and place != top and place.is_relative_to(top)
 
 
 def write_summary(folder: Path) -> list[Row]:
-    """`summary.csv` and `summary.md` of a sweep's folder, from the results that are there."""
+    """Writes `summary.csv` and `summary.md` of a sweep's folder from the jobs' results."""
     rows = ordered(read_rows(folder))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     shown = hidden_throughout(rows)
@@ -87,7 +87,7 @@ def write_summary(folder: Path) -> list[Row]:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """A row for each job of the sweep that has a result, in the jobs' order."""
+    """Reads a row for each job of the sweep that has a result, in the order of the jobs."""
     rows: list[Row] = []
     for path in (folder / _JOBS).iterdir() if (folder / _JOBS).is_dir() else ():
         entry = read_json(path) if _ENTRY.fullmatch(path.name) else None
@@ -116,19 +116,19 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def _short_path(run_dir: Path, folder: Path) -> str:
-    """A job's folder from the sweep's folder; whole where that cannot be told."""
+    """A job's folder relative to the sweep's folder; the full path if that is impossible."""
     place, top = real_path(run_dir), real_path(folder)
     return str(place.relative_to(top) if place and top and _is_below(place, top) else run_dir)
 
 
 def table(rows: Sequence[Row], *, is_file: bool = False) -> str:
-    """The rows in Markdown: what differs between the jobs, their figures, and why some failed.
+    """Renders the rows in Markdown: what differs between jobs, their figures, and their errors.
 
-    Where jobs differ by the seed alone, the means over the seeds come first.
+    If jobs differ only by seed, a table of means over the seeds comes first.
 
     Args:
-        rows: see `sweep_order.ordered`.
-        is_file: for a file that a browser may show, rather than for the console.
+        rows: the rows, sorted by `sweep_order.ordered`.
+        is_file: whether the table is for a file, which a browser may show, and is escaped.
     """
 
     def shown(value: Any) -> str:
@@ -145,7 +145,7 @@ def table(rows: Sequence[Row], *, is_file: bool = False) -> str:
 
 
 def _over_seeds(rows: Sequence[Row], shown: Callable[[Any], str]) -> list[str]:
-    """Mean and spread of each setting over its seeds, the best first; nothing without seeds."""
+    """Tabulates mean and spread of each setting over its seeds; empty if no seeds differ."""
     found, column = settings(rows), minimized(rows)
     if not are_over_seeds(found):
         return []
@@ -172,7 +172,7 @@ def _over_seeds(rows: Sequence[Row], shown: Callable[[Any], str]) -> list[str]:
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """What `result.json` holds; None where there is none, half of one, or one of another shape."""
+    """Reads `result.json`; None if it is missing, incomplete or malformed."""
     result = read_json(run_dir / "result.json")
     if result is None or not isinstance(result.get("status"), str):
         return None
@@ -186,7 +186,7 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 
 def val_loss_of(result: Mapping[str, Any]) -> float | None:
-    """The last validation loss, null where it was NaN; a file may hold anything in its place."""
+    """The last validation loss; None if it was NaN or the untrusted file has no number there."""
     return _figure(result, _PLACES[LOSS])
 
 

@@ -1,4 +1,4 @@
-"""Times of several calls, taken in turns so that drift hits all alike."""
+"""Times several calls in turns, so that clock drift affects all alike."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 def in_turns(
     once: Sequence[Callable[[], float]], *, budget_s: float, min_repeats: int, max_repeats: int
 ) -> list[list[float]]:
-    """Milliseconds of every repetition of every call.
+    """Times calls in turns, and returns the milliseconds of every repetition of every call.
 
     Args:
-        once: each makes one call and returns how long it took, ms; called once more beforehand.
-        budget_s: time to spend on each, within the two limits below.
-        min_repeats: repetitions that are made however slow a call is.
-        max_repeats: repetitions that are made at most.
+        once: functions that make one call and return its time in ms; each is first warmed up.
+        budget_s: time to spend on each call, within the limits below.
+        min_repeats: fewest repetitions of a call.
+        max_repeats: most repetitions of a call.
     """
     for call in once:
-        call()  # loads kernels, which says nothing of how many repetitions fit
+        call()  # warm-up: loads kernels, so it must not set the number of repetitions
     series = [[call()] for call in once]
     fits = [int(budget_s * 1e3 / max(first[0], 1e-3)) for first in series]
     repeats = [min(max(count, min_repeats), max_repeats) for count in fits]
@@ -32,7 +32,7 @@ def in_turns(
 
 
 def wall_ms(call: Callable[[], object], device: torch.device) -> float:
-    """How long one call takes from the host's view, with all that it starts on the device."""
+    """The wall time of one call in ms, including the work that it launches on the device."""
     synchronize(device)
     start = time.perf_counter()
     call()
@@ -41,6 +41,6 @@ def wall_ms(call: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for a GPU; the CPU has nothing under way."""
+    """Waits until a GPU has finished its work; does nothing on the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

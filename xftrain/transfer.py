@@ -1,4 +1,4 @@
-"""Numbers of the host on a device, without a wait for what the device has to do before."""
+"""Copies numbers from the host to a device without synchronizing with the device."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from torch import Tensor
 def on_device(
     values: Sequence[float], device: torch.device | str, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """A few numbers as a tensor there, where `torch.tensor(values, device=device)` would wait."""
+    """Copies numbers to a device; `torch.tensor(values, device=device)` would synchronize."""
     return torch.tensor(values, dtype=dtype, device="cpu").to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Values of a configuration: compared with an annotation, and shown to a person."""
+"""Checks values of a configuration against annotations, and formats values for messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xftrain.signatures import REQUIRED, Field
 def check_fields(
     key: str, fields: Mapping[str, Field], values: Mapping[str, Any], *, owner: str
 ) -> dict[str, Any]:
-    """Values for all fields, defaults filled in; `owner` names the thing that has the fields."""
+    """Checks the values of all fields and fills in defaults; errors name their `owner`."""
     prefix = f"{key}." if key else ""
     for name in values:
         if name not in fields:
@@ -60,14 +60,14 @@ def describe(annotation: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as a person types it."""
+    """Formats a value as it would be typed."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return repr(value)
 
 
 def unknown_key(key: str, known: list[str], owner: str) -> str:
-    """The sentence for a key that does not exist, or has another name by now."""
+    """The error sentence for a key that does not exist or has been renamed."""
     if said := moved(key):
         return said
     if near := difflib.get_close_matches(key, known, n=1, cutoff=0.7):
@@ -81,7 +81,7 @@ def _check_value(key: str, annotation: Any, value: Any) -> Any:
         return value
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    # JSON, since a strict tuple would refuse the lists that YAML has; infinite and nan never fit
+    # validated as JSON, since a strict tuple would refuse YAML's lists; inf and nan never pass
     adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
     try:
         checked = adapter.validate_json(json.dumps(value), strict=True)
@@ -96,7 +96,7 @@ def _check_value(key: str, annotation: Any, value: Any) -> Any:
 
 
 def _is_within_limits(value: Any) -> bool:
-    """Whether each integer, alone or in a list, is one that torch and the kernels can compute with.
+    """Whether each integer, alone or in a list, is within the range of torch and the kernels.
 
     A mapping is an option, whose values are checked when it is built.
     """

@@ -1,4 +1,4 @@
-"""The version, which pyproject.toml repeats, and those of other packages."""
+"""The version of this package, which pyproject.toml repeats, and of installed packages."""
 
 import hashlib
 from importlib import metadata
@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 def code_version() -> str:
-    """The version with a digest of the package's sources, as between two versions they change."""
+    """The version with a digest of the package's sources, which change between releases."""
     package = Path(__file__).resolve().parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -18,7 +18,7 @@ def code_version() -> str:
 
 
 def installed(package: str) -> str:
-    """The version of a package, or that it is not there."""
+    """The version of a package, or `not installed`."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Has others run where they do not see the working folder, whose files may be anyone's."""
+"""Hides the working folder, which may be untrusted, from libraries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import chdir, contextmanager
 
 @contextmanager
 def out_of_sight(variables: Sequence[str]) -> Iterator[None]:
-    """The root folder is the working folder meanwhile; a file there is the system's.
+    """Makes `/`, whose files are the system's, the working folder for the duration of a block.
 
     Args:
-        variables: of the environment, that name files; a relative path in one is the user's, from
-            the working folder.
+        variables: environment variables that name files; a relative path in one is resolved
+            against the user's working folder first.
     """
     before = {name: os.environ[name] for name in variables if os.environ.get(name)}
     os.environ.update({name: _absolute(path) for name, path in before.items()})

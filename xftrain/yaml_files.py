@@ -1,4 +1,4 @@
-"""Checks of a folder of options before Hydra reads it: files that would exhaust the machine."""
+"""Refuses option files that would exhaust memory or time when Hydra reads them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import yaml
 
 from xftrain.errors import ConfigError
 
-_MAX_BYTES = 16 << 20  # of one file
-# What PyYAML makes a number of, in time that grows with the square of its length.
+_MAX_BYTES = 16 << 20  # largest file
+# A number that PyYAML parses in time quadratic in its length.
 _LONG_NUMBER = re.compile(rb"[0-9](?:[0-9_]{0,99}:[0-9_]){20}").search
-_MAX_VALUES = 100_000  # of one file, once its aliases are written out
+_MAX_VALUES = 100_000  # most values of a file, with its aliases expanded
 
 
 def refuse_yaml_bombs(folders: Sequence[Path]) -> None:
-    """Refuse a pipe, an enormous file, and one whose aliases multiply to an enormous value.
+    """Refuse pipes, huge files, and files whose aliases expand to a huge value.
 
     Args:
-        folders: of `--config-dir` and `--config-path`; one that is not there is no fault here.
+        folders: the folders of `--config-dir` and `--config-path`; missing ones are ignored.
 
     Raises:
-        ConfigError: the first such file.
+        ConfigError: names the first such file.
     """
     for folder in folders:
         for path in _option_files(folder):
@@ -33,11 +33,11 @@ def refuse_yaml_bombs(folders: Sequence[Path]) -> None:
 
 
 def _option_files(folder: Path) -> Iterator[Path]:
-    """The files that Hydra could read, which follows links to folders as well."""
+    """Yields the files that Hydra could read; like Hydra, it follows links to folders."""
     known: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in known:  # a link to a folder above it, or seen already
+        if (status.st_dev, status.st_ino) in known:  # visited already, or a link to a parent folder
             folders.clear()
             continue
         known.add((status.st_dev, status.st_ino))
@@ -59,25 +59,25 @@ def _check(path: Path) -> None:
         root = yaml.compose(content, Loader=yaml.SafeLoader)
         num_values = 0 if root is None else _num_values(root, {})
     except (yaml.YAMLError, ValueError):
-        return  # Hydra says what is wrong, if it reads this file
+        return  # Hydra reports the error, if it reads this file
     except RecursionError:
         num_values = _MAX_VALUES + 1
     if num_values > _MAX_VALUES:
         raise ConfigError(
-            f"{path} has aliases that refer to themselves or come to more than {_MAX_VALUES:,} "
+            f"{path} has aliases that refer to themselves or expand to more than {_MAX_VALUES:,} "
             "values: write the values out."
         )
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below a node, each alias counted as often as it is used.
+    """Counts the values below a node, an alias as often as it is used.
 
     Args:
-        node: of the document, in which an alias is the node that it refers to.
-        known: by the identity of a node; one that is being counted refers to itself.
+        node: a node of the document, in which an alias is the node that it refers to.
+        known: counts by identity of a node; a node that is being counted refers to itself.
 
     Raises:
-        RecursionError: it is nested too deeply, or without end.
+        RecursionError: the node is nested too deeply or refers to itself.
     """
     if id(node) in known:
         if known[id(node)] < 0:

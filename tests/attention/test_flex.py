@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from xftrain.attention.backends.flex import Flex, block_mask
-from xftrain.benchmark.tolerances import judge
+from xftrain.benchmark.tolerances import check_parity
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 
 CPU = torch.device("cpu")
@@ -98,5 +98,5 @@ def test_rows_shorter_than_a_block(heads: tuple[int, int]) -> None:
     # torch's kernel for decoding takes these over and refuses the grouped ones
     shape, device = AttnShape(4, 64, *heads, 16), torch.device("cuda")
     generator = torch.Generator().manual_seed(0)
-    verdict = judge(Flex(), AttnCall(AttnBias(), shape, torch.bfloat16, device), generator)
+    verdict = check_parity(Flex(), AttnCall(AttnBias(), shape, torch.bfloat16, device), generator)
     assert not verdict.faults

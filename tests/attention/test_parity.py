@@ -16,7 +16,7 @@ import torch
 
 from tests.attention.cells import CELLS, Cell, backend_named, listed_refusal
 from xftrain.benchmark.reference import torch_sdpa
-from xftrain.benchmark.tolerances import judge
+from xftrain.benchmark.tolerances import check_parity
 from xftrain.interfaces import AttnBias, AttnCall, Backend
 
 
@@ -32,7 +32,7 @@ def check(cell: Cell, device: str, head_dim: int) -> tuple[str, float]:
 
     seed = secrets.randbelow(2**31)  # fresh each run; named where it fails
     generator = torch.Generator().manual_seed(seed)
-    verdict = judge(backend, call, generator)
+    verdict = check_parity(backend, call, generator)
     assert not verdict.faults, f"{verdict.faults}, seed {seed}"
     return backend.kernel(*call), verdict.worst
 
@@ -89,6 +89,6 @@ def test_the_rule_can_fail(fault: str, said: str | None) -> None:
     # a kernel that forgets the scale, and one that sees one key too many, must not pass
     cell = next(c for c in CELLS if str(c) == "naive-window-mha-rows-bfloat16")
     generator = torch.Generator().manual_seed(0)
-    verdict = judge(_Wrong(fault), cell.call("cpu", head_dim=16), generator)
+    verdict = check_parity(_Wrong(fault), cell.call("cpu", head_dim=16), generator)
     assert bool(verdict.faults) == (said is not None)
     assert (said or "") in " ".join(verdict.faults)

@@ -17,7 +17,7 @@ from xftrain.attention.backends.flex import Flex
 from xftrain.attention.backends.sdpa import SDPA
 from xftrain.attention.folding import folding_reasons
 from xftrain.benchmark.reference import output_and_grads
-from xftrain.benchmark.tolerances import judge
+from xftrain.benchmark.tolerances import check_parity
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnCall, AttnCase, AttnShape, Backend
 from xftrain.training.callbacks.attention_pattern import describe
@@ -73,7 +73,7 @@ def test_each_backend_computes_them_or_refuses(
         assert backend.unsupported(*call._replace(bias=FACTS[facts])) == [reasons]
         pytest.skip(reasons)
     seed = secrets.randbelow(2**31)
-    verdict = judge(backend, call, torch.Generator().manual_seed(seed))
+    verdict = check_parity(backend, call, torch.Generator().manual_seed(seed))
     assert not verdict.faults, f"{verdict.faults}, seed {seed}"
 
 
@@ -101,9 +101,9 @@ class _Forgetful(Backend):
 
 def test_a_backend_that_leaves_one_out_is_found() -> None:
     call, generator = call_of(AttnBias(**SCORES["both"])), torch.Generator().manual_seed(0)
-    assert not judge(_Forgetful(), call, generator).faults
+    assert not check_parity(_Forgetful(), call, generator).faults
     for left in ({"scale": None}, {"softcap": None}):
-        assert judge(_Forgetful(**left), call, generator).faults
+        assert check_parity(_Forgetful(**left), call, generator).faults
 
 
 class _Former(_Forgetful):
@@ -163,7 +163,7 @@ def test_features_cancel_where_the_scale_is_no_power_of_two(name: str, head_dim:
     bias, shape = AttnBias(slopes=SLOPES), AttnShape(1, M, H, G, head_dim)
     for seed, more in ((0, {}), (1, {"scale": 0.1})):
         call = AttnCall(replace(bias, **more), shape, torch.float32, CPU)
-        verdict = judge(backend_named(name), call, torch.Generator().manual_seed(seed))
+        verdict = check_parity(backend_named(name), call, torch.Generator().manual_seed(seed))
         assert not verdict.faults
 
 

@@ -20,7 +20,7 @@ from xftrain.benchmark.max_length import LongestCell, _search
 from xftrain.benchmark.measure import Stopwatch, hidden_ms, memory_of, spread
 from xftrain.benchmark.reference import ratio
 from xftrain.benchmark.rows import RowStore, read_rows, write_csv
-from xftrain.benchmark.tolerances import judge
+from xftrain.benchmark.tolerances import check_parity
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 from xftrain.timing import in_turns
@@ -131,7 +131,9 @@ class _NaN(Naive):
 def test_nan_is_never_right(where: str) -> None:
     # max(0.0, nan) is 0.0 in Python: such kernels once counted as exact
     shape = AttnShape(1, 9, 2, 2, 8)
-    verdict = judge(_NaN(where), AttnCall(AttnBias(), shape, torch.float32, CPU), torch.Generator())
+    verdict = check_parity(
+        _NaN(where), AttnCall(AttnBias(), shape, torch.float32, CPU), torch.Generator()
+    )
     assert verdict.faults and verdict.worst == math.inf
 
     cell = attention_cell(

@@ -11,7 +11,7 @@ import torch
 
 from xftrain.errors import RunError
 from xftrain.training import checkpoint as files
-from xftrain.training import distributed
+from xftrain.training import distributed, newest_checkpoint
 from xftrain.training.callbacks import checkpoint as callbacks
 from xftrain.training.callbacks.checkpoint import Checkpoint, validation_follows, within_step
 
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_run_is_left_alone_with_a_word(
     file_id: str | None,
     is_of: bool,
 ) -> None:
-    monkeypatch.setattr(files, "run_id_of", lambda folder: folder_id)
-    monkeypatch.setattr(files, "run_id", lambda path: file_id)
+    monkeypatch.setattr(newest_checkpoint, "run_id_of", lambda folder: folder_id)
+    monkeypatch.setattr(newest_checkpoint, "run_id", lambda path: file_id)
     assert files._is_of(tmp_path, tmp_path / "last.ckpt") == is_of
     assert ("is of another run than" in caplog.text) == (not is_of)

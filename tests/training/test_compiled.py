@@ -103,7 +103,7 @@ def test_graphs_are_refused_where_they_cannot_be(tmp_path, words, why):
 
 
 def test_a_budget_is_refused_where_nothing_keeps_it(tmp_path):
-    with pytest.raises(ConfigError, match="activation_budget is kept by compiled blocks alone"):
+    with pytest.raises(ConfigError, match="activation_budget needs compiled blocks"):
         run(tmp_path, "model.activation_budget=0.5")
 
 
@@ -114,8 +114,8 @@ def test_a_budget_counts_attention_of_fewer_heads_of_k_and_v(monkeypatch):
         return 7
 
     monkeypatch.setattr(flop_counter, "sdpa_flop_count", equal_alone)
-    compilation._count_grouped_attention()
-    compilation._count_grouped_attention()
+    compilation._count_grouped_attention_flops()
+    compilation._count_grouped_attention_flops()
     assert flop_counter.sdpa_flop_count((2, 4, 33, 16), (2, 2, 33, 16), (2, 2, 33, 16)) == 7
 
 

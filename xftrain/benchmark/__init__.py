@@ -1,1 +1,1 @@
-"""Which attention to use on this machine, measured: sweeps of cells, each one row of the report."""
+"""The benchmark suite: sweeps of cells, each of which becomes one row of the report."""

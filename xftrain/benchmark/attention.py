@@ -1,4 +1,4 @@
-"""Measures attention calls: memory one by one, times in turns."""
+"""Measures attention calls: memory of each call alone, times of several calls in turns."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from xftrain.benchmark.worker import Reporter, Unsupported, free_memory, outcome
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
 from xftrain.timing import in_turns, synchronize, wall_ms
 
-_BUDGET_S = 0.2  # of timing, a cell and direction
+_BUDGET_S = 0.2  # timing budget per cell and direction
 _MIN_REPEATS, _MAX_REPEATS = 3, 50
-_SHARE = 0.6  # of the memory that cells measured in turns may take together
-_FORWARD, _BACKWARD = 2, 5  # products of M x M x K: q k^T and p v; the same and three gradients
+_SHARE = 0.6  # share of the memory that cells measured in turns may use together
+_FORWARD, _BACKWARD = 2, 5  # M x M x K matmuls: q k^T and p v; q k^T again and four gradients
 
 
 @dataclass
 class _BoundCall:
-    """Inputs and kernel of a cell, ready to be called."""
+    """The inputs and the kernel of a cell."""
 
     backend: Backend
     handle: Any
@@ -42,20 +42,20 @@ class _BoundCall:
     grad: Tensor
 
     def forward(self) -> Tensor:
-        """As in training: what the backward pass needs is kept."""
+        """Runs the forward pass as in training, which saves activations."""
         return self.backend(*self.inputs, self.handle)
 
     def both(self) -> tuple[Tensor, ...]:
-        """Forward and backward."""
+        """Runs forward and backward."""
         return torch.autograd.grad(self.forward(), self.inputs, self.grad)
 
     def loop(self) -> None:
-        """The same as a script writes it: the gradients add up in `.grad`."""
+        """Runs forward and backward as a script would, with gradients accumulated in `.grad`."""
         self.forward().sum().backward()
 
 
 def measure_attention(cells: Sequence[AttentionCell], reporter: Reporter) -> None:
-    """Rows of cells with the same sizes: a job."""
+    """Measures the cells of one job, which have the same sizes, and reports their rows."""
     warm_up(cells[0].torch_device)
     rows: dict[int, dict[str, Any]] = {}
     for index, cell in enumerate(cells):
@@ -72,7 +72,7 @@ def measure_attention(cells: Sequence[AttentionCell], reporter: Reporter) -> Non
 
 
 def _turns(rows: dict[int, dict[str, Any]], device: torch.device) -> list[list[int]]:
-    """Cells that are timed together: as many as fit into memory."""
+    """Groups the cells that are timed in turns, as many as fit into memory together."""
     total_mib = float("inf")
     if device.type == "cuda":
         total_mib = torch.cuda.get_device_properties(device).total_memory / 2**20
@@ -90,14 +90,14 @@ def _turns(rows: dict[int, dict[str, Any]], device: torch.device) -> list[list[i
 
 
 def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
-    """All of a row but the times."""
+    """Measures all fields of a row except the times."""
     call, backend = cell.call(), cell.build_backend()
     device = call.device
     if reasons := backend.unsupported(*call):
         raise Unsupported("; ".join(reasons))
     prepare = partial(backend.prepare, *call)
     bound = _BoundCall(backend, prepare(), *_inputs(call))
-    bound.both()  # loads kernels and compiles, so that this is not measured
+    bound.both()  # warm-up: loads kernels and compiles
     bound.handle = None
     memory = memory_of(prepare, partial(_with_handle, bound), device)
     mask_times = [wall_ms(prepare, device) for _ in range(5)]
@@ -123,9 +123,9 @@ def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
 
 
 def _loop_peak_mib(call: _BoundCall, device: torch.device) -> float | None:
-    """Peak memory of a loop of calls; None where only single calls fit."""
+    """Peak memory of a loop of calls, MiB; None if only single calls fit."""
     try:
-        call.loop()  # leaves gradients behind, as every call but a script's first finds them
+        call.loop()  # allocates `.grad`, which all calls of a script but the first find
         return memory_of(lambda: None, lambda _: call.loop(), device).peak_mib
     except Exception as error:
         if outcome(error)[0] != "oom":
@@ -135,7 +135,7 @@ def _loop_peak_mib(call: _BoundCall, device: torch.device) -> float | None:
 
 
 def fits(cell: AttentionCell) -> bool:
-    """Whether the call runs, forward and backward, before memory runs out."""
+    """Whether the call runs, forward and backward, within memory."""
     if reasons := cell.build_backend().unsupported(*cell.call()):
         raise Unsupported("; ".join(reasons))
     try:
@@ -159,7 +159,7 @@ def _with_handle(call: _BoundCall, handle: Any) -> None:
 def _time(
     cells: Sequence[AttentionCell], turn: Sequence[int], reporter: Reporter
 ) -> dict[int, dict[str, Any]]:
-    """The times of some cells, by index; those that fail have their row already."""
+    """Times some cells in turns, by index; cells that fail report their row here."""
     device = cells[0].torch_device
     settle(device)
     stopwatch = Stopwatch(device)
@@ -195,7 +195,7 @@ def _time(
 
 
 def _loop_times(stopwatch: Stopwatch, call: _BoundCall, estimate_ms: float) -> dict[str, Any]:
-    """Of calls back to back, on a GPU; nothing where their gradients do not fit."""
+    """Times back-to-back calls on a GPU; empty if their gradients do not fit."""
     if stopwatch.device.type != "cuda":
         return {"loop_ms": None}
     try:
@@ -208,19 +208,19 @@ def _loop_times(stopwatch: Stopwatch, call: _BoundCall, estimate_ms: float) -> d
 
 
 def ready(cell: AttentionCell) -> _BoundCall:
-    """A call with fresh inputs."""
+    """Builds a cell's call with new random inputs."""
     call, backend = cell.call(), cell.build_backend()
     return _BoundCall(backend, backend.prepare(*call), *_inputs(call))
 
 
 def _inputs(call: AttnCall) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """q, k and v that want gradients, and the gradient of the output."""
+    """q, k and v that require gradients, and the gradient of the output."""
     (q, k, v), grad = _random(call)
     return (q.requires_grad_(), k.requires_grad_(), v.requires_grad_()), grad
 
 
 def errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
-    """Relative errors of the output and of each gradient against float64."""
+    """Measures relative errors of the output and of each gradient against float64."""
     qkv, grad = _random(call)
     handle = backend.prepare(*call)
     results = output_and_grads(_bound(backend, handle), qkv, grad)
@@ -232,13 +232,13 @@ def errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
 
 
 def _segment_errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
-    """The largest relative error of packed documents, and of the same ones run one by one."""
+    """Measures the largest error of packed documents, and of the same documents run one by one."""
     bias, shape, dtype, device = call
     qkv, grad = _random(call)
     handle = backend.prepare(*call)
     packed = output_and_grads(_bound(backend, handle), qkv, grad)
     single = backend
-    if backend.needs_compilation:  # it would do so for every length: another stands in
+    if backend.needs_compilation:  # it would compile for every length: use another backend
         single = Naive() if SDPA().unsupported(*call) else SDPA()
     truths, alones = [], []
     documents = zip(bias.segments(shape.M), documents_of(bias, shape.M), strict=True)
@@ -271,7 +271,7 @@ def _bound(backend: Backend, handle: Any) -> Callable[[Tensor, Tensor, Tensor], 
 
 
 def _random(call: AttnCall) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """q, k, v and the gradient of the output, drawn anew."""
+    """Draws q, k, v and the gradient of the output."""
     _, shape, dtype, device = call
     q, k, v, grad = (
         torch.randn(shape.B, shape.M, heads, shape.K, device=device).to(dtype)
@@ -281,12 +281,12 @@ def _random(call: AttnCall) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _one_row(shape: AttnShape) -> AttnShape:
-    """The float64 reference needs no second row to say the same."""
+    """The shape with one row, which suffices for the float64 reference."""
     return AttnShape(1, shape.M, shape.H, shape.G, shape.K)
 
 
 def visible_pairs(bias: AttnBias, num_positions: int) -> int:
-    """Pairs of query and key that are not hidden: what a kernel cannot avoid computing."""
+    """The number of unmasked pairs of query and key, which every kernel must compute."""
     pairs = 0
     for start, end in bias.segments(num_positions):
         length = end - start

@@ -1,4 +1,4 @@
-"""What a sweep measures: a cell is one row of the report, before it was measured."""
+"""Cells: what a sweep measures. A cell becomes one row of the report."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from xftrain import registry
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
 from xftrain.option_checks import checked_option
 
-# ok: it ran. oom: memory ran out. unsupported: refused, with reasons. failed: it raised.
-# crashed: its process died. timeout: it did not come to an end.
+# ok: it ran. oom: out of memory. unsupported: refused, with reasons. failed: it raised.
+# crashed: its process died. timeout: it did not finish in time.
 Status = Literal["ok", "oom", "unsupported", "failed", "crashed", "timeout"]
-Row = dict[str, Any]  # a measured cell, as it stands in rows.jsonl
+Row = dict[str, Any]  # a measured cell, a line of rows.jsonl
 Node = Mapping[str, Any]  # an option of a group: a name or a _target_, and its fields
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row.
+    """One row of the report, not measured yet.
 
     Attributes:
-        sweep: the callback that it belongs to.
-        columns: what tells it from the other rows of the sweep, as the report shows it.
+        sweep: name of the callback that the cell belongs to.
+        columns: the fields that identify the row within its sweep in the report.
     """
 
     sweep: str
@@ -34,19 +34,19 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Its name, the same wherever the same is measured, and only there."""
-        digest = hashlib.sha256(repr(self.decides).encode()).hexdigest()[:8]
+        """A unique name, which is equal for equal measurements in any run."""
+        digest = hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]
         named = " ".join(f"{k}={v}" for k, v in self.columns.items())
         return f"{self.sweep}: {named} #{digest}"
 
     @property
-    def decides(self) -> Any:
-        """All that its figures depend on but the machine."""
+    def identity(self) -> Any:
+        """Everything that determines the results of the cell, except the machine."""
         return self.columns
 
     @property
     def label(self) -> str:
-        """Its name for a progress bar: words, and the length."""
+        """The cell's name in a progress bar."""
         words = [value for value in self.columns.values() if isinstance(value, str)]
         length = [f"M={self.columns['M']}"] if "M" in self.columns else []
         return f"{self.sweep}: " + " ".join(words + length)
@@ -61,11 +61,11 @@ class AttentionCell(Cell):
         bias: node of `model/bias`.
         shape: sizes of the call.
         seqlens: document lengths of a packed row, or None.
-        dtype: of q, k and v, as in `bfloat16`.
+        dtype: dtype of q, k and v, such as `bfloat16`.
         device: `cuda` or `cpu`.
-        check: `exact` adds the errors against float64; `segments` those of packed documents and
+        check: `exact` adds errors against float64; `segments` adds errors of packed documents and
             of the same documents run one by one; `loop` adds the peak memory of a script's loop.
-        is_timed: False leaves out the times.
+        is_timed: whether times are measured.
     """
 
     backend: Node
@@ -78,33 +78,33 @@ class AttentionCell(Cell):
     is_timed: bool = True
 
     @property
-    def decides(self) -> Any:
-        """All that its figures depend on but the machine."""
+    def identity(self) -> Any:
+        """Everything that determines the results of the cell, except the machine."""
         nodes = [sorted(node.items()) for node in (self.backend, self.bias)]
         place = (self.dtype, self.device, self.check, self.is_timed)
         return (nodes, self.shape, self.seqlens, place)
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype itself."""
+        """The dtype as a torch.dtype."""
         dtype = getattr(torch, self.dtype)
         assert isinstance(dtype, torch.dtype)
         return dtype
 
     @property
     def torch_device(self) -> torch.device:
-        """The device itself."""
+        """The device as a torch.device."""
         return torch.device(self.device)
 
     def call(self) -> AttnCall:
-        """What is computed, and where."""
+        """The attention call of this cell."""
         recipe = registry.build(checked_option("model.bias", self.bias))
         bias: AttnBias = recipe.build(self.shape.H, self.seqlens)
         bias = bias.simplified(self.shape.M)
         return AttnCall(bias, self.shape, self.torch_dtype, self.torch_device)
 
     def build_backend(self) -> Backend:
-        """A backend of its own."""
+        """Builds a new backend."""
         backend: Backend = registry.build(checked_option("model.attn", self.backend))
         return backend
 
@@ -125,7 +125,7 @@ def attention_cell(
     check: Literal["exact", "segments", "loop"] | None = None,
     **more: Any,
 ) -> AttentionCell:
-    """The cell with its columns; `more` are further ones.
+    """Builds a cell with its columns; `more` are further columns.
 
     Raises:
         ConfigError: an option that does not exist, or head counts that do not fit.
@@ -150,7 +150,7 @@ def attention_cell(
 
 
 def kv_heads(heads: Node, num_heads: int, head_dim: int) -> int:
-    """G of a head grouping."""
+    """The number of K/V heads, G, of a head grouping."""
     with torch.device("meta"):
         made = registry.build(
             checked_option("model.heads", heads), num_heads * head_dim, num_heads, False
@@ -159,7 +159,7 @@ def kv_heads(heads: Node, num_heads: int, head_dim: int) -> int:
 
 
 def node_of(group: str, option: str | Mapping[str, Any]) -> dict[str, Any]:
-    """The node that a word or a node in a list of options stands for, checked.
+    """Checks an option in a list, given by name or as a node, and returns its node.
 
     Raises:
         ConfigError: there is no such option, or it has no such field.
@@ -170,12 +170,12 @@ def node_of(group: str, option: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nodes_of(group: str, options: list[str | dict[str, Any]]) -> list[dict[str, Any]]:
-    """The nodes of a list of options."""
+    """Checks a list of options and returns their nodes."""
     return [node_of(group, option) for option in options]
 
 
 def name_of(node: Node) -> str:
-    """A node in words: `alibi`, `alibi impl=dense`, the class of a user's own."""
+    """Names a node: `alibi`, `alibi impl=dense`, or a user's own class."""
     name = node.get("name") or str(node["_target_"]).rpartition(".")[2]
     fields = [f"{key}={value}" for key, value in node.items() if key not in ("name", "_target_")]
     return " ".join([name, *fields])

@@ -1,7 +1,7 @@
-"""Compiles kernels ahead, several at a time, so that the process that measures finds them.
+"""Compiles kernels in parallel ahead of time, so that the measuring process loads them from cache.
 
-torch.compile keeps what it made on disk. One process at a time may measure, but compiling is the
-larger part of what a compiled backend takes, and it can go on in several.
+torch.compile caches compiled code on disk. Only one process at a time may measure, but compilation,
+which dominates the time of a compiled backend, can run in several.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAME = "compiling"
 
 
 def compile_ahead(cells: Sequence[Cell], pool: Pool, *, timeout_s: float, num_workers: int) -> None:
-    """Calls what has to be compiled once; whatever goes wrong will do so again and be a row."""
+    """Compiles the cells of compiled backends; errors are ignored, since measuring repeats them."""
     todo = [
         AttentionCell(**{**vars(cell), "sweep": NAME})
         for cell in cells
@@ -34,7 +34,7 @@ def compile_ahead(cells: Sequence[Cell], pool: Pool, *, timeout_s: float, num_wo
 
 
 def compile_cells(cells: Sequence[AttentionCell], reporter: Reporter) -> None:
-    """Rows without figures."""
+    """Compiles the cells of a job, and reports rows without results."""
     for index, cell in enumerate(cells):
         if reporter.attempt(index, _call, cell):
             reporter.row(index, "ok")

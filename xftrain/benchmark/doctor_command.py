@@ -1,4 +1,4 @@
-"""`--config-name doctor`: the doctor alone, without a training run."""
+"""`--config-name doctor`: runs the doctor without a training run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 def run_doctor(
     cfg: DictConfig, run_dir: Path | None = None, checked: DoctorConfig | None = None
 ) -> dict[str, Any]:
-    """Runs the doctor and returns what `result.json` holds.
+    """Runs the doctor and returns the content of `result.json`.
 
     Args:
         cfg: what `xftrain.compose(config_name="doctor")` returns.
-        run_dir: the run's folder; made under `outputs/` where it is not given.
-        checked: what `config.validate` made of it, where that has been called.
+        run_dir: the run folder; None makes one under `outputs/`.
+        checked: the checked configuration, if `config.validate` has been called.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -57,7 +57,7 @@ def _sweep(option: OptionConfig) -> Sweep:
     made = registry.build(option)
     if not isinstance(made, Sweep) or made.needs_model:
         raise ConfigError(
-            f"{option.key} needs a training run, which --config-name doctor has not; use it "
+            f"{option.key} needs a training run, which --config-name doctor does not have; use it "
             "with --config-name benchmark."
         )
     return made

@@ -1,4 +1,4 @@
-"""What a benchmark was measured on."""
+"""The environment of a benchmark: device, driver, versions and command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = ("xformers", "triton", "liger-kernel", "lightning", "hydra-core")
 
 
 def row_fields(device: torch.device) -> dict[str, str]:
-    """What every row says of where it was measured."""
+    """The fields of every row that describe the environment."""
     return {
         "device": device_name(device),
         "host": _cpu_name(),
@@ -35,7 +35,7 @@ def row_fields(device: torch.device) -> dict[str, str]:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Versions, device and driver, by what they are called in a report."""
+    """Versions, device and driver, by their names in a report."""
     found = {
         "date": datetime.now().strftime("%Y-%m-%d"),
         "device": device_name(device),
@@ -58,16 +58,16 @@ def describe(device: torch.device) -> dict[str, str]:
 
 
 def write(run_dir: Path, device: torch.device) -> None:
-    """What the report says of the machine, the versions and the command."""
+    """Writes the environment and the command into the run folder, for the report."""
     found = describe(device) | {"command": command()}
     write_json(found, run_dir / FILE)
 
 
 def read(run_dir: Path) -> dict[str, str]:
-    """The same again.
+    """Reads the environment of a run folder.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: the file is missing or damaged.
     """
     found = read_json(run_dir / FILE)
     if found is None or not {"device", "command"} <= found.keys():
@@ -76,7 +76,7 @@ def read(run_dir: Path) -> dict[str, str]:
 
 
 def command() -> str:
-    """What was typed, as far as this process knows."""
+    """The command line of this process."""
     program = Path(sys.argv[0])
     name = "python -m xftrain" if program.name in ("__main__.py", "-m") else program.name
     return " ".join([name, *sys.argv[1:]])

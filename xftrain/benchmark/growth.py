@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from xftrain.benchmark import tables
 
-_LAST = 4  # lengths to fit: the shortest ones show what a call costs however short it is
+_LAST = 4  # number of lengths to fit; the shortest ones are dominated by constant overhead
 _LEAST = 3
 
 
 class Growth(NamedTuple):
-    """`y ~ length ** exponent`, by least squares on logarithms.
+    """A fit of `y ~ length ** exponent`, by least squares on logarithms.
 
     Attributes:
         exponent: the slope.
@@ -29,10 +29,10 @@ class Growth(NamedTuple):
 
 
 def fit(points: Sequence[tuple[int, float]]) -> Growth | None:
-    """The growth over the longest lengths; None where there are fewer than three points.
+    """Fits the growth over the longest lengths; None for fewer than three points.
 
     Args:
-        points: (length in tokens, value) pairs; values that are not positive do not count.
+        points: (length in tokens, value) pairs; values that are not positive are ignored.
     """
     chosen = sorted((length, value) for length, value in points if value > 0)[-_LAST:]
     if len(chosen) < _LEAST:
@@ -50,7 +50,7 @@ def fit(points: Sequence[tuple[int, float]]) -> Growth | None:
 
 
 def words(growth: Growth) -> str:
-    """What the fit supports: `in proportion to the length`."""
+    """Describes a fit in words, such as `in proportion to the length`."""
     exponent = growth.exponent
     if abs(exponent - 2) <= 0.2:
         return "with the square of the length"
@@ -66,10 +66,10 @@ def words(growth: Growth) -> str:
 
 
 def section(grown: Sequence[tuple[tuple[str, ...], Growth | None, Growth | None]]) -> str:
-    """The exponents of memory and time, each with its standard error, and what they say.
+    """Renders the exponents of memory and time, with standard errors and in words.
 
     Args:
-        grown: names (backend, bias, heads), growth of memory, growth of time.
+        grown: (names (backend, bias, heads), growth of memory, growth of time) of each curve.
     """
     known = [item for item in grown if item[1] or item[2]]
     if not known:

@@ -1,4 +1,4 @@
-"""Every attention kernel that this machine might have, each to be called by itself."""
+"""All attention kernels that this machine might have, as separate functions."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _OTHERS = ("naive", "flex")  # backends with one kernel each
 
 
 def kernels(device: torch.device) -> dict[str, Kernel]:
-    """By name; which of them run is found by calling them."""
+    """The kernels by name; only calling one shows whether it runs."""
     found: dict[str, Kernel] = {name: partial(_backend, name) for name in _OTHERS}
     found |= {name: partial(_sdpa, backend) for name, backend in _SDPA.items()}
     try:
         pairs = operator_pairs()
     except ImportError:
-        return found | {"xformers": partial(_backend, "xformers")}  # says what is missing
+        return found | {"xformers": partial(_backend, "xformers")}  # raises with what is missing
     if device.type == "cpu":
         return found | {"xformers cpu-flash": partial(_backend, "xformers")}
     return found | {f"xformers {name}": partial(_xformers, pair) for name, pair in pairs.items()}
@@ -63,7 +63,7 @@ def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _why(said: list[warnings.WarningMessage]) -> str:
-    """Torch's reasons, without the kernels that were left out on purpose."""
+    """Torch's reasons, without those about kernels that were disabled on purpose."""
     lines = [" ".join(str(w.message).partition("(Triggered")[0].split()) for w in said]
     kept = [line for line in lines if "not used because" not in line and "disabled" not in line]
     return "; ".join(dict.fromkeys(kept))
@@ -76,6 +76,6 @@ def _xformers(pair: tuple[Any, Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = q.detach(), k.detach(), v.detach()
     try:
         out: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=mask, op=pair)
-    except ValueError as error:  # how it refuses inputs that an operator does not take
+    except ValueError as error:  # raised for inputs that the operator does not support
         raise NotImplementedError(str(error)) from error
     return out

@@ -1,4 +1,4 @@
-"""The matrix product that achieved rates are compared with, measured in the same run."""
+"""Measures a large matmul, as the reference for achieved TF/s in the same run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BUDGET_S = 0.5
 
 @dataclass(frozen=True)
 class MatmulCell(Cell):
-    """A square product of random matrices."""
+    """A matmul of square random matrices."""
 
     size: int
     dtype: str
@@ -28,14 +28,14 @@ class MatmulCell(Cell):
 
 
 def peak_job(dtype: str, device: torch.device) -> Job:
-    """The job that measures it."""
+    """The job that measures the reference matmul."""
     size = _SIZE_CUDA if device.type == "cuda" else _SIZE_CPU
     columns = {"kernel": "matmul", "size": size, "dtype": dtype}
     return Job(measure_matmul, (MatmulCell(SWEEP, columns, size, dtype, device.type),))
 
 
 def measure_matmul(cells: Sequence[MatmulCell], reporter: Reporter) -> None:
-    """Rows with `tflops`."""
+    """Measures matmuls and reports rows with `tflops`."""
     for index, cell in enumerate(cells):
         row = reporter.attempt(index, _measure, cell)
         if row is not None:
@@ -43,7 +43,7 @@ def measure_matmul(cells: Sequence[MatmulCell], reporter: Reporter) -> None:
 
 
 def peak_tflops(rows: Sequence[Row], dtype: str | None) -> float | None:
-    """The rate of the product in this dtype; None where it was not measured."""
+    """The TF/s of the reference matmul in this dtype; None if it was not measured."""
     for row in rows:
         if row["sweep"] == SWEEP and row.get("dtype") == dtype and row["status"] == "ok":
             tflops = row.get("tflops")

@@ -1,4 +1,4 @@
-"""The longest sequence that fits into memory, by doubling and bisection."""
+"""Finds the longest sequence that fits into memory, by doubling and bisection."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from xftrain.benchmark.attention import fits
 from xftrain.benchmark.cells import AttentionCell, Row
 from xftrain.benchmark.worker import Job, Reporter
 
-_STEP = 128  # lengths tried are multiples of it
-_PRECISION = 1 / 32  # of the length, where the bisection ends
+_STEP = 128  # tested lengths are multiples of it
+_PRECISION = 1 / 32  # relative precision at which the bisection ends
 
 
 @dataclass(frozen=True)
 class LongestCell(AttentionCell):
-    """A search that starts at the length of its shape, up to `limit` tokens."""
+    """A search for the longest length, from the length of its shape up to `limit` tokens."""
 
     limit: int = 0
 
     @property
-    def decides(self) -> Any:
-        """All that its figure depends on but the machine."""
-        return (super().decides, self.limit)
+    def identity(self) -> Any:
+        """Everything that determines the result of the cell, except the machine."""
+        return (super().identity, self.limit)
 
 
 def longest_job(cell: AttentionCell, limit: int) -> Job:
-    """The search for one backend, bias and head grouping."""
+    """The job that searches the longest length of one backend, bias and head grouping."""
     columns = {k: v for k, v in cell.columns.items() if k != "M"} | {"longest_limit": limit}
     made = LongestCell(**{**vars(cell), "columns": columns, "is_timed": False, "limit": limit})
     return Job(measure_longest, (made,))
 
 
 def measure_longest(cells: Sequence[LongestCell], reporter: Reporter) -> None:
-    """Rows with `longest_tokens`: the longest length that ran, forward and backward."""
+    """Reports rows with `longest_tokens`, the longest length that ran forward and backward."""
     for index, cell in enumerate(cells):
         row = reporter.attempt(index, partial(_search, cell, partial(reporter.note, index)))
         if row is not None:
@@ -50,7 +50,7 @@ def _search(cell: LongestCell, note: Callable[..., None]) -> dict[str, Any]:
     def runs(length: int) -> bool:
         nonlocal tried
         tried += 1
-        # a sign of life, and what is known should the next length be the end of the process
+        # a heartbeat, and the result so far in case the next length kills the process
         note(longest_tokens=good, fails_tokens=bad, tried=tried)
         return fits(replace(cell, shape=replace(cell.shape, M=length)))
 
@@ -72,7 +72,7 @@ def _search(cell: LongestCell, note: Callable[..., None]) -> dict[str, Any]:
 
 
 def longest_section(rows: Sequence[Row]) -> str:
-    """A table of the searches."""
+    """Renders a table of the searches."""
     return tables.columns_of(
         [row for row in rows if "longest_limit" in row],
         {

@@ -1,4 +1,4 @@
-"""Time and memory of one call, on a GPU and on a CPU."""
+"""Measures time and memory of one call, on a GPU or a CPU."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ import torch
 from xftrain.memory import memory_mib, peak_memory_mib, reset_peak_memory
 from xftrain.timing import synchronize, wall_ms
 
-_FLUSH_CUDA, _FLUSH_CPU = 256 * 2**20, 16 * 2**20  # larger than a GPU's L2, than a core's L2
-_HOST_MARGIN = 2.0  # of the time that Python takes to issue a call: it varies
-_FIRST_KERNEL = 0.5  # of that time, until the device has something to do
+_FLUSH_CUDA, _FLUSH_CPU = 256 * 2**20, 16 * 2**20  # bytes; larger than the L2 of a GPU and a core
+_HOST_MARGIN = 2.0  # safety factor on the time Python takes to issue a call, which varies
+_FIRST_KERNEL = 0.5  # share of that time until the first kernel is launched
 _SHORT_MS, _TRIES = 10.0, 4
 _MAX_FLUSHES = 100
-_LOOPS, _LOOP_MS = 3, 40.0  # of calls back to back
+_LOOPS, _LOOP_MS = 3, 40.0  # number and length of loops of back-to-back calls
 
 Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a call needs, MiB; None where the system does not tell.
+    """The memory of a call, MiB; None if the system does not report it.
 
     Attributes:
         mask_mib: the kernel's own form of the bias.
-        extra_mib: all that is allocated above the inputs at the worst moment, the mask included.
-        peak_mib: the largest memory of the process, allocated on a GPU, resident on the CPU.
+        extra_mib: peak memory above the inputs, the mask included.
+        peak_mib: peak memory of the process: allocated on a GPU, resident on the CPU.
     """
 
     mask_mib: float | None
@@ -46,9 +46,9 @@ class Memory:
 class Stopwatch:
     """Times single calls with a cold cache.
 
-    On CUDA by device events. Before each call a buffer larger than the L2 cache is overwritten, as
-    `triton.testing.do_bench` does, and as often as it takes for Python to issue the call
-    meanwhile: what is timed is the device's work, not Python's. `loops_ms` has both.
+    On CUDA it uses device events. Before each call, a buffer larger than the L2 cache is
+    overwritten, as `triton.testing.do_bench` does, often enough for Python to issue the call
+    meanwhile, so that only the device's work is timed. `loops_ms` includes Python's overhead.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -60,7 +60,7 @@ class Stopwatch:
             self._flush_ms = statistics.median(self._event_ms(self._flush.zero_) for _ in range(5))
 
     def once(self, call: Call) -> Callable[[], float]:
-        """A function that makes the call and returns its time, ms."""
+        """Returns a function that makes the call and returns its time in ms."""
         if self.device.type != "cuda":
             return lambda: self._once_cpu(call)
         num_flushes = 0
@@ -80,7 +80,7 @@ class Stopwatch:
         return timed
 
     def loops_ms(self, call: Call, estimate_ms: float) -> list[float]:
-        """Mean times of loops of calls, Python's part included where it is the slower."""
+        """Mean times per call in loops of calls, ms, which include Python's overhead."""
         repeats = min(max(int(_LOOP_MS / max(estimate_ms, 1e-3)), 1), 50)
 
         def loop() -> None:
@@ -88,7 +88,7 @@ class Stopwatch:
                 call()
 
         call()
-        loops = _LOOPS if repeats > 1 else 1  # the same as single calls
+        loops = _LOOPS if repeats > 1 else 1  # a loop of one long call needs no repetition
         return [wall_ms(loop, self.device) / repeats for _ in range(loops)]
 
     def _once_cpu(self, call: Call) -> float:
@@ -104,9 +104,10 @@ class Stopwatch:
         return start.elapsed_time(end)
 
     def _hide_ms(self, call: Call) -> float:
-        """How long to keep the device busy first.
+        """How long to keep the device busy before a call, ms.
 
-        The longest of a few: Python's part varies most where it matters, in short calls.
+        It is the maximum of a few measurements, since Python's overhead varies most in short
+        calls, where it matters.
         """
         issued_ms, total_ms = self._issue_ms(call)
         tries = [(issued_ms, total_ms)]
@@ -115,7 +116,7 @@ class Stopwatch:
         return max(hidden_ms(*one) for one in tries)
 
     def _issue_ms(self, call: Call) -> tuple[float, float]:
-        """How long Python took to issue the call, and all of it."""
+        """Times of a call in ms: until Python had issued it, and until the device finished."""
         synchronize(self.device)
         start = time.perf_counter()
         call()
@@ -125,17 +126,17 @@ class Stopwatch:
 
 
 def hidden_ms(host_ms: float, total_ms: float) -> float:
-    """How long the device is to be kept busy before a call that Python takes so long to issue.
+    """How long the device must be kept busy before a call so that Python's overhead is hidden, ms.
 
-    A call that takes the device longer hides most of Python's part itself, and a device that
-    rests before it would run it at a higher clock than training does.
+    A call with a long device time hides most of the overhead itself. The device must not idle
+    before a call, or it would run at a higher clock than in training.
     """
-    device_ms = max(total_ms - host_ms, 0.0)  # that is left when Python has issued the call
+    device_ms = max(total_ms - host_ms, 0.0)  # device time left when Python has issued the call
     return max(_HOST_MARGIN * host_ms - device_ms, _FIRST_KERNEL * host_ms, 1e-3)
 
 
 def spread(name: str, times_ms: Sequence[float]) -> dict[str, Any]:
-    """Median, 10th and 90th percentile as fields of a row."""
+    """The median, 10th and 90th percentile as fields of a row."""
     low, middle, high = np.percentile(times_ms, (10, 50, 90)).tolist()
     return {name: middle, f"{name}_p10": low, f"{name}_p90": high}
 
@@ -143,7 +144,7 @@ def spread(name: str, times_ms: Sequence[float]) -> dict[str, Any]:
 def memory_of(
     prepare: Callable[[], Any], call: Callable[[Any], object], device: torch.device
 ) -> Memory:
-    """Memory of `call(prepare())`, with nothing else in the process but the inputs."""
+    """Measures the memory of `call(prepare())`; the process must hold only the inputs."""
     settle(device)
     before = memory_mib(device)
     if before is None or not reset_peak_memory(device):
@@ -158,7 +159,7 @@ def memory_of(
 
 
 def settle(device: torch.device) -> None:
-    """Gives freed memory back, so that it is not taken for memory in use or for room to use."""
+    """Returns freed memory to the system, so that measurements do not count it as in use."""
     gc.collect()
     if device.type == "cuda":
         synchronize(device)
@@ -169,7 +170,7 @@ def settle(device: torch.device) -> None:
 
 
 def warm_up(device: torch.device) -> None:
-    """Workspaces and thread pools that stay, so that no cell pays for them: both directions."""
+    """Creates persistent workspaces and thread pools, forward and backward, before any cell."""
     for dtype in (torch.float32, torch.float16):
         x = torch.randn(64, 64, device=device, dtype=dtype, requires_grad=True)
         (x @ x).softmax(-1).sum().backward()

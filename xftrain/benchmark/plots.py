@@ -1,4 +1,4 @@
-"""Plots of rows, without pyplot and its global state."""
+"""Plots rows, without pyplot and its global state."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from xftrain.benchmark.cells import Row
 from xftrain.benchmark.tables import STATUS, figure
 from xftrain.plot_style import COLORS, CROSS, INK, MARKERS, RING, mark, new_figure, style
 
-_KNOWN = ("sdpa", "xformers", "flex", "naive")  # a backend keeps its own color
-_EDGE = 0.95  # of the height of a panel: where the end of a curve is marked
+_KNOWN = ("sdpa", "xformers", "flex", "naive")  # backends with a fixed color
+_EDGE = 0.95  # relative height in a panel at which the end of a curve is marked
 _MAX_BARS = 24
 Better = Literal["low", "high"]
 
@@ -32,14 +32,14 @@ def over_length(
     panels: str = "bias",
     better: Better = "low",
 ) -> Figure:
-    """A field against M, both axes logarithmic: a panel for each bias, a curve for each backend.
+    """Plots a field against M on logarithmic axes, with a panel per bias and a curve per backend.
 
-    A ring is around the best of each length. A cross at the upper edge is where memory or time ran
-    out.
+    A ring marks the best point of each length. A cross at the upper edge marks a length at which
+    memory or time ran out.
     """
     titles = list(dict.fromkeys(str(row[panels]) for row in rows))
     names = list(dict.fromkeys(str(row[curves]) for row in rows))
-    num_columns = min(len(titles), 2)  # wider pictures are shown so small that nobody reads them
+    num_columns = min(len(titles), 2)  # viewers shrink wider pictures until they are unreadable
     num_lines = -(-len(titles) // num_columns)
     made = new_figure(6.6 if num_columns == 1 else 8.0, 0.8 + 2.8 * num_lines)
     grid = made.subplots(num_lines, num_columns, squeeze=False, sharey=True)
@@ -61,7 +61,7 @@ def over_length(
         axis.xaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: figure(value)))
     low, high = axes[0].get_ylim()
-    axes[0].set_ylim(low, high * (high / low) ** 0.1)  # room for the crosses: the axes share it
+    axes[0].set_ylim(low, high * (high / low) ** 0.1)  # room for the crosses on all shared axes
     made.supylabel(label, fontsize=9)
     made.supxlabel("sequence length in tokens", fontsize=9)
     _legend(made, axes, rows, has_best=len(names) > 1)
@@ -76,15 +76,15 @@ def heat_map(
     better: Better | None = None,
     limit: float | None = None,
 ) -> Figure:
-    """A field by backend and bias, each cell with its figure or why it has none.
+    """Draws a field by backend and bias, each cell with its figure or why it has none.
 
     Args:
-        rows: one for each backend and bias.
-        field: the field.
+        rows: a row for each backend and bias.
+        field: the field to draw.
         label: the title.
-        better: frame the best of each bias.
-        limit: the largest figure that is right; the colors end there, and what is above it or has
-            faults is orange.
+        better: whether high or low is better, to frame the best of each bias; None frames none.
+        limit: the largest correct figure, at which the color scale ends; larger figures, and rows
+            with faults, are orange.
     """
     backends = list(dict.fromkeys(str(row["backend"]) for row in rows))
     biases = list(dict.fromkeys(str(row["bias"]) for row in rows))
@@ -97,7 +97,7 @@ def heat_map(
             values[backends.index(backend), biases.index(bias)] = math.inf if wrong else value
     finite = values[np.isfinite(values)]
     top = float(limit or max(finite, default=1.0))
-    values[np.isposinf(values)] = 2 * top  # above the scale; matplotlib leaves out what is infinite
+    values[np.isposinf(values)] = 2 * top  # above the scale; matplotlib does not draw infinity
     made = new_figure(3.0 + 1.5 * len(biases), 1.4 + 0.6 * len(backends))
     axis = made.subplots()
     image = axis.imshow(values, cmap=_colors(), vmin=0, vmax=top, aspect="auto")
@@ -129,13 +129,13 @@ def heat_map(
 
 
 def bars(rows: Sequence[Row], field: str, label: str, names: Sequence[str]) -> Figure:
-    """A field of the rows that ran, the highest first and marked as the best.
+    """Draws a field of the rows that ran as bars, with the highest first and marked as the best.
 
     Args:
         rows: rows of one sweep.
-        field: the field; its percentiles are drawn where there are any.
+        field: the field; its percentiles are drawn if there are any.
         label: the title.
-        names: fields that name a bar; those that are the same in all rows stand in the title.
+        names: fields that name a bar; those that are equal in all rows are put into the title.
     """
     ran = sorted((r for r in rows if r["status"] == "ok" and r.get(field)), key=lambda r: -r[field])
     varied = [name for name in names if len({str(row[name]) for row in rows}) > 1]
@@ -168,7 +168,7 @@ def bars(rows: Sequence[Row], field: str, label: str, names: Sequence[str]) -> F
 
 
 def _cell(row: Row, field: str) -> str:
-    """The figure of a cell, whether it is wrong, or why there is none."""
+    """The text of a cell: its figure, a mark if it is wrong, or why it has none."""
     if row["status"] != "ok":
         return STATUS.get(row["status"], "-")
     if field not in row:
@@ -184,7 +184,7 @@ def _colors() -> Colormap:
 
 
 def _look(name: str, names: Sequence[str]) -> tuple[str, str]:
-    """Color and marker of a curve."""
+    """The color and the marker of a curve."""
     place = _KNOWN.index(name) if name in _KNOWN else len(_KNOWN) + names.index(name)
     return COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
 
@@ -195,13 +195,13 @@ def _curve(axis: Axes, rows: Sequence[Row], field: str, name: str, names: list[s
     after = max((row["M"] for row in ran), default=0)
     ended = [row["M"] for row in rows if row["status"] in ("oom", "timeout") and row["M"] > after]
     if ended:
-        aside = 2 ** (0.12 * names.index(name))  # crosses of several curves stand side by side
+        aside = 2 ** (0.12 * names.index(name))  # shifts the crosses of several curves apart
         edge = axis.get_xaxis_transform()
         axis.plot(min(ended) * aside, _EDGE, transform=edge, **{**CROSS, "color": color})
     if not ran:
         return
     xs, ys = [r["M"] for r in ran], [r[field] for r in ran]
-    # the first curves are the broadest, so that one that is covered by another still shows
+    # earlier curves are wider, so that they remain visible below later ones
     width = 1.4 + 0.6 * max(3 - names.index(name), 0)
     axis.plot(xs, ys, color=color, marker=marker, markersize=3 + width, linewidth=width, label=name)
     low, high = f"{field}_p10", f"{field}_p90"
@@ -212,7 +212,7 @@ def _curve(axis: Axes, rows: Sequence[Row], field: str, name: str, names: list[s
 
 
 def _ring(axis: Axes, rows: Sequence[Row], field: str, better: Better) -> None:
-    """Marks the best of each length; a row with `ranked: False` is there to compare with."""
+    """Marks the best of each length, without rows of `ranked: False`, which are a baseline."""
     choose = min if better == "low" else max
     ran = [row for row in _known(rows, field) if row.get("ranked", True)]
     for length in {row["M"] for row in ran}:
@@ -221,12 +221,12 @@ def _ring(axis: Axes, rows: Sequence[Row], field: str, better: Better) -> None:
 
 
 def _known(rows: Sequence[Row], field: str) -> list[Row]:
-    """The rows that have the figure, by length."""
+    """The rows that have the field, sorted by length."""
     return sorted((r for r in rows if r["status"] == "ok" and r.get(field)), key=lambda r: r["M"])
 
 
 def _legend(made: Figure, axes: Sequence[Axes], rows: Sequence[Row], *, has_best: bool) -> None:
-    """One for the figure: each curve once, and what the ring and the crosses mean."""
+    """Adds one legend to the figure: each curve once, the ring and the cross."""
     found: dict[str, Any] = {}
     for axis in axes:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):

@@ -1,4 +1,4 @@
-"""Runs jobs in processes of their own, and turns whatever happens to one into rows."""
+"""Runs jobs in worker processes, and turns crashes and timeouts into rows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from xftrain.processes import cause_of_death, environment
 from xftrain.redaction import hidden_in_message, hidden_throughout
 from xftrain.search_path import pass_on_to_processes, variables_of_children
 
-_START_S = 300.0  # imports on a slow disk
-_STARTS = 3  # tries to start a process, before a job is given up
-_REASON = 500  # characters of what a cell raised
-_LOG_TAIL = 400  # characters of the log that go into the reason of a crash
+_START_S = 300.0  # time to start a process, with imports from a slow disk
+_STARTS = 3  # attempts to start a process before a job is given up
+_REASON = 500  # characters of a cell's error that are kept
+_LOG_TAIL = 400  # characters of the log that are part of the reason of a crash
 
 
 class _Child:
-    """One process, the job that it has, and what is left of that."""
+    """A worker process, its job, and the cells of the job that have no row yet."""
 
     def __init__(self, log_file: Path, device: str, deterministic: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self._log_file = log_file
-        self._log_start = 0  # where the cell under way began
+        self._log_start = 0  # where the log of the current cell begins
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
             target=serve, args=(theirs, str(log_file), device, deterministic), daemon=True
@@ -38,20 +38,20 @@ class _Child:
         try:
             with environment(variables_of_children()):
                 self.process.start()
-        except BaseException:  # SIGTERM, say: nobody else knows of the process yet
+        except BaseException:  # such as SIGTERM: no other code would end the process
             if self.process.pid is not None:
                 self.process.kill()
             raise
         theirs.close()
         self.is_ready = False
         self.job: Job | None = None
-        self.open: set[int] = set()  # cells without a row
+        self.open: set[int] = set()  # indices of cells without a row
         self.current: int | None = None
-        self.notes: Row = {}  # what is known of the current cell
+        self.notes: Row = {}  # known fields of the current cell
         self.deadline = time.monotonic() + _START_S
 
-    def give(self, job: Job, timeout_s: float) -> bool:
-        """Sends the job; False where the process is dead."""
+    def send(self, job: Job, timeout_s: float) -> bool:
+        """Sends a job to the process; returns False if the process is dead."""
         try:
             self.connection.send(job)
         except OSError:
@@ -61,13 +61,13 @@ class _Child:
         return True
 
     def begin(self, index: int, log_bytes: int) -> None:
-        """Lays what happens from here on to that cell."""
+        """Marks a cell as the current one, to which a crash or a timeout is attributed."""
         if self.current != index:
             self.notes = {}
         self.current, self._log_start = index, log_bytes
 
     def end(self) -> str:
-        """Ends the process; what it printed, for the log of them all."""
+        """Ends the process and returns its output, for the common log."""
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -76,7 +76,7 @@ class _Child:
         return text
 
     def cause_of_death(self) -> str:
-        """How the process ended, and what it printed last of the cell under way."""
+        """Describes how the process ended, with its last output for the current cell."""
         self.process.join(5)
         said = cause_of_death(self.process.exitcode)
         tail = ""
@@ -87,12 +87,12 @@ class _Child:
 
 
 class Pool:
-    """Processes that stay between the sweeps of a run, since starting one takes seconds.
+    """Worker processes that are reused by all sweeps of a run, since starting one takes seconds.
 
     Args:
-        log_file: gets what the processes print.
+        log_file: the file for the output of the processes.
         device: `cuda` or `cpu`.
-        deterministic: as in the run.
+        deterministic: whether the run is deterministic.
     """
 
     def __init__(self, log_file: Path, *, device: str = "cpu", deterministic: bool = False) -> None:
@@ -115,16 +115,16 @@ class Pool:
         num_workers: int = 1,
         on_begin: Callable[[Cell], None] = lambda cell: None,
     ) -> Iterator[tuple[Cell, Row]]:
-        """Each cell of each job with its row: `status`, `reason`, and what was measured.
+        """Runs jobs and yields each cell with its row: `status`, `reason` and the measurements.
 
         Args:
-            jobs: in this order, each by one process.
-            timeout_s: longest time without a sign of life from a cell.
-            num_workers: processes at the same time; more than one where nothing is timed.
-            on_begin: called when a cell is taken up.
+            jobs: the jobs, which are started in this order, each in one process.
+            timeout_s: longest time without a message from a cell.
+            num_workers: number of parallel processes; must be 1 if anything is timed.
+            on_begin: called when a cell begins.
         """
         waiting = deque(job for job in jobs if job.cells)
-        while len(self._children) > num_workers:  # an idle one, too, keeps memory of the device
+        while len(self._children) > num_workers:  # idle processes hold device memory, too
             self._end(self._children[-1])
         while True:
             self._assign(waiting, num_workers, timeout_s)
@@ -139,7 +139,7 @@ class Pool:
                 if child.connection in awake:
                     if (message := _receive(child)) is not None:
                         self._num_failed *= not child.is_ready
-                        yield from _heed(child, message, timeout_s, on_begin)
+                        yield from _handle_message(child, message, timeout_s, on_begin)
                         continue
                     row = {"status": "crashed", "reason": child.cause_of_death()}
                 elif time.monotonic() > child.deadline:
@@ -148,15 +148,15 @@ class Pool:
                 else:
                     continue
                 self._end(child)
-                yield from self._bury(child, row, waiting)
+                yield from self._handle_death(child, row, waiting)
 
     def _assign(self, waiting: deque[Job], num_workers: int, timeout_s: float) -> None:
-        """Gives jobs to idle processes, and starts as many as there is work for."""
+        """Assigns jobs to idle processes, and starts as many processes as there are jobs."""
         for child in list(self._children):
             if child.is_ready and child.job is None and waiting:
-                if child.give(waiting[0], timeout_s):
+                if child.send(waiting[0], timeout_s):
                     waiting.popleft()
-                else:  # it died while it had nothing to do
+                else:  # it died while it was idle
                     self._end(child)
         num_starting = sum(not child.is_ready for child in self._children)
         missing = min(num_workers - len(self._children), len(waiting) - num_starting)
@@ -165,17 +165,19 @@ class Pool:
             own_log = self._log_file.with_suffix(f".{self._num_started}.log")
             self._children.append(_Child(own_log, self._device, self._deterministic))
 
-    def _bury(self, child: _Child, row: Row, waiting: deque[Job]) -> Iterator[tuple[Cell, Row]]:
-        """The row of the cell that ended the process; its other cells go to the next one."""
+    def _handle_death(
+        self, child: _Child, row: Row, waiting: deque[Job]
+    ) -> Iterator[tuple[Cell, Row]]:
+        """Yields the row of the cell that ended the process, and requeues the job's other cells."""
         if child.job is None:
             self._num_failed += not child.is_ready
-            # it died while it started; after some more the next will not fare better
+            # it died at startup; give up after several attempts
             if waiting and self._num_failed >= _STARTS:
                 yield from ((cell, row) for cell in waiting.popleft().cells)
             return
         left = {index: child.job.cells[index] for index in sorted(child.open)}
         gave_up = child.current is None and len(left) < len(child.job.cells)
-        if not gave_up:  # a device that had failed, after the row that says so
+        if not gave_up:  # otherwise the device failed, and a row has reported it
             index = min(left) if child.current is None else child.current
             yield left.pop(index), child.notes | row
         if left:
@@ -189,20 +191,20 @@ class Pool:
 
 
 def _last_words(text: str) -> str:
-    """What a dying process says: faulthandler puts the last call first, a traceback last."""
+    """The relevant output of a crash: faulthandler prints the last call first, a traceback last."""
     _, fatal, stack = text.rpartition("Fatal Python error: ")
     kept = (fatal + stack)[:_LOG_TAIL] if fatal else text[-_LOG_TAIL:]
     return " ".join(kept.split())
 
 
 def _shown(fields: Row) -> Row:
-    """A row without secrets, and then with a short reason: the half of a secret is not found."""
+    """Hides secrets in a row, and only then shortens it: half a secret would not be found."""
     row: Row = hidden_throughout(fields)
     return row | {"reason": row["reason"][:_REASON]} if row.get("reason") else row
 
 
 def _receive(child: _Child) -> Message | None:
-    """What the process says; None where it is dead."""
+    """Receives a message from the process; None if the process is dead."""
     try:
         message: Message = child.connection.recv()
     except (EOFError, OSError):
@@ -210,7 +212,7 @@ def _receive(child: _Child) -> Message | None:
     return message
 
 
-def _heed(
+def _handle_message(
     child: _Child, message: Message, timeout_s: float, on_begin: Callable[[Cell], None]
 ) -> Iterator[tuple[Cell, Row]]:
     kind, index, fields = message
@@ -219,7 +221,7 @@ def _heed(
         child.is_ready = True
     elif kind == "done":
         assert child.job is not None
-        for left in sorted(child.open):  # by the function of a sweep of the user's own
+        for left in sorted(child.open):  # the function of a user's own sweep reported no row
             row: Row = {"status": "failed", "reason": "the sweep's function reported no row for it"}
             yield child.job.cells[left], row
         child.job, child.current, child.open = None, None, set()

@@ -1,4 +1,4 @@
-"""How a sweep shows that it moves: a bar on a terminal, a line now and then elsewhere."""
+"""Shows the progress of a sweep: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from xftrain.benchmark.cells import Cell
 
 log = logging.getLogger(__name__)
 
-_LINE_S = 15.0  # between two lines
+_LINE_S = 15.0  # seconds between two log lines
 
 
 class Progress:
-    """Counts cells, names the one under way, and estimates the time left.
+    """Counts cells, names the current one, and estimates the time left.
 
     Args:
-        name: of the sweep.
-        num_cells: all of them.
-        num_done: those that have a row already.
+        name: the sweep's name.
+        num_cells: the number of all cells.
+        num_done: the number of cells that have a row already.
     """
 
     def __init__(self, name: str, num_cells: int, num_done: int) -> None:
@@ -51,7 +51,7 @@ class Progress:
             self._bar.stop()
 
     def begin(self, cell: Cell) -> None:
-        """Names the cell that is under way."""
+        """Shows the cell that begins."""
         if cell.sweep == self.name:
             self._begun.add(cell.key)
         if self._bar is not None:
@@ -61,7 +61,7 @@ class Progress:
             log.info("%d/%d  %s%s", self.num_done, self.num_cells, cell.label, self._time_left())
 
     def advance(self, cell: Cell) -> None:
-        """One more has its row."""
+        """Counts a cell that has got its row."""
         if cell.sweep != self.name:
             return
         self.num_done += 1
@@ -69,7 +69,7 @@ class Progress:
             self._bar.update(self._task, completed=self._share())
 
     def _share(self) -> float:
-        """Cells, those that are measured in turns with others and have no row yet as halves."""
+        """The cells done; a cell that is being measured in turns with others counts as half."""
         measured = self.num_done - self._first
         return self._first + (measured + max(len(self._begun), measured)) / 2
 

@@ -1,4 +1,4 @@
-"""Independent float64 attention, and the errors of others against it."""
+"""Independent float64 attention, and the errors of attention functions against it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def poisoned(
     device: torch.device | str,
     generator: torch.Generator,
 ) -> Tensor:
-    """randn of [B, M, heads, K], a view into memory that is NaN everywhere else."""
+    """Draws randn of [B, M, heads, K], as a view into memory that is NaN everywhere else."""
     wide = torch.full((shape.B, shape.M + 3, heads, shape.K), torch.nan, dtype=dtype, device=device)
     values = torch.randn(shape.B, shape.M, heads, shape.K, generator=generator)
     wide[:, : shape.M] = values.to(device, dtype)
@@ -35,9 +35,9 @@ def poisoned(
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias) -> Tensor:
-    """softmax(scores + bias) v in the dtype of q, one head at a time.
+    """Computes softmax(scores + bias) v in the dtype of q, one head at a time.
 
-    Nothing is shared with the package but the meaning of the bias.
+    It shares only the definition of the bias with the package.
     """
     num_heads, num_groups = q.shape[2], k.shape[2]
     bias_HMM = bias.materialize(q.shape[1], q.device, q.dtype)
@@ -51,7 +51,7 @@ def exact(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias) -> Tensor:
 
 
 def torch_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias, *, expand: bool = True) -> Tensor:
-    """Torch's attention with the whole bias as a tensor of the same dtype."""
+    """Computes torch's attention with the whole bias as a tensor of the same dtype."""
     mask = bias.materialize(q.shape[1], q.device, torch.float32).to(q.dtype)[None]
     if expand:
         k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
@@ -63,10 +63,10 @@ def torch_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias, *, expand: bool 
 
 
 def capped_attention(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias) -> Tensor:
-    """What torch's attention would be if it capped scores, rounded where its fused kernels round.
+    """Emulates torch's attention with a soft cap, rounded where its fused kernels round.
 
-    They multiply in the dtype of q, sum in float32 or wider, and round probabilities to the dtype
-    of q before they multiply by v.
+    The kernels multiply in the dtype of q, accumulate in float32 or wider, and round probabilities
+    to the dtype of q before they multiply by v.
     """
     dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
     k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
@@ -79,13 +79,13 @@ def capped_attention(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias) -> Tensor:
 def torch_errors(
     qkv: tuple[Tensor, ...], grad: Tensor, bias: AttnBias, truth: list[Tensor]
 ) -> list[float]:
-    """The yardstick: relative errors of torch's attention, of its least exact way to run this.
+    """The baseline of parity: relative errors of torch's least accurate kernel for this call.
 
-    Its kernels differ among themselves, and with grouped heads taken natively or expanded. A way
-    whose results are not finite is left out: twice its error would let anything pass. So is cuDNN,
-    whose backward pass with a mask tensor gives such results (see `attention.dense`). None of them
-    caps scores: there the yardstick is the error of `capped_attention`, or theirs without the cap
-    where that is larger.
+    The kernels differ from each other, and for grouped heads by whether these are expanded. A
+    kernel with non-finite results is excluded, since twice its error would accept anything, and so
+    is cuDNN, whose backward pass with a mask tensor gives such results (see `attention.dense`). No
+    kernel caps scores: with a soft cap the baseline is the error of `capped_attention`, or the
+    kernels' error without the cap if that is larger.
     """
     if bias.softcap is not None:
         return _errors_with_a_cap(qkv, grad, bias, truth)
@@ -122,7 +122,7 @@ def _errors_with_a_cap(
 
 
 def output_and_grads(attention: Attention, qkv: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:
-    """Output and the gradients of q, k, v."""
+    """Computes the output and the gradients of q, k and v."""
     leaves = [x.detach().requires_grad_() for x in qkv]
     out = attention(*leaves)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
@@ -134,7 +134,7 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
 
 
 def ratio(error: float, size: float) -> float:
-    """One through the other; an error that is no number, or of something that is 0, is infinite."""
+    """Divides an error by a size; NaN errors and a nonzero error of a zero size are infinite."""
     if not math.isfinite(error) or not math.isfinite(size):
         return math.inf
     if size == 0:

@@ -1,4 +1,4 @@
-"""`report.md` and `results.csv` of a run folder, written anew from all rows after each sweep."""
+"""Writes `report.md` and `results.csv` of a run folder from all rows, after each sweep."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PLOTS = "plots"
-# A name that Markdown takes for nothing but a name; others in the folder are no plots of ours.
+# A plot's name, which has no Markdown markup; other files in the folder are not plots of a sweep.
 _is_harmless = re.compile(r"[\w.+=-]+", re.ASCII).fullmatch
-Shown = Mapping[str, tuple[Any, Sequence[Row]]]  # the class of a sweep and its rows, by its name
+Shown = Mapping[str, tuple[Any, Sequence[Row]]]  # by name, the class of a sweep and its rows
 
 
 def write(
     run_dir: Path, rows: Sequence[Row], shown: Shown, name: str, figures: Mapping[str, Figure]
 ) -> None:
-    """Saves a sweep's plots, and the report on all sweeps of the folder."""
+    """Saves a sweep's plots, and the report about all sweeps of the folder."""
     if figures:
         (run_dir / _PLOTS).mkdir(exist_ok=True)
         for earlier in (run_dir / _PLOTS).glob(f"{name}-*.png"):
             if earlier.stem.removeprefix(f"{name}-") not in figures:
-                earlier.unlink()  # of a version that drew another one
+                earlier.unlink()  # an earlier plot that is not drawn any more
     for title, figure in figures.items():
         png = io.BytesIO()
         figure.savefig(png, format="png")
@@ -46,12 +46,12 @@ def write(
 
 
 def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> str:
-    """The report as Markdown.
+    """Renders the report as Markdown.
 
     Args:
-        run_dir: has `environment.json` and the plots.
-        rows: of all sweeps.
-        shown: of some sweeps the rows to show, where others of the folder have other settings.
+        run_dir: the run folder, with `environment.json` and the plots.
+        rows: the rows of all sweeps.
+        shown: the rows to show for some sweeps, without the folder's rows of other settings.
     """
     found: dict[str, str] = environment.read(run_dir)
     command = one_line(found.pop("command")).replace("`", "'")
@@ -73,7 +73,7 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
         if kind is None and name in registry.names("callbacks"):
             kind, own = registry.load("callbacks", name), [r for r in saved if r["sweep"] == name]
         if kind is None:
-            continue  # a class of the user's own that is not part of this run: see rows.jsonl
+            continue  # a user's own class that is not part of this run: only in rows.jsonl
         peak = peak_tflops(rows, own[0].get("dtype") if own else None)
         parts += [f"## {kind.title}", kind.section([as_markdown(row) for row in own], peak)]
         found_plots = (run_dir / _PLOTS).glob(f"{name}-*.png")
@@ -83,7 +83,7 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
 
 
 def rows_for_verdict(rows: Sequence[Row], shown: Shown) -> list[Row]:
-    """The rows of this run's sweeps; of a sweep that is not part of it those of the folder."""
+    """The rows of this run's sweeps, and the folder's rows of all other sweeps."""
     found: list[Row] = []
     for name in SWEEPS:
         own = shown[name][1] if name in shown else [r for r in rows if r["sweep"] == name]

@@ -1,4 +1,4 @@
-"""The rows of a benchmark on disk: a line each in `rows.jsonl`, written as soon as it is known."""
+"""Stores the rows of a benchmark in `rows.jsonl`, one line each, as soon as they are measured."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from xftrain.printable import one_line, shortened
 from xftrain.spreadsheet import csv_text
 
 FILE = "rows.jsonl"
-# Of a file of rows, a row of which has some KiB; values in memory take many times their bytes.
+# Limits of an untrusted file of rows; a row has some KiB, and far more when parsed in memory.
 _MOST_BYTES, _MOST_ROWS, _MOST_BYTES_OF_ROW = 16 << 20, 100_000, 1 << 20
-_LARGEST = 1 << 62  # bytes, tokens or repetitions; no row has more
-_MAX_CHARACTERS = 1000  # of a text that is shown
+_LARGEST = 1 << 62  # largest number of bytes, tokens or repetitions in a row
+_MAX_CHARACTERS = 1000  # longest text that is shown
 _STATUSES = get_args(Status)
 _TEXTS = ("sweep", "cell", "status")  # fields of every row
-# Of rows that may stand together.
+# Environment fields that must be equal in all rows of a folder.
 _SAME = ("device", "host", "torch", "xformers", "xftrain", "deterministic")
-KEPT = ("ok", "unsupported", "oom")  # what a sweep that is run again does not measure again
+KEPT = ("ok", "unsupported", "oom")  # statuses of cells that a resumed sweep does not repeat
 
 
 def read_rows(run_dir: Path) -> list[Row]:
-    """The rows of a folder; a last line that a killed process left unfinished is no row.
+    """Reads the rows of a folder, without an unfinished last line of a killed process.
 
     Raises:
         ConfigError: the file is damaged.
@@ -51,10 +51,10 @@ def read_rows(run_dir: Path) -> list[Row]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The finished lines, which end with a newline; none where there is no file.
+    """Yields the complete lines of the file, if it exists.
 
     Raises:
-        ConfigError: it cannot be read, or has more than a benchmark writes.
+        ConfigError: the file cannot be read, or is larger than a benchmark writes.
     """
     try:
         with open_plain(path) as file:
@@ -78,7 +78,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a row that anyone may have written: a text is one line, a number a plain one."""
+    """Sanitizes a value of an untrusted row: text to one line, numbers to the allowed range."""
     if isinstance(value, str):
         return one_line(value)
     if isinstance(value, int) and abs(value) > _LARGEST:
@@ -90,8 +90,8 @@ class RowStore:
     """The rows of a run folder.
 
     Args:
-        run_dir: the folder.
-        environment: fields that every row gets: what it was measured on.
+        run_dir: the run folder.
+        environment: fields of every row that describe the machine.
     """
 
     def __init__(self, run_dir: Path, environment: Mapping[str, Any]) -> None:
@@ -117,10 +117,10 @@ class RowStore:
                         "hydra.run.dir, or delete the file."
                     )
         if self.rows:
-            self._rewrite()  # without an unfinished line
+            self._rewrite()  # drops an unfinished line
 
     def kept(self) -> set[str]:
-        """The cells that need not be measured again."""
+        """The keys of cells that need not be measured again."""
         return {row["cell"] for row in self.rows if row["status"] in KEPT}
 
     def forget(self, sweep: str) -> None:
@@ -129,7 +129,7 @@ class RowStore:
         self._rewrite()
 
     def add(self, row: Row) -> None:
-        """Adds a row, with the environment, or puts it in the place of the cell's former one."""
+        """Adds a row with the environment, in place of an earlier row of the same cell."""
         full = {**row, **self.environment}
         others = [other for other in self.rows if other["cell"] != full["cell"]]
         is_new = len(others) == len(self.rows)
@@ -141,10 +141,10 @@ class RowStore:
 
     @contextmanager
     def refusing_what_no_benchmark_wrote(self) -> Iterator[None]:
-        """While rows are shown: rows that were read may lack a field, or have a text as a figure.
+        """Turns errors from malformed rows into ConfigError while rows are shown.
 
         Raises:
-            ConfigError: of such rows.
+            ConfigError: a row that was read lacks a field, or has text in place of a figure.
         """
         try:
             yield
@@ -173,32 +173,32 @@ class RowStore:
         except OSError as error:
             raise RunError(
                 f"{self.run_dir / FILE} could not be written ({error}): free space on its disk or "
-                "choose another hydra.run.dir; the rows before are kept, and the same command goes "
-                "on."
+                "choose another hydra.run.dir; earlier rows are kept, and the same command "
+                "resumes."
             ) from error
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """All rows, a column for every field that any of them has."""
+    """Writes all rows as CSV, with a column for every field of any row."""
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     replace_text(path, csv_text(rows, columns))
 
 
 def as_lines(row: Row) -> Row:
-    """The row for the console and a log: each text is one line that is not too long."""
+    """Sanitizes a row for the console and a log: each text becomes one short line."""
     return {name: _short(value) if _is_text(value) else value for name, value in row.items()}
 
 
 def as_markdown(row: Row) -> Row:
-    """The row for a report: its texts have no HTML, no link and no column of a table."""
+    """Sanitizes a row for a report: HTML, links and table separators in texts are escaped."""
     return {
         name: escaped(_short(value)) if _is_text(value) else value for name, value in row.items()
     }
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is neither a figure nor nothing; a foreign row may have a list or a mapping."""
+    """Whether a value is neither a number nor None; untrusted rows may have lists or mappings."""
     return value is not None and not isinstance(value, bool | int | float)
 
 
@@ -211,7 +211,7 @@ def _line(row: Row) -> str:
 
 
 def _finite(row: Row) -> Row:
-    """JSON has no NaN and no infinity."""
+    """Replaces NaN and infinity, which JSON lacks."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()

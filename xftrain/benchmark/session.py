@@ -1,4 +1,4 @@
-"""The sweeps of one run: one after the other, with the same processes and the same rows."""
+"""Runs the sweeps of a run one after the other, with shared worker processes and rows."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from xftrain.processes import stops_raised
 
 log = logging.getLogger(__name__)
 
-_COMPILE_S = 300.0  # for one kernel on a slow host
-_MAX_PROCESSES, _PROCESS_GIB = 12, 1.0  # side by side on one GPU, and the memory of each
-_FORWARD_SHARE = 2 / 7  # of the operations of forward and backward together
+_COMPILE_S = 300.0  # timeout for compiling one kernel on a slow host
+_MAX_PROCESSES, _PROCESS_GIB = 12, 1.0  # parallel processes on one GPU, and memory of each
+_FORWARD_SHARE = 2 / 7  # share of the forward pass in the FLOPs of forward and backward
 
 
 def run_sweeps(sweeps: Sequence[SweepPlan], context: Context) -> None:
-    """Measures what has no row yet; rows, report and TensorBoard grow with every sweep.
+    """Measures all cells without a row, and updates rows, report and TensorBoard per sweep.
 
     Raises:
         ConfigError: an option that does not exist, or rows of another machine in the folder.
         RunError: the rows cannot be written.
-        Stopped: by a signal; the rows so far are kept.
+        Stopped: a signal ended the benchmark; the rows so far are kept.
     """
     with stops_raised():
         _Session(sweeps, context).run()
@@ -46,15 +46,15 @@ class _Session:
         self.sweeps, self.context = sweeps, context
         self.on_gpu = context.device.type == "cuda"
         self.store = RowStore(context.run_dir, environment.row_fields(context.device))
-        self.shown: dict[str, tuple[type[SweepPlan], list[Row]]] = {}  # of this run, by sweep
-        self.peaks: set[str] = set()  # products measured in this run
+        self.shown: dict[str, tuple[type[SweepPlan], list[Row]]] = {}  # this run's rows by sweep
+        self.peaks: set[str] = set()  # keys of reference matmuls measured in this run
         for sweep in sweeps:
             if not sweep.resume:
                 self.store.forget(sweep.name)
 
     def run(self) -> None:
         if self.on_gpu:
-            torch.cuda.empty_cache()  # the processes need it
+            torch.cuda.empty_cache()  # frees memory for the worker processes
         jobs = [sweep.checked_jobs(self.context) for sweep in self.sweeps]
         environment.write(self.context.run_dir, self.context.device)
         with Pool(
@@ -76,7 +76,7 @@ class _Session:
         log.info("report: %s", self.context.run_dir / "report.md")
 
     def _todo(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs without the cells that have a row; products where anything is to compare."""
+        """Removes cells that have a row; keeps reference matmuls only if other cells remain."""
         kept = self.store.kept()
         todo = [
             Job(job.measure, tuple(c for c in job.cells if c.sweep != PEAK and c.key not in kept))
@@ -109,7 +109,7 @@ class _Session:
                 self.store.add(_row(cell, measured, self.store.rows))
                 progress.advance(cell)
         by_key = {row["cell"]: row for row in self.store.rows}
-        # what a cell is, its row cannot say otherwise
+        # the cell's own columns override those that a process reported
         rows = [{**by_key[cell.key], **cell.columns} for cell in cells]
         self.shown[sweep.name] = (type(sweep), rows)
         with self.store.refusing_what_no_benchmark_wrote():
@@ -117,7 +117,7 @@ class _Session:
         log.info("%s: %s", sweep.name, count(rows))
 
     def _show(self, sweep: SweepPlan, rows: Sequence[Row]) -> None:
-        """Writes plots, report and TensorBoard, and logs the summary."""
+        """Writes plots, report and TensorBoard records, and logs the summary."""
         lines = [as_lines(row) for row in rows]
         figures = sweep.figures(lines) if rows else {}
         report.write(self.context.run_dir, self.store.rows, self.shown, sweep.name, figures)
@@ -126,7 +126,7 @@ class _Session:
         log.info("%s\n%s", sweep.title, sweep.summary(lines, peak))
 
     def _answer(self) -> None:
-        """Logs the verdict, the last that a benchmark says of its figures."""
+        """Logs the verdict as the last part of the benchmark's results."""
         with self.store.refusing_what_no_benchmark_wrote():
             rows = report.rows_for_verdict(self.store.rows, self.shown)
             if said := verdict([as_lines(row) for row in rows]):
@@ -134,14 +134,14 @@ class _Session:
                 log.info("%s\n%s", TITLE, said)
 
     def _num_processes(self) -> int:
-        """Side by side on one GPU: they compile and check, which takes little of it."""
+        """The number of processes for compiling and checking, which use little of a GPU."""
         free_gib = torch.cuda.mem_get_info(self.context.device)[0] / 2**30
         most = min(_MAX_PROCESSES, (os.cpu_count() or 2) - 2, int(free_gib / _PROCESS_GIB))
         return max(1, most)
 
 
 def count(rows: Sequence[Row]) -> str:
-    """How many rows ended how: `58 ok, 2 out of memory`."""
+    """Counts rows by status: `58 ok, 2 out of memory`."""
     statuses = [row["status"] for row in rows]
     parts = [
         f"{statuses.count(status)} {words}"
@@ -152,7 +152,7 @@ def count(rows: Sequence[Row]) -> str:
 
 
 def _row(cell: Cell, measured: Mapping[str, object], rows: Sequence[Row]) -> Row:
-    """The row of a cell, with what follows from its figures."""
+    """Builds the row of a cell, with the fields that are derived from its measurements."""
     row: Row = {"sweep": cell.sweep, "cell": cell.key, **cell.columns, **measured}
     if row.get("ms") and row.get("gflop"):
         row["tflops"] = row["gflop"] / row["ms"]

@@ -1,4 +1,4 @@
-"""A sweep as a callback: its cells are measured in their own processes when training has ended."""
+"""A sweep as a Lightning callback, whose cells are measured after training, in own processes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["Context", "Sweep"]
 
 
 class Sweep(SweepPlan, Callback):
-    """Measures its cells when training has ended, and adds to the report of the run folder."""
+    """Measures its cells after training, and adds a section to the report of the run folder."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses now what would end a run that has trained for hours."""
+        """Checks the jobs now rather than after hours of training."""
         if stage == "fit":
             self.checked_jobs(_context(trainer, pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first of the run's sweeps does all of them; the model has left the GPU by now."""
+        """Runs all sweeps at the first sweep's call, when the model has left the GPU."""
         sweeps = [c for c in trainer.callbacks if isinstance(c, Sweep)]  # type: ignore[attr-defined]
         if self is sweeps[0] and trainer.is_global_zero:
             run_sweeps(sweeps, _context(trainer, pl_module))
 
 
 def _context(trainer: Trainer, pl_module: LightningModule) -> Context:
-    """Where the sweeps of a training run are."""
+    """The context of the sweeps of a training run."""
     return Context(
         run_dir=Path(trainer.default_root_dir),
         device=trainer.strategy.root_device,

@@ -1,4 +1,4 @@
-"""What a sweep measures and how it is reported, without a training run around it."""
+"""The base class of sweeps: what is measured and reported, independent of a training run."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """Where a sweep runs.
+    """The context of a sweep.
 
     Attributes:
-        run_dir: gets the rows and the report.
-        device: what is measured.
-        dtype: in which the run computes, as in `bfloat16`.
-        options: the run's whole configuration as its checkpoints hold it, of which each cell
-            trains a variant; empty for `doctor` alone.
-        loggers: the run's.
+        run_dir: the folder for the rows and the report.
+        device: the device to measure.
+        dtype: dtype of the run's matmuls, such as `bfloat16`.
+        options: the run's configuration as in its checkpoints, of which each cell trains a
+            variant; empty for `--config-name doctor`.
+        loggers: the loggers of the run.
     """
 
     run_dir: Path
@@ -41,17 +41,17 @@ class Context:
     loggers: Sequence[Logger]
 
     def dtype_for(self, asked: str) -> str:
-        """What `auto` stands for: the dtype of the run."""
+        """Resolves the dtype `auto` to the dtype of the run."""
         return self.dtype if asked == "auto" else asked
 
     def backends(
         self, asked: list[str | dict[str, Any]] | None, *, compiled: bool = True
     ) -> list[dict[str, Any]]:
-        """Nodes of the backends asked for; for None all built-in ones, and the run's own.
+        """The nodes of the requested backends, by default all built-in ones and the run's own.
 
         Args:
-            asked: options of `model/attn`.
-            compiled: for None, also those that have to be compiled.
+            asked: options of `model/attn`, or None for the default.
+            compiled: whether the default includes backends that need compilation.
         """
         if asked is not None:
             return nodes_of("model/attn", asked)
@@ -65,49 +65,49 @@ class Context:
 
 
 class SweepPlan(ABC):
-    """The cells of a sweep, and the section of the report that their rows make.
+    """The cells of a sweep, and the section of the report about their rows.
 
-    Rows go to `rows.jsonl` as they are known, so that a sweep that was stopped goes on where it
-    was.
+    Rows are written to `rows.jsonl` as soon as they are measured, so that a stopped sweep can be
+    resumed.
 
     Args:
-        timeout_s: longest time without a sign of life from a cell.
-        resume: keep the rows that are in the run folder already, but for those that failed,
+        timeout_s: longest time without a message from a cell.
+        resume: keep the rows that are in the run folder already, except those that failed,
             crashed or timed out.
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]  # of its section in the report
-    is_timed: ClassVar[bool] = True  # then one process measures at a time; several else
-    needs_model: ClassVar[bool] = False  # of the run
+    title: ClassVar[str]  # title of the section in the report
+    is_timed: ClassVar[bool] = True  # timed cells run in one process, others in several
+    needs_model: ClassVar[bool] = False  # whether the sweep needs the run's model
 
     def __init__(self, *, timeout_s: float, resume: bool) -> None:
         self.timeout_s, self.resume = timeout_s, resume
 
     @abstractmethod
     def jobs(self, context: Context) -> list[Job]:
-        """What to measure, and together with what."""
+        """The jobs: which cells to measure, grouped by process."""
 
     @classmethod
     @abstractmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """The report on these rows, in Markdown, without its title and plots."""
+        """Renders these rows as the section of the report, without title and plots."""
 
     @classmethod
     def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """What the console and TensorBoard show: by default the section of the report."""
+        """Renders these rows for the console and TensorBoard, by default like the section."""
         return cls.section(rows, peak)
 
     @classmethod
     def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
-        """Plots, by the name of their file."""
+        """Draws the plots, by file name."""
         return {}
 
     def checked_jobs(self, context: Context) -> list[Job]:
-        """The jobs, no cell of which stands there twice.
+        """The jobs, checked for duplicate cells.
 
         Raises:
-            ConfigError: an option that does not exist, or one that is listed twice.
+            ConfigError: an option does not exist, or is listed twice.
         """
         jobs = self.jobs(context)
         seen: set[str] = set()
@@ -121,5 +121,5 @@ class SweepPlan(ABC):
 
     @staticmethod
     def peak_jobs(context: Context, *dtypes: str) -> list[Job]:
-        """Matrix products to compare with, first."""
+        """The jobs that measure reference matmuls in these dtypes."""
         return [peak_job(dtype, context.device) for dtype in dict.fromkeys(dtypes)]

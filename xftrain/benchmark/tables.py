@@ -1,4 +1,4 @@
-"""Rows as tables in Markdown, aligned so that they also read well on a terminal."""
+"""Renders rows as Markdown tables, aligned so that they are also readable on a terminal."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LEGEND = (
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; how a row ended stands among figures like one."""
+    """Renders a Markdown table; statuses are aligned like figures."""
     return markdown.table(header, rows, figures=tuple(STATUS.values()))
 
 
 def columns_of(rows: Sequence[Row], columns: Mapping[str, str | Format]) -> str:
-    """A table of rows: title of a column to the field it shows, or to what writes it."""
+    """Renders a table of rows; `columns` maps a title to a field or a formatting function."""
     lines = [
         [show(row.get(f)) if isinstance(f, str) else f(row) for f in columns.values()]
         for row in rows
@@ -41,7 +41,7 @@ def columns_of(rows: Sequence[Row], columns: Mapping[str, str | Format]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as a cell."""
+    """Formats a value as a cell."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -50,7 +50,7 @@ def show(value: Any) -> str:
 
 
 def figure(value: float) -> str:
-    """Three significant digits, without an exponent where that can be read."""
+    """Formats a number with three significant digits, without an exponent if that is readable."""
     size = abs(value)
     if size == 0:
         return "0"
@@ -66,18 +66,18 @@ def figure(value: float) -> str:
 
 
 def span(row: Row, field: str) -> str:
-    """From the 10th to the 90th percentile."""
+    """Formats the range from the 10th to the 90th percentile."""
     low, high = row.get(f"{field}_p10"), row.get(f"{field}_p90")
     return "-" if low is None or high is None else f"{figure(low)} to {figure(high)}"
 
 
 def outcome(field: str) -> Format:
-    """The field of a row that ran, else how it ended."""
+    """A formatter that shows the field of a row that ran, and the status of any other row."""
     return lambda row: show(row.get(field)) if row["status"] == "ok" else STATUS[row["status"]]
 
 
 def reasons(rows: Sequence[Row], name: Callable[[Row], str]) -> str:
-    """Why rows have no figures: a line for each reason, with the rows that share it."""
+    """Lists why rows have no figures: a line for each reason, with the rows that share it."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row["status"] != "ok":
@@ -89,7 +89,7 @@ def reasons(rows: Sequence[Row], name: Callable[[Row], str]) -> str:
     return "\n".join(lines)
 
 
-# Of an attention call, by title.
+# The columns of an attention call, by title.
 TIMES: dict[str, str | Format] = {
     "ms": outcome("ms"),
     "p10 to p90": lambda row: span(row, "ms"),
@@ -106,5 +106,5 @@ MEMORY: dict[str, str | Format] = {
     "mask MiB": "mask_mib",
 }
 KERNEL: dict[str, str | Format] = {"kernel": "kernel"}
-# What most people look at, for a console and for TensorBoard, which squeezes wide tables.
+# The main columns, for the console and for TensorBoard, which squeezes wide tables.
 MAIN: dict[str, str | Format] = {"ms": outcome("ms"), "extra MiB": "extra_mib", **KERNEL}

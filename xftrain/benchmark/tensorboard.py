@@ -1,7 +1,7 @@
-"""A benchmark in TensorBoard: times and memory over the length, plots, and its tables as text.
+"""Logs a benchmark to TensorBoard: time and memory by length, plots, and tables as text.
 
-All of it has `benchmark/` before its name, so that it folds into one group. Points that no other
-of their curve joins are in the plots and tables alone.
+All tags begin with `benchmark/`, so that they form one group. A curve with a single point is only
+in the plots and tables.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _GROUP = "benchmark"
 _SCALARS = ("ms", "extra_mib", "tokens_per_s")
-_NAMES = ("bias", "heads", "ffn", "layout", "backend")  # of a curve
+_NAMES = ("bias", "heads", "ffn", "layout", "backend")  # fields that name a curve
 
 
 def log_sweep(
@@ -34,7 +34,7 @@ def log_sweep(
     peak: float | None,
     figures: Mapping[str, Figure],
 ) -> None:
-    """Adds what the run's TensorBoard logger can show; other loggers have no place for it."""
+    """Logs a sweep to the run's TensorBoard logger, if there is one; other loggers get nothing."""
     for logger in context.loggers:
         if not isinstance(logger, TensorBoardLogger):
             continue
@@ -51,7 +51,7 @@ def log_sweep(
 
 
 def log_verdict(context: Context, rows: Sequence[Row]) -> None:
-    """Adds the verdict, whose title stands before the names of sweeps."""
+    """Logs the verdict, with a tag that sorts before those of the sweeps."""
     for logger in context.loggers:
         if isinstance(logger, TensorBoardLogger):
             said = verdict([as_markdown(row) for row in rows])
@@ -60,7 +60,7 @@ def log_verdict(context: Context, rows: Sequence[Row]) -> None:
 
 
 def curves(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """Points (length, value) by field and name of the curve, of curves with several lengths."""
+    """The points (length, value) of curves with several lengths, by field and curve name."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row in map(as_lines, rows):
         shown = ("way",) if row.get("way") else _NAMES

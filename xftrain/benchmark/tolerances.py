@@ -1,4 +1,4 @@
-"""The rule by which a backend counts as right.
+"""The parity rule by which a backend counts as correct.
 
 The error of the output and of each gradient against float64 is at most twice that of torch's own
 attention at the same dtype, and each value is within xFormers' own tolerances.
@@ -37,12 +37,12 @@ BACKWARD_TOLERANCE = {
 
 @dataclass
 class Verdict:
-    """What the comparison of one backend showed.
+    """The result of the comparison of one backend.
 
     Attributes:
         errors: relative errors against float64 of out, dq, dk and dv.
-        torch_errors: the same of torch's own attention.
-        faults: what the rule forbids and was seen; empty means that the backend is right.
+        torch_errors: relative errors of torch's own attention.
+        faults: violations of the rule; empty if the backend is correct.
     """
 
     errors: dict[str, float] = field(default_factory=dict)
@@ -51,11 +51,11 @@ class Verdict:
 
     @property
     def worst(self) -> float:
-        """The largest error as a multiple of torch's."""
+        """The largest ratio of an error to torch's error."""
         return max(ratio(self.errors[name], self.torch_errors[name]) for name in self.errors)
 
 
-def judge(
+def check_parity(
     backend: Backend,
     call: AttnCall,
     generator: torch.Generator,

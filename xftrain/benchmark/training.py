@@ -1,4 +1,4 @@
-"""Measures training: the same run that a user would start, a few steps of it."""
+"""Measures training: a few steps of the run that a user would start."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from xftrain.benchmark.measure import settle, spread
 from xftrain.benchmark.worker import Reporter
 from xftrain.training import hardware
 
-_INTERVALS = 3  # timed intervals of a round; one more before them warms up
+_INTERVALS = 3  # timed intervals of a round, after one for warm-up
 _DECISIVE = (  # root keys that change what a step does
     *("model", "data", "loss", "optim", "schedule", "trainer"),
     *("seq", "batch_tokens", "seed", "compile", "matmul", "deterministic"),
 )
-_ROUNDS = 2  # all cells in turn, then all again, so that drift hits all alike
+_ROUNDS = 2  # rounds over all cells, so that clock drift affects all alike
 
 
 @dataclass(frozen=True)
 class TrainCell(Cell):
-    """A run.
+    """A short training run.
 
     Attributes:
-        options: its whole configuration.
+        options: the run's whole configuration.
         interval_steps: optimizer steps of one timed interval.
     """
 
@@ -38,13 +38,13 @@ class TrainCell(Cell):
     interval_steps: int
 
     @property
-    def decides(self) -> Any:
-        """All that its figures depend on but the machine."""
+    def identity(self) -> Any:
+        """Everything that determines the results of the cell, except the machine."""
         return ({key: self.options[key] for key in _DECISIVE}, self.interval_steps)
 
 
 def measure_training(cells: Sequence[TrainCell], reporter: Reporter) -> None:
-    """Rows with `tokens_per_s`, `step_ms`, `mfu` and memory."""
+    """Measures training runs and reports rows with `tokens_per_s`, `step_ms`, `mfu` and memory."""
     found: dict[int, list[dict[str, Any]]] = {index: [] for index in range(len(cells))}
     for _ in range(_ROUNDS):
         for index in list(found):
@@ -58,7 +58,7 @@ def measure_training(cells: Sequence[TrainCell], reporter: Reporter) -> None:
 
 
 def _run(cell: TrainCell) -> dict[str, Any]:
-    """One round of a cell."""
+    """Runs one round of a cell."""
     trainer = cell.options["trainer"]
     device, _ = hardware.resolve(trainer["accelerator"], trainer["precision"])
     settle(device)
@@ -80,7 +80,7 @@ def _run(cell: TrainCell) -> dict[str, Any]:
             lines = list(csv.DictReader(file))
 
     def series(name: str) -> list[float]:
-        return [float(line[name]) for line in lines if line.get(name)][1:]  # the first warms up
+        return [float(line[name]) for line in lines if line.get(name)][1:]  # without the warm-up
 
     return {
         "kernel": result["kernel"],
@@ -93,7 +93,7 @@ def _run(cell: TrainCell) -> dict[str, Any]:
 
 
 def _joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The rounds as one row."""
+    """Joins the rounds of a cell into one row."""
 
     def all_of(name: str) -> list[float]:
         return [value for record in records for value in record[name]]

@@ -1,10 +1,10 @@
 """The verdict of a benchmark: the fastest and the smallest attention, and the override to type.
 
-Each bias and head grouping is judged where it was measured closest to the run itself:
+For each bias and head grouping, the verdict uses the measurements that are closest to the run:
 
-- by the training steps of `train_sweep`, which have the run's own shape, where there are any;
-- else by the attention calls of `attention_sweep`, at the longest length at which all backends ran
-  that ran at any length.
+- the training steps of `train_sweep`, which have the run's own shape, if there are any;
+- otherwise the attention calls of `attention_sweep`, at the longest length at which all backends
+  ran that ran at any length.
 
 Two backends are tied where the median of one is between the 10th and 90th percentiles of the other,
 or where their memory differs by less than 2 % or 1 MiB.
@@ -20,8 +20,8 @@ from xftrain.benchmark import tables
 from xftrain.benchmark.cells import Row
 
 TITLE = "Which attention to use"
-SWEEPS = ("train_sweep", "attention_sweep", "parity")  # whose rows it is made of
-_SAME, _SAME_MIB = 0.02, 1.0  # differences up to which memory counts as equal
+SWEEPS = ("train_sweep", "attention_sweep", "parity")  # the sweeps whose rows are used
+_SAME, _SAME_MIB = 0.02, 1.0  # smaller differences of memory are ties
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Case:
     Attributes:
         bias: the bias.
         heads: the head grouping.
-        measured: what was measured, in words.
-        rows: a row for each backend that was measured there, however it ended.
-        others: rows of the same bias and grouping at other places, which say what else ended how.
-        speed: the field of the time or speed.
-        memory: the field of the memory.
+        measured: description of the measurement.
+        rows: a row for each backend, whatever its status.
+        others: rows of the same bias and grouping with other settings, for notes on failures.
+        speed: the name of the field with time or speed.
+        memory: the name of the field with memory.
     """
 
     bias: str
@@ -48,15 +48,15 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The case in a sentence."""
+        """The name of the case in a sentence."""
         return f"{self.bias} {self.heads}"
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """The table of winners and what limits it, in Markdown; empty where nothing was compared.
+    """Renders the table of winners and its limitations in Markdown; empty without comparisons.
 
     Args:
-        rows: of all sweeps of a benchmark.
+        rows: the rows of all sweeps of a benchmark.
     """
     cases = _cases(rows)
     if not cases:
@@ -94,7 +94,7 @@ def _cases(rows: Sequence[Row]) -> list[Case]:
 
 
 def _of_training(rows: Sequence[Row], calls: Sequence[Row]) -> Case:
-    """The training steps with the feed-forward of the first row that ran."""
+    """The case of training steps, with the feed-forward of the first row that ran."""
     first = next(filter(_ran, rows), rows[0])
     own = [row for row in rows if (row["ffn"], row["seq"]) == (first["ffn"], first["seq"])]
     measured = f"training, seq {first['seq']:,}, {first['ffn']}, {first['dtype']}"
@@ -102,7 +102,7 @@ def _of_training(rows: Sequence[Row], calls: Sequence[Row]) -> Case:
 
 
 def _of_calls(rows: Sequence[Row]) -> Case:
-    """The calls at the longest common length."""
+    """The case of attention calls, at the longest common length."""
     lengths: dict[str, set[int]] = {}
     for row in filter(_ran, rows):
         lengths.setdefault(row["backend"], set()).add(row["M"])
@@ -115,7 +115,7 @@ def _of_calls(rows: Sequence[Row]) -> Case:
 
 
 def _best(rows: Sequence[Row], field: str, are_tied: Callable[[Row, Row, str], bool]) -> list[Row]:
-    """The best row, and after it those that are tied with it."""
+    """The best row, followed by the rows that are tied with it."""
     known = [row for row in rows if _figure(row, field)]
     known.sort(key=lambda row: row[field], reverse=field == "tokens_per_s")
     return [row for row in known if row is known[0] or are_tied(known[0], row, field)]
@@ -143,7 +143,7 @@ def _winners(rows: Sequence[Row], field: str, *, is_alone: bool) -> str:
 
 
 def _advice(fastest: Sequence[Row], smallest: Sequence[Row], memory: str) -> str:
-    """The override of the fastest; of those tied, of the one that needs the least memory."""
+    """The override of the fastest backend or, among ties, of the one with the least memory."""
     if not fastest:
         return "-"
     chosen = min(fastest, key=lambda row: _figure(row, memory) or float("inf"))
@@ -154,7 +154,7 @@ def _advice(fastest: Sequence[Row], smallest: Sequence[Row], memory: str) -> str
 
 
 def _override(row: Row) -> str:
-    """What to type for a backend, whose name may be followed by its fields."""
+    """The override for a backend, whose name may be followed by its fields."""
     name, *fields = str(row["backend"]).split(" ")
     if name not in registry.names("model/attn"):
         return f"your own {name}"
@@ -162,7 +162,7 @@ def _override(row: Row) -> str:
 
 
 def _notes(cases: Sequence[Case], wrong: set[tuple[str, str, str]]) -> str:
-    """What was not compared, and why: nothing that is missing goes unsaid."""
+    """Lists every backend that was not compared, with the reason."""
     found: dict[str, list[str]] = {}
 
     def note(said: str, backend: str, case: Case) -> None:
@@ -196,7 +196,7 @@ def _notes(cases: Sequence[Case], wrong: set[tuple[str, str, str]]) -> str:
 
 
 def _subject(row: Row) -> tuple[str, str, str]:
-    """Backend, bias without its fields, since parity may check another window, and heads."""
+    """Backend, bias and heads; the bias without fields, since parity may check another window."""
     bias, heads = _place(row)
     return str(row["backend"]), bias.partition(" ")[0], heads
 
@@ -214,6 +214,6 @@ def _ran(row: Row) -> bool:
 
 
 def _figure(row: Row, field: str) -> float | None:
-    """A figure of a row; None where it has none, or a text."""
+    """A figure of a row; None if it is missing or text."""
     value = row.get(field)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

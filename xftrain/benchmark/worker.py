@@ -1,4 +1,4 @@
-"""The process that measures: a cell that dies there takes nothing else along."""
+"""The worker process that measures cells; if it crashes, only the current cell is lost."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from xftrain.memory import is_out_of_memory
 from xftrain.processes import die_with_parent
 
 T = TypeVar("T")
-# ready, begin, note, row or done; the index of the cell; fields
+# (kind, index of the cell, fields); the kind is ready, begin, note, row or done
 Message = tuple[str, int, dict[str, Any]]
 
 
 class Unsupported(Exception):
-    """A cell that is refused, with the reasons."""
+    """A cell is refused, with the reasons."""
 
 
 class _Poisoned(Exception):
@@ -43,8 +43,8 @@ class Job:
     """Cells that one process measures together, in turns.
 
     Attributes:
-        measure: reports a row for each cell; a function of a module, since it travels by name.
-        cells: what to measure.
+        measure: a function that reports a row for each cell; module-level, since it is pickled.
+        cells: the cells to measure.
     """
 
     measure: Callable[[Sequence[Any], Reporter], None]
@@ -52,27 +52,27 @@ class Job:
 
 
 class Reporter:
-    """Tells the parent process which cell is under way, and what came of it."""
+    """Reports to the parent process which cell is being measured, and its row."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def begin(self, index: int) -> None:
-        """From here on, what happens to this process is laid to that cell."""
+        """Marks a cell as the current one, to which a crash is attributed."""
         sys.stdout.flush()
-        # what the log has by now is not of this cell
+        # the log so far belongs to earlier cells
         self._send("begin", index, {"log_bytes": os.fstat(1).st_size})
 
     def note(self, index: int, **fields: Any) -> None:
-        """A sign of life, and fields for the row should this process end before it has one."""
+        """Sends a heartbeat, with fields for the cell's row in case this process dies."""
         self._send("note", index, fields)
 
     def row(self, index: int, status: Status, reason: str | None = None, **fields: Any) -> None:
-        """The cell's row."""
+        """Sends the cell's row."""
         self._send("row", index, {"status": status, "reason": reason, **fields})
 
     def attempt(self, index: int, function: Callable[..., T], *args: Any) -> T | None:
-        """The function's result; None where it raised, which is then the cell's row."""
+        """Calls a function; if it raises, reports the error as the cell's row and returns None."""
         self.begin(index)
         try:
             return function(*args)
@@ -91,7 +91,7 @@ class Reporter:
 
 
 def outcome(error: Exception) -> tuple[Status, str]:
-    """What an exception says about a cell."""
+    """The status and the reason of a cell that raised this exception."""
     said = " ".join(str(error).split())
     if isinstance(error, Unsupported | ConfigError):
         return "unsupported", said
@@ -101,42 +101,42 @@ def outcome(error: Exception) -> tuple[Status, str]:
 
 
 def free_memory() -> None:
-    """Gives back what is no longer used, so that the next cell finds it."""
+    """Frees unused memory for the next cell."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
 def serve(connection: Connection, log_file: str, device: str, deterministic: bool) -> None:
-    """Measures one job after the other until the parent hangs up."""
+    """Measures one job after the other until the parent closes the connection."""
     plot_settings.ignore_working_folder()
     die_with_parent(signal.SIGKILL)
-    # a kernel or two at a time are compiled: starting threads for more takes longer than they save
+    # only one or two kernels are compiled at a time: starting more threads costs more than it saves
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    for number in (signal.SIGINT, signal.SIGHUP):  # of the terminal, to all processes
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all processes
         signal.signal(number, signal.SIG_IGN)  # the parent decides
     _write_output_to(Path(log_file))
-    # a lock of a library, as tqdm's, would have a name otherwise, which a killed process leaves
+    # otherwise a library's lock, such as tqdm's, is a named semaphore that a killed process leaks
     multiprocessing.set_start_method("fork", force=True)
-    faulthandler.enable()  # where a segmentation fault came from
+    faulthandler.enable()  # shows where a segmentation fault came from
     if device == "cpu":
-        _limit_memory()  # else the kernel would kill a process, and perhaps not this one
+        _limit_memory()  # otherwise the OOM killer may kill another process
     torch.use_deterministic_algorithms(deterministic)
     connection.send(("ready", -1, {}))
     reporter = Reporter(connection)
-    gc.disable()  # while the first job imports what it needs, which stays
+    gc.disable()  # while the first job imports modules, whose objects stay alive
     while True:
         try:
             job: Job = connection.recv()
         except EOFError:
             return
         gc.collect()
-        gc.freeze()  # the libraries' objects: going through them takes longer than many a cell
+        gc.freeze()  # exclude the libraries' objects: scanning them takes longer than many cells
         gc.enable()
         try:
             job.measure(job.cells, reporter)
         except _Poisoned:
-            return  # a new process goes on
+            return  # a new process continues
         free_memory()
         connection.send(("done", -1, {}))
 
@@ -148,7 +148,7 @@ def _write_output_to(path: Path) -> None:
 
 
 def _limit_memory() -> None:
-    """Allocations beyond the free memory fail, so that running out of it is an error to catch."""
+    """Limits allocations to the free memory, so that exceeding it raises an error."""
     if sys.platform != "linux":
         return
     used = _kib("/proc/self/status", "VmData")
@@ -163,7 +163,7 @@ def _limit_memory() -> None:
 
 
 def _cgroup_bytes(name: str) -> int | None:
-    """A limit of the container; None where there is none."""
+    """A memory limit of the container in bytes; None if there is none."""
     path = Path("/sys/fs/cgroup", name)
     text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     return int(text) if text.isdigit() else None

@@ -1,1 +1,1 @@
-"""The peak of memory of a training step, known before anything is trained."""
+"""Predicts the peak memory of a training step before training starts."""

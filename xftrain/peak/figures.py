@@ -1,4 +1,4 @@
-"""The parts of a step's peak of memory, and their sum however much is recomputed."""
+"""The components of a training step's peak memory, and the peak for each recompute plan."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from xftrain.layers.block import RecomputePlan
 
 @dataclass(frozen=True)
 class LayerBytes:
-    """Bytes of one layer.
+    """Memory of one layer, bytes.
 
     Attributes:
-        kept: what the layer keeps for its backward pass.
-        ffn: the part of it that a layer does not keep whose feed-forward is recomputed.
-        input: what a layer keeps that is recomputed: its input.
-        backward: gradients inside the layer while its backward pass runs, at most.
+        kept: activations that the layer saves for its backward pass.
+        ffn: the part of `kept` that is freed if the layer's feed-forward is recomputed.
+        input: the layer's input, all that is saved if the whole layer is recomputed.
+        backward: peak of the gradients inside the layer during its backward pass.
         casts: copies of the layer's weights in the dtype of matmuls.
     """
 
@@ -29,18 +29,18 @@ class LayerBytes:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes that a training step needs, part by part.
+    """Memory of a training step by component, bytes.
 
     Attributes:
-        weights: parameters.
-        gradients: of those that are trained; twice where several ranks sum up batches.
-        optimizer: what it keeps, as the two moments of AdamW.
-        is_optimizer_known: whether the optimizer says what it keeps (`state_bytes`).
-        is_loss_known: whether the loss says what it needs (`peak_bytes`).
-        head_cast: the output matrix in the dtype of matmuls.
-        layers: of each layer, from the first.
-        rest: what is kept between the last layer and the loss.
-        loss: the logits and what is made of them, at most.
+        weights: the parameters.
+        gradients: gradients of trained parameters; twice if several ranks accumulate batches.
+        optimizer: the optimizer's state, such as the two moments of AdamW.
+        is_optimizer_known: whether the optimizer declares its state (`state_bytes`).
+        is_loss_known: whether the loss declares its peak (`peak_bytes`).
+        head_cast: copy of the output matrix in the dtype of matmuls.
+        layers: the memory of each layer, from the first.
+        rest: activations saved between the last layer and the loss.
+        loss: peak of the logits and of the tensors computed from them.
     """
 
     weights: int
@@ -55,28 +55,28 @@ class Peak:
 
     @property
     def num_blocks(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         return len(self.layers)
 
     @property
     def casts(self) -> int:
-        """Copies of weights in the dtype of matmuls."""
+        """Bytes of all copies of weights in the dtype of matmuls."""
         return self.head_cast + sum(layer.casts for layer in self.layers)
 
     @property
     def state(self) -> int:
-        """What is there at every moment."""
+        """Bytes that are allocated throughout: weights, gradients and optimizer state."""
         return self.weights + self.gradients + self.optimizer + self.casts
 
     def activations(self, recomputed: RecomputePlan) -> int:
-        """What is kept for the backward pass."""
+        """Bytes of all activations that are saved for the backward pass."""
         return sum(self._kept(index, recomputed) for index in range(self.num_blocks)) + self.rest
 
     def transient_bytes(self, recomputed: RecomputePlan) -> int:
-        """What comes on top for a moment: with the loss, or when a layer goes backward.
+        """The largest temporary memory, in the loss or in the backward pass of a layer.
 
-        What is recomputed is there again while its layer goes backward. But layers go backward
-        from the last, and what those after it kept is free by then.
+        The recomputed activations of a layer exist during its backward pass, but by then the
+        activations of later layers are free.
         """
         most, freed = self.loss, 0
         for index in reversed(range(self.num_blocks)):
@@ -97,15 +97,15 @@ class Peak:
         return layer.kept - (layer.ffn if index < recomputed.ffns else 0)
 
     def total(self, recomputed: RecomputePlan) -> int:
-        """The peak of a step that recomputes so much."""
+        """The peak of a step under a recompute plan, bytes."""
         return self.state + self.activations(recomputed) + self.transient_bytes(recomputed)
 
     def fits(self, limit: int, recomputed: RecomputePlan) -> bool:
-        """Whether that is within a number of bytes."""
+        """Whether the peak under a plan is at most `limit` bytes."""
         return self.total(recomputed) <= limit
 
     def plans(self) -> Iterator[RecomputePlan]:
-        """From nothing to all: feed-forwards first, which free the most for their products."""
+        """Yields plans from the cheapest: first feed-forwards, which free the most per matmul."""
         ffns = self.num_blocks if any(layer.ffn > 0 for layer in self.layers) else 0
         yield from (RecomputePlan(ffns=count) for count in range(ffns + 1))
         yield from (
@@ -113,6 +113,6 @@ class Peak:
         )
 
     def cheapest_fitting_plan(self, limit: int) -> RecomputePlan:
-        """The first of these plans that fits; where none does, the last."""
+        """The first of `plans` that fits, or the last one if none does."""
         plans = list(self.plans())
         return next((plan for plan in plans if self.fits(limit, plan)), plans[-1])

@@ -1,6 +1,6 @@
-"""A block of each kind, and the last norm, run on fake tensors to see what they keep.
+"""Measures the activations of each kind of block, and of the last norm, on fake tensors.
 
-Fake tensors have sizes and no memory: nothing is allocated and no random number is drawn.
+Fake tensors have sizes but no memory: nothing is allocated and no random number is drawn.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from xftrain.peak.saved_tensors import Recorder, SavedBytes
 
 @dataclass(frozen=True)
 class BlockBytes:
-    """Bytes of one block.
+    """Memory of one block, bytes.
 
     Attributes:
-        kept: what the block keeps for its backward pass.
-        ffn: of it, what its second half keeps but what goes into that.
-        input: what goes into the block.
-        backward: gradients inside a block while its backward pass runs: of its result, of the
-            largest tensor, and what the backend says that it needs beside them.
+        kept: activations that the block saves for its backward pass.
+        ffn: the part of `kept` that the feed-forward half saves, without its input.
+        input: the block's input.
+        backward: gradients during the block's backward pass: of its output, of its largest
+            tensor, and the backend's declared workspace.
     """
 
     kept: SavedBytes
@@ -42,12 +42,12 @@ class BlockBytes:
 
 @dataclass(frozen=True)
 class Layers:
-    """Bytes of the blocks, from the first, and of the last normalization.
+    """Memory of the blocks and of the last norm, bytes.
 
     Attributes:
-        blocks: of each layer; those of one kind are the same object.
-        norm: what the last normalization keeps.
-        norm_output: what comes out of it.
+        blocks: the memory of each layer, from the first; equal layers share an object.
+        norm: activations that the last norm saves.
+        norm_output: the output of the last norm.
     """
 
     blocks: tuple[BlockBytes, ...]
@@ -68,11 +68,11 @@ def run_layers(
 
     Args:
         model: on any device, torch's meta device included.
-        batch: the first of the run.
-        dtype: of matrix products and attention.
-        device: where the run will be.
+        batch: the first batch of the run.
+        dtype: dtype of matmuls and attention.
+        device: the device of the run.
         is_mixed: whether weights are float32 and autocast copies them.
-        is_compiled: whether blocks are, see `saved_tensors`.
+        is_compiled: whether blocks are compiled, see `saved_tensors`.
     """
     wide = torch.float32 if is_mixed else dtype
     is_bf16 = dtype == torch.bfloat16 and model.residual_dtype == "auto"
@@ -106,7 +106,7 @@ def _run_block(
     *,
     is_compiled: bool,
 ) -> BlockBytes:
-    """Runs a copy of a block, and of its second half alone, on fake tensors."""
+    """Runs a copy of a block, and then only its feed-forward half, on fake tensors."""
     device = call.device
     positions_1M = torch.empty(1, call.shape.M, dtype=torch.int64, device=device)
     positions = _copied(pos, wide, device).prepare(positions_1M)
@@ -117,7 +117,7 @@ def _run_block(
     shared = [leaf for leaf in tree_leaves(positions) if isinstance(leaf, Tensor)]
     with Recorder(copied.parameters(), shared) as recorder:
         made = copied(x_BMD, attention, handle, positions)
-        added = copied.fed_forward(x_BMD)  # autocast keeps its copies of the weights
+        added = copied.fed_forward(x_BMD)  # autocast caches its copies of the weights
     kept = recorder.kept(made, compiled=is_compiled)
     kept_by_ffn = recorder.kept(added, compiled=is_compiled)
     return BlockBytes(
@@ -129,7 +129,7 @@ def _run_block(
 
 
 def _attention(backend: Backend, call: AttnCall) -> tuple[Attention, Any]:
-    """What stands for the backend on fake tensors, and its handle: itself where nothing does."""
+    """The backend's stand-in for fake tensors, or the backend itself, with its handle."""
     if (stand_in := backend.stand_in(call)) is not None:
         return stand_in, None
     return backend, backend.prepare(*call)
@@ -139,18 +139,18 @@ def _attention(backend: Backend, call: AttnCall) -> tuple[Attention, Any]:
 def _on_fake_tensors(device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
     casts = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
     with warnings.catch_warnings(), torch.enable_grad(), casts:
-        warnings.simplefilter("ignore")  # the run itself will say so
+        warnings.simplefilter("ignore")  # the run itself will show them
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
 
 
 def _copied(module: nn.Module, wide: torch.dtype, device: torch.device) -> Any:
-    """A copy with fake weights, so that a module that remembers something is left as it was.
+    """Copies a module with fake weights, so that the state of the original is unchanged.
 
     Args:
-        module: on any device.
-        wide: dtype of weights, where they are bfloat16 or float32.
-        device: of the fake weights.
+        module: the module, on any device.
+        wide: dtype of the copy's weights that are bfloat16 or float32 in the module.
+        device: device of the fake weights.
     """
     fakes: dict[int, Any] = {}
     for tensor in [*module.parameters(), *module.buffers()]:

@@ -1,4 +1,4 @@
-"""Says before a run how much memory it needs, and recomputes as little as that asks for."""
+"""Logs the predicted memory of a run, and chooses how much to recompute."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def plan_memory(
     dtype: torch.dtype,
     device: torch.device,
 ) -> float | None:
-    """Predicts the peak, sets `model.recomputed` where it is `auto`, and logs both.
+    """Predicts the peak, sets `model.recomputed` if recomputation is `auto`, and logs both.
 
     Args:
         cfg: the checked configuration.
-        model: before it is compiled; its attention backend is chosen.
-        loss: cross-entropy.
-        batch: the first of the run.
-        dtype: of matrix products and attention.
-        device: where the run will be.
+        model: the model, not compiled yet, with its attention backend chosen.
+        loss: the cross-entropy loss.
+        batch: the first batch of the run.
+        dtype: dtype of matmuls and attention.
+        device: the device of the run.
 
     Returns:
-        MiB, or None where a layer of the user's own cannot be run on fake tensors.
+        The peak in MiB, or None if a user's own layer cannot run on fake tensors.
     """
     is_auto = cfg.model.activation_checkpointing == "auto"
     num_blocks = len(model.blocks)
     try:
         peak = predict(cfg, model, loss, batch, dtype, device)
-    except Exception as error:  # whatever a layer of the user's own may raise
+    except Exception as error:  # a user's own layer may raise anything
         log.debug("memory: not predicted: %s", first_line(error))
         if is_auto:
             model.recomputed = RecomputePlan(blocks=num_blocks)
@@ -79,7 +79,7 @@ def _what(recomputed: RecomputePlan, num_blocks: int) -> str:
 
 def _said(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
     total, passing = peak.total(recomputed), peak.transient_bytes(recomputed)
-    # of a small model, GiB would say nothing
+    # GiB would show 0 for a small model
     unit, name, digits = (_GIB, "GiB", 1) if total >= _GIB else (2**20, "MiB", 0)
     parts = {
         "weights, gradients and optimizer": peak.state,
@@ -94,7 +94,7 @@ def _said(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
 
 
 def _warning(cfg: RunConfig, peak: Peak, model: GPT, loss: Loss, limit: int) -> str:
-    is_graph = cfg.compile == "cudagraphs"  # refuses what else would be advised
+    is_graph = cfg.compile == "cudagraphs"  # excludes some of the remedies
     remedies = []
     if is_graph and not any(model.recomputed):
         remedies.append("model.activation_checkpointing=ffn")
@@ -110,5 +110,5 @@ def _warning(cfg: RunConfig, peak: Peak, model: GPT, loss: Loss, limit: int) -> 
         remedies.append("trainer.precision=bf16-mixed")
     return (
         f"memory: more than {limit / _GIB:.1f} GiB may not fit; what would help: "
-        f"{', '.join(remedies)}; the run goes on, as the prediction may be wrong"
+        f"{', '.join(remedies)}; the run continues, since the prediction may be wrong"
     )

@@ -1,8 +1,8 @@
-"""Predicts the peak of a training step: state, activations, and the loss.
+"""Predicts the peak memory of a training step from its state, activations and loss.
 
-Gradients count as if they were there all the time, though in most steps they come and go. Not
-counted: masks of M x M, copies inside kernels, what an allocator rounds up, the CUDA context,
-and on the CPU the process itself.
+Gradients count as permanently allocated, though most steps free them. Not counted are M x M masks,
+copies inside kernels, rounding by the allocator, the CUDA context, and on the CPU the process
+itself.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def predict(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Peak:
-    """The peak of a training step with such a batch.
+    """Predicts the peak of a training step on a batch of this shape.
 
     Args:
         cfg: the checked configuration.
-        model: on any device, torch's meta device included.
-        loss: cross-entropy; without `peak_bytes` it is taken to hold the whole logits.
-        batch: the first of the run.
-        dtype: of matrix products and attention.
-        device: where the run will be.
+        model: the model, on any device, torch's meta device included.
+        loss: the loss; without `peak_bytes` it is assumed to hold all logits.
+        batch: the first batch of the run.
+        dtype: dtype of matmuls and attention.
+        device: the device of the run.
     """
     is_mixed = dtype != torch.float32 and cfg.trainer.precision != "bf16-true"
     is_compiled = bool(cfg.compile)
@@ -64,7 +64,7 @@ def predict(
             state_bytes = getattr(option, "state_bytes", _two_moments)
             state += state_bytes(parameter) * size // max(1, parameter.nbytes)
     trainer = cfg.trainer
-    # batches before a step's last are summed beside what DDP sums over ranks
+    # accumulated gradients are allocated in addition to DDP's buckets
     is_twice = trainer.devices > 1 and trainer.accumulate_grad_batches > 1
     head = model.head.weight.numel() * dtype.itemsize
     return Peak(
@@ -81,7 +81,7 @@ def predict(
 
 
 def _layer_bytes(block: BlockBytes, share: float, *, is_mixed: bool) -> LayerBytes:
-    """A layer that keeps a share of its activations, and makes the others in its backward pass."""
+    """The memory of a layer that saves a share of its activations and recomputes the others."""
     whole = block.kept.activations
     kept = block.input + int(share * (whole - block.input)) if share < 1 else whole
     ffn = int(share * block.ffn) if share < 1 else block.ffn
@@ -90,7 +90,7 @@ def _layer_bytes(block: BlockBytes, share: float, *, is_mixed: bool) -> LayerByt
 
 
 def _two_moments(parameter: torch.Tensor) -> int:
-    """As AdamW keeps, which is what an optimizer that does not say is taken to keep."""
+    """The bytes of AdamW's two moments, assumed for an optimizer without `state_bytes`."""
     return 2 * parameter.nbytes
 
 
@@ -99,7 +99,7 @@ def _with_bf16_gradients(
 ) -> set[torch.Tensor]:
     """The float32 weights whose gradients are bfloat16 in a run with mixed precision."""
     trainer = cfg.trainer
-    sums_up = trainer.accumulate_grad_batches > 1 or trainer.devices > 1  # in float32
+    sums_up = trainer.accumulate_grad_batches > 1 or trainer.devices > 1  # sums are float32
     takes = getattr(optim, "takes_bf16_gradients", None)
     if sums_up or takes is None or not takes(device):
         return set()
@@ -112,7 +112,7 @@ def _with_bf16_gradients(
 def _loss_bytes(
     loss: Loss, num_tokens: int, model: GPT, dtype: torch.dtype, device: torch.device
 ) -> int:
-    """What the loss says that it needs at once, else whole logits: never less than it needs."""
+    """The loss's `peak_bytes`, or an upper bound from the whole logits if it has none."""
     ask = getattr(loss, "peak_bytes", None)
     if ask is None:
         return logits_bytes(num_tokens, model.vocab_size)

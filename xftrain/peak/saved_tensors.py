@@ -1,13 +1,12 @@
-"""What code keeps for its backward pass, in bytes, read off the autograd graph of its result.
+"""Counts the bytes that code saves for its backward pass, from the autograd graph of its result.
 
-Code that runs as it is written keeps what its graph holds. torch.compile keeps less of it:
+Eager code saves all tensors in its graph. torch.compile saves fewer:
 
-- results of element-wise operations, casts and norms are computed again from what they were made
-  of, unless a matrix product, or a function with a backward of its own such as attention, reads
-  them;
-- what is widened for one of those is kept as it was before.
+- outputs of element-wise operations, casts and norms are recomputed from their inputs, unless a
+  matmul, or a function with its own backward such as attention, reads them;
+- a tensor that is cast to a wider dtype for one of those is saved in its narrow dtype.
 
-tests/peak holds these rules against torch's own partition into forward and backward.
+tests/peak compares these rules with torch's own partition into forward and backward.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _aten = torch.ops.aten
-# Beside those that torch itself tags as element-wise.
+# Cheap operators in addition to those that torch tags as element-wise.
 _CHEAP = {
     _aten._fused_rms_norm.default,
     _aten._to_copy.default,
@@ -37,12 +36,12 @@ _PRODUCTS = {f"{name}Backward0" for name in ("Mm", "Addmm", "Bmm", "Baddbmm", "C
 
 @dataclass(frozen=True)
 class SavedBytes:
-    """Bytes that wait for the backward pass.
+    """Bytes saved for the backward pass.
 
     Attributes:
-        activations: of what was computed.
-        casts: of weights in another dtype.
-        largest: of the largest activation.
+        activations: bytes of all saved activations.
+        casts: bytes of copies of weights in another dtype.
+        largest: bytes of the largest activation.
     """
 
     activations: int
@@ -51,31 +50,31 @@ class SavedBytes:
 
 
 class Recorder(TorchDispatchMode):
-    """Notes of each tensor from what it is made, while it is on.
+    """Records for each tensor the tensors from which it was computed, while it is active.
 
     Args:
-        weights: what is kept anyway, and views of it.
-        shared: what else is, since others read it too.
+        weights: parameters, which are not counted, nor are views of them.
+        shared: other tensors that are not counted, since code outside reads them too.
     """
 
     def __init__(self, weights: Iterable[Tensor], shared: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self._weights = {_key(tensor) for tensor in weights}
         self._shared = {_key(tensor) for tensor in shared}
-        self._tensors: dict[int, Tensor] = {}  # held, or another would come to the same address
-        self._cheap: dict[int, list[int]] = {}  # what a cheap operation made, and of what
-        self._cast: dict[int, int] = {}  # a copy in another dtype, and of what
+        self._tensors: dict[int, Tensor] = {}  # kept alive, so that no address is reused
+        self._cheap: dict[int, list[int]] = {}  # output of a cheap operation -> its inputs
+        self._cast: dict[int, int] = {}  # copy in another dtype -> its source
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Calls the operation."""
+        """Calls the operation and records its inputs and outputs."""
         result = func(*args, **(kwargs or {}))
         sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in sources:
             self._tensors.setdefault(_key(tensor), tensor)
         for tensor in tree_leaves(result):
-            # a storage that is known is only seen in another way, or written to
+            # an output with a known storage is a view, or was modified in place
             if not isinstance(tensor, Tensor) or _key(tensor) in self._tensors:
                 continue
             self._tensors[_key(tensor)] = tensor
@@ -86,7 +85,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def kept(self, result: Tensor | tuple[Tensor, ...], *, compiled: bool) -> SavedBytes:
-        """What the graph of a result, or of several, keeps."""
+        """Counts the bytes that the autograd graph of one or several results saves."""
         activations: dict[int, int] = {}
         casts: dict[int, int] = {}
         for tensor, by_product in _saved(result):
@@ -103,20 +102,20 @@ class Recorder(TorchDispatchMode):
         return SavedBytes(sum(activations.values()), sum(casts.values()), largest)
 
     def _narrow(self, key: int) -> int:
-        """What a copy in a wider dtype was made of; any other tensor itself."""
+        """The source of a copy in a wider dtype; any other tensor itself."""
         before = self._cast.get(key, key)
         is_wider = self._tensors[before].itemsize < self._tensors[key].itemsize
         return before if is_wider else key
 
     def _sources(self, key: int) -> set[int]:
-        """What a tensor is computed again from: nothing that a cheap operation made."""
+        """The tensors from which a tensor is recomputed: no outputs of cheap operations."""
         if key not in self._cheap:
             return {key}
         return {source for made_of in self._cheap[key] for source in self._sources(made_of)}
 
 
 def _saved(result: Tensor | tuple[Tensor, ...]) -> Iterator[tuple[Tensor, bool]]:
-    """Each tensor that the graph holds, and whether a product or a function of its own reads it."""
+    """Yields each tensor in the graph, and whether a matmul or a custom function reads it."""
     todo, seen = [leaf.grad_fn for leaf in tree_leaves(result)], set()
     while todo:
         node = todo.pop()
@@ -132,5 +131,5 @@ def _saved(result: Tensor | tuple[Tensor, ...]) -> Iterator[tuple[Tensor, bool]]
 
 
 def _key(tensor: Tensor) -> int:
-    """The same for all views of one piece of memory."""
+    """A key that is equal for all views of one storage."""
     return tensor.untyped_storage()._cdata

@@ -1,1 +1,1 @@
-"""Sweeps, one a file: callbacks that measure when training has ended."""
+"""The sweeps of the benchmark, one per file: callbacks that measure after training."""

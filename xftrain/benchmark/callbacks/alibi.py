@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FOLDED, _DENSE = {"name": "alibi"}, {"name": "alibi", "impl": "dense"}
-# How ALiBi can be had, and plain causal attention, which it cannot beat.
+# Implementations of ALiBi, and plain causal attention as the upper bound of their speed.
 _WAYS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("no bias, sdpa", "sdpa", {"name": "causal"}),
     ("folded, sdpa", "sdpa", _FOLDED),
@@ -28,7 +28,7 @@ _WAYS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("dense, naive", "naive", _FOLDED),
 )
 _LENGTHS_CUDA, _LENGTHS_CPU = (2048, 4096, 8192), (128, 256, 512)
-_EXACT_CUDA, _EXACT_CPU = 2048, 512  # the float64 reference holds M x M scores a head
+_EXACT_CUDA, _EXACT_CPU = 2048, 512  # limits of M for the reference, with M x M scores per head
 _ALL: dict[str, str | tables.Format] = {
     **tables.TIMES,
     **tables.MEMORY,
@@ -38,15 +38,15 @@ _ALL: dict[str, str | tables.Format] = {
 
 
 class Alibi(Sweep):
-    """Time, memory and error of each way.
+    """Measures time, memory and error of each implementation of ALiBi.
 
     Args:
         lengths: M; None is 2,048 to 8,192 on a GPU and 128 to 512 on a CPU.
         rows: B.
         num_heads: H.
         head_dim: K.
-        dtype: `auto` is the dtype in which the run computes.
-        timeout_s: longest time without a sign of life from a cell.
+        dtype: `auto` is the dtype of the run.
+        timeout_s: longest time without a message from a cell.
         resume: keep the rows that are in the run folder already.
     """
 
@@ -71,7 +71,7 @@ class Alibi(Sweep):
         self.shape: dict[str, Any] = {"rows": rows, "num_heads": num_heads, "head_dim": head_dim}
 
     def jobs(self, context: Context) -> list[Job]:
-        """A job for all ways at one length."""
+        """Makes a job of all implementations at one length."""
         on_gpu = context.device.type == "cuda"
         dtype = context.dtype_for(self.dtype)
         lengths = sorted(self.lengths or (_LENGTHS_CUDA if on_gpu else _LENGTHS_CPU))
@@ -98,20 +98,20 @@ class Alibi(Sweep):
 
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """One table, with the share of plain causal attention's speed."""
+        """Renders a table that includes the share of plain causal attention's speed."""
         return _render(rows, _ALL)
 
     @classmethod
     def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """The same with the columns that most people look at."""
+        """Renders the section with the main columns only."""
         return _render(rows, tables.MAIN)
 
     @classmethod
     def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
-        """Time and memory against length."""
+        """Plots time and memory against length."""
         from xftrain.benchmark.plots import over_length
 
-        # attention without ALiBi is what the ways are compared with, and none of them
+        # attention without ALiBi is only the baseline
         as_one = [{**row, "panel": "ALiBi", "ranked": row["bias"] != "causal"} for row in rows]
         return {
             name: over_length(as_one, field, label, curves="way", panels="panel")
@@ -123,7 +123,7 @@ class Alibi(Sweep):
 
 
 def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> str:
-    """The section with these columns."""
+    """Renders the section with these columns."""
     if not rows:
         return ""
     plain = {r["M"]: r["ms"] for r in rows if r["bias"] == "causal" and r["status"] == "ok"}

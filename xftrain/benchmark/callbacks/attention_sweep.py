@@ -25,8 +25,8 @@ _LENGTHS_CUDA = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 _LENGTHS_CPU = (128, 256, 512, 1024)
 _MB = 2**20 / 1e6
 _LONGEST = "The longest length that fits; backends that compile for each length are left out:"
-_TUTORIAL = ("naive", "xformers")  # the backends of its table, without a mask
-# What its own script printed on an H100 80GB (torch 2.11, xformers 0.0.35): MB, MB, ms, ms.
+_TUTORIAL = ("naive", "xformers")  # the backends of the tutorial's table, without a mask
+# The output of the tutorial's script on an H100 80GB (torch 2.11, xformers 0.0.35): MB, MB, ms, ms.
 _TUTORIAL_H100 = {
     512: (148, 83, 1.32, 1.24),
     1024: (361, 97, 1.21, 1.71),
@@ -37,22 +37,22 @@ _TUTORIAL_SIZES = {"B": 2, "H": 8, "K": 64, "dtype": "float16"}
 
 
 class AttentionSweep(Sweep):
-    """Forward, and forward and backward, of single attention calls.
+    """Measures forward, and forward plus backward, of single attention calls.
 
     Args:
-        backends: options of `model/attn`; None is all, and the run's own class.
+        backends: options of `model/attn`; None is all, and a user's own class in `model.attn`.
         biases: options of `model/bias`.
         heads: options of `model/heads`.
         lengths: M; None is 512 to 65,536 on a GPU, as the tutorial's table and on, and 128 to
             1,024 on a CPU.
-        num_compiled_lengths: backends that compile for each length take part at so many of them.
+        num_compiled_lengths: number of lengths for backends that compile for each length.
         rows: B.
         num_heads: H.
         head_dim: K.
         dtype: `auto` is float16 on a GPU, as in the tutorial's table, and float32 on a CPU.
-        longest: also find the longest length that fits into memory, by bisection, up to so many
-            tokens; 0 does not.
-        timeout_s: longest time without a sign of life from a cell.
+        longest: limit in tokens of a search for the longest length that fits into memory; 0 skips
+            the search.
+        timeout_s: longest time without a message from a cell.
         resume: keep the rows that are in the run folder already.
     """
 
@@ -85,7 +85,7 @@ class AttentionSweep(Sweep):
         self.shape: dict[str, Any] = {"rows": rows, "num_heads": num_heads, "head_dim": head_dim}
 
     def jobs(self, context: Context) -> list[Job]:
-        """A job for all backends at one length, bias and head grouping."""
+        """Makes a job of all backends for each length, bias and head grouping."""
         on_gpu = context.device.type == "cuda"
         dtype = self.dtype
         if dtype == "auto":
@@ -120,12 +120,12 @@ class AttentionSweep(Sweep):
 
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """Tables, growth, and why rows have no figures."""
+        """Renders tables, growth, and the reasons why rows have no figures."""
         return cls._render(rows, tables.TIMES | tables.MEMORY | tables.KERNEL)
 
     @classmethod
     def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """The same with the columns that most people look at."""
+        """Renders the section with the main columns only."""
         return cls._render(rows, tables.MAIN)
 
     @classmethod
@@ -144,7 +144,7 @@ class AttentionSweep(Sweep):
 
     @classmethod
     def head(cls, rows: Sequence[Row]) -> str:
-        """What the section says before its table of all rows."""
+        """Renders the section up to its table of all rows."""
         timed = [row for row in rows if "longest_limit" not in row]
         if not timed:
             return ""
@@ -158,7 +158,7 @@ class AttentionSweep(Sweep):
 
     @classmethod
     def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
-        """Time, memory and rate against length; rate by backend and bias."""
+        """Plots time, memory and TF/s against length, and TF/s by backend and bias."""
         from xftrain.benchmark.plots import heat_map, over_length
 
         timed = [row for row in rows if "longest_limit" not in row]
@@ -178,10 +178,10 @@ class AttentionSweep(Sweep):
 
 
 def tutorial_table(rows: Sequence[Row]) -> str:
-    """Naive against xFormers without a mask, in the form of the tutorial's table.
+    """Renders naive and xFormers attention without a mask in the form of the tutorial's table.
 
-    MB are 10^6 bytes, the process's peak. On a GPU both are of a script's loop of calls, in which
-    gradients add up in `.grad`.
+    Memory is the process's peak in MB (10^6 bytes). On a GPU, both columns are of a script's loop
+    of calls, in which gradients accumulate in `.grad`.
     """
     pairs = {
         (row["backend"], row["M"]): row
@@ -224,7 +224,7 @@ def _in_tutorial(backend: dict[str, Any], bias: dict[str, Any]) -> bool:
 
 
 def _fastest(rows: Sequence[Row]) -> str:
-    """The answer: which backend to use, by bias and length."""
+    """Tabulates the fastest backend by bias and length."""
     ran = [row for row in rows if row["status"] == "ok"]
     if not ran:
         return ""
@@ -245,7 +245,7 @@ def _fastest(rows: Sequence[Row]) -> str:
 
 
 def _growth(rows: Sequence[Row]) -> str:
-    """How memory and time of each backend grow."""
+    """Renders how memory and time of each backend grow with the length."""
     grown = []
     for name in dict.fromkeys((row["backend"], row["bias"], row["heads"]) for row in rows):
         own = [row for row in rows if (row["backend"], row["bias"], row["heads"]) == name]
@@ -259,7 +259,7 @@ def _growth(rows: Sequence[Row]) -> str:
 
 
 def _few(lengths: Sequence[int], number: int | None) -> list[int]:
-    """So many of them, the last first and evenly spread."""
+    """Chooses `number` evenly spread lengths, the last one included."""
     if number is None or number >= len(lengths):
         return list(lengths)
     step = (len(lengths) - 1) / max(number - 1, 1)
@@ -272,7 +272,7 @@ def _compiles(backend: dict[str, Any]) -> bool:
 
 
 def _common_length(rows: Sequence[Row]) -> int:
-    """The length at which most ran; of several, the longest."""
+    """The length at which most rows ran; of several, the longest."""
     counts: dict[int, int] = {}
     for row in rows:
         counts[row["M"]] = counts.get(row["M"], 0) + (row["status"] == "ok")

@@ -1,4 +1,4 @@
-"""Which attention kernels run on this machine, found by running them."""
+"""Finds the attention kernels that run on this machine by calling them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Doctor(Sweep):
     """Calls each kernel, forward and backward, on a small causal attention.
 
     Args:
-        dtypes: to try each kernel in.
-        timeout_s: longest time without a sign of life from a cell.
+        dtypes: the dtypes in which each kernel is called.
+        timeout_s: longest time without a message from a cell.
         resume: keep the rows that are in the run folder already.
     """
 
@@ -62,7 +62,7 @@ class Doctor(Sweep):
         self.dtypes = dtypes
 
     def jobs(self, context: Context) -> list[Job]:
-        """A job for each kernel and dtype."""
+        """Makes a job for each kernel and dtype."""
         kind, names = context.device.type, list(kernels(context.device))
         return [
             Job(
@@ -74,7 +74,7 @@ class Doctor(Sweep):
 
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """A table of kernels and dtypes, and the reasons."""
+        """Renders a table of kernels and dtypes, and the reasons of failures."""
         dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
         found = {(row["kernel"], row["dtype"]): row for row in rows}
         lines = [
@@ -95,7 +95,7 @@ class Doctor(Sweep):
 
 
 def measure_kernels(cells: Sequence[KernelCell], reporter: Reporter) -> None:
-    """Rows with `backward` and the largest error."""
+    """Calls kernels and reports rows with `backward` and the largest error."""
     found = kernels(torch.device(cells[0].device))
     for index, cell in enumerate(cells):
         row = reporter.attempt(index, _try, found[cell.kernel], cell)
@@ -136,7 +136,7 @@ def _verdict(row: Row | None) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Its text as one line; of xFormers' only the reasons, which come after the inputs."""
+    """The error's text as one line; for xFormers only the reasons, without its list of inputs."""
     text = str(error).rpartition("is not supported because:")[2]
     lines = [line.strip().partition(" - see `python")[0] for line in text.splitlines()]
     kept = [line for line in lines if line and ": shape=" not in line]

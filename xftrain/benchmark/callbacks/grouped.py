@@ -22,19 +22,19 @@ _ALL = tables.TIMES | tables.MEMORY | tables.KERNEL
 
 
 class Grouped(Sweep):
-    """One attention call for each head grouping, with what the grouping costs the run's model.
+    """Measures attention for each head grouping, with parameters and KV cache of the run's model.
 
     Args:
-        backends: options of `model/attn`; None is all, and the run's own class.
+        backends: options of `model/attn`; None is all, and a user's own class in `model.attn`.
         bias: option of `model/bias`.
         heads: options of `model/heads`.
         rows: B.
         length: M, and the full context of the KV cache; None is 4,096 on a GPU and 512 on a CPU.
         num_heads: H.
         head_dim: K.
-        num_layers: layers of the KV cache; None is those of the run's model.
-        dtype: `auto` is the dtype in which the run computes.
-        timeout_s: longest time without a sign of life from a cell.
+        num_layers: number of layers of the KV cache; None is that of the run's model.
+        dtype: `auto` is the dtype of the run.
+        timeout_s: longest time without a message from a cell.
         resume: keep the rows that are in the run folder already.
     """
 
@@ -67,7 +67,7 @@ class Grouped(Sweep):
         self.shape: dict[str, Any] = {"rows": rows, "num_heads": num_heads, "head_dim": head_dim}
 
     def jobs(self, context: Context) -> list[Job]:
-        """A job for each backend."""
+        """Makes a job for each backend."""
         on_gpu = context.device.type == "cuda"
         dtype = context.dtype_for(self.dtype)
         length = self.length or (_LENGTH_CUDA if on_gpu else _LENGTH_CPU)
@@ -96,22 +96,22 @@ class Grouped(Sweep):
 
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """One table."""
+        """Renders one table."""
         return _render(rows, _ALL)
 
     @classmethod
     def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """The same with the columns that most people look at."""
+        """Renders the section with the main columns only."""
         return _render(rows, tables.MAIN)
 
 
 def kv_cache_bytes(layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-    """Bytes that a token adds to the cache: keys and values of every layer."""
+    """The bytes of one token in the KV cache: keys and values of every layer."""
     return 2 * layers * num_kv_heads * head_dim * dtype.itemsize
 
 
 def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> str:
-    """The section with these columns."""
+    """Renders the section with these columns."""
     if not rows:
         return ""
     first = rows[0]
@@ -142,7 +142,7 @@ def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> st
 
 
 def _parameters(options: Mapping[str, Any], heads: Mapping[str, Any]) -> int | None:
-    """Parameters of the run's model with this grouping; None where its heads do not fit."""
+    """The number of parameters of the run's model with a grouping; None if its heads do not fit."""
     try:
         model = config.checked_model({**options["model"], "heads": dict(heads)})
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Documents packed into one row against the same documents padded to the longest."""
+"""Compares documents packed into one row with the same documents padded to the longest."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from xftrain.benchmark.sweep import Context, Sweep
 from xftrain.benchmark.worker import Job
 from xftrain.fields import Dtype, Option, PositiveFloat, PositiveInt, Seed
 
-_LIMIT = 2.0  # times the error of the documents run one by one
-_SIGMA = 1.0  # of the logarithm of a length
+_LIMIT = 2.0  # largest ratio to the error of the documents run one by one
+_SIGMA = 1.0  # standard deviation of the logarithm of a length
 _ALL: dict[str, str | tables.Format] = {
     **tables.TIMES,
     **tables.MEMORY,
@@ -28,21 +28,21 @@ _ALL: dict[str, str | tables.Format] = {
 
 
 class Packed(Sweep):
-    """Tokens, waste, time and memory of both layouts, and the packed segments' errors.
+    """Measures padding, time and memory of both layouts, and the errors of packed documents.
 
     Args:
-        backends: options of `model/attn`; None is all, and the run's own class.
+        backends: options of `model/attn`; None is all, and a user's own class in `model.attn`.
         bias: option of `model/bias`.
         heads: option of `model/heads`.
         lengths: document lengths in tokens, or how to draw them: `uniform` between 1 and
-            `max_length`, or `lognormal`, as the lengths of texts are.
-        num_documents: how many to draw.
-        max_length: longest document to draw.
-        seed: of the draw.
+            `max_length`, or `lognormal`, like the lengths of texts.
+        num_documents: number of documents to draw.
+        max_length: longest document to draw, in tokens.
+        seed: seed of the draw.
         num_heads: H.
         head_dim: K.
-        dtype: `auto` is the dtype in which the run computes.
-        timeout_s: longest time without a sign of life from a cell.
+        dtype: `auto` is the dtype of the run.
+        timeout_s: longest time without a message from a cell.
         resume: keep the rows that are in the run folder already.
     """
 
@@ -78,7 +78,7 @@ class Packed(Sweep):
         self.shape: dict[str, Any] = {"num_heads": num_heads, "head_dim": head_dim}
 
     def jobs(self, context: Context) -> list[Job]:
-        """One job: both layouts of all backends in turns."""
+        """Makes one job, which measures both layouts of all backends in turns."""
         dtype = context.dtype_for(self.dtype)
         cells: list[AttentionCell] = []
         for backend in context.backends(self.backends):
@@ -104,27 +104,27 @@ class Packed(Sweep):
 
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """The table, the gain of packing, and whether segments are right."""
+        """Renders the table, the gain of packing, and whether packed documents are correct."""
         return _render(rows, _ALL)
 
     @classmethod
     def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """The same with the columns that most people look at."""
+        """Renders the section with the main columns only."""
         return _render(rows, {"segments": _verdict, **tables.MAIN})
 
 
 def draw_lengths(kind: str, number: int, longest: int, seed: int) -> tuple[int, ...]:
-    """Document lengths, the same for the same seed."""
+    """Draws document lengths, reproducibly by seed."""
     draw = random.Random(seed)
     if kind == "uniform":
         return tuple(draw.randint(1, longest) for _ in range(number))
-    center = longest / 8  # then one document in fifty would be longer than the longest
+    center = longest / 8  # so that only one document in fifty is drawn too long and clipped
     drawn = [draw.lognormvariate(0.0, _SIGMA) * center for _ in range(number)]
     return tuple(min(max(round(length), 1), longest) for length in drawn)
 
 
 def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> str:
-    """The section with these columns."""
+    """Renders the section with these columns."""
     columns: dict[str, str | tables.Format] = {
         "backend": "backend",
         "layout": "layout",
@@ -150,7 +150,7 @@ def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> st
 
 
 def waste_of(lengths: Sequence[int], layout: str) -> dict[str, Any]:
-    """Columns that say how much of a layout is padding."""
+    """The columns that describe how much of a layout is padding."""
     real, padded = sum(lengths), len(lengths) * max(lengths)
     tokens = real if layout == "packed" else padded
     return {

@@ -1,4 +1,4 @@
-"""Every backend x bias x head grouping against float64, beside torch's own attention."""
+"""Compares every backend x bias x head grouping, and torch's own attention, with float64."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from xftrain.benchmark.cells import AttentionCell, Row, attention_cell, nodes_of
 from xftrain.benchmark.measure import warm_up
 from xftrain.benchmark.reference import RESULTS
 from xftrain.benchmark.sweep import Context, Sweep
-from xftrain.benchmark.tolerances import LIMIT, judge
+from xftrain.benchmark.tolerances import LIMIT, check_parity
 from xftrain.benchmark.worker import Job, Reporter, Unsupported
 from xftrain.fields import Dtype, Option, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PACKED = (37, 120, 8, 91)  # documents of the packed layout: the lengths of one row of 256
+_PACKED = (37, 120, 8, 91)  # document lengths of the packed layout, for a row of 256 tokens
 _BIASES = (
     "full",
     "causal",
@@ -33,10 +33,10 @@ _BIASES = (
 
 
 class Parity(Sweep):
-    """Output and gradients on random inputs whose surroundings in memory are NaN.
+    """Checks output and gradients on random inputs that are surrounded by NaN in memory.
 
     Args:
-        backends: options of `model/attn`; None is all, and the run's own class.
+        backends: options of `model/attn`; None is all, and a user's own class in `model.attn`.
         biases: options of `model/bias`.
         heads: options of `model/heads`.
         layouts: `rows` of equal length, `packed` documents in one row.
@@ -44,8 +44,8 @@ class Parity(Sweep):
         length: M.
         num_heads: H.
         head_dim: K.
-        dtype: `auto` is the dtype in which the run computes.
-        timeout_s: longest time without a sign of life from a cell.
+        dtype: `auto` is the dtype of the run.
+        timeout_s: longest time without a message from a cell.
         resume: keep the rows that are in the run folder already.
     """
 
@@ -78,7 +78,7 @@ class Parity(Sweep):
         self.shape: dict[str, Any] = {"num_heads": num_heads, "head_dim": head_dim}
 
     def jobs(self, context: Context) -> list[Job]:
-        """A job for both layouts: one compilation serves them, and others go on beside it."""
+        """Makes jobs of both layouts, which share a compilation and run in parallel."""
         common: dict[str, Any] = {
             **self.shape,
             "dtype": context.dtype_for(self.dtype),
@@ -106,7 +106,7 @@ class Parity(Sweep):
 
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """The verdict, the worst of each backend, and all rows."""
+        """Renders the verdict, the worst error of each backend, and all rows."""
         columns: dict[str, str | tables.Format] = {
             **{name: name for name in ("backend", "bias", "heads", "layout", "dtype")},
             "verdict": _verdict,
@@ -118,7 +118,7 @@ class Parity(Sweep):
 
     @classmethod
     def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """The verdict and the worst of each backend."""
+        """Renders the verdict and the worst error of each backend."""
         wrong = [row for row in rows if row["status"] == "ok" and row["faults"]]
         lines = []
         for backend in dict.fromkeys(row["backend"] for row in rows):
@@ -149,11 +149,11 @@ class Parity(Sweep):
 
     @classmethod
     def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
-        """The worst error by backend and bias."""
+        """Draws the worst error by backend and bias."""
         from xftrain.benchmark.plots import heat_map
 
         if len({row["bias"] for row in rows}) < 2:
-            return {}  # the summary has the worst of each backend
+            return {}  # the summary has the worst error of each backend
         worst: dict[tuple[str, str], Row] = {}
         for row in rows:
             place = (row["backend"], row["bias"])
@@ -164,7 +164,7 @@ class Parity(Sweep):
 
 
 def measure_parity(cells: Sequence[AttentionCell], reporter: Reporter) -> None:
-    """Rows with the errors and the verdict."""
+    """Compares cells with float64 and reports rows with the errors and faults."""
     warm_up(cells[0].torch_device)
     for index, cell in enumerate(cells):
         row = reporter.attempt(index, _compare, cell)
@@ -176,9 +176,9 @@ def _compare(cell: AttentionCell) -> dict[str, Any]:
     call, backend = cell.call(), cell.build_backend()
     if reasons := backend.unsupported(*call):
         raise Unsupported("; ".join(reasons))
-    seed = secrets.randbelow(2**31)  # fresh each run; the row names it
+    seed = secrets.randbelow(2**31)  # a new seed for each run, recorded in the row
     generator = torch.Generator().manual_seed(seed)
-    verdict = judge(backend, call, generator)
+    verdict = check_parity(backend, call, generator)
     return {
         "kernel": backend.kernel(*call),
         **{f"error_{name}": error for name, error in verdict.errors.items()},
@@ -190,14 +190,14 @@ def _compare(cell: AttentionCell) -> dict[str, Any]:
 
 
 def _documents(length: int) -> tuple[int, ...]:
-    """The lengths of the packed layout, stretched to fill a row."""
+    """The document lengths of the packed layout, scaled to fill a row."""
     ends = [round(length * sum(_PACKED[: n + 1]) / sum(_PACKED)) for n in range(len(_PACKED))]
     lengths = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     return tuple(n for n in lengths if n)
 
 
 def _size(row: Row) -> float:
-    """The worst error: an infinite one, which is none in a file, and a wrong one above others."""
+    """The worst error as a sort key: inf if wrong or missing, -1 if the row did not run."""
     if row["status"] != "ok":
         return -1.0
     return math.inf if row["faults"] or row["worst"] is None else float(row["worst"])

@@ -1,4 +1,4 @@
-"""Whole training steps of the run's model: attention x bias x heads x feed-forward."""
+"""Measures training steps of the run's model: attention x bias x heads x feed-forward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STEPS_CUDA, _STEPS_CPU = 10, 1
-_NAMES = ("backend", "bias", "heads", "ffn")  # what tells rows apart
+_NAMES = ("backend", "bias", "heads", "ffn")  # fields that identify a row
 _ALL: dict[str, str | tables.Format] = {
     "tokens/s": "tokens_per_s",
     "p10 to p90": lambda row: tables.span(row, "tokens_per_s"),
@@ -28,20 +28,20 @@ _ALL: dict[str, str | tables.Format] = {
     "peak MiB": "peak_mib",
     "kernel": "kernel",
 }
-_MAIN = ("tokens/s", "MFU", "peak MiB", "kernel")  # what most people look at
+_MAIN = ("tokens/s", "MFU", "peak MiB", "kernel")  # the main columns
 
 
 class TrainSweep(Sweep):
-    """Short runs of the run's own configuration, with other options in its model.
+    """Trains short variants of the run's own configuration, with other options in its model.
 
     Args:
-        attn: options of `model/attn`; None is all that need not be compiled, and the run's own.
+        attn: options of `model/attn`; None is all that need no compilation, and the run's own.
         bias: options of `model/bias`.
         heads: options of `model/heads`.
         ffn: options of `model/ffn`.
         interval_steps: optimizer steps of one timed interval, six of which make a row; None is 10
             on a GPU and 1 on a CPU.
-        timeout_s: longest time without a sign of life from a cell.
+        timeout_s: longest time without a message from a cell.
         resume: keep the rows that are in the run folder already.
     """
 
@@ -69,7 +69,7 @@ class TrainSweep(Sweep):
         self.ffn = nodes_of("model/ffn", list(ffn))
 
     def jobs(self, context: Context) -> list[Job]:
-        """One job: all runs in turn."""
+        """Makes one job of all runs, in turns."""
         steps = _STEPS_CUDA if context.device.type == "cuda" else _STEPS_CPU
         options = context.options
         cells = []
@@ -87,24 +87,24 @@ class TrainSweep(Sweep):
 
     @classmethod
     def section(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """One table, the fastest first."""
+        """Renders one table, the fastest first."""
         return _render(rows, _ALL)
 
     @classmethod
     def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
-        """The same with the columns that most people look at."""
+        """Renders the section with the main columns only."""
         return _render(rows, {title: _ALL[title] for title in _MAIN})
 
     @classmethod
     def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
-        """Speed, the fastest first."""
+        """Draws the speed, the fastest first."""
         from xftrain.benchmark.plots import bars
 
         return {"speed": bars(rows, "tokens_per_s", "training, tokens/s", _NAMES)}
 
 
 def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> str:
-    """The section with these columns."""
+    """Renders the section with these columns."""
     ran = [row for row in rows if row["status"] == "ok"]
     ran.sort(key=lambda row: -row["tokens_per_s"])
     parts = [
