@@ -1,8 +1,7 @@
 """Hides secrets: values that a configuration reads from environment variables.
 
 A configuration names a secret as `${oc.env:TOKEN}`. `read` records the variable's value, and
-`hidden` replaces that value by the variable's name, in whatever form (escaped, quoted, folded)
-a text holds it.
+`hidden` replaces that value by the variable's name, in whatever form a text holds it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _READ_NOW: set[str] = set()  # variables that were read since the set was last c
 public_words: Callable[[], Collection[str]] = frozenset
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?<=://)[^\s/]+(?=@)")  # user and password of a URL
+_PASSWORD = re.compile(r"(?<=://)\S{1,300}(?=@)")  # with the user name
 _READS = re.compile(r"\$\{oc\.env:\s*(\w+)[^${}]*\}")
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _CONSTANTS = {"true", "false", "null", "none", "yes", "no", "on", "off", "inf", "nan"}

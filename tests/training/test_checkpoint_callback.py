@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from xftrain.errors import RunError
-from xftrain.training import checkpoint as files
 from xftrain.training import distributed, newest_checkpoint
 from xftrain.training.callbacks import checkpoint as callbacks
 from xftrain.training.callbacks.checkpoint import Checkpoint, validation_follows, within_step
@@ -113,5 +112,5 @@ def test_a_checkpoint_of_another_run_is_left_alone_with_a_word(
 ) -> None:
     monkeypatch.setattr(newest_checkpoint, "run_id_of", lambda folder: folder_id)
     monkeypatch.setattr(newest_checkpoint, "run_id", lambda path: file_id)
-    assert files._is_of(tmp_path, tmp_path / "last.ckpt") == is_of
+    assert newest_checkpoint._is_of(tmp_path, tmp_path / "last.ckpt") == is_of
     assert ("is of another run than" in caplog.text) == (not is_of)

@@ -232,7 +232,8 @@ def test_bfloat16_copies_of_weights_change_nothing(tmp_path, monkeypatch, uneven
     words = (*STEPS, "trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=3")
     exact = (*words, "trainer.gradient_clip_val=null")
     run(tmp_path / "with", *exact, **uneven)
-    monkeypatch.setattr("xftrain.training.bf16_weights.weight_modifiers", lambda parts: ["Somebody"])
+    unknown = "xftrain.training.bf16_weights.weight_modifiers"
+    monkeypatch.setattr(unknown, lambda parts: ["Somebody"])
     run(tmp_path / "without", *exact, **uneven)
     assert same_weights(last(tmp_path / "with"), last(tmp_path / "without"))
 

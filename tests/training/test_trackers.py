@@ -182,6 +182,7 @@ def test_a_password_in_a_url_is_in_no_message(tmp_path: Path) -> None:
     urls = (
         *("http://user:S3cr3tPassw0rd@127.0.0.1:1/", "postgresql://:S3cr3t@Passw0rd@h/x"),
         *("http://S3cr3tPassw0rd@127.0.0.1:1/", "http://user:a'bPassw0rd@h:1/"),
+        "postgresql://u:pa/S3cr3tPassw0rd@h/db",
     )
     for url in urls:
         said = hidden_in_message(f"API request to {url}api failed, at 12:30 of a@b")

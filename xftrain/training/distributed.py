@@ -42,6 +42,12 @@ class DDP(DDPStrategy):
         device_ids = self.determine_ddp_device_ids()
         return DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
 
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Sends what Lightning has other ranks know, such as a folder, as JSON and not pickled."""
+        if obj is None or isinstance(obj, str | int | float):
+            return from_all_ranks(obj)[src]
+        return super().broadcast(obj, src)
+
     def post_backward(self, closure_loss: Tensor) -> None:
         """Raises an error for parameters without a gradient, for which other ranks would wait.
 
