@@ -14,7 +14,7 @@ die() {
   exit 1
 }
 
-is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+is_new_enough() { "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 # Prints the Python to make the environment with: $PYTHON, or the first of the usual names that will do.
 find_python() {
@@ -40,7 +40,7 @@ wanted_stamp() { printf '%s %s\n' "$(cat "$root/pyproject.toml" "$root/constrain
 is_ready() {
   [[ -f $stamp && $(<"$stamp") == "$(wanted_stamp)" && -x $venv/bin/python ]] || return 1
   local version='import sys; print(sys.version_info[:2])'
-  [[ -z ${PYTHON:-} || $("$PYTHON" -c "$version") == "$("$venv/bin/python" -c "$version")" ]]
+  [[ -z ${PYTHON:-} || $("$PYTHON" -I -c "$version") == "$("$venv/bin/python" -I -c "$version")" ]]
 }
 
 make_environment() {
@@ -53,16 +53,16 @@ make_environment() {
   rm -rf "$venv"
   mkdir "$venv"
   echo unfinished >"$stamp"
-  if ! "$python" -m venv "$venv" >"$log" 2>&1; then
+  if ! "$python" -I -m venv "$venv" >"$log" 2>&1; then
     tail -n 5 "$log" >&2
     die "$python could not make a virtual environment (above); Debian and Ubuntu keep that in the package python3-venv"
   fi
-  if ! (cd "$root" && PYTHONUNBUFFERED=1 "$venv/bin/python" -m pip install --disable-pip-version-check \
+  if ! (cd "$root" && "$venv/bin/python" -I -u -m pip install --disable-pip-version-check \
     --progress-bar off -c constraints.txt -e '.[dev]' 2>&1) | tee -a "$log" | show_downloads; then
     grep '^ERROR' "$log" >&2 || tail -n 5 "$log" >&2
     die "pip failed (above; all of it in $log); once the cause is gone, the same command starts afresh"
   fi
-  "$venv/bin/python" -m pip check >>"$log" || die "the installed packages contradict each other; see the end of $log"
+  "$venv/bin/python" -I -m pip check >>"$log" || die "the installed packages contradict each other; see the end of $log"
   wanted_stamp >"$stamp.new"
   mv "$stamp.new" "$stamp"
   say "installed"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -88,7 +87,7 @@ def test_the_folder_of_a_sweep_is_one_line(tmp_path, monkeypatch, capsys) -> Non
     folder = tmp_path / "sw\x1b]0;EVIL\x07\n[12:00:00] forged"
     folder.mkdir()
     monkeypatch.setattr(sweeps.SweepTable, "folder", folder)
-    monkeypatch.setattr(sys.modules["xftrain.cli"], "_draw", lambda rows, folder: None)
+    monkeypatch.setattr("xftrain.sweep_end._draw", lambda rows, folder: None)
     assert cli._end_of_sweep() == 0
     said = capsys.readouterr().out
     assert "\x1b" not in said and r"sw\x1b]0;EVIL\x07\n[12:00:00] forged/summary.csv" in said

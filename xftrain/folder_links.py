@@ -59,15 +59,15 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
         named = f"{key}={folder} has {{}} in it, {path.relative_to(top)}, "
         if entry.is_symlink():
             found = real_path(path)
-            if _passes_proc(path):
-                raise ConfigError(
-                    f"{named.format('a link')}whose place is another one for each process: remove "
-                    "it or choose another folder."
-                )
             if found is None:
                 raise ConfigError(
                     f"{named.format('a link')}that leads in a circle, or to too many other links: "
                     "remove it or choose another folder."
+                )
+            if _passes_proc(path):
+                raise ConfigError(
+                    f"{named.format('a link')}whose place is another one for each process: remove "
+                    "it or choose another folder."
                 )
             if not found.is_relative_to(top):
                 raise ConfigError(

@@ -182,8 +182,8 @@ def _listed(name: str, command: Sequence[str]) -> str:
     """
     reads = [one for one in command if _READS(_key(one)) or "{" in one]
     others = [one for one in command if one not in reads]
-    # a mapping sets several keys, of which none may be left out
-    cut = [_short(one, _MOST_LISTED if "{" in one else _SHOWN) for one in reads]
+    # neither the end of a path nor a key of a mapping may be left out
+    cut = [_short(one, _MOST_LISTED) for one in reads]
     cut += [_short(one, _EACH) for one in others]
     return " ".join(["--config-name", name, *cut])
 

@@ -215,3 +215,23 @@ def test_another_seed_by_way_of_the_environment_is_noticed(tmp_path, monkeypatch
     run(tmp_path / "tag", *tag, "ckpt=auto")  # which decides nothing
     with pytest.raises(ConfigError, match=r"seed .*oc\.env:XFTRAIN_TEST_SEED"):
         run(tmp_path / "seed", *seed, "ckpt=auto")
+
+
+def test_a_callback_deletes_checkpoints_of_this_run_alone(tmp_path, caplog):
+    # the state of Lightning's ModelCheckpoint in a checkpoint of somebody else names the file
+    for folder in ("run", "home"):
+        (tmp_path / folder).mkdir()
+    victim = tmp_path / "home" / "mine.ckpt"
+    victim.write_text("precious")
+    (tmp_path / "run" / "link.ckpt").symlink_to(victim)
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"state": 1}, tmp_path / "run" / "a.ckpt")
+    for path in (
+        victim,
+        tmp_path / "run" / "link.ckpt",
+        tmp_path / "run" / ".." / "home" / "mine.ckpt",
+    ):
+        io.remove_checkpoint(path)
+    assert victim.read_text() == "precious" and caplog.text.count("is not deleted") == 3
+    io.remove_checkpoint(tmp_path / "run" / "a.ckpt")
+    assert not (tmp_path / "run" / "a.ckpt").exists()

@@ -46,6 +46,9 @@ class AtomicCheckpointIO(CheckpointIO):
     and the process dies, a partial file remains under the final name.
     """
 
+    def __init__(self) -> None:
+        self._saved_to: set[Path] = set()  # folders, without links
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
@@ -63,6 +66,7 @@ class AtomicCheckpointIO(CheckpointIO):
         written: _RecordingFile | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._saved_to.add(path.parent.resolve())
             with replacing(path) as partial:
                 with _RecordingFile(partial) as written:
                     torch.save(checkpoint, written)
@@ -94,8 +98,17 @@ class AtomicCheckpointIO(CheckpointIO):
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Deletes the file."""
-        Path(path).unlink(missing_ok=True)
+        """Deletes a checkpoint of a folder that this run saves to.
+
+        A callback takes the paths that it deletes from its state in the checkpoint that is resumed,
+        which may come from anyone.
+        """
+        place = Path(path)
+        is_own = place.suffix == ".ckpt" and place.parent.resolve() in self._saved_to
+        if is_own and not place.is_symlink():
+            place.unlink(missing_ok=True)
+        else:
+            log.warning("%s is not deleted: this run saves no checkpoints there", place)
 
 
 class _RecordingFile(io.BufferedWriter):
