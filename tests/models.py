@@ -97,3 +97,12 @@ def with_bias(model: GPT, make: Callable[[Any], Any]) -> None:
     for spec in model.specs:
         made.setdefault(id(spec.bias), make(spec.bias))
     model.specs = [spec._replace(bias=made[id(spec.bias)]) for spec in model.specs]
+
+
+def sampled_without_cache(model: GPT, prompt_BM: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """The most likely tokens after a prompt, each from the whole row computed anew."""
+    tokens_BM = prompt_BM
+    with torch.no_grad():
+        for _ in range(num_tokens):
+            tokens_BM = torch.cat([tokens_BM, model(tokens_BM)[:, -1:].argmax(-1)], dim=1)
+    return tokens_BM

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.models import VOCAB, random_tokens
+from tests.models import VOCAB, random_tokens, sampled_without_cache
 from tests.pairs.reference import attention
 from tests.training.runs import last, result_of, run, same_weights
 from xftrain.builder import assemble
@@ -166,11 +166,7 @@ def test_sampling_with_its_cache_is_sampling_without(overrides):
     model = gpt(*overrides).double()
     prompt_BM = random_tokens(2, 9)
     made_BM = generate(model, prompt_BM, 12, vocab_size=VOCAB, temperature=0.0)
-    tokens_BM = prompt_BM
-    with torch.no_grad():
-        for _ in range(12):
-            tokens_BM = torch.cat([tokens_BM, model(tokens_BM)[:, -1:].argmax(-1)], dim=1)
-    assert torch.equal(made_BM, tokens_BM)
+    assert torch.equal(made_BM, sampled_without_cache(model, prompt_BM, 12))
 
 
 def test_a_windowed_layer_keeps_only_its_window(monkeypatch):

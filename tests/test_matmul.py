@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.matmul_inputs import D, H, N, inputs
 from tests.training.runs import run
 from xftrain.compilation import begin_compiling, end_compiling
 from xftrain.kernels import cublaslt, matmul
@@ -17,8 +18,6 @@ from xftrain.kernels.linear_functions import (
     autotuned_gelu_mlp,
     autotuned_linear,
 )
-
-N, D, H = 24, 16, 40
 
 
 def mlp(x, up, down):
@@ -48,14 +47,6 @@ def gradients(function, *inputs):
     out = function(*inputs)
     torch.manual_seed(1)
     return [out, *torch.autograd.grad(out, inputs, torch.randn(out.shape).to(out))]
-
-
-def inputs(dtype=torch.float64, device="cpu", sizes=(N, D, H)):
-    torch.manual_seed(0)
-    n, d, h = sizes
-    x = torch.randn(2, n // 2, d, dtype=dtype, device=device)
-    up, down = (torch.randn(*s, dtype=dtype, device=device) / 4 for s in ((h, d), (d, h)))
-    return x, up, down
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.matmul_inputs import D, H, inputs
 from tests.training.runs import run
 from xftrain.kernels import linear_functions, matmul
 from xftrain.kernels.linear_functions import (
@@ -16,16 +17,6 @@ from xftrain.layers.ffn.geglu import GEGLU
 from xftrain.layers.ffn.gelu import GELU
 from xftrain.layers.ffn.swiglu import SwiGLU
 from xftrain.layers.linear import Linear
-
-N, D, H = 24, 16, 40
-
-
-def inputs(dtype=torch.float64, device="cpu", sizes=(N, D, H)):
-    torch.manual_seed(0)
-    n, d, h = sizes
-    x = torch.randn(2, n // 2, d, dtype=dtype, device=device)
-    up, down = (torch.randn(*s, dtype=dtype, device=device) / 4 for s in ((h, d), (d, h)))
-    return x, up, down
 
 
 def test_layers_ask_whether_to_choose(monkeypatch):

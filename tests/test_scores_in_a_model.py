@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.models import VOCAB, options, random_tokens
+from tests.models import VOCAB, options, random_tokens, sampled_without_cache
 from tests.pairs.reference import attention
 from tests.test_preflight import refusal
 from tests.training.runs import last, result_of, run
@@ -78,11 +78,7 @@ def test_the_model_computes_what_the_bias_means(seqlens: tuple[int, ...] | None)
 def test_sampling_with_its_cache_is_sampling_without() -> None:
     model, prompt_BM = gpt(), random_tokens(2, 9)
     made_BM = generate(model, prompt_BM, 12, vocab_size=VOCAB, temperature=0.0)
-    tokens_BM = prompt_BM
-    with torch.no_grad():
-        for _ in range(12):
-            tokens_BM = torch.cat([tokens_BM, model(tokens_BM)[:, -1:].argmax(-1)], dim=1)
-    assert torch.equal(made_BM, tokens_BM)
+    assert torch.equal(made_BM, sampled_without_cache(model, prompt_BM, 12))
 
 
 class _AsItIs(Naive):

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 _MOST_LAYERS = 2_000  # building takes time quadratic in the number of layers
 _BLOCKS = "blocks."  # prefix of the names of layer weights
-_EXAMPLE = "ckpt=outputs/<date>/<time>/checkpoints/last.ckpt"
+_EXAMPLE = "ckpt=outputs/<date>/<run>/checkpoints/last.ckpt"
 
 
 def sample(
