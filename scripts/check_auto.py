@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import torch
 
-from xftrain.attention.backends.auto import Auto, all_backends, times_ms
-from xftrain.attention.biases.alibi import Alibi
-from xftrain.console import quiet
 from xftrain.interfaces import AttnBias, AttnCall, AttnCase, AttnShape
-from xftrain.markdown import table
+from xftrain.model.attn.auto import Auto, all_backends, times_ms
+from xftrain.model.bias.alibi import Alibi
+from xftrain.utils.console import quiet
+from xftrain.utils.markdown import table
 
 
 class Case(NamedTuple):

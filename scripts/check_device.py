@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from xftrain import compose, registry, run
+from xftrain import compose, run
+from xftrain.config import registry
 from xftrain.errors import ConfigError
 
 TUTORIAL_LOSS = 0.0017  # the loss of the tutorial's own loop at step 80

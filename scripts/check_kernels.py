@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 import xftrain
-from xftrain import registry
 from xftrain.benchmark.reference import RESULTS, output_and_grads, relative_error
+from xftrain.config import registry
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Loss
 from xftrain.kernels.prepend_features import prepend_features
-from xftrain.losses.full import Full
-from xftrain.losses.fused import Fused
+from xftrain.loss.full import Full
+from xftrain.loss.fused import Fused
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

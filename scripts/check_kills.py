@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.pairs.runs import make_corpus  # noqa: E402
 from tests.reliability.kill_cases import Case, kinds  # noqa: E402
 from tests.reliability.kills import Harness  # noqa: E402
-from xftrain.console import quiet  # noqa: E402
-from xftrain.markdown import table  # noqa: E402
+from xftrain.utils.console import quiet  # noqa: E402
+from xftrain.utils.markdown import table  # noqa: E402
 
 HEADER = (
     *("command", "kills", "where they hit", "weights bitwise equal", "rows once and equal"),

@@ -18,7 +18,7 @@ from xftrain.benchmark.attention import ready
 from xftrain.benchmark.cells import attention_cell
 from xftrain.benchmark.measure import Stopwatch
 from xftrain.benchmark.tables import table
-from xftrain.timing import in_turns
+from xftrain.utils.timing import in_turns
 
 LIMIT = 0.05
 ROUNDS = 7

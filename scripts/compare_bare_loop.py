@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xftrain import compose, run
-from xftrain.attention.xformers_ops.loading import xformers_ops
+from xftrain.model.attn.xformers_ops.loading import xformers_ops
 
 VOCAB, WIDTH, LAYERS, HEADS, FFN, SEQ, BATCH = 64, 128, 3, 8, 512, 64, 64
 
@@ -64,7 +64,7 @@ def bare_loop(steps: int, device: str) -> float:
     """Steps per second, the first tenth left out."""
     op = None
     if device == "cpu":
-        from xftrain.attention.xformers_ops.cpu import CPUBackward, CPUForward
+        from xftrain.model.attn.xformers_ops.cpu import CPUBackward, CPUForward
 
         op = (CPUForward, CPUBackward)
     on_gpu = device == "cuda"

@@ -20,16 +20,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from xftrain import builder, compose, registry
-from xftrain.config import validate_as
-from xftrain.console import quiet
+from xftrain import compose
+from xftrain.commands import builder
+from xftrain.config import registry
+from xftrain.config.compose import validate_as
+from xftrain.config.run_config import RunConfig
 from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource
-from xftrain.markdown import table
-from xftrain.memory import peak_memory_mib, reset_peak_memory
-from xftrain.model import GPT
-from xftrain.run_config import RunConfig
-from xftrain.timing import wall_ms
-from xftrain.training.hardware import compute_dtype, resolve
+from xftrain.model.gpt import GPT
+from xftrain.train.hardware import compute_dtype, resolve
+from xftrain.utils.console import quiet
+from xftrain.utils.device_memory import peak_memory_mib, reset_peak_memory
+from xftrain.utils.markdown import table
+from xftrain.utils.timing import wall_ms
 
 DEFAULTS = ["data=text", "data.packing=true", "data.tokenizer=bpe", "data.val_fraction=0.05"]
 DEFAULTS += ["seq=8192", "batch_tokens=16384", "model.pos=rope"]

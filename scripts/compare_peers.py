@@ -44,9 +44,9 @@ from peers.setup import LR, SHAPES, Setup
 from peers.stopwatch import say
 
 from xftrain.benchmark import environment
-from xftrain.files import read_json, write_json
-from xftrain.processes import cause_of_death, stops_raised
-from xftrain.training.flops import FORMULA
+from xftrain.model.flops import FORMULA
+from xftrain.utils.files import read_json, write_json
+from xftrain.utils.processes import cause_of_death, stops_raised
 from xftrain.version import installed
 
 ALL = ["nanogpt", "bare", "xftrain:sdpa", "xftrain:xformers", "xftrain:flex", "xftrain:auto"]

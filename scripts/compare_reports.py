@@ -18,7 +18,7 @@ from typing import Any
 from xftrain.benchmark.rows import read_rows
 from xftrain.benchmark.tables import figure, table
 from xftrain.errors import ConfigError
-from xftrain.printable import one_line
+from xftrain.utils.printable import one_line
 
 Row = dict[str, Any]
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 import xftrain
-from xftrain.console import quiet
+from xftrain.commands.signals import StopSignals
 from xftrain.interfaces import LossSums
-from xftrain.training.nonfinite import NonFiniteGuard
-from xftrain.training.signals import StopSignals
+from xftrain.train.nonfinite import NonFiniteGuard
+from xftrain.utils.console import quiet
 
 WITHOUT = ("callbacks.checkpoint=null", "callbacks.watchdog=null")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from xftrain.data.token_cache import prepare  # noqa: E402
+from xftrain.data.tokens.cache import prepare  # noqa: E402
 from xftrain.errors import ConfigError, RunError  # noqa: E402
 
 

@@ -10,10 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-from xftrain import registry
 from xftrain.benchmark import tables
 from xftrain.benchmark.rows import as_markdown, read_rows
 from xftrain.benchmark.verdict import verdict
+from xftrain.config import registry
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmark.md"
 START, END = "<!-- results -->", "<!-- end of results -->"

@@ -17,8 +17,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from xftrain import cli, sweeps
-from xftrain.run_config import RunConfig
+from xftrain.config.run_config import RunConfig
+from xftrain.launch import cli
+from xftrain.multirun import jobs as sweeps
 
 
 class Ended(NamedTuple):
@@ -36,7 +37,7 @@ def one_sentence(ended: Ended, code: int) -> str:
 
 
 class Runner:
-    """Stands for xftrain.runner: notes what it was called with and does what the test says."""
+    """Stands for xftrain.commands.train: notes what it was called with and does what the test says."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, Path]] = []
@@ -53,9 +54,9 @@ class Runner:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     fake = Runner()
-    module = types.ModuleType("xftrain.runner")
+    module = types.ModuleType("xftrain.commands.train")
     vars(module)["run"] = fake.run
-    monkeypatch.setitem(sys.modules, "xftrain.runner", module)
+    monkeypatch.setitem(sys.modules, "xftrain.commands.train", module)
     return fake
 
 

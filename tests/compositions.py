@@ -19,7 +19,7 @@ from hydra._internal.defaults_list import DefaultsList
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from xftrain.registry import conf_dir
+from xftrain.config.registry import conf_dir
 
 _CREATE = config_loader_impl.create_defaults_list
 _COMPOSE = ConfigLoaderImpl._compose_config_from_defaults_list

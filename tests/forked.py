@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 import torch
 
-from xftrain import ranks, sweeps
 from xftrain.benchmark import pool
+from xftrain.launch import ranks
+from xftrain.multirun import jobs
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,7 +101,7 @@ def _begin(place: tuple[Any, ...], function: Callable[..., object], arguments: A
     vars(multiprocessing.forkserver._forkserver)["ensure_running"] = lambda: None
     pool.multiprocessing = SimpleNamespace(get_context=lambda how: context())
     ranks.subprocess = SimpleNamespace(Popen=_popen)
-    sweeps.subprocess = SimpleNamespace(Popen=_popen)
+    jobs.subprocess = SimpleNamespace(Popen=_popen)
     try:
         function(*arguments)
     finally:
@@ -109,7 +110,7 @@ def _begin(place: tuple[Any, ...], function: Callable[..., object], arguments: A
 
 def main(words: Sequence[str]) -> None:
     """Of `python -m xftrain`, with these arguments."""
-    from xftrain import cli
+    from xftrain.launch import cli
 
     sys.argv = ["xftrain", *words]
     sys.exit(cli.main())
@@ -136,7 +137,7 @@ def ended(
 @pytest.fixture
 def forked_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The jobs of a sweep in this process train in such processes."""
-    monkeypatch.setattr(sweeps, "subprocess", SimpleNamespace(Popen=_popen))
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=_popen))
 
 
 def fork_workers(patch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from tests.attention.cells import VARIANTS
-from xftrain.builder import assemble
-from xftrain.config import compose, validate_as
-from xftrain.model import GPT
-from xftrain.option_checks import checked_option
-from xftrain.option_config import OptionConfig
-from xftrain.registry import ENTRY_GROUPS
-from xftrain.run_config import RunConfig
+from tests.model.attn.cells import VARIANTS
+from xftrain.commands.builder import assemble
+from xftrain.config.compose import compose, validate_as
+from xftrain.config.option_checks import checked_option
+from xftrain.config.option_config import OptionConfig
+from xftrain.config.registry import ENTRY_GROUPS
+from xftrain.config.run_config import RunConfig
+from xftrain.model.gpt import GPT
 
 VOCAB = 64
 

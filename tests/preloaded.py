@@ -13,16 +13,18 @@ import torch.utils.tensorboard.writer  # noqa: E402, F401
 from hydra.core.plugins import Plugins  # noqa: E402
 
 import tests.forked  # noqa: E402, F401
-import tests.training.runs  # noqa: E402, F401
+import tests.train.runs  # noqa: E402, F401
 import xftrain.benchmark.doctor_command  # noqa: E402, F401
-import xftrain.cli  # noqa: E402, F401
-import xftrain.runner  # noqa: E402, F401
-from xftrain import attention, benchmark, data, layers, losses, training  # noqa: E402
+import xftrain.commands.train  # noqa: E402, F401
+import xftrain.launch.cli  # noqa: E402, F401
+
+HEAVY = "benchmark callbacks checkpoint commands data kernels logger loss memory model optim train"
 
 Plugins.instance()
-for package in (attention, benchmark, data, layers, losses, training):
-    for module in walk_packages(package.__path__, f"{package.__name__}."):
-        if "triton" not in module.name and module.name != "xftrain.losses.liger":
+for package in HEAVY.split():
+    name = f"xftrain.{package}"
+    for module in walk_packages(import_module(name).__path__, f"{name}."):
+        if "triton" not in module.name and module.name != "xftrain.loss.liger":
             import_module(module.name)
 
 gc.freeze()

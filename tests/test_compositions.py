@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from tests.compositions import compose_anew, keep_compositions
-from xftrain.config import _own_hydra, compose
+from xftrain.config.compose import _own_hydra, compose
 from xftrain.errors import ConfigError
 
 COMMANDS = [("train", RunMode.RUN), ("train", RunMode.MULTIRUN), ("benchmark", RunMode.RUN)]

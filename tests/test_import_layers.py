@@ -194,8 +194,8 @@ def test_an_import_that_points_up_or_sideways_is_found(tmp_path):
         "errors.py": "",
         "config.py": "from xftrain.errors import ConfigError\n",
         "layers/heads.py": "def f():\n    from xftrain import config\n",  # late, but upward
-        "attention/biases/causal.py": "import xftrain.attention.backends.sdpa\n",
-        "attention/backends/sdpa.py": "from xftrain.attention.backends import naive\n",
+        "attention/biases/causal.py": "import xftrain.model.attn.sdpa\n",
+        "attention/backends/sdpa.py": "from xftrain.model.attn import naive\n",
         "attention/backends/naive.py": "",
         "helpers.py": "",
     }

@@ -62,4 +62,4 @@ def test_wheel_composes_the_same_configuration_as_the_checkout(wheel, tmp_path):
 
 def test_wheel_brings_the_command(wheel):
     (entry_points,) = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
-    assert "xftrain = xftrain.cli:main" in wheel.read(entry_points).decode()
+    assert "xftrain = xftrain.launch.cli:main" in wheel.read(entry_points).decode()

@@ -7,7 +7,7 @@ In notebooks and tests: `cfg = xftrain.compose("model.attn=naive")`, `xftrain.bu
 import sys
 
 if getattr(sys, "argv", [])[:1] == ["-m"]:  # Python looks for its module; before other imports
-    from xftrain.search_path import leave_out_working_folder
+    from xftrain.utils.search_path import leave_out_working_folder
 
     leave_out_working_folder()
 
@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 from xftrain.version import __version__
 
 if TYPE_CHECKING:
-    from xftrain.builder import build_model
-    from xftrain.commands import run
-    from xftrain.config import compose
+    from xftrain.commands.builder import build_model
+    from xftrain.config.compose import compose
+    from xftrain.launch.dispatch import run
 
 __all__ = ["__version__", "build_model", "compose", "run"]
 
 _HOMES = {
-    "build_model": "xftrain.builder",
-    "compose": "xftrain.config",
-    "run": "xftrain.commands",
+    "build_model": "xftrain.commands.builder",
+    "compose": "xftrain.config.compose",
+    "run": "xftrain.launch.dispatch",
 }
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from xftrain.cli import main
+from xftrain.launch.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,8 +20,8 @@ from peers import MODULES
 from peers.setup import Setup
 from peers.stopwatch import say
 from xftrain.benchmark.worker import outcome
-from xftrain.files import write_json
-from xftrain.processes import die_with_parent
+from xftrain.utils.files import write_json
+from xftrain.utils.processes import die_with_parent
 
 
 def row_of(setup: Setup) -> dict[str, Any]:

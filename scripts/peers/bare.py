@@ -12,11 +12,11 @@ from torch import Tensor
 
 from peers.loop import Trained, options_of, train
 from peers.setup import Setup
-from xftrain import builder
-from xftrain.attention.backends.auto import kernel_name
+from xftrain.commands import builder
 from xftrain.interfaces import positions_of
 from xftrain.kernels.matmul import enable_autotune
-from xftrain.training.hardware import compute_dtype
+from xftrain.model.attn.auto import kernel_name
+from xftrain.train.hardware import compute_dtype
 
 
 def measure(setup: Setup) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from peers.setup import Setup, config_overrides
 from peers.stopwatch import Stopwatch, device_peak
 from xftrain import compose, run
 from xftrain.interfaces import Batch
-from xftrain.training.flops import flops_per_token
-from xftrain.training.module import training_module
+from xftrain.model.flops import flops_per_token
+from xftrain.train.module import training_module
 
 
 class Timed(Callback):

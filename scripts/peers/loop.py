@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 from peers.setup import BETAS, CLIP, LOG_EVERY, WEIGHT_DECAY, Setup, config_overrides
 from peers.stopwatch import Stopwatch, device_peak, model_flops
-from xftrain import builder, compose, config
+from xftrain import compose
+from xftrain.commands import builder
+from xftrain.config.compose import validate_as
+from xftrain.config.run_config import RunConfig
 from xftrain.interfaces import DataSource
-from xftrain.run_config import RunConfig
-from xftrain.training.hardware import compute_dtype
-from xftrain.training.parameter_groups import decay_groups
+from xftrain.train.hardware import compute_dtype
+from xftrain.train.parameter_groups import decay_groups
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def whole(setup: Setup, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]
 
 def options_of(setup: Setup) -> RunConfig:
     """xftrain's checked configuration of the measurement."""
-    return config.validate_as(RunConfig, compose(*config_overrides(setup)))
+    return validate_as(RunConfig, compose(*config_overrides(setup)))
 
 
 def train(setup: Setup, trained: Trained, data: DataSource | None = None) -> dict[str, Any]:

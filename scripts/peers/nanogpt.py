@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from peers.loop import Trained, options_of, train, whole
 from peers.setup import Setup, Sizes
-from xftrain import builder
 from xftrain.benchmark.worker import Unsupported
+from xftrain.commands import builder
 
 # xftrain's names, and the ones here.
 NAMES = {

@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from peers.setup import in_parts
-from xftrain import markdown
 from xftrain.benchmark.tables import STATUS, figure, show
-from xftrain.files import replace_text
-from xftrain.plot_style import COLORS, new_figure, style
+from xftrain.utils import markdown
+from xftrain.utils.files import replace_text
+from xftrain.utils.plot_style import COLORS, new_figure, style
 
 Row = dict[str, Any]
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from peers.setup import Setup, Sizes
 from xftrain.interfaces import Batch
-from xftrain.memory import peak_memory_mib, reset_peak_memory
-from xftrain.model import GPT
-from xftrain.training.flops import flops_per_token, peak_flops
-from xftrain.training.hardware import compute_dtype
+from xftrain.model.flops import flops_per_token, peak_flops
+from xftrain.model.gpt import GPT
+from xftrain.train.hardware import compute_dtype
+from xftrain.utils.device_memory import peak_memory_mib, reset_peak_memory
 
 
 class Stopwatch:

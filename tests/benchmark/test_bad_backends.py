@@ -18,7 +18,7 @@ import time
 
 import torch
 
-from xftrain.attention.backends.naive import Naive
+from xftrain.model.attn.naive import Naive
 
 
 class Raises(Naive):

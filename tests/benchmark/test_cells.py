@@ -12,8 +12,8 @@ from xftrain.benchmark.callbacks.packed import draw_lengths, waste_of
 from xftrain.benchmark.cells import attention_cell, name_of, nodes_of
 from xftrain.benchmark.training import _DECISIVE, TrainCell
 from xftrain.benchmark.worker import Unsupported, outcome
+from xftrain.config.root_schema import Root
 from xftrain.errors import ConfigError
-from xftrain.root_schema import Root
 
 
 def test_options_are_words_or_nodes_and_are_checked() -> None:

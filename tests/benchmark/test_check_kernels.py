@@ -8,7 +8,7 @@ import torch
 from scripts import check_kernels
 from xftrain.benchmark.reference import exact, output_and_grads
 from xftrain.interfaces import AttnBias, AttnShape
-from xftrain.losses.full import Full
+from xftrain.loss.full import Full
 
 BIASES = [
     AttnBias(),

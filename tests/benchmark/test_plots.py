@@ -13,7 +13,7 @@ from xftrain.benchmark.callbacks.attention_sweep import AttentionSweep
 from xftrain.benchmark.callbacks.parity import Parity
 from xftrain.benchmark.callbacks.train_sweep import TrainSweep
 from xftrain.benchmark.plots import bars, heat_map, over_length
-from xftrain.plot_style import COLORS, number
+from xftrain.utils.plot_style import COLORS, number
 
 
 def _row(backend: str, ms: float | None, length: int = 512, **more: Any) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import torch
 
 from scripts import check_auto, compare_packing, measure_safety
 from scripts.compare_reports import compare, main
-from xftrain.attention.backends.auto import Auto
-from xftrain.attention.backends.naive import Naive
 from xftrain.interfaces import IGNORED_LABEL, Batch, positions_of
-from xftrain.training.nonfinite import NonFiniteGuard
+from xftrain.model.attn.auto import Auto
+from xftrain.model.attn.naive import Naive
+from xftrain.train.nonfinite import NonFiniteGuard
 
 
 def _row(ms: float, spread: float = 0.1, **more: Any) -> dict[str, Any]:

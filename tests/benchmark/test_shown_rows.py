@@ -18,7 +18,7 @@ from xftrain.benchmark import environment, tables
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.rows import as_lines
 from xftrain.benchmark.session import run_sweeps
-from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.worker import Job
 from xftrain.errors import ConfigError
 

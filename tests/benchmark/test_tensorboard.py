@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from xftrain import registry
 from xftrain.benchmark.rows import read_rows
-from xftrain.benchmark.sweep import Context
+from xftrain.benchmark.suite import Context
 from xftrain.benchmark.tensorboard import curves, log_sweep, log_verdict
+from xftrain.config import registry
 
 H100 = Path(__file__).parents[2] / "docs" / "benchmarks" / "2026-11-24-h100"
 SWEEPS = ("doctor", "parity", "packed", "grouped", "alibi", "attention_sweep", "train_sweep")

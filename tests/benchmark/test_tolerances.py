@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from xftrain.attention.backends.naive import Naive
 from xftrain.benchmark import growth, reference, tolerances
 from xftrain.benchmark.reference import RESULTS, exact, output_and_grads, poisoned, torch_errors
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
+from xftrain.model.attn.naive import Naive
 
 CPU = torch.device("cpu")
 SHAPE = AttnShape(2, 24, 2, 2, 16)

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xftrain.attention.backends.naive import Naive
 from xftrain.benchmark import growth
 from xftrain.benchmark.attention import _segment_errors, visible_pairs
 from xftrain.benchmark.callbacks.packed import _verdict
@@ -23,7 +22,8 @@ from xftrain.benchmark.rows import RowStore, read_rows, write_csv
 from xftrain.benchmark.tolerances import check_parity
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
-from xftrain.timing import in_turns
+from xftrain.model.attn.naive import Naive
+from xftrain.utils.timing import in_turns
 
 CPU = torch.device("cpu")
 HERE = {"device": "cpu", "torch": "2.13"}

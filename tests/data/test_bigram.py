@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xftrain.data import bigram
-from xftrain.data.bigram import Bigram, BigramCounts
-from xftrain.data.tokenizer import Bpe, Bytes
+from xftrain.data.tokens import bigram
+from xftrain.data.tokens.bigram import Bigram, BigramCounts
+from xftrain.data.tokens.tokenizer import Bpe, Bytes
 
 SEPARATOR = 256
 documents = st.lists(st.text(max_size=20), min_size=1, max_size=6)

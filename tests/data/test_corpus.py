@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xftrain.data import corpus
-from xftrain.data.corpus import (
+from xftrain.data.corpus import files as corpus
+from xftrain.data.corpus.files import (
     Document,
     SourceFile,
     is_text,

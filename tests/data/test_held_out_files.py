@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xftrain.data import corpus
-from xftrain.data.corpus import (
+from xftrain.data.corpus import files as corpus
+from xftrain.data.corpus.files import (
     SourceFile,
     split_documents,
 )

@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 
-from xftrain.data import token_stream
 from xftrain.data.text import Text
-from xftrain.data.token_cache import prepare
-from xftrain.data.tokenizer import Bpe
+from xftrain.data.tokens import stream
+from xftrain.data.tokens.cache import prepare
+from xftrain.data.tokens.tokenizer import Bpe
 from xftrain.errors import ConfigError, RunError
 
 
@@ -189,7 +189,7 @@ def test_a_copied_cache_is_checked_and_used(folder, cache_dir, caplog):
 @pytest.mark.parametrize("token", [257, 60_000])  # 256 is the last
 def test_a_batch_never_has_tokens_outside_the_vocabulary(folder, cache_dir, monkeypatch, token):
     # of files too large to be checked as a whole: an embedding on a GPU would read elsewhere
-    monkeypatch.setattr(token_stream, "_CHECKED_BYTES", 0)
+    monkeypatch.setattr(stream, "_CHECKED_BYTES", 0)
     options = {"path": str(folder), "cache_dir": str(cache_dir)}
     data = Text(8, 2, 0, 1, **options)
     tokens = np.fromfile(data._cache.folder / "train.bin", "<u2")
@@ -243,6 +243,6 @@ def test_a_lock_of_another_user_is_refused(folder, cache_dir, monkeypatch):
     first = prepare(str(folder), cache_dir=str(cache_dir)).folder
     shutil.rmtree(first)
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
-    monkeypatch.setattr("xftrain.data.cache_folder._owner_of_new_files", lambda _: 4242)
+    monkeypatch.setattr("xftrain.data.tokens.cache_folder._owner_of_new_files", lambda _: 4242)
     with pytest.raises(ConfigError, match="^data.cache_dir: the lock .* is another user's"):
         prepare(str(folder), cache_dir=str(cache_dir))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xftrain.data.packing import Layout, cut_pieces, epoch_spans, positions_in_stream, spread_order
+from xftrain.data._packing import Layout, cut_pieces, epoch_spans, positions_in_stream, spread_order
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from xftrain.data.seeding import dropout_seed, generator
 from xftrain.interfaces import Split
+from xftrain.utils.seeding import dropout_seed, generator
 
 
 @pytest.mark.parametrize(

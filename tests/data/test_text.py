@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xftrain.data import token_files
 from xftrain.data.text import Text
+from xftrain.data.tokens import files
 from xftrain.interfaces import IGNORED_LABEL, positions_of
 
 SEPARATOR = 256
@@ -258,7 +258,7 @@ def test_a_large_corpus_trains_its_vocabulary_on_a_sample_and_says_so(
     text, tmp_path, monkeypatch, caplog
 ):
     whole = text(tokenizer="bpe")
-    monkeypatch.setattr(token_files, "BPE_SAMPLE_BYTES", 5000)
+    monkeypatch.setattr(files, "BPE_SAMPLE_BYTES", 5000)
     caplog.set_level("INFO")
     data = text(tokenizer="bpe", cache_dir=str(tmp_path))
     assert data.vocab_size < whole.vocab_size

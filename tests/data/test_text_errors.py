@@ -3,7 +3,7 @@ import os
 import pytest
 
 from xftrain.data.text import Text
-from xftrain.data.token_cache import prepare
+from xftrain.data.tokens.cache import prepare
 from xftrain.errors import ConfigError
 
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.forked import Forked
-from xftrain.data import cache_folder, token_cache, token_files
-from xftrain.data.token_cache import prepare
-from xftrain.data.token_files import dtype_of
-from xftrain.data.tokenizer import Bytes
+from xftrain.data.tokens import cache as token_cache
+from xftrain.data.tokens import cache_folder, files
+from xftrain.data.tokens.cache import prepare
+from xftrain.data.tokens.files import dtype_of
+from xftrain.data.tokens.tokenizer import Bytes
 from xftrain.errors import RunError
 
 SEPARATOR = 256
@@ -129,7 +130,7 @@ def test_the_last_token_fits_how_tokens_are_kept(num_tokens, dtype):
 def _prepare(folder, cache_dir, slow=False):
     """Of a process; a slow one says `writing` and stays in the middle of it."""
     if slow:
-        token_files.BigramCounts.watch = lambda *_: print("writing", flush=True) or time.sleep(60)
+        files.BigramCounts.watch = lambda *_: print("writing", flush=True) or time.sleep(60)
     print(prepare(str(folder), cache_dir=str(cache_dir)).folder)
 
 

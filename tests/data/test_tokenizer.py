@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xftrain.data.tokenizer import Bpe, Bytes, _byte_of_character
+from xftrain.data.tokens.tokenizer import Bpe, Bytes, _byte_of_character
 
 WORDS = "the cat sat on the mat and the dog sat on the log, naïve façade 漢字 \U0001f600\n"
 

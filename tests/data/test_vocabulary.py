@@ -6,8 +6,8 @@ import os
 import pytest
 import tokenizers
 
-from xftrain.data.tokenizer import Bpe, Bytes
-from xftrain.data.vocabulary import FILE, Integers, describe, file_of, rebuild
+from xftrain.data.tokens.tokenizer import Bpe, Bytes
+from xftrain.data.tokens.vocabulary import FILE, Integers, describe, file_of, rebuild
 from xftrain.errors import ConfigError
 
 TEXT = b"the cat sat on the mat and the dog sat on the log. " * 9
@@ -174,7 +174,7 @@ def test_quotes_that_are_never_closed_are_soon_gone_through(tmp_path):
 def test_a_vocabulary_with_brackets_and_quotes_in_its_tokens_has_no_more_values(
     tmp_path, monkeypatch, indent
 ):
-    monkeypatch.setattr("xftrain.data.tokenizer._OTHER_PARTS", 50)
+    monkeypatch.setattr("xftrain.data.tokens.tokenizer._OTHER_PARTS", 50)
     code = b'[[[[{{"a", "b"}}]]]] \\\\ \\" ,,,, [[, {"x": [1, 2]}, ' * 99
     made = Bpe.train([code], 400)
     (tmp_path / FILE).write_text(json.dumps(json.loads(file_of(made)), indent=indent))

@@ -19,10 +19,10 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 from tests.pairs.values import NOT_A_FACTOR, VALUES
-from xftrain import registry
-from xftrain.config_schema import schema_of
-from xftrain.run_config import GPTConfig, RunConfig, TrainerConfig
-from xftrain.signatures import REQUIRED, Field
+from xftrain.config import registry
+from xftrain.config.run_config import GPTConfig, RunConfig, TrainerConfig
+from xftrain.config.schema import schema_of
+from xftrain.config.signatures import REQUIRED, Field
 
 OWN_OPTIONS = Path(__file__).parent / "conf"  # options as a user brings them, with --config-dir
 

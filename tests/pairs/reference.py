@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.pairs.spy import Step
-from xftrain import builder, registry
-from xftrain.data.seeding import dropout_seed
+from xftrain.commands import builder
+from xftrain.config import registry
+from xftrain.config.option_checks import checked_option
+from xftrain.config.option_config import OptionConfig
+from xftrain.config.run_config import RunConfig
 from xftrain.interfaces import IGNORED_LABEL, AttnBias, Batch
-from xftrain.model import GPT
-from xftrain.option_checks import checked_option
-from xftrain.option_config import OptionConfig
-from xftrain.run_config import RunConfig
+from xftrain.model.gpt import GPT
+from xftrain.utils.seeding import dropout_seed
 
 
 @dataclass

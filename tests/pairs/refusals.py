@@ -17,8 +17,8 @@ import torch
 from tests.pairs.covering import Combination
 from tests.pairs.factors import OWN_OPTIONS, Factor, Level, Row, completed
 from tests.pairs.runs import Places, normalized
-from xftrain import runner
-from xftrain.config import compose
+from xftrain.commands import train as runner
+from xftrain.config.compose import compose
 from xftrain.errors import ConfigError
 
 # Compiling takes most of a row's time; no more rows than needed have it.

@@ -18,11 +18,11 @@ from tests.pairs import reference
 from tests.pairs.factors import OWN_OPTIONS, Factor, Row, overrides_of
 from tests.pairs.spy import Spy
 from tests.pairs.values import CACHE, CORPUS
-from xftrain import builder
-from xftrain.config import compose, validate
+from xftrain.commands import builder
+from xftrain.config.compose import compose, validate
+from xftrain.config.run_config import RunConfig
 from xftrain.errors import ConfigError
-from xftrain.run_config import RunConfig
-from xftrain.training.hardware import resolve
+from xftrain.train.hardware import resolve
 
 _SPY = "++callbacks.spy={{_target_:tests.pairs.spy.Spy,probes:{probes}}}"
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from xftrain.interfaces import LossSums
-from xftrain.training.module import TrainingModule, training_module
+from xftrain.train.module import TrainingModule, training_module
 
 _PROBE_SEED = 7  # of dropout in each pass of the probe
 

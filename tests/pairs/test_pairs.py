@@ -19,8 +19,8 @@ from tests.pairs.factors import OWN_OPTIONS, Factor, Row, completed
 from tests.pairs.runs import Outcome, Places, make_corpus, run_row
 from tests.pairs.spy import Spy
 from tests.pairs.values import VALUES
-from xftrain.attention.backends.naive import Naive
-from xftrain.config import compose
+from xftrain.config.compose import compose
+from xftrain.model.attn.naive import Naive
 
 # The rows are about numbers: what torch, Lightning and others warn of is no difference, and a
 # warning that is raised within torch's profiler leaves it half begun, which ends the process later.

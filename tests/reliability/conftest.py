@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.reliability.rank_commands import place
-from xftrain.attention.backends.auto import all_backends
 from xftrain.data.counting import Counting
+from xftrain.model.attn.auto import all_backends
 
 __all__ = ["place"]
 _TABLE: dict[str, list[int]] = {}  # fault -> injected, survived

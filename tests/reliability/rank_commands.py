@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import forked
-from tests.training.runs import SMALL
+from tests.train.runs import SMALL
 
 ROOT = Path(__file__).parents[2]
 

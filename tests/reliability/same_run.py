@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from xftrain.training.checkpoint import read_checkpoint
+from xftrain.checkpoint.file import read_checkpoint
 
 # What a step took differs from run to run.
 _MEASURED = ("speed/", "memory/")

@@ -12,14 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.training.runs import last, run
-from xftrain import cli, compose
-from xftrain.builder import build_data
-from xftrain.config import validate
+from tests.train.runs import last, run
+from xftrain import compose
+from xftrain.checkpoint.file import read_checkpoint
+from xftrain.commands.builder import build_data
+from xftrain.config.compose import validate
+from xftrain.config.registry import conf_dir
 from xftrain.errors import ConfigError
-from xftrain.registry import conf_dir
-from xftrain.training.checkpoint import read_checkpoint
-from xftrain.training.same_run import flat
+from xftrain.launch import cli
+from xftrain.train.same_run import flat
 
 GROUPS = sorted(str(path.parent.relative_to(conf_dir())) for path in conf_dir().glob("*/**/*.yaml"))
 KEYS = sorted(flat(validate(compose()).to_dict()))
@@ -60,7 +61,7 @@ class _Words:
         self.num_told = 0  # refused in a sentence
         patch.chdir(folder)
         patch.setattr(cli, "command_of", lambda cfg: self._run)
-        patch.setattr("xftrain.sweeps.start", self._started)
+        patch.setattr("xftrain.multirun.jobs.start", self._started)
 
     def _run(self, cfg: Any, run_dir: Path, checked: Any) -> dict[str, Any]:
         validate(cfg)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.reliability.test_checkpoint_values import Content, _set
-from tests.training.runs import last, run
-from xftrain.data.vocabulary import rebuild
+from tests.train.runs import last, run
+from xftrain.checkpoint.file import read_checkpoint
+from xftrain.checkpoint.header import header
+from xftrain.commands.kernel_choices import Saved, saved_choices
+from xftrain.data.tokens.vocabulary import rebuild
 from xftrain.errors import ConfigError
-from xftrain.run_folder import RunFolder
-from xftrain.training.checkpoint import read_checkpoint
-from xftrain.training.checkpoint_header import header
-from xftrain.training.choices import Saved, saved_choices
-from xftrain.training.same_run import differences, with_digests
+from xftrain.folders.run_folder import RunFolder
+from xftrain.train.same_run import differences, with_digests
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from xftrain.training.plain_pickle import read_plain_pickle
-from xftrain.training.plain_values import NotPlain
+from xftrain.checkpoint.plain_pickle import read_plain_pickle
+from xftrain.checkpoint.plain_values import NotPlain
 
 MIB = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20)
 LATIN1 = b"X\x06\x00\x00\x00latin1"

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.runs import last, run, weights_of
+from tests.train.runs import last, run, weights_of
+from xftrain.callbacks.metrics import Metrics
+from xftrain.checkpoint.file import AtomicCheckpointIO, read_checkpoint
+from xftrain.checkpoint.newest import checkpoint_to_load
 from xftrain.data.counting import Counting
 from xftrain.errors import ConfigError, RunError
-from xftrain.training.callbacks.metrics import Metrics
-from xftrain.training.checkpoint import AtomicCheckpointIO, read_checkpoint
-from xftrain.training.newest_checkpoint import checkpoint_to_load
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def no_space(*_: Any) -> None:
 
 def test_a_result_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     # with the disk full, the traceback of this hid the sentence on the checkpoint
-    monkeypatch.setattr("xftrain.results.replace_text", no_space)
+    monkeypatch.setattr("xftrain.commands.result_file.replace_text", no_space)
     with pytest.raises(RunError, match=r"result\.json could not be written.*free space"):
         run(tmp_path, "max_steps=1")
 

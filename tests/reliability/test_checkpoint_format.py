@@ -17,13 +17,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training.runs import last, run
+from tests.train.runs import last, run
+from xftrain.checkpoint.file import read_checkpoint
+from xftrain.checkpoint.file_format import described_content
+from xftrain.checkpoint.newest import checkpoint_to_load, newest_save
+from xftrain.checkpoint.plain_values import NotPlain
 from xftrain.errors import ConfigError
-from xftrain.files import open_plain
-from xftrain.training.checkpoint import read_checkpoint
-from xftrain.training.checkpoint_format import described_content
-from xftrain.training.newest_checkpoint import checkpoint_to_load, newest_save
-from xftrain.training.plain_values import NotPlain
+from xftrain.utils.files import open_plain
 
 
 @pytest.fixture(scope="module")

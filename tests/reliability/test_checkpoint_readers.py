@@ -13,14 +13,14 @@ from typing import IO, Any
 import pytest
 import torch
 
-from tests.training.runs import last, run
+from tests.train.runs import last, run
+from xftrain.checkpoint import newest
+from xftrain.checkpoint.described import check_loaded
+from xftrain.checkpoint.file import read_checkpoint
+from xftrain.checkpoint.file_format import NotACheckpoint, described_content
+from xftrain.checkpoint.plain_values import NotPlain
 from xftrain.errors import ConfigError
-from xftrain.files import open_plain
-from xftrain.training import newest_checkpoint
-from xftrain.training.checkpoint import read_checkpoint
-from xftrain.training.checkpoint_format import NotACheckpoint, described_content
-from xftrain.training.described import check_loaded
-from xftrain.training.plain_values import NotPlain
+from xftrain.utils.files import open_plain
 
 END, END_64, LOCATOR = 22, 56, 20  # bytes of the records at the end of a zip file
 
@@ -172,7 +172,7 @@ class _WithoutZeros:
 
 
 def test_a_file_of_more_than_4_gib_has_what_torch_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr("xftrain.training.checkpoint_format._refuse_holes", lambda *_: None)
+    monkeypatch.setattr("xftrain.checkpoint.file_format._refuse_holes", lambda *_: None)
     monkeypatch.setattr("torch.serialization.get_crc32_options", lambda: False)  # it takes 3 s
     monkeypatch.setattr(zipfile.ZipExtFile, "_update_crc", lambda *_: None)
     with (tmp_path / "large").open("wb") as file:
@@ -231,7 +231,7 @@ def test_a_file_that_is_a_hole_is_refused_at_once(tmp_path, good, gib):
         file.seek(gib << 30, os.SEEK_CUR)
         file.write(held[-5000:])
     _refused(path, "bytes, and ")
-    assert time.monotonic() - began < 2 and newest_checkpoint._age(path)[1] == 0
+    assert time.monotonic() - began < 2 and newest._age(path)[1] == 0
 
 
 def test_a_copy_without_its_zeros_is_read(tmp_path, good):
@@ -253,7 +253,7 @@ def test_a_file_is_read_once_for_all_questions_and_anew_when_it_changes(tmp_path
     torch.save({"a": 1}, path)
     read = []
     monkeypatch.setattr(
-        "xftrain.training.checkpoint_format.read_plain_pickle",
+        "xftrain.checkpoint.file_format.read_plain_pickle",
         lambda pickle, storages: read.append(len(pickle)),
     )
     for _ in range(3):

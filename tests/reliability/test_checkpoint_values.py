@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.runs import last, run
+from tests.train.runs import last, run
+from xftrain.checkpoint.file import read_checkpoint
 from xftrain.errors import ConfigError
-from xftrain.training.checkpoint import read_checkpoint
 
 Content = dict[str, Any]
 

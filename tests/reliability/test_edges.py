@@ -9,13 +9,13 @@ import time
 import pytest
 import torch
 
-from tests.training.runs import last, result_of, run
-from xftrain.attention.backends.naive import Naive
+from tests.train.runs import last, result_of, run
+from xftrain.callbacks import watchdog
+from xftrain.callbacks.watchdog import Watchdog
+from xftrain.checkpoint.file import read_checkpoint
 from xftrain.errors import Stopped
-from xftrain.processes import stops_raised
-from xftrain.training.callbacks import watchdog
-from xftrain.training.callbacks.watchdog import Watchdog
-from xftrain.training.checkpoint import read_checkpoint
+from xftrain.model.attn.naive import Naive
+from xftrain.utils.processes import stops_raised
 
 
 @pytest.fixture

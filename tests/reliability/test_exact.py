@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.runs import last, run, same_weights
-from xftrain.attention.backends.auto import all_backends
+from tests.train.runs import last, run, same_weights
+from xftrain.checkpoint.file import read_checkpoint
 from xftrain.errors import ConfigError
-from xftrain.training.checkpoint import read_checkpoint
+from xftrain.model.attn.auto import all_backends
 
 STEPS = 8
 BASE = (

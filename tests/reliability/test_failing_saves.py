@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.runs import last, result_of, run, weights_of
+from tests.train.runs import last, result_of, run, weights_of
+from xftrain.checkpoint.file import read_checkpoint
 from xftrain.errors import RunError
-from xftrain.training.checkpoint import read_checkpoint
 
 
 def no_space(*_: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from xftrain.benchmark.rows import read_rows
 from xftrain.errors import ConfigError, RunError
-from xftrain.training.loggers.csv import CSV
+from xftrain.logger.csv import CSV
 
 
 @pytest.mark.fault("hostile records")
@@ -67,10 +67,10 @@ def test_records_that_no_run_wrote_end_in_a_sentence(tmp_path, monkeypatch):
     with at_most(16 << 20), pytest.raises(RunError, match="a line of more than"):
         CSV(tmp_path).position()
     path.write_text("step\n" + "1\n" * 20)
-    monkeypatch.setattr("xftrain.training.loggers.csv._MAX_ROWS", 10)
+    monkeypatch.setattr("xftrain.logger.csv._MAX_ROWS", 10)
     with pytest.raises(RunError, match="more than 10 rows.*: move the file away"):
         CSV(tmp_path).position()
-    monkeypatch.setattr("xftrain.training.loggers.csv._MAX_BYTES", 10)
+    monkeypatch.setattr("xftrain.logger.csv._MAX_BYTES", 10)
     with pytest.raises(RunError, match="more than 10 bytes"):
         CSV(tmp_path).cut_back(1, None)
 

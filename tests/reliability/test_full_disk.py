@@ -14,10 +14,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tests.training.runs import last, result_of, run
+from tests.train.runs import last, result_of, run
 from xftrain.benchmark.rows import RowStore
+from xftrain.checkpoint.file import AtomicCheckpointIO, export_weights, read_checkpoint
 from xftrain.errors import RunError
-from xftrain.training.checkpoint import AtomicCheckpointIO, export_weights, read_checkpoint
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def test_whatever_file_it_is_the_sentence_has_the_systems_reason(tmp_path, monke
     def fail(*_: object, **__: object) -> None:
         raise reason
 
-    monkeypatch.setattr("xftrain.training.loggers.csv.CSV.log_metrics", fail)
+    monkeypatch.setattr("xftrain.logger.csv.CSV.log_metrics", fail)
     with pytest.raises(RunError, match=f"reason {number}: 'metrics.csv'.*free space") as failed:
         run(tmp_path, "max_steps=1")
     assert result_of(tmp_path)["error"] == str(failed.value)

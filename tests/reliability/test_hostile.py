@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.runs import last, run, small
-from xftrain import cli, compose
-from xftrain.builder import build_data
-from xftrain.config import validate
+from tests.train.runs import last, run, small
+from xftrain import compose
+from xftrain.checkpoint.file import read_checkpoint
+from xftrain.commands.builder import build_data
+from xftrain.config.compose import validate
 from xftrain.errors import ConfigError
-from xftrain.training.checkpoint import read_checkpoint
+from xftrain.launch import cli
 
 
 class Bomb:

@@ -13,7 +13,7 @@ import pytest
 
 HANG = """
 import ctypes, sys, time
-from xftrain.training.interpreter_watch import interpreter_watched
+from xftrain.callbacks._interpreter_watch import interpreter_watched
 
 with open(sys.argv[1], "w") as stacks, interpreter_watched(0.6, 0.2, stacks, "it hangs.") as alive:
     for _ in range(10):

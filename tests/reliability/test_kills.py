@@ -16,9 +16,9 @@ import torch
 
 from tests.forked import context
 from tests.reliability.same_run import rows_differ, weights_differ
-from tests.training.runs import last, run, same_weights
-from xftrain.training.checkpoint import read_checkpoint
-from xftrain.training.newest_checkpoint import checkpoint_to_load
+from tests.train.runs import last, run, same_weights
+from xftrain.checkpoint.file import read_checkpoint
+from xftrain.checkpoint.newest import checkpoint_to_load
 
 STEPS = 60
 OVERRIDES = (

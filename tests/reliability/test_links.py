@@ -10,10 +10,10 @@ import pytest
 from omegaconf import DictConfig
 
 import xftrain
-from tests.training.runs import SMALL, last, run, small
-from xftrain import cli
+from tests.train.runs import SMALL, last, run, small
 from xftrain.errors import ConfigError
-from xftrain.folder_links import refuse_links
+from xftrain.folders.links import refuse_links
+from xftrain.launch import cli
 
 WRITTEN = [
     *("config.yaml", "result.json", "metrics.csv", "hparams.yaml", "xftrain.log", "stacks.txt"),
@@ -99,7 +99,7 @@ def test_data_of_the_working_directory_may_be_on_another_disk(tmp_path, monkeypa
 
 
 def test_a_whole_disk_is_not_searched(tmp_path, monkeypatch):
-    monkeypatch.setattr("xftrain.folder_links._MOST_ENTRIES", 5)
+    monkeypatch.setattr("xftrain.folders.links._MOST_ENTRIES", 5)
     for number in range(20):
         (tmp_path / f"{number}" / "deep").mkdir(parents=True)
     seen = []

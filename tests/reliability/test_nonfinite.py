@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.training.runs import (
+from tests.train.runs import (
     infinite_loss,
     last,
     result_of,
@@ -14,13 +14,13 @@ from tests.training.runs import (
     same_weights,
     weights_of,
 )
-from xftrain.attention.backends.auto import all_backends
+from xftrain.checkpoint.file import read_checkpoint
 from xftrain.errors import RunError
 from xftrain.interfaces import LossSums
-from xftrain.layers.ffn.swiglu import SwiGLU
-from xftrain.training.checkpoint import read_checkpoint
-from xftrain.training.nonfinite import NonFiniteGuard
-from xftrain.training.optim.adamw import AdamW
+from xftrain.model.attn.auto import all_backends
+from xftrain.model.ffn.swiglu import SwiGLU
+from xftrain.optim.adamw import AdamW
+from xftrain.train.nonfinite import NonFiniteGuard
 
 ON_CPU = [b.name for b in all_backends() if b.name != "flex"]  # flex trains on GPUs alone
 

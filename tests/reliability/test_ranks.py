@@ -27,12 +27,12 @@ from tests.reliability.rank_commands import (
     ended,
     finished,
 )
-from tests.training.runs import SMALL, last, model_and_data, result_of, rows_of, run, weights_of
-from tests.training.uneven import write_uneven
-from xftrain import cli
+from tests.train.runs import SMALL, last, model_and_data, result_of, rows_of, run, weights_of
+from tests.train.uneven import write_uneven
+from xftrain.checkpoint.file import read_checkpoint
 from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL
-from xftrain.training.checkpoint import read_checkpoint
+from xftrain.launch import cli
 
 # Slow enough to be caught in the middle.
 LONG = ("max_steps=100000", "callbacks.checkpoint.every_n_steps=10", "trainer.log_every_n_steps=50")
@@ -81,9 +81,9 @@ def test_two_ranks_take_the_step_of_all_labels_of_their_batches(tmp_path, place,
 
     # by hand: the mean over all labels
     model, data = model_and_data(*uneven, config_dir=own)
-    from xftrain.config import compose, validate
+    from xftrain.config.compose import compose, validate
+    from xftrain.optim.adamw import AdamW
     from xftrain.schedule.cosine import Cosine
-    from xftrain.training.optim.adamw import AdamW
 
     optim = AdamW(**validate(compose(*SMALL)).optim.options)
     optimizer, schedule = optim.build(model, Cosine(), 4)
@@ -156,7 +156,7 @@ def test_more_ranks_than_validation_batches_are_refused(tmp_path, monkeypatch):
     given: dict[str, Any] = {"WORLD_SIZE": "3", "LOCAL_RANK": "0"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("xftrain.training.distributed.connect", lambda *_: None)
+    monkeypatch.setattr("xftrain.train.distributed.connect", lambda *_: None)
     with pytest.raises(ConfigError, match="at most the number of validation batches, 2, got 3"):
         run(tmp_path, "trainer.devices=3")
 

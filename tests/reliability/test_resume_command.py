@@ -13,8 +13,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 import xftrain
-from tests.training.runs import SMALL, run
-from xftrain import results
+from tests.train.runs import SMALL, run
+from xftrain.commands import result_file
 from xftrain.data.counting import Counting
 from xftrain.errors import Stopped
 
@@ -49,7 +49,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         job=OmegaConf.create(job),
     )
     hydra = SimpleNamespace(initialized=lambda: True, get=lambda: settings)
-    monkeypatch.setattr(results, "HydraConfig", hydra)
+    monkeypatch.setattr(result_file, "HydraConfig", hydra)
     monkeypatch.setattr("sys.argv", ["xftrain", *words])
     return words
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.reliability.test_checkpoint_values import Content, _set
-from tests.training.runs import last, run, same_weights
+from tests.train.runs import last, run, same_weights
+from xftrain.checkpoint.file import read_checkpoint
 from xftrain.errors import ConfigError
-from xftrain.training.checkpoint import read_checkpoint
-from xftrain.training.restored import keep_own_settings
+from xftrain.train.restored import keep_own_settings
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from contextlib import suppress
 
 import pytest
 
-from tests.training.runs import run
-from xftrain import redaction
+from tests.train.runs import run
 from xftrain.errors import ConfigError
+from xftrain.utils import redaction
 
 
 @pytest.mark.fault("secret in the environment")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import xftrain
-from tests.training.runs import last, run
-from xftrain import builder
+from tests.train.runs import last, run
+from xftrain.checkpoint.file import read_checkpoint
+from xftrain.commands import builder
 from xftrain.errors import ConfigError
-from xftrain.training.checkpoint import read_checkpoint
 
 
 def _sample(run_dir: Path, ckpt: Path) -> None:

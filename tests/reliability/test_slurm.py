@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.training.runs import last, run, same_weights
-from xftrain.training.checkpoint import read_checkpoint
+from tests.train.runs import last, run, same_weights
+from xftrain.checkpoint.file import read_checkpoint
 
 VARIABLES = {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "5", "PROCID": "0", "LOCALID": "0"}
 VARIABLES |= {"NODEID": "0", "JOB_NODELIST": "localhost"}

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.forked import ended
-from tests.training.runs import last, result_of, run, same_weights
-from xftrain.attention.backends.naive import Naive
+from tests.train.runs import last, result_of, run, same_weights
+from xftrain.callbacks.checkpoint import Checkpoint
+from xftrain.checkpoint.file import read_checkpoint
 from xftrain.data.counting import Counting
 from xftrain.errors import RunError, Stopped
-from xftrain.training.callbacks.checkpoint import Checkpoint
-from xftrain.training.checkpoint import read_checkpoint
+from xftrain.model.attn.naive import Naive
 
 STEPS = ("max_steps=6", "model.dropout=0.1")
 
@@ -91,7 +91,7 @@ def test_a_signal_while_the_run_is_built_ends_it_at_once(tmp_path, monkeypatch):
         time.sleep(0.01)
         raise AssertionError("it went on")
 
-    monkeypatch.setattr("xftrain.prepare.check_runs", built)
+    monkeypatch.setattr("xftrain.commands.prepare.check_runs", built)
     with pytest.raises(Stopped):
         run(tmp_path)
     assert result_of(tmp_path)["status"] == "stopped"

@@ -15,8 +15,8 @@ from tests.reliability.rank_commands import (
     command,
     finished,
 )
-from tests.training.runs import last, result_of
-from xftrain.training.checkpoint import read_checkpoint
+from tests.train.runs import last, result_of
+from xftrain.checkpoint.file import read_checkpoint
 
 
 def with_torchrun(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:

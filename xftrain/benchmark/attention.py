@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xftrain.attention.backends.naive import Naive
-from xftrain.attention.backends.sdpa import SDPA
-from xftrain.attention.dense import documents_of
 from xftrain.benchmark.cells import AttentionCell
 from xftrain.benchmark.measure import Stopwatch, memory_of, settle, spread, warm_up
 from xftrain.benchmark.reference import (
@@ -24,7 +21,10 @@ from xftrain.benchmark.reference import (
 )
 from xftrain.benchmark.worker import Reporter, Unsupported, free_memory, outcome
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
-from xftrain.timing import in_turns, synchronize, wall_ms
+from xftrain.model.attn._dense import documents_of
+from xftrain.model.attn.naive import Naive
+from xftrain.model.attn.sdpa import SDPA
+from xftrain.utils.timing import in_turns, synchronize, wall_ms
 
 _BUDGET_S = 0.2  # timing budget per cell and direction
 _MIN_REPEATS, _MAX_REPEATS = 3, 50

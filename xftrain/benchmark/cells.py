@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from xftrain import registry
+from xftrain.config import registry
+from xftrain.config.option_checks import checked_option
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
-from xftrain.option_checks import checked_option
 
 # ok: it ran. oom: out of memory. unsupported: refused, with reasons. failed: it raised.
 # crashed: its process died. timeout: it did not finish in time.

@@ -13,7 +13,7 @@ from xftrain.benchmark.cells import AttentionCell, Cell
 from xftrain.benchmark.pool import Pool
 from xftrain.benchmark.progress import Progress
 from xftrain.benchmark.worker import Job, Reporter
-from xftrain.timing import synchronize
+from xftrain.utils.timing import synchronize
 
 NAME = "compiling"
 

@@ -8,17 +8,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from xftrain import config, registry
 from xftrain.benchmark import environment
 from xftrain.benchmark.session import run_sweeps
-from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.tables import table
+from xftrain.commands.result_file import recorded, run_dir_for
+from xftrain.config import registry
+from xftrain.config.compose import validate_as
+from xftrain.config.option_config import OptionConfig
+from xftrain.config.run_config import DoctorConfig
 from xftrain.errors import ConfigError
-from xftrain.option_config import OptionConfig
-from xftrain.results import recorded, run_dir_for
-from xftrain.run_config import DoctorConfig
-from xftrain.run_folder import RunFolder, refuse_trained
-from xftrain.training import hardware
+from xftrain.folders.run_folder import RunFolder, refuse_trained
+from xftrain.train import hardware
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def run_doctor(
     refuse_trained(run_dir, "the doctor")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
-        checked = checked or config.validate_as(DoctorConfig, cfg)
+        checked = checked or validate_as(DoctorConfig, cfg)
         device, precision = hardware.resolve(checked.accelerator, "auto")
         result["device"] = hardware.device_name(device)
         found = environment.describe(device)

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from xftrain.errors import ConfigError
-from xftrain.files import read_json, write_json
-from xftrain.training.hardware import device_name
+from xftrain.train.hardware import device_name
+from xftrain.utils.files import read_json, write_json
 from xftrain.version import __version__, installed
 
 FILE = "environment.json"

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from xftrain import registry
-from xftrain.attention.xformers_ops.loading import xformers_ops
-from xftrain.attention.xformers_ops.operators import operator_pairs
+from xftrain.config import registry
+from xftrain.config.option_checks import checked_option
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
-from xftrain.option_checks import checked_option
+from xftrain.model.attn.xformers_ops.loading import xformers_ops
+from xftrain.model.attn.xformers_ops.operators import operator_pairs
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal, [B, M, H, K] each
 

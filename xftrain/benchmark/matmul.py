@@ -11,7 +11,7 @@ import torch
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.measure import Stopwatch, spread
 from xftrain.benchmark.worker import Job, Reporter
-from xftrain.timing import in_turns
+from xftrain.utils.timing import in_turns
 
 SWEEP = "peak"
 _SIZE_CUDA, _SIZE_CPU = 8192, 2048

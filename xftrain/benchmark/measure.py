@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from xftrain.memory import memory_mib, peak_memory_mib, reset_peak_memory
-from xftrain.timing import synchronize, wall_ms
+from xftrain.utils.device_memory import memory_mib, peak_memory_mib, reset_peak_memory
+from xftrain.utils.timing import synchronize, wall_ms
 
 _FLUSH_CUDA, _FLUSH_CPU = 256 * 2**20, 16 * 2**20  # bytes; larger than the L2 of a GPU and a core
 _HOST_MARGIN = 2.0  # safety factor on the time Python takes to issue a call, which varies

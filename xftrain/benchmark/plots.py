@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from xftrain.benchmark.cells import Row
 from xftrain.benchmark.tables import STATUS, figure
-from xftrain.plot_style import COLORS, CROSS, INK, MARKERS, RING, mark, new_figure, style
+from xftrain.utils.plot_style import COLORS, CROSS, INK, MARKERS, RING, mark, new_figure, style
 
 _KNOWN = ("sdpa", "xformers", "flex", "naive")  # backends with a fixed color
 _EDGE = 0.95  # relative height in a panel at which the end of a curve is marked

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xftrain import registry
 from xftrain.benchmark import environment, tables
 from xftrain.benchmark.cells import Row
 from xftrain.benchmark.matmul import SWEEP as PEAK
 from xftrain.benchmark.matmul import peak_tflops
 from xftrain.benchmark.rows import as_markdown, write_csv
 from xftrain.benchmark.verdict import SWEEPS, TITLE, verdict
-from xftrain.files import replace_bytes, replace_text
-from xftrain.markdown import escaped
-from xftrain.printable import one_line
+from xftrain.config import registry
+from xftrain.utils.files import replace_bytes, replace_text
+from xftrain.utils.markdown import escaped
+from xftrain.utils.printable import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,10 +12,10 @@ from typing import Any, get_args
 
 from xftrain.benchmark.cells import Row, Status
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.files import open_plain, replace_text
-from xftrain.markdown import escaped
-from xftrain.printable import one_line, shortened
-from xftrain.spreadsheet import csv_text
+from xftrain.utils.files import open_plain, replace_text
+from xftrain.utils.markdown import escaped
+from xftrain.utils.printable import one_line, shortened
+from xftrain.utils.spreadsheet import csv_text
 
 FILE = "rows.jsonl"
 # Limits of an untrusted file of rows; a row has some KiB, and far more when parsed in memory.

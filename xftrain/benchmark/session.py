@@ -16,11 +16,11 @@ from xftrain.benchmark.matmul import peak_tflops
 from xftrain.benchmark.pool import Pool
 from xftrain.benchmark.progress import Progress
 from xftrain.benchmark.rows import RowStore, as_lines
-from xftrain.benchmark.sweep_plan import Context, SweepPlan
+from xftrain.benchmark.suite_plan import Context, SweepPlan
 from xftrain.benchmark.tables import STATUS
 from xftrain.benchmark.verdict import TITLE, verdict
 from xftrain.benchmark.worker import Job
-from xftrain.processes import stops_raised
+from xftrain.utils.processes import stops_raised
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from xftrain import markdown
 from xftrain.benchmark.cells import Row
+from xftrain.utils import markdown
 
 Format = Callable[[Row], str]
 

@@ -13,14 +13,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from xftrain.benchmark.cells import Row
 from xftrain.benchmark.rows import as_lines, as_markdown
-from xftrain.benchmark.sweep_plan import Context, SweepPlan
+from xftrain.benchmark.suite_plan import Context, SweepPlan
 from xftrain.benchmark.verdict import TITLE, verdict
-from xftrain.plot_style import pixels
+from xftrain.utils.plot_style import pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from xftrain.benchmark.sweep_plan import Context, SweepPlan
+    from xftrain.benchmark.suite_plan import Context, SweepPlan
 
 _GROUP = "benchmark"
 _SCALARS = ("ms", "extra_mib", "tokens_per_s")

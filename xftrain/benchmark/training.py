@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from xftrain import runner
 from xftrain.benchmark.cells import Cell
 from xftrain.benchmark.measure import settle, spread
 from xftrain.benchmark.worker import Reporter
-from xftrain.training import hardware
+from xftrain.commands import train
+from xftrain.train import hardware
 
 _INTERVALS = 3  # timed intervals of a round, after one for warm-up
 _DECISIVE = (  # root keys that change what a step does
@@ -75,7 +75,7 @@ def _run(cell: TrainCell) -> dict[str, Any]:
         },
     }
     with tempfile.TemporaryDirectory() as folder:
-        result = runner.run(OmegaConf.create(options), Path(folder))
+        result = train.run(OmegaConf.create(options), Path(folder))
         with (Path(folder) / "metrics.csv").open(newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xftrain import registry
 from xftrain.benchmark import tables
 from xftrain.benchmark.cells import Row
+from xftrain.config import registry
 
 TITLE = "Which attention to use"
 SWEEPS = ("train_sweep", "attention_sweep", "parity")  # the sweeps whose rows are used

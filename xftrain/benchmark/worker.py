@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from xftrain import plot_settings
 from xftrain.benchmark.cells import Cell, Status
 from xftrain.errors import ConfigError
-from xftrain.files import open_plain
-from xftrain.memory import is_out_of_memory
-from xftrain.processes import die_with_parent
+from xftrain.utils import plot_settings
+from xftrain.utils.device_memory import is_out_of_memory
+from xftrain.utils.files import open_plain
+from xftrain.utils.processes import die_with_parent
 
 T = TypeVar("T")
 # (kind, index of the cell, fields); the kind is ready, begin, note, row or done

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xftrain.data.seeding import generator
-from xftrain.data.vocabulary import Integers
-from xftrain.fields import Fraction, PositiveInt, VocabSize
+from xftrain.config.fields import Fraction, PositiveInt, VocabSize
+from xftrain.data.tokens.vocabulary import Integers
 from xftrain.interfaces import Batch, Split, positions_of
+from xftrain.utils.seeding import generator
 
 
 class Counting:

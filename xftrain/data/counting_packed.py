@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from xftrain.data.counting import Counting
-from xftrain.data.seeding import generator
 from xftrain.interfaces import Batch, Split, positions_of
+from xftrain.utils.seeding import generator
 
 
 class CountingPacked(Counting):

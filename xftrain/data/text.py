@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xftrain.data.bigram import Bigram
-from xftrain.data.packing import (
+from xftrain.config.fields import PositiveInt, Probability, VocabSize
+from xftrain.data._packing import (
     Ints,
     Layout,
     cut_pieces,
@@ -17,11 +17,11 @@ from xftrain.data.packing import (
     positions_in_stream,
     spread_order,
 )
-from xftrain.data.seeding import generator
-from xftrain.data.token_cache import TokenCache, prepare
+from xftrain.data.tokens.bigram import Bigram
+from xftrain.data.tokens.cache import TokenCache, prepare
 from xftrain.errors import ConfigError
-from xftrain.fields import PositiveInt, Probability, VocabSize
 from xftrain.interfaces import IGNORED_LABEL, Batch, Split, positions_of
+from xftrain.utils.seeding import generator
 
 
 class Text:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xftrain.batch_checks import check_batch
+from xftrain.interfaces.batch_checks import check_batch
 
 IGNORED_LABEL = -100
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xftrain.batch_checks import bias_misfits, check_bias, check_scores, document_reasons
 from xftrain.errors import ConfigError
-from xftrain.transfer import on_device
+from xftrain.interfaces.batch_checks import bias_misfits, check_bias, check_scores, document_reasons
+from xftrain.utils.transfer import on_device
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from xftrain.compilation import declare_products
 from xftrain.kernels.matmul import linear_input_gradient, product_
 from xftrain.kernels.probe import runs_triton
+from xftrain.utils.compilation import declare_products
 
 Gate = Literal["silu", "gelu"]
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import register_flop_formula
 
-from xftrain.compilation import declare_products
 from xftrain.errors import first_line
 from xftrain.kernels.cublaslt import CublasError, Epilogue, Plan, can_take, library
 from xftrain.kernels.saved_matmul import Choice, Key, described, proposed, saved_form
-from xftrain.memory import is_out_of_memory
-from xftrain.timing import in_turns
+from xftrain.utils.compilation import declare_products
+from xftrain.utils.device_memory import is_out_of_memory
+from xftrain.utils.timing import in_turns
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xftrain.errors import first_line
-from xftrain.memory import is_out_of_memory
+from xftrain.utils.device_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 

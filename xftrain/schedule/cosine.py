@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xftrain.fields import Fraction, NonNegativeInt
+from xftrain.config.fields import Fraction, NonNegativeInt
 from xftrain.schedule._warmup import WarmupSchedule, cosine, progress
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from xftrain.fields import Fraction, NonNegativeInt
+from xftrain.config.fields import Fraction, NonNegativeInt
 from xftrain.schedule._warmup import WarmupSchedule, cosine, progress
 
 _DECAYS: dict[str, Callable[[float], float]] = {

@@ -9,9 +9,9 @@ from xftrain.benchmark import tables
 from xftrain.benchmark.attention import measure_attention
 from xftrain.benchmark.cells import Row, attention_cell, node_of
 from xftrain.benchmark.reference import RESULTS
-from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.worker import Job
-from xftrain.fields import Dtype, PositiveFloat, PositiveInt
+from xftrain.config.fields import Dtype, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

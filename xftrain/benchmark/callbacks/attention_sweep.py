@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from xftrain import registry
 from xftrain.benchmark import growth, tables
 from xftrain.benchmark.attention import measure_attention
 from xftrain.benchmark.cells import Row, attention_cell, nodes_of
 from xftrain.benchmark.max_length import longest_job, longest_section
-from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.tables import figure
 from xftrain.benchmark.worker import Job
-from xftrain.fields import Dtype, NonNegativeInt, Option, PositiveFloat, PositiveInt
+from xftrain.config import registry
+from xftrain.config.fields import Dtype, NonNegativeInt, Option, PositiveFloat, PositiveInt
+from xftrain.config.option_checks import checked_option
 from xftrain.interfaces import Backend
-from xftrain.option_checks import checked_option
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,9 +14,9 @@ from xftrain.benchmark import tables
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.kernels import Kernel, kernels
 from xftrain.benchmark.reference import exact, output_and_grads, relative_error
-from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.worker import Job, Reporter, Unsupported
-from xftrain.fields import PositiveFloat
+from xftrain.config.fields import PositiveFloat
 from xftrain.interfaces import AttnBias
 
 _SHAPE = (2, 128, 4, 64)  # B, M, H, K

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from xftrain import builder, config
 from xftrain.benchmark import tables
 from xftrain.benchmark.attention import measure_attention
 from xftrain.benchmark.cells import Row, attention_cell, node_of, nodes_of
-from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.worker import Job
-from xftrain.fields import Dtype, Option, PositiveFloat, PositiveInt
+from xftrain.commands import builder
+from xftrain.config.compose import checked_model
+from xftrain.config.fields import Dtype, Option, PositiveFloat, PositiveInt
 
 _LENGTH_CUDA, _LENGTH_CPU = 4096, 512
 _ALL = tables.TIMES | tables.MEMORY | tables.KERNEL
@@ -144,7 +145,7 @@ def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> st
 def _parameters(options: Mapping[str, Any], heads: Mapping[str, Any]) -> int | None:
     """The number of parameters of the run's model with a grouping; None if its heads do not fit."""
     try:
-        model = config.checked_model({**options["model"], "heads": dict(heads)})
+        model = checked_model({**options["model"], "heads": dict(heads)})
         with torch.device("meta"):
             made = builder.assemble(model, model.vocab_size or 64)
     except ValueError:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from xftrain.benchmark import tables
 from xftrain.benchmark.attention import measure_attention
 from xftrain.benchmark.cells import AttentionCell, Row, attention_cell, node_of
-from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.worker import Job
-from xftrain.fields import Dtype, Option, PositiveFloat, PositiveInt, Seed
+from xftrain.config.fields import Dtype, Option, PositiveFloat, PositiveInt, Seed
 
 _LIMIT = 2.0  # largest ratio to the error of the documents run one by one
 _SIGMA = 1.0  # standard deviation of the logarithm of a length

@@ -14,10 +14,10 @@ from xftrain.benchmark import tables
 from xftrain.benchmark.cells import AttentionCell, Row, attention_cell, nodes_of
 from xftrain.benchmark.measure import warm_up
 from xftrain.benchmark.reference import RESULTS
-from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.tolerances import LIMIT, check_parity
 from xftrain.benchmark.worker import Job, Reporter, Unsupported
-from xftrain.fields import Dtype, Option, PositiveFloat, PositiveInt
+from xftrain.config.fields import Dtype, Option, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

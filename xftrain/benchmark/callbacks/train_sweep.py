@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from xftrain.benchmark import tables
 from xftrain.benchmark.cells import Row, name_of, nodes_of
-from xftrain.benchmark.sweep import Context, Sweep
+from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.training import TrainCell, measure_training
 from xftrain.benchmark.worker import Job
-from xftrain.fields import Option, PositiveFloat, PositiveInt
+from xftrain.config.fields import Option, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,59 @@
+"""`--help` says of every option what it is, and of every value what it may be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from tests.commands import Ended
+from xftrain.config.registry import conf_dir
+from xftrain.config.schema import schemas_of_no_option
+from xftrain.launch.help_text import explanation
+
+
+@pytest.fixture(scope="module")
+def groups() -> dict[str, list[str]]:
+    files = sorted(path for path in conf_dir().glob("*/**/*.yaml") if "hydra" not in path.parts)
+    found: dict[str, list[str]] = {}
+    for path in files:
+        group = path.parent.relative_to(conf_dir()).as_posix()
+        found.setdefault(group, []).append(path.stem)
+    return {group: names for group, names in found.items() if "/hydra" not in group}
+
+
+def test_every_option_is_explained(command: Callable[..., Ended], groups) -> None:
+    ended = command("--help")
+    assert ended.code in (0, None), ended.err
+    for group, names in groups.items():
+        part = ended.out.partition(f"\n{group}:\n")[2]
+        for name in names:
+            assert re.search(rf"^  {name} +\S", part, re.M), f"{group}={name} is not explained"
+    assert max(map(len, ended.out.splitlines())) <= 112  # the examples of commands are the longest
+
+
+def test_values_say_what_they_may_be(command: Callable[..., Ended]) -> None:
+    lines = command("--help", "model.bias=alibi", "optim=adafactor").out.splitlines()
+    for line in (
+        "seq: 64  # an integer >= 1",
+        "compile: false  # true or false or cudagraphs",
+        "    impl: folded  # one of folded, dense",
+        "    window: null  # an integer >= 1 or null",
+        "  clip_threshold: 1.0  # a number > 0",
+        "  precision: auto  # one of auto, 32-true, 16-mixed, bf16-mixed, bf16-true",
+        "    style: auto  # one of auto, rich, line, none",
+    ):
+        assert line in lines, line
+    assert "deterministic: false" in lines  # which says all itself
+
+
+def test_what_is_no_option_stays_as_it_is() -> None:
+    text = "mine: one, two\nConfiguration.\n\nown:\n  _target_: mine.One\n  size: 3\n- seq: 3\n"
+    assert explanation(text, schemas_of_no_option()) == text
+
+
+def test_an_option_of_ones_own_is_listed_without_a_word(command, tmp_path) -> None:
+    (tmp_path / "own" / "model" / "bias").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "bias" / "mine.yaml").write_text("_target_: mine.Bias\n")
+    assert "\n  mine\n" in command("--config-dir", "own", "--help").out

@@ -1,0 +1,34 @@
+"""A data source of the user's own whose training batches have unequal numbers of labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from xftrain.data.counting import Counting
+from xftrain.interfaces import IGNORED_LABEL, Batch, Split
+from xftrain.utils.seeding import generator
+
+
+class Uneven(Counting):
+    """From 1 to all but one of the labels of a training batch count."""
+
+    def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
+        made = super().batch(split, step, rank)
+        if split == "val":
+            return made
+        labels = made.labels_BM.clone()
+        num_labels = int(generator(5, "train", step, rank).integers(1, labels.numel()))
+        labels.view(-1)[num_labels:] = IGNORED_LABEL
+        return replace(made, labels_BM=labels)
+
+
+def write_uneven(folder: Path) -> Path:
+    """The folder as `--config-dir` in which `data=uneven` is found."""
+    path = folder / "data" / "uneven.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        f"_target_: {Uneven.__module__}.Uneven\nvocab_size: 64\nnum_val_batches: 2\n"
+        "batch_size: null\nstop_at_accuracy: null\n"
+    )
+    return folder

@@ -1,1 +1,0 @@
-"""Attention: bias recipes, backends, and the code that both share."""

@@ -1,0 +1,40 @@
+"""A sweep as a Lightning callback, whose cells are measured after training, in own processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from xftrain.benchmark.session import run_sweeps
+from xftrain.benchmark.suite_plan import Context, SweepPlan
+from xftrain.train.hardware import compute_dtype
+from xftrain.train.module import training_module
+
+__all__ = ["Context", "Sweep"]
+
+
+class Sweep(SweepPlan, Callback):
+    """Measures its cells after training, and adds a section to the report of the run folder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the jobs now rather than after hours of training."""
+        if stage == "fit":
+            self.checked_jobs(_context(trainer, pl_module))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Runs all sweeps at the first sweep's call, when the model has left the GPU."""
+        sweeps = [c for c in trainer.callbacks if isinstance(c, Sweep)]  # type: ignore[attr-defined]
+        if self is sweeps[0] and trainer.is_global_zero:
+            run_sweeps(sweeps, _context(trainer, pl_module))
+
+
+def _context(trainer: Trainer, pl_module: LightningModule) -> Context:
+    """The context of the sweeps of a training run."""
+    return Context(
+        run_dir=Path(trainer.default_root_dir),
+        device=trainer.strategy.root_device,
+        dtype=str(compute_dtype(str(trainer.precision))).removeprefix("torch."),
+        options=training_module(pl_module).saved["config"],
+        loggers=trainer.loggers,
+    )

@@ -1,0 +1,125 @@
+"""The base class of sweeps: what is measured and reported, independent of a training run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from lightning.pytorch.loggers import Logger
+
+from xftrain.benchmark.cells import Row, nodes_of
+from xftrain.benchmark.matmul import peak_job
+from xftrain.benchmark.worker import Job
+from xftrain.errors import ConfigError
+from xftrain.model.attn.auto import all_backends
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Context:
+    """The context of a sweep.
+
+    Attributes:
+        run_dir: the folder for the rows and the report.
+        device: the device to measure.
+        dtype: dtype of the run's matmuls, such as `bfloat16`.
+        options: the run's configuration as in its checkpoints, of which each cell trains a
+            variant; empty for `--config-name doctor`.
+        loggers: the loggers of the run.
+    """
+
+    run_dir: Path
+    device: torch.device
+    dtype: str
+    options: Mapping[str, Any]
+    loggers: Sequence[Logger]
+
+    def dtype_for(self, asked: str) -> str:
+        """Resolves the dtype `auto` to the dtype of the run."""
+        return self.dtype if asked == "auto" else asked
+
+    def backends(
+        self, asked: list[str | dict[str, Any]] | None, *, compiled: bool = True
+    ) -> list[dict[str, Any]]:
+        """The nodes of the requested backends, by default all built-in ones and the run's own.
+
+        Args:
+            asked: options of `model/attn`, or None for the default.
+            compiled: whether the default includes backends that need compilation.
+        """
+        if asked is not None:
+            return nodes_of("model/attn", asked)
+        own = self.options.get("model", {}).get("attn", {})
+        built_in: list[str | dict[str, Any]] = [
+            backend.name
+            for backend in all_backends()
+            if compiled or not backend.needs_compilation or backend.name == own.get("name")
+        ]
+        return nodes_of("model/attn", built_in) + ([dict(own)] if "_target_" in own else [])
+
+
+class SweepPlan(ABC):
+    """The cells of a sweep, and the section of the report about their rows.
+
+    Rows are written to `rows.jsonl` as soon as they are measured, so that a stopped sweep can be
+    resumed.
+
+    Args:
+        timeout_s: longest time without a message from a cell.
+        resume: keep the rows that are in the run folder already, except those that failed,
+            crashed or timed out.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # title of the section in the report
+    is_timed: ClassVar[bool] = True  # timed cells run in one process, others in several
+    needs_model: ClassVar[bool] = False  # whether the sweep needs the run's model
+
+    def __init__(self, *, timeout_s: float, resume: bool) -> None:
+        self.timeout_s, self.resume = timeout_s, resume
+
+    @abstractmethod
+    def jobs(self, context: Context) -> list[Job]:
+        """The jobs: which cells to measure, grouped by process."""
+
+    @classmethod
+    @abstractmethod
+    def section(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """Renders these rows as the section of the report, without title and plots."""
+
+    @classmethod
+    def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
+        """Renders these rows for the console and TensorBoard, by default like the section."""
+        return cls.section(rows, peak)
+
+    @classmethod
+    def figures(cls, rows: Sequence[Row]) -> dict[str, Figure]:
+        """Draws the plots, by file name."""
+        return {}
+
+    def checked_jobs(self, context: Context) -> list[Job]:
+        """The jobs, checked for duplicate cells.
+
+        Raises:
+            ConfigError: an option does not exist, or is listed twice.
+        """
+        jobs = self.jobs(context)
+        seen: set[str] = set()
+        for cell in (cell for job in jobs for cell in job.cells):
+            if cell.key in seen:
+                raise ConfigError(
+                    f"callbacks.{self.name} lists {cell.label!r} twice: leave one out."
+                )
+            seen.add(cell.key)
+        return jobs
+
+    @staticmethod
+    def peak_jobs(context: Context, *dtypes: str) -> list[Job]:
+        """The jobs that measure reference matmuls in these dtypes."""
+        return [peak_job(dtype, context.device) for dtype in dict.fromkeys(dtypes)]

@@ -1,0 +1,59 @@
+"""Logs a sample of the model's output at the end of training."""
+
+import logging
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from xftrain.config.fields import NonNegativeFloat, PositiveInt
+from xftrain.model.generate import first_prompt, generate, room_after, with_marks
+from xftrain.train.log_text import log_text
+from xftrain.train.module import TrainingModule, training_module
+from xftrain.utils.optional import optional
+from xftrain.utils.printable import printable
+
+log = logging.getLogger(__name__)
+
+
+class Sample(Callback):
+    """Generates a sample, and writes it to the log and to TensorBoard.
+
+    Args:
+        num_tokens: how many tokens to add to the prompt; fewer if the model has fewer positions
+            left.
+        temperature: 0 selects the most likely token.
+        top_k: sample from the k most likely tokens; None samples from all.
+    """
+
+    modifies_weights = False
+
+    def __init__(
+        self,
+        *,
+        num_tokens: PositiveInt = 64,
+        temperature: NonNegativeFloat = 0.8,
+        top_k: PositiveInt | None = 40,
+    ) -> None:
+        self.num_tokens, self.temperature, self.top_k = num_tokens, temperature, top_k
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the sample."""
+        if trainer.is_global_zero:
+            with optional("callbacks.sample"):
+                self._write(trainer, training_module(pl_module))
+
+    def _write(self, trainer: Trainer, module: TrainingModule) -> None:
+        prompt_BM = first_prompt(module.data).to(module.device)
+        with trainer.precision_plugin.forward_context():
+            tokens_BM = generate(
+                module.model,
+                prompt_BM,
+                room_after(module.model, prompt_BM, self.num_tokens),
+                vocab_size=module.data.vocab_size,
+                temperature=self.temperature,
+                top_k=self.top_k,
+            )
+        prompt = module.data.decode(prompt_BM[0].tolist())
+        added = module.data.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
+        text = with_marks(prompt, added)
+        log.info("sample of the model:\n%s", printable(text))
+        log_text(trainer.loggers, "sample", text, trainer.global_step)

@@ -1,0 +1,1 @@
+"""Checkpoint files: writing them atomically, and reading untrusted ones without running code."""

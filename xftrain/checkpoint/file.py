@@ -1,0 +1,266 @@
+"""Checkpoint files, which are complete or absent, and are read without executing code."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xftrain.checkpoint.described import check_loaded
+from xftrain.checkpoint.file_format import check_sums, described_content
+from xftrain.checkpoint.plain_pickle import DescribedTensor
+from xftrain.checkpoint.plain_values import NotPlain, is_count, is_time
+from xftrain.checkpoint.saved_config import check_description
+from xftrain.errors import ConfigError, RunError, first_line
+from xftrain.utils.files import NotPlainFile, open_plain, real_path, replacing, sync
+from xftrain.utils.printable import one_line
+
+_KEYS: dict[str, type] = {
+    "xftrain": dict,
+    "state_dict": dict,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+}
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes a temporary file beside the target, flushes it to disk, then renames it.
+
+    Lightning's own class writes to the system's temporary folder. If that is another file system
+    and the process dies, a partial file remains under the final name.
+    """
+
+    def __init__(self) -> None:
+        self._saved_to: set[Path] = set()  # folders, without links
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes a complete file to `path`; on an error, the previous file remains.
+
+        Args:
+            checkpoint: content of the checkpoint.
+            path: path of the file.
+            storage_options: `{"previous": name}` keeps the previous file under that name.
+
+        Raises:
+            RunError: the disk is full, or the folder cannot be written.
+        """
+        path = Path(path)
+        written: _RecordingFile | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._saved_to.add(path.parent.resolve())
+            with replacing(path) as partial:
+                with _RecordingFile(partial) as written:
+                    torch.save(checkpoint, written)
+                    written.flush()
+                    os.fsync(written.fileno())
+                _check_readable(partial)
+                if storage_options and path.exists():
+                    _link(path, path.with_name(storage_options["previous"]))
+            sync(path.parent)  # the rename must survive a power failure
+        except NotPlain as error:
+            raise RunError(
+                f"the checkpoint {path} is not kept, as it could not be read again ({error}): let "
+                "state_dict() of your own callbacks and optimizers return tensors and plain values."
+            ) from error
+        except Exception as error:
+            # torch replaces the error of the system by its own error, with various messages
+            cause = (written and written.error) or error
+            if not isinstance(cause, OSError):
+                raise
+            raise RunError(
+                f"the checkpoint {path} could not be written ({first_line(cause)}): free space on "
+                "its disk or choose another hydra.run.dir; the checkpoint before it is untouched."
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint, of tensors and plain values only, into host memory."""
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Deletes a checkpoint of a folder that this run saves to.
+
+        A callback takes the paths that it deletes from its state in the checkpoint that is resumed,
+        which may come from anyone.
+        """
+        place = Path(path)
+        is_own = place.suffix == ".ckpt" and place.parent.resolve() in self._saved_to
+        if is_own and not place.is_symlink():
+            place.unlink(missing_ok=True)
+        else:
+            log.warning("%s is not deleted: this run saves no checkpoints there", place)
+
+
+class _RecordingFile(io.BufferedWriter):
+    """A file that records the error of the system if a write fails."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Writes the whole content."""
+        with self._recording():
+            return super().write(content)
+
+    def flush(self) -> None:
+        """Writes the rest of the buffer."""
+        with self._recording():
+            super().flush()
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _check_readable(path: Path) -> None:
+    """Refuses a file that no run could resume from, for example by the state of a user's class."""
+    with open_plain(path) as file:
+        content = described_content(file)
+    if isinstance(content, dict) and "xftrain" in content:
+        try:
+            checked_content(content)
+        except _NotOurs:
+            raise NotPlain("it is not laid out as a checkpoint of xftrain") from None
+
+
+def _link(path: Path, other: Path) -> None:
+    """Links the file to a second name, atomically, so that this name always exists."""
+    if other.exists() and other.samefile(path):  # after a kill before the rename
+        return  # renaming to a link of the same file does nothing, and keeps both
+    try:
+        with replacing(other) as partial:
+            partial.unlink(missing_ok=True)
+            partial.hardlink_to(path)
+    except OSError as error:  # the file system has no hard links
+        log.warning("%s is not kept: %s", other.name, error)
+
+
+def sweep_partial_files(folder: Path) -> None:
+    """Removes the temporary files of killed processes; no other process writes to a run folder."""
+    for path in folder.glob(".*.partial"):
+        with suppress(IsADirectoryError, PermissionError):  # not a file of this package
+            path.unlink(missing_ok=True)
+
+
+def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Writes the weights as safetensors, atomically; tied weights once, under their first name.
+
+    The metadata maps each other name to the first one, as `save_model` of safetensors does.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    first: dict[tuple[int, torch.Size], str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in weights.items():
+        if (kept := first.setdefault((tensor.data_ptr(), tensor.shape), name)) != name:
+            tied[name] = kept
+    once = {name: weights[name].detach().contiguous() for name in first.values()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            save_file(once, partial, {"format": "pt", **tied})
+            # safetensors makes the file readable by its owner only
+            partial.chmod(path.parent.stat().st_mode & 0o666)
+            sync(partial)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the weights {path} could not be written ({first_line(error)}): free space on its "
+            "disk; the checkpoints are untouched."
+        ) from error
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint file as a dictionary, with tensors in host memory.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if path.is_symlink():
+        place = real_path(path) or "not of a link"
+        raise ConfigError(f"ckpt={path} is a link: give the path of the file, {place}.")
+    try:
+        with open_plain(path) as file:
+            described = checked_content(described_content(file))
+            file.seek(0)
+            check_sums(file)
+            file.seek(0)
+            loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        check_loaded(loaded, described)
+    except _NotOurs:
+        raise ConfigError(
+            f"ckpt={path} is no checkpoint of xftrain: give a .ckpt file of a run."
+        ) from None
+    except (FileNotFoundError, IsADirectoryError, NotPlainFile) as error:
+        raise ConfigError(
+            f"ckpt={path} is not a file: give the path of a .ckpt file of a run."
+        ) from error
+    except Exception as error:  # torch can raise anything
+        raise ConfigError(
+            f"ckpt={path} cannot be read ({one_line(first_line(error))}): it is damaged or no "
+            "checkpoint of xftrain; give another one."
+        ) from error
+    return loaded
+
+
+class _NotOurs(ValueError):
+    """A file written by torch.save is not a checkpoint of xftrain."""
+
+
+def checked_content(content: Any) -> dict[str, Any]:
+    """Returns the content of a checkpoint after checking its layout.
+
+    Raises:
+        _NotOurs: it is not laid out as a checkpoint of xftrain.
+        NotPlain: its description of the run is too large or malformed.
+    """
+    if not isinstance(content, dict):
+        raise _NotOurs
+    right = all(isinstance(content.get(key), kind) for key, kind in _KEYS.items())
+    if not (
+        right
+        and isinstance(content["xftrain"].get("config"), dict)
+        and all(isinstance(weight, DescribedTensor) for weight in content["state_dict"].values())
+        and is_count(content["global_step"])
+        and is_time(content["xftrain"].get("saved_at", 0))
+        and is_count(content["xftrain"].get("num_skipped", 0))
+        and all(type(value) is bool or is_count(value) for value in _leaves(content["loops"]))
+    ):
+        raise _NotOurs
+    check_description(content["xftrain"])
+    return content
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The values in a container and in nested containers."""
+    if not isinstance(value, dict | list | tuple):
+        yield value
+        return
+    for child in value.values() if isinstance(value, dict) else value:
+        yield from _leaves(child)

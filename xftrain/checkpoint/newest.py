@@ -1,0 +1,75 @@
+"""Finds the checkpoint that `ckpt=auto` resumes: the newest one, by its recorded time."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from xftrain.checkpoint.file import checked_content, read_checkpoint
+from xftrain.checkpoint.file_format import described_content
+from xftrain.checkpoint.header import run_id
+from xftrain.checkpoint.plain_values import LATEST
+from xftrain.errors import ConfigError
+from xftrain.folders.run_folder import run_id_of
+from xftrain.utils.files import open_plain
+
+_UNREADABLE = LATEST + 1
+log = logging.getLogger(__name__)
+
+
+def checkpoint_to_load(ckpt: str | None, run_dir: Path) -> Path | None:
+    """The checkpoint to resume: the given path, or for `auto` the newest valid one of the run.
+
+    Raises:
+        ConfigError: the file is damaged; for `auto`, every file of the run is.
+    """
+    if ckpt is None:
+        return None
+    if ckpt != "auto":
+        read_checkpoint(ckpt)
+        return Path(ckpt)
+    # by recorded time, as file times change in a copy of the folder
+    files = [path for path in run_dir.glob("checkpoints/*.ckpt") if _is_of(run_dir, path)]
+    files.sort(key=_age)
+    if not files:
+        log.info("ckpt=auto: no checkpoint in %s yet, starting at step 0", run_dir)
+        return None
+    for path in reversed(files):
+        try:
+            step = read_checkpoint(path)["global_step"]
+        except ConfigError as error:
+            log.warning("ckpt=auto: skipped: %s", error)
+        else:
+            log.info("ckpt=auto: resuming from %s, step %d", path, step)
+            return path
+    raise ConfigError(
+        f"ckpt=auto found {len(files)} checkpoint(s) in {run_dir / 'checkpoints'} and none can be "
+        "read: give the path of a good one, or another hydra.run.dir to start afresh."
+    )
+
+
+def newest_save(run_dir: Path) -> int:
+    """The recorded time of the newest checkpoint of a run in nanoseconds; 0 if there is none."""
+    ages = (_age(path) for path in run_dir.glob("checkpoints/*.ckpt"))
+    return max((saved_at for saved_at, _ in ages if saved_at < _UNREADABLE), default=0)
+
+
+def _is_of(run_dir: Path, path: Path) -> bool:
+    """Whether a checkpoint belongs to the run of the folder; true if either has no run id."""
+    named = {run_id_of(run_dir), run_id(path)} - {None}
+    if len(named) > 1:
+        log.warning("ckpt=auto: skipped: %s is of another run than %s holds", path, run_dir)
+    return len(named) < 2
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """The recorded time and the step of a checkpoint, read without its weights.
+
+    An unreadable checkpoint sorts first, so that the log names it.
+    """
+    try:
+        with open_plain(path) as file:
+            held = checked_content(described_content(file))
+    except Exception:  # zipfile can raise anything
+        return _UNREADABLE, 0
+    return held["xftrain"].get("saved_at", 0), held["global_step"]

@@ -1,0 +1,182 @@
+"""Saves the choices of `auto` options in checkpoints; a resumed run makes the same choices.
+
+Timings differ from process to process, and so would a new choice: the resumed run would use other
+kernels, and its result would not be bitwise equal to that of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+
+from xftrain.checkpoint.header import header
+from xftrain.folders.run_folder import RunFolder, holds_run, note_of
+from xftrain.interfaces import AttnCase, Batch, Loss
+from xftrain.kernels.matmul import autotuned_choices
+from xftrain.model.attn.auto import Auto, kernel_name
+from xftrain.model.gpt import GPT
+from xftrain.train import distributed, hardware
+from xftrain.utils.printable import one_line
+from xftrain.utils.processes import rank
+
+_MAX_NAME = 1000  # characters of the name of a device or kernel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The choices in the checkpoint of the resumed run; empty if no run is resumed.
+
+    Attributes:
+        attn: the backend that `model.attn=auto` chose.
+        attn_at: the sizes at which it was chosen, if the choice holds only for these.
+        matmul: the algorithm that `matmul=auto` chose on this rank for each matmul.
+        ran_as: other properties that change results in the last digits, by name.
+    """
+
+    attn: str | None = None
+    attn_at: str | None = None
+    matmul: Mapping[str, str | None] = field(default_factory=dict)
+    ran_as: Mapping[str, str] = field(default_factory=dict)
+
+
+def saved_choices(ckpt: Path | None, asked: str | None, folder: RunFolder) -> Saved:
+    """The choices of the resumed run, which rank 0 reads for all ranks.
+
+    Args:
+        ckpt: the checkpoint; None resumes nothing.
+        asked: the configured value of `ckpt`; `auto` also restarts a run that was killed in this
+            folder before its first save.
+        folder: the folder of the run.
+    """
+    held: Any = None
+    if ckpt is not None and rank() == 0:
+        held = (header(ckpt) or {}).get("callbacks", {}).get("Choices")
+    elif asked == "auto" and rank() == 0 and not holds_run(folder.path):
+        held = {name: note_of(folder.path, name) for name in ("attn", "attn_at")}
+    held = distributed.from_rank_0(held)
+    if not isinstance(held, Mapping):
+        return Saved()
+    attn, of_ranks, ran_as = (held.get(key) for key in ("attn", "matmul", "ran_as"))
+    same_ranks = isinstance(of_ranks, list) and len(of_ranks) == distributed.world_size()
+    own = of_ranks[rank()] if isinstance(of_ranks, list) and same_ranks else {}
+    return Saved(
+        attn if _is_name(attn) else None,
+        at if _is_name(at := held.get("attn_at")) else None,
+        {k: v for k, v in _named(own).items() if v is None or isinstance(v, str)},
+        {k: v for k, v in _named(ran_as).items() if _is_name(v)},
+    )
+
+
+def _named(held: Any) -> dict[str, Any]:
+    """The entries with a text as key; empty if the checkpoint holds no mapping."""
+    held = held if isinstance(held, Mapping) else {}
+    return {key: value for key, value in held.items() if isinstance(key, str)}
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _MAX_NAME
+
+
+def choose_kernel(
+    model: GPT,
+    batch: Batch,
+    device: torch.device,
+    dtype: torch.dtype,
+    saved: Saved,
+    folder: RunFolder,
+) -> str:
+    """The name of the attention kernel that will run; `auto` chooses here.
+
+    Args:
+        model: the model.
+        batch: the first batch.
+        device: device of q, k and v.
+        dtype: dtype of q, k and v.
+        saved: choices of the resumed run, which are repeated if they can run here.
+        folder: folder of the run, in which the choice is noted.
+    """
+    cases = model.attention_cases(*batch.shape_BM, batch.seqlens, (device, dtype))
+    if isinstance(model.backend, Auto):
+        at = "; ".join(
+            f"{shape} {dtype} {device.type} causal={bias.causal} window={bias.window}"
+            + (f" softcap={bias.softcap}" if bias.softcap is not None else "")
+            for (bias, shape, *_), _ in cases
+        )
+        name = saved.attn if saved.attn_at in (None, at) else None
+        if rank() == 0 and not _repeats_choice(model.backend, name, cases):
+            model.backend.choose(cases)
+        if (made := model.backend.chosen) is not None:
+            folder.notes = {"attn": made.name, "attn_at": at}
+        if distributed.world_size() > 1:  # timings differ by rank, and so would the choice
+            chosen = model.backend.chosen
+            model.backend.take(distributed.from_rank_0(chosen and chosen.name))
+    kernel = kernel_name(model.backend, cases)
+    log.info("attention kernel: %s", kernel)
+    return kernel
+
+
+def _repeats_choice(backend: Auto, name: str | None, cases: Sequence[AttnCase]) -> bool:
+    if name is None:
+        return False
+    reasons = backend.take_up(name, cases)
+    if not reasons:
+        log.info("attention: auto chooses %s, as the resumed run did", name)
+        return True
+    log.info(
+        "attention: auto chooses again, as %s of the resumed run cannot run here (%s)",
+        *(one_line(name), "; ".join(reasons)),
+    )
+    return False
+
+
+def kind_of(loss: Loss, batch: Batch, vocab_size: int, device: torch.device) -> str:
+    """The class name of the loss that runs; `loss=auto` chooses it by device and memory."""
+    if (choice := getattr(loss, "choice", None)) is not None:
+        loss = choice(batch.labels_BM.numel(), vocab_size, device)
+    return type(loss).__name__
+
+
+def on_machine(device: torch.device) -> dict[str, str]:
+    """The properties of the machine that change results in the last digits."""
+    found = {"device": hardware.device_name(device), "torch": str(torch.__version__)}
+    if device.type == "cpu":
+        found["number of threads"] = str(torch.get_num_threads())
+    return found
+
+
+class Choices(Callback):
+    """Saves the choices of `auto` options in checkpoints.
+
+    Args:
+        attn: the attention backend of the model.
+        ran_as: other properties that change results in the last digits, by name.
+        saved: choices of the resumed run; differences are logged.
+    """
+
+    modifies_weights = False
+
+    def __init__(self, attn: object, ran_as: Mapping[str, str], saved: Saved) -> None:
+        self.attn, self.ran_as = attn, dict(ran_as)
+        there = {key: saved.ran_as.get(key, value) for key, value in ran_as.items()}
+        if differing := [key for key, value in ran_as.items() if there[key] != value]:
+            log.info(
+                "ckpt: the last digits may differ from those of its run, with another %s",
+                one_line(", ".join(f"{k} ({there[k]} -> {ran_as[k]})" for k in differing)),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The choices of all ranks, as each rank times its own matmuls; rank 0 saves."""
+        chosen = self.attn.chosen if isinstance(self.attn, Auto) else None
+        return {
+            "attn": None if chosen is None else chosen.name,
+            "matmul": distributed.from_all_ranks(autotuned_choices()),
+            "ran_as": self.ran_as,
+        }

@@ -1,0 +1,77 @@
+"""Builds the loggers of a run, records its hyperparameters, and closes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
+
+from xftrain.commands.description import hparams_of
+from xftrain.commands.neighboring_runs import differing_keys
+from xftrain.commands.result_file import changed_overrides, is_multirun_job
+from xftrain.config import registry
+from xftrain.config.option_config import OptionConfig
+from xftrain.config.run_config import Options
+from xftrain.logger.tensorboard import TensorBoard
+from xftrain.train.log_text import log_text
+from xftrain.train.same_run import flat
+from xftrain.train.tracker import Tracker
+from xftrain.utils.optional import optional
+
+_HPARAM_METRICS = (
+    "val/loss",
+    "val/accuracy",
+    "train/loss",
+    "speed/tokens_per_s",
+    "memory/peak_mib",
+)
+
+
+class RunLoggers:
+    """Builds the loggers of a run.
+
+    Args:
+        options: the options of the group `logger`.
+        run_dir: the run folder.
+    """
+
+    def __init__(self, options: Options, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.all: list[Logger] = [self._built(option) for option in options.values()]
+        self.boards = [logger for logger in self.all if isinstance(logger, TensorBoard)]
+        self.trackers = [logger for logger in self.all if isinstance(logger, Tracker)]
+
+    def _built(self, option: OptionConfig) -> Any:
+        # a user's own logger chooses its own files
+        return registry.build(option, *([] if option.name is None else [self.run_dir]))
+
+    def begin(self, shown: Mapping[str, Any], kernel: str) -> None:
+        """Records the configuration, once an earlier run's files have been moved away.
+
+        Args:
+            shown: the plain configuration with secrets hidden.
+            kernel: name of the attention kernel.
+        """
+        for tracker in self.trackers:
+            tracker.begin(flat(shown))
+        log_text(self.all, "kernel", kernel)
+        log_text(self.all, "config", OmegaConf.to_yaml(OmegaConf.create(dict(shown))))
+        typed = changed_overrides()
+        for board in self.boards:
+            first = differing_keys(self.run_dir, typed, is_job=is_multirun_job())
+            board.begin_hparams(hparams_of(shown, typed), _HPARAM_METRICS, first)
+
+    def end_hparams(self) -> None:
+        """Marks the run as completed in TensorBoard's HParams."""
+        for board in self.boards:
+            with optional("TensorBoard's record of the end"):
+                board.end_hparams()
+                board.save()
+
+    def close(self, *, is_whole: bool) -> None:
+        """Closes the runs of experiment trackers, however this run ended."""
+        for tracker in self.trackers:
+            tracker.close_run(is_whole=is_whole)

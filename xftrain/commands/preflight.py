@@ -1,0 +1,104 @@
+"""Refuses, before anything is built, options that cannot run, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain, islice
+from typing import Any
+
+import torch
+
+from xftrain.commands.builder import assemble
+from xftrain.config import registry
+from xftrain.config.layer_pattern import layer_names, layer_options
+from xftrain.config.run_config import ModelConfig, RunConfig, TrainerConfig
+from xftrain.errors import ConfigError
+from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss
+from xftrain.model.attn.auto import all_backends
+from xftrain.train.loader import ValBatches
+from xftrain.train.val_sums import NO_LABEL
+
+
+def check_runs(
+    cfg: RunConfig,
+    loss: Loss,
+    vocab_size: int,
+    batch: Batch,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Checks that every option supports this batch, in this dtype, on this device.
+
+    The model is assembled on torch's meta device, which allocates nothing.
+
+    Raises:
+        ConfigError: names the option, the reasons, and the nearest option that works.
+    """
+    with torch.device("meta"):
+        model = assemble(cfg.model, vocab_size)
+    place = (device, dtype)
+    cases = model.attention_cases(*batch.shape_BM, batch.seqlens, place)
+    if batch.seqlens is not None:
+        # later batches may have a document as long as the whole row
+        cases += model.attention_cases(1, cfg.seq, (cfg.seq,), place)
+    for call, layers in cases:
+        reasons = model.backend.unsupported(*call)
+        if not reasons:
+            continue
+        works = [backend.name for backend in all_backends() if not backend.unsupported(*call)]
+        raise ConfigError(
+            f"model.attn={cfg.model.attn.label} cannot run "
+            f"{_described(cfg.model, layers[0])} in {str(dtype).removeprefix('torch.')} "
+            f"on {device.type}: {'; '.join(reasons)}. Nearest choice that works: "
+            f"model.attn={works[0]}."
+        )
+    optim = registry.build(cfg.optim)
+    _check_graphs(cfg, {"loss": loss, "optim": optim}, batch, device)
+    if hasattr(optim, "option_by_parameter"):
+        optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
+    for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
+        ask = getattr(part, "unsupported", None)
+        if ask is not None and (why := ask(device)):
+            raise ConfigError(f"{'; '.join(why)}.")
+    for call, _ in cases:
+        model.check_length(max(call.bias.seqlens or (call.shape.M,)))
+
+
+def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
+    """Refuses a run none of whose validation batches has a label.
+
+    Raises:
+        ConfigError: no validation batch has a label.
+    """
+    devices, overfit_batches = trainer.devices, trainer.overfit_batches
+    of_ranks = (ValBatches(data, rank, devices, overfit_batches) for rank in range(devices))
+    if trainer.limit_val_batches == 0:
+        return
+    validated = (islice(batches, trainer.limit_val_batches) for batches in of_ranks)
+    if not any((batch.labels_BM != IGNORED_LABEL).any() for batch in chain(*validated)):
+        raise ConfigError(NO_LABEL)
+
+
+def _check_graphs(
+    cfg: RunConfig, parts: Mapping[str, Any], batch: Batch, device: torch.device
+) -> None:
+    if cfg.compile != "cudagraphs":
+        return
+    if device.type != "cuda":
+        raise ConfigError(f"compile=cudagraphs needs a CUDA GPU, got {device.type}: use true.")
+    if batch.seqlens is not None:
+        raise ConfigError(
+            "compile=cudagraphs replays batches of one shape, and the shape of packed documents "
+            "differs by batch: use compile=true."
+        )
+    for key, part in parts.items():  # config_checks has checked the built-in options
+        if reason := getattr(part, "no_cuda_graph", None):
+            raise ConfigError(f"{key} cannot run with compile=cudagraphs: {reason}.")
+
+
+def _described(model: ModelConfig, layer: int) -> str:
+    """The bias and the heads of a layer, written as overrides."""
+    names = layer_names(model)
+    name = names[layer % len(names)]
+    options, key = layer_options(model)[name], f"model.layers.{name}" if name else "model"
+    return f"{key}.bias={options['bias'].label} with {key}.heads={options['heads'].label}"

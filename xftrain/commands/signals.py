@@ -1,0 +1,127 @@
+"""Handles signals that end a run after the current step, with a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, tensor
+
+from xftrain.callbacks.checkpoint import Checkpoint, validation_follows, within_step
+from xftrain.errors import Stopped
+from xftrain.train.module import training_module
+from xftrain.utils.processes import END_SIGNALS, is_heeded
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (*END_SIGNALS, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+class StopSignals(Callback):
+    """Within this context, signals end the run at a point from which it can be resumed.
+
+    A signal ends the run at once while the run is built or waits for a batch, and otherwise at the
+    end of the step. A second Ctrl-C does not wait. Lightning's own handlers are replaced: they save
+    nothing, exit with code 0, and make several ranks wait for rank 0.
+    """
+
+    modifies_weights = False
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._trainer: Trainer | None = None  # set during training
+        self._savers: list[Checkpoint] = []
+        self._before: dict[int, Any] = {}
+        self._agreed: tuple[Tensor, Any] | None = None  # pending all-reduce of the signal
+        self._group: Any = None
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.getsignal(n) for n in _SIGNALS if is_heeded(n)}
+            self._install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _install(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        trainer, again = self._trainer, self.received is not None
+        self.received = self.received or number
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if again or any(callback.is_saving for callback in self._savers):
+            return  # a save is already running
+        if trainer is None:
+            raise Stopped(number)
+        waits = training_module(trainer.lightning_module).stream.is_waiting
+        if waits and trainer.world_size == 1 and not within_step(trainer):
+            raise Stopped(number)
+        said = f"{signal.Signals(number).name}: the run ends after this step"
+        # in a thread, as the signal may have interrupted a write to the log
+        threading.Thread(target=log.info, args=(said,), daemon=True).start()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes signals wait for the end of a step from now on."""
+        self._install()  # Lightning has installed its own handlers
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo")  # does not wait for the device
+        self._trainer = trainer
+        self._savers = [c for c in trainer.callbacks if isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
+        self.end_if_received()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends the run if a signal came in this step, unless a validation follows first."""
+        if not within_step(trainer) and not validation_follows(trainer):
+            self._end_if_all_know(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends the run after its validation, which a run resumed from before would skip."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not within_step(trainer):
+            self._end_if_all_know(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes signals wait for the end of a validation, which a resumed run would skip."""
+        self._install()  # Lightning installs its own handlers again for a validation outside fit
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes signals end the run at once again."""
+        self._trainer = None
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Makes signals end the run at once again."""
+        self._trainer = None
+
+    def end_if_received(self) -> None:
+        """Ends the run if a signal was received; called after a step or the final save."""
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    def _end_if_all_know(self, trainer: Trainer) -> None:
+        """Ends the run once all ranks know of a signal; one rank would block the others."""
+        if trainer.world_size == 1:
+            self.end_if_received()
+            return
+        if self._agreed is not None:  # of the previous step, already finished
+            number, work = self._agreed
+            work.wait()
+            if int(number):
+                raise Stopped(int(number))
+        number = tensor(self.received or 0)
+        self._agreed = (
+            number,
+            dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group, async_op=True),
+        )

@@ -1,0 +1,171 @@
+"""Prepares the folder of a run once it is certain that the run trains.
+
+Until then the run can be refused, and the folder is not changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from xftrain.checkpoint.header import later_checkpoints
+from xftrain.checkpoint.plain_values import is_count
+from xftrain.folders.run_folder import RunFolder, holds_run
+from xftrain.logger.csv import CSV
+from xftrain.logger.tensorboard import TensorBoard
+from xftrain.train.module import TrainingModule, training_module
+from xftrain.train.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+_COPIED = ("metrics.csv", "events.out.tfevents.*", "config.yaml", "result.json")
+_METRIC = re.compile(r"\w[\w.:@%+/ ()-]{,200}").fullmatch
+_NOTHING: dict[str, Any] = {"metrics.csv": 0, "events": {}}  # the positions in empty files
+
+
+class RunStart(Callback):
+    """Sets a previous run in the folder aside, or continues it from its checkpoint.
+
+    To continue it, the records of the loggers are cut back to their state at the save, so that each
+    step is recorded once. It is the first of all callbacks, so that no other one has written yet.
+
+    Args:
+        folder: the folder of the run.
+        ckpt: the checkpoint to resume, or None.
+        loggers: all loggers of the run, in order.
+        is_same: whether the run may replace the one in the folder without a checkpoint, as in a
+            repeated benchmark.
+        on_begin: called as soon as the folder is this run's.
+    """
+
+    modifies_weights = False
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        ckpt: Path | None,
+        loggers: list[Logger],
+        *,
+        is_same: bool,
+        on_begin: Callable[[], None],
+    ) -> None:
+        self.folder, self.ckpt, self.is_same = folder, ckpt, is_same
+        self.loggers, self.on_begin = loggers, on_begin
+        # the other loggers must not create files yet
+        late = CSV | TensorBoard | Tracker
+        self.early_loggers = [one for one in loggers if not isinstance(one, late)]
+        self._trainer: Trainer | None = None
+        self._saved_run: str | None = None
+        self._positions: dict[str, Any] = {}
+        self._metrics: dict[str, float] = {}
+        self._validated_at, self._validation = -1, ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the trainer all loggers; earlier, Lightning would make them create files."""
+        self._trainer = trainer
+        trainer.loggers = self.loggers
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepares the folder, as everything is restored and nothing can be refused any more."""
+        self._begin(trainer, training_module(pl_module))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepares the folder if nothing was left to train and `on_train_start` was not called."""
+        self._begin(trainer, training_module(pl_module))
+
+    def _begin(self, trainer: Trainer, module: TrainingModule) -> None:
+        if self.folder.has_begun:
+            return
+        module.latest |= self._metrics
+        for _, logger in _loggers(trainer):  # a callback may have opened its file already
+            logger.close()
+        if self._is_here():
+            if self._validation == _validation(trainer, module):
+                module.validated_at = self._validated_at
+            self._set_later_aside()
+            self.folder.begin_again(self._saved_run)
+            for key, logger in _loggers(trainer):
+                logger.cut_back(trainer.global_step, self._positions.get(key))
+        elif self.is_same or not holds_run(self.folder.path):
+            self.folder.begin_again()
+            for key, logger in _loggers(trainer):  # every record will be written again
+                logger.cut_back(-1, _NOTHING[key])
+        else:
+            self.folder.begin_anew()
+        if self.folder.is_kept:
+            self.on_begin()
+
+    def _is_here(self) -> bool:
+        """Whether the checkpoint belongs to the run in the folder."""
+        if self.ckpt is None:
+            return False
+        if self.folder.run_id and self._saved_run:
+            return self.folder.run_id == self._saved_run
+        return self.ckpt.resolve().parent == (self.folder.path / "checkpoints").resolve()
+
+    def _set_later_aside(self) -> None:
+        """Sets later checkpoints aside if an earlier one is resumed, as their steps run again.
+
+        A checkpoint in another folder may be a modified copy, for which all records are removed.
+        """
+        if self.ckpt is not None and self.folder.is_kept:
+            place = self.folder.path / "checkpoints"
+            later = later_checkpoints(place, self.ckpt)
+            if later or self.ckpt.resolve().parent != place.resolve():
+                self.folder.set_aside_later(later, _COPIED)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run id, the positions of its loggers, and the last value of each metric."""
+        trainer = self._trainer
+        assert trainer is not None, "setup comes first"
+        module = training_module(trainer.lightning_module)
+        return {
+            "run": self.folder.run_id,
+            "loggers": {key: logger.position() for key, logger in _loggers(trainer)},
+            "metrics": {name: float(value) for name, value in module.latest.items()},
+            "validated_at": module.validated_at,
+            "validation": _validation(trainer, module),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the same values; raises an error for wrong types, which fails the restore."""
+        loggers = dict(state_dict["loggers"])
+        rows, sizes = loggers.get("metrics.csv"), loggers.get("events")
+        saved_run, validation = state_dict["run"], state_dict["validation"]
+        if not isinstance(saved_run, str | None) or not isinstance(validation, str):
+            raise TypeError("the run and its validation are no texts")
+        self._saved_run, self._validation = saved_run, validation
+        metrics, validated_at = dict(state_dict["metrics"]), state_dict["validated_at"]
+        # a metric of a skipped step may be NaN
+        if not all(type(value) is float for value in metrics.values()):
+            raise TypeError("a metric is not a number")
+        if not all(isinstance(name, str) and _METRIC(name) for name in metrics):
+            raise ValueError("a metric has a name that none can have")
+        positions = [*([] if rows is None else [rows]), *dict(sizes or {}).values()]
+        if not all(is_count(position) for position in positions):
+            raise ValueError("a position in a record of metrics is not a count")
+        if validated_at != -1 and not is_count(validated_at):
+            raise ValueError("the step of its last validation is not a count")
+        self._metrics = metrics
+        self._validated_at = validated_at
+        self._positions = {
+            "metrics.csv": rows,
+            "events": None if sizes is None else {str(k): v for k, v in dict(sizes).items()},
+        }
+
+
+def _validation(trainer: Trainer, module: TrainingModule) -> str:
+    """The settings that change validation metrics, which a resumed run may change."""
+    return f"{trainer.limit_val_batches} of {module.data.num_val_batches}"
+
+
+def _loggers(trainer: Trainer) -> list[tuple[str, CSV | TensorBoard]]:
+    """The loggers that can be cut back, each with a name for its records."""
+    found = [logger for logger in trainer.loggers if isinstance(logger, CSV | TensorBoard)]
+    return [("metrics.csv" if isinstance(one, CSV) else "events", one) for one in found]

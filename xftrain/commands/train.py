@@ -1,0 +1,268 @@
+"""Runs a training run: checks, builds, trains, and records the result in `result.json`."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig
+
+from xftrain.commands import builder
+from xftrain.commands.callbacks import RunCallbacks
+from xftrain.commands.description import adds_rows, log_what_is_trained, resolved
+from xftrain.commands.kernel_choices import (
+    Choices,
+    Saved,
+    choose_kernel,
+    kind_of,
+    on_machine,
+    saved_choices,
+)
+from xftrain.commands.last_save import LastSave
+from xftrain.commands.loggers import RunLoggers
+from xftrain.commands.out_of_memory import out_of_memory
+from xftrain.commands.prepare import Prepared, prepare
+from xftrain.commands.profilers import end_profile, stop_profiling
+from xftrain.commands.quiet_lightning import quiet_lightning
+from xftrain.commands.result_file import abandon, log_summary, recorded, run_dir_for
+from xftrain.commands.signals import StopSignals
+from xftrain.commands.start import RunStart
+from xftrain.commands.trainer import build_trainer
+from xftrain.config import registry
+from xftrain.config.checks import refuse_other_ranks
+from xftrain.config.compose import default_options, validate_as
+from xftrain.config.run_config import RunConfig
+from xftrain.config.tree import changes
+from xftrain.errors import ConfigError, RunError, first_line
+from xftrain.folders.run_folder import RunFolder
+from xftrain.kernels.matmul import disable_autotune, enable_autotune
+from xftrain.memory.plan import plan_memory
+from xftrain.model.gpt import GPT
+from xftrain.train import distributed, hardware
+from xftrain.train.graphed_loop import GraphedLoop
+from xftrain.train.module import TrainingModule
+from xftrain.train.nonfinite import NonFiniteGuard
+from xftrain.utils import redaction
+from xftrain.utils.compilation import end_compiling
+from xftrain.utils.device_memory import is_out_of_memory, peak_memory_mib
+from xftrain.utils.optional import optional
+from xftrain.utils.processes import rank
+
+log = logging.getLogger(__name__)
+
+_BAD_STATE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def run(
+    cfg: DictConfig, run_dir: Path | None = None, checked: RunConfig | None = None
+) -> dict[str, Any]:
+    """Trains what the configuration describes.
+
+    Args:
+        cfg: what `xftrain.compose` returns.
+        run_dir: the run folder; None makes one under `outputs/`.
+        checked: the checked configuration, if `config.validate` has been called.
+
+    Returns:
+        The content of `result.json` in the run folder: `status`, `error`, `stop_reason`, `kernel`,
+        `overrides`, `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
+        `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        RunError: the run failed for a reason outside the code.
+    """
+    quiet_lightning()
+    run_dir = run_dir_for(run_dir)
+    folder = RunFolder(run_dir, is_kept=rank() == 0)
+    with recorded(folder) as result, _process_restored():
+        checked = checked or validate_as(RunConfig, cfg)
+        shown = redaction.without_secrets(cfg, checked.to_dict())
+        refuse_other_ranks(checked.trainer.devices)
+        folder.write_config(resolved(cfg))
+        log.info("%s", changes(shown, default_options()))
+        with StopSignals() as stop:
+            prepared = prepare(checked, shown, run_dir)
+            # under torchrun, Hydra made a folder for each rank
+            result["run_dir"] = distributed.from_rank_0(str(run_dir))
+            with _out_of_memory_explained(prepared):
+                _train(prepared, folder, result, stop)
+    if rank() == 0:
+        kinds = [logger.name for logger in checked.logger.values()]
+        log_summary(result, has_board="tensorboard" in kinds)
+    return result
+
+
+def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals) -> None:
+    """Builds everything and trains; each figure is added to `result` as soon as it is known."""
+    run_dir = Path(result["run_dir"])
+    model, saved = _build_model(run, folder, result)
+    module = _build_module(run, model)
+    loggers = RunLoggers(run.cfg.logger, run_dir)
+    callbacks = RunCallbacks(run.cfg.callbacks)
+    start = RunStart(
+        folder,
+        run.ckpt,
+        loggers.all,
+        is_same=adds_rows(run.cfg.callbacks, run_dir),
+        on_begin=partial(loggers.begin, run.shown, result["kernel"]),
+    )
+    own = [start, _choices(run, model, saved, result["kernel"]), LastSave()]
+    in_order = [*own, *callbacks.all, *callbacks.bars, stop]
+    bars, place = bool(callbacks.bars), (run_dir, run.device, run.precision)
+    trainer = build_trainer(run.cfg, *place, in_order, start.early_loggers, show_bar=bars)
+    if run.cfg.compile == "cudagraphs":
+        trainer.fit_loop.epoch_loop = GraphedLoop(trainer, module)
+    if rank() == 0:
+        callbacks.watch(lambda said: abandon(_so_far(result, trainer, module), run_dir, said))
+    is_whole = False
+    try:
+        _fit(run, trainer, module)
+        result["stop_reason"] = trainer.stop_reason()
+        stop.end_if_received()
+        result["metrics"] = _finish(run, trainer, module, run_dir)
+        loggers.end_hparams()
+        is_whole = True
+    finally:
+        loggers.close(is_whole=is_whole)
+        callbacks.end()
+        stop_profiling(trainer)
+        result |= _reached(result, trainer, module)
+        result["peak_memory_mib"] = round(peak_memory_mib(run.device), 1)
+        result["tokens_per_s"] = callbacks.tokens_per_s()
+
+
+def _build_model(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> tuple[GPT, Saved]:
+    """Builds the model: chooses the attention kernel, plans memory and compiles the blocks.
+
+    Returns:
+        The model, and the saved choices of the run that is resumed.
+    """
+    cfg, batch, device = run.cfg, run.batch, run.device
+    torch.manual_seed(cfg.seed)
+    model = builder.assemble(cfg.model, run.vocab_size)
+    log_what_is_trained(model, cfg, batch, device, run.precision)
+    result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    result["device"] = hardware.device_name(device)
+    saved = saved_choices(run.ckpt, cfg.ckpt, folder)
+    result["kernel"] = choose_kernel(model, batch, device, run.dtype, saved, folder)
+    enable_autotune(cfg.matmul, saved.matmul)  # before planning: autotuned matmuls save less
+    predicted = plan_memory(cfg, model, run.loss, batch, run.dtype, device)
+    result["predicted_peak_mib"] = predicted and round(predicted, 1)
+    if cfg.compile:
+        torch._dynamo.reset()  # drops the compiled blocks of an earlier run in this process
+        model.compile_blocks(packed=batch.seqlens is not None)
+    return model, saved
+
+
+def _build_module(run: Prepared, model: GPT) -> TrainingModule:
+    """Builds the LightningModule."""
+    cfg = run.cfg
+    return TrainingModule(
+        model,
+        run.loss,
+        run.data,
+        registry.build(cfg.optim),
+        registry.build(cfg.schedule),
+        seed=cfg.seed,
+        saved={"config": run.shown, "environment": redaction.digests()},
+        guard=NonFiniteGuard(
+            on_nonfinite=cfg.on_nonfinite, max_skipped_steps=cfg.max_skipped_steps
+        ),
+        overfit_batches=cfg.trainer.overfit_batches,
+    )
+
+
+def _choices(run: Prepared, model: GPT, saved: Saved, kernel: str) -> Choices:
+    """Builds the callback that saves automatic choices for a run that resumes this one."""
+    loss = kind_of(run.loss, run.batch, run.vocab_size, run.device)
+    ran_as = {"precision": run.precision, "attention kernel": kernel, "loss": loss}
+    return Choices(model.backend, ran_as | on_machine(run.device), saved)
+
+
+def _fit(run: Prepared, trainer: pl.Trainer, module: TrainingModule) -> None:
+    """Trains; errors while the checkpoint is restored are reported as errors of the checkpoint."""
+    try:
+        trainer.fit(module, ckpt_path=run.ckpt, weights_only=True)
+    except _BAD_STATE as error:
+        is_told = isinstance(error, ConfigError | RunError) or is_out_of_memory(error)
+        frames = traceback.walk_tb(error.__traceback__)
+        places = {Path(frame.f_code.co_filename).name for frame, _ in frames}
+        is_restoring = not module.has_begun and "checkpoint_connector.py" in places
+        if run.ckpt is None or is_told or not is_restoring:
+            raise
+        raise ConfigError(
+            f"ckpt={run.ckpt} cannot be resumed ({first_line(error)}): what it holds is not what "
+            "this version of xftrain saves; give another one, or none to start afresh."
+        ) from error
+
+
+def _finish(
+    run: Prepared, trainer: pl.Trainer, module: TrainingModule, run_dir: Path
+) -> dict[str, float]:
+    """Validates after the last step, and returns all metrics and the data's baseline."""
+    keys = run.cfg.trainer
+    if keys.profiler:
+        with optional("trainer.profiler"):
+            end_profile(trainer, run_dir)
+    if module.validated_at != trainer.global_step and keys.limit_val_batches != 0:
+        trainer.validate(module, verbose=False, weights_only=True)
+    # the baseline is over all validation batches, so it is not comparable with fewer
+    is_whole = keys.limit_val_batches is None and not keys.overfit_batches
+    baseline: dict[str, float] = {}
+    if is_whole:
+        with optional("the data's baseline"):
+            baseline = module.data.baseline()
+    for logger in trainer.loggers:
+        if baseline:
+            logger.log_metrics(baseline, step=trainer.global_step)
+        logger.save()
+    return module.latest | baseline
+
+
+def _so_far(
+    result: Mapping[str, Any], trainer: pl.Trainer, module: TrainingModule
+) -> dict[str, Any]:
+    """Completes the result of a run when it ends, also by an error."""
+    return {**result, "steps": trainer.global_step, "metrics": dict(module.latest)}
+
+
+def _reached(
+    result: Mapping[str, Any], trainer: pl.Trainer, module: TrainingModule
+) -> dict[str, Any]:
+    """The number of steps of a run that ends, and its metrics so far if it was cut off."""
+    cut_off = not result["metrics"]
+    return _so_far(result, trainer, module) if cut_off else {"steps": trainer.global_step}
+
+
+@contextmanager
+def _out_of_memory_explained(run: Prepared) -> Iterator[None]:
+    """Turns an out-of-memory error into one that names remedies."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, run) from error
+
+
+@contextmanager
+def _process_restored() -> Iterator[None]:
+    """Restores the state of the process after a run, and disconnects its ranks."""
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    is_whole = False
+    try:
+        yield
+        is_whole = True
+    finally:
+        distributed.disconnect(together=is_whole)
+        torch.use_deterministic_algorithms(was_deterministic)
+        end_compiling()
+        disable_autotune()

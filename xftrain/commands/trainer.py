@@ -1,0 +1,89 @@
+"""Builds Lightning's Trainer from the keys under `trainer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+
+from xftrain.checkpoint.file import AtomicCheckpointIO
+from xftrain.commands.early_stop import StoppableTrainer, StopReason, TimeLimit
+from xftrain.commands.profilers import build_profiler
+from xftrain.config.run_config import RunConfig
+from xftrain.train.distributed import DDP
+
+
+def build_trainer(
+    cfg: RunConfig,
+    run_dir: Path,
+    device: torch.device,
+    precision: str,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    *,
+    show_bar: bool,
+) -> StoppableTrainer:
+    """Builds the trainer of a run.
+
+    Args:
+        cfg: the checked configuration, whose `trainer` has Lightning's own keys.
+        run_dir: the folder in which Lightning may write.
+        device: the device resolved from `trainer.accelerator`, see `hardware.resolve`.
+        precision: the precision resolved from `trainer.precision`.
+        callbacks: in the order in which they are called.
+        loggers: loggers such as TensorBoard and CSV.
+        show_bar: whether one of the callbacks is a progress bar.
+    """
+    keys = cfg.trainer
+    limits = [TimeLimit(keys.max_time)] if keys.max_time is not None else []
+    trainer = StoppableTrainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=keys.devices,
+        strategy=DDP() if keys.devices > 1 else "auto",
+        precision=precision,  # type: ignore[arg-type]
+        accumulate_grad_batches=keys.accumulate_grad_batches,
+        gradient_clip_val=keys.gradient_clip_val,
+        log_every_n_steps=keys.log_every_n_steps,
+        val_check_interval=keys.val_check_interval,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=keys.num_sanity_val_steps,
+        limit_val_batches=keys.limit_val_batches,
+        detect_anomaly=keys.detect_anomaly,
+        profiler=build_profiler(keys.profiler, run_dir),
+        max_steps=cfg.max_steps,
+        max_epochs=-1,
+        deterministic=cfg.deterministic,
+        callbacks=[StopReason(), *callbacks, *limits],
+        logger=loggers or False,
+        # ranks already run; under Slurm, Lightning would install signal handlers
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        default_root_dir=run_dir,
+        # true without a checkpoint callback would add Lightning's own
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+        enable_progress_bar=show_bar,
+        enable_model_summary=False,  # xftrain logs one line instead
+        use_distributed_sampler=False,  # the data source takes the rank
+        inference_mode=False,  # validation shares the training step's compiled code
+    )
+    trainer._checkpoint_connector = _NamedCheckpoints(trainer)
+    # Lightning's own handling of SIGTERM makes several ranks wait for the device in each step; see
+    # `signals`
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+class _NamedCheckpoints(_CheckpointConnector):
+    """Restores only the checkpoint that is given by `ckpt`.
+
+    In a Slurm job Lightning would also restore `hpc_ckpt_*.ckpt` from the run's folder, even for
+    validation, whoever wrote it.
+    """
+
+    @property
+    def _hpc_resume_path(self) -> None:
+        return None

@@ -1,0 +1,1 @@
+"""Configurations: composing, the schema, the registry of options, checks and overrides."""

@@ -1,0 +1,1 @@
+"""Tokenizers, vocabularies, and the cache of token files."""

@@ -1,0 +1,246 @@
+"""Token files of a corpus on disk, which are made once and memory-mapped.
+
+The folder of a corpus is named by a hash of everything that its content depends on. It is made
+under a temporary name and renamed when complete, so a killed preparation never looks complete. It
+belongs to one user, who alone can read it, as the corpus may be private; in a shared cache folder,
+nobody trains on token files of another user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xftrain.data.corpus.files import SourceFile, changed, is_text, list_files, split_documents
+from xftrain.data.corpus.skipped import NUM_NAMED, Skipped
+from xftrain.data.tokens.cache_folder import alone, cache_folder, is_own_folder
+from xftrain.data.tokens.files import SPLITS, TokenizerName, seal, write_token_files
+from xftrain.data.tokens.stream import (
+    Meta,
+    TokenStream,
+    open_stream,
+    read_bigram_counts,
+    read_meta,
+    read_tokenizer,
+)
+from xftrain.data.tokens.tokenizer import NUM_BYTES_VOCAB, Tokenizer
+from xftrain.errors import ConfigError, RunError
+from xftrain.interfaces import Split
+from xftrain.utils.files import expanded, sync
+
+log = logging.getLogger(__name__)
+
+_BPE_VOCAB = 8192
+_FORMAT = 3  # increase it if the same files would give other content
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """A prepared corpus, open for reading.
+
+    Attributes:
+        folder: path of the folder.
+        tokenizer: vocabulary of the tokens.
+        streams: the tokens of the two splits.
+        bigram_counts: byte-bigram counts of the training text.
+        summary: text with the numbers of files, skipped files and tokens.
+        digest: SHA-256 of the tokens of both splits and of the vocabulary.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer
+    streams: dict[Split, TokenStream]
+    bigram_counts: npt.NDArray[np.int64]
+    summary: str
+    digest: str
+
+    def is_damaged(self) -> RunError:
+        """The error for a batch with tokens outside the vocabulary."""
+        return RunError(
+            f"data.cache_dir: the token files in {str(self.folder)!r} are damaged: a token is "
+            "outside the vocabulary; delete that folder, and they are made again."
+        )
+
+
+def prepare(
+    path: str,
+    *,
+    tokenizer: TokenizerName = "bytes",
+    vocab_size: int | None = None,
+    val_fraction: float = 0.1,
+    follow_links: bool = False,
+    cache_dir: str | None = None,
+) -> TokenCache:
+    """Opens the token files of a corpus, and makes them first if needed.
+
+    Args:
+        path: a file or a folder.
+        tokenizer: bytes, or a BPE trained on the training files.
+        vocab_size: None is 257 for bytes and 8192 for a BPE.
+        val_fraction: fraction of the files held out, or of the bytes of a single file.
+        follow_links: whether links that lead out of the folder are followed.
+        cache_dir: None is `xftrain` under `$XDG_CACHE_HOME`, else under `~/.cache`.
+
+    Raises:
+        ConfigError: the options contradict each other, or there is no text.
+        RunError: a file changed or the disk was full during preparation.
+    """
+    vocab_size = _checked_vocab_size(tokenizer, vocab_size)
+    if not 0 < val_fraction < 1:
+        raise ConfigError(
+            "data.val_fraction must be above 0 and below 1, because some text is held out and some "
+            f"is trained on, got {val_fraction}; 0.1 is the default."
+        )
+    if not path:
+        raise ConfigError(
+            "data.path must name a file or folder of text, got ''; for this folder write ."
+        )
+    root = Path(os.path.abspath(expanded("data.path", path)))
+    cache = cache_folder(cache_dir)
+    files, skipped = list_files(root, leave_out=cache, follow_links=follow_links)
+    settings = (tokenizer, vocab_size, val_fraction, follow_links)
+    key = _key(root, files, settings)
+    folder = cache / key
+    opened = _open(folder, tokenizer, files, skipped)
+    if opened is None:
+        with alone(cache / f".{key}.lock") as is_alone:
+            # another process may have made it meanwhile
+            opened = _open(folder, tokenizer, files, skipped)
+            if opened is None:
+                if folder.exists():
+                    log.warning("data.path: %s is damaged and is made again", folder)
+                leftovers = cache.glob(f".{key}-*") if is_alone else ()
+                for leftover in [folder, *leftovers]:
+                    shutil.rmtree(leftover, ignore_errors=True)
+                _make(folder, root, files, skipped, tokenizer, vocab_size, val_fraction)
+                opened = _open(folder, tokenizer, files, skipped)
+    if opened is None:
+        raise RunError(
+            f"data.cache_dir: what was written to {str(folder)!r} does not read back; "
+            "check that disk or choose another folder."
+        )
+    log.info("data.path: %s", opened.summary)
+    return opened
+
+
+def _checked_vocab_size(tokenizer: TokenizerName, vocab_size: int | None) -> int:
+    if tokenizer == "bytes":
+        if vocab_size not in (None, NUM_BYTES_VOCAB):
+            raise ConfigError(
+                f"data.vocab_size must be {NUM_BYTES_VOCAB} with data.tokenizer=bytes (the byte "
+                f"values and the document separator), got {vocab_size}; leave it null or choose "
+                "data.tokenizer=bpe."
+            )
+        return NUM_BYTES_VOCAB
+    if vocab_size is not None and vocab_size < NUM_BYTES_VOCAB:
+        raise ConfigError(
+            f"data.vocab_size must be at least {NUM_BYTES_VOCAB} with data.tokenizer=bpe (the byte "
+            f"values and the document separator), got {vocab_size}; null is {_BPE_VOCAB}."
+        )
+    return vocab_size or _BPE_VOCAB
+
+
+def _key(root: Path, files: list[SourceFile], settings: Any) -> str:
+    """The name of the folder, which depends on the user, as no user trusts others' token files."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((_FORMAT, os.geteuid(), os.fsencode(root), settings)).encode())
+    for file in files:
+        digest.update(repr((os.fsencode(file.name), file.size, file.mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def _make(
+    folder: Path,
+    root: Path,
+    files: list[SourceFile],
+    skipped: Skipped,
+    tokenizer: TokenizerName,
+    vocab_size: int,
+    val_fraction: float,
+) -> None:
+    log.info("data.path: preparing %d files of %s", len(files), root)
+    began = time.monotonic()
+    are_text = [is_text(file.path) for file in files]
+    texts = [file for file, is_one in zip(files, are_text, strict=True) if is_one]
+    binary = [file.name for file, is_one in zip(files, are_text, strict=True) if not is_one]
+    if not texts:
+        skipped.extend("binary", len(binary), binary)
+        raise ConfigError(
+            "data.path must hold text (valid UTF-8 without NUL bytes), got "
+            f"{str(root)!r} with none (skipped {skipped}); give a file or folder of text"
+            + (", or set data.follow_links=true." if skipped["outside"] else ".")
+        )
+    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(16)}")
+    try:
+        temporary.mkdir(mode=0o700)
+        documents = split_documents(texts, val_fraction)
+        facts = write_token_files(temporary, documents, tokenizer, vocab_size)
+        named = {"binary": len(binary), "binary_names": binary[:NUM_NAMED]}
+        seal(temporary, {**named, **facts}, tokenizer)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            # without locks, another process may have been faster
+            if not folder.is_dir():
+                raise
+        sync(folder.parent)
+    except UnicodeDecodeError as error:
+        raise changed(root) from error
+    except OSError as error:
+        raise RunError(
+            f"data.cache_dir: the token files could not be written to {str(folder.parent)!r} "
+            f"({error.strerror or error}); make room there or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    log.info("data.path: prepared in %.1f s, kept in %s", time.monotonic() - began, folder)
+
+
+def _open(
+    folder: Path, name: TokenizerName, files: list[SourceFile], skipped: Skipped
+) -> TokenCache | None:
+    """The opened token files, or None if they are missing or damaged.
+
+    Raises:
+        ConfigError: the folder is a link or belongs to another user.
+    """
+    if not is_own_folder(folder):
+        return None
+    try:
+        meta = read_meta(folder, files)
+        tokenizer = read_tokenizer(folder, name, meta)
+        return TokenCache(
+            folder=folder,
+            tokenizer=tokenizer,
+            streams={split: open_stream(folder, split, tokenizer, meta) for split in SPLITS},
+            bigram_counts=read_bigram_counts(folder, meta),
+            summary=_summary(meta, skipped),
+            digest=_digest(meta, tokenizer),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        log.debug("data.path: %s does not read back: %s", folder, error)
+        return None
+
+
+def _digest(meta: Meta, tokenizer: Tokenizer) -> str:
+    checksums = [meta.splits[split].sha256 for split in SPLITS]
+    return hashlib.sha256(" ".join([*checksums, tokenizer.digest()]).encode()).hexdigest()
+
+
+def _summary(meta: Meta, skipped: Skipped) -> str:
+    train, val = meta.splits["train"], meta.splits["val"]
+    skipped.extend("binary", meta.num_binary, meta.binary_names)
+    return (
+        f"{train.files:,} files to train on ({train.bytes:,} bytes, {train.tokens:,} tokens), "
+        f"{val.files:,} held out ({val.bytes:,} bytes, {val.tokens:,} tokens); skipped {skipped}"
+    )

@@ -1,0 +1,136 @@
+"""Writes the cache folder of a corpus, which holds these files.
+
+    meta.json       counts, sizes and checksums, itself sealed by a checksum
+    train.bin       tokens, uint16 or uint32: separator, document, separator, document, separator
+    train.npy       where the separators are; val.bin and val.npy likewise
+    bigram.npy      byte-bigram counts of the training text
+    tokenizer.json  the BPE vocabulary, in the form of `tokenizers`; not with bytes
+
+`token_stream` reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from xftrain.data.corpus.files import PIECE_BYTES, Document, read_pieces
+from xftrain.data.tokens.bigram import BigramCounts
+from xftrain.data.tokens.tokenizer import Bpe, Bytes, Tokenizer
+from xftrain.interfaces import Split
+from xftrain.utils.files import sync
+
+log = logging.getLogger(__name__)
+
+TokenizerName = Literal["bytes", "bpe"]
+SPLITS: tuple[Split, Split] = ("train", "val")
+BPE_SAMPLE_BYTES = 64 << 20  # of training text; more takes longer without a better vocabulary
+
+
+def file_names(tokenizer: TokenizerName) -> list[str]:
+    """The files of a cache folder besides meta.json; no other file in it is ever opened."""
+    streams = [f"{split}.{ending}" for split in SPLITS for ending in ("bin", "npy")]
+    return [*streams, "bigram.npy", *(["tokenizer.json"] if tokenizer == "bpe" else [])]
+
+
+def write_token_files(
+    folder: Path, documents: dict[Split, list[Document]], name: TokenizerName, vocab_size: int
+) -> dict[str, Any]:
+    """Writes all files but meta.json, and returns the facts for meta.json."""
+    tokenizer = Bytes() if name == "bytes" else _train_bpe(documents["train"], vocab_size)
+    if isinstance(tokenizer, Bpe):
+        with open(folder / "tokenizer.json", "x", encoding="utf-8") as text:
+            text.write(tokenizer.to_json())
+    counts = BigramCounts()
+    facts: dict[str, Any] = {}
+    for split in SPLITS:
+        pieces = _separated(documents[split])
+        boundaries = []
+        num_tokens = 0
+        checksum = hashlib.sha256()
+        with open(folder / f"{split}.bin", "xb") as file:
+            watched = counts.watch(pieces) if split == "train" else pieces
+            for tokens in tokenizer.encode_pieces(watched):
+                if tokens[0] == tokenizer.separator:
+                    boundaries.append(num_tokens)
+                num_tokens += tokens.size
+                content = tokens.astype(dtype_of(tokenizer)).tobytes()
+                checksum.update(content)
+                file.write(content)
+        with open(folder / f"{split}.npy", "xb") as file:
+            np.save(file, np.array(boundaries, dtype="<i8"))
+        facts[split] = {
+            "files": len(documents[split]),
+            "bytes": sum(document.end - document.begin for document in documents[split]),
+            "tokens": num_tokens,
+            "sha256": checksum.hexdigest(),
+        }
+    with open(folder / "bigram.npy", "xb") as file:
+        np.save(file, counts.counts.astype("<i8"))
+    return facts
+
+
+def _separated(documents: list[Document]) -> Iterator[bytes]:
+    yield b""
+    for document in documents:
+        yield from read_pieces(document)
+        yield b""
+
+
+def _train_bpe(documents: list[Document], vocab_size: int) -> Bpe:
+    num_bytes = sum(document.end - document.begin for document in documents)
+    step = -(-num_bytes // BPE_SAMPLE_BYTES)
+    if step > 1:
+        log.info(
+            "data.tokenizer: the vocabulary is trained on one piece of text in every %d, of %d KiB "
+            "each, because the training text has %d MiB",
+            step,
+            PIECE_BYTES >> 10,
+            num_bytes >> 20,
+        )
+    pieces = (piece for document in documents for piece in read_pieces(document))
+    tokenizer = Bpe.train(islice(pieces, 0, None, step), vocab_size)
+    if tokenizer.vocab_size < vocab_size:
+        log.info(
+            "data.vocab_size: the training text gives %d tokens, not %d: no further pair of tokens "
+            "occurs twice in it",
+            tokenizer.vocab_size,
+            vocab_size,
+        )
+    return tokenizer
+
+
+def dtype_of(tokenizer: Tokenizer) -> str:
+    """The dtype in which tokens are stored."""
+    return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+
+
+def seal(folder: Path, facts: dict[str, Any], name: TokenizerName) -> None:
+    """Writes meta.json: the facts, checksums of the small files, and times of the others."""
+    names = file_names(name)
+    for path in [*(folder / one for one in names), folder]:
+        sync(path)  # otherwise a power failure may leave a renamed folder of empty files
+    small = [one for one in names if not one.endswith(".bin")]
+    meta = {
+        **facts,
+        "sha256": {one: hashlib.sha256((folder / one).read_bytes()).hexdigest() for one in small},
+        "mtime_ns": {split: os.stat(folder / f"{split}.bin").st_mtime_ns for split in SPLITS},
+    }
+    sealed = {"meta": meta, "sha256": hashlib.sha256(canonical(meta)).hexdigest()}
+    with open(folder / "meta.json", "x", encoding="utf-8") as file:
+        json.dump(sealed, file, indent=1)
+    for path in (folder / "meta.json", folder):
+        sync(path)
+
+
+def canonical(meta: dict[str, Any]) -> bytes:
+    """The bytes over which the checksum of meta.json is computed."""
+    return json.dumps(meta, sort_keys=True).encode()

@@ -1,0 +1,233 @@
+"""Reads the cache folder of a corpus, whose content may come from anyone.
+
+Only files with fixed names are opened, and none through a link. Sizes in meta.json are checked
+against the corpus before memory is allocated for them, and nothing is unpickled or executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import math
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xftrain.data.corpus.files import SourceFile
+from xftrain.data.corpus.skipped import NUM_NAMED
+from xftrain.data.tokens.bigram import NUM_SYMBOLS
+from xftrain.data.tokens.files import SPLITS, TokenizerName, canonical, dtype_of
+from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, Bpe, Bytes, Tokenizer
+from xftrain.interfaces import Split
+from xftrain.utils.files import open_plain, read_json, read_plain
+
+log = logging.getLogger(__name__)
+
+_META_BYTES = 1 << 20
+# Up to this size all tokens are checked at each start, in 40 ms if the files are cached in memory.
+# For any size, each batch is checked too.
+_CHECKED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """The facts about a split in meta.json.
+
+    Attributes:
+        files: number of files; 1 for a part of a single file.
+        bytes: number of bytes of text.
+        tokens: number of tokens, with separators before and after each file.
+        sha256: checksum of the tokens.
+        mtime_ns: time at which the tokens were written, in nanoseconds.
+    """
+
+    files: int
+    bytes: int
+    tokens: int
+    sha256: str
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The checked content of meta.json.
+
+    Attributes:
+        splits: facts about each split.
+        num_binary: number of files of the corpus that are not text.
+        binary_names: the first few of them.
+        sha256: checksums of the small files, by name.
+    """
+
+    splits: dict[Split, SplitFacts]
+    num_binary: int
+    binary_names: list[str]
+    sha256: dict[str, str]
+
+
+class TokenStream:
+    """One split's tokens, memory-mapped.
+
+    Args:
+        folder: folder of the token files.
+        split: the split.
+        dtype: dtype in which tokens are stored.
+        num_tokens: expected number of tokens.
+        num_documents: expected number of documents.
+        boundaries_sha256: checksum of the file of the boundaries.
+
+    Attributes:
+        tokens: uint16 or uint32, a separator before and after every document.
+        boundaries: int64 positions of the separators.
+
+    Raises:
+        OSError, ValueError: a file is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        dtype: str,
+        num_tokens: int,
+        num_documents: int,
+        boundaries_sha256: str,
+    ) -> None:
+        self._arguments = (folder, split, dtype, num_tokens, num_documents, boundaries_sha256)
+        with open_plain(folder / f"{split}.bin") as file:
+            self.mtime_ns = os.fstat(file.fileno()).st_mtime_ns
+            if os.fstat(file.fileno()).st_size != num_tokens * np.dtype(dtype).itemsize:
+                raise ValueError(f"{split}.bin has not {num_tokens} tokens")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.tokens = np.frombuffer(mapped, dtype)
+        boundaries = folder / f"{split}.npy"
+        self.boundaries = _read_npy(boundaries, (num_documents + 1,), boundaries_sha256)
+        is_whole = self.boundaries[0] == 0 and self.boundaries[-1] == num_tokens - 1
+        if not is_whole or not (np.diff(self.boundaries) > 0).all():
+            raise ValueError(f"{split}.npy has boundaries out of order")
+
+    def __reduce__(self) -> tuple[type[TokenStream], tuple[Any, ...]]:
+        return TokenStream, self._arguments  # a worker process maps the file, not a copy of it
+
+    def check(self, tokenizer: Tokenizer, facts: SplitFacts) -> None:
+        """Raises ValueError if the tokens are not those that were written."""
+        if self.mtime_ns != facts.mtime_ns:  # copied or changed
+            log.info("data.cache_dir: checking the tokens of a copied or changed %s", self.name)
+            if hashlib.sha256(self.tokens.data).hexdigest() != facts.sha256:
+                raise ValueError(f"{self.name} does not match its checksum")
+        if self.tokens.nbytes > _CHECKED_BYTES:
+            return
+        if self.tokens.max() >= tokenizer.vocab_size:
+            raise ValueError(f"{self.name} has tokens outside its vocabulary")
+        if (self.tokens[self.boundaries] != tokenizer.separator).any():
+            raise ValueError(f"{self.name} has documents without a separator")
+
+    @property
+    def name(self) -> str:
+        """The name of the token file."""
+        return str(self._arguments[0] / f"{self._arguments[1]}.bin")
+
+
+def read_meta(folder: Path, files: list[SourceFile]) -> Meta:
+    """Reads what `seal` wrote, and checks its numbers against the files of the corpus.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is damaged, or of another corpus.
+    """
+    sealed = read_json(folder / "meta.json", _META_BYTES)
+    if sealed is None:
+        raise ValueError("meta.json cannot be read")
+    meta: dict[str, Any] = sealed["meta"]
+    if sealed["sha256"] != hashlib.sha256(canonical(meta)).hexdigest():
+        raise ValueError("meta.json does not match its checksum")
+    num_bytes = sum(file.size for file in files)
+    splits: dict[Split, SplitFacts] = {}
+    for split in SPLITS:
+        facts = meta[split]
+        splits[split] = SplitFacts(
+            files=_count(facts["files"], 1, len(files)),
+            bytes=_count(facts["bytes"], 0, num_bytes),
+            # a token stands for at least one byte, or for a separator
+            tokens=_count(facts["tokens"], 2, num_bytes + len(files) + 1),
+            sha256=_text(facts["sha256"]),
+            mtime_ns=_count(meta["mtime_ns"][split], -(1 << 63), 1 << 63),
+        )
+    names = [_text(name) for name in meta["binary_names"][:NUM_NAMED]]
+    sha256 = {_text(name): _text(checksum) for name, checksum in meta["sha256"].items()}
+    return Meta(splits, _count(meta["binary"], 0, len(files)), names, sha256)
+
+
+def _count(value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"meta.json says {value!r} where {least} to {most} can be")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("meta.json has no text where one must be")
+    return value
+
+
+def read_tokenizer(folder: Path, name: TokenizerName, meta: Meta) -> Tokenizer:
+    """The vocabulary of the token files.
+
+    Raises:
+        OSError, ValueError, KeyError: it is damaged.
+    """
+    if name == "bytes":
+        return Bytes()
+    content = read_plain(folder / "tokenizer.json", MAX_FILE_BYTES)
+    _check_sum("tokenizer.json", content, meta.sha256["tokenizer.json"])
+    return Bpe.from_json(content.decode("utf-8"))
+
+
+def open_stream(folder: Path, split: Split, tokenizer: Tokenizer, meta: Meta) -> TokenStream:
+    """The tokens of a split, checked.
+
+    Raises:
+        OSError, ValueError, KeyError: a file is damaged, or of another corpus.
+    """
+    facts = meta.splits[split]
+    boundaries = meta.sha256[f"{split}.npy"]
+    dtype = dtype_of(tokenizer)
+    stream = TokenStream(folder, split, dtype, facts.tokens, facts.files, boundaries)
+    stream.check(tokenizer, facts)
+    return stream
+
+
+def read_bigram_counts(folder: Path, meta: Meta) -> npt.NDArray[np.int64]:
+    """Byte-bigram counts of the training text.
+
+    Raises:
+        OSError, ValueError, KeyError: the file is damaged.
+    """
+    shape = (NUM_SYMBOLS, NUM_SYMBOLS)
+    counts = _read_npy(folder / "bigram.npy", shape, meta.sha256["bigram.npy"])
+    if counts.min() < 0:
+        raise ValueError("bigram.npy has negative counts")
+    return counts
+
+
+def _check_sum(name: str, content: bytes, sha256: str) -> None:
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{name} does not match its checksum")
+
+
+def _read_npy(path: Path, shape: tuple[int, ...], sha256: str) -> npt.NDArray[np.int64]:
+    """The int64 array of that shape, as `numpy.save` writes it; the file does not set the size."""
+    header = io.BytesIO()
+    facts = {"descr": "<i8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, facts)
+    begin, num_bytes = header.getvalue(), 8 * math.prod(shape)
+    content = read_plain(path, len(begin) + num_bytes)
+    _check_sum(path.name, content, sha256)
+    if not content.startswith(begin) or len(content) != len(begin) + num_bytes:
+        raise ValueError(f"{path.name} is no array of {shape} integers")
+    return np.frombuffer(content, "<i8", offset=len(begin)).reshape(shape)

@@ -1,0 +1,31 @@
+"""The allowed values of a key, if they can be listed, for shell completion."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin
+
+from xftrain.config.registry import PACKAGES, group_of, names, schema
+from xftrain.config.schema import schemas_of_no_option
+
+
+def values_of(key: str) -> list[str]:
+    """The allowed values of a dotted key, as typed in an override; empty if they are unlimited.
+
+    In a group, the fields of all options count, since the same line may choose another option.
+    """
+    parent, _, name = key.rpartition(".")
+    schemas = [schemas_of_no_option().get(parent, {})]
+    if parent and (group := group_of(parent)) in PACKAGES:
+        schemas += [schema(group, option) for option in names(group)]
+    found = [_listed(fields[name].annotation) for fields in schemas if name in fields]
+    return list(dict.fromkeys(value for values in found for value in values))
+
+
+def _listed(annotation: Any) -> list[str]:
+    if annotation is bool:
+        return ["true", "false"]
+    if annotation is type(None):
+        return ["null"]
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [value for part in get_args(annotation) for value in _listed(part)]

@@ -1,1 +1,0 @@
-"""The layers of a block, one variant per file."""

@@ -1,0 +1,67 @@
+"""Chooses `fused` on a GPU, else `full` if the logits are small, else `chunked`."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from xftrain.interfaces import LossSums
+from xftrain.kernels.softmax_gradient import has_kernel
+from xftrain.loss.chunked import Chunked
+from xftrain.loss.full import Full
+from xftrain.loss.fused import Fused
+from xftrain.utils.device_memory import total_memory_bytes
+
+log = logging.getLogger(__name__)
+
+_SHARE = 8  # logits may take 1/8 of the device's memory
+_MAX_LOGITS = 2**30  # maximum number of logits in a chunk of the fused loss
+
+
+class Auto:
+    """Chooses `fused` on a GPU with Triton, as it is the fastest and saves no logits.
+
+    Elsewhere it chooses `full` if the float32 logits fit in an eighth of the memory, else
+    `chunked`.
+    """
+
+    def __init__(self) -> None:
+        self._chosen: tuple[tuple[int, int], Full | Chunked | Fused] | None = None
+
+    def unsupported(self, device: torch.device) -> list[str]:
+        """Returns no reasons, since a loss runs on every device."""
+        return []
+
+    def __call__(
+        self, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, with_accuracy: bool
+    ) -> LossSums:
+        """Computes the sums with the chosen loss, see `Loss`."""
+        loss = self.choice(x_ND.shape[0], weight_VD.shape[0], x_ND.device)
+        return loss(x_ND, weight_VD, labels_N, with_accuracy=with_accuracy)
+
+    def choice(
+        self, num_tokens: int, vocab_size: int, device: torch.device
+    ) -> Full | Chunked | Fused:
+        """The loss for a batch of this size, cached until the size changes."""
+        sizes = (num_tokens, vocab_size)
+        if self._chosen is None or self._chosen[0] != sizes:
+            self._chosen = (sizes, self._choose(*sizes, device))
+        return self._chosen[1]
+
+    def peak_bytes(
+        self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> int:
+        """The peak bytes of the chosen loss."""
+        loss = self.choice(num_tokens, weight_VD.shape[0], device)
+        return loss.peak_bytes(num_tokens, weight_VD, dtype, device)
+
+    def _choose(
+        self, num_tokens: int, vocab_size: int, device: torch.device
+    ) -> Full | Chunked | Fused:
+        if has_kernel(device):
+            return Fused(chunk_tokens=max(1024, min(16384, _MAX_LOGITS // vocab_size)))
+        logits_bytes = num_tokens * vocab_size * 4
+        if logits_bytes <= total_memory_bytes(device) // _SHARE:
+            return Full()
+        log.info("loss: auto takes chunked, the logits alone would be %d MiB", logits_bytes >> 20)
+        return Chunked()

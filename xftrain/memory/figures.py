@@ -1,0 +1,118 @@
+"""The components of a training step's peak memory, and the peak for each recompute plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xftrain.model.block import RecomputePlan
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """Memory of one layer, bytes.
+
+    Attributes:
+        kept: activations that the layer saves for its backward pass.
+        ffn: the part of `kept` that is freed if the layer's feed-forward is recomputed.
+        input: the layer's input, all that is saved if the whole layer is recomputed.
+        backward: peak of the gradients inside the layer during its backward pass.
+        casts: copies of the layer's weights in the dtype of matmuls.
+    """
+
+    kept: int
+    ffn: int
+    input: int
+    backward: int
+    casts: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Memory of a training step by component, bytes.
+
+    Attributes:
+        weights: the parameters.
+        gradients: gradients of trained parameters; twice if several ranks accumulate batches.
+        optimizer: the optimizer's state, such as the two moments of AdamW.
+        is_optimizer_known: whether the optimizer declares its state (`state_bytes`).
+        is_loss_known: whether the loss declares its peak (`peak_bytes`).
+        head_cast: copy of the output matrix in the dtype of matmuls.
+        layers: the memory of each layer, from the first.
+        rest: activations saved between the last layer and the loss.
+        loss: peak of the logits and of the tensors computed from them.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    is_optimizer_known: bool
+    is_loss_known: bool
+    head_cast: int
+    layers: tuple[LayerBytes, ...]
+    rest: int
+    loss: int
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of layers."""
+        return len(self.layers)
+
+    @property
+    def casts(self) -> int:
+        """Bytes of all copies of weights in the dtype of matmuls."""
+        return self.head_cast + sum(layer.casts for layer in self.layers)
+
+    @property
+    def state(self) -> int:
+        """Bytes that are allocated throughout: weights, gradients and optimizer state."""
+        return self.weights + self.gradients + self.optimizer + self.casts
+
+    def activations(self, recomputed: RecomputePlan) -> int:
+        """Bytes of all activations that are saved for the backward pass."""
+        return sum(self._kept(index, recomputed) for index in range(self.num_blocks)) + self.rest
+
+    def transient_bytes(self, recomputed: RecomputePlan) -> int:
+        """The largest temporary memory, in the loss or in the backward pass of a layer.
+
+        The recomputed activations of a layer exist during its backward pass, but by then the
+        activations of later layers are free.
+        """
+        most, freed = self.loss, 0
+        for index in reversed(range(self.num_blocks)):
+            layer = self.layers[index]
+            again = 0
+            if index < recomputed.blocks:
+                again = layer.kept
+            elif index < recomputed.ffns:
+                again = layer.ffn
+            most = max(most, again + layer.backward - freed)
+            freed += self._kept(index, recomputed)
+        return most
+
+    def _kept(self, index: int, recomputed: RecomputePlan) -> int:
+        layer = self.layers[index]
+        if index < recomputed.blocks:
+            return layer.input
+        return layer.kept - (layer.ffn if index < recomputed.ffns else 0)
+
+    def total(self, recomputed: RecomputePlan) -> int:
+        """The peak of a step under a recompute plan, bytes."""
+        return self.state + self.activations(recomputed) + self.transient_bytes(recomputed)
+
+    def fits(self, limit: int, recomputed: RecomputePlan) -> bool:
+        """Whether the peak under a plan is at most `limit` bytes."""
+        return self.total(recomputed) <= limit
+
+    def plans(self) -> Iterator[RecomputePlan]:
+        """Yields plans from the cheapest: first feed-forwards, which free the most per matmul."""
+        ffns = self.num_blocks if any(layer.ffn > 0 for layer in self.layers) else 0
+        yield from (RecomputePlan(ffns=count) for count in range(ffns + 1))
+        yield from (
+            RecomputePlan(blocks=count, ffns=ffns) for count in range(1, self.num_blocks + 1)
+        )
+
+    def cheapest_fitting_plan(self, limit: int) -> RecomputePlan:
+        """The first of `plans` that fits, or the last one if none does."""
+        plans = list(self.plans())
+        return next((plan for plan in plans if self.fits(limit, plan)), plans[-1])

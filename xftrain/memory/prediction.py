@@ -1,0 +1,119 @@
+"""Predicts the peak memory of a training step from its state, activations and loss.
+
+Gradients count as permanently allocated, though most steps free them. Not counted are M x M masks,
+copies inside kernels, rounding by the allocator, the CUDA context, and on the CPU the process
+itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+
+from xftrain.config import registry
+from xftrain.config.run_config import RunConfig
+from xftrain.interfaces import Batch, Loss
+from xftrain.loss.full import logits_bytes
+from xftrain.memory.figures import LayerBytes, Peak
+from xftrain.memory.layers import BlockBytes, run_layers
+from xftrain.model.gpt import GPT
+from xftrain.train.bf16_weights import layers_with_copies, weight_modifiers
+
+
+def predict(
+    cfg: RunConfig,
+    model: GPT,
+    loss: Loss,
+    batch: Batch,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Peak:
+    """Predicts the peak of a training step on a batch of this shape.
+
+    Args:
+        cfg: the checked configuration.
+        model: the model, on any device, torch's meta device included.
+        loss: the loss; without `peak_bytes` it is assumed to hold all logits.
+        batch: the first batch of the run.
+        dtype: dtype of matmuls and attention.
+        device: the device of the run.
+    """
+    is_mixed = dtype != torch.float32 and cfg.trainer.precision != "bf16-true"
+    is_compiled = bool(cfg.compile)
+    ran = run_layers(model, batch, dtype, device, is_mixed=is_mixed, is_compiled=is_compiled)
+    share = cfg.model.activation_budget if is_compiled else 1.0
+    optim = registry.build(cfg.optim)
+    with_bf16: set[torch.Tensor] = set()
+    if is_mixed and dtype == torch.bfloat16:
+        with_bf16 = _with_bf16_gradients(cfg, model, optim, device)
+    ask = getattr(optim, "option_by_parameter", None)
+    group_options = {} if ask is None else ask(model)
+    is_optimizer_known = True
+    weights = trained = state = 0
+    for parameter in model.parameters():
+        narrowed = parameter.dtype == torch.float32 and not is_mixed
+        size = parameter.numel() * (dtype if narrowed else parameter.dtype).itemsize
+        weights += size
+        grad_size = parameter.numel() * dtype.itemsize if parameter in with_bf16 else size
+        trained += grad_size * parameter.requires_grad
+        if parameter.requires_grad:
+            option = group_options.get(parameter, optim)
+            is_optimizer_known &= hasattr(option, "state_bytes")
+            state_bytes = getattr(option, "state_bytes", _two_moments)
+            state += state_bytes(parameter) * size // max(1, parameter.nbytes)
+    trainer = cfg.trainer
+    # accumulated gradients are allocated in addition to DDP's buckets
+    is_twice = trainer.devices > 1 and trainer.accumulate_grad_batches > 1
+    head = model.head.weight.numel() * dtype.itemsize
+    return Peak(
+        weights=weights,
+        gradients=trained * (2 if is_twice else 1),
+        optimizer=state,
+        is_optimizer_known=is_optimizer_known,
+        is_loss_known=hasattr(loss, "peak_bytes"),
+        head_cast=head if is_mixed else 0,
+        layers=tuple(_layer_bytes(block, share, is_mixed=is_mixed) for block in ran.blocks),
+        rest=ran.norm + ran.norm_output,
+        loss=_loss_bytes(loss, batch.num_tokens, model, dtype, device),
+    )
+
+
+def _layer_bytes(block: BlockBytes, share: float, *, is_mixed: bool) -> LayerBytes:
+    """The memory of a layer that saves a share of its activations and recomputes the others."""
+    whole = block.kept.activations
+    kept = block.input + int(share * (whole - block.input)) if share < 1 else whole
+    ffn = int(share * block.ffn) if share < 1 else block.ffn
+    casts = block.kept.casts if is_mixed else 0
+    return LayerBytes(kept, ffn, block.input, block.backward + whole - kept, casts)
+
+
+def _two_moments(parameter: torch.Tensor) -> int:
+    """The bytes of AdamW's two moments, assumed for an optimizer without `state_bytes`."""
+    return 2 * parameter.nbytes
+
+
+def _with_bf16_gradients(
+    cfg: RunConfig, model: GPT, optim: Any, device: torch.device
+) -> set[torch.Tensor]:
+    """The float32 weights whose gradients are bfloat16 in a run with mixed precision."""
+    trainer = cfg.trainer
+    sums_up = trainer.accumulate_grad_batches > 1 or trainer.devices > 1  # sums are float32
+    takes = getattr(optim, "takes_bf16_gradients", None)
+    if sums_up or takes is None or not takes(device):
+        return set()
+    targets = [callback.target for callback in cfg.callbacks.values() if callback.target]
+    if weight_modifiers([optim, *map(get_object, targets)]):
+        return set()
+    return {layer.weight for layer in layers_with_copies(model)}
+
+
+def _loss_bytes(
+    loss: Loss, num_tokens: int, model: GPT, dtype: torch.dtype, device: torch.device
+) -> int:
+    """The loss's `peak_bytes`, or an upper bound from the whole logits if it has none."""
+    ask = getattr(loss, "peak_bytes", None)
+    if ask is None:
+        return logits_bytes(num_tokens, model.vocab_size)
+    return int(ask(num_tokens, model.head.weight, dtype, device))

@@ -1,0 +1,81 @@
+"""FLOPs of a training step, and the peak FLOP/s of devices, for the MFU."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from torch import nn
+
+from xftrain.interfaces import Batch
+from xftrain.model.gpt import GPT
+
+# TFLOP/s in float32, TF32 and half precision, from NVIDIA's data sheet
+# (nvidia.com/data-center/h200), halved if they assume sparsity. Lightning's values assume sparsity,
+# and do not match the H200's name.
+_H200, _H200_NVL = (67.0, 494.5, 989.5), (60.0, 417.5, 835.5)
+
+FORMULA = "MFU = (6 N + 12 L H K M) x tokens/s / peak"
+
+
+def flops_per_token(model: GPT, batch: Batch) -> float:
+    """FLOPs of forward and backward per token (PaLM, arXiv:2204.02311, appendix B).
+
+    They are 6 N for the matmuls, where N leaves out embedding tables that are only looked up, plus
+    12 L H K M for attention, counted in full even if causal. M is the mean document length of
+    tokens, or the window of a layer if that is smaller.
+    """
+    return FlopCounter(model).per_token(batch)
+
+
+class FlopCounter:
+    """Computes `flops_per_token` of many batches, and counts the parameters only once."""
+
+    def __init__(self, model: GPT) -> None:
+        self._of_weights = 6 * _num_multiplied(model)
+        self._of_a_position = 12 * model.num_heads * model.head_dim
+        self._windows = Counter(model.windows)
+
+    def per_token(self, batch: Batch) -> float:
+        """The FLOPs per token of a batch, see `flops_per_token`."""
+        lengths = batch.seqlens or (batch.tokens_BM.shape[1],)
+        keys = 0.0  # mean number of keys of a query, summed over layers
+        for window, num_layers in self._windows.items():
+            seen = (n * (n if window is None else min(n, window)) for n in lengths)
+            keys += num_layers * sum(seen) / sum(lengths)
+        return self._of_weights + self._of_a_position * keys
+
+
+def _num_multiplied(model: GPT) -> int:
+    """N, the number of parameters without embedding tables that are only looked up."""
+    looked_up = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in [m.weight]}
+    looked_up.discard(id(model.head.weight))
+    return sum(p.numel() for p in model.parameters() if id(p) not in looked_up)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """The vendor's dense peak for the dtype, or None for a device that is not listed."""
+    if device.type != "cuda":
+        return None
+    words = torch.cuda.get_device_name(device).split()
+    if "H200" in words and dtype in (torch.float32, torch.bfloat16, torch.float16):
+        in_float32, in_tf32, in_half = _H200_NVL if "NVL" in words else _H200
+        if dtype == torch.float32:
+            highest = torch.get_float32_matmul_precision() == "highest"
+            return (in_float32 if highest else in_tf32) * 1e12
+        return in_half * 1e12
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # describe_peak reports an unknown device
+        return get_available_flops(device, dtype)
+
+
+def describe_peak(device: torch.device, dtype: torch.dtype) -> str:
+    """The MFU formula with the peak of the device, or the reason why no MFU is logged."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    peak = peak_flops(device, dtype)
+    if peak is None:
+        return f"{FORMULA}: unknown device ({name}), no MFU is logged"
+    precision = str(dtype).removeprefix("torch.")
+    return f"{FORMULA}; peak {peak / 1e12:.1f} TFLOP/s (dense {precision}, {name})"

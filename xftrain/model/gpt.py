@@ -1,0 +1,277 @@
+"""The GPT: a pre-norm decoder assembled from the chosen variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from xftrain.config.run_config import GPTConfig
+from xftrain.errors import ConfigError
+from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, positions_of
+from xftrain.interfaces.batch_checks import check_documents
+from xftrain.model.block import Block, RecomputePlan
+from xftrain.model.initialization import initialize
+from xftrain.model.layer_spec import LayerSpec, distinct_cases
+from xftrain.model.linear import Linear
+from xftrain.model.tied import MayTieHead
+from xftrain.utils.compilation import begin_compiling
+
+
+class GPT(MayTieHead):
+    """Token and position embeddings, blocks, a final norm, and an output matrix.
+
+    The state dict does not depend on the backend, on `bias.impl` or on `ffn.impl`.
+
+    Args:
+        backend: computes attention.
+        layers: specs of the first layers; the list repeats over the depth. Equal parts are the same
+            object.
+        make_pos: (D, K) -> position encoding of the layers whose spec has none.
+        make_norm: (D, linear_bias) -> normalization.
+        config: sizes and settings; for `activation_checkpointing=auto`, the run sets `recomputed`
+            later.
+        vocab_size: V.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        layers: Sequence[LayerSpec],
+        make_pos: Callable[..., Any],
+        make_norm: Callable[..., nn.Module],
+        config: GPTConfig,
+        vocab_size: int,
+    ) -> None:
+        super().__init__()
+        dim, num_layers, num_heads = config.dim, config.num_layers, config.num_heads
+        linear_bias = config.linear_bias
+        self.backend = backend
+        self.specs = [layers[index % len(layers)] for index in range(num_layers)]
+        self.attention: Attention = backend
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.recomputed = RecomputePlan()
+        if config.activation_checkpointing == "ffn":
+            self.recomputed = RecomputePlan(ffns=num_layers)
+        elif config.activation_checkpointing:  # all blocks, until a run sets its plan
+            self.recomputed = RecomputePlan(blocks=num_layers)
+        self.residual_dtype = config.residual_dtype
+        self.activation_budget = config.activation_budget
+        self.embed = nn.Embedding(vocab_size, dim)
+        self.pos = make_pos(dim, self.head_dim)
+        own = dict.fromkeys(spec.make_pos for spec in self.specs if spec.make_pos is not None)
+        positions = {make: make(dim, self.head_dim) for make in own}
+        for pos in positions.values():  # for built-in options, the configuration was refused before
+            if getattr(pos, "changes_embeddings", False):
+                raise ConfigError(
+                    f"model.layers gives layers the position encoding {type(pos).__name__}, which "
+                    "adds to the embeddings before the first layer: set it as model.pos."
+                )
+        self.blocks = nn.ModuleList(
+            Block(
+                spec.make_heads(dim, num_heads, linear_bias),
+                spec.make_ffn(dim, linear_bias),
+                (make_norm(dim, linear_bias), make_norm(dim, linear_bias)),
+                self.pos if spec.make_pos is None else positions[spec.make_pos],
+                dim=dim,
+                linear_bias=linear_bias,
+                dropout=config.dropout,
+            )
+            for spec in self.specs
+        )
+        self.layer_pos = nn.ModuleList(positions.values())
+        makes = list(positions)
+        self._pos_of_layer = [
+            None if spec.make_pos is None else makes.index(spec.make_pos) for spec in self.specs
+        ]
+        self.norm = make_norm(dim, linear_bias)
+        self.head = Linear(dim, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.tie_head()
+        self.uninitialized = initialize(self, config.init_std, num_layers)
+        self._handles: dict[Any, Any] = {}  # handles of the last batch, by the key of the bias
+
+    @property
+    def windows(self) -> list[int | None]:
+        """The maximum number of keys that a query sees in each layer; None is no limit."""
+        return [spec.bias.build(self.num_heads, None).window for spec in self.specs]
+
+    def position_encoding(self, layer: int) -> Any:
+        """The position encoding of a layer."""
+        place = self._pos_of_layer[layer]
+        return self.pos if place is None else self.layer_pos[place]
+
+    def distinct_blocks(self) -> list[tuple[Block, tuple[int, ...]]]:
+        """The first block of each kind, and the indices of all layers of that kind."""
+        kinds: dict[tuple[int, ...], list[int]] = {}  # by identity: a recipe may have no hash
+        for index, spec in enumerate(self.specs):
+            kinds.setdefault(tuple(map(id, spec)), []).append(index)
+        return [(self.blocks[layers[0]], tuple(layers)) for layers in kinds.values()]  # type: ignore[misc]
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.head.weight.shape[0]
+
+    def attention_cases(
+        self,
+        num_rows: int,
+        num_positions: int,
+        seqlens: tuple[int, ...] | None,
+        place: tuple[torch.device, torch.dtype] | None = None,
+    ) -> list[AttnCase]:
+        """The distinct attention calls for a batch of this shape, with their layers.
+
+        Args:
+            num_rows: B.
+            num_positions: M.
+            seqlens: lengths of documents packed into the one row.
+            place: device and dtype of q, k and v; None is `compute_device_dtype`.
+
+        Raises:
+            ConfigError: the documents do not fill one row, or the bias does not fit the batch.
+        """
+        check_documents(seqlens, num_rows, num_positions)
+        groups: list[int] = [block.heads.num_kv_heads for block in self.blocks]  # type: ignore[union-attr, misc]
+        sizes = (num_rows, num_positions, self.num_heads)
+        shapes = {G: AttnShape(*sizes, G, self.head_dim) for G in set(groups)}
+        place = place or self.compute_device_dtype()
+        return distinct_cases(self.specs, [shapes[G] for G in groups], seqlens, *place)
+
+    def prepare(
+        self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None = None
+    ) -> list[Any]:
+        """The backend's handle of each layer, cached while batches have equal layouts."""
+        cases = self.attention_cases(num_rows, num_positions, seqlens)
+        self.check_length(max(seqlens or (num_positions,)))
+        # a later backward pass would refuse tensors made in inference mode
+        is_inference = torch.is_inference_mode_enabled()
+        before, self._handles = self._handles, {}
+        handles: list[Any] = [None] * len(self.blocks)
+        for call, layers in cases:
+            facts = call.bias.key
+            key = None if facts is None else (facts, *call[1:], is_inference)
+            if key is not None and key in before:
+                handle = before[key]
+            else:
+                handle = self.backend.prepare(*call)
+            if key is not None:
+                self._handles[key] = handle
+            for index in layers:
+                handles[index] = handle
+        return handles
+
+    def compile_blocks(self, *, packed: bool) -> None:
+        """Compiles each block in place, which does not change the state dict.
+
+        Attention over packed documents is not compiled, since each batch has another layout and
+        would cause a recompilation.
+        """
+        begin_compiling(self.activation_budget)
+        for block in [*self.blocks, self.norm]:
+            block.compile()
+        if packed:
+            self.attention = torch.compiler.disable(self.backend)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Within this context, blocks run uncompiled, since compiled code calls no hooks."""
+        parts = [*self.blocks, self.norm]
+        compiled = [part._compiled_call_impl for part in parts]
+        for part in parts:
+            part._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for part, call in zip(parts, compiled, strict=True):
+                part._compiled_call_impl = call
+
+    def check_length(self, num_positions: int) -> None:
+        """Raises ConfigError if a document is longer than the maximum of a position encoding."""
+        limit = self.pos.max_positions
+        if limit is not None and num_positions > limit:
+            raise ConfigError(
+                f"model.pos.max_positions is {limit}, too few for a document of {num_positions} "
+                "tokens: raise it, or use model.pos=rope."
+            )
+
+    def compute_device_dtype(self) -> tuple[torch.device, torch.dtype]:
+        """The device and dtype of q, k and v, with autocast taken into account."""
+        weight = self.head.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            return weight.device, torch.get_autocast_dtype(weight.device.type)
+        return weight.device, weight.dtype
+
+    def hidden(
+        self,
+        tokens_BM: Tensor,
+        positions_1M: Tensor,
+        handles: Sequence[Any],
+        attention: Attention | None = None,
+    ) -> Tensor:
+        """The normalized hidden states of the last layer [B, M, D], input of the output matrix.
+
+        Args:
+            tokens_BM: int64 tokens.
+            positions_1M: int64 positions, the same for every row.
+            handles: the result of `prepare`, one handle per layer.
+            attention: computes attention instead of the backend, outside compiled code.
+        """
+        return self.hidden_and_aux(tokens_BM, positions_1M, handles, attention)[0]
+
+    def hidden_and_aux(
+        self,
+        tokens_BM: Tensor,
+        positions_1M: Tensor,
+        handles: Sequence[Any],
+        attention: Attention | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The result of `hidden`, and the sum of the auxiliary losses of all layers, or None."""
+        eager = attention is not None
+        attention = self.attention if attention is None else attention
+        x_BMD = self.pos.embed(self.embed(tokens_BM), positions_1M)
+        _, dtype = self.compute_device_dtype()
+        if dtype == torch.bfloat16 and self.residual_dtype == "auto":
+            x_BMD = x_BMD.to(dtype)  # not to float16, which overflows above 65,504
+        positions = self._prepared_positions(positions_1M)
+        aux: Tensor | None = None
+        recomputed = self.recomputed if torch.is_grad_enabled() else RecomputePlan()
+        for index, block in enumerate(self.blocks):
+            of_layer = (attention, handles[index], positions[index])
+            if eager:
+                made = block.forward(x_BMD, *of_layer)
+            elif index < recomputed.blocks:
+                made = checkpoint(block, x_BMD, *of_layer, use_reentrant=False)
+            else:
+                made = block(x_BMD, *of_layer, index < recomputed.ffns)
+            if isinstance(made, tuple):
+                x_BMD, own = made
+                wide = own.to(torch.promote_types(own.dtype, torch.float32))
+                aux = wide if aux is None else aux + wide
+            else:
+                x_BMD = made
+        return self.norm.forward(x_BMD) if eager else self.norm(x_BMD), aux
+
+    def _prepared_positions(self, positions_1M: Tensor) -> list[Any]:
+        """The prepared positions of each layer."""
+        common = self.pos.prepare(positions_1M)
+        own = [pos.prepare(positions_1M) for pos in self.layer_pos]  # type: ignore[operator]
+        return [common if place is None else own[place] for place in self._pos_of_layer]
+
+    def forward(self, tokens_BM: Tensor, seqlens: tuple[int, ...] | None = None) -> Tensor:
+        """Computes the logits [B, M, V]; `seqlens` are the documents packed into the only row.
+
+        Raises:
+            ConfigError: there are no tokens, `seqlens` do not fill the one row, or a document is
+                longer than the model has positions.
+        """
+        num_rows, num_positions = tokens_BM.shape
+        check_documents(seqlens, num_rows, num_positions)
+        positions_1M = positions_of(num_positions, seqlens).to(tokens_BM.device)
+        handles = self.prepare(num_rows, num_positions, seqlens)
+        return F.linear(self.hidden(tokens_BM, positions_1M, handles), self.head.weight)

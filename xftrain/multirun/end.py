@@ -1,0 +1,56 @@
+"""What a sweep leaves: its table, its picture, and a sentence on the jobs that failed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from xftrain.errors import first_line
+from xftrain.multirun import jobs, record, table
+from xftrain.multirun.checks import SweepChecks
+from xftrain.utils.console import say
+from xftrain.utils.printable import one_line
+
+
+def finish(lost: Exception | None = None) -> str | None:
+    """Writes the table and the picture of a sweep, where this command is one.
+
+    Args:
+        lost: what its launcher raised, as where a process of the launcher's own was killed.
+
+    Returns:
+        A sentence on the jobs that failed or were lost; None where there are none.
+    """
+    folder = jobs.SweepTable.folder
+    if folder is None or not folder.is_dir():
+        return None
+    rows = table.write_summary(folder)
+    failed = [row for row in rows if row["status"] != "completed"]
+    sys.stdout.write(f"{table.table(rows)}\n{one_line(str(folder / 'summary.csv'))}\n")
+    _draw(rows, folder)
+    if lost is not None:
+        reason = first_line(lost).rstrip(".")
+        said, which = f"the launcher lost jobs ({reason})", "what is missing"
+    elif failed:
+        reason = f"job {failed[0]['job']}: " + failed[0]["error"].rstrip(".")
+        said, which = f"{len(failed)} of {len(rows)} jobs failed ({reason})", "them again"
+    else:
+        return None
+    resume = shlex.quote(f"{record.RESUME}={folder}")
+    whole = "" if record.is_resumable(folder) else "the same command with "
+    again = f"; {whole}{resume} runs {which}"
+    return f"{said}{'' if SweepChecks.is_stored else again}."
+
+
+def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
+    """The picture of a sweep, which has ended whether or not it can be drawn."""
+    try:
+        from xftrain.multirun import plot  # imports matplotlib
+
+        if path := plot.draw(rows, folder):
+            sys.stdout.write(f"{one_line(str(path))}\n")
+    except Exception as error:
+        said = " ".join(str(error).split())
+        say(f"warning: no {folder / 'summary.png'} ({type(error).__name__}: {said}).")

@@ -1,0 +1,101 @@
+"""Records the configuration of each sweep job, so that a resumed sweep mixes no configurations.
+
+The same overrides compose to another configuration once an option file or a default has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from xftrain.config.moved_keys import flat_in_new_keys
+from xftrain.config.run_config import CommandConfig
+from xftrain.errors import SweepRefused
+from xftrain.utils import redaction
+from xftrain.utils.files import read_json, write_json
+from xftrain.utils.printable import one_line, shortened
+from xftrain.version import __version__
+
+log = logging.getLogger(__name__)
+
+_FILE = ".job.json"  # in a job's folder
+_SHOWN = 3  # largest number of keys in a message
+_MAX_CHARACTERS = 200  # longest key or value in a message
+
+
+def described(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
+    """The configuration of a job by dotted keys, with a digest of each secret that it reads.
+
+    Args:
+        cfg: the composed configuration.
+        checked: the checked configuration.
+    """
+    flat = dict(_flat(redaction.without_secrets(cfg, checked.to_dict())))
+    text = json.dumps(flat)
+    read = {
+        f"oc.env:{name}": digest
+        for name, digest in redaction.digests().items()
+        if f"oc.env:{name}" in text
+    }
+    return {"xftrain": __version__, "config": flat, "environment": read}
+
+
+def write_job_config(description: Mapping[str, Any], run_dir: Path) -> None:
+    """Writes the description into the job's folder."""
+    write_json(description, run_dir / _FILE)
+
+
+def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
+    """Compares the recorded configuration of a completed job with today's.
+
+    Raises:
+        SweepRefused: they differ, so the sweep would mix results of two configurations.
+    """
+    saved = read_json(run_dir / _FILE)
+    if saved is None or not isinstance(saved.get("config"), dict):
+        log.warning("%s has no record of its configuration; its result is kept", run_dir)
+        return
+    if saved.get("xftrain") != description["xftrain"]:
+        said = _cut(str(saved.get("xftrain")))
+        log.warning("%s was run with xftrain %s, and this is %s", run_dir, said, __version__)
+    environment = saved.get("environment")
+    config = flat_in_new_keys(saved["config"])
+    before = {**config, **(environment if isinstance(environment, dict) else {})}
+    today = {**description["config"], **description["environment"]}
+    differing = [
+        key for key in dict.fromkeys([*before, *today]) if _text(before, key) != _text(today, key)
+    ]
+    if differing:
+        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        listed = ", ".join(
+            f"{_cut(key)} {_cut(_text(before, key))} -> {_cut(_text(today, key))}"
+            for key in differing[:_SHOWN]
+        )
+        raise SweepRefused(
+            f"the job in {run_dir} was completed with another configuration: "
+            f"{listed}{more}; set it as it was, choose another "
+            f"hydra.sweep.dir, or delete {run_dir / 'result.json'} to run that job again."
+        )
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values of a configuration by dotted key, in JSON types."""
+    if isinstance(node, Mapping) and (node or not prefix):
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.loads(json.dumps(node, default=str))
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key], sort_keys=True) if key in values else "absent"
+
+
+def _cut(text: str) -> str:
+    """Shortens a text from an untrusted file to one short line."""
+    return shortened(one_line(redaction.hidden(text)), _MAX_CHARACTERS)

@@ -1,0 +1,183 @@
+"""A sweep: each job in a process of its own, and one table of them all that is always up to date.
+
+Nothing that ends a job ends the sweep. Imports no torch: every command imports this.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from xftrain.config.overrides import as_typed, literal, quoted
+from xftrain.config.registry import conf_dir
+from xftrain.errors import ConfigError, SweepRefused
+from xftrain.folders.links import refuse_links
+from xftrain.folders.run_folder import RunFolder, holds_run
+from xftrain.multirun.completed_jobs import completed, refuse_other_jobs
+from xftrain.multirun.job_config import refuse_other_config, write_job_config
+from xftrain.multirun.record import MODE, is_resumed, kept, record_of, write_record
+from xftrain.multirun.table import forget_jobs, read_result
+from xftrain.utils.files import read_plain, write_json
+from xftrain.utils.printable import one_line
+from xftrain.utils.processes import Process, cause_of_death, end
+from xftrain.utils.redaction import hidden_throughout
+
+# In a job's process: the file for its last sentence, which the sweep says.
+JOB = "XFTRAIN_SWEEP_JOB"
+_SHARED = "hydra.job.config.override_dirname.exclude_keys"  # of the names of jobs
+_END_S = 30.0  # for a job to save and end
+_WORDS_BYTES = 1 << 20  # of a job's last sentence
+
+
+class SweepTable(Callback):
+    """Notes where the sweep of this process is and what it runs."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before the first job."""
+        folder = Path(config.hydra.sweep.dir).absolute()
+        record = record_of(config)
+        _name_by_changes(config)
+        try:
+            if folder.is_dir():
+                refuse_links(folder, "hydra.sweep.dir", may_hold_data=False)
+            if is_resumed():
+                refuse_other_jobs(config, folder)
+            _leave_old_submissions(config, folder)
+            forget_jobs(folder)
+            write_record(record, folder)
+        except ConfigError as error:
+            raise SweepRefused(str(error)) from error
+        except (OSError, ValueError) as error:  # a name with a NUL
+            raise SweepRefused(
+                f"hydra.sweep.dir={one_line(str(folder))} cannot be written ({error}): choose "
+                "another folder."
+            ) from error
+        SweepTable.folder = folder
+
+
+def _leave_old_submissions(config: DictConfig, folder: Path) -> None:
+    """Give submitit a new folder where it has left one, whose results it would unpickle."""
+    launcher = config.hydra.launcher
+    if "submitit_folder" in launcher and (folder / ".submitit").exists():
+        with flag_override(config, ["readonly", "struct"], False):
+            launcher.submitit_folder = f"${{hydra.sweep.dir}}/.submitit/{token_hex(8)}/%j"
+
+
+def _name_by_changes(config: DictConfig) -> None:
+    """Leaves what all jobs share out of the names of their folders: TensorBoard has little room.
+
+    Each job gets this with the other overrides of Hydra's own, and can tell what makes it special.
+    """
+    typed = OverridesParser.create().parse_overrides(as_typed(config.hydra.overrides.task))
+    shared = [one.key_or_group for one in typed if not one.is_sweep_override()]
+    left_out = [*config.hydra.job.config.override_dirname.exclude_keys, *shared]
+    listed = ",".join(map(quoted, left_out))
+    with flag_override(config, ["readonly", "struct"], False):
+        config.hydra.overrides.hydra.append(f"{_SHARED}=[{listed}]")
+
+
+def multirun_dir(settings: Any) -> Path:
+    """The folder of the sweep that a job belongs to."""
+    return Path(settings.runtime.cwd) / str(settings.sweep.dir)
+
+
+def run_job(
+    settings: Any, run_dir: Path, description: Mapping[str, Any], *, is_new: bool = False
+) -> dict[str, Any]:
+    """Runs one job as a command of its own, and returns what its `result.json` holds.
+
+    A process that leaves none, since it was killed or crashed, gets one that says so.
+
+    Args:
+        settings: Hydra's own configuration of the job.
+        run_dir: the job's folder.
+        description: see `job_config.described`.
+        is_new: whether it resumes no checkpoint, so that it has no use for a former run's files.
+
+    Raises:
+        SweepRefused: the job was completed with another configuration.
+    """
+    overrides = as_typed(settings.overrides.task)
+    if is_resumed() and (done := completed(run_dir, overrides)):
+        refuse_other_config(description, run_dir)
+        return done
+    if is_new and holds_run(run_dir):
+        RunFolder(run_dir).begin_anew()
+    (run_dir / "result.json").unlink(missing_ok=True)
+    write_job_config(description, run_dir)
+    last_words = run_dir / ".job_said"
+    last_words.unlink(missing_ok=True)
+    process = start(job_command(settings, run_dir, overrides), settings.runtime.cwd, last_words)
+    try:
+        code = process.wait()
+    except BaseException as error:
+        # a job may still save a checkpoint; of Ctrl-C it knows by itself
+        patience_s = _END_S if isinstance(error, KeyboardInterrupt) else 0.0
+        end([process], patience_s=patience_s, wait_s=_END_S)
+        raise
+    result = read_result(run_dir)
+    if result is None:
+        said = _said(last_words) or f"{cause_of_death(code)} and left no result"
+        result = write_end("crashed", said, settings, run_dir)
+    last_words.unlink(missing_ok=True)
+    return result
+
+
+def _said(last_words: Path) -> str:
+    """The last sentence of a job; empty where it left none."""
+    try:
+        return read_plain(last_words, _WORDS_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def write_end(status: str, error: str, settings: Any, run_dir: Path) -> dict[str, Any]:
+    """The `result.json` of a run that ended before it could write its own."""
+    result = {
+        "status": status,
+        "error": error,
+        "overrides": as_typed(settings.overrides.task),
+        "run_dir": str(run_dir),
+    }
+    write_json(hidden_throughout(result), run_dir / "result.json")
+    return result
+
+
+def start(command: Sequence[str], cwd: str, last_words: Path) -> Process:
+    """Starts the process of a job, which leaves its last sentence in a file."""
+    environment = {**os.environ, JOB: str(last_words.absolute())}
+    return subprocess.Popen(command, cwd=cwd, env=environment)
+
+
+def job_command(settings: Any, run_dir: Path, overrides: Sequence[str]) -> list[str]:
+    """The command line of one job."""
+    flags = ["--config-name", str(settings.job.config_name)]
+    for source in settings.runtime.config_sources:
+        if source.provider == "command-line":
+            flags += ["--config-dir", source.path]
+        elif source.provider == "main" and Path(source.path) != conf_dir():
+            flags += ["--config-path", source.path]
+    own = kept(settings.overrides.hydra, (*MODE, "hydra.sweep", "hydra.launcher"))
+    place = [
+        f"hydra.run.dir={literal(run_dir.absolute())}",
+        "hydra.mode=RUN",
+        "hydra.output_subdir=null",
+    ]
+    if not OmegaConf.is_missing(settings.job, "num"):  # one of a sweep
+        place += [
+            f"hydra.sweep.dir={literal(multirun_dir(settings))}",
+            f"hydra.job.num={settings.job.num}",
+            f"hydra.job.id={literal(str(settings.job.id))}",
+        ]
+    return [sys.executable, "-m", "xftrain", *flags, *overrides, *own, *place]

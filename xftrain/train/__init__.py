@@ -1,0 +1,1 @@
+"""Training with Lightning: the module and its step, precision, ranks and resuming."""

@@ -1,0 +1,74 @@
+"""Checks that this run can resume a checkpoint, before anything is restored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+from xftrain.config.moved_keys import in_new_keys
+from xftrain.errors import ConfigError
+from xftrain.train.restored import check_loops
+from xftrain.train.same_data import DataIdentity
+from xftrain.train.same_run import (
+    differences,
+    refuse_other_model,
+    refuse_other_optimizer,
+    refuse_other_run,
+    with_digests,
+)
+
+log = logging.getLogger(__name__)
+
+
+def check_resumable(
+    checkpoint: Mapping[str, Any],
+    trainer: Trainer,
+    own: Mapping[str, Any],
+    data: DataIdentity,
+    weights: Mapping[str, Tensor],
+) -> None:
+    """Compares a checkpoint with the run that resumes it, and logs what differs.
+
+    Args:
+        checkpoint: content of the checkpoint, with its layout checked.
+        trainer: the trainer of this run.
+        own: the description that this run saves: its configuration, and digests of the environment
+            variables that it has read.
+        data: identity of the data of this run.
+        weights: weights of this run, by name.
+
+    Raises:
+        ConfigError: the checkpoint holds the weights of another model, or is of a run with other
+            data or another seed.
+    """
+    held = checkpoint["xftrain"]
+    averages = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    if "current_model_state" in checkpoint and not averages:
+        raise ConfigError(
+            "ckpt holds averaged weights beside the trained ones: resume it with the callback "
+            "that averaged them, as the run's config.yaml names it."
+        )
+    data.refuse_other_vocabulary(held)  # first, as the sizes of the model depend on it
+    refuse_other_model(checkpoint["state_dict"], weights)
+    saved, current = in_new_keys(held["config"]), own["config"]
+    refuse_other_optimizer(saved, current)
+    refuse_other_run(
+        with_digests(saved, held.get("environment", {})),
+        with_digests(current, own.get("environment", {})),
+        moved=data.has_content_of(held),
+    )
+    data.refuse_other_content(held, current)
+    check_loops(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict())
+    if changed := differences(saved, current).values():
+        log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
+    if checkpoint["global_step"] >= trainer.max_steps:
+        log.warning(
+            "ckpt is at step %d and max_steps is %d: nothing is left to train",
+            checkpoint["global_step"],
+            trainer.max_steps,
+        )

@@ -1,0 +1,204 @@
+"""Checks by content that a resumed run trains on the data of its checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES
+from xftrain.data.tokens.vocabulary import FILE, describe, file_of
+from xftrain.errors import ConfigError, RunError
+from xftrain.interfaces import DataSource
+from xftrain.model.generate import first_prompt
+from xftrain.train.distributed import from_all_ranks
+from xftrain.train.same_run import allows, flat
+from xftrain.utils.files import read_plain, replace_text
+from xftrain.utils.printable import one_line
+from xftrain.version import code_version
+
+log = logging.getLogger(__name__)
+
+# Keys of `data` that change how batches are cut from the content, not the content.
+_SAME_CONTENT = ("batch_size", "cache_dir", "num_val_batches", "packing", "stop_at_accuracy")
+
+
+def check_data(data: DataSource) -> None:
+    """Refuses data without a valid identity, and data that differs between ranks.
+
+    Raises:
+        ConfigError: a user's class breaks the protocol, or ranks, which may be on several machines,
+            have different content; raised on every rank.
+    """
+    name, vocabulary = type(data).__name__, getattr(data, "vocabulary", None)
+    if vocabulary is not None:
+        wanted = ("kind", "vocab_size", "encode", "decode", "digest")
+        if missing := [part for part in wanted if not hasattr(vocabulary, part)]:
+            raise ConfigError(
+                f"data: the vocabulary of {name} has no {missing[0]}, which every vocabulary needs "
+                "(docs/extending.md)."
+            )
+        if vocabulary.vocab_size != data.vocab_size:
+            raise ConfigError(
+                f"data: {name} has vocab_size {data.vocab_size}, and its vocabulary has "
+                f"{vocabulary.vocab_size}: make them the same."
+            )
+    digests = from_all_ranks(_digest_of(data) or "")
+    for number, other in enumerate(digests):
+        if other != digests[0]:
+            raise ConfigError(
+                f"data must be the same on all ranks, and rank {number} has other content than "
+                f"rank 0 (digests {other[:12]} and {digests[0][:12]}): give all ranks the same "
+                "files, and run again when they are at rest."
+            )
+
+
+def _digest_of(data: DataSource) -> str | None:
+    digest = getattr(data, "digest", None)
+    if digest is None:
+        return None
+    found = digest() if callable(digest) else None
+    if not isinstance(found, str):
+        raise ConfigError(
+            f"data: digest() of {type(data).__name__} must be a method that returns a text "
+            "(docs/extending.md)."
+        )
+    return found
+
+
+class DataIdentity:
+    """Identifies the data and code of a run by content, and compares a checkpoint with it.
+
+    Args:
+        data: the data source; a user's class may lack a vocabulary and a digest.
+    """
+
+    def __init__(self, data: DataSource) -> None:
+        self._data = data
+
+    @cached_property
+    def saved(self) -> dict[str, Any]:
+        """The plain values to save in every checkpoint."""
+        vocabulary, digest = getattr(self._data, "vocabulary", None), _digest_of(self._data)
+        if digest is None:
+            log.info(
+                "data: %s has no digest(), so a resumed run cannot tell whether its data has "
+                "changed",
+                type(self._data).__name__,
+            )
+        held: dict[str, Any] = {"data_digest": digest, "code_version": code_version()}
+        if vocabulary is not None:
+            held["vocabulary"] = describe(vocabulary)
+            held["prompt"] = first_prompt(self._data)[0].tolist()  # default prompt of a sample
+        return held
+
+    def keep_vocabulary(self, run_dir: Path) -> None:
+        """Writes `tokenizer.json` beside the checkpoints, if the vocabulary needs a file.
+
+        Raises:
+            RunError: the disk is full, or the folder cannot be written.
+        """
+        vocabulary = getattr(self._data, "vocabulary", None)
+        content = None if vocabulary is None else file_of(vocabulary)
+        path = run_dir / "checkpoints" / FILE
+        if content is None or _holds(path, content):
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, content)
+        except OSError as error:
+            raise RunError(
+                f"the vocabulary {path} could not be written ({error}): free space on its disk or "
+                "choose another hydra.run.dir; the checkpoints are untouched."
+            ) from error
+
+    def refuse_other_vocabulary(self, held: Mapping[str, Any]) -> None:
+        """Refuses another vocabulary, as weights depend on the vocabulary of their training.
+
+        Args:
+            held: the entry `xftrain` of the checkpoint.
+
+        Raises:
+            ConfigError: the vocabularies differ, which no key can allow.
+        """
+        there, here = (_vocabulary(one) for one in (held, self.saved))
+        if there and here and there != here:
+            raise ConfigError(
+                f"ckpt was trained with another vocabulary, {_described(there)}, and data has "
+                f"{_described(here)} now: the same token would mean something else, so this cannot "
+                "be allowed; set data as in its run's config.yaml, and restore the files below "
+                "data.path if they have changed."
+            )
+
+    def refuse_other_content(self, held: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+        """Refuses other content; the configurations must have been compared before.
+
+        Args:
+            held: the entry `xftrain` of the checkpoint.
+            current: the configuration of the resumed run, whose `ckpt_allow` may name data.path.
+
+        Raises:
+            ConfigError: the content differs, and `ckpt_allow` does not permit it.
+        """
+        if (code := _text(held, "code_version")) != self.saved["code_version"]:
+            log.info("ckpt: saved by xftrain %s, resumed by %s", code, self.saved["code_version"])
+        there, here = _text(held, "data_digest"), self.saved["data_digest"]
+        if there is None or here is None:
+            log.info("ckpt: whether the content of data has changed is not known, without a digest")
+        elif there != here and _is_allowed(held["config"], current):
+            log.info("ckpt: data has other content, as ckpt_allow permits")
+        elif there != here:
+            path = current["data"].get("path")
+            where = "the content of data" if path is None else f"the text of data.path={path}"
+            raise ConfigError(
+                f"ckpt was trained on other data: {where} has changed since (digest {there[:12]} "
+                f"-> {here[:12]}), while its vocabulary is the same; restore it, or allow other "
+                f"content with ckpt_allow=[{'data' if path is None else 'data.path'}]."
+            )
+
+    def has_content_of(self, held: Mapping[str, Any]) -> bool:
+        """Whether the content is known to equal that of the checkpoint, at any path."""
+        there = _text(held, "data_digest")
+        return there is not None and there == self.saved["data_digest"]
+
+
+def _holds(path: Path, content: str) -> bool:
+    try:
+        return read_plain(path, MAX_FILE_BYTES) == content.encode()
+    except OSError:
+        return False
+
+
+def _is_allowed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Whether `ckpt_allow` permits other content, by data.path or by a changed option."""
+    allowed = current["ckpt_allow"]
+    if allows("data.path", allowed):
+        return True
+    before, after = (flat({"data": config.get("data", {})}) for config in (saved, current))
+    return any(
+        before.get(key) != after.get(key) and allows(key, allowed)
+        for key in before.keys() | after.keys()
+        if key.removeprefix("data.") not in _SAME_CONTENT
+    )
+
+
+def _vocabulary(held: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = held.get("vocabulary")
+    if not isinstance(found, Mapping):
+        return None
+    return {key: found.get(key) for key in ("kind", "vocab_size", "digest")}
+
+
+def _described(vocabulary: Mapping[str, Any]) -> str:
+    kind, size, digest = (
+        one_line(str(value)[:20] if isinstance(value, str | int) else type(value).__name__)
+        for value in vocabulary.values()
+    )
+    return f"{kind} of {size} tokens ({digest[:12]})"
+
+
+def _text(held: Mapping[str, Any], key: str) -> str | None:
+    value = held.get(key)
+    return one_line(value)[:100] if isinstance(value, str) else None

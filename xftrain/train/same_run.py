@@ -1,0 +1,210 @@
+"""Checks that a checkpoint fits the run that resumes it: the same model, data and seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from torch import Tensor
+
+from xftrain.errors import ConfigError
+from xftrain.utils.printable import one_line, shortened
+
+_RESUME_KEYS = ("ckpt", "ckpt_allow")
+# Keys and groups of keys that a resumed run must not change; and exceptions, which change only how
+# the run is computed or observed.
+_DECISIVE = (
+    "seed",
+    "seq",
+    "batch_tokens",
+    "data",
+    "model",
+    "trainer.accumulate_grad_batches",
+    "trainer.devices",
+    "trainer.overfit_batches",
+)
+_HARMLESS = (
+    "data.cache_dir",
+    "data.num_val_batches",
+    "data.stop_at_accuracy",
+    "model.activation_budget",
+    "model.activation_checkpointing",
+    "model.attn",
+    "model.bias.impl",
+    "model.ffn.impl",
+)
+_IMPL_OF_LAYER = re.compile(r"model\.layers\..+\.(bias|ffn)\.impl")
+_VARIABLE = re.compile(r"\$\{oc\.env:([^{}]+)\}")
+_MAX_SHOWN = 200  # characters of a value in a message
+
+
+def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Refuses another model by names, shapes and dtypes of tensors; floats may differ in width.
+
+    Raises:
+        ConfigError: the state dicts are not of the same model.
+    """
+    shapes = [{name: _shape(value) for name, value in weights.items()} for weights in (saved, ours)]
+    differ = [n for n in {**saved, **ours} if shapes[0].get(n) != shapes[1].get(n)]
+    if differ:
+        there, here = (named.get(differ[0], "absent") for named in shapes)
+        name = one_line(differ[0])[:_MAX_SHOWN]
+        raise ConfigError(
+            f"ckpt holds another model: {len(differ)} of its tensors differ from this one's, first "
+            f"{name}, {there} there and {here} here; set model as in its run's config.yaml."
+        )
+
+
+def _shape(value: Tensor) -> str:
+    shape = str(list(value.shape))
+    return shape if value.is_floating_point() else f"{shape} of {value.dtype}"
+
+
+def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuses another optimizer, or other parameter groups.
+
+    The state of one optimizer is of no use to another one.
+
+    Raises:
+        ConfigError: they differ; the message names both.
+    """
+    there, here = (config["optim"].get("name") for config in (saved, current))
+    if there is not None and here is not None and there != here:
+        raise ConfigError(
+            f"ckpt holds the state of optim={there}, which optim={here} cannot resume: set "
+            f"optim={there}."
+        )
+    there, here = (_group_structure(config["optim"]) for config in (saved, current))
+    if there != here:
+        raise ConfigError(
+            f"ckpt holds the state of an optimizer with optim.param_groups={_shown(there)}, and "
+            f"this run has {_shown(here)}: set match and optimizer of each as there, since a state "
+            "belongs to its group; lr and weight_decay may change."
+        )
+
+
+def _group_structure(optim: Mapping[str, Any]) -> list[Any]:
+    """The settings that determine the parameters of each group and their optimizer."""
+    entries, found = optim.get("param_groups") or (), []
+    for entry in entries if isinstance(entries, list | tuple) else ():
+        entry = entry if isinstance(entry, Mapping) else {}
+        node = entry.get("optimizer")
+        if isinstance(node, Mapping):
+            node = node.get("name", node.get("_target_"))
+        found.append({"match": entry.get("match")} | ({} if node is None else {"optimizer": node}))
+    return found
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
+    """Keys whose values differ, as `optim.lr 0.003 -> 1e-05`, without those about resuming."""
+    before, after = (flat(config) for config in (saved, current))
+    return {
+        key: f"{one_line(key)} {_shown(before.get(key))} -> {_shown(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in _RESUME_KEYS
+    }
+
+
+def _shown(value: Any) -> str:
+    return shortened(repr(value), _MAX_SHOWN)
+
+
+def refuse_other_run(
+    saved: Mapping[str, Any], current: Mapping[str, Any], *, moved: bool = False
+) -> None:
+    """Refuses a configuration with other keys that affect the batches or the training.
+
+    Args:
+        saved: configuration of the checkpoint.
+        current: configuration of the resumed run; its `ckpt_allow` names keys or groups of keys
+            that may differ.
+        moved: whether the data is known to have the same content, so that its path may differ.
+
+    Raises:
+        ConfigError: keys differ; the message names them and how to allow them.
+    """
+    allowed, known = current["ckpt_allow"], flat(current)
+    for name in allowed:
+        if not any(_is_in(key, (name,)) for key in known):
+            raise ConfigError(f"ckpt_allow names {name!r}, which is no key of the configuration.")
+    there = flat(saved)
+    own = {key for key in {**there, **known} if key.endswith("._target_")}
+    differing = [
+        (key, text)
+        for key, text in differences(saved, current).items()
+        if _decides(key, there, known, own)
+        and not _is_in(key, allowed)
+        and not (moved and key == "data.path")
+    ]
+    if differing:
+        keys = ",".join(key for key, _ in differing)
+        raise ConfigError(
+            f"ckpt is of a run with another configuration: {', '.join(t for _, t in differing)}; "
+            f"set them as there, or allow them to change with ckpt_allow=[{keys}]."
+        )
+
+
+def _decides(key: str, there: Mapping[str, Any], here: Mapping[str, Any], own: Set[str]) -> bool:
+    """Whether a resumed run must not change a key, or add or remove it.
+
+    Args:
+        key: dotted key.
+        there: values of the checkpoint's configuration, by dotted keys.
+        here: values of this run's configuration, by dotted keys.
+        own: keys of either configuration that name a user's class.
+    """
+    if key.endswith("_target_"):  # a user's class
+        return True
+    if key.startswith("model.layers."):  # absent or null without a pattern of layers
+        return not _IMPL_OF_LAYER.fullmatch(key)
+    dots = (at for at, letter in enumerate(key) if letter == ".")
+    is_own = bool(own) and any(f"{key[:at]}._target_" in own for at in dots)
+    if not is_own and (key not in there or key not in here):
+        return False  # a key of only one version does not tell the runs apart
+    return _is_in(key, _DECISIVE) and not _is_in(key, _HARMLESS)
+
+
+def with_digests(config: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Adds a digest after the name of each environment variable, so that values can be compared.
+
+    Args:
+        config: the saved configuration, with names of variables in place of their values.
+        environment: digests of the values, by variable name.
+    """
+
+    def annotated(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: annotated(child) for key, child in value.items()}
+        if isinstance(value, list | tuple):
+            return [annotated(child) for child in value]
+        if isinstance(value, str):
+            return _VARIABLE.sub(with_digest, value)
+        return value
+
+    def with_digest(found: re.Match[str]) -> str:
+        digest = environment.get(found[1])
+        return found[0] if digest is None else f"{found[0]} ({digest})"
+
+    return {key: annotated(value) for key, value in config.items()}
+
+
+def allows(key: str, allowed: Sequence[str]) -> bool:
+    """Whether `ckpt_allow` names a key or one of its groups."""
+    return _is_in(key, allowed)
+
+
+def _is_in(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key, or one of its groups, is among the names."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:  # a tuple in Python is a list in YAML
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -1,0 +1,114 @@
+"""The base class of loggers for experiment trackers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from xftrain.errors import ConfigError, RunError, first_line
+from xftrain.train.send_queue import SendQueue
+from xftrain.utils.printable import printable
+from xftrain.utils.redaction import hidden, hidden_throughout
+
+_END_S = 120.0  # maximum wait for the last records of a run
+
+
+class Tracker(Logger):
+    """Sends metrics, the configuration and texts to one of Lightning's loggers.
+
+    That logger writes files, so it is created when training begins, as a run can be refused until
+    then. A resumed run begins a new run in the tracker. Records are sent in a separate thread,
+    since a server may be slow; a failure is only a warning, since the run folder has the records
+    too.
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self.run_dir = run_dir
+        self._logger: Any = None
+
+    @abstractmethod
+    def make(self) -> Any:
+        """Creates Lightning's logger and a run of the tracker, and logs where it is."""
+
+    @abstractmethod
+    def send_text(self, tag: str, text: str, step: int) -> None:
+        """Sends a text under a name, to be shown unchanged."""
+
+    @abstractmethod
+    def end(self, *, is_whole: bool) -> None:
+        """Ends the run of the tracker, with a status that tells whether the run has completed."""
+
+    @property
+    def name(self) -> str:
+        """Returns an empty name, so that other callbacks write to the run's folder itself."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """See `name`."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.run_dir)
+
+    @rank_zero_only
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Begins the run of the tracker.
+
+        Args:
+            config: the configuration by dotted keys, without secrets.
+
+        Raises:
+            RunError: the run cannot begin, for example if a server does not answer.
+        """
+        try:
+            self._logger = self.make()
+            self._logger.log_hyperparams(hidden_throughout(dict(config)))
+            self._queue = SendQueue(type(self).__name__)
+        except (ConfigError, RunError):
+            raise
+        except Exception as error:  # the package and the network may raise anything
+            kind = type(self).__name__.lower()
+            raise RunError(
+                f"logger.{kind} could not begin ({first_line(error)}): choose where it records, "
+                f"see docs/results.md, or leave it out with logger.{kind}=null."
+            ) from error
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Does nothing, since `begin` receives the configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Sends the metrics of a step."""
+        if self._logger is not None:
+            logger, copied = self._logger, dict(metrics)
+            self._queue.put(lambda: logger.log_metrics(copied, step))
+
+    @rank_zero_only
+    def show_text(self, tag: str, text: str, step: int) -> None:
+        """Sends a text, with control characters escaped and secrets hidden."""
+        if self._logger is not None:
+            self._queue.put(lambda: self.send_text(tag, printable(hidden(text)), step))
+
+    @rank_zero_only
+    def close_run(self, *, is_whole: bool) -> None:
+        """Ends the run of the tracker, if it has begun.
+
+        Args:
+            is_whole: whether the run has completed.
+        """
+        if self._logger is not None:
+            self._queue.close(lambda: self.end(is_whole=is_whole), _END_S)
+            self._logger = None

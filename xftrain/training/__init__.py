@@ -1,1 +1,0 @@
-"""Training with Lightning: module, trainer, optimizers, callbacks, checkpoints."""
