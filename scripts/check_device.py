@@ -37,7 +37,7 @@ def cases(on_gpu: bool, quick: bool) -> list[tuple[str, bool]]:
     ]
     if quick:
         return found
-    groups = [group for group in registry.PACKAGES if group.startswith("model/")]
+    groups = [group for group in registry.GROUPS if group.startswith("model/")]
     for group in [*groups, "loss", "data"]:
         for name in registry.names(group):
             if group == "model/attn" or name in ("full", "text") and group != "loss":

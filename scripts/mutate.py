@@ -45,10 +45,10 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "xftrain/model/attn/xformers_ops/*.py",
             "xftrain/interfaces/*.py",
         ),
-        ("tests/attention/test_*.py", "tests/model/test_model.py", "tests/model/test_generate.py"),
+        ("tests/model/attn/test_*.py", "tests/model/test_model.py", "tests/model/test_generate.py"),
     ),
     "losses": (("xftrain/loss/*.py",), ("tests/loss/test_losses.py",)),
-    "data": (("xftrain/data/*.py",), ("tests/data/test_*.py",)),
+    "data": (("xftrain/data/*.py", "xftrain/data/*/*.py"), ("tests/data/test_*.py",)),
     "checkpoint": (
         (
             "xftrain/checkpoint/file.py",
@@ -76,12 +76,16 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "redaction": (
         ("xftrain/utils/redaction.py", "xftrain/utils/spellings.py"),
-        ("tests/*redact*.py", "tests/launch/test_cli.py", "tests/reliability/test_hostile.py"),
+        (
+            "tests/utils/*redact*.py",
+            "tests/launch/test_cli.py",
+            "tests/reliability/test_hostile.py",
+        ),
     ),
     "sweep_record": (
         ("xftrain/multirun/record.py",),
         (
-            "tests/*sweep*.py",
+            "tests/multirun/*sweep*.py",
             "tests/multirun/test_searches.py",
             "tests/reliability/test_hostile.py",
         ),

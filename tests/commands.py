@@ -37,7 +37,7 @@ def one_sentence(ended: Ended, code: int) -> str:
 
 
 class Runner:
-    """Stands for xftrain.commands.train: notes what it was called with and does what the test says."""
+    """Stands for `commands.train`: records its arguments and does what the test says."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, Path]] = []

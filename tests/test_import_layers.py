@@ -8,78 +8,35 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# From the lowest up. A unit is a module, or a package with all it holds. A module may import its
-# own unit and the units of the layers below; units of one layer do not know each other.
+# From the lowest up: the folders and modules at the root of the package. A file may import from its
+# own folder and from the folders of the layers below; folders of one layer do not know each other.
 LAYERS = [
-    ["errors", "printable", "search_path", "working_folder", "plot_style", "moved_keys"],
-    ["compile_cache", "plot_settings"],
-    ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
-    ["option_config"],
-    ["files", "processes", "redaction", "run_config"],
-    ["console", "neighboring_runs", "optimized", "signatures", "records"],
-    ["config_schema", "folder_links", "folder_lock", "folder_owner", "seal"],
-    ["yaml_files"],
-    ["sqlite_files", "values", "hydra_errors", "hydra_files", "run_folder"],
-    ["own_classes", "composed_parts"],
-    ["registry"],  # the options by name, read from their sources: importing it imports none
-    ["option_checks"],
-    ["transfer", "batch_checks", "layer_pattern", "help_text"],
-    ["interfaces", "compilation", "memory", "timing"],
-    ["attention.dense", "attention.limits", "attention.xformers_ops", "kernels"],
-    ["attention.folding"],
-    ["attention.stand_in"],
-    ["attention.biases", "attention.backends"],  # they meet in interfaces.AttnBias alone
-    ["layers"],
-    ["initialization", "losses", "tied"],
-    ["model"],
-    ["generate"],
-    ["data", "schedule"],
-    ["training"],
-    ["overrides"],
-    ["composition_errors", "merged_options"],
-    ["root_schema"],
-    ["config_checks"],
-    ["config"],
-    ["builder"],
-    ["peak"],
-    ["preflight"],
-    ["prepare", "results", "run_description"],
-    ["oom", "run_callbacks", "run_loggers"],
-    ["runner", "sample"],
-    ["benchmark"],  # its rows of training are runs
-    ["recorded_overrides", "job_config", "run_folders", "info", "sweep_order"],
-    ["commands", "sweep_record", "sweep_table"],
-    ["completed_jobs"],
-    ["sweeps", "folder_hooks"],
-    ["ranks", "sweep_checks", "sweep_plot", "arguments", "field_values"],
-    ["sweep_end"],
+    ["errors", "version"],
+    ["utils"],
+    ["folders", "interfaces"],
+    ["config"],  # finds the options on disk by their names, and imports none
+    ["kernels"],
+    ["model", "data", "schedule"],
+    ["loss", "checkpoint"],
+    ["train"],
+    ["optim", "logger", "callbacks", "memory"],
+    ["commands"],
+    ["benchmark"],  # trains as the commands do
+    ["multirun"],
+    ["launch"],
     [""],  # xftrain/__init__.py, the public API
-    ["cli"],
     ["__main__"],
 ]
+# Folders of options inside xftrain/model, which meet in `interfaces` alone.
+OPTIONS_OF_MODEL = [f"model.{group}" for group in ("attn", "bias", "pos", "heads", "ffn", "norm")]
 
 # Answering --help and refusing a wrong configuration must not wait seconds for these.
 HEAVY = {"torch", "lightning", "torchmetrics", "xformers", "matplotlib", "tensorboard"}
-LIGHT_UNITS = [
-    "",
-    "registry",
-    "config",
-    "config_checks",
-    "sweeps",
-    "sweep_record",
-    "recorded_overrides",
-    "job_config",
-    "completed_jobs",
-    "arguments",
-    "run_folders",
-    "seal",
-    "sweep_table",
-    "sweep_checks",
-]
-LIGHT_UNITS += ["option_checks", "run_config", "cli", "__main__"]
+LIGHT_UNITS = ["", "config", "folders", "multirun", "launch", "__main__"]
+NOT_LIGHT = {"multirun.plot", "config.composed_parts"}  # imported when they are needed
 
 # Importing xFormers has traps, so one unit does it for the others.
-XFORMERS_UNIT = "attention.xformers_ops"
+XFORMERS_UNIT = "model.attn.xformers_ops"
 
 
 def _within(module: str, unit: str) -> bool:
@@ -135,30 +92,36 @@ def _own(imports: set[str]) -> set[str]:
 
 
 def _place(module: str) -> tuple[int, str] | None:
-    """The layer and the unit of a module."""
-    for layer, units in enumerate(LAYERS):
-        for unit in units:
-            if _within(module, unit):
-                return layer, unit
-    return None
+    """The layer and the folder of a module."""
+    folder = module.partition(".")[0]
+    return next(((n, folder) for n, layer in enumerate(LAYERS) if folder in layer), None)
 
 
 def _upward_imports(package: Path) -> list[str]:
     """Every import that does not point down, and every module that is in no layer."""
     modules, faults = _modules(package), []
     for module, path in modules.items():
-        here, targets = _place(module), sorted(_own(_imports(path, modules)))
+        here = _place(module)
         if here is None:
-            if targets or path.name != "__init__.py":  # a bare __init__.py may hold several units
-                faults.append(f"{module} is in none of LAYERS")
+            faults.append(f"{module}: {module.partition('.')[0]} is in none of LAYERS")
             continue
-        for target in targets:
+        for target in sorted(_own(_imports(path, modules))):
             there = _place(target)
-            if there is None:
-                faults.append(f"{module} imports {target}, which is in none of LAYERS")
-            elif there != here and there[0] >= here[0]:
-                faults.append(f"{module} imports {target}, which is not below it")
+            if there is None or (there != here and there[0] >= here[0]):
+                below = ", ".join(name for layer in LAYERS[: here[0]] for name in layer)
+                faults.append(f"{module} imports {target}; it may import {here[1]}, {below}")
     return faults
+
+
+def _helpers_of_others(package: Path) -> list[str]:
+    """Every import of a helper `_name.py` from outside the folder at the root that holds it."""
+    modules = _modules(package)
+    return [
+        f"{module} imports {target}, a helper of {target.partition('.')[0]}"
+        for module, path in modules.items()
+        for target in sorted(_own(_imports(path, modules)))
+        if "._" in target and _place(target) != _place(module)
+    ]
 
 
 def _circle(imports: dict[str, set[str]]) -> list[str]:
@@ -192,22 +155,49 @@ def test_imports_point_down():
 def test_an_import_that_points_up_or_sideways_is_found(tmp_path):
     sources = {
         "errors.py": "",
-        "config.py": "from xftrain.errors import ConfigError\n",
-        "layers/heads.py": "def f():\n    from xftrain import config\n",  # late, but upward
-        "attention/biases/causal.py": "import xftrain.model.attn.sdpa\n",
-        "attention/backends/sdpa.py": "from xftrain.model.attn import naive\n",
-        "attention/backends/naive.py": "",
+        "utils/files.py": "from xftrain.errors import ConfigError\n",
+        "utils/late.py": "def f():\n    from xftrain.config import compose\n",
+        "config/compose.py": "import xftrain.utils.files\n",
+        "loss/full.py": "import xftrain.checkpoint.file\n",
+        "checkpoint/file.py": "from xftrain.data import _packing\n",
+        "data/_packing.py": "",
         "helpers.py": "",
     }
     for name, text in sources.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
 
-    assert _upward_imports(tmp_path) == [
-        "attention.biases.causal imports attention.backends.sdpa, which is not below it",
-        "helpers is in none of LAYERS",
-        "layers.heads imports config, which is not below it",
+    faults = [fault.partition(";")[0] for fault in _upward_imports(tmp_path)]
+    assert faults == [
+        "helpers: helpers is in none of LAYERS",
+        "loss.full imports checkpoint.file",
+        "utils.late imports config.compose",
     ]
+    assert _helpers_of_others(tmp_path) == [
+        "checkpoint.file imports data._packing, a helper of data"
+    ]
+
+
+def test_helpers_stay_in_their_folder():
+    assert _helpers_of_others(ROOT / "xftrain") == []
+
+
+def test_options_of_the_model_do_not_know_those_of_other_groups():
+    known = {
+        (module, target)
+        for module, path in MODULES.items()
+        for target in _own(_imports(path, MODULES))
+        for unit in OPTIONS_OF_MODEL
+        if _within(target, unit) and not _within(target, XFORMERS_UNIT)
+        if any(_within(module, other) for other in OPTIONS_OF_MODEL if other != unit)
+    }
+    assert known == set()
+
+
+def test_the_root_stays_a_map():
+    assert {path.stem for path in (ROOT / "xftrain").glob("*.py")} == {
+        *("__init__", "__main__", "errors", "version")
+    }
 
 
 def test_no_files_import_each_other():
@@ -226,7 +216,8 @@ def test_a_circle_of_files_is_found():
 
 @pytest.mark.parametrize("unit", LIGHT_UNITS)
 def test_importing_it_reaches_no_heavy_package(unit):
-    reached, todo, heavy = set(), [unit], {}
+    units = {m for m in MODULES if m == unit or (unit and _within(m, unit))} - NOT_LIGHT
+    reached, todo, heavy = set(), sorted(units), {}
     while todo:
         module = todo.pop()
         if module in reached or module not in MODULES:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from xftrain.config.compose import compose, validate
 from xftrain.config.overrides import HYDRA_GROUPS, groups_in
-from xftrain.config.registry import PACKAGES, conf_dir
+from xftrain.config.registry import GROUPS, conf_dir
 from xftrain.config.root_schema import Root
 from xftrain.errors import ConfigError
 
@@ -33,7 +33,7 @@ def test_groups_are_the_folders_with_yaml_files(tmp_path):
         (tmp_path / name).touch()
 
     assert groups_in(tmp_path) == {"model/attn", "a/b/c"}
-    assert groups_in(conf_dir()) >= {*PACKAGES, "model", "trainer", "hydra"}
+    assert groups_in(conf_dir()) >= {*GROUPS, "model", "trainer", "hydra"}
 
 
 def test_the_package_of_every_group_is_its_path():

@@ -37,7 +37,7 @@ def _too_large(annotation: Any) -> Any:
 OWNERS = {
     **{
         f"{group}={name}": registry.schema(group, name)
-        for group in registry.PACKAGES
+        for group in registry.GROUPS
         for name in registry.names(group)
     },
     "the configuration": schema_of(RunConfig),

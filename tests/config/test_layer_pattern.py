@@ -77,9 +77,7 @@ def test_a_checked_configuration_is_checked_to_itself():
 
 
 def test_the_built_in_pattern_repeats_over_the_depth():
-    model = gpt(
-        "model.layers=local_global", "model.layers.local.bias.window=7", "model.num_layers=3"
-    )
+    model = gpt("layers=local_global", "model.layers.local.bias.window=7", "model.num_layers=3")
     windows = [spec.bias.build(4, None).window for spec in model.specs]
     assert windows == [7, None, 7]
 

@@ -220,7 +220,7 @@ def test_the_contracts_are_those_of_the_protocols():
         "data": interfaces.DataSource,
     }
     optional = {"encode", "vocabulary", "digest"}  # of a data source
-    assert set(CONTRACTS) == set(registry.PACKAGES)
+    assert set(CONTRACTS) == set(registry.GROUPS)
     for group, protocol in protocols.items():
         has = {name for name in vars(protocol) if not name.startswith("_") or name == "__call__"}
         has |= set(protocol.__annotations__)

@@ -13,23 +13,21 @@ from xftrain.config import registry, signatures
 from xftrain.config.fields import NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from xftrain.config.option_checks import checked_option
 from xftrain.config.registry import (
-    PACKAGES,
+    GROUPS,
     build,
     check,
     conf_dir,
     factory,
     load,
     names,
+    packages_of,
     schema,
 )
-from xftrain.config.signatures import REQUIRED, fields_of, option_class, source_of
+from xftrain.config.signatures import REQUIRED, fields_of, source_of
 from xftrain.config.values import describe
 from xftrain.errors import ConfigError
 
-OPTIONS = [(group, name) for group in PACKAGES for name in names(group)]
-
-# Modules of an option package whose class has the file's name but is no choice of the user's.
-HELPERS = {"data": {"bigram", "skipped", "token_cache", "token_stream", "tokenizer"}}
+OPTIONS = [(group, name) for group in GROUPS for name in names(group)]
 
 
 def _yaml(group: str, name: str) -> dict[str, Any]:
@@ -38,19 +36,18 @@ def _yaml(group: str, name: str) -> dict[str, Any]:
 
 
 def test_every_group_has_options_on_disk():
-    assert {group for group, _ in OPTIONS} == set(PACKAGES)
+    assert {group for group, _ in OPTIONS} == set(GROUPS)
     assert set(names("model/attn")) >= {"auto", "naive", "sdpa", "xformers"}
 
 
-@pytest.mark.parametrize("group", PACKAGES)
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_yaml_has_a_python_file_and_the_other_way_round(group):
     files = {path.stem: path for path in (conf_dir() / group).glob("*.yaml")}
     choices = {stem for stem, path in files.items() if "name:" in path.read_text()}
-    folders = [source_of(package).parent for package in PACKAGES[group]]
-    modules = [path for folder in folders for path in folder.glob("[!_]*.py")]
-    classes = {path.stem for path in modules if option_class(path)}
+    folders = [source_of(package).parent for package in packages_of(group)]
+    modules = {path.stem for folder in folders for path in folder.glob("[!_]*.py")}
 
-    assert choices == set(names(group)) == classes - HELPERS.get(group, set())
+    assert choices == set(names(group)) == modules  # helpers of the options are _name.py
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)

@@ -39,7 +39,7 @@ def test_the_configuration_of_another_command_is_refused_in_one_sentence() -> No
 
 
 def test_nothing_of_it_can_be_changed() -> None:
-    cfg = validate_as(RunConfig, compose("tags=[a]", "model.layers=local_global"))
+    cfg = validate_as(RunConfig, compose("tags=[a]", "layers=local_global"))
     parts: list[tuple[Any, str]] = [
         *((cfg, "seq"), (cfg.trainer, "devices"), (cfg.model, "dim"), (cfg.model, "attn")),
         *((cfg.optim, "node"), (cfg.model.layers, "pattern")),
@@ -83,9 +83,7 @@ def test_what_is_saved_has_the_order_in_which_a_class_of_ones_own_was_written(
 
 
 def test_what_is_saved_is_plain() -> None:
-    plain = validate(
-        compose("model.layers=local_global", "tags=[a]", "ckpt_allow=[seed]")
-    ).to_dict()
+    plain = validate(compose("layers=local_global", "tags=[a]", "ckpt_allow=[seed]")).to_dict()
     kinds = set()
 
     def note(value: Any) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from xftrain.data._seeding import generator
 from xftrain.interfaces import Split
-from xftrain.utils.seeding import dropout_seed, generator
+from xftrain.train.dropout_seed import dropout_seed
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.attention import test_parity
 
 import xftrain
+from tests.model.attn import test_parity
 from tests.model.attn.cells import CELLS
 from tests.pages import (
     BENCHMARK,
@@ -33,7 +33,7 @@ from tests.pages import (
     word,
 )
 from xftrain.config.overrides import groups_in
-from xftrain.config.registry import PACKAGES, conf_dir, load
+from xftrain.config.registry import GROUPS, conf_dir, load
 from xftrain.config.registry import names as registry_names
 from xftrain.errors import ConfigError
 from xftrain.launch import cli
@@ -78,11 +78,8 @@ def _positional(function: Callable[..., Any]) -> list[str]:
 
 def test_the_guide_has_every_group_its_folder_and_its_signatures() -> None:
     rows = {word(row[0]): row[1:] for row in table(EXTENDING, "group | Python file")}
-    folders = {
-        group: [name.replace(".", "/") + "/" for name in packages]
-        for group, packages in PACKAGES.items()
-    }
-    assert {group: re.findall(r"`(\S+)`", row[0]) for group, row in rows.items()} == folders
+    folders = {group: f"xftrain/{group}/" for group in GROUPS}
+    assert {group: re.findall(r"`(\S+)`", row[0])[0] for group, row in rows.items()} == folders
     for group, (_, positional, methods) in rows.items():
         for name in registry_names(group):
             option = load(group, name)
@@ -138,7 +135,7 @@ def test_what_is_refused_is_refused_in_these_words(
 
 def test_the_guides_backend_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "einsum.py"
-    file.write_text(files(EXTENDING)["xftrain/attention/backends/einsum.py"])
+    file.write_text(files(EXTENDING)["xftrain/model/attn/einsum.py"])
     spec = importlib.util.spec_from_file_location("einsum", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -58,9 +58,9 @@ def test_a_compiled_block_that_recomputes_its_ffn_keeps_so_much_less(ffn, is_mix
 @pytest.mark.parametrize("ffn", ["gelu", "swiglu", "geglu"])
 def test_products_that_are_chosen_keep_what_is_predicted(monkeypatch, ffn):
     for place in (
-        "layers.linear.should_autotune",
-        "layers.ffn.gelu.should_autotune",
-        "layers.feedforward.gates",
+        "model.linear.should_autotune",
+        "model.ffn.gelu.should_autotune",
+        "model.ffn._feedforward.gates",
     ):
         monkeypatch.setattr(f"xftrain.{place}", lambda *_: True)
     check_block({"ffn": ffn}, True, compiled=False, rel=0.02)

@@ -125,7 +125,7 @@ def _groups() -> Iterator[Factor]:
         own = sorted(path.stem for path in (OWN_OPTIONS / group).glob("*.yaml"))
         levels = dict.fromkeys([first, *options, *own])
         yield Factor(group, tuple(levels), group, is_group=True)
-        if group in registry.PACKAGES and group not in registry.ENTRY_GROUPS:
+        if group in registry.GROUPS and group not in registry.ENTRY_GROUPS:
             for option in options:
                 yield from _fields_of_option(group, option)
 

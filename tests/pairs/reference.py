@@ -26,7 +26,7 @@ from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import RunConfig
 from xftrain.interfaces import IGNORED_LABEL, AttnBias, Batch
 from xftrain.model.gpt import GPT
-from xftrain.utils.seeding import dropout_seed
+from xftrain.train.dropout_seed import dropout_seed
 
 
 @dataclass

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from tests.training import experts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.train import experts
 from tests.train.graph_stand_in import Again
 from tests.train.runs import last, model_and_data, rows_of, run, same_weights, small, weights_of
 from tests.train.test_step_sums import two_ranks

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import torch
 
 from tests.train.runs import run
+from xftrain.train.dropout_seed import dropout_seed
 from xftrain.train.module import TrainingModule
-from xftrain.utils.seeding import dropout_seed
 
 
 def test_each_batch_of_a_step_has_a_seed_of_its_own(tmp_path, monkeypatch):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from xftrain.data._seeding import generator
 from xftrain.data.counting import Counting
 from xftrain.interfaces import IGNORED_LABEL, Batch, Split
-from xftrain.utils.seeding import generator
 
 
 class Uneven(Counting):

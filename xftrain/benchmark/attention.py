@@ -21,7 +21,6 @@ from xftrain.benchmark.reference import (
 )
 from xftrain.benchmark.worker import Reporter, Unsupported, free_memory, outcome
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
-from xftrain.model.attn._dense import documents_of
 from xftrain.model.attn.naive import Naive
 from xftrain.model.attn.sdpa import SDPA
 from xftrain.utils.timing import in_turns, synchronize, wall_ms
@@ -241,7 +240,7 @@ def _segment_errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
     if backend.needs_compilation:  # it would compile for every length: use another backend
         single = Naive() if SDPA().unsupported(*call) else SDPA()
     truths, alones = [], []
-    documents = zip(bias.segments(shape.M), documents_of(bias, shape.M), strict=True)
+    documents = zip(bias.segments(shape.M), bias.documents(shape.M), strict=True)
     for (start, end), (_, alone_bias) in documents:
         part, part_grad = tuple(x[:, start:end] for x in qkv), grad[:, start:end]
         exactly = partial(exact, bias=alone_bias)

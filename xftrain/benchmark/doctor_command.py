@@ -32,7 +32,7 @@ def run_doctor(
     Args:
         cfg: what `xftrain.compose(config_name="doctor")` returns.
         run_dir: the run folder; None makes one under `outputs/`.
-        checked: the checked configuration, if `config.validate` has been called.
+        checked: the checked configuration, if `compose.validate` has been called.
 
     Raises:
         ConfigError: the configuration is wrong.

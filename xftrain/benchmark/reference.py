@@ -83,8 +83,8 @@ def torch_errors(
 
     The kernels differ from each other, and for grouped heads by whether these are expanded. A
     kernel with non-finite results is excluded, since twice its error would accept anything, and so
-    is cuDNN, whose backward pass with a mask tensor gives such results (see `attention.dense`). No
-    kernel caps scores: with a soft cap the baseline is the error of `capped_attention`, or the
+    is cuDNN, whose backward pass with a mask tensor gives such results, see `model.attn._dense`.
+    No kernel caps scores: with a soft cap the baseline is the error of `capped_attention`, or the
     kernels' error without the cap if that is larger.
     """
     if bias.softcap is not None:

@@ -23,7 +23,7 @@ def build_model(cfg: Any, data: DataSource | None = None) -> GPT:
     """The GPT that a configuration describes, initialized from its seed, on the CPU.
 
     Args:
-        cfg: what `xftrain.compose` or `config.validate` returns.
+        cfg: what `xftrain.compose` or `compose.validate` returns.
         data: the data source, which defines the size of the vocabulary; None builds it from `cfg`
             if it is needed.
 

@@ -10,7 +10,6 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from xftrain.benchmark.tables import table
 from xftrain.commands import builder
 from xftrain.commands.kernel_choices import Saved, choose_kernel
 from xftrain.commands.prepare import Prepared, prepare
@@ -27,6 +26,7 @@ from xftrain.model.gpt import GPT
 from xftrain.train import hardware
 from xftrain.utils import redaction
 from xftrain.utils.device_memory import total_memory_bytes
+from xftrain.utils.markdown import table
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def info(
     Args:
         cfg: what `xftrain.compose(config_name="info")` returns.
         run_dir: the run folder; None makes one under `outputs/`.
-        checked: the checked configuration, if `config.validate` has been called.
+        checked: the checked configuration, if `compose.validate` has been called.
 
     Raises:
         ConfigError: the configuration is wrong, or cannot run on this machine.

@@ -51,7 +51,7 @@ def sample(
     Args:
         cfg: what `xftrain.compose(config_name="sample")` returns.
         run_dir: the run folder; None makes one under `outputs/`.
-        checked: the checked configuration, if `config.validate` has been called.
+        checked: the checked configuration, if `compose.validate` has been called.
 
     Raises:
         ConfigError: the configuration, the checkpoint or the prompt is wrong.

@@ -68,7 +68,7 @@ def run(
     Args:
         cfg: what `xftrain.compose` returns.
         run_dir: the run folder; None makes one under `outputs/`.
-        checked: the checked configuration, if `config.validate` has been called.
+        checked: the checked configuration, if `compose.validate` has been called.
 
     Returns:
         The content of `result.json` in the run folder: `status`, `error`, `stop_reason`, `kernel`,

@@ -1,6 +1,6 @@
 """Cross-field checks, and checks against the file system and the launched processes.
 
-`config` checks each value alone, by its type.
+`compose` checks each value alone, by its type.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from xftrain.config.overrides import (
     refuse_long_names,
     refuse_other_text,
 )
-from xftrain.config.registry import ENTRY_GROUPS, PACKAGES, conf_dir, literals, words
+from xftrain.config.registry import ENTRY_GROUPS, GROUPS, conf_dir, literals, words
 from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import (
     CommandConfig,
@@ -188,7 +188,7 @@ def checked_model(node: Any) -> ModelConfig:
         ConfigError: the first fault found, as one sentence.
     """
     model = mapping_at("model", node)
-    parts = [group.partition("/")[2] for group in PACKAGES if group.startswith("model/")]
+    parts = [group.partition("/")[2] for group in GROUPS if group.startswith("model/")]
     scalars = {key: value for key, value in model.items() if key not in (*parts, "layers")}
     checked = check_fields("model", schema_of(GPTConfig), scalars, owner="model")
     options: dict[str, Any] = {p: checked_option(f"model.{p}", model.get(p)) for p in parts}
@@ -224,7 +224,7 @@ def _own_parts(node: Any) -> Options:
     """The model parts that name a class, for a checkpoint that was trained with them."""
     parts = mapping_at("model", node)
     for part, own in parts.items():
-        if f"model/{part}" not in PACKAGES or "_target_" not in mapping_at(f"model.{part}", own):
+        if f"model/{part}" not in GROUPS or "_target_" not in mapping_at(f"model.{part}", own):
             raise ConfigError(
                 f"model.{part} comes from the checkpoint: --config-name sample takes only the "
                 "parts of the model whose class is your own, as in +model.bias=mine."

@@ -20,7 +20,7 @@ from omegaconf.errors import (
 from xftrain.config.lightning_keys import use_instead
 from xftrain.config.moved_keys import moved
 from xftrain.config.overrides import all_groups, as_shown, groups_in
-from xftrain.config.registry import PACKAGES, conf_dir, group_of
+from xftrain.config.registry import GROUPS, conf_dir, group_of
 from xftrain.config.values import describe, show, unknown_key
 
 # Options of Hydra's own groups that need an extra of this package, and the name of the extra.
@@ -126,7 +126,7 @@ def _no_such_key(cause: OmegaConfBaseException) -> str:
         return said
     siblings = [str(name) for name in node] if isinstance(node, DictConfig) else []
     known = [f"{parent}.{name}" if parent else name for name in siblings]
-    is_option = group_of(parent) in PACKAGES and "name" in siblings
+    is_option = group_of(parent) in GROUPS and "name" in siblings
     owner = f"{parent}={node.name}" if is_option else parent or "the configuration"
     hidden_keys = ("hydra", f"{parent}.name" if is_option else "")
     known = [one for one in known if one not in hidden_keys]

@@ -57,7 +57,10 @@ def checked_layers(node: Any, own: Options, num_layers: int) -> LayersConfig:
     if node is None:
         return LayersConfig()
     if not isinstance(node, Mapping):
-        raise ConfigError(f"model.layers must be a mapping with a pattern, got {show(node)}.")
+        raise ConfigError(
+            f"model.layers must be a mapping with a pattern, got {show(node)}; a pattern of "
+            "conf/layers/ is chosen as layers=<name>."
+        )
     entries = {str(name): entry for name, entry in node.items() if name != "pattern"}
     pattern = node.get("pattern")
     if pattern is None:

@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from xftrain.config.registry import ENTRY_GROUPS, PACKAGES
+from xftrain.config.registry import ENTRY_GROUPS, GROUPS
 from xftrain.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def refuse_merged(hydra_cfg: DictConfig | HydraConf) -> None:
     Raises:
         ConfigError: a group that takes one option got several, in an override or in a file.
     """
-    groups = ("model", "model/layers", "trainer", *PACKAGES)
+    groups = ("model", "layers", "trainer", *GROUPS)
     single = [group for group in groups if group not in ENTRY_GROUPS]
     if all(group in hydra_cfg.runtime.choices for group in single):
         return  # Hydra records no choice for a group that was given a list

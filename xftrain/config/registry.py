@@ -23,20 +23,11 @@ from xftrain.config.signatures import Field, class_value, fields_of, option_clas
 from xftrain.config.values import check_fields, show
 from xftrain.errors import ConfigError
 
-PACKAGES = {
-    "model/attn": ("xftrain.model.attn",),
-    "model/bias": ("xftrain.model.bias",),
-    "model/pos": ("xftrain.model.pos",),
-    "model/heads": ("xftrain.model.heads",),
-    "model/ffn": ("xftrain.model.ffn",),
-    "model/norm": ("xftrain.model.norm",),
-    "loss": ("xftrain.loss",),
-    "data": ("xftrain.data",),
-    "optim": ("xftrain.optim",),
-    "schedule": ("xftrain.schedule",),
-    "callbacks": ("xftrain.callbacks", "xftrain.benchmark.callbacks"),
-    "logger": ("xftrain.logger",),
-}
+# The groups with a Python class for each option, in the order in which a run builds them.
+GROUPS = (
+    *("model/attn", "model/bias", "model/pos", "model/heads", "model/ffn", "model/norm"),
+    *("loss", "data", "optim", "schedule", "callbacks", "logger"),
+)
 _OF_LAYER = re.compile(r"^model\.layers\.[^.]+\.")
 ENTRY_GROUPS = ("callbacks", "logger")  # groups that hold several options, each under its own key
 # Fields that all options of a group share, which the framework reads and passes by position.
@@ -50,7 +41,7 @@ def group_of(key: str) -> str:
     in `logger`.
     """
     group = _OF_LAYER.sub("model.", key).replace(".", "/")
-    return group if group in PACKAGES else group.partition("/")[0]
+    return group if group in GROUPS else group.partition("/")[0]
 
 
 def conf_dir() -> Path:
@@ -71,9 +62,9 @@ def names(group: str) -> list[str]:
 @cache
 def words() -> frozenset[str]:
     """All names in a configuration: of groups, options, fields, and literal values."""
-    found = {part for group in PACKAGES for part in group.split("/")} | {"name", "cpu", "cuda"}
+    found = {part for group in GROUPS for part in group.split("/")} | {"name", "cpu", "cuda"}
     found |= {path.stem for path in conf_dir().rglob("*.yaml")}
-    for group in PACKAGES:
+    for group in GROUPS:
         for name in names(group):
             for key, field in schema(group, name).items():
                 found |= {key, *literals(field.annotation)}
@@ -161,8 +152,17 @@ def _module_and_class(group: str, name: str) -> tuple[str, str]:
     return found
 
 
+def packages_of(group: str) -> tuple[str, str]:
+    """The packages of a group: conf/a/b/option.yaml is xftrain/a/b/option.py.
+
+    The benchmark has options of its own in `benchmark/<group>`.
+    """
+    path = group.replace("/", ".")
+    return f"xftrain.{path}", f"xftrain.benchmark.{path}"
+
+
 def _find(group: str, name: str) -> tuple[str, str] | None:
-    for package in PACKAGES[group]:
+    for package in packages_of(group):
         if class_name := option_class(source_of(f"{package}.{name}")):
             return f"{package}.{name}", class_name
     return None
@@ -179,7 +179,7 @@ def check_own_classes(options: Iterable[OptionConfig]) -> None:
     Raises:
         ConfigError: the first fault found, as one sentence.
     """
-    groups = list(PACKAGES)
+    groups = list(GROUPS)
     for option in sorted(options, key=lambda option: groups.index(option.group)):
         if option.name is None:
             check_own_class(option.group, option.key, option.node)

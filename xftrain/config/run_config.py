@@ -1,6 +1,6 @@
 """The checked configuration of each command, as frozen dataclasses, which are also its schema.
 
-The fields are the keys that a user sets, with types, constraints and defaults. `config.validate`
+The fields are the keys that a user sets, with types, constraints and defaults. `compose.validate`
 checks a composed configuration against them and returns these objects; `to_dict` returns the plain
 values that a checkpoint holds.
 """

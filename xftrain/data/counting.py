@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from xftrain.config.fields import Fraction, PositiveInt, VocabSize
+from xftrain.data._seeding import generator
 from xftrain.data.tokens.vocabulary import Integers
 from xftrain.interfaces import Batch, Split, positions_of
-from xftrain.utils.seeding import generator
 
 
 class Counting:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from xftrain.data._seeding import generator
 from xftrain.data.counting import Counting
 from xftrain.interfaces import Batch, Split, positions_of
-from xftrain.utils.seeding import generator
 
 
 class CountingPacked(Counting):

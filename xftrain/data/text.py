@@ -17,11 +17,11 @@ from xftrain.data._packing import (
     positions_in_stream,
     spread_order,
 )
+from xftrain.data._seeding import generator
 from xftrain.data.tokens.bigram import Bigram
 from xftrain.data.tokens.cache import TokenCache, prepare
 from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL, Batch, Split, positions_of
-from xftrain.utils.seeding import generator
 
 
 class Text:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -90,6 +90,17 @@ class AttnBias:
         """The half-open ranges of the documents in a row."""
         ends = list(accumulate(self.seqlens or (num_positions,)))
         return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def documents(self, num_positions: int) -> Iterator[tuple[int, AttnBias]]:
+        """The length and the bias of each packed document, or of the row if it is not packed.
+
+        Slopes and window stay the same, as they act on differences of positions; the additive
+        tensor is cut to the document.
+        """
+        additive_HMM = self.additive_HMM
+        for start, end in self.segments(num_positions):
+            own = None if additive_HMM is None else additive_HMM[:, start:end, start:end]
+            yield end - start, replace(self, seqlens=None, additive_HMM=own)
 
     def documents_M(self, num_positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """The first and the last position of each position's document, int64 [M] each."""

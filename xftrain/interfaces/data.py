@@ -14,9 +14,9 @@ Split = Literal["train", "val"]
 class Vocabulary(Protocol):
     """Maps tokens to text and back; sampling from a checkpoint needs it, but no training data.
 
-    The classes of `xftrain/data/tokens/vocabulary.py` and `tokenizer.py` are rebuilt from a checkpoint by
-    their `kind`. A class of your own works in training and is compared on resume, but a checkpoint
-    with it cannot be sampled from.
+    The classes of `xftrain/data/tokens/` are rebuilt from a checkpoint by their `kind`. A class of
+    your own works in training and is compared on resume, but a checkpoint with it cannot be sampled
+    from.
 
     Attributes:
         kind: `integers`, `bytes` or `bpe`.

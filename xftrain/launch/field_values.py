@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin
 
-from xftrain.config.registry import PACKAGES, group_of, names, schema
+from xftrain.config.registry import GROUPS, group_of, names, schema
 from xftrain.config.schema import schemas_of_no_option
 
 
@@ -15,7 +15,7 @@ def values_of(key: str) -> list[str]:
     """
     parent, _, name = key.rpartition(".")
     schemas = [schemas_of_no_option().get(parent, {})]
-    if parent and (group := group_of(parent)) in PACKAGES:
+    if parent and (group := group_of(parent)) in GROUPS:
         schemas += [schema(group, option) for option in names(group)]
     found = [_listed(fields[name].annotation) for fields in schemas if name in fields]
     return list(dict.fromkeys(value for values in found for value in values))

@@ -9,7 +9,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from xftrain.config.registry import PACKAGES, conf_dir, literals, module_of, schema
+from xftrain.config.registry import (
+    GROUPS,
+    conf_dir,
+    literals,
+    module_of,
+    packages_of,
+    schema,
+)
 from xftrain.config.signatures import Field, source_of
 from xftrain.config.values import describe
 from xftrain.utils.printable import one_line
@@ -58,7 +65,7 @@ def _options(line: str) -> list[str]:
 
 def _about(group: str, name: str) -> str:
     """The first line of an option's docstring or, without a Python file, of its YAML's comment."""
-    for package in PACKAGES.get(group, ()):
+    for package in packages_of(group):
         source = source_of(f"{package}.{name}")
         if source.is_file():  # read as text: parsing all files would double the time of --help
             first = source.read_text(encoding="utf-8").partition("\n")[0]
@@ -92,8 +99,8 @@ def _values(lines: list[str], fields: Mapping[str, Mapping[str, Field]]) -> Iter
 
 def _fields_of_option(group: str, name: str) -> Mapping[str, Field]:
     path = group.replace(".", "/")
-    family = path if path in PACKAGES else path.partition("/")[0]
-    return schema(family, name) if family in PACKAGES and module_of(family, name) else {}
+    family = path if path in GROUPS else path.partition("/")[0]
+    return schema(family, name) if family in GROUPS and module_of(family, name) else {}
 
 
 def _allowed(annotation: Any) -> str:

@@ -18,6 +18,7 @@ from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer, Sch
 from xftrain.kernels.fused_adamw import FusedAdamW
 from xftrain.model.gpt import GPT
 from xftrain.train.bf16_weights import BF16Weights, may_copy_weights
+from xftrain.train.dropout_seed import dropout_seed
 from xftrain.train.loader import TrainStream, ValBatches
 from xftrain.train.nonfinite import NonFiniteGuard, takes_flag
 from xftrain.train.parameter_groups import learning_rates
@@ -32,7 +33,6 @@ from xftrain.train.same_data import DataIdentity
 from xftrain.train.step_sums import StepSums
 from xftrain.train.val_sums import ValSums
 from xftrain.train.whole_steps import renumber_batches
-from xftrain.utils.seeding import dropout_seed
 
 log = logging.getLogger(__name__)
 

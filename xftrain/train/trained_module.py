@@ -13,7 +13,7 @@ from xftrain.train.loader import TrainStream
 
 
 class TrainedModule(Protocol):
-    """A GPT in training, see `training.module.TrainingModule`.
+    """A GPT in training, see `train.module.TrainingModule`.
 
     Attributes:
         model: the GPT.

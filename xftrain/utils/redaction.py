@@ -22,7 +22,7 @@ READ: dict[str, str] = {}  # the values of the variables that were read, by name
 _DECODED: dict[str, tuple[str, ...]] = {}  # strings that `oc.decode` parsed from a variable
 _WORDS: dict[str, str] = {}  # words that contain a short value, and their redacted form
 _READ_NOW: set[str] = set()  # variables that were read since the set was last cleared
-# Words of the configuration, such as names of options, which are no secrets; set by `config`.
+# Words of the configuration, such as option names, which are no secrets; set by `config.compose`.
 public_words: Callable[[], Collection[str]] = frozenset
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -97,7 +97,7 @@ def _note_joined(node: DictConfig | ListConfig) -> None:
         _READ_NOW.clear()
         try:
             text = str(node[key])
-        except Exception as error:  # any resolver may raise; `config` reports it
+        except Exception as error:  # any resolver may raise; `config.compose` reports it
             text = str(error)
         _note_words(text, _READ_NOW)
 

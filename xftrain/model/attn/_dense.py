@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,18 +41,6 @@ class DenseDocument:
     alive: Tensor | None
 
 
-def documents_of(bias: AttnBias, num_positions: int) -> Iterator[tuple[int, AttnBias]]:
-    """The length and the bias of each packed document, or of the row if it is not packed.
-
-    Slopes and window stay the same, as they act on differences of positions; the additive tensor is
-    cut to the document.
-    """
-    additive_HMM = bias.additive_HMM
-    for start, end in bias.segments(num_positions):
-        own = None if additive_HMM is None else additive_HMM[:, start:end, start:end]
-        yield end - start, replace(bias, seqlens=None, additive_HMM=own)
-
-
 def dense_documents(
     bias: AttnBias, num_positions: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[DenseDocument, ...]:
@@ -62,11 +49,11 @@ def dense_documents(
     The tensor is None if queries see their whole document.
     """
     if not bias.causal and bias.additive_HMM is None:
-        lengths = [length for length, _ in documents_of(bias, num_positions)]
+        lengths = [length for length, _ in bias.documents(num_positions)]
         return tuple(DenseDocument(length, None, None) for length in lengths)
     shared: dict[int, DenseDocument] = {}
     documents = []
-    for length, facts in documents_of(bias, num_positions):
+    for length, facts in bias.documents(num_positions):
         document = shared.get(length) if facts.additive_HMM is None else None
         if document is None:
             document = DenseDocument(length, *dense_bias(facts, length, dtype, device))

@@ -15,7 +15,6 @@ from xftrain.interfaces import Attention, AttnCall, Backend
 from xftrain.model.attn._dense import (
     DenseDocument,
     dense_documents,
-    documents_of,
     written_out_attention,
 )
 from xftrain.model.attn._stand_in import materialized_scores
@@ -77,7 +76,7 @@ class Naive(Backend):
 
     def stand_in(self, call: AttnCall) -> Attention:
         """Saves the softmax of all scores, and the tanh of capped scores."""
-        lengths = [length for length, _ in documents_of(call.bias, call.shape.M)]
+        lengths = [length for length, _ in call.bias.documents(call.shape.M)]
         num_saved = 1 if call.bias.softcap is None else 2
         return lambda q, k, v, handle: materialized_scores(q, k, v, lengths, num_saved)
 

@@ -18,7 +18,6 @@ from xftrain.interfaces import Attention, AttnBias, AttnCall, Backend
 from xftrain.model.attn._dense import (
     DenseDocument,
     dense_documents,
-    documents_of,
     heads_for_mask,
     mask_reasons,
     masked_attention,
@@ -60,7 +59,7 @@ class SDPA(Backend):
 
     Causal and full need no mask tensor. ALiBi is folded into q and k. Each packed document is one
     call. A window or a dense bias needs a mask tensor, quadratic in the longest document, for which
-    cuDNN is disabled, see `attention.dense`.
+    cuDNN is disabled, see `model.attn._dense`.
     """
 
     name = "sdpa"
@@ -85,7 +84,7 @@ class SDPA(Backend):
         if is_masked:
             documents = dense_documents(unfolded(bias), num_positions, call.dtype, call.device)
         else:
-            lengths = [length for length, _ in documents_of(bias, num_positions)]
+            lengths = [length for length, _ in bias.documents(num_positions)]
             documents = tuple(DenseDocument(length, None, None) for length in lengths)
         features = fold(call) if folds(bias) else None
         return _Handle(
