@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from tests.commands import command, jobs, runner  # noqa: F401  # fixtures
+from tests.command_line import command, jobs, runner  # noqa: F401  # fixtures
 from tests.compositions import keep_compositions
 from tests.forked import forked_jobs, forked_workers  # noqa: F401  # fixtures
 

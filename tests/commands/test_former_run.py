@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.checkpoint.test_checkpoint import power_cut
-from tests.commands import one_sentence
+from tests.command_line import one_sentence
 from tests.train.runs import last, result_of, rows_of, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.checkpoint.header import run_id

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import xftrain.commands.train
-from tests.commands import one_sentence
+from tests.command_line import one_sentence
 from xftrain import interfaces
 from xftrain.config import registry
 from xftrain.config.option_checks import checked_option

@@ -44,7 +44,7 @@ def test_every_group_has_options_on_disk():
 def test_every_yaml_has_a_python_file_and_the_other_way_round(group):
     files = {path.stem: path for path in (conf_dir() / group).glob("*.yaml")}
     choices = {stem for stem, path in files.items() if "name:" in path.read_text()}
-    folders = [source_of(package).parent for package in packages_of(group)]
+    folders = [source_of(f"{package}.option").parent for package in packages_of(group)]
     modules = {path.stem for folder in folders for path in folder.glob("[!_]*.py")}
 
     assert choices == set(names(group)) == modules  # helpers of the options are _name.py

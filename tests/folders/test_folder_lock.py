@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import one_sentence
+from tests.command_line import one_sentence
 from tests.train.runs import run
 from xftrain.errors import ConfigError
 from xftrain.folders import lock

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import xftrain
-from tests.commands import one_sentence
+from tests.command_line import one_sentence
 from xftrain.config.overrides import all_groups, normalise
 from xftrain.config.registry import names
 from xftrain.errors import ConfigError, RunError

@@ -37,7 +37,7 @@ import gc
 import sys
 import types
 
-from xftrain import cli
+from xftrain.launch import cli
 from xftrain.errors import RunError
 
 ends, notes, kept = sys.argv.pop(), [], []

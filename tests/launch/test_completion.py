@@ -136,7 +136,7 @@ def test_bash_runs_nothing_that_a_foreign_folder_names(tmp_path: Path) -> None:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{start}" "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     script = f"""
-    export PATH={program.parent}:$PATH PYTHONPATH={Path(__file__).parents[1]}
+    export PATH={program.parent}:$PATH PYTHONPATH={Path(__file__).parents[2]}
     eval "$(xftrain -sc install=bash)"
     COMP_WORDS=(xftrain ckpt=./) COMP_CWORD=1 COMP_LINE='xftrain ckpt=./' COMP_POINT=15
     _xftrain_command xftrain ckpt=./

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.commands import Ended
+from tests.command_line import Ended
 from xftrain.config.registry import conf_dir
 from xftrain.config.schema import schemas_of_no_option
 from xftrain.launch.help_text import explanation

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tests.commands import Ended, Runner, one_sentence
+from tests.command_line import Ended, Runner, one_sentence
 from xftrain.config.compose import compose, validate
 from xftrain.config.overrides import literal, quoted
 from xftrain.errors import ConfigError

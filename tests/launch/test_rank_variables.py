@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.commands import one_sentence
+from tests.command_line import one_sentence
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.train import distributed
 from xftrain.train.distributed import DDP, connect

@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra.core.utils
 import pytest
 
-from tests.commands import Ended, Runner, one_sentence
+from tests.command_line import Ended, Runner, one_sentence
 from xftrain.config.overrides import quoted
 from xftrain.errors import ConfigError
 from xftrain.folders.links import refuse_links

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.commands import one_sentence
+from tests.command_line import one_sentence
 from xftrain.launch import cli
 from xftrain.multirun import table
 
@@ -140,7 +140,7 @@ def test_sigterm_ends_the_job_and_then_the_sweep(tmp_path):
         [sys.executable, "-m", "xftrain", "-m", "seed=1,2", "max_steps=100000", "model.attn=naive"]
         + ["data.stop_at_accuracy=null", "hydra.sweep.dir=sweep", "batch_tokens=128"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

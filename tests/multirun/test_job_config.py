@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Ended, one_sentence
+from tests.command_line import Ended, one_sentence
 from xftrain.config.compose import compose, validate
 from xftrain.errors import SweepRefused
 from xftrain.multirun.job_config import described, refuse_other_config, write_job_config

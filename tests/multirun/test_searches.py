@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.commands import Ended, one_sentence
+from tests.command_line import Ended, one_sentence
 from xftrain.config.registry import conf_dir
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (conf_dir() / "hparams_search").glob("*.yaml"))
 SMALL = ["max_steps=1", "seq=16", "batch_tokens=64", "callbacks=none", "logger=none"]
 SMALL += ["model.dim=16", "model.num_layers=1", "model.num_heads=2"]

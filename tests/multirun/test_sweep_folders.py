@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from tests.commands import Ended, one_sentence
+from tests.command_line import Ended, one_sentence
 from xftrain.errors import SweepRefused
 from xftrain.multirun import jobs as sweeps
 from xftrain.multirun.table import forget_jobs, note_job, read_result, read_rows, write_summary

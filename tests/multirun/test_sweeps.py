@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Ended
+from tests.command_line import Ended
 from tests.tensorboards import are_last_metrics, hparams_tab, steps_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAUNCHERS = ("basic", "joblib", "submitit_local")
 ENDS = ("raise", "exit", "kill", "good")
 BAD = {"raise": "failed", "exit": "crashed", "kill": "crashed"}

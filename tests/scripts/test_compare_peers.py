@@ -18,7 +18,7 @@ from xftrain.commands import builder
 from xftrain.model.flops import flops_per_token
 from xftrain.train.bf16_weights import weight_modifiers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "scripts"))  # as for a script that is started there
 compare_peers = import_module("compare_peers")
 setups, loop = import_module("peers.setup"), import_module("peers.loop")

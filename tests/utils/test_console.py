@@ -24,7 +24,7 @@ from xftrain.utils.console import (
 )
 from xftrain.utils.files import NotPlainFile
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EVIL = "\x1b]0;PWNED\x07\nxftrain: done, all is well\r\u202e"
 
 

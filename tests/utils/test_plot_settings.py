@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Ended
+from tests.command_line import Ended
 from xftrain.benchmark import worker
 from xftrain.utils import plot_settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CODE = """
 import os, sys
-from xftrain import plot_settings
+from xftrain.utils import plot_settings
 
 plot_settings.ignore_working_folder()
 here = os.getcwd()

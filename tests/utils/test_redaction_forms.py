@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from tests.commands import Ended
+from tests.command_line import Ended
 from xftrain.config.compose import compose, validate
 from xftrain.errors import ConfigError
 from xftrain.utils import redaction

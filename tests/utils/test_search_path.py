@@ -19,7 +19,7 @@ from xftrain.benchmark.pool import Pool
 from xftrain.benchmark.worker import Job, Reporter
 from xftrain.utils import search_path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = ["model.dim=16", "model.num_layers=1", "model.num_heads=2", "seq=16", "batch_tokens=32"]
 SMALL += ["max_steps=1", "trainer=cpu", "model.attn=naive", "callbacks=none"]
 # Dependencies, what they try to import though it may not be installed, and the standard library

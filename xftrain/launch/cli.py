@@ -22,7 +22,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from xftrain import __version__
 from xftrain.config.checks import refuse_other_ranks
 from xftrain.config.compose import COMPOSITION_ERRORS, validate
 from xftrain.config.composition_errors import sentence
@@ -61,6 +60,7 @@ from xftrain.utils.processes import (
     stops_raised,
 )
 from xftrain.utils.redaction import hidden_in_message
+from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
 

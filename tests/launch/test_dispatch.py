@@ -8,9 +8,10 @@ from pathlib import Path
 
 CODE = """
 import sys
-from xftrain import commands, compose
+from xftrain import compose
+from xftrain.launch import dispatch
 
-with commands._without_scipy_signal():
+with dispatch._without_scipy_signal():
     import scipy.signal
 
     assert hasattr(scipy.signal, "hamming") and not hasattr(scipy.signal, "lfilter")
@@ -18,7 +19,7 @@ import scipy.signal
 
 assert hasattr(scipy.signal, "lfilter")
 
-commands.command_of(compose("model.attn=naive"))
+dispatch.command_of(compose("model.attn=naive"))
 assert "torchmetrics" in sys.modules
 assert not {"matplotlib", "torchmetrics.utilities.plot"} & sys.modules.keys()
 import torchmetrics
@@ -35,6 +36,6 @@ assert plot_curve.__module__ == "torchmetrics.utilities.plot"
 
 def test_a_run_starts_without_all_of_scipy_signal_and_without_matplotlib() -> None:
     """torchmetrics looks for one name in the first, and plots with the second; both as before."""
-    command, root = [sys.executable, "-c", CODE], Path(__file__).parents[1]
+    command, root = [sys.executable, "-c", CODE], Path(__file__).parents[2]
     process = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
