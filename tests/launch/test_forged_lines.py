@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xftrain.launch import cli
-from xftrain.multirun import jobs
+from xftrain.multirun.end import finish
+from xftrain.multirun.sweep import Sweep
 from xftrain.utils import console
 from xftrain.utils.console import SafeFormatter, safe_streams
 
@@ -88,8 +89,7 @@ def test_a_warning_of_a_library_obeys_no_terminal() -> None:
 def test_the_folder_of_a_sweep_is_one_line(tmp_path, monkeypatch, capsys) -> None:
     folder = tmp_path / "sw\x1b]0;EVIL\x07\n[12:00:00] forged"
     folder.mkdir()
-    monkeypatch.setattr(jobs.SweepTable, "folder", folder)
     monkeypatch.setattr("xftrain.multirun.end._draw", lambda rows, folder: None)
-    assert cli._end_of_sweep() == 0
+    assert finish(Sweep(folder)) is None
     said = capsys.readouterr().out
     assert "\x1b" not in said and r"sw\x1b]0;EVIL\x07\n[12:00:00] forged/summary.csv" in said

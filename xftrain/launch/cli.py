@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from xftrain.multirun import end, jobs, table
 from xftrain.multirun import record as sweep_record
 from xftrain.multirun.completed_jobs import completed
 from xftrain.multirun.job_config import described
+from xftrain.multirun.sweep import Sweep, sweep_of_command
 from xftrain.utils import search_path
 from xftrain.utils.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.utils.files import replace_text
@@ -64,7 +66,6 @@ from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
 
-_last_words: Path | None = None  # of a sweep's job: the file for its sentence
 # Flags of commands whose output is all there is of them.
 _PRINTING = re.compile(  # as Python's argparse takes them, also shortened
     r"--(v|he|hy|cf|i).*|-[hi].*|-c(job|hydra|all)?"
@@ -82,16 +83,15 @@ class JobFailed(Exception):
 def main() -> int:
     """Runs the command in `sys.argv` and returns its exit code."""
     is_printing = any(map(_PRINTING, sys.argv[1:]))
-    with safe_streams(is_printing=is_printing) as lost:
-        code = _run_command()
+    with safe_streams(is_printing=is_printing) as lost, sweep_of_command() as sweep:
+        code = _run_command(sweep)
     return code or int(is_printing and bool(lost))
 
 
-def _run_command() -> int:
-    global _last_words
+def _run_command(sweep: Sweep) -> int:
     ignore_working_folder()
     words = os.environ.pop(jobs.JOB, None)  # not for the commands that this one may start
-    _last_words = Path(words) if words else None
+    ending = _Ending(sweep, Path(words) if words else None)
     if words:
         die_with_parent(signal.SIGTERM)
     if "--version" in sys.argv[1:]:
@@ -117,36 +117,39 @@ def _run_command() -> int:
             ):
                 sys.argv += told
                 decorate(_job)()
-        return _end_of_sweep()
+        return ending.of_sweep()
     except JobFailed as failure:
-        return _end(failure.sentence, failure.code)
+        return ending.says(failure.sentence, failure.code)
     except (ConfigError, SweepRefused) as error:
-        return _end(str(error), 2)
+        return ending.says(str(error), 2)
     except COMPOSITION_ERRORS as error:
-        return _end(sentence(error, sys.argv[1:]), 2)
+        return ending.says(sentence(error, sys.argv[1:]), 2)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # as of an option that a variable holds
-            return _end(f"no file can have that name ({error}): use a shorter option or value.", 2)
-        return _end(f"the run folder cannot be made ({error}): choose another hydra.run.dir.", 1)
+            return ending.says(
+                f"no file can have that name ({error}): use a shorter option or value.", 2
+            )
+        return ending.says(
+            f"the run folder cannot be made ({error}): choose another hydra.run.dir.", 1
+        )
     except KeyboardInterrupt:
-        return _end("interrupted.", 130)
+        return ending.says("interrupted.", 130)
     except Stopped as stop:
-        return _end(f"{stop}.", int(stop.code or 1))
+        return ending.says(f"{stop}.", int(stop.code or 1))
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # how Lightning answers Ctrl-C
-            return _end("interrupted.", 130)
+            return ending.says("interrupted.", 130)
         if stop.code is None:  # and SIGTERM
-            return _end("stopped by SIGTERM.", 143)
+            return ending.says("stopped by SIGTERM.", 143)
         if isinstance(stop.code, str):  # Python would print it as it is
-            return _end(stop.code, 1)
+            return ending.says(stop.code, 1)
         raise
     except Exception as error:
-        if jobs.SweepTable.folder is None:
+        if sweep.folder is None:
             show_traceback(error)
             return 1
-        return _end_of_sweep(error)
+        return ending.of_sweep(error)
     finally:
-        jobs.SweepTable.folder = None
         leave_folders()
 
 
@@ -249,12 +252,6 @@ def _refuse_side_by_side(cfg: DictConfig, settings: Any) -> None:
             )
 
 
-def _end_of_sweep(lost: Exception | None = None) -> int:
-    """1 if a job of a sweep failed or was lost; 0 after a single run."""
-    said = end.finish(lost)
-    return 0 if said is None else _end(said, 1)
-
-
 def _report(error: Exception, run_dir: Path) -> str:
     """The sentence for an error; what it leaves out goes to the run's log file."""
     if isinstance(error, ConfigError | RunError):
@@ -277,9 +274,27 @@ def _to_log_file(message: str, error: Exception | None) -> bool:
     return bool(files)
 
 
-def _end(said: str, code: int) -> int:
-    if _last_words is None:
-        say(said)
-    else:  # of a job, the sweep says it
-        replace_text(_last_words, short_line(hidden_in_message(said)))
-    return code
+@dataclass(frozen=True)
+class _Ending:
+    """How this command ends.
+
+    Attributes:
+        sweep: the sweep that it runs.
+        words: in a job of a sweep, the file for its sentence, which the sweep prints.
+    """
+
+    sweep: Sweep
+    words: Path | None
+
+    def says(self, said: str, code: int) -> int:
+        """Prints the last sentence, and returns the exit code."""
+        if self.words is None:
+            say(said)
+        else:
+            replace_text(self.words, short_line(hidden_in_message(said)))
+        return code
+
+    def of_sweep(self, lost: Exception | None = None) -> int:
+        """1 if a job of a sweep failed or was lost; 0 after a single run."""
+        said = end.finish(self.sweep, lost)
+        return 0 if said is None else self.says(said, 1)

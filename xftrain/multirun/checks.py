@@ -25,18 +25,17 @@ from xftrain.errors import ConfigError, SweepRefused
 from xftrain.folders.sqlite_files import use_own_database
 from xftrain.multirun.record import RESUME, is_resumed
 from xftrain.multirun.recorded_overrides import MAX_JOBS, MAX_PROCESSES, num_values
+from xftrain.multirun.sweep import current_sweep
 from xftrain.utils.processes import is_rank
 
 
 class SweepChecks(Callback):
     """Refuses a sweep that could not end well, and notes whether a database keeps what it draws."""
 
-    is_stored = False
-
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before the first job, and before `SweepTable` forgets the jobs of an earlier sweep."""
         try:
-            SweepChecks.is_stored = _checked(config)
+            current_sweep().is_stored = _checked(config)
         except COMPOSITION_ERRORS as error:
             raise SweepRefused(
                 str(error) if isinstance(error, ConfigError) else sentence(error)

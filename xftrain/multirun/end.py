@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from xftrain.errors import first_line
-from xftrain.multirun import jobs, record, table
-from xftrain.multirun.checks import SweepChecks
+from xftrain.multirun import record, table
+from xftrain.multirun.sweep import Sweep
 from xftrain.utils.console import say
 from xftrain.utils.printable import one_line
 
 
-def finish(lost: Exception | None = None) -> str | None:
+def finish(sweep: Sweep, lost: Exception | None = None) -> str | None:
     """Writes the table and the picture of a sweep, where this command is one.
 
     Args:
+        sweep: the command's sweep, which has no folder in a single run.
         lost: what its launcher raised, as where a process of the launcher's own was killed.
 
     Returns:
         A sentence on the jobs that failed or were lost; None where there are none.
     """
-    folder = jobs.SweepTable.folder
+    folder = sweep.folder
     if folder is None or not folder.is_dir():
         return None
     rows = table.write_summary(folder)
@@ -41,7 +42,7 @@ def finish(lost: Exception | None = None) -> str | None:
     resume = shlex.quote(f"{record.RESUME}={folder}")
     whole = "" if record.is_resumable(folder) else "the same command with "
     again = f"; {whole}{resume} runs {which}"
-    return f"{said}{'' if SweepChecks.is_stored else again}."
+    return f"{said}{'' if sweep.is_stored else again}."
 
 
 def _draw(rows: list[dict[str, Any]], folder: Path) -> None:

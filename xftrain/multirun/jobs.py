@@ -25,6 +25,7 @@ from xftrain.folders.run_folder import RunFolder, holds_run
 from xftrain.multirun.completed_jobs import completed, refuse_other_jobs
 from xftrain.multirun.job_config import refuse_other_config, write_job_config
 from xftrain.multirun.record import MODE, is_resumed, kept, record_of, write_record
+from xftrain.multirun.sweep import current_sweep
 from xftrain.multirun.table import forget_jobs, read_result
 from xftrain.utils.files import read_plain, write_json
 from xftrain.utils.printable import one_line
@@ -40,8 +41,6 @@ _WORDS_BYTES = 1 << 20  # of a job's last sentence
 
 class SweepTable(Callback):
     """Notes where the sweep of this process is and what it runs."""
-
-    folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before the first job."""
@@ -63,7 +62,7 @@ class SweepTable(Callback):
                 f"hydra.sweep.dir={one_line(str(folder))} cannot be written ({error}): choose "
                 "another folder."
             ) from error
-        SweepTable.folder = folder
+        current_sweep().folder = folder
 
 
 def _leave_old_submissions(config: DictConfig, folder: Path) -> None:
