@@ -14,7 +14,7 @@ from peers.loop import Trained, options_of, train
 from peers.setup import Setup
 from xftrain.commands import builder
 from xftrain.interfaces import positions_of
-from xftrain.kernels.matmul import enable_autotune
+from xftrain.kernels.matmul import Autotuner, set_autotuner
 from xftrain.model.attn.auto import kernel_name
 from xftrain.train.hardware import compute_dtype
 
@@ -29,7 +29,7 @@ def measure(setup: Setup) -> dict[str, Any]:
     place = (torch.device(setup.device), compute_dtype(setup.precision))
     cases = model.attention_cases(*sizes, None, place)
     kernel = kernel_name(model.backend, cases)
-    enable_autotune(options.matmul)
+    set_autotuner(Autotuner() if options.matmul == "auto" else None)
     if setup.compile:
         model.compile_blocks(packed=False)
     positions_1M = positions_of(setup.sizes.seq, None).to(setup.device)

@@ -142,7 +142,13 @@ def measured(monkeypatch) -> list[tuple[Any, ...]]:
     monkeypatch.setattr(matmul, "_LEAST_FLOP", 1)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     yield found
-    matmul.enable_autotune("torch")
+    matmul.set_autotuner(None)
+
+
+def tuned(saved: dict[str, str | None] | None = None) -> matmul.Autotuner:
+    tuner = matmul.Autotuner(saved)
+    matmul.set_autotuner(tuner)
+    return tuner
 
 
 def multiply(rows: int) -> None:
@@ -152,43 +158,44 @@ def multiply(rows: int) -> None:
 
 
 def test_saved_algorithms_are_taken_up_and_new_products_measured(measured, caplog):
-    matmul.enable_autotune("auto")
+    tuner = tuned()
     multiply(4)
-    saved = matmul.autotuned_choices()
+    saved = tuner.names()
     assert list(saved.values()) == ["fast"] and len(measured) == 1
-    matmul.enable_autotune("auto", saved)
+    tuner = tuned(saved)
     multiply(4)
-    assert len(measured) == 1 and matmul.autotuned_choices() == saved
+    assert len(measured) == 1 and tuner.names() == saved
     multiply(5)
-    assert len(measured) == 2 and len(matmul.autotuned_choices()) == 2
-    matmul.enable_autotune("auto", dict.fromkeys(saved, None))  # torch's own was the fastest
+    assert len(measured) == 2 and len(tuner.names()) == 2
+    tuner = tuned(dict.fromkeys(saved, None))  # torch's own was the fastest
     multiply(4)
-    assert len(measured) == 2 and list(matmul.autotuned_choices().values()) == [None]
+    assert len(measured) == 2 and list(tuner.names().values()) == [None]
     assert not caplog.text
 
 
 @pytest.mark.parametrize("name", ["refused", "of another version"])
 def test_an_algorithm_that_is_not_here_is_measured_again_with_a_word(measured, caplog, name):
-    matmul.enable_autotune("auto")
+    tuner = tuned()
     multiply(4)
-    saved = dict.fromkeys(matmul.autotuned_choices(), name)
+    saved = dict.fromkeys(tuner.names(), name)
     with caplog.at_level("INFO"):
-        matmul.enable_autotune("auto", saved)
+        tuner = tuned(saved)
         multiply(4)
         multiply(4)
-    assert len(measured) == 2 and list(matmul.autotuned_choices().values()) == ["fast"]
+    assert len(measured) == 2 and list(tuner.names().values()) == ["fast"]
     assert caplog.text.count("matmul: chosen again") == 1
 
 
 def test_the_choices_are_in_the_checkpoint(tmp_path, monkeypatch):
     made = {"NONE torch.bfloat16": "66-24-1-0-0-7-35-0-5"}
-    monkeypatch.setattr("xftrain.commands.kernel_choices.autotuned_choices", lambda: made)
     begun: list[Any] = []
-    begin = matmul.enable_autotune
-    monkeypatch.setattr(
-        "xftrain.commands.train.enable_autotune",
-        lambda how, saved: begun.append(saved) or begin(how, saved),
-    )
+
+    class Tuner(matmul.Autotuner):
+        def __init__(self, saved):
+            begun.append(saved)
+            super().__init__(made)
+
+    monkeypatch.setattr("xftrain.commands.train.Autotuner", Tuner)
     run(tmp_path, *STEPS, "max_steps=2")
     assert read_checkpoint(last(tmp_path))["callbacks"]["Choices"]["matmul"] == [made]
     run(tmp_path, *STEPS, "ckpt=auto")

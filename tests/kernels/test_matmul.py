@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.matmul_inputs import D, H, N, inputs
-from tests.train.runs import run
+from tests.train.runs import last, run
+from xftrain.checkpoint.file import read_checkpoint
 from xftrain.kernels import cublaslt, matmul
 from xftrain.kernels.gated import gated_gradient, gated_linear, has_kernel
 from xftrain.kernels.linear_functions import (
@@ -146,14 +147,15 @@ def test_on_a_gpu_they_are_as_exact_as_torchs(dtype):
     exact = inputs(torch.float64, "cuda", LARGE)
     halves = [tensor.to(dtype) for tensor in exact]
     exact = [tensor.double() for tensor in halves]
-    matmul.enable_autotune("auto")
+    tuner = matmul.Autotuner()
+    matmul.set_autotuner(tuner)
     try:
         ours = gradients(autotuned_gelu_mlp, *halves)
         ours += gradients(autotuned_linear, *halves[:2])
     finally:
-        matmul.disable_autotune()
+        matmul.set_autotuner(None)
     # up, down and their gradients; the linear layer's input gradient is that of up
-    assert len(matmul._choices) == 5, "each product is measured once"
+    assert len(tuner.choices) == 5, "each product is measured once"
     torchs = gradients(mlp, *halves) + gradients(F.linear, *halves[:2])
     expected = gradients(mlp, *exact) + gradients(F.linear, *exact[:2])
     for one, other, right in zip(ours, torchs, expected, strict=True):
@@ -198,7 +200,8 @@ def test_a_run_that_chooses_learns_the_same(tmp_path, how, ffn):
     large = ("model.num_layers=2", f"model.ffn={ffn}", "batch_tokens=16384", "seq=128")
     longer = ("max_steps=25", "optim.lr=0.002", "data.stop_at_accuracy=null", how)
     ours = run(tmp_path / "auto", *words, *large, *longer)["metrics"]
-    assert len(matmul._choices) >= (6 if ffn == "gelu" else 5)
+    (names,) = read_checkpoint(last(tmp_path / "auto"))["callbacks"]["Choices"]["matmul"]
+    assert len(names) >= (6 if ffn == "gelu" else 5)
     torchs = run(tmp_path / "torch", *words, *large, *longer, "matmul=torch")["metrics"]
     assert ours["train/loss"] == pytest.approx(torchs["train/loss"], rel=0.02)
     assert ours["train/grad_norm"] == pytest.approx(torchs["train/grad_norm"], rel=0.2)

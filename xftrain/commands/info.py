@@ -19,7 +19,7 @@ from xftrain.config.run_config import InfoConfig
 from xftrain.errors import ConfigError
 from xftrain.folders.run_folder import RunFolder, refuse_trained
 from xftrain.interfaces import Batch
-from xftrain.kernels.matmul import disable_autotune, enable_autotune
+from xftrain.kernels.matmul import Autotuner, set_autotuner
 from xftrain.memory.plan import plan_memory
 from xftrain.model.flops import flops_per_token, peak_flops
 from xftrain.model.gpt import GPT
@@ -60,7 +60,7 @@ def info(
         try:
             _describe(prepared, folder, result)
         finally:
-            disable_autotune()
+            set_autotuner(None)
     return result
 
 
@@ -69,7 +69,7 @@ def _describe(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> None:
     with torch.device("meta"):  # nothing is allocated
         model = builder.assemble(cfg.model, run.vocab_size)
     kernel = choose_kernel(model, batch, run.device, run.dtype, Saved(), folder)
-    enable_autotune(cfg.matmul)
+    set_autotuner(Autotuner() if cfg.matmul == "auto" else None)
     peak_mib = plan_memory(cfg, model, run.loss, batch, run.dtype, run.device)
     figures = _sizes(model, batch, cfg.trainer.accumulate_grad_batches)
     result["kernel"], result["metrics"] = kernel, figures

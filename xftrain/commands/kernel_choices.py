@@ -18,7 +18,7 @@ from lightning.pytorch import Callback
 from xftrain.checkpoint.header import header
 from xftrain.folders.run_folder import RunFolder, holds_run, note_of
 from xftrain.interfaces import AttnCase, Batch, Loss
-from xftrain.kernels.matmul import autotuned_choices
+from xftrain.kernels.matmul import Autotuner
 from xftrain.model.attn.auto import Auto, kernel_name
 from xftrain.model.gpt import GPT
 from xftrain.train import distributed, hardware
@@ -159,12 +159,19 @@ class Choices(Callback):
         attn: the attention backend of the model.
         ran_as: other properties that change results in the last digits, by name.
         saved: choices of the resumed run; differences are logged.
+        tuner: the run's autotuned matmuls; None where torch chooses.
     """
 
     modifies_weights = False
 
-    def __init__(self, attn: object, ran_as: Mapping[str, str], saved: Saved) -> None:
-        self.attn, self.ran_as = attn, dict(ran_as)
+    def __init__(
+        self,
+        attn: object,
+        ran_as: Mapping[str, str],
+        saved: Saved,
+        tuner: Autotuner | None = None,
+    ) -> None:
+        self.attn, self.ran_as, self.tuner = attn, dict(ran_as), tuner
         there = {key: saved.ran_as.get(key, value) for key, value in ran_as.items()}
         if differing := [key for key, value in ran_as.items() if there[key] != value]:
             log.info(
@@ -177,6 +184,6 @@ class Choices(Callback):
         chosen = self.attn.chosen if isinstance(self.attn, Auto) else None
         return {
             "attn": None if chosen is None else chosen.name,
-            "matmul": distributed.from_all_ranks(autotuned_choices()),
+            "matmul": distributed.from_all_ranks(self.tuner.names() if self.tuner else {}),
             "ran_as": self.ran_as,
         }

@@ -42,7 +42,7 @@ from xftrain.config.run_config import RunConfig
 from xftrain.config.tree import changes
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.folders.run_folder import RunFolder
-from xftrain.kernels.matmul import disable_autotune, enable_autotune
+from xftrain.kernels.matmul import Autotuner, set_autotuner
 from xftrain.memory.plan import plan_memory
 from xftrain.model.gpt import GPT
 from xftrain.train import distributed, hardware
@@ -103,7 +103,9 @@ def run(
 def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals) -> None:
     """Builds everything and trains; each figure is added to `result` as soon as it is known."""
     run_dir = Path(result["run_dir"])
-    model, saved = _build_model(run, folder, result)
+    saved = saved_choices(run.ckpt, run.cfg.ckpt, folder)
+    tuner = Autotuner(saved.matmul) if run.cfg.matmul == "auto" else None
+    model = _build_model(run, folder, result, saved, tuner)
     module = _build_module(run, model)
     loggers = RunLoggers(run.cfg.logger, run_dir)
     callbacks = RunCallbacks(run.cfg.callbacks)
@@ -114,7 +116,7 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
         is_same=adds_rows(run.cfg.callbacks, run_dir),
         on_begin=partial(loggers.begin, run.shown, result["kernel"]),
     )
-    own = [start, _choices(run, model, saved, result["kernel"]), LastSave()]
+    own = [start, _choices(run, model, saved, tuner, result["kernel"]), LastSave()]
     in_order = [*own, *callbacks.all, *callbacks.bars, stop]
     bars, place = bool(callbacks.bars), (run_dir, run.device, run.precision)
     trainer = build_trainer(run.cfg, *place, in_order, start.early_loggers, show_bar=bars)
@@ -139,27 +141,28 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
         result["tokens_per_s"] = callbacks.tokens_per_s()
 
 
-def _build_model(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> tuple[GPT, Saved]:
-    """Builds the model: chooses the attention kernel, plans memory and compiles the blocks.
-
-    Returns:
-        The model, and the saved choices of the run that is resumed.
-    """
+def _build_model(
+    run: Prepared,
+    folder: RunFolder,
+    result: dict[str, Any],
+    saved: Saved,
+    tuner: Autotuner | None,
+) -> GPT:
+    """Builds the model: chooses the attention kernel, plans memory and compiles the blocks."""
     cfg, batch, device = run.cfg, run.batch, run.device
     torch.manual_seed(cfg.seed)
     model = builder.assemble(cfg.model, run.vocab_size)
     log_what_is_trained(model, cfg, batch, device, run.precision)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["device"] = hardware.device_name(device)
-    saved = saved_choices(run.ckpt, cfg.ckpt, folder)
     result["kernel"] = choose_kernel(model, batch, device, run.dtype, saved, folder)
-    enable_autotune(cfg.matmul, saved.matmul)  # before planning: autotuned matmuls save less
+    set_autotuner(tuner)  # before planning: autotuned matmuls save less
     predicted = plan_memory(cfg, model, run.loss, batch, run.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
     if cfg.compile:
         torch._dynamo.reset()  # drops the compiled blocks of an earlier run in this process
         model.compile_blocks(packed=batch.seqlens is not None)
-    return model, saved
+    return model
 
 
 def _build_module(run: Prepared, model: GPT) -> TrainingModule:
@@ -180,11 +183,13 @@ def _build_module(run: Prepared, model: GPT) -> TrainingModule:
     )
 
 
-def _choices(run: Prepared, model: GPT, saved: Saved, kernel: str) -> Choices:
+def _choices(
+    run: Prepared, model: GPT, saved: Saved, tuner: Autotuner | None, kernel: str
+) -> Choices:
     """Builds the callback that saves automatic choices for a run that resumes this one."""
     loss = kind_of(run.loss, run.batch, run.vocab_size, run.device)
     ran_as = {"precision": run.precision, "attention kernel": kernel, "loss": loss}
-    return Choices(model.backend, ran_as | on_machine(run.device), saved)
+    return Choices(model.backend, ran_as | on_machine(run.device), saved, tuner)
 
 
 def _fit(run: Prepared, trainer: pl.Trainer, module: TrainingModule) -> None:
@@ -265,4 +270,4 @@ def _process_restored() -> Iterator[None]:
         distributed.disconnect(together=is_whole)
         torch.use_deterministic_algorithms(was_deterministic)
         end_compiling()
-        disable_autotune()
+        set_autotuner(None)

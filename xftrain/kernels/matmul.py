@@ -11,7 +11,6 @@ import logging
 import statistics
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,44 +32,71 @@ _GAIN = 0.99  # maximum share of torch's time for another algorithm to be chosen
 _ROUNDS, _LAUNCHES = 3, 5
 
 Call = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
-_choices: dict[Key, Choice | None] = {}
-_saved: dict[str, str | None] = {}  # `autotuned_choices` of the resumed run
-_is_chosen = False
 
 
-def enable_autotune(
-    how: Literal["auto", "torch"], saved: Mapping[str, str | None] | None = None
-) -> None:
-    """Sets for the whole process whether large matmuls are autotuned or left to torch.
-
-    Compiled code keeps the setting that it was compiled under, until `torch._dynamo.reset()`.
+class Autotuner:
+    """The algorithms of one run's matmuls, each measured at its first use.
 
     Args:
-        how: value of the configuration key `matmul`.
-        saved: `autotuned_choices` of the resumed run, which are not measured again.
+        saved: `names()` of the run that this one resumes, whose matmuls are not measured again.
     """
-    global _is_chosen
-    _is_chosen = how == "auto"
-    _choices.clear()
-    _saved.clear()
-    _saved.update(saved or {})
+
+    def __init__(self, saved: Mapping[str, str | None] | None = None) -> None:
+        self.choices: dict[Key, Choice | None] = {}
+        self._saved = dict(saved or {})
+
+    def names(self) -> dict[str, str | None]:
+        """The name of the algorithm of each matmul so far, None for torch's, for a checkpoint."""
+        return {**self._saved, **saved_form(self.choices)}
+
+    def call(
+        self, epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None
+    ) -> Call:
+        """The fastest call for operands like these; measuring it overwrites `out`."""
+        with_torch = partial(_with_torch, epilogue)
+        key = (epilogue, a.device, a.dtype, a.shape, a.stride(), b.shape, b.stride())
+        if key not in self.choices:
+            # timing is impossible while a CUDA graph is captured
+            if len(self.choices) >= _MOST_CHOICES or torch.cuda.is_current_stream_capturing():
+                return with_torch
+            self.choices[key] = self._first_choice(key, a, b, out, second, with_torch)
+        chosen = self.choices[key]
+        return with_torch if chosen is None else partial(chosen.plan.launch, chosen.number)
+
+    def _first_choice(
+        self, key: Key, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None, with_torch: Call
+    ) -> Choice | None:
+        """The algorithm of the resumed run, else the fastest one; None means torch."""
+        epilogue, words = key[0], described(key)
+        if words in self._saved:
+            name = self._saved[words]
+            if name is None:
+                return None
+            if (choice := proposed(name, epilogue, a, b, out, second)) is not None:
+                return choice
+            log.info("matmul: chosen again, as cuBLASLt here has not the checkpoint's: %s", words)
+        return _measured(epilogue, a, b, out, second, with_torch)
 
 
-def autotuned_choices() -> dict[str, str | None]:
-    """The name of the algorithm of each matmul so far, None for torch's, in a form to be saved."""
-    return {**_saved, **saved_form(_choices)}
+# The tuner of the process's run. Custom operators take tensors alone, and run in autograd's threads
+# as well, so that it is set for the process, as torch's own settings of matmuls are.
+_tuner: Autotuner | None = None
 
 
-def disable_autotune() -> None:
-    """Leaves all later matmuls of this process to torch."""
-    global _is_chosen
-    _is_chosen = False
+def set_autotuner(tuner: Autotuner | None) -> None:
+    """Makes large matmuls of this process use a tuner; None leaves them to torch.
+
+    Compiled code keeps the setting that it was compiled under, until `torch._dynamo.reset()`.
+    """
+    global _tuner
+    _tuner = tuner
 
 
 @torch.compiler.assume_constant_result
 def is_autotuning() -> bool:
     """Whether large matmuls are autotuned, which deterministic runs rule out."""
-    return _is_chosen and not torch.are_deterministic_algorithms_enabled() and has_cublaslt()
+    is_on = _tuner is not None and not torch.are_deterministic_algorithms_enabled()
+    return is_on and has_cublaslt()
 
 
 @cache
@@ -209,34 +235,11 @@ def _multiply(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Ten
 
 
 def _choice(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> Call:
-    """The fastest call for operands like these, measured with them at their first use."""
-    with_torch = partial(_with_torch, epilogue)
     operands = [a, b, out] if second is None else [a, b, out, second]
-    if not (is_large(a.shape[0], *b.shape) and can_take(*operands) and is_autotuning()):
-        return with_torch
-    key = (epilogue, a.device, a.dtype, a.shape, a.stride(), b.shape, b.stride())
-    if key not in _choices:
-        # timing is impossible while a CUDA graph is captured
-        if len(_choices) >= _MOST_CHOICES or torch.cuda.is_current_stream_capturing():
-            return with_torch
-        _choices[key] = _first_choice(key, a, b, out, second, with_torch)
-    chosen = _choices[key]
-    return with_torch if chosen is None else partial(chosen.plan.launch, chosen.number)
-
-
-def _first_choice(
-    key: Key, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None, with_torch: Call
-) -> Choice | None:
-    """The algorithm of the resumed run, else the fastest one; None means torch."""
-    epilogue, words = key[0], described(key)
-    if words in _saved:
-        name = _saved[words]
-        if name is None:
-            return None
-        if (choice := proposed(name, epilogue, a, b, out, second)) is not None:
-            return choice
-        log.info("matmul: chosen again, as cuBLASLt here has not the checkpoint's: %s", words)
-    return _measured(epilogue, a, b, out, second, with_torch)
+    is_tuned = is_large(a.shape[0], *b.shape) and can_take(*operands) and is_autotuning()
+    if _tuner is None or not is_tuned:
+        return partial(_with_torch, epilogue)
+    return _tuner.call(epilogue, a, b, out, second)
 
 
 def _measured(
