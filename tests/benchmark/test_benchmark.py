@@ -1,4 +1,4 @@
-"""The benchmark as a user runs it: all sweeps, small; what they leave; stopped and started anew."""
+"""The suite as a user runs it: all benchmarks, small; what they leave; stopped and started anew."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SMALL = [
     "callbacks.train_sweep.heads=[mha]",
     "callbacks.train_sweep.ffn=[gelu]",
 ]
-SWEEPS = ("doctor", "parity", "packed", "grouped", "alibi", "attention_sweep", "train_sweep")
+BENCHMARKS = ("doctor", "parity", "packed", "grouped", "alibi", "attention_sweep", "train_sweep")
 
 pytestmark = pytest.mark.slow
 
@@ -53,13 +53,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def _of(run_dir: Path, sweep: str) -> list[dict[str, Any]]:
-    return [row for row in read_rows(run_dir) if row["sweep"] == sweep]
+def _of(run_dir: Path, benchmark: str) -> list[dict[str, Any]]:
+    return [row for row in read_rows(run_dir) if row["sweep"] == benchmark]
 
 
 def test_every_cell_is_a_row_and_what_did_not_run_says_why(finished: Path) -> None:
     rows = read_rows(finished)
-    assert {row["sweep"] for row in rows} == {"peak", *SWEEPS}
+    assert {row["sweep"] for row in rows} == {"peak", *BENCHMARKS}
     assert max(Counter(row["cell"] for row in rows).values()) == 1
     for row in rows:
         assert row["status"] == "ok" or (row["status"] == "unsupported" and row["reason"])
@@ -165,8 +165,8 @@ def test_a_finished_benchmark_is_not_measured_again(
 def test_a_sweep_is_left_out_and_one_is_added_to_training(tmp_path: Path) -> None:
     cfg = compose("~callbacks.packed", "~callbacks.parity", config_name="benchmark")
     assert "packed" not in cfg.callbacks and "doctor" in cfg.callbacks
-    sweep = "callbacks.attention_sweep"
-    few = [f"{sweep}.lengths=[16]", f"{sweep}.backends=[naive]", f"{sweep}.biases=[causal]"]
+    key = "callbacks.attention_sweep"
+    few = [f"{key}.lengths=[16]", f"{key}.backends=[naive]", f"{key}.biases=[causal]"]
     cfg = compose("callbacks=[default,attention_sweep]", "batch_tokens=128", "max_steps=2", *few)
     assert run(cfg, tmp_path)["status"] == "completed"
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
@@ -187,7 +187,7 @@ def test_a_sweep_is_left_out_and_one_is_added_to_training(tmp_path: Path) -> Non
 )
 def test_a_wrong_option_is_one_sentence(tmp_path: Path, override: str, said: str) -> None:
     wanted = override.split(".")[1]
-    others = [f"~callbacks.{name}" for name in SWEEPS if name != wanted]
+    others = [f"~callbacks.{name}" for name in BENCHMARKS if name != wanted]
     words = override.split(" callbacks") if " callbacks" in override else [override]
     typed = [words[0], *(f"callbacks{word}" for word in words[1:])]
     with pytest.raises(ConfigError, match=said):
@@ -204,7 +204,7 @@ def _children(pid: int) -> set[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes as Linux lists them")
 def test_a_killed_benchmark_does_the_rest_only_and_leaves_no_process(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    left_out = [name for name in SWEEPS if name not in ("parity", "attention_sweep")]
+    left_out = [name for name in BENCHMARKS if name not in ("parity", "attention_sweep")]
     small = [o for o in SMALL if not any(f"callbacks.{name}." in o for name in left_out)]
     words = ["--config-name", "benchmark", *small, *(f"~callbacks.{name}" for name in left_out)]
     few = {"lengths": "[16]", "biases": "[causal]", "backends": "[naive]", "longest": "32"}

@@ -15,10 +15,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xftrain.benchmark import environment, tables
+from xftrain.benchmark.benchmark import Benchmark, Context
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.rows import as_lines
-from xftrain.benchmark.session import run_sweeps
-from xftrain.benchmark.suite import Context, Sweep
+from xftrain.benchmark.session import run_suite
 from xftrain.benchmark.worker import Job
 from xftrain.errors import ConfigError
 
@@ -35,8 +35,8 @@ HOSTILE = [
 ]
 
 
-class Own(Sweep):
-    """A sweep that shows the texts of its rows in each way that there is."""
+class Own(Benchmark):
+    """A benchmark that shows the texts of its rows in each way that there is."""
 
     name, title = "own", "Own"
 
@@ -68,7 +68,7 @@ def _show(run_dir: Path, row: dict[str, Any]) -> None:
     (run_dir / "rows.jsonl").write_text(json.dumps(saved | row) + "\n")
     logger = TensorBoardLogger(run_dir, name="", version="")
     context = Context(run_dir=run_dir, device=CPU, dtype="float32", options={}, loggers=[logger])
-    run_sweeps([Own(timeout_s=1.0, resume=True)], context)
+    run_suite([Own(timeout_s=1.0, resume=True)], context)
     logger.experiment.close()
 
 

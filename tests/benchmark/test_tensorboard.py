@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from xftrain.benchmark.benchmark import Context
 from xftrain.benchmark.rows import read_rows
-from xftrain.benchmark.suite import Context
-from xftrain.benchmark.tensorboard import curves, log_sweep, log_verdict
+from xftrain.benchmark.tensorboard import curves, log_benchmark, log_verdict
 from xftrain.config import registry
 
 H100 = Path(__file__).parents[2] / "docs" / "benchmarks" / "2026-11-24-h100"
-SWEEPS = ("doctor", "parity", "packed", "grouped", "alibi", "attention_sweep", "train_sweep")
+BENCHMARKS = ("doctor", "parity", "packed", "grouped", "alibi", "attention_sweep", "train_sweep")
 
 
 def _row(length: int | None, ms: float | None, **more: Any) -> dict[str, Any]:
@@ -35,9 +35,9 @@ def test_a_whole_benchmark_is_one_group_of_few_tags(tmp_path: Path) -> None:
         run_dir=tmp_path, device=torch.device("cpu"), dtype="float32", options={}, loggers=[logger]
     )
     rows = read_rows(H100)
-    for name in SWEEPS:
+    for name in BENCHMARKS:
         own = [row for row in rows if row["sweep"] == name]
-        log_sweep(context, registry.load("callbacks", name), own, 700.0, {})  # type: ignore[arg-type]
+        log_benchmark(context, registry.load("callbacks", name), own, 700.0, {})  # type: ignore[arg-type]
     log_verdict(context, rows)
     logger.experiment.close()
 
@@ -51,10 +51,10 @@ def test_a_whole_benchmark_is_one_group_of_few_tags(tmp_path: Path) -> None:
     assert min(tags["tensors"]).startswith("benchmark/Which attention to use")
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_what_the_console_and_tensorboard_show_is_narrow(name: str) -> None:
-    sweep: Any = registry.load("callbacks", name)
+    benchmark: Any = registry.load("callbacks", name)
     rows = [row for row in read_rows(H100) if row["sweep"] == name]
-    tables = [line for line in sweep.summary(rows, 700.0).splitlines() if line.startswith("|")]
+    tables = [line for line in benchmark.summary(rows, 700.0).splitlines() if line.startswith("|")]
     assert tables and max(line.count("|") - 1 for line in tables) <= 9
     assert max(map(len, tables)) <= 155  # the tutorial's own figures beside ours, on an H100

@@ -234,7 +234,7 @@ def test_what_failed_is_not_kept_and_its_new_row_takes_its_place(tmp_path: Path)
     store = RowStore(tmp_path, HERE)
     for name, status in (("a", "ok"), ("b", "timeout"), ("c", "oom"), ("d", "unsupported")):
         store.add({"sweep": "s", "cell": name, "status": status})
-    assert store.kept() == {"a", "c", "d"}
+    assert store.measured_cells() == {"a", "c", "d"}
     store.add({"sweep": "s", "cell": "b", "status": "ok"})
     assert [(row["cell"], row["status"]) for row in read_rows(tmp_path)] == [
         *(("a", "ok"), ("c", "oom"), ("d", "unsupported"), ("b", "ok"))

@@ -8,7 +8,7 @@ from xftrain.config.compose import compose, validate
 from xftrain.config.composition_errors import sentence
 from xftrain.config.overrides import (
     refuse_long_names,
-    refuse_other_text,
+    refuse_non_utf8,
 )
 from xftrain.config.registry import names
 from xftrain.errors import ConfigError
@@ -139,9 +139,9 @@ def test_garbage_is_refused_with_a_sentence_or_right(sign, key, value):
 
 
 def test_a_text_that_is_not_utf_8_is_refused():
-    refuse_other_text(["seq=8", "tags=[é]"])
+    refuse_non_utf8(["seq=8", "tags=[é]"])
     with pytest.raises(ConfigError, match="holds bytes that are not UTF-8"):
-        refuse_other_text(["seq=8", "tags=[\udcff]"])
+        refuse_non_utf8(["seq=8", "tags=[\udcff]"])
 
 
 def test_names_of_files_are_short_and_values_may_be_long():

@@ -1,1 +1,1 @@
-"""The benchmark suite: sweeps of cells, each of which becomes one row of the report."""
+"""The benchmark suite: benchmarks of cells, each of which becomes one row of the report."""

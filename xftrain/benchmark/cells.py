@@ -1,4 +1,4 @@
-"""Cells: what a sweep measures. A cell becomes one row of the report."""
+"""Cells: what a benchmark measures. A cell becomes one row of the report."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Cell:
     """One row of the report, not measured yet.
 
     Attributes:
-        sweep: name of the callback that the cell belongs to.
-        columns: the fields that identify the row within its sweep in the report.
+        benchmark: name of the callback that the cell belongs to.
+        columns: the fields that identify the row within its benchmark in the report.
     """
 
-    sweep: str
+    benchmark: str
     columns: dict[str, Any]
 
     @property
@@ -37,7 +37,7 @@ class Cell:
         """A unique name, which is equal for equal measurements in any run."""
         digest = hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]
         named = " ".join(f"{k}={v}" for k, v in self.columns.items())
-        return f"{self.sweep}: {named} #{digest}"
+        return f"{self.benchmark}: {named} #{digest}"
 
     @property
     def identity(self) -> Any:
@@ -49,7 +49,7 @@ class Cell:
         """The cell's name in a progress bar."""
         words = [value for value in self.columns.values() if isinstance(value, str)]
         length = [f"M={self.columns['M']}"] if "M" in self.columns else []
-        return f"{self.sweep}: " + " ".join(words + length)
+        return f"{self.benchmark}: " + " ".join(words + length)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class AttentionCell(Cell):
 
 
 def attention_cell(
-    sweep: str,
+    benchmark: str,
     backend: Node,
     bias: Node,
     heads: Node,
@@ -146,7 +146,7 @@ def attention_cell(
         "dtype": dtype,
     }
     shape = AttnShape(rows, length, num_heads, num_kv_heads, head_dim)
-    return AttentionCell(sweep, columns, backend, bias, shape, seqlens, dtype, device, check)
+    return AttentionCell(benchmark, columns, backend, bias, shape, seqlens, dtype, device, check)
 
 
 def kv_heads(heads: Node, num_heads: int, head_dim: int) -> int:

@@ -21,7 +21,7 @@ NAME = "compiling"
 def compile_ahead(cells: Sequence[Cell], pool: Pool, *, timeout_s: float, num_workers: int) -> None:
     """Compiles the cells of compiled backends; errors are ignored, since measuring repeats them."""
     todo = [
-        AttentionCell(**{**vars(cell), "sweep": NAME})
+        AttentionCell(**{**vars(cell), "benchmark": NAME})
         for cell in cells
         if type(cell) is AttentionCell and cell.is_timed and cell.build_backend().needs_compilation
     ]

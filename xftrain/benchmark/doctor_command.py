@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from xftrain.benchmark import environment
-from xftrain.benchmark.session import run_sweeps
-from xftrain.benchmark.suite import Context, Sweep
+from xftrain.benchmark.benchmark import Benchmark, Context
+from xftrain.benchmark.session import run_suite
 from xftrain.benchmark.tables import table
 from xftrain.commands.result_file import recorded, run_dir_for
 from xftrain.config import registry
@@ -48,15 +48,15 @@ def run_doctor(
         found = environment.describe(device)
         log.info("%s", table(["what", "here"], [[k, v] for k, v in found.items()]))
         dtype = str(hardware.compute_dtype(precision)).removeprefix("torch.")
-        sweeps = list(map(_sweep, checked.callbacks.values()))
+        benchmarks = list(map(_benchmark, checked.callbacks.values()))
         folder.begin_again()  # its rows are kept
-        run_sweeps(sweeps, Context(run_dir, device, dtype, {}, []))
+        run_suite(benchmarks, Context(run_dir, device, dtype, {}, []))
     return result
 
 
-def _sweep(option: OptionConfig) -> Sweep:
+def _benchmark(option: OptionConfig) -> Benchmark:
     made = registry.build(option)
-    if not isinstance(made, Sweep) or made.needs_model:
+    if not isinstance(made, Benchmark) or made.needs_model:
         raise ConfigError(
             f"{option.key} needs a training run, which --config-name doctor does not have; use it "
             "with --config-name benchmark."

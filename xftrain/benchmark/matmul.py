@@ -13,7 +13,7 @@ from xftrain.benchmark.measure import Stopwatch, spread
 from xftrain.benchmark.worker import Job, Reporter
 from xftrain.utils.timing import in_turns
 
-SWEEP = "peak"
+BENCHMARK = "peak"
 _SIZE_CUDA, _SIZE_CPU = 8192, 2048
 _BUDGET_S = 0.5
 
@@ -31,7 +31,7 @@ def peak_job(dtype: str, device: torch.device) -> Job:
     """The job that measures the reference matmul."""
     size = _SIZE_CUDA if device.type == "cuda" else _SIZE_CPU
     columns = {"kernel": "matmul", "size": size, "dtype": dtype}
-    return Job(measure_matmul, (MatmulCell(SWEEP, columns, size, dtype, device.type),))
+    return Job(measure_matmul, (MatmulCell(BENCHMARK, columns, size, dtype, device.type),))
 
 
 def measure_matmul(cells: Sequence[MatmulCell], reporter: Reporter) -> None:
@@ -45,7 +45,7 @@ def measure_matmul(cells: Sequence[MatmulCell], reporter: Reporter) -> None:
 def peak_tflops(rows: Sequence[Row], dtype: str | None) -> float | None:
     """The TF/s of the reference matmul in this dtype; None if it was not measured."""
     for row in rows:
-        if row["sweep"] == SWEEP and row.get("dtype") == dtype and row["status"] == "ok":
+        if row["sweep"] == BENCHMARK and row.get("dtype") == dtype and row["status"] == "ok":
             tflops = row.get("tflops")
             return tflops if isinstance(tflops, float) else None
     return None

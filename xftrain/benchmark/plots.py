@@ -132,7 +132,7 @@ def bars(rows: Sequence[Row], field: str, label: str, names: Sequence[str]) -> F
     """Draws a field of the rows that ran as bars, with the highest first and marked as the best.
 
     Args:
-        rows: rows of one sweep.
+        rows: rows of one benchmark.
         field: the field; its percentiles are drawn if there are any.
         label: the title.
         names: fields that name a bar; those that are equal in all rows are put into the title.

@@ -87,7 +87,7 @@ class _Child:
 
 
 class Pool:
-    """Worker processes that are reused by all sweeps of a run, since starting one takes seconds.
+    """Worker processes that all benchmarks of a run reuse, since starting one takes seconds.
 
     Args:
         log_file: the file for the output of the processes.
@@ -221,8 +221,11 @@ def _handle_message(
         child.is_ready = True
     elif kind == "done":
         assert child.job is not None
-        for left in sorted(child.open):  # the function of a user's own sweep reported no row
-            row: Row = {"status": "failed", "reason": "the sweep's function reported no row for it"}
+        for left in sorted(child.open):  # the function of a user's own benchmark reported no row
+            row: Row = {
+                "status": "failed",
+                "reason": "the benchmark's function reported no row for it",
+            }
             yield child.job.cells[left], row
         child.job, child.current, child.open = None, None, set()
     elif kind == "begin":

@@ -1,4 +1,4 @@
-"""Shows the progress of a sweep: a bar on a terminal, log lines elsewhere."""
+"""Shows the progress of a benchmark: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Progress:
     """Counts cells, names the current one, and estimates the time left.
 
     Args:
-        name: the sweep's name.
+        name: the benchmark's name.
         num_cells: the number of all cells.
         num_done: the number of cells that have a row already.
     """
@@ -52,7 +52,7 @@ class Progress:
 
     def begin(self, cell: Cell) -> None:
         """Shows the cell that begins."""
-        if cell.sweep == self.name:
+        if cell.benchmark == self.name:
             self._begun.add(cell.key)
         if self._bar is not None:
             self._bar.update(self._task, description=cell.label, completed=self._share())
@@ -62,7 +62,7 @@ class Progress:
 
     def advance(self, cell: Cell) -> None:
         """Counts a cell that has got its row."""
-        if cell.sweep != self.name:
+        if cell.benchmark != self.name:
             return
         self.num_done += 1
         if self._bar is not None:

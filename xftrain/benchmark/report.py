@@ -1,4 +1,4 @@
-"""Writes `report.md` and `results.csv` of a run folder from all rows, after each sweep."""
+"""Writes `report.md` and `results.csv` of a run folder from all rows, after each benchmark."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from xftrain.benchmark import environment, tables
 from xftrain.benchmark.cells import Row
-from xftrain.benchmark.matmul import SWEEP as PEAK
+from xftrain.benchmark.matmul import BENCHMARK as PEAK
 from xftrain.benchmark.matmul import peak_tflops
 from xftrain.benchmark.rows import as_markdown, write_csv
-from xftrain.benchmark.verdict import SWEEPS, TITLE, verdict
+from xftrain.benchmark.verdict import BENCHMARKS, TITLE, verdict
 from xftrain.config import registry
 from xftrain.utils.files import replace_bytes, replace_text
 from xftrain.utils.markdown import escaped
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PLOTS = "plots"
-# A plot's name, which has no Markdown markup; other files in the folder are not plots of a sweep.
+# A plot's name, which has no Markdown markup; other files in the folder are no plots of ours.
 _is_harmless = re.compile(r"[\w.+=-]+", re.ASCII).fullmatch
-Shown = Mapping[str, tuple[Any, Sequence[Row]]]  # by name, the class of a sweep and its rows
+Shown = Mapping[str, tuple[Any, Sequence[Row]]]  # by name, the class of a benchmark and its rows
 
 
 def write(
     run_dir: Path, rows: Sequence[Row], shown: Shown, name: str, figures: Mapping[str, Figure]
 ) -> None:
-    """Saves a sweep's plots, and the report about all sweeps of the folder."""
+    """Saves a benchmark's plots, and the report about all benchmarks of the folder."""
     if figures:
         (run_dir / _PLOTS).mkdir(exist_ok=True)
         for earlier in (run_dir / _PLOTS).glob(f"{name}-*.png"):
@@ -50,8 +50,8 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
 
     Args:
         run_dir: the run folder, with `environment.json` and the plots.
-        rows: the rows of all sweeps.
-        shown: the rows to show for some sweeps, without the folder's rows of other settings.
+        rows: the rows of all benchmarks.
+        shown: the rows to show for some benchmarks, without the folder's rows of other settings.
     """
     found: dict[str, str] = environment.read(run_dir)
     command = one_line(found.pop("command")).replace("`", "'")
@@ -83,9 +83,9 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
 
 
 def rows_for_verdict(rows: Sequence[Row], shown: Shown) -> list[Row]:
-    """The rows of this run's sweeps, and the folder's rows of all other sweeps."""
+    """The rows of this run's benchmarks, and the folder's rows of all other benchmarks."""
     found: list[Row] = []
-    for name in SWEEPS:
+    for name in BENCHMARKS:
         own = shown[name][1] if name in shown else [r for r in rows if r["sweep"] == name]
         found += own
     return found

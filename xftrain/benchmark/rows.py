@@ -26,7 +26,7 @@ _STATUSES = get_args(Status)
 _TEXTS = ("sweep", "cell", "status")  # fields of every row
 # Environment fields that must be equal in all rows of a folder.
 _SAME = ("device", "host", "torch", "xformers", "xftrain", "deterministic")
-KEPT = ("ok", "unsupported", "oom")  # statuses of cells that a resumed sweep does not repeat
+KEPT = ("ok", "unsupported", "oom")  # statuses of cells that a resumed benchmark does not repeat
 
 
 def read_rows(run_dir: Path) -> list[Row]:
@@ -119,13 +119,13 @@ class RowStore:
         if self.rows:
             self._rewrite()  # drops an unfinished line
 
-    def kept(self) -> set[str]:
+    def measured_cells(self) -> set[str]:
         """The keys of cells that need not be measured again."""
         return {row["cell"] for row in self.rows if row["status"] in KEPT}
 
-    def forget(self, sweep: str) -> None:
-        """Drops the rows of one sweep."""
-        self.rows = [row for row in self.rows if row["sweep"] != sweep]
+    def forget(self, benchmark: str) -> None:
+        """Drops the rows of one benchmark."""
+        self.rows = [row for row in self.rows if row["sweep"] != benchmark]
         self._rewrite()
 
     def add(self, row: Row) -> None:

@@ -1,4 +1,4 @@
-"""Runs the sweeps of a run one after the other, with shared worker processes and rows."""
+"""Runs the benchmarks of a run one after the other, with shared worker processes and rows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from xftrain.benchmark import environment, report, tensorboard
+from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.compiling import compile_ahead
-from xftrain.benchmark.matmul import SWEEP as PEAK
+from xftrain.benchmark.matmul import BENCHMARK as PEAK
 from xftrain.benchmark.matmul import peak_tflops
 from xftrain.benchmark.pool import Pool
 from xftrain.benchmark.progress import Progress
 from xftrain.benchmark.rows import RowStore, as_lines
-from xftrain.benchmark.suite_plan import Context, SweepPlan
 from xftrain.benchmark.tables import STATUS
 from xftrain.benchmark.verdict import TITLE, verdict
 from xftrain.benchmark.worker import Job
@@ -29,8 +29,8 @@ _MAX_PROCESSES, _PROCESS_GIB = 12, 1.0  # parallel processes on one GPU, and mem
 _FORWARD_SHARE = 2 / 7  # share of the forward pass in the FLOPs of forward and backward
 
 
-def run_sweeps(sweeps: Sequence[SweepPlan], context: Context) -> None:
-    """Measures all cells without a row, and updates rows, report and TensorBoard per sweep.
+def run_suite(benchmarks: Sequence[BenchmarkPlan], context: Context) -> None:
+    """Measures all cells without a row, and updates rows, report and TensorBoard per benchmark.
 
     Raises:
         ConfigError: an option that does not exist, or rows of another machine in the folder.
@@ -38,24 +38,26 @@ def run_sweeps(sweeps: Sequence[SweepPlan], context: Context) -> None:
         Stopped: a signal ended the benchmark; the rows so far are kept.
     """
     with stops_raised():
-        _Session(sweeps, context).run()
+        _Session(benchmarks, context).run()
 
 
 class _Session:
-    def __init__(self, sweeps: Sequence[SweepPlan], context: Context) -> None:
-        self.sweeps, self.context = sweeps, context
+    def __init__(self, benchmarks: Sequence[BenchmarkPlan], context: Context) -> None:
+        self.benchmarks, self.context = benchmarks, context
         self.on_gpu = context.device.type == "cuda"
         self.store = RowStore(context.run_dir, environment.row_fields(context.device))
-        self.shown: dict[str, tuple[type[SweepPlan], list[Row]]] = {}  # this run's rows by sweep
+        self.shown: dict[
+            str, tuple[type[BenchmarkPlan], list[Row]]
+        ] = {}  # this run's rows by benchmark
         self.peaks: set[str] = set()  # keys of reference matmuls measured in this run
-        for sweep in sweeps:
-            if not sweep.resume:
-                self.store.forget(sweep.name)
+        for benchmark in benchmarks:
+            if not benchmark.resume:
+                self.store.forget(benchmark.name)
 
     def run(self) -> None:
         if self.on_gpu:
             torch.cuda.empty_cache()  # frees memory for the worker processes
-        jobs = [sweep.checked_jobs(self.context) for sweep in self.sweeps]
+        jobs = [benchmark.checked_jobs(self.context) for benchmark in self.benchmarks]
         environment.write(self.context.run_dir, self.context.device)
         with Pool(
             self.context.run_dir / "worker.log",
@@ -70,60 +72,63 @@ class _Session:
                     timeout_s=_COMPILE_S,
                     num_workers=self._num_processes(),
                 )
-            for sweep, listed in zip(self.sweeps, jobs, strict=True):
-                self._measure(sweep, listed, pool)
+            for benchmark, listed in zip(self.benchmarks, jobs, strict=True):
+                self._measure(benchmark, listed, pool)
         self._answer()
         log.info("report: %s", self.context.run_dir / "report.md")
 
     def _todo(self, jobs: Sequence[Job]) -> list[Job]:
         """Removes cells that have a row; keeps reference matmuls only if other cells remain."""
-        kept = self.store.kept()
+        done = self.store.measured_cells()
         todo = [
-            Job(job.measure, tuple(c for c in job.cells if c.sweep != PEAK and c.key not in kept))
+            Job(
+                job.measure,
+                tuple(c for c in job.cells if c.benchmark != PEAK and c.key not in done),
+            )
             for job in jobs
         ]
         if not any(job.cells for job in todo):
             return []
-        products = [job for job in jobs if job.cells[0].sweep == PEAK]
+        products = [job for job in jobs if job.cells[0].benchmark == PEAK]
         return [job for job in products if job.cells[0].key not in self.peaks] + todo
 
-    def _measure(self, sweep: SweepPlan, jobs: Sequence[Job], pool: Pool) -> None:
-        cells = [cell for job in jobs for cell in job.cells if cell.sweep == sweep.name]
-        kept = self.store.kept()
-        num_kept = sum(cell.key in kept for cell in cells)
+    def _measure(self, benchmark: BenchmarkPlan, jobs: Sequence[Job], pool: Pool) -> None:
+        cells = [cell for job in jobs for cell in job.cells if cell.benchmark == benchmark.name]
+        done = self.store.measured_cells()
+        num_kept = sum(cell.key in done for cell in cells)
         if num_kept:
             log.info(
                 "%s: %d of %d cells are in the run folder already; callbacks.%s.resume=false "
                 "measures them again",
-                *(sweep.name, num_kept, len(cells), sweep.name),
+                *(benchmark.name, num_kept, len(cells), benchmark.name),
             )
-        with Progress(sweep.name, len(cells), num_kept) as progress:
+        with Progress(benchmark.name, len(cells), num_kept) as progress:
             for cell, measured in pool.run(
                 self._todo(jobs),
-                timeout_s=sweep.timeout_s,
-                num_workers=1 if sweep.is_timed or not self.on_gpu else self._num_processes(),
+                timeout_s=benchmark.timeout_s,
+                num_workers=1 if benchmark.is_timed or not self.on_gpu else self._num_processes(),
                 on_begin=progress.begin,
             ):
-                if cell.sweep == PEAK:
+                if cell.benchmark == PEAK:
                     self.peaks.add(cell.key)
                 self.store.add(_row(cell, measured, self.store.rows))
                 progress.advance(cell)
         by_key = {row["cell"]: row for row in self.store.rows}
         # the cell's own columns override those that a process reported
         rows = [{**by_key[cell.key], **cell.columns} for cell in cells]
-        self.shown[sweep.name] = (type(sweep), rows)
+        self.shown[benchmark.name] = (type(benchmark), rows)
         with self.store.refusing_what_no_benchmark_wrote():
-            self._show(sweep, rows)
-        log.info("%s: %s", sweep.name, count(rows))
+            self._show(benchmark, rows)
+        log.info("%s: %s", benchmark.name, count(rows))
 
-    def _show(self, sweep: SweepPlan, rows: Sequence[Row]) -> None:
+    def _show(self, benchmark: BenchmarkPlan, rows: Sequence[Row]) -> None:
         """Writes plots, report and TensorBoard records, and logs the summary."""
         lines = [as_lines(row) for row in rows]
-        figures = sweep.figures(lines) if rows else {}
-        report.write(self.context.run_dir, self.store.rows, self.shown, sweep.name, figures)
+        figures = benchmark.figures(lines) if rows else {}
+        report.write(self.context.run_dir, self.store.rows, self.shown, benchmark.name, figures)
         peak = peak_tflops(self.store.rows, rows[0].get("dtype") if rows else None)
-        tensorboard.log_sweep(self.context, sweep, rows, peak, figures)
-        log.info("%s\n%s", sweep.title, sweep.summary(lines, peak))
+        tensorboard.log_benchmark(self.context, benchmark, rows, peak, figures)
+        log.info("%s\n%s", benchmark.title, benchmark.summary(lines, peak))
 
     def _answer(self) -> None:
         """Logs the verdict as the last part of the benchmark's results."""
@@ -153,7 +158,7 @@ def count(rows: Sequence[Row]) -> str:
 
 def _row(cell: Cell, measured: Mapping[str, object], rows: Sequence[Row]) -> Row:
     """Builds the row of a cell, with the fields that are derived from its measurements."""
-    row: Row = {"sweep": cell.sweep, "cell": cell.key, **cell.columns, **measured}
+    row: Row = {"sweep": cell.benchmark, "cell": cell.key, **cell.columns, **measured}
     if row.get("ms") and row.get("gflop"):
         row["tflops"] = row["gflop"] / row["ms"]
         row["fwd_tflops"] = row["gflop"] * _FORWARD_SHARE / row["fwd_ms"]

@@ -11,47 +11,47 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
 from xftrain.benchmark.cells import Row
 from xftrain.benchmark.rows import as_lines, as_markdown
-from xftrain.benchmark.suite_plan import Context, SweepPlan
 from xftrain.benchmark.verdict import TITLE, verdict
 from xftrain.utils.plot_style import pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from xftrain.benchmark.suite_plan import Context, SweepPlan
+    from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
 
 _GROUP = "benchmark"
 _SCALARS = ("ms", "extra_mib", "tokens_per_s")
 _NAMES = ("bias", "heads", "ffn", "layout", "backend")  # fields that name a curve
 
 
-def log_sweep(
+def log_benchmark(
     context: Context,
-    sweep: SweepPlan,
+    benchmark: BenchmarkPlan,
     rows: Sequence[Row],
     peak: float | None,
     figures: Mapping[str, Figure],
 ) -> None:
-    """Logs a sweep to the run's TensorBoard logger, if there is one; other loggers get nothing."""
+    """Logs a benchmark to the run's TensorBoard logger; other loggers get nothing."""
     for logger in context.loggers:
         if not isinstance(logger, TensorBoardLogger):
             continue
         writer = logger.experiment
         for (field, curve), points in curves(rows).items():
             for length, value in points:
-                writer.add_scalar(f"{_GROUP}/{sweep.name}/{field}/{curve}", value, length)
+                writer.add_scalar(f"{_GROUP}/{benchmark.name}/{field}/{curve}", value, length)
         for name, figure in figures.items():
-            tag = f"{_GROUP}/{sweep.name}/{name}"
+            tag = f"{_GROUP}/{benchmark.name}/{name}"
             writer.add_image(tag, pixels(figure), dataformats="HWC")
-        said = sweep.summary([as_markdown(row) for row in rows], peak)
-        writer.add_text(f"{_GROUP}/{sweep.name}", said)
+        said = benchmark.summary([as_markdown(row) for row in rows], peak)
+        writer.add_text(f"{_GROUP}/{benchmark.name}", said)
         writer.flush()
 
 
 def log_verdict(context: Context, rows: Sequence[Row]) -> None:
-    """Logs the verdict, with a tag that sorts before those of the sweeps."""
+    """Logs the verdict, with a tag that sorts before those of the benchmarks."""
     for logger in context.loggers:
         if isinstance(logger, TensorBoardLogger):
             said = verdict([as_markdown(row) for row in rows])

@@ -20,7 +20,7 @@ from xftrain.benchmark.cells import Row
 from xftrain.config import registry
 
 TITLE = "Which attention to use"
-SWEEPS = ("train_sweep", "attention_sweep", "parity")  # the sweeps whose rows are used
+BENCHMARKS = ("train_sweep", "attention_sweep", "parity")  # the benchmarks whose rows are used
 _SAME, _SAME_MIB = 0.02, 1.0  # smaller differences of memory are ties
 
 
@@ -56,7 +56,7 @@ def verdict(rows: Sequence[Row]) -> str:
     """Renders the table of winners and its limitations in Markdown; empty without comparisons.
 
     Args:
-        rows: the rows of all sweeps of a benchmark.
+        rows: the rows of all benchmarks of a benchmark.
     """
     cases = _cases(rows)
     if not cases:

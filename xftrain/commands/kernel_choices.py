@@ -117,7 +117,7 @@ def choose_kernel(
             folder.notes = {"attn": made.name, "attn_at": at}
         if distributed.world_size() > 1:  # timings differ by rank, and so would the choice
             chosen = model.backend.chosen
-            model.backend.take(distributed.from_rank_0(chosen and chosen.name))
+            model.backend.choose_by_name(distributed.from_rank_0(chosen and chosen.name))
     kernel = kernel_name(model.backend, cases)
     log.info("attention kernel: %s", kernel)
     return kernel
@@ -126,7 +126,7 @@ def choose_kernel(
 def _repeats_choice(backend: Auto, name: str | None, cases: Sequence[AttnCase]) -> bool:
     if name is None:
         return False
-    reasons = backend.take_up(name, cases)
+    reasons = backend.reuse_choice(name, cases)
     if not reasons:
         log.info("attention: auto chooses %s, as the resumed run did", name)
         return True

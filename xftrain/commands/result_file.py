@@ -222,7 +222,7 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def log_summary(result: Mapping[str, Any], *, has_board: bool) -> None:
+def log_summary(result: Mapping[str, Any], *, with_tensorboard: bool) -> None:
     """Logs the last lines of a run: metrics, run folder, and the TensorBoard command if any."""
     metrics = result["metrics"]
     parts = []
@@ -239,7 +239,7 @@ def log_summary(result: Mapping[str, Any], *, has_board: bool) -> None:
     log.info("validation: %s", ", ".join(parts) or "none, as trainer.limit_val_batches=0")
     log.info("run folder: %s", result["run_dir"])
     folder = Path(result["run_dir"])
-    if has_board:
+    if with_tensorboard:
         shown = folder.parts[0] if _is_below(folder) else str(folder)
         log.info("tensorboard --logdir %s", shlex.quote(shown))
 

@@ -96,7 +96,7 @@ def run(
                 _train(prepared, folder, result, stop)
     if rank() == 0:
         kinds = [logger.name for logger in checked.logger.values()]
-        log_summary(result, has_board="tensorboard" in kinds)
+        log_summary(result, with_tensorboard="tensorboard" in kinds)
     return result
 
 

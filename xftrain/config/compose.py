@@ -32,7 +32,7 @@ from xftrain.config.overrides import (
     all_groups,
     normalise_argv,
     refuse_long_names,
-    refuse_other_text,
+    refuse_non_utf8,
 )
 from xftrain.config.registry import ENTRY_GROUPS, GROUPS, conf_dir, literals, words
 from xftrain.config.root_schema import config_type_of
@@ -92,7 +92,7 @@ def compose(
         if not folder.is_dir():
             raise ConfigError(f"config_dir must be a folder, got {str(config_dir)!r}.")
     refuse_yaml_bombs(own)
-    refuse_other_text(overrides)
+    refuse_non_utf8(overrides)
     refuse_unreadable(overrides)
     groups = all_groups(*own)
     refuse_long_names([config_name, *overrides], groups)

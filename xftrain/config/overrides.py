@@ -87,7 +87,7 @@ def path_slug(text: str) -> str:
     return slug(text).translate({ord("="): "-", ord(","): "_"})
 
 
-def refuse_other_text(texts: Iterable[str]) -> None:
+def refuse_non_utf8(texts: Iterable[str]) -> None:
     """Refuses text of a command line or a name that is not UTF-8, which no file can hold.
 
     Raises:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from xftrain.kernels.matmul import linear_input_gradient, product_
 from xftrain.kernels.probe import runs_triton
-from xftrain.utils.compilation import declare_products
+from xftrain.utils.compilation import register_matmuls
 
 Gate = Literal["silu", "gelu"]
 
@@ -77,7 +77,7 @@ def _backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
 
 
 gated_linear.register_autograd(_backward, setup_context=_setup)
-declare_products([torch.ops.xftrain.gated_linear])
+register_matmuls([torch.ops.xftrain.gated_linear])
 
 
 @register_flop_formula(torch.ops.xftrain.gated_linear)

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 from xftrain.errors import first_line
 from xftrain.kernels.cublaslt import CublasError, Epilogue, Plan, can_take, library
 from xftrain.kernels.saved_matmul import Choice, Key, described, proposed, saved_form
-from xftrain.utils.compilation import declare_products
+from xftrain.utils.compilation import register_matmuls
 from xftrain.utils.device_memory import is_out_of_memory
 from xftrain.utils.timing import in_turns
 
@@ -199,7 +199,7 @@ def _(grad_NI: Tensor, weight_IO: Tensor, h_NO: Tensor) -> Tensor:
 
 _forward = [torch.ops.xftrain.linear, torch.ops.xftrain.linear_gelu]
 _backward = [torch.ops.xftrain.linear_input_gradient, torch.ops.xftrain.gelu_linear_gradient]
-declare_products([*_forward, torch.ops.xftrain.gelu_linear, *_backward])
+register_matmuls([*_forward, torch.ops.xftrain.gelu_linear, *_backward])
 
 
 @register_flop_formula(_forward)

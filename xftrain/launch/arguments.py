@@ -15,7 +15,7 @@ from xftrain.config.overrides import (
     all_groups,
     normalise_argv,
     refuse_long_names,
-    refuse_other_text,
+    refuse_non_utf8,
 )
 from xftrain.errors import ConfigError
 from xftrain.multirun import record
@@ -45,7 +45,7 @@ def normalised(argv: list[str]) -> list[str]:
     package = Path(__file__).resolve().parent  # what Hydra takes a relative --config-path from
     config_dirs = [Path(flags.config_dir)] if flags.config_dir else []
     config_dirs += [package / flags.config_path] if flags.config_path else []
-    refuse_other_text([*argv, os.getcwd()])
+    refuse_non_utf8([*argv, os.getcwd()])
     _refuse_interpolations([Path.cwd(), *config_dirs])
     refuse_yaml_bombs(config_dirs)
     first = [arg for arg in argv if arg not in flags.overrides]

@@ -24,7 +24,7 @@ from xftrain.folders.links import refuse_links
 from xftrain.folders.run_folder import RunFolder, holds_run
 from xftrain.multirun.completed_jobs import completed, refuse_other_jobs
 from xftrain.multirun.job_config import refuse_other_config, write_job_config
-from xftrain.multirun.record import MODE, is_resumed, kept, record_of, write_record
+from xftrain.multirun.record import MODE, is_resumed, record_of, without_keys, write_record
 from xftrain.multirun.sweep import current_sweep
 from xftrain.multirun.table import forget_jobs, read_result
 from xftrain.utils.files import read_plain, write_json
@@ -167,7 +167,7 @@ def job_command(settings: Any, run_dir: Path, overrides: Sequence[str]) -> list[
             flags += ["--config-dir", source.path]
         elif source.provider == "main" and Path(source.path) != conf_dir():
             flags += ["--config-path", source.path]
-    own = kept(settings.overrides.hydra, (*MODE, "hydra.sweep", "hydra.launcher"))
+    own = without_keys(settings.overrides.hydra, (*MODE, "hydra.sweep", "hydra.launcher"))
     place = [
         f"hydra.run.dir={literal(run_dir.absolute())}",
         "hydra.mode=RUN",

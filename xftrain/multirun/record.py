@@ -46,7 +46,7 @@ def record_of(config: DictConfig) -> dict[str, Any]:
     return {
         "config_name": hydra.job.config_name,
         "config_dirs": [s.path for s in hydra.runtime.config_sources if s.provider in _OWN],
-        "overrides": as_typed(hydra.overrides.task) + kept(hydra.overrides.hydra, MODE),
+        "overrides": as_typed(hydra.overrides.task) + without_keys(hydra.overrides.hydra, MODE),
     }
 
 
@@ -197,6 +197,6 @@ def is_resumed() -> bool:
     return _RESUMED in os.environ
 
 
-def kept(overrides: Any, left_out: tuple[str, ...]) -> list[str]:
+def without_keys(overrides: Any, left_out: tuple[str, ...]) -> list[str]:
     """The overrides of Hydra's own node, without those with one of these prefixes."""
     return [one for one in as_typed(overrides) if not _key(one).startswith(left_out)]

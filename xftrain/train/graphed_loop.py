@@ -70,7 +70,7 @@ class GraphedLoop(_TrainingEpochLoop):
                 "compile=cudagraphs makes an optimizer step of each batch, and a callback has set "
                 f"accumulate_grad_batches to {trainer.accumulate_grad_batches}: use compile=true."
             )
-        if self.restarting or not self.steps.can_make:
+        if self.restarting or not self.steps.can_capture:
             with self.steps.eager_step():
                 super().advance(data_fetcher)
             return

@@ -130,7 +130,7 @@ class StepGraphs:
             )
 
     @property
-    def can_make(self) -> bool:
+    def can_capture(self) -> bool:
         """Whether the eager steps before the capture are done."""
         return self._num_plain >= _PLAIN_STEPS
 

@@ -36,7 +36,7 @@ def end_compiling() -> None:
     torch._functorch.config.activation_memory_budget = 1.0
 
 
-def declare_products(operators: Sequence[Any]) -> None:
+def register_matmuls(operators: Sequence[Any]) -> None:
     """Registers operators as matmuls, which an activation budget recomputes last."""
     _matmul_operators.extend(operators)
 

@@ -1,1 +1,1 @@
-"""The sweeps of the benchmark, one per file: callbacks that measure after training."""
+"""The benchmarks of the benchmark, one per file: callbacks that measure after training."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from xftrain.benchmark import tables
 from xftrain.benchmark.attention import measure_attention
+from xftrain.benchmark.benchmark import Benchmark, Context
 from xftrain.benchmark.cells import Row, attention_cell, node_of
 from xftrain.benchmark.reference import RESULTS
-from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.worker import Job
 from xftrain.config.fields import Dtype, PositiveFloat, PositiveInt
 
@@ -37,7 +37,7 @@ _ALL: dict[str, str | tables.Format] = {
 }
 
 
-class Alibi(Sweep):
+class Alibi(Benchmark):
     """Measures time, memory and error of each implementation of ALiBi.
 
     Args:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from xftrain.benchmark import growth, tables
 from xftrain.benchmark.attention import measure_attention
+from xftrain.benchmark.benchmark import Benchmark, Context
 from xftrain.benchmark.cells import Row, attention_cell, nodes_of
 from xftrain.benchmark.max_length import longest_job, longest_section
-from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.tables import figure
 from xftrain.benchmark.worker import Job
 from xftrain.config import registry
@@ -36,7 +36,7 @@ _TUTORIAL_H100 = {
 _TUTORIAL_SIZES = {"B": 2, "H": 8, "K": 64, "dtype": "float16"}
 
 
-class AttentionSweep(Sweep):
+class AttentionSweep(Benchmark):
     """Measures forward, and forward plus backward, of single attention calls.
 
     Args:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 
 from xftrain.benchmark import tables
+from xftrain.benchmark.benchmark import Benchmark, Context
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.kernels import Kernel, kernels
 from xftrain.benchmark.reference import exact, output_and_grads, relative_error
-from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.worker import Job, Reporter, Unsupported
 from xftrain.config.fields import PositiveFloat
 from xftrain.interfaces import AttnBias
@@ -32,7 +32,7 @@ class KernelCell(Cell):
     device: str
 
 
-class Doctor(Sweep):
+class Doctor(Benchmark):
     """Calls each kernel, forward and backward, on a small causal attention.
 
     Args:

@@ -11,8 +11,8 @@ import torch
 
 from xftrain.benchmark import tables
 from xftrain.benchmark.attention import measure_attention
+from xftrain.benchmark.benchmark import Benchmark, Context
 from xftrain.benchmark.cells import Row, attention_cell, node_of, nodes_of
-from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.worker import Job
 from xftrain.commands import builder
 from xftrain.config.compose import checked_model
@@ -22,7 +22,7 @@ _LENGTH_CUDA, _LENGTH_CPU = 4096, 512
 _ALL = tables.TIMES | tables.MEMORY | tables.KERNEL
 
 
-class Grouped(Sweep):
+class Grouped(Benchmark):
     """Measures attention for each head grouping, with parameters and KV cache of the run's model.
 
     Args:

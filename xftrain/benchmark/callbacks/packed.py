@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from xftrain.benchmark import tables
 from xftrain.benchmark.attention import measure_attention
+from xftrain.benchmark.benchmark import Benchmark, Context
 from xftrain.benchmark.cells import AttentionCell, Row, attention_cell, node_of
-from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.worker import Job
 from xftrain.config.fields import Dtype, Option, PositiveFloat, PositiveInt, Seed
 
@@ -27,7 +27,7 @@ _ALL: dict[str, str | tables.Format] = {
 }
 
 
-class Packed(Sweep):
+class Packed(Benchmark):
     """Measures padding, time and memory of both layouts, and the errors of packed documents.
 
     Args:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from xftrain.benchmark import tables
+from xftrain.benchmark.benchmark import Benchmark, Context
 from xftrain.benchmark.cells import AttentionCell, Row, attention_cell, nodes_of
 from xftrain.benchmark.measure import warm_up
 from xftrain.benchmark.reference import RESULTS
-from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.tolerances import LIMIT, check_parity
 from xftrain.benchmark.worker import Job, Reporter, Unsupported
 from xftrain.config.fields import Dtype, Option, PositiveFloat, PositiveInt
@@ -32,7 +32,7 @@ _BIASES = (
 )
 
 
-class Parity(Sweep):
+class Parity(Benchmark):
     """Checks output and gradients on random inputs that are surrounded by NaN in memory.
 
     Args:

@@ -7,8 +7,8 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from xftrain.benchmark import tables
+from xftrain.benchmark.benchmark import Benchmark, Context
 from xftrain.benchmark.cells import Row, name_of, nodes_of
-from xftrain.benchmark.suite import Context, Sweep
 from xftrain.benchmark.training import TrainCell, measure_training
 from xftrain.benchmark.worker import Job
 from xftrain.config.fields import Option, PositiveFloat, PositiveInt
@@ -31,7 +31,7 @@ _ALL: dict[str, str | tables.Format] = {
 _MAIN = ("tokens/s", "MFU", "peak MiB", "kernel")  # the main columns
 
 
-class TrainSweep(Sweep):
+class TrainSweep(Benchmark):
     """Trains short variants of the run's own configuration, with other options in its model.
 
     Args:

@@ -136,11 +136,11 @@ class Auto(Backend):
         runs = (b for b in _candidates() if not b.unsupported(*call))
         return self.chosen or next(runs)
 
-    def take(self, name: str) -> None:
+    def choose_by_name(self, name: str) -> None:
         """Chooses a backend by name, the one that rank 0 has measured as the fastest."""
         (self.chosen,) = (backend for backend in all_backends() if backend.name == name)
 
-    def take_up(self, name: str, cases: Sequence[AttnCase]) -> list[str]:
+    def reuse_choice(self, name: str, cases: Sequence[AttnCase]) -> list[str]:
         """Chooses the backend that the resumed run had chosen, without timing.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The base class of sweeps: what is measured and reported, independent of a training run."""
+"""The base class of benchmarks: what is measured and reported, independent of a training run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """The context of a sweep.
+    """The context of a benchmark.
 
     Attributes:
         run_dir: the folder for the rows and the report.
@@ -64,11 +64,11 @@ class Context:
         return nodes_of("model/attn", built_in) + ([dict(own)] if "_target_" in own else [])
 
 
-class SweepPlan(ABC):
-    """The cells of a sweep, and the section of the report about their rows.
+class BenchmarkPlan(ABC):
+    """The cells of a benchmark, and the section of the report about their rows.
 
-    Rows are written to `rows.jsonl` as soon as they are measured, so that a stopped sweep can be
-    resumed.
+    Rows are written to `rows.jsonl` as soon as they are measured, so that a stopped benchmark can
+    be resumed.
 
     Args:
         timeout_s: longest time without a message from a cell.
@@ -79,7 +79,7 @@ class SweepPlan(ABC):
     name: ClassVar[str]
     title: ClassVar[str]  # title of the section in the report
     is_timed: ClassVar[bool] = True  # timed cells run in one process, others in several
-    needs_model: ClassVar[bool] = False  # whether the sweep needs the run's model
+    needs_model: ClassVar[bool] = False  # whether the benchmark needs the run's model
 
     def __init__(self, *, timeout_s: float, resume: bool) -> None:
         self.timeout_s, self.resume = timeout_s, resume

@@ -1,4 +1,4 @@
-"""A sweep as a Lightning callback, whose cells are measured after training, in own processes."""
+"""A benchmark: a Lightning callback whose cells are measured after training, in own processes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from xftrain.benchmark.session import run_sweeps
-from xftrain.benchmark.suite_plan import Context, SweepPlan
+from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
+from xftrain.benchmark.session import run_suite
 from xftrain.train.hardware import compute_dtype
 from xftrain.train.module import training_module
 
-__all__ = ["Context", "Sweep"]
+__all__ = ["Context", "Benchmark"]
 
 
-class Sweep(SweepPlan, Callback):
+class Benchmark(BenchmarkPlan, Callback):
     """Measures its cells after training, and adds a section to the report of the run folder."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -23,14 +23,14 @@ class Sweep(SweepPlan, Callback):
             self.checked_jobs(_context(trainer, pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Runs all sweeps at the first sweep's call, when the model has left the GPU."""
-        sweeps = [c for c in trainer.callbacks if isinstance(c, Sweep)]  # type: ignore[attr-defined]
-        if self is sweeps[0] and trainer.is_global_zero:
-            run_sweeps(sweeps, _context(trainer, pl_module))
+        """Runs all benchmarks at the first one's call, when the model has left the GPU."""
+        benchmarks = [c for c in trainer.callbacks if isinstance(c, Benchmark)]  # type: ignore[attr-defined]
+        if self is benchmarks[0] and trainer.is_global_zero:
+            run_suite(benchmarks, _context(trainer, pl_module))
 
 
 def _context(trainer: Trainer, pl_module: LightningModule) -> Context:
-    """The context of the sweeps of a training run."""
+    """The context of the benchmarks of a training run."""
     return Context(
         run_dir=Path(trainer.default_root_dir),
         device=trainer.strategy.root_device,
