@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import math
 import os
@@ -36,9 +35,10 @@ from xftrain.folders.run_folder import holds_record
 from xftrain.launch import ranks
 from xftrain.launch.arguments import normalised
 from xftrain.launch.completion import safe_completion
-from xftrain.launch.dispatch import Command, command_of
+from xftrain.launch.dispatch import command_of
 from xftrain.launch.field_values import values_of
 from xftrain.launch.folder_hooks import leave_folders
+from xftrain.launch.garbage import imports_left_out
 from xftrain.launch.help_text import explained
 from xftrain.launch.hydra_errors import errors_raised
 from xftrain.launch.hydra_files import hide_in_files
@@ -223,23 +223,9 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
             log.info("run folder: %s", run_dir.relative_to(Path.cwd()) if is_below else run_dir)
             if is_below and not run_dir.resolve().is_relative_to(Path.cwd().resolve()):
                 log.info("which a link leads to: %s", run_dir.resolve())
-        return _imported(cfg)(cfg, run_dir, checked)
-
-
-def _imported(cfg: DictConfig) -> Command:
-    """The command, once what it needs is imported.
-
-    From then on Python's searches for garbage leave out what lives by then, since it stays: going
-    through it took 2 of a short run's 6 s, most of them at the end of the process.
-    """
-    if "torch" in sys.modules:  # by a command before this one, whose garbage would stay as well
-        return command_of(cfg)
-    gc.disable()
-    try:
-        return command_of(cfg)
-    finally:
-        gc.freeze()
-        gc.enable()
+        with imports_left_out():
+            command = command_of(cfg)
+        return command(cfg, run_dir, checked)
 
 
 def _refuse_side_by_side(cfg: DictConfig, settings: Any) -> None:

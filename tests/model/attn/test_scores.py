@@ -140,6 +140,7 @@ def test_auto_takes_a_backend_that_caps() -> None:
 @pytest.mark.parametrize("scores", SCORES)
 def test_score_functions_of_flex_on_the_cpu(facts: str, scores: str) -> None:
     # no gradients there, but the same score functions; and whole blocks of them
+    torch._dynamo.reset()  # torch 2.15 fails where flex_attention recompiles for dynamic sizes
     call = call_of(replace(FACTS[facts], **SCORES[scores]), torch.float64)
     sizes: list[int] = []
 
