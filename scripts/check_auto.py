@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 
 from xftrain.interfaces import AttnBias, AttnCall, AttnCase, AttnShape
-from xftrain.model.attn.auto import Auto, all_backends, times_ms
+from xftrain.model.attn.auto import Auto, times_ms
+from xftrain.model.backends import all_backends
 from xftrain.model.bias.alibi import Alibi
 from xftrain.utils.console import quiet
 from xftrain.utils.markdown import table

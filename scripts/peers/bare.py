@@ -15,7 +15,7 @@ from peers.setup import Setup
 from xftrain.commands import builder
 from xftrain.interfaces import positions_of
 from xftrain.kernels.matmul import Autotuner, set_autotuner
-from xftrain.model.attn.auto import kernel_name
+from xftrain.model.backends import kernel_name
 from xftrain.train.hardware import compute_dtype
 
 

@@ -38,7 +38,7 @@ from xftrain.config.registry import names as registry_names
 from xftrain.errors import ConfigError
 from xftrain.launch import cli
 from xftrain.model.attn._folding import folding_reasons
-from xftrain.model.attn.auto import all_backends
+from xftrain.model.backends import all_backends
 from xftrain.model.bias.alibi import Alibi
 
 # ---- tables

@@ -12,7 +12,7 @@ import pytest
 
 from tests.reliability.rank_commands import place
 from xftrain.data.counting import Counting
-from xftrain.model.attn.auto import all_backends
+from xftrain.model.backends import all_backends
 
 __all__ = ["place"]
 _TABLE: dict[str, list[int]] = {}  # fault -> injected, survived

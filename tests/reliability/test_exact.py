@@ -10,7 +10,7 @@ import torch
 from tests.train.runs import last, run, same_weights
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.errors import ConfigError
-from xftrain.model.attn.auto import all_backends
+from xftrain.model.backends import all_backends
 
 STEPS = 8
 BASE = (

@@ -17,7 +17,7 @@ from tests.train.runs import (
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.errors import RunError
 from xftrain.interfaces import LossSums
-from xftrain.model.attn.auto import all_backends
+from xftrain.model.backends import all_backends
 from xftrain.model.ffn.swiglu import SwiGLU
 from xftrain.optim.adamw import AdamW
 from xftrain.train.nonfinite import NonFiniteGuard

@@ -17,6 +17,8 @@ __all__ = ["Context", "Benchmark"]
 class Benchmark(BenchmarkPlan, Callback):
     """Measures its cells after training, and adds a section to the report of the run folder."""
 
+    measures_times = True  # other processes on the device would falsify them
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the jobs now rather than after hours of training."""
         if stage == "fit":

@@ -15,7 +15,7 @@ from xftrain.benchmark.cells import Row, nodes_of
 from xftrain.benchmark.matmul import peak_job
 from xftrain.benchmark.worker import Job
 from xftrain.errors import ConfigError
-from xftrain.model.attn.auto import all_backends
+from xftrain.model.backends import all_backends
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,9 +17,9 @@ from lightning.pytorch import Callback
 
 from xftrain.checkpoint.header import header
 from xftrain.folders.run_folder import RunFolder, holds_run, note_of
-from xftrain.interfaces import AttnCase, Batch, Loss
+from xftrain.interfaces import AttnCase, Batch, ChoosingBackend, Loss
 from xftrain.kernels.matmul import Autotuner
-from xftrain.model.attn.auto import Auto, kernel_name
+from xftrain.model.backends import kernel_name
 from xftrain.model.gpt import GPT
 from xftrain.train import distributed, hardware
 from xftrain.utils.printable import one_line
@@ -104,7 +104,7 @@ def choose_kernel(
         folder: folder of the run, in which the choice is noted.
     """
     cases = model.attention_cases(*batch.shape_BM, batch.seqlens, (device, dtype))
-    if isinstance(model.backend, Auto):
+    if isinstance(model.backend, ChoosingBackend):
         at = "; ".join(
             f"{shape} {dtype} {device.type} causal={bias.causal} window={bias.window}"
             + (f" softcap={bias.softcap}" if bias.softcap is not None else "")
@@ -123,7 +123,7 @@ def choose_kernel(
     return kernel
 
 
-def _repeats_choice(backend: Auto, name: str | None, cases: Sequence[AttnCase]) -> bool:
+def _repeats_choice(backend: ChoosingBackend, name: str | None, cases: Sequence[AttnCase]) -> bool:
     if name is None:
         return False
     reasons = backend.reuse_choice(name, cases)
@@ -181,7 +181,7 @@ class Choices(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The choices of all ranks, as each rank times its own matmuls; rank 0 saves."""
-        chosen = self.attn.chosen if isinstance(self.attn, Auto) else None
+        chosen = self.attn.chosen if isinstance(self.attn, ChoosingBackend) else None
         return {
             "attn": None if chosen is None else chosen.name,
             "matmul": distributed.from_all_ranks(self.tuner.names() if self.tuner else {}),

@@ -14,7 +14,7 @@ from xftrain.config.layer_pattern import layer_names, layer_options
 from xftrain.config.run_config import ModelConfig, RunConfig, TrainerConfig
 from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss
-from xftrain.model.attn.auto import all_backends
+from xftrain.model.backends import all_backends
 from xftrain.train.loader import ValBatches
 from xftrain.train.val_sums import NO_LABEL
 

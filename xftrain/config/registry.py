@@ -80,9 +80,9 @@ def literals(annotation: Any) -> set[str]:
 
 
 def measures_times(name: str | None) -> bool:
-    """Whether this callback is a sweep of the benchmark."""
-    found = _find("callbacks", name) if name else None
-    return found is not None and found[0].startswith("xftrain.benchmark.")
+    """Whether this callback is a benchmark, whose times other processes would falsify."""
+    is_built_in = name is not None and _find("callbacks", name) is not None
+    return is_built_in and bool(declared("callbacks", str(name), "measures_times"))
 
 
 def schema(group: str, name: str) -> dict[str, Field]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from xftrain.errors import ConfigError
-from xftrain.interfaces.bias import AttnBias, AttnCall, AttnShape
+from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape
 
 # (q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK
 Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
@@ -137,6 +137,32 @@ class Backend(ABC):
         if bias.softcap is not None and not self.takes_softcap:
             found.append(f"it cannot cap scores, and the bias does at {bias.softcap:g} (softcap)")
         return found
+
+
+class ChoosingBackend(Backend):
+    """Computes attention by one of the other backends, which it chooses (`model.attn=auto`).
+
+    Attributes:
+        chosen: the backend that computes attention; None before the choice.
+    """
+
+    chosen: Backend | None
+
+    @abstractmethod
+    def choose(self, cases: Sequence[AttnCase]) -> None:
+        """Chooses a backend for the distinct attention calls of a model."""
+
+    @abstractmethod
+    def choose_by_name(self, name: str) -> None:
+        """Chooses a backend by name, such as the choice of rank 0."""
+
+    @abstractmethod
+    def reuse_choice(self, name: str, cases: Sequence[AttnCase]) -> list[str]:
+        """Repeats the choice of a resumed run.
+
+        Returns:
+            Reasons why that backend cannot run here; empty if it was chosen.
+        """
 
 
 class PositionEncoding(Protocol):

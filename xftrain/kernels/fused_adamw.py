@@ -26,6 +26,7 @@ class FusedAdamW(torch.optim.AdamW):
         copies: copies of some large weights in another dtype, which each step updates.
     """
 
+    saves_as_base = True  # its state is that of torch's AdamW
     copies: Mapping[Tensor, Tensor]
     _clip: Tensor | None  # factor by which the next step multiplies gradients
     _rates: dict[tuple[int, torch.device], Tensor]

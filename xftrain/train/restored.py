@@ -226,8 +226,9 @@ def _kind_of(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | 
 
 
 def _is_own(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the class is a user's, which may save more than its base class."""
-    return not type(optimizer).__module__.startswith(("torch.", "xftrain."))
+    """Whether the class may save more than torch's, which it derives from."""
+    kind = type(optimizer)
+    return kind not in _NAMES and not getattr(kind, "saves_as_base", False)
 
 
 def _fits(name: str, value: object, weight: Tensor) -> bool:

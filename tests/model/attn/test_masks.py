@@ -17,8 +17,8 @@ from xftrain.benchmark.reference import exact, output_and_grads, relative_error
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 from xftrain.model.attn import _dense, sdpa
 from xftrain.model.attn._dense import mask_reasons
-from xftrain.model.attn.auto import all_backends
 from xftrain.model.attn.sdpa import SDPA
+from xftrain.model.backends import all_backends
 from xftrain.model.generate import generate
 
 CUDA = torch.device("cuda")

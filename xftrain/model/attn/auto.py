@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xftrain.config import registry
 from xftrain.interfaces import (
     Attention,
     AttnCall,
     AttnCase,
     Backend,
-    layers_in_words,
+    ChoosingBackend,
 )
+from xftrain.model.backends import all_backends, kernel_name
 from xftrain.utils.timing import in_turns, wall_ms
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Trial:
     reason: str = ""
 
 
-class Auto(Backend):
+class Auto(ChoosingBackend):
     """Chooses the backend that is fastest for the first batch, and uses it from then on."""
 
     name = "auto"
@@ -172,13 +172,6 @@ class Auto(Backend):
         return "\n".join(lines)
 
 
-def all_backends() -> list[Backend]:
-    """Every built-in backend except `auto`, the most preferred first."""
-    names = [name for name in registry.names("model/attn") if name != Auto.name]
-    backends = [registry.load("model/attn", name)() for name in names]
-    return sorted(backends, key=lambda backend: (backend.rank, backend.name))
-
-
 def _candidates() -> list[Backend]:
     """The backends that can be timed without compiling them."""
     return [backend for backend in all_backends() if not backend.needs_compilation]
@@ -187,17 +180,6 @@ def _candidates() -> list[Backend]:
 def _reasons(backend: Backend, cases: Sequence[AttnCase]) -> list[str]:
     """Reasons why a backend cannot compute all layers; empty if it can."""
     return [why for case in cases for why in backend.unsupported(*case.call)]
-
-
-def kernel_name(backend: Backend, cases: Sequence[AttnCase]) -> str:
-    """The name of the kernel that runs; if layers differ, each kernel with its layers."""
-    layers: dict[str, list[int]] = {}
-    for case in cases:
-        name = backend.kernel(*case.call)
-        layers.setdefault(name, []).extend(case.layers)
-    if len(layers) == 1:
-        return next(iter(layers))
-    return "; ".join(f"{name} in {layers_in_words(sorted(of))}" for name, of in layers.items())
 
 
 def times_ms(
