@@ -23,7 +23,7 @@ class Fails(Callback):
 
 def test_an_error_leaves_no_profiler_on(tmp_path):
     # one that goes on through later runs of the process ended it there, on a GPU
-    fails = "+callbacks.fails={_target_: tests.command_line.test_profiler_left.Fails}"
+    fails = "+callbacks.fails={_target_: tests.commands.test_profiler_left.Fails}"
     with pytest.raises(ValueError, match="as meant"):
         run(tmp_path / "first", *RUN, fails)
     assert not torch.autograd._profiler_enabled()

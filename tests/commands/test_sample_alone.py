@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.command_line.test_sample import sample
 
+from tests.commands.test_sample import sample
 from tests.train.runs import last, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.commands import builder

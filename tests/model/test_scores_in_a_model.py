@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.command_line.test_preflight import refusal
 from torch.nn import functional as F
 
+from tests.commands.test_preflight import refusal
 from tests.models import VOCAB, options, random_tokens, sampled_without_cache
 from tests.pairs.reference import attention
 from tests.train.runs import last, result_of, run

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.command_line.test_sample import sample
 
+from tests.commands.test_sample import sample
 from tests.train.runs import last, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.data.tokens.vocabulary import FILE, Integers
