@@ -114,7 +114,9 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
     own = [start, _choices(run, model, saved, result["kernel"]), LastSave()]
     in_order = [*own, *callbacks.all, *callbacks.bars, stop]
     bars, place = bool(callbacks.bars), (run_dir, run.device, run.precision)
-    trainer = build_trainer(run.cfg, *place, in_order, start.early_loggers, show_bar=bars)
+    trainer = build_trainer(
+        *(run.cfg, *place, in_order, start.early_loggers), show_bar=bars, key_of=callbacks.key_of
+    )
     if run.cfg.compile == "cudagraphs":
         trainer.fit_loop.epoch_loop = GraphedLoop(trainer, module)
     if rank() == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ def build_trainer(
     loggers: list[Logger],
     *,
     show_bar: bool,
+    key_of: Callable[[Callback], str | None],
 ) -> StoppableTrainer:
     """Builds the trainer of a run.
 
@@ -38,6 +40,7 @@ def build_trainer(
         callbacks: in the order in which they are called.
         loggers: loggers such as TensorBoard and CSV.
         show_bar: whether one of the callbacks is a progress bar.
+        key_of: returns the key of a callback in the configuration, or None.
     """
     keys = cfg.trainer
     limits = [TimeLimit(keys.max_time)] if keys.max_time is not None else []
@@ -58,7 +61,7 @@ def build_trainer(
         max_steps=cfg.max_steps,
         max_epochs=-1,
         deterministic=cfg.deterministic,
-        callbacks=[StopReason(), *callbacks, *limits],
+        callbacks=[StopReason(key_of), *callbacks, *limits],
         logger=loggers or False,
         # ranks already run; under Slurm, Lightning would install signal handlers
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],

@@ -229,9 +229,12 @@ def within_step(trainer: Trainer) -> bool:
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether a validation follows the training batch that just ended."""
+    """Whether a validation follows the training batch that just ended.
+
+    Lightning also validates after the last batch of a run that a callback stops.
+    """
     is_due = (trainer.fit_loop.total_batch_idx + 1) % int(trainer.val_check_interval) == 0
-    return is_due and trainer.limit_val_batches != 0
+    return (is_due or trainer.should_stop) and trainer.limit_val_batches != 0
 
 
 def _folder(trainer: Trainer) -> Path:
