@@ -83,6 +83,7 @@ def run(
         checked = checked or config.validate_as(RunConfig, cfg)
         shown = redaction.without_secrets(cfg, checked.to_dict())
         refuse_other_ranks(checked.trainer.devices)
+        distributed.agree_with_lightning()
         folder.write_config(resolved(cfg))
         log.info("%s", changes(shown, config.default_options()))
         with StopSignals() as stop:

@@ -9,12 +9,11 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from xftrain.run_config import RunConfig
 from xftrain.training.checkpoint import AtomicCheckpointIO
-from xftrain.training.distributed import DDP
+from xftrain.training.distributed import DDP, OwnRanks
 from xftrain.training.early_stop import StoppableTrainer, StopReason, TimeLimit
 from xftrain.training.profilers import build_profiler
 
@@ -64,7 +63,7 @@ def build_trainer(
         callbacks=[StopReason(key_of), *callbacks, *limits],
         logger=loggers or False,
         # ranks already run; under Slurm, Lightning would install signal handlers
-        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        plugins=[AtomicCheckpointIO(), OwnRanks()],
         default_root_dir=run_dir,
         # true without a checkpoint callback would add Lightning's own
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
