@@ -23,6 +23,7 @@ from xftrain.kernels.matmul import disable_autotune, enable_autotune
 from xftrain.memory import is_out_of_memory, peak_memory_mib
 from xftrain.model import GPT
 from xftrain.oom import out_of_memory
+from xftrain.own_code import own_code
 from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare
 from xftrain.processes import rank
@@ -172,7 +173,11 @@ def _build_module(run: Prepared, model: GPT) -> TrainingModule:
         registry.build(cfg.optim),
         registry.build(cfg.schedule),
         seed=cfg.seed,
-        saved={"config": run.shown, "environment": redaction.digests()},
+        saved={
+            "config": run.shown,
+            "environment": redaction.digests(),
+            "own_code": own_code(cfg.to_dict()),
+        },
         guard=NonFiniteGuard(
             on_nonfinite=cfg.on_nonfinite, max_skipped_steps=cfg.max_skipped_steps
         ),
