@@ -16,6 +16,10 @@ _BATCH_TENSORS = ("tokens_BM", "labels_BM", "positions_1M")
 _SHOWN = 8  # maximum number of document lengths in a message
 
 
+class BatchError(ConfigError):
+    """A batch breaks a rule of `Batch`; whoever knows the data source adds its name."""
+
+
 def document_reasons(seqlens: Sequence[int] | None, num_rows: int, num_positions: int) -> list[str]:
     """Reasons why the document lengths do not fill one row; empty if they do."""
     if num_rows < 1 or num_positions < 1:
@@ -53,25 +57,26 @@ def check_batch(
     """Refuses a batch whose tensors are not int64, or have inconsistent shapes.
 
     Raises:
-        ConfigError: names the rule, and the dtypes or the shapes.
+        BatchError: names the rule, and the dtypes or the shapes.
     """
     tensors = (tokens_BM, labels_BM, positions_1M)
     for name, tensor in zip(_BATCH_TENSORS, tensors, strict=True):
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
-            raise ConfigError(
+            raise BatchError(
                 f"a batch must have {name} as an int64 tensor, got {kind_of(tensor)}: correct the "
                 "data source."
             )
     tokens, labels, positions = (tuple(x.shape) for x in tensors)
     if len(tokens) != 2 or labels != tokens or positions != (1, tokens[1]):
-        raise ConfigError(
+        raise BatchError(
             "a batch must have tokens_BM and labels_BM of one shape [B, M] and positions_1M of "
             f"[1, M], got {tokens}, {labels} and {positions}: correct the data source."
         )
-    check_documents(seqlens, *tokens)
+    if reasons := document_reasons(seqlens, *tokens):
+        raise BatchError(f"{reasons[0]}.")
     if not tokens_BM.device == labels_BM.device == positions_1M.device:
         devices = ", ".join(str(tensor.device) for tensor in tensors)
-        raise ConfigError(
+        raise BatchError(
             f"a batch must have all its tensors on one device, got {devices}: correct the data "
             "source."
         )

@@ -46,12 +46,17 @@ def check_own_parts(
     Raises:
         ConfigError: names the class, its method, what it must return and what it returned.
     """
-    device = cases[0].call.device
+    own, device = list(_own(cfg, cases)), cases[0].call.device
+    if not own:
+        return
     trial = _Trial(cfg.model, batch, vocab_size, device, cases[0].call.dtype, is_mixed)
-    with isolate_rng(include_cuda=device.type == "cuda"), trial.precision(), torch.no_grad():
-        for option, check, call in _own(cfg, cases):
-            with _left_to_training(option):
-                check(trial, option, call)
+    # of this device alone: reading the state of every GPU would take memory on each
+    used = [device] if device.type == "cuda" else []
+    with isolate_rng(include_cuda=False), torch.random.fork_rng(used):
+        with trial.precision(), torch.no_grad():
+            for option, check, call in own:
+                with _left_to_training(option):
+                    check(trial, option, call)
 
 
 @dataclass(frozen=True)

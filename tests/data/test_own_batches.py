@@ -98,6 +98,7 @@ def test_a_wrong_batch_is_refused_wherever_it_is_read(change: Any, said: str) ->
     for read in reads:
         with pytest.raises(ConfigError, match=said) as refused:
             read()
+        assert str(refused.value).startswith("data: Own.batch('")
         assert str(refused.value).endswith(".") and "\n" not in str(refused.value)
 
 

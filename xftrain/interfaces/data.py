@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from xftrain.batch_checks import check_batch, kind_of, value_reasons
+from xftrain.batch_checks import BatchError, check_batch, kind_of, value_reasons
 from xftrain.errors import ConfigError
 from xftrain.interfaces.batch import IGNORED_LABEL, Batch
 
@@ -114,14 +114,16 @@ def load_batch(
     said = f"data: {type(data).__name__}.batch({split!r}, {step})"
     try:
         batch = data.batch(split, step, rank)
+        if isinstance(batch, Batch):  # again, since a batch can be changed after it is made
+            check_batch(batch.tokens_BM, batch.labels_BM, batch.positions_1M, batch.seqlens)
+    except BatchError as error:
+        raise ConfigError(f"{said}: {error}") from error
     except StopIteration as error:
         raise ConfigError(
             f"{said} raised StopIteration: a data source must have a batch for every step."
         ) from error
     if not isinstance(batch, Batch):
         raise ConfigError(f"{said} must return an xftrain.interfaces.Batch, got {kind_of(batch)}.")
-    # again, since a batch can be changed after it is made
-    check_batch(batch.tokens_BM, batch.labels_BM, batch.positions_1M, batch.seqlens)
     kind = batch.tokens_BM.device.type
     if kind not in ("cpu", "cuda"):
         raise ConfigError(f"{said} must return tensors on the CPU, got them on {kind}.")
