@@ -210,6 +210,11 @@ def _check_apply_to(trial: _Trial, option: OptionConfig, call: AttnCall) -> None
 def _check_heads(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
     shape, model = call.shape, trial.model
     heads = trial.build(option, model.dim, model.num_heads, model.linear_bias)
+    if shape.H % shape.G:
+        raise ConfigError(
+            f"{_said(option, heads, 'num_kv_heads')} must divide the {shape.H} query heads, got "
+            f"{shape.G}."
+        )
     said, made = _said(option, heads, "forward"), heads(trial.stream())
     of_all = _several(said, made, ("q_BMHK", "k_BMGK", "v_BMGK"))
     for name, letter, num, one in zip(

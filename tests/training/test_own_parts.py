@@ -55,6 +55,12 @@ class Heads(GQA):
         return change(super().forward(x))
 
 
+class Uneven(GQA):
+    def __init__(self, *sizes: Any, num_kv_heads: int) -> None:
+        super().__init__(*sizes, num_kv_heads=num_kv_heads)
+        self.num_kv_heads = 3
+
+
 class Embeds(RoPE):
     def embed(self, x: Tensor, positions_1M: Tensor) -> Any:
         return change(x)
@@ -104,6 +110,7 @@ GROUPS = {
     Ffn: "model.ffn",
     Norm: "model.norm",
     Heads: "model.heads",
+    Uneven: "model.heads",
     Embeds: "model.pos",
     Applies: "model.pos",
     Limited: "model.pos",
@@ -144,6 +151,7 @@ WRONG: list[tuple[type, Any, str]] = [
     (Heads, _each(0, lambda q: q[:, :, :1]), rf"Heads.forward, of q, must return {HEAD}"),
     (Heads, _each(1, lambda k: k[:1]), rf"Heads.forward, of k, must return {GROUP}"),
     (Heads, _each(2, lambda v: v[..., :4]), rf"Heads.forward, of v, must return {GROUP}"),
+    (Uneven, lambda x: x, "Uneven.num_kv_heads must divide the 4 query heads, got 3"),
     (Embeds, lambda x: x[:, :1], rf"Embeds.embed must return {BMD}"),
     (Applies, lambda x: x[0], "Applies.apply_to must return a tuple of q_BMHK, k_BMGK, got a "),
     (Applies, _each(1, lambda k: k[:1]), rf"Applies.apply_to, of k, must return {GROUP}"),
@@ -171,7 +179,11 @@ WRONG: list[tuple[type, Any, str]] = [
 def _chosen(tmp_path: Path, kind: type) -> tuple[str, Any]:
     key = GROUPS[kind]
     node = _own(kind)
-    more = {Heads: "\nnum_kv_heads: 2", Data: "\nvocab_size: 64\nstop_at_accuracy: null"}
+    more = {
+        Heads: "\nnum_kv_heads: 2",
+        Uneven: "\nnum_kv_heads: 2",
+        Data: "\nvocab_size: 64\nstop_at_accuracy: null",
+    }
     path = tmp_path / "own" / f"{key.replace('.', '/')}/mine.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(f"_target_: {node['_target_']}{more.get(kind, '')}\n")
@@ -184,7 +196,9 @@ def test_what_a_part_returns_is_checked_before_training(
 ) -> None:
     monkeypatch.setattr(f"{__name__}.change", spoil)
     own, config_dir = _chosen(tmp_path, kind)
-    heads = [] if kind is Heads else ["model.heads=gqa", "model.heads.num_kv_heads=2"]
+    heads = (
+        [] if GROUPS[kind] == "model.heads" else ["model.heads=gqa", "model.heads.num_kv_heads=2"]
+    )
     words = ("model.num_heads=4", *heads, own, "callbacks=none", "logger=none")
     with pytest.raises(ConfigError, match=said) as refused:
         run(tmp_path / "run", *words, config_dir=config_dir)
