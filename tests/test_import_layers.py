@@ -41,7 +41,7 @@ LAYERS = [
     ["config_checks"],
     ["config"],
     ["builder"],
-    ["peak"],
+    ["peak", "own_parts"],
     ["preflight"],
     ["prepare", "results", "run_description"],
     ["oom", "run_callbacks", "run_loggers"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from xftrain.interfaces import Batch, DataSource, Split
+from xftrain.interfaces import Batch, DataSource, Split, load_batch
 
 # Lightning prefetches a batch from a loader without a length, which a resumed run would skip. So
 # the loader has a length, larger than any run.
@@ -42,7 +42,7 @@ class TrainStream:
     def batch(self, step: int) -> Batch:
         """The batch of one micro-step."""
         index = step % self.overfit_batches if self.overfit_batches else step
-        return self.data.batch("train", index, self.rank)
+        return load_batch(self.data, "train", index, self.rank)
 
     def state_dict(self) -> dict[str, Any]:
         """The next step, which Lightning saves."""
@@ -77,5 +77,5 @@ class ValBatches:
         return len(self.chosen)
 
     def __iter__(self) -> Iterator[Batch]:
-        for split, step, rank in self.chosen:
-            yield self.data.batch(split, step, rank)
+        for index, (split, step, rank) in enumerate(self.chosen):
+            yield load_batch(self.data, split, step, rank, is_first=index == 0)
