@@ -41,7 +41,7 @@ from xftrain.interfaces import Split
 log = logging.getLogger(__name__)
 
 _BPE_VOCAB = 8192
-_FORMAT = 3  # increase it if the same files would give other content
+_FORMAT = 4  # increase it if the same files would give other content
 
 
 @dataclass(frozen=True)
