@@ -48,6 +48,7 @@ from xftrain.processes import (
     check_rank_variables,
     die_with_parent,
     drop_empty_variables,
+    drop_relative_base_folders,
     environment,
     is_rank,
     rank,
@@ -96,6 +97,8 @@ def _run_command() -> int:
     try:
         search_path.find_own_classes()
         drop_empty_variables()
+        for said in drop_relative_base_folders():
+            say(f"warning: {said}")
         check_rank_variables()
         with (
             environment(search_path.variables_of_children()),

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from xftrain.errors import ConfigError, Stopped
+from xftrain.printable import one_line
 
 Process = subprocess.Popen[bytes]
 
@@ -38,6 +39,8 @@ _RANK_VARIABLES = (
     "GROUP_WORLD_SIZE",
     "MASTER_PORT",
 )
+# The base folders of the XDG specification, which says to ignore a relative path in one.
+_BASE_FOLDERS = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 # Libraries fail if these are set to an empty string, too.
 _UNSET_WHEN_EMPTY = (*_RANK_VARIABLES, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_LOGS")
 
@@ -77,6 +80,29 @@ def drop_empty_variables() -> None:
     for name in _UNSET_WHEN_EMPTY:
         if not os.environ.get(name, "unset").strip():
             del os.environ[name]
+
+
+def drop_relative_base_folders() -> list[str]:
+    """Unsets base folders with a relative path, which libraries would make in the working folder.
+
+    Returns:
+        A sentence for each.
+    """
+    said = []
+    for name in _BASE_FOLDERS:
+        path = os.environ.get(name, "")
+        if path and not os.path.isabs(os.path.expanduser(path)):
+            del os.environ[name]
+            said.append(ignored(name, path))
+    return said
+
+
+def ignored(variable: str, path: str) -> str:
+    """The sentence about a base folder that is ignored."""
+    return (
+        f"{variable}={one_line(path)} is ignored, as the XDG specification says, because it is not "
+        "an absolute path."
+    )
 
 
 def check_rank_variables() -> None:
