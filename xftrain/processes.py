@@ -169,19 +169,26 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def end(processes: Sequence[Process], *, patience_s: float, wait_s: float) -> None:
-    """Waits for processes to end, then terminates, and finally kills the remaining ones.
+def end(
+    processes: Sequence[Process],
+    *,
+    patience_s: float,
+    wait_s: float,
+    number: int = signal.SIGTERM,
+) -> None:
+    """Waits for processes to end, then asks the remaining ones to, and finally kills them.
 
     Args:
         processes: processes that this one started.
-        patience_s: seconds before they are terminated.
+        patience_s: seconds before they are asked.
         wait_s: seconds from then until they are killed.
+        number: the signal that asks them, which is the one that they report.
     """
-    for stop, seconds in ((None, patience_s), ("terminate", wait_s), ("kill", wait_s)):
+    for stop, seconds in ((None, patience_s), (number, wait_s), (signal.SIGKILL, wait_s)):
         left = [process for process in processes if process.poll() is None]
         if stop:
             for process in left:
-                getattr(process, stop)()
+                process.send_signal(stop)
         deadline = time.monotonic() + seconds
         for process in left:
             with suppress(subprocess.TimeoutExpired):
