@@ -43,11 +43,11 @@ LAYERS = [
     ["builder"],
     ["peak", "own_parts"],
     ["preflight"],
-    ["prepare", "results", "run_description"],
+    ["prepare", "results", "run_description", "sweep_data"],
     ["oom", "run_callbacks", "run_loggers"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
-    ["recorded_overrides", "job_config", "run_folders", "info", "sweep_order"],
+    ["recorded_overrides", "job_config", "former_sweep", "run_folders", "info", "sweep_order"],
     ["commands", "sweep_record", "sweep_table"],
     ["completed_jobs"],
     ["sweeps", "folder_hooks"],
@@ -75,6 +75,8 @@ LIGHT_UNITS = [
     "seal",
     "sweep_table",
     "sweep_checks",
+    "sweep_data",
+    "former_sweep",
 ]
 LIGHT_UNITS += ["option_checks", "run_config", "cli", "__main__"]
 
