@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[1]
 # own unit and the units of the layers below; units of one layer do not know each other.
 LAYERS = [
     ["errors", "printable", "search_path", "working_folder", "plot_style", "moved_keys"],
-    ["compile_cache", "plot_settings"],
+    ["compile_cache"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
     ["option_config"],
     ["files", "processes", "redaction", "run_config"],
-    ["console", "neighboring_runs", "optimized", "signatures", "records"],
+    ["console", "neighboring_runs", "optimized", "plot_settings", "signatures", "records"],
     ["config_schema", "folder_links", "folder_lock", "folder_owner", "seal"],
     ["yaml_files"],
     ["own_code", "sqlite_files", "values", "hydra_errors", "hydra_files", "run_folder"],
@@ -41,13 +41,13 @@ LAYERS = [
     ["config_checks"],
     ["config"],
     ["builder"],
-    ["peak"],
+    ["peak", "own_parts"],
     ["preflight"],
-    ["prepare", "results", "run_description"],
+    ["prepare", "results", "run_description", "sweep_data"],
     ["oom", "run_callbacks", "run_loggers"],
     ["runner", "sample"],
     ["benchmark"],  # its rows of training are runs
-    ["recorded_overrides", "job_config", "run_folders", "info", "sweep_order"],
+    ["recorded_overrides", "job_config", "former_sweep", "run_folders", "info", "sweep_order"],
     ["commands", "sweep_record", "sweep_table"],
     ["completed_jobs"],
     ["sweeps", "folder_hooks"],
@@ -75,6 +75,8 @@ LIGHT_UNITS = [
     "seal",
     "sweep_table",
     "sweep_checks",
+    "sweep_data",
+    "former_sweep",
 ]
 LIGHT_UNITS += ["option_checks", "run_config", "cli", "__main__"]
 

@@ -18,7 +18,12 @@ from tests.commands import one_sentence
 from tests.training.runs import run
 from xftrain import processes
 from xftrain.errors import ConfigError, RunError, Stopped
-from xftrain.processes import check_rank_variables, drop_empty_variables, stops_raised
+from xftrain.processes import (
+    check_rank_variables,
+    drop_empty_variables,
+    drop_relative_base_folders,
+    stops_raised,
+)
 from xftrain.training import distributed
 from xftrain.training.distributed import DDP, connect
 
@@ -231,3 +236,15 @@ def test_torchs_own_message_on_it_is_replaced():
     other = RuntimeError("out of luck")
     strategy.on_exception(other)
     assert str(other) == "out of luck"
+
+
+def test_a_relative_base_folder_is_unset_for_libraries_too(monkeypatch: pytest.MonkeyPatch):
+    # matplotlib and others make such a folder in the working folder
+    monkeypatch.setenv("XDG_CACHE_HOME", "rel\x1b")
+    monkeypatch.setenv("XDG_STATE_HOME", "/abs")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "~/home")
+    monkeypatch.setenv("XDG_DATA_HOME", "")
+    (said,) = drop_relative_base_folders()
+    assert said.startswith("XDG_CACHE_HOME=rel\\x1b is ignored, as the XDG")
+    assert "XDG_CACHE_HOME" not in os.environ and os.environ["XDG_STATE_HOME"] == "/abs"
+    assert os.environ["XDG_CONFIG_HOME"] == "~/home"

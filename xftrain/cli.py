@@ -48,6 +48,7 @@ from xftrain.processes import (
     check_rank_variables,
     die_with_parent,
     drop_empty_variables,
+    drop_relative_base_folders,
     environment,
     is_rank,
     rank,
@@ -57,6 +58,7 @@ from xftrain.redaction import hidden_in_message
 from xftrain.registry import conf_dir, measures_times
 from xftrain.run_config import RunConfig
 from xftrain.run_folder import holds_record
+from xftrain.sweep_data import multirun_dir
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,8 @@ def _run_command() -> int:
     try:
         search_path.find_own_classes()
         drop_empty_variables()
+        for said in drop_relative_base_folders():
+            say(f"warning: {said}")
         check_rank_variables()
         with (
             environment(search_path.variables_of_children()),
@@ -172,7 +176,7 @@ def _job(cfg: DictConfig) -> float | None:
 def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
     """A job of a sweep: whatever becomes of it, the others go on."""
     run_dir = Path(settings.runtime.cwd) / run_dir
-    sweep_table.note_job(sweeps.multirun_dir(settings), settings.job.num, run_dir)
+    sweep_table.note_job(multirun_dir(settings), settings.job.num, run_dir)
     try:
         with stops_raised():
             _refuse_side_by_side(cfg, settings)
@@ -186,7 +190,7 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
         status = "refused" if isinstance(error, ConfigError) else "failed"
         result = sweeps.write_end(status, _report(error, run_dir), settings, run_dir)
     finally:
-        sweep_table.write_summary(sweeps.multirun_dir(settings))
+        sweep_table.write_summary(multirun_dir(settings))
     val_loss = sweep_table.val_loss_of(result)
     if result["status"] != "completed":
         val_loss = None

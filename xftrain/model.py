@@ -18,7 +18,7 @@ from xftrain.initialization import initialize
 from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, positions_of
 from xftrain.layers.block import Block, RecomputePlan
 from xftrain.layers.linear import Linear
-from xftrain.layers.spec import LayerSpec, distinct_cases
+from xftrain.layers.spec import LayerSpec, built_bias, distinct_cases
 from xftrain.run_config import GPTConfig
 from xftrain.tied import MayTieHead
 
@@ -99,7 +99,7 @@ class GPT(MayTieHead):
     @property
     def windows(self) -> list[int | None]:
         """The maximum number of keys that a query sees in each layer; None is no limit."""
-        return [spec.bias.build(self.num_heads, None).window for spec in self.specs]
+        return [built_bias(spec.bias, self.num_heads, None).window for spec in self.specs]
 
     def position_encoding(self, layer: int) -> Any:
         """The position encoding of a layer."""

@@ -7,15 +7,20 @@ could exhaust memory. This module imports nothing slow.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 from types import ModuleType
 
+from xftrain.errors import ConfigError, first_line
+from xftrain.processes import environment
 from xftrain.working_folder import out_of_sight
 
 _NAME = "matplotlib"
+_BACKEND = "MPLBACKEND"
 # Variables that name matplotlib's files; a relative path in one means the user's working folder.
 _VARIABLES = ("MATPLOTLIBRC", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
 
@@ -53,5 +58,25 @@ class _Loader(Loader):
         """Executes the module, which reads its settings only then."""
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self._inner  # as without this package
-        with out_of_sight(_VARIABLES):
-            self._inner.exec_module(module)
+        with out_of_sight(_VARIABLES), environment(_importable_backend()):
+            try:
+                self._inner.exec_module(module)
+            except ValueError as error:
+                if _BACKEND not in os.environ:
+                    raise
+                raise ConfigError(
+                    f"{_BACKEND}={os.environ[_BACKEND]} is refused by matplotlib "
+                    f"({first_line(error)}): unset the variable."
+                ) from error
+
+
+def _importable_backend() -> dict[str, str]:
+    """Another value for `MPLBACKEND` if its module is missing, which would end every import.
+
+    A notebook's kernel passes its own backend on to all child processes, whatever Python they run.
+    """
+    name = os.environ.get(_BACKEND, "")
+    prefix, _, module = name.partition("module://")
+    if prefix or not module or find_spec(module.partition(".")[0]) is not None:
+        return {}
+    return {_BACKEND: "agg"}

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
 
 from xftrain import registry
 from xftrain.attention.backends.auto import all_backends
+from xftrain.batch_checks import kind_of
 from xftrain.builder import assemble
 from xftrain.data.loader import ValBatches
 from xftrain.errors import ConfigError
-from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss
+from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss, load_batch
+from xftrain.interfaces.model import checked_reasons
 from xftrain.layer_pattern import layer_names, layer_options
+from xftrain.own_parts import check_own_parts
 from xftrain.run_config import ModelConfig, RunConfig, TrainerConfig
 from xftrain.training.val_sums import NO_LABEL
 
@@ -29,7 +33,8 @@ def check_runs(
 ) -> None:
     """Checks that every option supports this batch, in this dtype, on this device.
 
-    The model is assembled on torch's meta device, which allocates nothing.
+    The model is assembled on torch's meta device, which allocates nothing; only classes of the
+    user's own are called.
 
     Raises:
         ConfigError: names the option, the reasons, and the nearest option that works.
@@ -37,7 +42,8 @@ def check_runs(
     with torch.device("meta"):
         model = assemble(cfg.model, vocab_size)
     place = (device, dtype)
-    cases = model.attention_cases(*batch.shape_BM, batch.seqlens, place)
+    of_batch = model.attention_cases(*batch.shape_BM, batch.seqlens, place)
+    cases = list(of_batch)
     if batch.seqlens is not None:
         # later batches may have a document as long as the whole row
         cases += model.attention_cases(1, cfg.seq, (cfg.seq,), place)
@@ -58,10 +64,28 @@ def check_runs(
         optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
     for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
         ask = getattr(part, "unsupported", None)
-        if ask is not None and (why := ask(device)):
+        if ask is not None and (why := checked_reasons(part, "unsupported", ask(device))):
             raise ConfigError(f"{'; '.join(why)}.")
     for call, _ in cases:
         model.check_length(max(call.bias.seqlens or (call.shape.M,)))
+    is_mixed = dtype != torch.float32 and cfg.trainer.precision != "bf16-true"
+    check_own_parts(cfg, vocab_size, batch, of_batch, is_mixed)
+
+
+def first_batch(data: DataSource, rank: int) -> Batch:
+    """The first training batch of a rank, with which the options are checked.
+
+    Raises:
+        ConfigError: it is no batch, or the data source does not count the bytes of its labels.
+    """
+    batch = load_batch(data, "train", 0, rank, is_first=True)
+    num_bytes: object = data.num_label_bytes(batch.labels_BM)
+    if num_bytes is not None and not isinstance(num_bytes, Integral):
+        raise ConfigError(
+            f"data: {type(data).__name__}.num_label_bytes must return an integer, or None if the "
+            f"data is not text, got {kind_of(num_bytes)}."
+        )
+    return batch
 
 
 def check_labels(data: DataSource, trainer: TrainerConfig) -> None:

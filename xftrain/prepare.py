@@ -14,7 +14,7 @@ from xftrain import builder, registry
 from xftrain.errors import ConfigError
 from xftrain.interfaces import Batch, DataSource, Loss
 from xftrain.memory import reset_peak_memory
-from xftrain.preflight import check_labels, check_runs
+from xftrain.preflight import check_labels, check_runs, first_batch
 from xftrain.processes import rank
 from xftrain.run_config import RunConfig
 from xftrain.training import distributed, hardware
@@ -85,7 +85,7 @@ def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
     check_labels(data, trainer)
     loss = builder.build_loss(cfg)
     vocab_size = builder.vocab_size(cfg.model, data)
-    batch = data.batch("train", 0, own_rank)
+    batch = first_batch(data, own_rank)
     check_runs(cfg, loss, vocab_size, batch, device, dtype)
     return Prepared(cfg, shown, device, precision, dtype, ckpt, data, loss, vocab_size, batch)
 

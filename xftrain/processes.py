@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from xftrain.errors import ConfigError, Stopped
+from xftrain.printable import one_line
 
 Process = subprocess.Popen[bytes]
 
@@ -43,6 +44,8 @@ _COMPLETE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Ranks of launchers that do not start the ranks of xftrain. Lightning reads them when it is
 # imported, and fails if they are not integers; `distributed.agree_with_lightning` corrects it.
 _IGNORED_RANKS = ("SLURM_PROCID", "JSM_NAMESPACE_RANK")
+# The base folders of the XDG specification, which says to ignore a relative path in one.
+_BASE_FOLDERS = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 # Libraries fail if these are set to an empty string, too.
 _UNSET_WHEN_EMPTY = (
     *_RANK_VARIABLES,
@@ -87,6 +90,29 @@ def drop_empty_variables() -> None:
     for name in _UNSET_WHEN_EMPTY:
         if not os.environ.get(name, "unset").strip():
             del os.environ[name]
+
+
+def drop_relative_base_folders() -> list[str]:
+    """Unsets base folders with a relative path, which libraries would make in the working folder.
+
+    Returns:
+        A sentence for each.
+    """
+    said = []
+    for name in _BASE_FOLDERS:
+        path = os.environ.get(name, "")
+        if path and not os.path.isabs(os.path.expanduser(path)):
+            del os.environ[name]
+            said.append(ignored(name, path))
+    return said
+
+
+def ignored(variable: str, path: str) -> str:
+    """The sentence about a base folder that is ignored."""
+    return (
+        f"{variable}={one_line(path)} is ignored, as the XDG specification says, because it is not "
+        "an absolute path."
+    )
 
 
 def check_rank_variables() -> None:
@@ -177,19 +203,26 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def end(processes: Sequence[Process], *, patience_s: float, wait_s: float) -> None:
-    """Waits for processes to end, then terminates, and finally kills the remaining ones.
+def end(
+    processes: Sequence[Process],
+    *,
+    patience_s: float,
+    wait_s: float,
+    number: int = signal.SIGTERM,
+) -> None:
+    """Waits for processes to end, then asks the remaining ones to, and finally kills them.
 
     Args:
         processes: processes that this one started.
-        patience_s: seconds before they are terminated.
+        patience_s: seconds before they are asked.
         wait_s: seconds from then until they are killed.
+        number: the signal that asks them, which is the one that they report.
     """
-    for stop, seconds in ((None, patience_s), ("terminate", wait_s), ("kill", wait_s)):
+    for stop, seconds in ((None, patience_s), (number, wait_s), (signal.SIGKILL, wait_s)):
         left = [process for process in processes if process.poll() is None]
         if stop:
             for process in left:
-                getattr(process, stop)()
+                process.send_signal(stop)
         deadline = time.monotonic() + seconds
         for process in left:
             with suppress(subprocess.TimeoutExpired):

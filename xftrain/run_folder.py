@@ -112,7 +112,7 @@ class RunFolder:
         copied = _present(self.path, copies)
         if not moved and not copied:
             return
-        place = _numbered(self.path)
+        place = former_folder(self.path)
         try:
             for path in copied:
                 shutil.copy2(path, place / path.name, follow_symlinks=False)
@@ -200,7 +200,7 @@ def _present(folder: Path, patterns: Iterable[str]) -> list[Path]:
     return [path for path in found if not path.is_dir() or any(path.iterdir())]
 
 
-def _numbered(folder: Path) -> Path:
+def former_folder(folder: Path) -> Path:
     """Make a new subfolder for an earlier run: `former-1`, `former-2` and so on."""
     number = 1
     while True:

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from xftrain import builder, config, redaction, registry
@@ -27,12 +28,19 @@ from xftrain.own_code import own_code
 from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare
 from xftrain.processes import rank
-from xftrain.results import abandon, log_summary, recorded, run_dir_for
+from xftrain.results import (
+    abandon,
+    is_multirun_job,
+    log_summary,
+    recorded,
+    run_dir_for,
+)
 from xftrain.run_callbacks import RunCallbacks
 from xftrain.run_config import RunConfig
 from xftrain.run_description import adds_rows, log_what_is_trained, resolved
 from xftrain.run_folder import RunFolder
 from xftrain.run_loggers import RunLoggers
+from xftrain.sweep_data import multirun_dir, refuse_other_data
 from xftrain.training import distributed, hardware
 from xftrain.training.choices import (
     Choices,
@@ -50,6 +58,7 @@ from xftrain.training.optional import optional
 from xftrain.training.profilers import end_profile, stop_profiling
 from xftrain.training.quiet_lightning import quiet_lightning
 from xftrain.training.run_start import RunStart
+from xftrain.training.same_data import digest_of
 from xftrain.training.signals import StopSignals
 from xftrain.training.trainer import build_trainer
 
@@ -70,8 +79,9 @@ def run(
 
     Returns:
         The content of `result.json` in the run folder: `status`, `error`, `stop_reason`, `kernel`,
-        `overrides`, `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
-        `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
+        `data_digest`, `overrides`, `metrics` as TensorBoard names them, `tokens_per_s`,
+        `peak_memory_mib`, `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`,
+        `versions`, `device`.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -89,14 +99,31 @@ def run(
         log.info("%s", changes(shown, config.default_options()))
         with StopSignals() as stop:
             prepared = prepare(checked, shown, run_dir)
+            result["data_digest"] = digest_of(prepared.data)
             # under torchrun, Hydra made a folder for each rank
             result["run_dir"] = distributed.from_rank_0(str(run_dir))
+            _compare_in_sweep(result)
             with _out_of_memory_explained(prepared):
                 _train(prepared, folder, result, stop)
     if rank() == 0:
         kinds = [logger.name for logger in checked.logger.values()]
         log_summary(result, has_board="tensorboard" in kinds)
     return result
+
+
+def _compare_in_sweep(result: Mapping[str, Any]) -> None:
+    """Refuses a job of a sweep whose data differs from that of the other jobs; on all ranks."""
+    if not is_multirun_job():
+        return
+    said = None
+    try:
+        if rank() == 0:
+            sweep = multirun_dir(HydraConfig.get())
+            refuse_other_data(sweep, Path(result["run_dir"]), result["data_digest"])
+    except ConfigError as error:
+        said = str(error)
+    if said := distributed.from_rank_0(said):
+        raise ConfigError(said)
 
 
 def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 
 from xftrain import registry
-from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
+from xftrain.interfaces import AttnCall, AttnShape, Backend
+from xftrain.layers.spec import built_bias
 from xftrain.option_checks import checked_option
 from xftrain.own_code import own_code
 
@@ -101,8 +102,7 @@ class AttentionCell(Cell):
     def call(self) -> AttnCall:
         """The attention call of this cell."""
         recipe = registry.build(checked_option("model.bias", self.bias))
-        bias: AttnBias = recipe.build(self.shape.H, self.seqlens)
-        bias = bias.simplified(self.shape.M)
+        bias = built_bias(recipe, self.shape.H, self.seqlens).simplified(self.shape.M)
         return AttnCall(bias, self.shape, self.torch_dtype, self.torch_device)
 
     def build_backend(self) -> Backend:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Split
+from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Split, load_batch
 
 # Lightning prefetches a batch from a loader without a length, which a resumed run would skip. So
 # the loader has a length, larger than any run.
@@ -45,7 +45,7 @@ class TrainStream:
     def batch(self, step: int) -> Batch:
         """The batch of one micro-step."""
         index = step % self.overfit_batches if self.overfit_batches else step
-        return self.data.batch("train", index, self.rank)
+        return load_batch(self.data, "train", index, self.rank)
 
     def state_dict(self) -> dict[str, Any]:
         """The next step, which Lightning saves."""
@@ -92,8 +92,8 @@ class ValBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         if self.is_filler:
-            batch = self.data.batch("val", 0, 0)
+            batch = load_batch(self.data, "val", 0, 0, is_first=True)
             labels = torch.full_like(batch.labels_BM, IGNORED_LABEL)  # none of which counts
             yield replace(batch, labels_BM=labels)
-        for split, step, rank in self.chosen:
-            yield self.data.batch(split, step, rank)
+        for index, (split, step, rank) in enumerate(self.chosen):
+            yield load_batch(self.data, split, step, rank, is_first=index == 0)

@@ -20,7 +20,7 @@ from xftrain.model import GPT
 from xftrain.training.bf16_weights import BF16Weights, may_copy_weights
 from xftrain.training.fused_adamw import FusedAdamW
 from xftrain.training.nonfinite import NonFiniteGuard, takes_flag
-from xftrain.training.parameter_groups import learning_rates
+from xftrain.training.parameter_groups import build_optimizer, learning_rates
 from xftrain.training.plain_values import LATEST
 from xftrain.training.restored import (
     keep_own_scaler,
@@ -189,7 +189,7 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its learning rate scheduler, stepped once per optimizer step."""
-        built = self.optim.build(self.model, self.schedule, self.trainer.max_steps)
+        built = build_optimizer(self.optim, self.model, self.schedule, self.trainer.max_steps)
         optimizer, lr_scheduler = built
         if type(optimizer) is FusedAdamW and may_copy_weights(self.trainer, self.optim):
             self._bf16_weights = BF16Weights(self.model, torch.bfloat16)
