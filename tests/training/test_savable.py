@@ -89,7 +89,9 @@ def test_a_state_that_cannot_be_saved_is_refused_before_training(tmp_path):
     # it was found at the first save, which in a short run is the last: all weights were lost
     run(tmp_path, "max_steps=1")
     before = last(tmp_path).read_bytes()
-    with pytest.raises(ConfigError, match=r"\.Own\.state_dict\(\) returns .* numpy.* float\(x\)"):
+    with pytest.raises(
+        ConfigError, match=r"\.Own\.state_dict\(\) returns .*\(it holds .* numpy.* float\(x\)"
+    ):
         run(tmp_path, OWN % "numpy")
     assert last(tmp_path).read_bytes() == before and not (tmp_path / "former-1").exists()
     assert run(tmp_path / "unsaved", OWN % "numpy", "callbacks.checkpoint=null")["steps"] == 6

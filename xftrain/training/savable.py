@@ -19,6 +19,7 @@ from torch import Tensor
 from xftrain.errors import ConfigError, first_line
 from xftrain.printable import one_line
 from xftrain.training.plain_pickle import read_plain_pickle
+from xftrain.training.plain_values import NotPlain
 
 
 def refuse_unsavable(trainer: Trainer, *, are_begun: bool) -> None:
@@ -86,6 +87,8 @@ def why_unsavable(state: object) -> str | None:
         read_plain_pickle(pickle, sizes)
     except OSError:  # which says nothing about the state
         return None
+    except NotPlain as error:
+        return str(error)
     except Exception as error:  # pickling a user's object can raise anything
         return one_line(first_line(error))
     return None
