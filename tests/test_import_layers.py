@@ -19,7 +19,7 @@ LAYERS = [
     ["console", "neighboring_runs", "optimized", "plot_settings", "signatures", "records"],
     ["config_schema", "folder_links", "folder_lock", "folder_owner", "seal"],
     ["yaml_files"],
-    ["sqlite_files", "values", "hydra_errors", "hydra_files", "run_folder"],
+    ["own_code", "sqlite_files", "values", "hydra_errors", "hydra_files", "run_folder"],
     ["own_classes", "composed_parts"],
     ["registry"],  # the options by name, read from their sources: importing it imports none
     ["option_checks"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain, islice
+from itertools import chain
 from numbers import Integral
 from typing import Any
 
@@ -95,10 +95,10 @@ def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
         ConfigError: no validation batch has a label.
     """
     devices, overfit_batches = trainer.devices, trainer.overfit_batches
-    of_ranks = (ValBatches(data, rank, devices, overfit_batches) for rank in range(devices))
-    if trainer.limit_val_batches == 0:
+    limit = trainer.limit_val_batches
+    if limit == 0:
         return
-    validated = (islice(batches, trainer.limit_val_batches) for batches in of_ranks)
+    validated = (ValBatches(data, rank, devices, overfit_batches, limit) for rank in range(devices))
     if not any((batch.labels_BM != IGNORED_LABEL).any() for batch in chain(*validated)):
         raise ConfigError(NO_LABEL)
 

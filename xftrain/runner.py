@@ -24,6 +24,7 @@ from xftrain.kernels.matmul import disable_autotune, enable_autotune
 from xftrain.memory import is_out_of_memory, peak_memory_mib
 from xftrain.model import GPT
 from xftrain.oom import out_of_memory
+from xftrain.own_code import own_code
 from xftrain.peak.plan import plan_memory
 from xftrain.prepare import Prepared, prepare
 from xftrain.processes import rank
@@ -93,6 +94,7 @@ def run(
         checked = checked or config.validate_as(RunConfig, cfg)
         shown = redaction.without_secrets(cfg, checked.to_dict())
         refuse_other_ranks(checked.trainer.devices)
+        distributed.agree_with_lightning()
         folder.write_config(resolved(cfg))
         log.info("%s", changes(shown, config.default_options()))
         with StopSignals() as stop:
@@ -141,7 +143,9 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
     own = [start, _choices(run, model, saved, result["kernel"]), LastSave()]
     in_order = [*own, *callbacks.all, *callbacks.bars, stop]
     bars, place = bool(callbacks.bars), (run_dir, run.device, run.precision)
-    trainer = build_trainer(run.cfg, *place, in_order, start.early_loggers, show_bar=bars)
+    trainer = build_trainer(
+        *(run.cfg, *place, in_order, start.early_loggers), show_bar=bars, key_of=callbacks.key_of
+    )
     if run.cfg.compile == "cudagraphs":
         trainer.fit_loop.epoch_loop = GraphedLoop(trainer, module)
     if rank() == 0:
@@ -196,7 +200,11 @@ def _build_module(run: Prepared, model: GPT) -> TrainingModule:
         registry.build(cfg.optim),
         registry.build(cfg.schedule),
         seed=cfg.seed,
-        saved={"config": run.shown, "environment": redaction.digests()},
+        saved={
+            "config": run.shown,
+            "environment": redaction.digests(),
+            "own_code": own_code(cfg.to_dict()),
+        },
         guard=NonFiniteGuard(
             on_nonfinite=cfg.on_nonfinite, max_skipped_steps=cfg.max_skipped_steps
         ),

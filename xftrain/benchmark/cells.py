@@ -13,6 +13,7 @@ from xftrain import registry
 from xftrain.interfaces import AttnCall, AttnShape, Backend
 from xftrain.layers.spec import built_bias
 from xftrain.option_checks import checked_option
+from xftrain.own_code import own_code
 
 # ok: it ran. oom: out of memory. unsupported: refused, with reasons. failed: it raised.
 # crashed: its process died. timeout: it did not finish in time.
@@ -83,7 +84,8 @@ class AttentionCell(Cell):
         """Everything that determines the results of the cell, except the machine."""
         nodes = [sorted(node.items()) for node in (self.backend, self.bias)]
         place = (self.dtype, self.device, self.check, self.is_timed)
-        return (nodes, self.shape, self.seqlens, place)
+        code = own_code(self.backend, self.bias)
+        return (nodes, self.shape, self.seqlens, place, *([code] if code else []))
 
     @property
     def torch_dtype(self) -> torch.dtype:

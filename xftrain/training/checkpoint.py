@@ -39,6 +39,10 @@ _KEYS: dict[str, type] = {
 log = logging.getLogger(__name__)
 
 
+class UnsavableState(RunError):
+    """The state of a user's class is more than tensors and plain values."""
+
+
 class AtomicCheckpointIO(CheckpointIO):
     """Writes a temporary file beside the target, flushes it to disk, then renames it.
 
@@ -60,6 +64,7 @@ class AtomicCheckpointIO(CheckpointIO):
             storage_options: `{"previous": name}` keeps the previous file under that name.
 
         Raises:
+            UnsavableState: no run could resume from the file.
             RunError: the disk is full, or the folder cannot be written.
         """
         path = Path(path)
@@ -77,7 +82,7 @@ class AtomicCheckpointIO(CheckpointIO):
                     _link(path, path.with_name(storage_options["previous"]))
             sync(path.parent)  # the rename must survive a power failure
         except NotPlain as error:
-            raise RunError(
+            raise UnsavableState(
                 f"the checkpoint {path} is not kept, as it could not be read again ({error}): let "
                 "state_dict() of your own callbacks and optimizers return tensors and plain values."
             ) from error

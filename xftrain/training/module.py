@@ -103,8 +103,11 @@ class TrainingModule(LightningModule):
 
     def val_dataloader(self) -> ValBatches:
         """The validation batches of this rank."""
-        world_size = self.trainer.world_size
-        return ValBatches(self.data, self.global_rank, world_size, self.overfit_batches)
+        world_size, limit = self.trainer.world_size, self.trainer.limit_val_batches
+        return ValBatches(
+            *(self.data, self.global_rank, world_size, self.overfit_batches),
+            limit=limit if isinstance(limit, int) else None,  # Lightning has 1.0 for no limit
+        )
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int

@@ -20,6 +20,7 @@ from xftrain.training.loggers.csv import CSV
 from xftrain.training.loggers.tensorboard import TensorBoard
 from xftrain.training.module import TrainingModule, training_module
 from xftrain.training.plain_values import is_count
+from xftrain.training.savable import refuse_unsavable
 from xftrain.training.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,12 @@ class RunStart(Callback):
         trainer.loggers = self.loggers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepares the folder, as everything is restored and nothing can be refused any more."""
+        """Prepares the folder, as everything is restored and nothing can be refused any more.
+
+        Raises:
+            ConfigError: no checkpoint could hold the state of a user's class.
+        """
+        refuse_unsavable(trainer, are_begun=False)
         self._begin(trainer, training_module(pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

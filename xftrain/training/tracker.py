@@ -91,9 +91,9 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Sends the metrics of a step."""
+        """Sends the metrics of a step, with secrets in their names hidden."""
         if self._logger is not None:
-            logger, copied = self._logger, dict(metrics)
+            logger, copied = self._logger, hidden_throughout(metrics)
             self._queue.put(lambda: logger.log_metrics(copied, step))
 
     @rank_zero_only

@@ -19,6 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from xftrain.errors import RunError
 from xftrain.files import open_plain, replacing
+from xftrain.redaction import hidden_throughout
+from xftrain.training.hidden_records import hidden_values
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +83,13 @@ class _Writer(ExperimentWriter):
             self.num_rows = sum(1 for _ in rows)
 
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
-        """Writes a row.
+        """Writes a row, with secrets in names of metrics hidden.
 
         If the disk is full, the row is kept, and written with the next one or at the end.
         """
-        super().log_metrics(dict(metrics_dict), self.num_rows if step is None else step)
+        super().log_metrics(
+            hidden_throughout(metrics_dict), self.num_rows if step is None else step
+        )
         self.num_rows += 1
         try:
             self._write()
@@ -96,6 +100,10 @@ class _Writer(ExperimentWriter):
                     *(self.metrics_file_path, error),
                 )
             self._has_failed = True
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Writes `hparams.yaml`, with secrets hidden."""
+        super().log_hparams(hidden_values(params))
 
     def save(self) -> None:
         """Writes the rows that could not be written so far.
