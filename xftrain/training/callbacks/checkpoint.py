@@ -69,6 +69,8 @@ class Checkpoint(LightningCheckpoint):
         from_here = ckpt is None or Path(ckpt).resolve().parent == _folder(trainer).resolve()
         self._saved_step = trainer.global_step if from_here else -1
         self._judged_step = trainer.global_step
+        if not distributed.from_rank_0((_folder(trainer) / "best.ckpt").exists()):
+            self.best_loss = math.inf  # the best checkpoint of another folder is not in this one
         self._began = time.monotonic()
         # the weights and two optimizer moments of each
         self._last_s = _SAVE_S + 3 * _num_bytes(training_module(pl_module).model) / _BYTES_A_S
