@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from xftrain import commands, compilers, config, plot_settings, search_path
+from xftrain.data.cache_folder import cache_folder
+from xftrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,3 +67,19 @@ def test_a_run_by_the_python_api_is_protected_like_the_command(
     found = commands.run(config.compose("max_steps=1"), tmp_path)
     assert found["safe"] == "1" and len(found["finders"]) == 2
     assert "PYTHONSAFEPATH" not in os.environ
+
+
+@pytest.mark.parametrize("place", ["link", "link/below", "sub/../link"])
+def test_token_files_are_not_written_behind_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for name in ("victim", "clone/sub", "clone/real"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "clone")
+    Path("link").symlink_to(tmp_path / "victim")
+    with pytest.raises(ConfigError, match=r"data.cache_dir=.* leads out of the working folder"):
+        cache_folder(place)
+    assert not list((tmp_path / "victim").iterdir())
+    Path("inside").symlink_to("real")
+    for allowed in ("inside", "new", "../elsewhere", str(tmp_path / "clone" / "link")):
+        assert cache_folder(allowed).is_dir()
