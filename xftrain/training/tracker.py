@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.printable import printable
-from xftrain.redaction import hidden, hidden_throughout
+from xftrain.redaction import hidden_in_message, hidden_throughout
 from xftrain.training.send_queue import NoAnswer, SendQueue
 
 _BEGIN_S = 90.0  # maximum wait for the run of the tracker to begin
@@ -97,7 +97,7 @@ class Tracker(Logger):
 
     def _begun(self, config: Mapping[str, Any]) -> Any:
         logger = self.make()
-        logger.log_hyperparams(hidden_throughout(dict(config)))
+        logger.log_hyperparams(hidden_throughout(dict(config), hidden_in_message))
         return logger
 
     @rank_zero_only
@@ -115,7 +115,7 @@ class Tracker(Logger):
     def show_text(self, tag: str, text: str, step: int) -> None:
         """Sends a text, with control characters escaped and secrets hidden."""
         if self._logger is not None:
-            self._queue.put(lambda: self.send_text(tag, printable(hidden(text)), step))
+            self._queue.put(lambda: self.send_text(tag, printable(hidden_in_message(text)), step))
 
     @rank_zero_only
     def close_run(self, *, is_whole: bool) -> None:
