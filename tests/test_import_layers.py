@@ -15,6 +15,7 @@ LAYERS = [
     ["compile_cache", "import_hooks"],
     ["plot_settings", "compilers"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
+    ["url_passwords"],
     ["option_config"],
     ["files", "processes", "redaction", "run_config"],
     ["untrusted_folder", "console", "neighboring_runs", "optimized", "signatures", "records"],

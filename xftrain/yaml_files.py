@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.plugins.config_source import ConfigResult
 
 from xftrain.errors import ConfigError
 
@@ -91,3 +93,17 @@ def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
         children = node.value
     known[id(node)] = 1 + sum(_num_values(child, known) for child in children)
     return known[id(node)]
+
+
+_load = FileConfigSource.load_config
+
+
+def _load_checked(self: FileConfigSource, config_path: str) -> ConfigResult:
+    """Reads an option file of any folder, also of one that `hydra.searchpath` names."""
+    path = Path(self.path, self._normalize_file_name(config_path))
+    if path.exists():  # else Hydra says so
+        _check(path)
+    return _load(self, config_path)
+
+
+setattr(FileConfigSource, "load_config", _load_checked)  # noqa: B010
