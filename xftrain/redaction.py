@@ -165,10 +165,7 @@ def hidden_throughout(value: Any, hide: Callable[[str], str] = hidden) -> Any:
     if isinstance(value, str):
         return hide(value)
     if isinstance(value, Mapping):
-        return {
-            hidden_throughout(key, hide): hidden_throughout(child, hide)
-            for key, child in value.items()
-        }
+        return dict(hidden_throughout(pair, hide) for pair in value.items())
     if isinstance(value, list | tuple):
         return [hidden_throughout(child, hide) for child in value]
     return value

@@ -1,4 +1,7 @@
-"""Refuses option files that would exhaust memory or time when Hydra reads them."""
+"""Refuses option files that would exhaust memory or time when Hydra reads them.
+
+Importing this module makes Hydra check each file that it reads.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 
 from xftrain.errors import ConfigError
@@ -95,15 +99,16 @@ def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-_load = FileConfigSource.load_config
+_load = ConfigRepository.load_config
 
 
-def _load_checked(self: FileConfigSource, config_path: str) -> ConfigResult:
-    """Reads an option file of any folder, also of one that `hydra.searchpath` names."""
-    path = Path(self.path, self._normalize_file_name(config_path))
-    if path.exists():  # else Hydra says so
-        _check(path)
+def _load_checked(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+    """Hydra's reader of option files, also of the folders that `hydra.searchpath` names."""
+    name = config_path if config_path.endswith(".yaml") else f"{config_path}.yaml"
+    source = self._find_object_source(config_path, ObjectType.CONFIG)
+    if source is not None and source.scheme() == "file":
+        _check(Path(source.path, name))
     return _load(self, config_path)
 
 
-setattr(FileConfigSource, "load_config", _load_checked)  # noqa: B010
+setattr(ConfigRepository, "load_config", _load_checked)  # noqa: B010
