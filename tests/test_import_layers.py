@@ -12,11 +12,14 @@ ROOT = Path(__file__).parents[1]
 # own unit and the units of the layers below; units of one layer do not know each other.
 LAYERS = [
     ["errors", "printable", "search_path", "working_folder", "plot_style", "moved_keys"],
-    ["compile_cache"],
+    ["compile_cache", "import_hooks"],
+    ["compilers"],
     ["completion", "config_tree", "fields", "markdown", "spellings", "spreadsheet", "version"],
+    ["url_passwords"],
     ["option_config"],
     ["files", "processes", "redaction", "run_config"],
-    ["console", "neighboring_runs", "optimized", "plot_settings", "signatures", "records"],
+    ["plot_settings"],
+    ["untrusted_folder", "console", "neighboring_runs", "optimized", "signatures", "records"],
     ["config_schema", "folder_links", "folder_lock", "folder_owner", "seal"],
     ["yaml_files"],
     ["own_code", "sqlite_files", "values", "hydra_errors", "hydra_files", "run_folder"],

@@ -42,14 +42,12 @@ from xftrain.hydra_files import hide_in_files
 from xftrain.job_config import described
 from xftrain.merged_options import refuse_merged
 from xftrain.overrides import all_groups, as_typed
-from xftrain.plot_settings import ignore_working_folder
 from xftrain.printable import short_line
 from xftrain.processes import (
     check_rank_variables,
     die_with_parent,
     drop_empty_variables,
     drop_relative_base_folders,
-    environment,
     is_rank,
     rank,
     stops_raised,
@@ -59,6 +57,7 @@ from xftrain.registry import conf_dir, measures_times
 from xftrain.run_config import RunConfig
 from xftrain.run_folder import holds_record
 from xftrain.sweep_data import multirun_dir
+from xftrain.untrusted_folder import protect_libraries, protected
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ def main() -> int:
 
 def _run_command() -> int:
     global _last_words
-    ignore_working_folder()
+    protect_libraries()
     words = os.environ.pop(sweeps.JOB, None)  # not for the commands that this one may start
     _last_words = Path(words) if words else None
     if words:
@@ -102,7 +101,7 @@ def _run_command() -> int:
             say(f"warning: {said}")
         check_rank_variables()
         with (
-            environment(search_path.variables_of_children()),
+            protected(),
             errors_raised(),
             stops_raised(signal.SIGUSR1, signal.SIGUSR2),
         ):
@@ -155,7 +154,7 @@ def _job(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
     search_path.find_own_classes()  # also where a launcher has started this process
-    ignore_working_folder()
+    protect_libraries()
     protect_handlers()
     if settings.output_subdir is not None:
         hide_in_files(run_dir / settings.output_subdir)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from xftrain.errors import ConfigError
+from xftrain.printable import one_line
 
 _JSON_BYTES = 1 << 20  # limit of the record of a run, a job or a sweep
 _TEXT_BYTES = 64 << 20  # limit of a log
@@ -86,6 +87,27 @@ def real_path(path: Path) -> Path | None:
         return Path(os.path.realpath(path))
     except RecursionError:
         return None
+
+
+def refuse_led_out(path: Path, named: str) -> None:
+    """Refuses a relative path that leads out of the working folder by a link.
+
+    Whoever has made the working folder may have chosen where the link leads.
+
+    Args:
+        path: of a file or folder that will be written.
+        named: the override that gives it, for the message.
+
+    Raises:
+        ConfigError: says where the path leads.
+    """
+    real = real_path(path)
+    is_inside = real is not None and real.is_relative_to(os.path.realpath("."))
+    if not path.is_absolute() and not is_inside and str(real) != os.path.abspath(path):
+        raise ConfigError(
+            f"{named} leads out of the working folder by a link, to {one_line(str(real))}: write "
+            "the place out if it is meant."
+        )
 
 
 def expanded(key: str, path: str) -> Path:

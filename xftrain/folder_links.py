@@ -23,6 +23,11 @@ _WRITTEN = re.compile(  # names that a run writes at the top of its folder
     r"rows\.jsonl|results\.csv|report\.md|environment\.json|"
     r"wandb|mlflow(-\d+)?\.db.*|mlflow(-\d+)?-artifacts"
 ).fullmatch
+_FILES = re.compile(  # those of them that are files
+    r"\.run\.json|\.job\.json|\.lock|\..*_said|.*\.log|config\.yaml|hparams\.yaml|result\.json|"
+    r"metrics\.csv|events\.out\..*|stacks.*\.txt|sample\.txt|"
+    r"rows\.jsonl|results\.csv|report\.md|environment\.json|mlflow(-\d+)?\.db.*"
+).fullmatch
 
 
 def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
@@ -80,6 +85,11 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
                     "overwritten; remove the link or choose another folder."
                 )
             place = found
+        if path.parent == top and _FILES(entry.name) and place.is_dir():
+            raise ConfigError(
+                f"{named.format('a folder')}where a run writes a file: remove it or choose another "
+                "folder."
+            )
         # a link of another name to such a file would be written through
         if not (entry.name.endswith(_REPLACED) and place.name.endswith(_REPLACED)):
             _refuse_special(place, named, is_link=entry.is_symlink())

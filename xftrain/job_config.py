@@ -19,7 +19,7 @@ from xftrain.files import read_json, write_json
 from xftrain.moved_keys import flat_in_new_keys
 from xftrain.printable import one_line, shortened
 from xftrain.run_config import CommandConfig
-from xftrain.sweep_data import JOB_CONFIG
+from xftrain.run_folder import JOB_FILE
 from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def described(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
 
 def write_job_config(description: Mapping[str, Any], run_dir: Path) -> None:
     """Writes the description into the job's folder."""
-    write_json(description, run_dir / JOB_CONFIG)
+    write_json(description, run_dir / JOB_FILE)
 
 
 def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
@@ -56,7 +56,7 @@ def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
     Raises:
         SweepRefused: they differ, so the sweep would mix results of two configurations.
     """
-    saved = read_json(run_dir / JOB_CONFIG)
+    saved = read_json(run_dir / JOB_FILE)
     if saved is None or not isinstance(saved.get("config"), dict):
         log.warning("%s has no record of its configuration; its result is kept", run_dir)
         return

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from xftrain import registry
 from xftrain.neighboring_runs import differing_keys
 from xftrain.option_config import OptionConfig
+from xftrain.redaction import hidden_in_message, hidden_throughout
 from xftrain.results import changed_overrides, is_multirun_job
 from xftrain.run_config import Options
 from xftrain.run_description import hparams_of
@@ -55,11 +56,12 @@ class RunLoggers:
             shown: the plain configuration with secrets hidden.
             kernel: name of the attention kernel.
         """
+        shown = hidden_throughout(dict(shown), hidden_in_message)
         for tracker in self.trackers:
             tracker.begin(flat(shown))
         log_text(self.all, "kernel", kernel)
         log_text(self.all, "config", OmegaConf.to_yaml(OmegaConf.create(dict(shown))))
-        typed = changed_overrides()
+        typed = hidden_throughout(changed_overrides(), hidden_in_message)
         for board in self.boards:
             first = differing_keys(self.run_dir, typed, is_job=is_multirun_job())
             board.begin_hparams(hparams_of(shown, typed), _HPARAM_METRICS, first)

@@ -21,11 +21,11 @@ from xftrain.data.content_options import content_options
 from xftrain.errors import ConfigError
 from xftrain.files import read_json, write_json
 from xftrain.printable import one_line, shortened
+from xftrain.run_folder import JOB_FILE
 
 log = logging.getLogger(__name__)
 
 JOBS = ".jobs"  # subfolder of a sweep's folder
-JOB_CONFIG = ".job.json"  # in a job's folder, written before the job starts
 _PREFIX = "data-"
 _NAME_LENGTH = 16  # of a hash in a file's name
 _SHOWN = 12  # characters of a digest in a message
@@ -97,14 +97,14 @@ def _completed(sweep: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         folders[:] = sorted(
             one for one in folders if not one.startswith(("former-", ".")) and one != "checkpoints"
         )
-        if JOB_CONFIG in files and "result.json" in files:
+        if JOB_FILE in files and "result.json" in files:
             result = read_json(Path(name, "result.json"))
             if result is not None and result.get("status") == "completed":
                 yield Path(name), result
 
 
 def _options_of(run_dir: Path) -> dict[str, Any]:
-    config = (read_json(run_dir / JOB_CONFIG) or {}).get("config")
+    config = (read_json(run_dir / JOB_FILE) or {}).get("config")
     return content_options(config) if isinstance(config, dict) else {}
 
 

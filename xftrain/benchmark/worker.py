@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from xftrain import plot_settings
 from xftrain.benchmark.cells import Cell, Status
 from xftrain.errors import ConfigError
 from xftrain.files import open_plain
 from xftrain.memory import is_out_of_memory
 from xftrain.processes import die_with_parent
+from xftrain.untrusted_folder import protect_libraries
 
 T = TypeVar("T")
 # (kind, index of the cell, fields); the kind is ready, begin, note, row or done
@@ -109,7 +109,7 @@ def free_memory() -> None:
 
 def serve(connection: Connection, log_file: str, device: str, deterministic: bool) -> None:
     """Measures one job after the other until the parent closes the connection."""
-    plot_settings.ignore_working_folder()
+    protect_libraries()
     die_with_parent(signal.SIGKILL)
     # only one or two kernels are compiled at a time: starting more threads costs more than it saves
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from xftrain.errors import ConfigError
-from xftrain.files import expanded, open_plain
+from xftrain.files import expanded, open_plain, refuse_led_out
+from xftrain.printable import one_line
 from xftrain.processes import ignored
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ def cache_folder(cache_dir: str | None) -> Path:
         ConfigError: the folder cannot be created, or the user has no home folder.
     """
     folder = expanded("data.cache_dir", cache_dir) if cache_dir else _default_cache_folder()
+    if cache_dir:
+        refuse_led_out(folder, f"data.cache_dir={one_line(cache_dir)}")
     folder = Path(os.path.abspath(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 
-from xftrain.training.plain_values import NotPlain, check_extent, check_key
+from xftrain.training.plain_values import (
+    CONTAINER,
+    NotPlain,
+    check_extent,
+    check_key,
+    largest_extent,
+)
 
 _MAX_OPERATIONS = 1_000_000  # each creates one small object; a model of 7B has 60,000
 _MAX_DIMENSIONS = 64  # torch's limit
@@ -94,6 +100,7 @@ class _Reader:
     def __init__(self, storage_bytes: Mapping[str, int], num_bytes: int) -> None:
         self.stack: list[Any] = []
         self._num_operations, self._num_bytes = 0, num_bytes
+        self._num_containers, self._max_containers = 0, largest_extent(num_bytes) // CONTAINER
         # the contents of objects created by calls
         self._num_made: dict[type[Any], int] = {bytes: 0, set: 0, tuple: 0}
         self._marked: list[list[Any]] = []  # the stacks below each mark
@@ -107,6 +114,9 @@ class _Reader:
             self.stack.append(argument)
         elif operation in _CONSTANTS:
             self.stack.append(_CONSTANTS[operation]())
+            self._num_containers += operation in ("EMPTY_LIST", "EMPTY_DICT")
+            if self._num_containers > self._max_containers:
+                raise NotPlain(f"it holds more than {self._max_containers:,} lists and mappings")
         elif operation in ("BINPUT", "LONG_BINPUT"):
             self._memo[argument] = self.stack[-1]
         elif operation in ("BINGET", "LONG_BINGET"):

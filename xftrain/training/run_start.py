@@ -95,7 +95,7 @@ class RunStart(Callback):
             if self._validation == _validation(trainer, module):
                 module.validated_at = self._validated_at
             self._set_later_aside()
-            self.folder.begin_again(self._saved_run)
+            self.folder.begin_again(self._saved_run, is_resumed=True)
             for key, logger in _loggers(trainer):
                 logger.cut_back(trainer.global_step, self._positions.get(key))
         elif self.is_same or not holds_run(self.folder.path):
