@@ -17,6 +17,7 @@ from xftrain import redaction
 from xftrain.errors import SweepRefused
 from xftrain.files import read_json, write_json
 from xftrain.moved_keys import flat_in_new_keys
+from xftrain.own_code import own_code
 from xftrain.printable import one_line, shortened
 from xftrain.run_config import CommandConfig
 from xftrain.run_folder import JOB_FILE
@@ -42,7 +43,9 @@ def described(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
         for name, digest in redaction.digests().items()
         if f"oc.env:{name}" in text
     }
-    return {"xftrain": __version__, "config": flat, "environment": read}
+    made = {"xftrain": __version__, "config": flat, "environment": read}
+    # a class of the user's is imported here, so only where there is one
+    return made | ({"own_code": code} if (code := own_code(checked.to_dict())) else {})
 
 
 def write_job_config(description: Mapping[str, Any], run_dir: Path) -> None:
@@ -63,6 +66,14 @@ def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
     if saved.get("xftrain") != description["xftrain"]:
         said = _cut(str(saved.get("xftrain")))
         log.warning("%s was run with xftrain %s, and this is %s", run_dir, said, __version__)
+    for target, digest in description.get("own_code", {}).items():
+        code = saved.get("own_code")
+        if isinstance(code, dict) and code.get(target, digest) != digest:
+            log.warning(
+                "%s was run with other code of %s: its result is kept, and may not compare with "
+                "those of later jobs",
+                *(run_dir, target),
+            )
     environment = saved.get("environment")
     config = flat_in_new_keys(saved["config"])
     before = {**config, **(environment if isinstance(environment, dict) else {})}
