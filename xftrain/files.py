@@ -22,6 +22,7 @@ from xftrain.printable import one_line
 
 _JSON_BYTES = 1 << 20  # limit of the record of a run, a job or a sweep
 _TEXT_BYTES = 64 << 20  # limit of a log
+_MOST_LINKS = 40  # that Linux follows in a path
 
 
 class NotPlainFile(OSError):
@@ -75,18 +76,27 @@ def real_path(path: Path) -> Path | None:
     """Resolves all links of a path.
 
     Returns:
-        None for a longer chain of links than the system follows, 40 on Linux; Python would follow
-        such a chain recursively.
+        None for more links than the system follows; `os.path.realpath` would follow them all, and
+        behind a name that is missing the system itself finds no loop.
     """
-    try:
-        path.stat()
-    except OSError as error:
-        if error.errno == errno.ELOOP:
+    todo = [*reversed([*Path.cwd().parts, *path.parts])]
+    at, num_links = "/", 0
+    while todo:
+        part = todo.pop()
+        if part in ("", ".", ".."):
+            at = os.path.dirname(at) if part == ".." else at
+            continue
+        at = "/" if part == "/" else os.path.join(at, part)
+        try:
+            target = os.readlink(at)
+        except OSError:  # it is no link, or missing
+            continue
+        num_links += 1
+        if num_links > _MOST_LINKS:
             return None
-    try:
-        return Path(os.path.realpath(path))
-    except RecursionError:
-        return None
+        todo += reversed(target.split("/"))
+        at = "/" if target.startswith("/") else os.path.dirname(at)
+    return Path(at)
 
 
 def refuse_led_out(path: Path, named: str) -> None:

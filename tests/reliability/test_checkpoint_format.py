@@ -198,8 +198,19 @@ def test_a_pickle_of_anything_else_is_refused(tmp_path, good, kind):
     rewritten(path, PICKLES[kind])
     with open_plain(path) as file, suppress(NotPlain):
         described_content(file)  # nothing else is raised
+
     assert newest_save(tmp_path) == 0
     check_refused(path, "cannot be read" if kind != "memo of any size" else "no checkpoint")
+
+
+@pytest.mark.fault("hostile checkpoint")
+@pytest.mark.parametrize("name", ["torch Size", "__builtin__ set"])
+def test_a_text_is_not_taken_apart_into_its_characters(tmp_path, good, name):
+    path = tmp_path / "hostile.ckpt"
+    path.write_bytes(good.read_bytes())
+    rewritten(path, _call(name, _text("12") + b"\x85"))
+    with open_plain(path) as file, pytest.raises(NotPlain, match="torch.save does not write"):
+        described_content(file)
 
 
 @given(st.binary(max_size=60), st.integers(0, 7000), st.booleans())

@@ -140,7 +140,6 @@ def test_a_graphed_step_has_it(tmp_path, graphs_on_cpu, monkeypatch) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.filterwarnings("ignore:\\s*Online softmax is disabled")  # of torch, on its own speed
 @pytest.mark.parametrize(
     "how", ["compile=true", "compile=cudagraphs", "trainer.precision=16-mixed"]
 )

@@ -248,7 +248,16 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
+def _size(numbers: Any) -> tuple[Any, ...]:
+    """A shape; a text would become a tuple of 45 times its bytes."""
+    if type(numbers) is not tuple or len(numbers) > _MAX_DIMENSIONS:
+        raise NotPlain("it has a shape that torch.save does not write")
+    return numbers
+
+
 def _set(values: list[Any]) -> set[Any]:
+    if type(values) is not list:
+        raise NotPlain("it has a set that torch.save does not write")
     for value in values:
         check_key(value)
     return set(values)
@@ -275,7 +284,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor,  # has the dtype besides
     "torch._utils _rebuild_parameter": _parameter,
-    "torch Size": lambda numbers: tuple(numbers),
+    "torch Size": _size,
     "torch device": _device,
     "_codecs encode": _bytes,
     "__builtin__ set": _set,
