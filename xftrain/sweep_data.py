@@ -78,11 +78,17 @@ def recall_data(sweep: Path) -> None:
     for path in place.glob(f"{_PREFIX}*.json"):
         path.unlink()
     unknown = []
+    found: dict[str, dict[str, str]] = {}  # what the first job with these options had
     for run_dir, result in _completed(sweep):
         if "data_digest" not in result:
             unknown.append(run_dir)
         elif isinstance(digest := result["data_digest"], str):
-            refuse_other_data(sweep, run_dir, digest)
+            options = _options_of(run_dir)
+            first = found.setdefault(_prefix(options), {"digest": digest, "job": run_dir.name})
+            if first["digest"] != digest:
+                raise ConfigError(_sentence(sweep, options, first, digest))
+    for prefix, first in found.items():
+        write_json(first, _path(place, prefix, first["digest"]))
     if unknown:
         log.warning(
             "%d completed jobs of %s have no record of the content of their data (first %s): "
@@ -117,8 +123,12 @@ def _prefix(options: Mapping[str, Any]) -> str:
     return f"{_PREFIX}{_hash(json.dumps(options, sort_keys=True))}-"
 
 
+def _path(place: Path, prefix: str, digest: str) -> Path:
+    return place / f"{prefix}{_hash(digest)}.json"
+
+
 def _leave(place: Path, options: Mapping[str, Any], digest: str, run_dir: Path) -> Path:
-    path = place / f"{_prefix(options)}{_hash(digest)}.json"
+    path = _path(place, _prefix(options), digest)
     if not path.exists():
         place.mkdir(exist_ok=True)
         write_json({"digest": digest, "job": run_dir.name}, path)
@@ -127,9 +137,9 @@ def _leave(place: Path, options: Mapping[str, Any], digest: str, run_dir: Path) 
 
 def _other(place: Path, options: Mapping[str, Any], digest: str) -> dict[str, Any] | None:
     """What another job with these options and other content has left."""
-    mine = f"{_prefix(options)}{_hash(digest)}.json"
+    mine = _path(place, _prefix(options), digest)
     for path in sorted(place.glob(f"{_prefix(options)}*.json")):
-        if path.name != mine and (found := read_json(path)) is not None:
+        if path != mine and (found := read_json(path)) is not None:
             return found
     return None
 

@@ -18,7 +18,7 @@ from xftrain.data.corpus import (
     read_pieces,
     split_documents,
 )
-from xftrain.errors import RunError
+from xftrain.errors import ConfigError, RunError
 
 NOWHERE = Path("/nonexistent")
 
@@ -56,10 +56,33 @@ def test_a_corpus_that_is_a_link_is_said_with_its_place(tmp_path, caplog):
     (tmp_path / "corpus.txt").symlink_to(tmp_path / "private.txt")
     list_files(tmp_path / "corpus.txt", leave_out=tmp_path / "none")
     assert f"corpus.txt is a link: the files of {tmp_path}/private.txt are read" in caplog.text
+    (tmp_path / "private" / "en").mkdir(parents=True)
+    (tmp_path / "texts").symlink_to(tmp_path / "private")
+    list_files(tmp_path / "texts" / "en", leave_out=tmp_path / "none")
+    assert f"texts/en leads through a link: the files of {tmp_path}/private/en" in caplog.text
     caplog.clear()
     list_files(tmp_path / "corpus.txt", leave_out=tmp_path / "none", follow_links=True)
     list_files(tmp_path / "private.txt", leave_out=tmp_path / "none")
     assert not caplog.text
+
+
+@pytest.mark.parametrize("named", ["texts", "texts/en", "{here}/texts/en"])
+def test_a_link_of_the_working_folder_leads_to_no_corpus_outside_of_it(
+    tmp_path, monkeypatch, named
+):
+    here = tmp_path / "clone"
+    here.mkdir()
+    (tmp_path / "private" / "en").mkdir(parents=True)
+    (tmp_path / "private" / "en" / "key.txt").write_text("mine")
+    (here / "texts").symlink_to(tmp_path / "private")
+    (here / "own").mkdir()
+    (here / "near").symlink_to("own")
+    monkeypatch.chdir(here)
+    path = Path(named.format(here=here))
+    with pytest.raises(ConfigError, match=r"leads out of the working folder by a link, to .*priv"):
+        list_files(path, leave_out=tmp_path / "none")
+    list_files(path, leave_out=tmp_path / "none", follow_links=True)
+    list_files(Path("near"), leave_out=tmp_path / "none")
 
 
 def test_pipes_and_sockets_are_not_opened(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from xftrain.data import token_stream
 from xftrain.data.text import Text
 from xftrain.data.token_cache import prepare
 from xftrain.data.token_files import times_of
+from xftrain.data.token_stream import read_tokenizer
 from xftrain.data.tokenizer import Bpe
 from xftrain.errors import ConfigError, RunError
 
@@ -169,6 +171,17 @@ def test_token_files_that_are_not_as_written_are_made_again(folder, cache_dir, c
     assert contents_of(again.folder) == sound and again.digest == first.digest
     assert caplog.text.count("is damaged and is made again") == 1
     assert not (folder.parent / "sprung").exists()
+
+
+def test_a_vocabulary_has_no_more_tokens_than_were_asked_for(folder, cache_dir):
+    made = prepare(str(folder), tokenizer="bpe", cache_dir=str(cache_dir))
+    content = (made.folder / "tokenizer.json").read_bytes()
+    meta = SimpleNamespace(sha256={"tokenizer.json": hashlib.sha256(content).hexdigest()})
+    size = made.tokenizer.vocab_size
+    assert read_tokenizer(made.folder, "bpe", meta, size).vocab_size == size
+    for smaller in (size - 1, 257):  # one by its number, one by the extent of the file
+        with pytest.raises(ValueError, match="vocabulary"):
+            read_tokenizer(made.folder, "bpe", meta, smaller)
 
 
 def test_no_file_is_opened_because_meta_names_it(folder, cache_dir, caplog):

@@ -70,10 +70,8 @@ def list_files(
     status = _status(root)
     skipped = Skipped()
     top = Path(os.path.realpath(root))
-    as_typed = os.path.normpath(os.path.join(os.path.realpath("."), root))
-    by_link = root.is_symlink() or not root.is_absolute() and str(top) != as_typed
-    if by_link and not follow_links:
-        log.warning("data.path=%s is a link: the files of %s are read", root, one_line(str(top)))
+    if not follow_links:
+        _check_place(Path(os.path.abspath(root)), top)
     if stat.S_ISREG(status.st_mode):
         return [SourceFile(root.name, top, status.st_size)], skipped
 
@@ -234,6 +232,29 @@ def _status(root: Path) -> os.stat_result:
             "give another path."
         )
     return status
+
+
+def _check_place(named: Path, top: Path) -> None:
+    """Refuses a path that leads out of the working folder by a link, and names any other link.
+
+    Whoever has made the working folder may have chosen where its links lead.
+
+    Args:
+        named: the absolute path as the user names it, with links.
+        top: the place that it leads to.
+
+    Raises:
+        ConfigError: it is below the working folder, and the place is not.
+    """
+    here = Path.cwd()
+    if named.is_relative_to(here) and not top.is_relative_to(os.path.realpath(here)):
+        raise ConfigError(
+            f"data.path leads out of the working folder by a link, to {one_line(str(top))}: write "
+            "that place out, or set data.follow_links=true."
+        )
+    if named != top:
+        said = "is a link" if named.is_symlink() else "leads through a link"
+        log.warning("data.path=%s %s: the files of %s are read", named, said, one_line(str(top)))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

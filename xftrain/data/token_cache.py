@@ -119,11 +119,11 @@ def prepare(
         )
     key = _key(texts, (tokenizer, vocab_size, val_fraction))
     folder = cache / key
-    opened = _open(folder, tokenizer, texts, skipped)
+    opened = _open(folder, tokenizer, vocab_size, texts, skipped)
     if opened is None:
         with alone(cache / f".{key}.lock") as is_alone:
             # another process may have made it meanwhile
-            opened = _open(folder, tokenizer, texts, skipped)
+            opened = _open(folder, tokenizer, vocab_size, texts, skipped)
             if opened is None:
                 if folder.exists():
                     log.warning("data.path: %s is damaged and is made again", folder)
@@ -131,7 +131,7 @@ def prepare(
                 for leftover in [folder, *leftovers]:
                     shutil.rmtree(leftover, ignore_errors=True)
                 _make(folder, root, texts, tokenizer, vocab_size, val_fraction)
-                opened = _open(folder, tokenizer, texts, skipped)
+                opened = _open(folder, tokenizer, vocab_size, texts, skipped)
     if opened is None:
         raise RunError(
             f"data.cache_dir: what was written to {str(folder)!r} does not read back; "
@@ -210,7 +210,7 @@ def _make(
 
 
 def _open(
-    folder: Path, name: TokenizerName, texts: list[TextFile], skipped: Skipped
+    folder: Path, name: TokenizerName, vocab_size: int, texts: list[TextFile], skipped: Skipped
 ) -> TokenCache | None:
     """The opened token files, or None if they are missing or damaged.
 
@@ -221,7 +221,7 @@ def _open(
         return None
     try:
         meta = read_meta(folder, texts)
-        tokenizer = read_tokenizer(folder, name, meta)
+        tokenizer = read_tokenizer(folder, name, meta, vocab_size)
         return TokenCache(
             folder=folder,
             tokenizer=tokenizer,

@@ -176,7 +176,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def read_tokenizer(folder: Path, name: TokenizerName, meta: Meta) -> Tokenizer:
+def read_tokenizer(folder: Path, name: TokenizerName, meta: Meta, vocab_size: int) -> Tokenizer:
     """The vocabulary of the token files.
 
     Raises:
@@ -186,7 +186,10 @@ def read_tokenizer(folder: Path, name: TokenizerName, meta: Meta) -> Tokenizer:
         return Bytes()
     content = read_plain(folder / "tokenizer.json", MAX_FILE_BYTES)
     _check_sum("tokenizer.json", content, meta.sha256["tokenizer.json"])
-    return Bpe.from_json(content.decode("utf-8"))
+    tokenizer = Bpe.from_json(content.decode("utf-8"), vocab_size)
+    if tokenizer.vocab_size > vocab_size:  # a model has weights for each
+        raise ValueError(f"tokenizer.json has a vocabulary of more than {vocab_size} tokens")
+    return tokenizer
 
 
 def open_stream(folder: Path, split: Split, tokenizer: Tokenizer, meta: Meta) -> TokenStream:
