@@ -178,7 +178,7 @@ def test_a_record_that_is_not_as_written_counts_as_empty(
     elif damage == "flipped":
         record.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     elif damage == "huge":
-        monkeypatch.setattr(content, "_MAX_RECORD_BYTES", 10)
+        monkeypatch.setattr("xftrain.data.token_cache.MOST_FILES", -100)
     else:
         record.unlink()
         if damage == "link":
@@ -201,6 +201,7 @@ def test_a_record_of_another_user_counts_as_empty(tmp_path, monkeypatch):
     digest_of_file = record.digest_of(SourceFile("file", tmp_path / "file", 4))
     record.save()
     assert list(DigestRecord(tmp_path / "record")._recorded.values()) == [digest_of_file]
+    assert DigestRecord(tmp_path / "record", most_files=0)._recorded == {}
     monkeypatch.setattr(content, "is_owner", lambda *_: False)
     assert DigestRecord(tmp_path / "record")._recorded == {}
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.training.runs import last, run
 from xftrain.errors import ConfigError
 from xftrain.files import open_plain
-from xftrain.training.checkpoint import read_checkpoint
+from xftrain.training.checkpoint import checked_content, read_checkpoint
 from xftrain.training.checkpoint_format import described_content
 from xftrain.training.newest_checkpoint import checkpoint_to_load, newest_save
 from xftrain.training.plain_values import NotPlain
@@ -271,3 +271,13 @@ def test_the_file_is_not_read_whole_to_learn_its_age(tmp_path, good, monkeypatch
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load"))
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda *_: pytest.fail("testzip"))
     assert newest_save(tmp_path) > 10**18
+
+
+def test_a_training_loop_of_any_number_of_counts_is_refused(good):
+    with open_plain(good) as file:
+        content = described_content(file)
+    assert checked_content(content) is content
+    ones = [1] * 5000
+    for loops in ({"a": [ones] * 50_000}, {"a": [0] * 60_000}, {"a": [[ones] * 9000] * 9000}):
+        with pytest.raises(ValueError):  # noqa: PT011 - of a class of its own
+            checked_content({**content, "loops": loops})

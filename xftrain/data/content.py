@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 20
 _KEY_BYTES, _SHA256_BYTES = 16, 32
 _ENTRY_BYTES = _KEY_BYTES + _SHA256_BYTES
-_MAX_RECORD_BYTES = 256 << 20  # 5 million files
+MOST_FILES = 100_000  # of a record; more only for a corpus of more
 _NOT_TEXT = bytes(_SHA256_BYTES)  # in place of a digest
 _SAID_BYTES = 1 << 30  # from here on, the log says what was read again
 
@@ -80,12 +80,13 @@ class DigestRecord:
     corpus, a hash of the facts about it and the SHA-256 of its content.
 
     Args:
-        path: the file; one that is missing, damaged or another user's counts as empty.
+        path: the file; one that is missing, damaged, too large or another user's counts as empty.
+        most_files: largest number of files that it may have digests of.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most_files: int = MOST_FILES) -> None:
         self._path = path
-        self._recorded = _read(path)
+        self._recorded = _read(path, _SHA256_BYTES + most_files * _ENTRY_BYTES)
         self._current: dict[bytes, bytes] = {}
         self._num_bytes = 0  # read although nothing may have changed
         self._is_reliable: dict[int, bool] = {}  # by device
@@ -142,13 +143,13 @@ class DigestRecord:
             )
 
 
-def _read(path: Path) -> dict[bytes, bytes]:
+def _read(path: Path, most_bytes: int) -> dict[bytes, bytes]:
     content = b""
     with suppress(OSError), open_plain(path) as file:
         if is_owner(os.fstat(file.fileno()), path.parent):
-            content = file.read(_MAX_RECORD_BYTES + 1)
+            content = file.read(most_bytes + 1)
     checksum, entries = content[:_SHA256_BYTES], memoryview(content)[_SHA256_BYTES:]
-    if len(content) > _MAX_RECORD_BYTES or hashlib.sha256(entries).digest() != checksum:
+    if len(content) > most_bytes or hashlib.sha256(entries).digest() != checksum:
         return {}
     return {
         bytes(entries[at : at + _KEY_BYTES]): bytes(entries[at + _KEY_BYTES : at + _ENTRY_BYTES])

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xftrain.data.cache_folder import alone, cache_folder, is_own_folder
-from xftrain.data.content import ContentCheck, DigestRecord, TextFile, distinct_texts
+from xftrain.data.content import MOST_FILES, ContentCheck, DigestRecord, TextFile, distinct_texts
 from xftrain.data.corpus import changed, list_files, split_documents
 from xftrain.data.skipped import Skipped
 from xftrain.data.token_files import SPLITS, TokenizerName, seal, write_token_files
@@ -110,7 +110,8 @@ def prepare(
     root = Path(os.path.abspath(expanded("data.path", path)))
     cache = cache_folder(cache_dir)
     files, skipped = list_files(root, leave_out=cache, follow_links=follow_links)
-    texts = distinct_texts(files, DigestRecord(_record_path(cache, root)), skipped)
+    record = DigestRecord(_record_path(cache, root), 2 * len(files) + MOST_FILES)
+    texts = distinct_texts(files, record, skipped)
     if not texts:
         raise ConfigError(
             "data.path must hold text (valid UTF-8 without NUL bytes), got "

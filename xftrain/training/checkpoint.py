@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from xftrain.training.plain_pickle import DescribedTensor
 from xftrain.training.plain_values import NotPlain, is_count, is_time
 from xftrain.training.saved_config import check_description
 
+_MOST_COUNTS = 10_000
 _KEYS: dict[str, type] = {
     "xftrain": dict,
     "state_dict": dict,
@@ -255,17 +257,28 @@ def checked_content(content: Any) -> dict[str, Any]:
         and is_count(content["global_step"])
         and is_time(content["xftrain"].get("saved_at", 0))
         and is_count(content["xftrain"].get("num_skipped", 0))
-        and all(type(value) is bool or is_count(value) for value in _leaves(content["loops"]))
+        and _holds_counts(content["loops"])
     ):
         raise _NotOurs
     check_description(content["xftrain"])
     return content
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """The values in a container and in nested containers."""
-    if not isinstance(value, dict | list | tuple):
-        yield value
-        return
-    for child in value.values() if isinstance(value, dict) else value:
-        yield from _leaves(child)
+def _holds_counts(loops: Any) -> bool:
+    """Whether all values are flags or counts; a run has about a hundred of them.
+
+    A container may be used many times, so that it has far more values than the file has bytes.
+    """
+    todo, num_values = [loops], 0
+    while todo:
+        value = todo.pop()
+        num_values += 1
+        if num_values + len(todo) > _MOST_COUNTS:
+            return False
+        if isinstance(value, dict):
+            todo += islice(value.values(), _MOST_COUNTS)
+        elif isinstance(value, list | tuple):
+            todo += value[:_MOST_COUNTS]
+        elif type(value) is not bool and not is_count(value):
+            return False
+    return True
