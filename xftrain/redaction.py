@@ -138,12 +138,12 @@ def hidden(text: str, *, is_value: bool = False) -> str:
     forms = _forms((*READ.items(), *decoded), tuple(_WORDS.items()), is_value)
     if not forms:
         return text
-    names = [place.span() for place in re.finditer(r"\$\{oc\.env:\w+\}", text)]
+    ends = {at: n.end() for n in re.finditer(r"\$\{oc\.env:\w+\}", text) for at in range(*n.span())}
     found = [
         (start, end, form.shown)
         for form in forms
         for start, end in form.spans(text)
-        if not any(first <= start and end <= last for first, last in names)
+        if end > ends.get(start, 0)  # not within the name of a variable
     ]
     return _replaced(text, found)
 

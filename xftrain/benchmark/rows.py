@@ -19,7 +19,7 @@ from xftrain.spreadsheet import csv_text
 
 FILE = "rows.jsonl"
 # Limits of an untrusted file of rows; a row has some KiB, and far more when parsed in memory.
-_MOST_BYTES, _MOST_ROWS, _MOST_BYTES_OF_ROW = 16 << 20, 100_000, 1 << 20
+_MOST_BYTES, _MOST_ROWS, _MOST_BYTES_OF_ROW = 16 << 20, 3_000, 1 << 20
 _MOST_NAMES = 300
 _LARGEST = 1 << 62  # largest number of bytes, tokens or repetitions in a row
 _MAX_CHARACTERS = 1000  # longest text that is shown

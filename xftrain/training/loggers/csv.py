@@ -25,7 +25,7 @@ from xftrain.training.hidden_records import hidden_values
 log = logging.getLogger(__name__)
 
 # Limits for an existing file, which may come from anyone: every row takes time to read.
-_MAX_BYTES, _MAX_ROWS = 256 << 20, 2_000_000
+_MAX_BYTES, _MAX_ROWS, _MAX_COLUMNS = 256 << 20, 2_000_000, 2_000
 _MAX_LINE = 1 << 20  # bytes
 
 Row = Mapping[str, Any]
@@ -161,6 +161,8 @@ def _cells(path: Path) -> Iterator[list[str]]:
         for number, row in enumerate(csv.reader(_lines(path))):
             if number > _MAX_ROWS:
                 raise csv.Error(f"it has more than {_MAX_ROWS:,} rows")
+            if len(row) > _MAX_COLUMNS:
+                raise csv.Error(f"it has more than {_MAX_COLUMNS:,} columns")
             yield row
     except csv.Error as error:
         raise RunError(
