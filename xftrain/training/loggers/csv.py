@@ -25,7 +25,7 @@ from xftrain.training.hidden_records import hidden_values
 log = logging.getLogger(__name__)
 
 # Limits for an existing file, which may come from anyone: every row takes time to read.
-_MAX_BYTES, _MAX_ROWS, _MAX_COLUMNS = 256 << 20, 2_000_000, 2_000
+_MAX_BYTES, _MAX_ROWS, _MAX_COLUMNS = 256 << 20, 2_000_000, 10_000
 _MAX_LINE = 1 << 20  # bytes
 
 Row = Mapping[str, Any]
