@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import stat
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from xftrain.printable import one_line
 
 _JSON_BYTES = 1 << 20  # limit of the record of a run, a job or a sweep
 _TEXT_BYTES = 64 << 20  # limit of a log
-_MOST_LINKS = 40  # that Linux follows in a path
+_MOST_LINKS, _MOST_STEPS = 40, 10_000  # of a path; Linux follows so many links
 
 
 class NotPlainFile(OSError):
@@ -79,24 +80,45 @@ def real_path(path: Path) -> Path | None:
         None for more links than the system follows; `os.path.realpath` would follow them all, and
         behind a name that is missing the system itself finds no loop.
     """
-    todo = [*reversed([*Path.cwd().parts, *path.parts])]
+    try:
+        (place,) = deque(places_passed(path), maxlen=1)
+    except TooManyLinks:
+        return None
+    return Path(place)
+
+
+class TooManyLinks(OSError):
+    """A path has more links than the system follows, or takes too many steps to resolve."""
+
+
+def places_passed(path: Path) -> Iterator[str]:
+    """The places by which a path is resolved, without links; the last one is where it leads.
+
+    Raises:
+        TooManyLinks: before the place is reached.
+    """
+    todo = [*reversed(path.parts if path.is_absolute() else (*Path.cwd().parts, *path.parts))]
     at, num_links = "/", 0
-    while todo:
+    for _ in range(_MOST_STEPS):
+        yield at
+        if not todo:
+            return
         part = todo.pop()
         if part in ("", ".", ".."):
             at = os.path.dirname(at) if part == ".." else at
             continue
-        at = "/" if part == "/" else os.path.join(at, part)
+        place = os.path.join(at, part)
         try:
-            target = os.readlink(at)
+            target = os.readlink(place)
         except OSError:  # it is no link, or missing
+            at = place
             continue
         num_links += 1
         if num_links > _MOST_LINKS:
-            return None
+            break
         todo += reversed(target.split("/"))
-        at = "/" if target.startswith("/") else os.path.dirname(at)
-    return Path(at)
+        at = "/" if target.startswith("/") else at
+    raise TooManyLinks(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
 def refuse_led_out(path: Path, named: str) -> None:
