@@ -20,6 +20,7 @@ from xftrain.interfaces.model import checked_reasons
 from xftrain.layer_pattern import layer_names, layer_options
 from xftrain.own_parts import check_own_parts
 from xftrain.run_config import ModelConfig, RunConfig, TrainerConfig
+from xftrain.training import hardware
 from xftrain.training.val_sums import NO_LABEL
 
 
@@ -68,7 +69,7 @@ def check_runs(
             raise ConfigError(f"{'; '.join(why)}.")
     for call, _ in cases:
         model.check_length(max(call.bias.seqlens or (call.shape.M,)))
-    is_mixed = dtype != torch.float32 and cfg.trainer.precision != "bf16-true"
+    is_mixed = hardware.is_mixed(cfg.trainer.precision, dtype)
     check_own_parts(cfg, vocab_size, batch, of_batch, is_mixed)
 
 

@@ -161,7 +161,7 @@ def _reduce_groups(optimizer: torch.optim.Optimizer, saved: State) -> None:
     groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
     for part, (own, held) in zip(_parts_by_group(optimizer), groups, strict=True):
         name = type(part).__name__
-        is_built_in = _kind_of(part) is not None and not _is_own(part)
+        is_built_in = _kind_of(part) is not None and not is_own(part)
         kept = held.keys() & _RATES if is_built_in else held.keys() - _FLAGS
         taken = {key: value for key, value in held.items() if key in kept and key != "params"}
         for key, value in taken.items():
@@ -191,7 +191,7 @@ def _take_moments(optimizer: torch.optim.Optimizer, saved: State) -> None:
         is_right = isinstance(state, dict)
         if is_right and kind is not None:
             known = set().union(*_NAMES[kind])
-            is_right = (_is_own(part) or state.keys() in _NAMES[kind]) and all(
+            is_right = (is_own(part) or state.keys() in _NAMES[kind]) and all(
                 _fits(name, value, by_key[key]) for name, value in state.items() if name in known
             )
         if not is_right:
@@ -225,9 +225,9 @@ def _kind_of(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | 
     return next((kind for kind in _NAMES if isinstance(optimizer, kind)), None)
 
 
-def _is_own(optimizer: torch.optim.Optimizer) -> bool:
+def is_own(part: object) -> bool:
     """Whether the class is a user's, which may save more than its base class."""
-    return not type(optimizer).__module__.startswith(("torch.", "xftrain."))
+    return not type(part).__module__.startswith(("torch.", "xftrain."))
 
 
 def _fits(name: str, value: object, weight: Tensor) -> bool:

@@ -20,6 +20,7 @@ from xftrain.errors import ConfigError, first_line
 from xftrain.printable import one_line
 from xftrain.training.plain_pickle import read_plain_pickle
 from xftrain.training.plain_values import NotPlain
+from xftrain.training.restored import is_own
 
 
 def refuse_unsavable(trainer: Trainer, *, are_begun: bool) -> None:
@@ -36,10 +37,10 @@ def refuse_unsavable(trainer: Trainer, *, are_begun: bool) -> None:
     if not any(isinstance(one, Checkpoint) for one in trainer.callbacks):  # type: ignore[attr-defined]
         return
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if _is_own(callback):
+        if is_own(callback):
             _check(callback, _state_of(callback, are_begun=are_begun))
     schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
-    for part in filter(_is_own, [*trainer.optimizers, *schedules]):
+    for part in filter(is_own, [*trainer.optimizers, *schedules]):
         _check(part, part.state_dict())
     for name, value in trainer.lightning_module.state_dict().items():
         if not isinstance(value, Tensor):
@@ -47,10 +48,6 @@ def refuse_unsavable(trainer: Trainer, *, are_begun: bool) -> None:
                 f"the state_dict of the model has a {type(value).__name__} at {one_line(name)}, "
                 "and a checkpoint holds tensors there: leave get_extra_state() out."
             )
-
-
-def _is_own(part: object) -> bool:
-    return not type(part).__module__.startswith(("xftrain.", "torch."))
 
 
 def _state_of(callback: Callback, *, are_begun: bool) -> Any:

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from xftrain.console import plain_output
@@ -51,24 +52,19 @@ class SendQueue:
         Raises:
             NoAnswer: the task is still running, and keeps the thread.
         """
-        done = threading.Event()
-        results: list[T] = []
-        errors: list[BaseException] = []
+        answer: Future[T] = Future()
 
         def run() -> None:
             try:
-                results.append(task())
+                answer.set_result(task())
             except BaseException as error:  # it is raised in the other thread
-                errors.append(error)
-            finally:
-                done.set()
+                answer.set_exception(error)
 
         self._waiting.put(run)
-        if not done.wait(wait_s):
+        # the task may itself raise TimeoutError, as `answer.result(wait_s)` would
+        if not wait([answer], wait_s).done:
             raise NoAnswer
-        if errors:
-            raise errors[0]
-        return results[0]
+        return answer.result()
 
     def abandon(self) -> None:
         """Ends the thread as soon as it is free, if there is nothing to send."""
