@@ -31,8 +31,9 @@ _RECORDS = ("metrics.csv", "events.out.tfevents.*")
 _TRAINED = (*_RECORDS, "checkpoints")
 _TRACKED = ("wandb", "mlflow*.db*", "mlflow*-artifacts")  # files of experiment trackers
 # Files of one run; benchmark rows and the log belong to the folder and are continued.
-_FILES = (*_TRAINED, RUN_FILE, "hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
-_WRITTEN = (*_RECORDS, "hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")  # replaced
+_OTHERS = ("hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
+_FILES = (*_TRAINED, RUN_FILE, *_OTHERS)
+_WRITTEN = (*_RECORDS, *_OTHERS)  # replaced
 _OWN_RESULT = {"status", "error", "overrides", "run_dir"}  # keys of each `result.json`
 _OF_OTHERS = "files of another program are"
 _LAST = ("config.yaml", "result.json")  # moved last, since they mark a folder with an earlier run

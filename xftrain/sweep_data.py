@@ -64,6 +64,19 @@ def refuse_other_data(sweep: Path, run_dir: Path, digest: str | None) -> None:
         raise ConfigError(_sentence(sweep, options, other, digest))
 
 
+def made_jobs_folder(sweep: Path) -> Path:
+    """The subfolder of a sweep for records of its jobs, made if it is missing.
+
+    Raises:
+        OSError: it cannot be made, or its name is taken by something else.
+    """
+    place = sweep / JOBS
+    if place.is_symlink():
+        raise NotADirectoryError(f"{place} is a link")
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
 def recall_data(sweep: Path) -> None:
     """Leaves the digests of a sweep's completed jobs, and of no others, for the jobs to come.
 
@@ -71,10 +84,7 @@ def recall_data(sweep: Path) -> None:
         ConfigError: the completed jobs themselves had different data.
         OSError: the digests cannot be written.
     """
-    place = sweep / JOBS
-    if place.is_symlink():
-        raise NotADirectoryError(f"{place} is a link")
-    place.mkdir(parents=True, exist_ok=True)
+    place = made_jobs_folder(sweep)
     for path in place.glob(f"{_PREFIX}*.json"):
         path.unlink()
     unknown = []

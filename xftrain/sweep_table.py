@@ -14,7 +14,7 @@ from xftrain.files import read_json, real_path, replace_text, write_json
 from xftrain.printable import one_line
 from xftrain.redaction import hidden_throughout
 from xftrain.spreadsheet import csv_text
-from xftrain.sweep_data import JOBS
+from xftrain.sweep_data import JOBS, made_jobs_folder
 from xftrain.sweep_order import (
     BITS,
     FIGURES,
@@ -47,11 +47,7 @@ def forget_jobs(folder: Path) -> None:
     Raises:
         OSError: the subfolder cannot be made, or its name is taken by something else.
     """
-    place = folder / JOBS
-    if place.is_symlink():
-        raise NotADirectoryError(f"{place} is a link")
-    place.mkdir(parents=True, exist_ok=True)
-    for path in place.iterdir():
+    for path in made_jobs_folder(folder).iterdir():
         if _ENTRY.fullmatch(path.name):
             path.unlink()
 

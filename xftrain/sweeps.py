@@ -116,7 +116,7 @@ def run_job(
         return done
     if is_new and holds_run(run_dir):
         RunFolder(run_dir).begin_anew()
-    if is_new:
+    elif is_new:
         RunFolder(run_dir).set_strangers_aside()
     (run_dir / "result.json").unlink(missing_ok=True)
     write_job_config(description, run_dir)
