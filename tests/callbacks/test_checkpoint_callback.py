@@ -27,7 +27,7 @@ def _any_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _trainer(folder: Path, step: int, **facts: Any) -> Any:
     given = {"is_global_zero": True, "callbacks": [], "lightning_module": MODULE}
-    given |= {"limit_val_batches": 1.0, **facts}
+    given |= {"limit_val_batches": 1.0, "should_stop": False, **facts}
     return SimpleNamespace(default_root_dir=str(folder), global_step=step, **given)
 
 

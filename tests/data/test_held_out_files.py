@@ -14,7 +14,7 @@ from xftrain.data.corpus.files import (
 
 
 def documents_of(names, val_fraction):
-    files = [SourceFile(name, Path(name), 1, 0) for name in sorted(names)]
+    files = [SourceFile(name, Path(name), 1) for name in sorted(names)]
     split = split_documents(files, val_fraction)
     return {side: {str(document.path) for document in split[side]} for side in split}
 

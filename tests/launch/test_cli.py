@@ -77,7 +77,8 @@ def test_what_cannot_be_composed_ends_with_2_and_leaves_nothing(command, tmp_pat
 
 @pytest.mark.parametrize("status", ["completed", "stopped", "failed"])
 def test_a_refusal_leaves_the_result_of_a_run_that_has_ended(command, tmp_path, status):
-    (tmp_path / "result.json").write_text(json.dumps({"status": status}))
+    record = {"status": status, "error": None, "overrides": [], "run_dir": str(tmp_path)}
+    (tmp_path / "result.json").write_text(json.dumps(record))
     assert command("seq=-1", "hydra.run.dir=.").code == 2
     assert (_result(tmp_path)["status"] == status) == (status != "failed")
 

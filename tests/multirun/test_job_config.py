@@ -53,6 +53,24 @@ def test_a_secret_is_compared_and_not_written(
     assert "hunter2" not in str(refused.value) and "another one" not in str(refused.value)
 
 
+def test_other_code_of_a_users_own_class_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "own_mod.py").write_text(
+        "class Own:\n    def __call__(self, x):\n        return x\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "+model.ffn._target_=own_mod.Own"
+    made = _described("~model/ffn", own)
+    assert list(made["own_code"]) == ["own_mod.Own"] and "own_code" not in _described()
+    write_job_config(made, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        refuse_other_config(made, tmp_path)
+        assert not caplog.text
+        refuse_other_config({**made, "own_code": {"own_mod.Own": "another"}}, tmp_path)
+    assert "other code of own_mod.Own" in caplog.text
+
+
 def test_what_cannot_be_compared_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         refuse_other_config(_described(), tmp_path)

@@ -257,3 +257,15 @@ def test_each_configuration_has_keys_of_its_own():
 )
 def test_overrides_are_compared_by_their_values(first, second, are_same):
     assert same_overrides(first, second) == same_overrides(second, first) == are_same
+
+
+def test_overrides_that_would_take_minutes_are_not_parsed(monkeypatch) -> None:
+    monkeypatch.setattr(
+        "xftrain.multirun.recorded_overrides._parse", lambda text: pytest.fail("parsed")
+    )
+    long = [f"tags=[{','.join('1' * 3000)}]"] * 9
+    with pytest.raises(NotPlain, match="characters"):
+        plain_overrides("train", long)
+    assert same_overrides(long, long)
+    assert not same_overrides(long, [text + " " for text in long])
+    assert not same_overrides(["seq=1"], ["seq=1", "seed=1"])

@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-from xftrain.multirun.order import best_row, minimized, ordered
+from xftrain.multirun.order import best_row, minimized, ordered, settings
 from xftrain.multirun.table import forget_jobs, note_job, table, write_summary
 
 
@@ -84,3 +84,9 @@ def test_files_have_short_paths_and_what_is_known_alone(tmp_path: Path) -> None:
         path.write_text(json.dumps(result))
     write_summary(tmp_path)
     assert "bits_per_byte" not in (tmp_path / "summary.csv").read_text()
+
+
+def test_figures_that_nobody_could_add_up_are_none() -> None:
+    rows = [_row(job, 1.7e308, lr="1", seed=str(job)) for job in range(3)]
+    assert [list(setting.values) for setting in settings(rows)] == [[]]
+    assert len(ordered(rows)) == 3 and best_row(rows, "val/loss") is None

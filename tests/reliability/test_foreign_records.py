@@ -66,6 +66,9 @@ def test_records_that_no_run_wrote_end_in_a_sentence(tmp_path, monkeypatch):
     os.truncate(path, 1 << 40)
     with at_most(16 << 20), pytest.raises(RunError, match="a line of more than"):
         CSV(tmp_path).position()
+    path.write_text(",".join(map(str, range(10_001))) + "\n")
+    with pytest.raises(RunError, match="more than 10,000 columns"):
+        CSV(tmp_path).position()
     path.write_text("step\n" + "1\n" * 20)
     monkeypatch.setattr("xftrain.logger.csv._MAX_ROWS", 10)
     with pytest.raises(RunError, match="more than 10 rows.*: move the file away"):

@@ -152,7 +152,8 @@ def test_in_a_working_folder_a_link_leads_to_nothing_but_a_runs_files(
         xftrain.run(config, tmp_path)
     assert Path("thesis.py").read_text() == "thesis" and not Path("new.py").exists()
     Path(name).unlink()
-    Path(name).symlink_to(tmp_path / "plots")
+    Path("metrics.csv").touch()
+    Path(name).symlink_to(tmp_path / ("metrics.csv" if name == "xftrain.log" else "plots"))
     refuse_links(tmp_path, "hydra.run.dir")
 
 

@@ -120,6 +120,17 @@ def test_a_resumed_run_knows_the_loss_to_beat(tmp_path):
     assert held == {"best_loss": min(losses.values())}
 
 
+def test_a_run_in_another_folder_has_a_best_checkpoint_of_its_own(tmp_path):
+    val = ("trainer.val_check_interval=2", *EVERY)
+    run(tmp_path / "first", *val, "max_steps=4")
+    worse = ("optim.lr=3.0", "max_steps=6", f"ckpt={last(tmp_path / 'first')}")
+    run(tmp_path / "second", *val, *worse)
+    best = read_checkpoint(tmp_path / "second" / "checkpoints" / "best.ckpt")
+    assert best["global_step"] > 4
+    first = read_checkpoint(tmp_path / "first" / "checkpoints" / "best.ckpt")
+    assert best["callbacks"]["Checkpoint"] != first["callbacks"]["Checkpoint"]
+
+
 def test_a_checkpoint_is_on_the_disk_before_and_after_it_has_its_name(tmp_path, monkeypatch):
     done: list[str] = []
     fsync, replace = os.fsync, Path.replace
@@ -143,7 +154,7 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(Metrics, "state_dict", lambda self: {"path": tmp_path}, raising=False)
     with pytest.raises(RunError, match=r"could not be read again \(.*pathlib\.PosixPath\): let"):
         run(tmp_path, "max_steps=2")
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["weights.safetensors"]
     assert result_of(tmp_path)["status"] == "failed"
 
 

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xftrain.errors import ConfigError
 from xftrain.folders.links import refuse_links
@@ -144,3 +146,26 @@ def test_links_that_the_system_does_not_follow_are_a_sentence(tmp_path: Path, ki
         with pytest.raises(ConfigError, match="in a circle") as refused:
             refuse_links(folder, "hydra.run.dir")
         assert str(refused.value).endswith(".")
+
+
+def test_links_behind_a_missing_name_are_counted_as_well(tmp_path: Path) -> None:
+    # for the system the name is missing, and os.path.realpath followed all of them
+    for number in range(100):
+        (tmp_path / f"l{number}").symlink_to(f"missing/../l{number + 1}")
+    assert real_path(tmp_path / "l0") is None
+    assert real_path(tmp_path / "l90") == tmp_path / "l100"
+
+
+@given(parts=st.lists(st.sampled_from(["a", "b", "..", ".", "", "l", "m", "up"]), max_size=8))
+def test_a_path_is_resolved_as_python_resolves_it(tmp_path_factory, parts: list[str]) -> None:
+    top = tmp_path_factory.mktemp("links")
+    (top / "a" / "b").mkdir(parents=True)
+    for name, target in {
+        "l": "a/b",
+        "a/l": str(top / "a"),
+        "a/b/up": "../..",
+        "m": "none/l",
+    }.items():
+        (top / name).symlink_to(target)
+    path = top.joinpath(*parts)
+    assert str(real_path(path)) == os.path.realpath(path)

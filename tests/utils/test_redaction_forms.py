@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -105,6 +106,15 @@ def test_a_short_word_that_has_a_secret_in_it_is_looked_for_by_itself(
     assert list(compose(f"tags=['a{SHOWN}','long{SHOWN}er']").tags) == ["ak", "longker"]
     assert hidden("bake ak") == f"bake a{SHOWN}"
     assert hidden("a longkerness") == f"a long{SHOWN}erness"
+
+
+def test_a_text_with_many_secrets_and_names_takes_no_minutes(secret: Callable[[str], str]) -> None:
+    secret("/home/bob")
+    assert list(compose(f"tags=['{SHOWN}']").tags) == ["/home/bob"]
+    text = (SHOWN * 14 + "/home/bob " * 19) * 1500  # quadratic, it took half a minute
+    begin = time.monotonic()
+    assert "/home/bob" not in hidden(text) and hidden(SHOWN) == SHOWN
+    assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize("before", ["", "a", "ab", "abc"])

@@ -11,7 +11,9 @@ import torch
 
 from xftrain.config import registry
 from xftrain.config.option_checks import checked_option
-from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
+from xftrain.config.own_code import own_code
+from xftrain.interfaces import AttnCall, AttnShape, Backend
+from xftrain.model.layer_spec import built_bias
 
 # ok: it ran. oom: out of memory. unsupported: refused, with reasons. failed: it raised.
 # crashed: its process died. timeout: it did not finish in time.
@@ -82,7 +84,8 @@ class AttentionCell(Cell):
         """Everything that determines the results of the cell, except the machine."""
         nodes = [sorted(node.items()) for node in (self.backend, self.bias)]
         place = (self.dtype, self.device, self.check, self.is_timed)
-        return (nodes, self.shape, self.seqlens, place)
+        code = own_code(self.backend, self.bias)
+        return (nodes, self.shape, self.seqlens, place, *([code] if code else []))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -99,8 +102,7 @@ class AttentionCell(Cell):
     def call(self) -> AttnCall:
         """The attention call of this cell."""
         recipe = registry.build(checked_option("model.bias", self.bias))
-        bias: AttnBias = recipe.build(self.shape.H, self.seqlens)
-        bias = bias.simplified(self.shape.M)
+        bias = built_bias(recipe, self.shape.H, self.seqlens).simplified(self.shape.M)
         return AttnCall(bias, self.shape, self.torch_dtype, self.torch_device)
 
     def build_backend(self) -> Backend:

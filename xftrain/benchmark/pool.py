@@ -13,9 +13,10 @@ from pathlib import Path
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.worker import Job, Message, serve
 from xftrain.utils.files import open_plain, read_text
-from xftrain.utils.processes import cause_of_death, environment
+from xftrain.utils.processes import cause_of_death
 from xftrain.utils.redaction import hidden_in_message, hidden_throughout
-from xftrain.utils.search_path import pass_on_to_processes, variables_of_children
+from xftrain.utils.search_path import pass_on_to_processes
+from xftrain.utils.untrusted_folder import protected
 
 _START_S = 300.0  # time to start a process, with imports from a slow disk
 _STARTS = 3  # attempts to start a process before a job is given up
@@ -36,7 +37,7 @@ class _Child:
         )
         pass_on_to_processes()
         try:
-            with environment(variables_of_children()):
+            with protected():
                 self.process.start()
         except BaseException:  # such as SIGTERM: no other code would end the process
             if self.process.pid is not None:

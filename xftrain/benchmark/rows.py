@@ -19,7 +19,8 @@ from xftrain.utils.spreadsheet import csv_text
 
 FILE = "rows.jsonl"
 # Limits of an untrusted file of rows; a row has some KiB, and far more when parsed in memory.
-_MOST_BYTES, _MOST_ROWS, _MOST_BYTES_OF_ROW = 16 << 20, 100_000, 1 << 20
+_MOST_BYTES, _MOST_ROWS, _MOST_BYTES_OF_ROW = 16 << 20, 3_000, 1 << 20
+_MOST_NAMES = 300
 _LARGEST = 1 << 62  # largest number of bytes, tokens or repetitions in a row
 _MAX_CHARACTERS = 1000  # longest text that is shown
 _STATUSES = get_args(Status)
@@ -36,6 +37,7 @@ def read_rows(run_dir: Path) -> list[Row]:
         ConfigError: the file is damaged.
     """
     path, rows = run_dir / FILE, []
+    names: set[str] = set()
     for number, line in enumerate(_lines(path), start=1):
         try:
             row = json.loads(line)
@@ -47,6 +49,12 @@ def read_rows(run_dir: Path) -> list[Row]:
                 "choose another hydra.run.dir."
             ) from None
         rows.append({one_line(name): _plain(value) for name, value in row.items()})
+        names |= rows[-1].keys()
+        if len(names) > _MOST_NAMES:  # results.csv has a column for each, in every row
+            raise ConfigError(
+                f"{path} has more than {_MOST_NAMES} different fields in its rows, which no "
+                "benchmark writes: delete it, or choose another hydra.run.dir."
+            )
     return rows
 
 
@@ -83,6 +91,10 @@ def _plain(value: Any) -> Any:
         return one_line(value)
     if isinstance(value, int) and abs(value) > _LARGEST:
         return None
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {one_line(name): _plain(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -85,9 +85,11 @@ def _cases(rows: Sequence[Row]) -> list[Case]:
     trained = [row for row in rows if row["sweep"] == "train_sweep"]
     called = [r for r in rows if r["sweep"] == "attention_sweep" and "longest_limit" not in r]
     made = []
-    for place in dict.fromkeys(map(_place, [*trained, *called])):
-        own = [row for row in trained if _place(row) == place]
-        calls = [row for row in called if _place(row) == place]
+    places: dict[tuple[str, str], tuple[list[Row], list[Row]]] = {}
+    for kind, several in enumerate((trained, called)):
+        for row in several:
+            places.setdefault(_place(row), ([], []))[kind].append(row)
+    for own, calls in places.values():
         is_trained = any(map(_ran, own)) or not calls
         made.append(_of_training(own, calls) if is_trained else _of_calls(calls))
     return made
@@ -172,8 +174,10 @@ def _notes(cases: Sequence[Case], wrong: set[tuple[str, str, str]]) -> str:
 
     for case in cases:
         compared = {row["backend"] for row in case.rows if _ran(row)}
-        for backend in dict.fromkeys(row["backend"] for row in [*case.rows, *case.others]):
-            own = [row for row in [*case.rows, *case.others] if row["backend"] == backend]
+        by_backend: dict[str, list[Row]] = {}
+        for row in [*case.rows, *case.others]:
+            by_backend.setdefault(row["backend"], []).append(row)
+        for backend, own in by_backend.items():
             if _subject(own[0]) in wrong:
                 note("gave wrong results (see Parity) and is not chosen", backend, case)
             lost = [row for row in own if not _ran(row)]

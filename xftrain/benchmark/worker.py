@@ -20,10 +20,10 @@ import torch
 
 from xftrain.benchmark.cells import Cell, Status
 from xftrain.errors import ConfigError
-from xftrain.utils import plot_settings
 from xftrain.utils.device_memory import is_out_of_memory
 from xftrain.utils.files import open_plain
 from xftrain.utils.processes import die_with_parent
+from xftrain.utils.untrusted_folder import protect_libraries
 
 T = TypeVar("T")
 # (kind, index of the cell, fields); the kind is ready, begin, note, row or done
@@ -109,7 +109,7 @@ def free_memory() -> None:
 
 def serve(connection: Connection, log_file: str, device: str, deterministic: bool) -> None:
     """Measures one job after the other until the parent closes the connection."""
-    plot_settings.ignore_working_folder()
+    protect_libraries()
     die_with_parent(signal.SIGKILL)
     # only one or two kernels are compiled at a time: starting more threads costs more than it saves
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

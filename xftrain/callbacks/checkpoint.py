@@ -14,13 +14,14 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import WeightAveraging
 
 from xftrain.callbacks.metrics import not_training
-from xftrain.checkpoint.file import export_weights, sweep_partial_files
+from xftrain.checkpoint.file import UnsavableState, export_weights, sweep_partial_files
 from xftrain.checkpoint.newest import newest_save
 from xftrain.checkpoint.plain_values import is_number
 from xftrain.config.fields import NonNegativeInt, PositiveInt
-from xftrain.errors import ConfigError, RunError
+from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.train import distributed
 from xftrain.train.module import training_module
+from xftrain.train.savable import refuse_unsavable
 from xftrain.utils.device_memory import is_out_of_memory
 from xftrain.utils.optional import optional
 
@@ -53,6 +54,7 @@ class Checkpoint(LightningCheckpoint):
         self._saved_step = self._exported_step = self._judged_step = -1
         self._num_failed = 0  # consecutive failed saves
         self.is_saving = False
+        self._has_given_up = False  # whether a state that cannot be saved has ended the run
         self._began = self._spent_s = self._last_s = 0.0  # time of start, saves, last save
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -61,11 +63,14 @@ class Checkpoint(LightningCheckpoint):
         module.saved_at = max(module.saved_at, newest_save(Path(trainer.default_root_dir)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock and estimates the cost of a save."""
+        """Starts the clock, estimates the cost of a save, and tries what a save will ask for."""
+        refuse_unsavable(trainer, are_begun=True)
         ckpt = trainer.ckpt_path
         from_here = ckpt is None or Path(ckpt).resolve().parent == _folder(trainer).resolve()
         self._saved_step = trainer.global_step if from_here else -1
         self._judged_step = trainer.global_step
+        if not distributed.from_rank_0((_folder(trainer) / "best.ckpt").exists()):
+            self.best_loss = math.inf  # the best checkpoint of another folder is not in this one
         self._began = time.monotonic()
         # the weights and two optimizer moments of each
         self._last_s = _SAVE_S + 3 * _num_bytes(training_module(pl_module).model) / _BYTES_A_S
@@ -103,11 +108,27 @@ class Checkpoint(LightningCheckpoint):
         """Saves the final state; `LastSave` calls this before the other callbacks' hooks."""
         if trainer.global_step != self._saved_step:
             self._save_last(trainer, may_fail=False)
+        self._export(trainer)
+
+    def _export(self, trainer: Trainer) -> None:
+        """Writes `weights.safetensors`, on rank 0 and if the run has trained."""
         use_averaged_weights(trainer)  # last.ckpt has the averaged and the trained weights
         if trainer.is_global_zero and trainer.global_step not in (0, self._exported_step):
-            weights = training_module(pl_module).model.state_dict()
+            weights = training_module(trainer.lightning_module).model.state_dict()
             export_weights(weights, _folder(trainer) / "weights.safetensors")
             self._exported_step = trainer.global_step
+
+    def _give_up(self, trainer: Trainer) -> None:
+        """Writes the weights alone, as the state of a user's class keeps them from being saved."""
+        self._has_given_up = True
+        try:
+            self._export(trainer)
+        except Exception as error:  # the first error is the one to report
+            log.warning("the weights could not be written either (%s)", first_line(error))
+            return
+        if self._exported_step == trainer.global_step and trainer.is_global_zero:
+            place = _folder(trainer) / "weights.safetensors"
+            log.warning("the weights of step %d are in %s", trainer.global_step, place)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves a run with nothing left to train, as one that was killed during its final saves."""
@@ -125,6 +146,8 @@ class Checkpoint(LightningCheckpoint):
         It also saves if an error is raised after the last step, for example by another callback.
         Other errors may end a run within a batch: then the previous save remains.
         """
+        if self._has_given_up:
+            return
         if isinstance(exception, SystemExit) and not within_step(trainer):
             if training_module(pl_module).validated_at == trainer.global_step != self._judged_step:
                 self.on_validation_end(trainer, pl_module)  # skipped by the signal
@@ -183,6 +206,9 @@ class Checkpoint(LightningCheckpoint):
             except RunError as error:  # on rank 0, the only rank that writes
                 failure = error
                 trainer.strategy.barrier()  # the other ranks wait here for the save
+            except Exception:  # of a user's state_dict, on each rank
+                self._give_up(trainer)
+                raise
             finally:
                 self.is_saving = False
         # all ranks take the same branch, or they would deadlock
@@ -194,6 +220,8 @@ class Checkpoint(LightningCheckpoint):
             return True
         self._num_failed += 1
         if not may_fail or self._num_failed > self.max_failed_saves:
+            if isinstance(failure, UnsavableState):
+                self._give_up(trainer)
             raise failure or RunError(said)
         log.warning(
             "%s Training continues, and the next save tries again (failed in a row: %d of at most "
@@ -229,9 +257,12 @@ def within_step(trainer: Trainer) -> bool:
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether a validation follows the training batch that just ended."""
+    """Whether a validation follows the training batch that just ended.
+
+    Lightning also validates after the last batch of a run that a callback stops.
+    """
     is_due = (trainer.fit_loop.total_batch_idx + 1) % int(trainer.val_check_interval) == 0
-    return is_due and trainer.limit_val_batches != 0
+    return (is_due or trainer.should_stop) and trainer.limit_val_batches != 0
 
 
 def _folder(trainer: Trainer) -> Path:

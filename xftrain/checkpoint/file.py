@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.utils.files import NotPlainFile, open_plain, real_path, replacing, sync
 from xftrain.utils.printable import one_line
 
+_MOST_COUNTS = 10_000
 _KEYS: dict[str, type] = {
     "xftrain": dict,
     "state_dict": dict,
@@ -37,6 +39,10 @@ _KEYS: dict[str, type] = {
 }
 
 log = logging.getLogger(__name__)
+
+
+class UnsavableState(RunError):
+    """The state of a user's class is more than tensors and plain values."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -60,6 +66,7 @@ class AtomicCheckpointIO(CheckpointIO):
             storage_options: `{"previous": name}` keeps the previous file under that name.
 
         Raises:
+            UnsavableState: no run could resume from the file.
             RunError: the disk is full, or the folder cannot be written.
         """
         path = Path(path)
@@ -77,7 +84,7 @@ class AtomicCheckpointIO(CheckpointIO):
                     _link(path, path.with_name(storage_options["previous"]))
             sync(path.parent)  # the rename must survive a power failure
         except NotPlain as error:
-            raise RunError(
+            raise UnsavableState(
                 f"the checkpoint {path} is not kept, as it could not be read again ({error}): let "
                 "state_dict() of your own callbacks and optimizers return tensors and plain values."
             ) from error
@@ -250,17 +257,28 @@ def checked_content(content: Any) -> dict[str, Any]:
         and is_count(content["global_step"])
         and is_time(content["xftrain"].get("saved_at", 0))
         and is_count(content["xftrain"].get("num_skipped", 0))
-        and all(type(value) is bool or is_count(value) for value in _leaves(content["loops"]))
+        and _holds_counts(content["loops"])
     ):
         raise _NotOurs
     check_description(content["xftrain"])
     return content
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """The values in a container and in nested containers."""
-    if not isinstance(value, dict | list | tuple):
-        yield value
-        return
-    for child in value.values() if isinstance(value, dict) else value:
-        yield from _leaves(child)
+def _holds_counts(loops: Any) -> bool:
+    """Whether all values are flags or counts; a run has about a hundred of them.
+
+    A container may be used many times, so that it has far more values than the file has bytes.
+    """
+    todo, num_values = [loops], 0
+    while todo:
+        value = todo.pop()
+        num_values += 1
+        if num_values + len(todo) > _MOST_COUNTS:
+            return False
+        if isinstance(value, dict):
+            todo += islice(value.values(), _MOST_COUNTS)
+        elif isinstance(value, list | tuple):
+            todo += value[:_MOST_COUNTS]
+        elif type(value) is not bool and not is_count(value):
+            return False
+    return True

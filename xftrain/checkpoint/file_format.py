@@ -50,30 +50,35 @@ def described_content(file: IO[bytes]) -> Any:
         file: a regular file, open for reading.
 
     Returns:
-        Plain values, with a `DescribedTensor` for each tensor. The result is cached per file and
-        must not be changed.
+        Plain values, with a `DescribedTensor` for each tensor. The result for the last file is
+        cached and must not be changed.
 
     Raises:
         NotACheckpoint: torch.save did not write it, or its declared sizes do not fit the file.
         NotPlain: it holds more than plain values and dense tensors.
         zipfile.BadZipFile: it is no zip file.
     """
+    return _described(opened(file))
+
+
+def opened(file: IO[bytes]) -> Opened:
+    """The key of a file's content for caches."""
     status = os.fstat(file.fileno())
-    # cached, as one run reads several parts; keyed by ctime, which cannot be set by programs
+    # by ctime, which cannot be set by programs
     identity = status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
-    return _described(_Opened(file, identity))
+    return Opened(file, identity)
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """An open file, which compares equal to other openings of the same content."""
 
     file: IO[bytes] = field(compare=False)
     identity: tuple[int, ...]
 
 
-@lru_cache(maxsize=64)
-def _described(opened: _Opened) -> Any:
+@lru_cache(maxsize=1)  # one run reads several parts, and the content of others may be large
+def _described(opened: Opened) -> Any:
     file = opened.file
     length = os.fstat(file.fileno()).st_size
     _refuse_holes(file, length)

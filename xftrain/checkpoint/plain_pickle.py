@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 
-from xftrain.checkpoint.plain_values import NotPlain, check_extent, check_key
+from xftrain.checkpoint.plain_values import (
+    CONTAINER,
+    NotPlain,
+    check_extent,
+    check_key,
+    largest_extent,
+)
 
 _MAX_OPERATIONS = 1_000_000  # each creates one small object; a model of 7B has 60,000
 _MAX_DIMENSIONS = 64  # torch's limit
@@ -94,6 +100,7 @@ class _Reader:
     def __init__(self, storage_bytes: Mapping[str, int], num_bytes: int) -> None:
         self.stack: list[Any] = []
         self._num_operations, self._num_bytes = 0, num_bytes
+        self._num_containers, self._max_containers = 0, largest_extent(num_bytes) // CONTAINER
         # the contents of objects created by calls
         self._num_made: dict[type[Any], int] = {bytes: 0, set: 0, tuple: 0}
         self._marked: list[list[Any]] = []  # the stacks below each mark
@@ -107,6 +114,9 @@ class _Reader:
             self.stack.append(argument)
         elif operation in _CONSTANTS:
             self.stack.append(_CONSTANTS[operation]())
+            self._num_containers += operation in ("EMPTY_LIST", "EMPTY_DICT")
+            if self._num_containers > self._max_containers:
+                raise NotPlain(f"it holds more than {self._max_containers:,} lists and mappings")
         elif operation in ("BINPUT", "LONG_BINPUT"):
             self._memo[argument] = self.stack[-1]
         elif operation in ("BINGET", "LONG_BINGET"):
@@ -238,7 +248,16 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
+def _size(numbers: Any) -> tuple[Any, ...]:
+    """A shape; a text would become a tuple of 45 times its bytes."""
+    if type(numbers) is not tuple or len(numbers) > _MAX_DIMENSIONS:
+        raise NotPlain("it has a shape that torch.save does not write")
+    return numbers
+
+
 def _set(values: list[Any]) -> set[Any]:
+    if type(values) is not list:
+        raise NotPlain("it has a set that torch.save does not write")
     for value in values:
         check_key(value)
     return set(values)
@@ -265,7 +284,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor,  # has the dtype besides
     "torch._utils _rebuild_parameter": _parameter,
-    "torch Size": lambda numbers: tuple(numbers),
+    "torch Size": _size,
     "torch device": _device,
     "_codecs encode": _bytes,
     "__builtin__ set": _set,

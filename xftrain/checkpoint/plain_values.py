@@ -13,6 +13,7 @@ _MAX_INTEGER = 2**60  # maximum key; larger integers may share one hash and make
 _MORE_BYTES, _TIMES = 16 << 20, 8
 _MAX_NUMBER = 2**62
 _MAX_COUNT = 2**53  # steps, batches or tokens; no run has more
+CONTAINER = 64  # bytes of an empty list or dictionary
 LATEST = 2**62 - 1  # later than any time in nanoseconds
 _VALUE = 8  # estimated bytes of a value without its text; at least one byte in a pickle
 _KEYS = str | int | float | None  # types of keys; hashing a deeply nested tuple would crash Python
@@ -47,6 +48,11 @@ def check_key(value: Any) -> None:
         raise NotPlain(f"it has a key that is an integer above {_MAX_INTEGER:,}")
 
 
+def largest_extent(num_pickled: int) -> int:
+    """The limit for the bytes of all values of a pickle of this size."""
+    return _MORE_BYTES + _TIMES * num_pickled
+
+
 def check_extent(value: Any, num_pickled: int) -> None:
     """Refuses a value that, fully expanded, is many times larger than its pickle.
 
@@ -60,7 +66,7 @@ def check_extent(value: Any, num_pickled: int) -> None:
     Raises:
         NotPlain: it is too large, or nested too deeply.
     """
-    _num_bytes(value, {}, _MORE_BYTES + _TIMES * num_pickled, depth=0)
+    _num_bytes(value, {}, largest_extent(num_pickled), depth=0)
 
 
 def _num_bytes(value: Any, known: dict[int, int], limit: int, depth: int) -> int:
@@ -75,7 +81,7 @@ def _num_bytes(value: Any, known: dict[int, int], limit: int, depth: int) -> int
         if depth > _MAX_DEPTH:  # also if a container is within itself
             raise NotPlain(f"it has values within values, more than {_MAX_DEPTH} of them")
         children = chain(value, value.values()) if isinstance(value, dict) else value
-        total = _VALUE
+        total = CONTAINER
         for child in children:
             total += _num_bytes(child, known, limit, depth + 1)
         known[id(value)] = total

@@ -20,6 +20,7 @@ from xftrain.train.log_text import log_text
 from xftrain.train.same_run import flat
 from xftrain.train.tracker import Tracker
 from xftrain.utils.optional import optional
+from xftrain.utils.redaction import hidden_in_message, hidden_throughout
 
 _HPARAM_METRICS = (
     "val/loss",
@@ -55,11 +56,12 @@ class RunLoggers:
             shown: the plain configuration with secrets hidden.
             kernel: name of the attention kernel.
         """
+        shown = hidden_throughout(dict(shown), hidden_in_message)
         for tracker in self.trackers:
             tracker.begin(flat(shown))
         log_text(self.all, "kernel", kernel)
         log_text(self.all, "config", OmegaConf.to_yaml(OmegaConf.create(dict(shown))))
-        typed = changed_overrides()
+        typed = hidden_throughout(changed_overrides(), hidden_in_message)
         for board in self.boards:
             first = differing_keys(self.run_dir, typed, is_job=is_multirun_job())
             board.begin_hparams(hparams_of(shown, typed), _HPARAM_METRICS, first)

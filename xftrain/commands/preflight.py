@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain, islice
+from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
 
 from xftrain.commands.builder import assemble
+from xftrain.commands.own_parts import check_own_parts
 from xftrain.config import registry
 from xftrain.config.layer_pattern import layer_names, layer_options
 from xftrain.config.run_config import ModelConfig, RunConfig, TrainerConfig
 from xftrain.errors import ConfigError
-from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss
+from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss, load_batch
+from xftrain.interfaces.batch_checks import kind_of
+from xftrain.interfaces.model import checked_reasons
 from xftrain.model.backends import all_backends
+from xftrain.train import hardware
 from xftrain.train.loader import ValBatches
 from xftrain.train.val_sums import NO_LABEL
 
@@ -29,7 +34,8 @@ def check_runs(
 ) -> None:
     """Checks that every option supports this batch, in this dtype, on this device.
 
-    The model is assembled on torch's meta device, which allocates nothing.
+    The model is assembled on torch's meta device, which allocates nothing; only classes of the
+    user's own are called.
 
     Raises:
         ConfigError: names the option, the reasons, and the nearest option that works.
@@ -37,7 +43,8 @@ def check_runs(
     with torch.device("meta"):
         model = assemble(cfg.model, vocab_size)
     place = (device, dtype)
-    cases = model.attention_cases(*batch.shape_BM, batch.seqlens, place)
+    of_batch = model.attention_cases(*batch.shape_BM, batch.seqlens, place)
+    cases = list(of_batch)
     if batch.seqlens is not None:
         # later batches may have a document as long as the whole row
         cases += model.attention_cases(1, cfg.seq, (cfg.seq,), place)
@@ -58,10 +65,28 @@ def check_runs(
         optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
     for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
         ask = getattr(part, "unsupported", None)
-        if ask is not None and (why := ask(device)):
+        if ask is not None and (why := checked_reasons(part, "unsupported", ask(device))):
             raise ConfigError(f"{'; '.join(why)}.")
     for call, _ in cases:
         model.check_length(max(call.bias.seqlens or (call.shape.M,)))
+    is_mixed = hardware.is_mixed(cfg.trainer.precision, dtype)
+    check_own_parts(cfg, vocab_size, batch, of_batch, is_mixed)
+
+
+def first_batch(data: DataSource, rank: int) -> Batch:
+    """The first training batch of a rank, with which the options are checked.
+
+    Raises:
+        ConfigError: it is no batch, or the data source does not count the bytes of its labels.
+    """
+    batch = load_batch(data, "train", 0, rank, is_first=True)
+    num_bytes: object = data.num_label_bytes(batch.labels_BM)
+    if num_bytes is not None and not isinstance(num_bytes, Integral):
+        raise ConfigError(
+            f"data: {type(data).__name__}.num_label_bytes must return an integer, or None if the "
+            f"data is not text, got {kind_of(num_bytes)}."
+        )
+    return batch
 
 
 def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
@@ -71,10 +96,10 @@ def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
         ConfigError: no validation batch has a label.
     """
     devices, overfit_batches = trainer.devices, trainer.overfit_batches
-    of_ranks = (ValBatches(data, rank, devices, overfit_batches) for rank in range(devices))
-    if trainer.limit_val_batches == 0:
+    limit = trainer.limit_val_batches
+    if limit == 0:
         return
-    validated = (islice(batches, trainer.limit_val_batches) for batches in of_ranks)
+    validated = (ValBatches(data, rank, devices, overfit_batches, limit) for rank in range(devices))
     if not any((batch.labels_BM != IGNORED_LABEL).any() for batch in chain(*validated)):
         raise ConfigError(NO_LABEL)
 

@@ -12,7 +12,7 @@ import torch
 
 from xftrain.checkpoint.newest import checkpoint_to_load
 from xftrain.commands import builder
-from xftrain.commands.preflight import check_labels, check_runs
+from xftrain.commands.preflight import check_labels, check_runs, first_batch
 from xftrain.config import registry
 from xftrain.config.run_config import RunConfig
 from xftrain.errors import ConfigError
@@ -86,7 +86,7 @@ def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
     check_labels(data, trainer)
     loss = builder.build_loss(cfg)
     vocab_size = builder.vocab_size(cfg.model, data)
-    batch = data.batch("train", 0, own_rank)
+    batch = first_batch(data, own_rank)
     check_runs(cfg, loss, vocab_size, batch, device, dtype)
     return Prepared(cfg, shown, device, precision, dtype, ckpt, data, loss, vocab_size, batch)
 

@@ -151,6 +151,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
         "error": None,
         "stop_reason": None,
         "kernel": None,
+        "data_digest": None,
         "overrides": _overrides(),
         "metrics": {},
         "tokens_per_s": None,

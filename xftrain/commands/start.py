@@ -20,6 +20,7 @@ from xftrain.folders.run_folder import RunFolder, holds_run
 from xftrain.logger.csv import CSV
 from xftrain.logger.tensorboard import TensorBoard
 from xftrain.train.module import TrainingModule, training_module
+from xftrain.train.savable import refuse_unsavable
 from xftrain.train.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,12 @@ class RunStart(Callback):
         trainer.loggers = self.loggers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepares the folder, as everything is restored and nothing can be refused any more."""
+        """Prepares the folder, as everything is restored and nothing can be refused any more.
+
+        Raises:
+            ConfigError: no checkpoint could hold the state of a user's class.
+        """
+        refuse_unsavable(trainer, are_begun=False)
         self._begin(trainer, training_module(pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,7 +95,7 @@ class RunStart(Callback):
             if self._validation == _validation(trainer, module):
                 module.validated_at = self._validated_at
             self._set_later_aside()
-            self.folder.begin_again(self._saved_run)
+            self.folder.begin_again(self._saved_run, is_resumed=True)
             for key, logger in _loggers(trainer):
                 logger.cut_back(trainer.global_step, self._positions.get(key))
         elif self.is_same or not holds_run(self.folder.path):

@@ -31,13 +31,20 @@ from xftrain.commands.out_of_memory import out_of_memory
 from xftrain.commands.prepare import Prepared, prepare
 from xftrain.commands.profilers import end_profile, stop_profiling
 from xftrain.commands.quiet_lightning import quiet_lightning
-from xftrain.commands.result_file import abandon, log_summary, recorded, run_dir_for
+from xftrain.commands.result_file import (
+    abandon,
+    log_summary,
+    recorded,
+    run_dir_for,
+)
 from xftrain.commands.signals import StopSignals
 from xftrain.commands.start import RunStart
+from xftrain.commands.sweep_job import compare_in_sweep
 from xftrain.commands.trainer import build_trainer
 from xftrain.config import registry
 from xftrain.config.checks import refuse_other_ranks
 from xftrain.config.compose import default_options, validate_as
+from xftrain.config.own_code import own_code
 from xftrain.config.run_config import RunConfig
 from xftrain.config.tree import changes
 from xftrain.errors import ConfigError, RunError, first_line
@@ -49,6 +56,7 @@ from xftrain.train import distributed, hardware
 from xftrain.train.graphed_loop import GraphedLoop
 from xftrain.train.module import TrainingModule
 from xftrain.train.nonfinite import NonFiniteGuard
+from xftrain.train.same_data import digest_of
 from xftrain.utils import redaction
 from xftrain.utils.compilation import end_compiling
 from xftrain.utils.device_memory import is_out_of_memory, peak_memory_mib
@@ -72,8 +80,9 @@ def run(
 
     Returns:
         The content of `result.json` in the run folder: `status`, `error`, `stop_reason`, `kernel`,
-        `overrides`, `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
-        `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
+        `data_digest`, `overrides`, `metrics` as TensorBoard names them, `tokens_per_s`,
+        `peak_memory_mib`, `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`,
+        `versions`, `device`.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -86,12 +95,15 @@ def run(
         checked = checked or validate_as(RunConfig, cfg)
         shown = redaction.without_secrets(cfg, checked.to_dict())
         refuse_other_ranks(checked.trainer.devices)
+        distributed.agree_with_lightning()
         folder.write_config(resolved(cfg))
         log.info("%s", changes(shown, default_options()))
         with StopSignals() as stop:
             prepared = prepare(checked, shown, run_dir)
+            result["data_digest"] = digest_of(prepared.data)
             # under torchrun, Hydra made a folder for each rank
             result["run_dir"] = distributed.from_rank_0(str(run_dir))
+            compare_in_sweep(Path(result["run_dir"]), result["data_digest"])
             with _out_of_memory_explained(prepared):
                 _train(prepared, folder, result, stop)
     if rank() == 0:
@@ -119,7 +131,9 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
     own = [start, _choices(run, model, saved, tuner, result["kernel"]), LastSave()]
     in_order = [*own, *callbacks.all, *callbacks.bars, stop]
     bars, place = bool(callbacks.bars), (run_dir, run.device, run.precision)
-    trainer = build_trainer(run.cfg, *place, in_order, start.early_loggers, show_bar=bars)
+    trainer = build_trainer(
+        *(run.cfg, *place, in_order, start.early_loggers), show_bar=bars, key_of=callbacks.key_of
+    )
     if run.cfg.compile == "cudagraphs":
         trainer.fit_loop.epoch_loop = GraphedLoop(trainer, module)
     if rank() == 0:
@@ -175,7 +189,11 @@ def _build_module(run: Prepared, model: GPT) -> TrainingModule:
         registry.build(cfg.optim),
         registry.build(cfg.schedule),
         seed=cfg.seed,
-        saved={"config": run.shown, "environment": redaction.digests()},
+        saved={
+            "config": run.shown,
+            "environment": redaction.digests(),
+            "own_code": own_code(cfg.to_dict()),
+        },
         guard=NonFiniteGuard(
             on_nonfinite=cfg.on_nonfinite, max_skipped_steps=cfg.max_skipped_steps
         ),

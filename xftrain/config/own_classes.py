@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from xftrain.config.signatures import REQUIRED, Field
-from xftrain.config.values import check_fields
+from xftrain.config.values import AttributeRule, check_attribute, check_fields
 from xftrain.errors import ConfigError, first_line
 
 
@@ -23,14 +23,14 @@ class Contract(NamedTuple):
     Attributes:
         positional: names of the constructor's positional arguments; see `docs/extending.md`.
         methods: names of required methods.
-        attributes: names of required instance attributes.
+        attributes: required instance attributes, with the rule of each.
         base: full name of the required base class, or None.
         arguments: the arguments of methods that took others in an earlier version.
     """
 
     positional: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
-    attributes: tuple[str, ...] = ()
+    attributes: Mapping[str, AttributeRule] = {}
     base: str | None = None
     arguments: Mapping[str, tuple[str, ...]] = {}
 
@@ -44,10 +44,15 @@ CONTRACTS = {
     ),
     "model/bias": Contract(methods=("build",)),
     "model/pos": Contract(
-        ("dim", "head_dim"), ("embed", "prepare", "apply_to"), ("max_positions",)
+        ("dim", "head_dim"),
+        ("embed", "prepare", "apply_to"),
+        {"max_positions": "an integer >= 1, or None"},
     ),
     "model/heads": Contract(
-        ("dim", "num_heads", "linear_bias"), ("forward",), ("num_kv_heads",), "torch.nn.Module"
+        ("dim", "num_heads", "linear_bias"),
+        ("forward",),
+        {"num_kv_heads": "an integer >= 1"},
+        "torch.nn.Module",
     ),
     "model/ffn": Contract(_LAYER, ("forward",), base="torch.nn.Module"),
     "model/norm": Contract(_LAYER, ("forward",), base="torch.nn.Module"),
@@ -55,7 +60,11 @@ CONTRACTS = {
     "data": Contract(
         ("seq", "batch_size", "seed", "world_size"),
         ("batch", "decode", "num_label_bytes", "baseline"),
-        ("vocab_size", "num_val_batches", "stop_at_accuracy"),
+        {
+            "vocab_size": "an integer >= 1",
+            "num_val_batches": "an integer >= 1",
+            "stop_at_accuracy": "a number, or None",
+        },
     ),
     "optim": Contract(
         methods=("build", "update_saved"),
@@ -117,11 +126,13 @@ def check_instance(group: str, key: str, made: Any) -> None:
         ConfigError: names what the instance lacks.
     """
     contract = CONTRACTS[group]
-    wanted = contract.methods + contract.attributes
+    wanted = (*contract.methods, *contract.attributes)
     if missing := [name for name in wanted if not hasattr(made, name)]:
         raise _lacking(group, key, type(made).__qualname__, missing)
     if contract.base and not _derives(type(made), contract.base):
         raise ConfigError(f"{key} must be a {contract.base}, got {type(made).__qualname__}.")
+    for name, rule in contract.attributes.items():
+        check_attribute(f"{key}: {type(made).__qualname__}.{name}", rule, getattr(made, name))
 
 
 def _imported(key: str, target: str) -> Any:

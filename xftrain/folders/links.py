@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xftrain.errors import ConfigError
-from xftrain.utils.files import real_path
+from xftrain.utils.files import places_passed, real_path
 
 _REPLACED = (".ckpt", ".safetensors")  # replaced atomically, and read only with open_plain
-_MOST_STEPS = 10_000  # limit for resolving one link
 _MOST_ENTRIES = 500_000  # limit for a folder of runs; more would take long to search
 _WRITTEN = re.compile(  # names that a run writes at the top of its folder
     r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
@@ -22,6 +21,11 @@ _WRITTEN = re.compile(  # names that a run writes at the top of its folder
     r"result\.json|metrics\.csv|events\.out\..*|stacks.*\.txt|fit-.*|.*\.trace\.json|sample\.txt|"
     r"rows\.jsonl|results\.csv|report\.md|environment\.json|"
     r"wandb|mlflow(-\d+)?\.db.*|mlflow(-\d+)?-artifacts"
+).fullmatch
+_FILES = re.compile(  # those of them that are files
+    r"\.run\.json|\.job\.json|\.lock|\..*_said|.*\.log|config\.yaml|hparams\.yaml|result\.json|"
+    r"metrics\.csv|events\.out\..*|stacks.*\.txt|sample\.txt|"
+    r"rows\.jsonl|results\.csv|report\.md|environment\.json|mlflow(-\d+)?\.db.*"
 ).fullmatch
 
 
@@ -80,6 +84,11 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
                     "overwritten; remove the link or choose another folder."
                 )
             place = found
+        if path.parent == top and _FILES(entry.name) and place.is_dir():
+            raise ConfigError(
+                f"{named.format('a folder')}where a run writes a file: remove it or choose another "
+                "folder."
+            )
         # a link of another name to such a file would be written through
         if not (entry.name.endswith(_REPLACED) and place.name.endswith(_REPLACED)):
             _refuse_special(place, named, is_link=entry.is_symlink())
@@ -87,23 +96,7 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
 
 def _passes_proc(path: Path) -> bool:
     """Whether a link is resolved by way of /proc, where `self` is another process for each."""
-    todo, at = [*reversed(path.parts[1:])], "/"
-    for _ in range(_MOST_STEPS):
-        if not todo:
-            return False
-        part = todo.pop()
-        if part in ("", "."):
-            continue
-        place = os.path.dirname(at) if part == ".." else os.path.join(at, part)
-        if place == "/proc" or place.startswith("/proc/"):
-            return True
-        if os.path.islink(place):
-            target = os.readlink(place)
-            todo += reversed(target.split("/"))
-            at = "/" if target.startswith("/") else at
-        else:
-            at = place
-    return True
+    return any(f"{place}/".startswith("/proc/") for place in places_passed(path))
 
 
 def _refuse_special(place: Path, named: str, *, is_link: bool) -> None:

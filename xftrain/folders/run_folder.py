@@ -1,8 +1,9 @@
 """The run folder: which run it holds, and where an earlier run's files are moved.
 
 The files of an earlier run are never mixed with those of a new one: a new run moves them into a
-subfolder, `former-1` and so on, and a resumed run continues them. They are unchanged until a run
-begins to train, while it can still be refused.
+subfolder, `former-1` and so on, and a resumed run continues them. Files of another program that
+have the names of a run's are moved there as well. All are unchanged until a run begins to train,
+while it can still be refused.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ from xftrain.utils.files import read_json, read_plain, replace_bytes, replace_te
 log = logging.getLogger(__name__)
 
 RUN_FILE = ".run.json"  # names the run that the folder holds
+JOB_FILE = ".job.json"  # the configuration of a sweep's job
 HYDRA = ".hydra"
 _HYDRA_FILES, _HYDRA_BYTES = ("config.yaml", "hydra.yaml", "overrides.yaml"), 1 << 20
 _RECORDS = ("metrics.csv", "events.out.tfevents.*")
 _TRAINED = (*_RECORDS, "checkpoints")
 _TRACKED = ("wandb", "mlflow*.db*", "mlflow*-artifacts")  # files of experiment trackers
 # Files of one run; benchmark rows and the log belong to the folder and are continued.
-_FILES = (*_TRAINED, RUN_FILE, "hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
+_OTHERS = ("hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
+_FILES = (*_TRAINED, RUN_FILE, *_OTHERS)
+_WRITTEN = (*_RECORDS, *_OTHERS)  # replaced
+_OWN_RESULT = {"status", "error", "overrides", "run_dir"}  # keys of each `result.json`
+_OF_OTHERS = "files of another program are"
 _LAST = ("config.yaml", "result.json")  # moved last, since they mark a folder with an earlier run
 
 # By real path, the content of an earlier command's Hydra files, which Hydra overwrites at startup.
@@ -48,6 +54,7 @@ class RunFolder:
         self.path, self.is_kept = path, is_kept
         self.has_begun = False
         self.run_id = run_id_of(path) if is_kept else None
+        self._strangers = _strangers(path) if is_kept else []
         self.notes: dict[str, str] = {}  # facts about the run, written when it begins
         self._config: str | None = None
 
@@ -57,14 +64,18 @@ class RunFolder:
         Args:
             status: this run's status.
         """
-        if self.has_begun or not holds_record(self.path):
+        if self.has_begun:
             return False
-        return status == "refused" or holds_run(self.path)
+        is_of_run = _holds_record_of_run(self.path) and (
+            status == "refused" or holds_run(self.path)
+        )
+        return is_of_run or bool(self._strangers)
 
     def write_config(self, text: str) -> None:
         """Write `config.yaml`, once an earlier run's files are no longer in the folder."""
         self._config = text
-        if self.is_kept and (self.has_begun or not holds_run(self.path)):
+        is_free = self.has_begun or not (holds_run(self.path) or self._strangers)
+        if self.is_kept and is_free:
             replace_text(self.path / "config.yaml", text)
 
     def begin_anew(self) -> None:
@@ -73,15 +84,25 @@ class RunFolder:
             self._set_aside(
                 _present(self.path, (*_FILES, *_TRACKED, *_LAST)), "the former run's files are"
             )
+        self.set_strangers_aside()
         self._begin(secrets.token_hex(8))
 
-    def begin_again(self, run_id: str | None = None) -> None:
+    def begin_again(self, run_id: str | None = None, *, is_resumed: bool = False) -> None:
         """Resume the run that the folder holds.
 
         Args:
             run_id: the id in the checkpoint.
+            is_resumed: whether a checkpoint of the folder is resumed, whose records are the run's
+                even if the folder does not say so.
         """
+        if not is_resumed:
+            self.set_strangers_aside()
         self._begin(run_id or self.run_id or secrets.token_hex(8))
+
+    def set_strangers_aside(self) -> None:
+        """Move files that no run of this package has written, and a run would replace."""
+        self._set_aside([path for path in self._strangers if path.exists()], _OF_OTHERS)
+        self._strangers = []
 
     def _begin(self, run_id: str) -> None:
         self.has_begun, self.run_id = True, run_id
@@ -112,7 +133,7 @@ class RunFolder:
         copied = _present(self.path, copies)
         if not moved and not copied:
             return
-        place = _numbered(self.path)
+        place = former_folder(self.path)
         try:
             for path in copied:
                 shutil.copy2(path, place / path.name, follow_symlinks=False)
@@ -153,7 +174,15 @@ def holds_run(folder: Path) -> bool:
 
 
 def holds_record(folder: Path) -> bool:
-    """Whether the folder has the record of such a run, which a refused command must not replace."""
+    """Whether the folder has a record that a refused command must not replace.
+
+    It is the record of an earlier run, or of another program.
+    """
+    return _holds_record_of_run(folder) or bool(_strangers(folder))
+
+
+def _holds_record_of_run(folder: Path) -> bool:
+    """Whether the folder has the record of such a run, or of a stopped one."""
     status = status_of(folder)
     return status in ("completed", "stopped") or (status == "failed" and holds_run(folder))
 
@@ -194,13 +223,21 @@ def restore_hydra() -> None:
                     replace_bytes(Path(name, HYDRA, file), content)
 
 
+def _strangers(folder: Path) -> list[Path]:
+    """Files with names of a run's in a folder in which no run has begun or ended."""
+    is_own = _OWN_RESULT <= (read_json(folder / "result.json") or {}).keys()
+    if is_own or run_id_of(folder) is not None or (folder / JOB_FILE).is_file():
+        return []
+    return _present(folder, (*_WRITTEN, *_LAST))
+
+
 def _present(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """The files and non-empty folders that match these patterns."""
     found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     return [path for path in found if not path.is_dir() or any(path.iterdir())]
 
 
-def _numbered(folder: Path) -> Path:
+def former_folder(folder: Path) -> Path:
     """Make a new subfolder for an earlier run: `former-1`, `former-2` and so on."""
     number = 1
     while True:

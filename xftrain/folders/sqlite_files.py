@@ -12,7 +12,7 @@ from secrets import token_hex
 
 from xftrain.errors import ConfigError
 from xftrain.folders.seal import has_valid_seal, sealed
-from xftrain.utils.files import read_json, write_json
+from xftrain.utils.files import read_json, refuse_led_out, write_json
 from xftrain.utils.printable import one_line
 
 _URL = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?]*)")
@@ -54,7 +54,7 @@ def use_own_database(url: str, key: str) -> None:
     if database is None:
         return
     try:
-        _refuse_place(database, named)
+        refuse_led_out(database.parent, named)
         _refuse_files(database, named)
         if not database.exists():
             _make(database)
@@ -101,15 +101,6 @@ def _make(database: Path) -> None:
         os.link(partial, database)
     finally:
         partial.unlink()
-
-
-def _refuse_place(database: Path, named: str) -> None:
-    parent = os.path.realpath(database.parent)
-    if not database.is_absolute() and not Path(parent).is_relative_to(os.path.realpath(".")):
-        raise ConfigError(
-            f"{named} leads out of the working folder by a link, to {one_line(parent)}: write the "
-            "place out if it is meant."
-        )
 
 
 def _refuse_files(database: Path, named: str) -> None:

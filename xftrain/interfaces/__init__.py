@@ -20,7 +20,7 @@ The definitions are in `batch`, `bias`, `model` (the parts of a model, one per g
 
 from xftrain.interfaces.batch import IGNORED_LABEL, Batch, positions_of
 from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape, layers_in_words
-from xftrain.interfaces.data import DataSource, Split, Vocabulary
+from xftrain.interfaces.data import DataSource, Split, Vocabulary, load_batch
 from xftrain.interfaces.model import (
     Attention,
     Backend,
@@ -56,5 +56,6 @@ __all__ = [
     "Split",
     "Vocabulary",
     "layers_in_words",
+    "load_batch",
     "positions_of",
 ]

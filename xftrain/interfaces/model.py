@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xftrain.errors import ConfigError
+from xftrain.interfaces.batch_checks import kind_of
 from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape
 
 # (q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK
@@ -106,7 +107,8 @@ class Backend(ABC):
         """Reasons why the call cannot run; empty means that it runs, forward and backward."""
         if found := [*bias.misfits(shape), *self._score_reasons(bias)]:
             return found
-        return self.reasons(AttnCall(bias, shape, dtype, device), needs_grad=needs_grad)
+        found = self.reasons(AttnCall(bias, shape, dtype, device), needs_grad=needs_grad)
+        return checked_reasons(self, "reasons", found)
 
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
@@ -126,7 +128,13 @@ class Backend(ABC):
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> str:
         """The name of the kernel that runs an attention call."""
-        return self.kernel_for(AttnCall(bias, shape, dtype, device))
+        found = self.kernel_for(AttnCall(bias, shape, dtype, device))
+        if not isinstance(found, str):
+            raise ConfigError(
+                f"model.attn: {type(self).__qualname__}.kernel_for must return the kernel's name, "
+                f"got {kind_of(found)}."
+            )
+        return found
 
     def _score_reasons(self, bias: AttnBias) -> list[str]:
         found = []
@@ -163,6 +171,22 @@ class ChoosingBackend(Backend):
         Returns:
             Reasons why that backend cannot run here; empty if it was chosen.
         """
+
+
+def checked_reasons(part: object, method: str, found: Any) -> list[str]:
+    """The reasons why a part cannot run, as a user's class returned them; None means no reason.
+
+    Raises:
+        ConfigError: they are no list of texts.
+    """
+    if found is None:
+        return []
+    if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
+        raise ConfigError(
+            f"{type(part).__qualname__}.{method} must return a list of reasons, empty where it "
+            f"runs, got {kind_of(found)}."
+        )
+    return list(found)
 
 
 class PositionEncoding(Protocol):

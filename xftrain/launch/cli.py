@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from xftrain.commands.sweep_data import multirun_dir
 from xftrain.config.checks import refuse_other_ranks
 from xftrain.config.compose import COMPOSITION_ERRORS, validate
 from xftrain.config.composition_errors import sentence
@@ -50,18 +51,18 @@ from xftrain.multirun.sweep import Sweep, sweep_of_command
 from xftrain.utils import search_path
 from xftrain.utils.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.utils.files import replace_text
-from xftrain.utils.plot_settings import ignore_working_folder
 from xftrain.utils.printable import short_line
 from xftrain.utils.processes import (
     check_rank_variables,
     die_with_parent,
     drop_empty_variables,
-    environment,
+    drop_relative_base_folders,
     is_rank,
     rank,
     stops_raised,
 )
 from xftrain.utils.redaction import hidden_in_message
+from xftrain.utils.untrusted_folder import protect_libraries, protected
 from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def main() -> int:
 
 
 def _run_command(sweep: Sweep) -> int:
-    ignore_working_folder()
+    protect_libraries()
     words = os.environ.pop(jobs.JOB, None)  # not for the commands that this one may start
     ending = _Ending(sweep, Path(words) if words else None)
     if words:
@@ -100,9 +101,11 @@ def _run_command(sweep: Sweep) -> int:
     try:
         search_path.find_own_classes()
         drop_empty_variables()
+        for said in drop_relative_base_folders():
+            say(f"warning: {said}")
         check_rank_variables()
         with (
-            environment(search_path.variables_of_children()),
+            protected(),
             errors_raised(),
             stops_raised(signal.SIGUSR1, signal.SIGUSR2),
         ):
@@ -158,7 +161,7 @@ def _job(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
     search_path.find_own_classes()  # also where a launcher has started this process
-    ignore_working_folder()
+    protect_libraries()
     protect_handlers()
     if settings.output_subdir is not None:
         hide_in_files(run_dir / settings.output_subdir)
@@ -179,7 +182,7 @@ def _job(cfg: DictConfig) -> float | None:
 def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
     """A job of a sweep: whatever becomes of it, the others go on."""
     run_dir = Path(settings.runtime.cwd) / run_dir
-    table.note_job(jobs.multirun_dir(settings), settings.job.num, run_dir)
+    table.note_job(multirun_dir(settings), settings.job.num, run_dir)
     try:
         with stops_raised():
             _refuse_side_by_side(cfg, settings)
@@ -193,7 +196,7 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
         status = "refused" if isinstance(error, ConfigError) else "failed"
         result = jobs.write_end(status, _report(error, run_dir), settings, run_dir)
     finally:
-        table.write_summary(jobs.multirun_dir(settings))
+        table.write_summary(multirun_dir(settings))
     val_loss = table.val_loss_of(result)
     if result["status"] != "completed":
         val_loss = None

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import DoctorConfig, InfoConfig, SampleConfig
+from xftrain.utils.untrusted_folder import protected
 
 _PLOTS = "torchmetrics.utilities.plot"
 
@@ -35,7 +36,8 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         ConfigError: the configuration is wrong.
         RunError: the run failed for a reason outside the code.
     """
-    return command_of(cfg)(cfg, run_dir, None)
+    with protected():
+        return command_of(cfg)(cfg, run_dir, None)
 
 
 def command_of(cfg: DictConfig) -> Command:

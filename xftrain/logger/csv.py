@@ -18,12 +18,14 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from xftrain.errors import RunError
+from xftrain.logger._hidden_records import hidden_values
 from xftrain.utils.files import open_plain, replacing
+from xftrain.utils.redaction import hidden_throughout
 
 log = logging.getLogger(__name__)
 
 # Limits for an existing file, which may come from anyone: every row takes time to read.
-_MAX_BYTES, _MAX_ROWS = 256 << 20, 2_000_000
+_MAX_BYTES, _MAX_ROWS, _MAX_COLUMNS = 256 << 20, 2_000_000, 10_000
 _MAX_LINE = 1 << 20  # bytes
 
 Row = Mapping[str, Any]
@@ -81,11 +83,13 @@ class _Writer(ExperimentWriter):
             self.num_rows = sum(1 for _ in rows)
 
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
-        """Writes a row.
+        """Writes a row, with secrets in names of metrics hidden.
 
         If the disk is full, the row is kept, and written with the next one or at the end.
         """
-        super().log_metrics(dict(metrics_dict), self.num_rows if step is None else step)
+        super().log_metrics(
+            hidden_throughout(metrics_dict), self.num_rows if step is None else step
+        )
         self.num_rows += 1
         try:
             self._write()
@@ -96,6 +100,10 @@ class _Writer(ExperimentWriter):
                     *(self.metrics_file_path, error),
                 )
             self._has_failed = True
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Writes `hparams.yaml`, with secrets hidden."""
+        super().log_hparams(hidden_values(params))
 
     def save(self) -> None:
         """Writes the rows that could not be written so far.
@@ -153,6 +161,8 @@ def _cells(path: Path) -> Iterator[list[str]]:
         for number, row in enumerate(csv.reader(_lines(path))):
             if number > _MAX_ROWS:
                 raise csv.Error(f"it has more than {_MAX_ROWS:,} rows")
+            if number == 0 and len(row) > _MAX_COLUMNS:
+                raise csv.Error(f"it has more than {_MAX_COLUMNS:,} columns")
             yield row
     except csv.Error as error:
         raise RunError(

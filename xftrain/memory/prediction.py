@@ -19,6 +19,7 @@ from xftrain.loss.full import logits_bytes
 from xftrain.memory.figures import LayerBytes, Peak
 from xftrain.memory.layers import BlockBytes, run_layers
 from xftrain.model.gpt import GPT
+from xftrain.train import hardware
 from xftrain.train.bf16_weights import layers_with_copies, weight_modifiers
 
 
@@ -40,7 +41,7 @@ def predict(
         dtype: dtype of matmuls and attention.
         device: the device of the run.
     """
-    is_mixed = dtype != torch.float32 and cfg.trainer.precision != "bf16-true"
+    is_mixed = hardware.is_mixed(cfg.trainer.precision, dtype)
     is_compiled = bool(cfg.compile)
     ran = run_layers(model, batch, dtype, device, is_mixed=is_mixed, is_compiled=is_compiled)
     share = cfg.model.activation_budget if is_compiled else 1.0

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias, AttnCall, AttnShape, DataSource
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape, DataSource, load_batch
 from xftrain.model.attn._dense import (
     dense_bias,
     masked_attention,
@@ -15,6 +15,7 @@ from xftrain.model.attn._dense import (
     written_out_attention,
 )
 from xftrain.model.gpt import GPT
+from xftrain.model.layer_spec import built_bias
 
 PROMPT_TOKENS = 16  # maximum length of the default prompt
 
@@ -65,7 +66,7 @@ def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _Lay
 
 def first_prompt(data: DataSource) -> Tensor:
     """The beginning of the first held-out document, [1, M]."""
-    batch = data.batch("val", 0)
+    batch = load_batch(data, "val", 0)
     longest = (batch.seqlens or (batch.tokens_BM.shape[1],))[0]
     return batch.tokens_BM[:1, : max(1, min(PROMPT_TOKENS, longest // 2))]
 
@@ -105,7 +106,7 @@ def generate(
         raise ConfigError("the prompt is empty: give at least one token to continue.")
     model.check_length(tokens_BM.shape[1] + num_tokens - 1)
     generator = torch.Generator(tokens_BM.device).manual_seed(seed)
-    caches = [_LayerCache(spec.bias.build(model.num_heads, None)) for spec in model.specs]
+    caches = [_LayerCache(built_bias(spec.bias, model.num_heads, None)) for spec in model.specs]
     was_training = model.training
     model.eval()
     new_BN, first = tokens_BM, 0

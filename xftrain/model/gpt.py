@@ -17,7 +17,7 @@ from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, position
 from xftrain.interfaces.batch_checks import check_documents
 from xftrain.model.block import Block, RecomputePlan
 from xftrain.model.initialization import initialize
-from xftrain.model.layer_spec import LayerSpec, distinct_cases
+from xftrain.model.layer_spec import LayerSpec, built_bias, distinct_cases
 from xftrain.model.linear import Linear
 from xftrain.model.tied import MayTieHead
 from xftrain.utils.compilation import begin_compiling
@@ -99,7 +99,7 @@ class GPT(MayTieHead):
     @property
     def windows(self) -> list[int | None]:
         """The maximum number of keys that a query sees in each layer; None is no limit."""
-        return [spec.bias.build(self.num_heads, None).window for spec in self.specs]
+        return [built_bias(spec.bias, self.num_heads, None).window for spec in self.specs]
 
     def position_encoding(self, layer: int) -> Any:
         """The position encoding of a layer."""

@@ -6,6 +6,7 @@ Nothing that ends a job ends the sweep. Imports no torch: every command imports 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from xftrain.commands.sweep_data import multirun_dir, recall_data
 from xftrain.config.overrides import as_typed, literal, quoted
 from xftrain.config.registry import conf_dir
-from xftrain.errors import ConfigError, SweepRefused
+from xftrain.errors import ConfigError, Stopped, SweepRefused
 from xftrain.folders.links import refuse_links
 from xftrain.folders.run_folder import RunFolder, holds_run
-from xftrain.multirun.completed_jobs import completed, refuse_other_jobs
+from xftrain.multirun.completed_jobs import check_jobs, completed, may_share_folders
+from xftrain.multirun.former_sweep import former_files, set_former_sweep_aside
 from xftrain.multirun.job_config import refuse_other_config, write_job_config
 from xftrain.multirun.record import MODE, is_resumed, record_of, without_keys, write_record
 from xftrain.multirun.sweep import current_sweep
@@ -50,8 +53,12 @@ class SweepTable(Callback):
         try:
             if folder.is_dir():
                 refuse_links(folder, "hydra.sweep.dir", may_hold_data=False)
+            if is_resumed() or may_share_folders(config) or former_files(folder):
+                check_jobs(config, folder)
             if is_resumed():
-                refuse_other_jobs(config, folder)
+                recall_data(folder)
+            else:
+                set_former_sweep_aside(folder)
             _leave_old_submissions(config, folder)
             forget_jobs(folder)
             write_record(record, folder)
@@ -86,11 +93,6 @@ def _name_by_changes(config: DictConfig) -> None:
         config.hydra.overrides.hydra.append(f"{_SHARED}=[{listed}]")
 
 
-def multirun_dir(settings: Any) -> Path:
-    """The folder of the sweep that a job belongs to."""
-    return Path(settings.runtime.cwd) / str(settings.sweep.dir)
-
-
 def run_job(
     settings: Any, run_dir: Path, description: Mapping[str, Any], *, is_new: bool = False
 ) -> dict[str, Any]:
@@ -113,6 +115,8 @@ def run_job(
         return done
     if is_new and holds_run(run_dir):
         RunFolder(run_dir).begin_anew()
+    elif is_new:
+        RunFolder(run_dir).set_strangers_aside()
     (run_dir / "result.json").unlink(missing_ok=True)
     write_job_config(description, run_dir)
     last_words = run_dir / ".job_said"
@@ -123,7 +127,8 @@ def run_job(
     except BaseException as error:
         # a job may still save a checkpoint; of Ctrl-C it knows by itself
         patience_s = _END_S if isinstance(error, KeyboardInterrupt) else 0.0
-        end([process], patience_s=patience_s, wait_s=_END_S)
+        number = error.number if isinstance(error, Stopped) else signal.SIGTERM
+        end([process], patience_s=patience_s, wait_s=_END_S, number=number)
         raise
     result = read_result(run_dir)
     if result is None:

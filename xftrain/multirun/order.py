@@ -19,6 +19,7 @@ FIGURES = (  # columns of a row that are figures
 )
 _OTHERS = {"best", "job", "status", *FIGURES, "run_dir", "error"}
 _SEED = "seed"
+_LARGEST = 1e30  # of a figure; the mean of larger ones may be out of range
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def best_row(rows: Sequence[Row], column: str, *, highest: bool = False) -> Row 
 def _metric(row: Row, column: str) -> float | None:
     """A figure of a completed job; None for a failed job, whose figure is of an earlier step."""
     value = row.get(column)
-    return value if row["status"] == "completed" and isinstance(value, int | float) else None
+    is_figure = isinstance(value, int | float) and abs(value) <= _LARGEST
+    return value if row["status"] == "completed" and is_figure else None
 
 
 def _or_infinite(row: Row, column: str) -> float:

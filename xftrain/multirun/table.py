@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xftrain.commands.sweep_data import JOBS, made_jobs_folder
 from xftrain.errors import SweepRefused
 from xftrain.multirun.order import (
     BITS,
@@ -30,7 +31,6 @@ from xftrain.utils.spreadsheet import csv_text
 _MAX_CHARACTERS = 1000  # longest cell
 _MAX_OVERRIDES = 1000  # most overrides of a job
 _MAX_INTEGER = 1 << 62
-_JOBS = ".jobs"  # subfolder of a sweep's folder with a file for each job
 _ENTRY = re.compile(r"\d+\.json", re.ASCII)
 _PLACES = {  # by column, the keys of a job's figure in result.json
     **{name: ("metrics", name) for name in FIGURES if name.startswith("val/")},
@@ -47,11 +47,7 @@ def forget_jobs(folder: Path) -> None:
     Raises:
         OSError: the subfolder cannot be made, or its name is taken by something else.
     """
-    place = folder / _JOBS
-    if place.is_symlink():
-        raise NotADirectoryError(f"{place} is a link")
-    place.mkdir(parents=True, exist_ok=True)
-    for path in place.iterdir():
+    for path in made_jobs_folder(folder).iterdir():
         if _ENTRY.fullmatch(path.name):
             path.unlink()
 
@@ -60,14 +56,35 @@ def note_job(folder: Path, number: int, run_dir: Path) -> None:
     """Adds a job, with its number, to the list of a sweep's jobs.
 
     Raises:
-        SweepRefused: the job's folder is not below the sweep's.
+        SweepRefused: the job's folder is not below the sweep's, or is another job's.
     """
     if not _is_below(run_dir, folder):
         raise SweepRefused(
             f"hydra.sweep.subdir must name a folder below hydra.sweep.dir={folder}, got {run_dir}."
         )
+    place = real_path(run_dir)
+    for other, other_dir in _noted(folder):
+        if other != number and real_path(other_dir) == place:
+            raise SweepRefused(shared_folder(other, number, run_dir))
     entry = {"job": number, "run_dir": str(run_dir.absolute())}
-    write_json(entry, folder / _JOBS / f"{number}.json")
+    write_json(entry, folder / JOBS / f"{number}.json")
+
+
+def shared_folder(one: int, other: int, run_dir: Path) -> str:
+    """The sentence about two jobs that would write to the same folder."""
+    return (
+        "hydra.sweep.subdir must name a folder of its own for each job, and jobs "
+        f"{one} and {other} both have {one_line(str(run_dir))}: put ${{hydra.job.num}} into it."
+    )
+
+
+def _noted(folder: Path) -> Iterator[tuple[int, Path]]:
+    """The numbers and the folders of the jobs that are listed."""
+    for path in (folder / JOBS).iterdir() if (folder / JOBS).is_dir() else ():
+        entry = read_json(path) if _ENTRY.fullmatch(path.name) else None
+        number, run_dir = (entry or {}).get("job"), (entry or {}).get("run_dir")
+        if isinstance(number, int) and isinstance(run_dir, str):
+            yield number, Path(run_dir)
 
 
 def _is_below(path: Path, folder: Path) -> bool:
@@ -89,14 +106,10 @@ def write_summary(folder: Path) -> list[Row]:
 def read_rows(folder: Path) -> list[Row]:
     """Reads a row for each job of the sweep that has a result, in the order of the jobs."""
     rows: list[Row] = []
-    for path in (folder / _JOBS).iterdir() if (folder / _JOBS).is_dir() else ():
-        entry = read_json(path) if _ENTRY.fullmatch(path.name) else None
-        number, run_dir = (entry or {}).get("job"), (entry or {}).get("run_dir")
-        if not isinstance(number, int) or not isinstance(run_dir, str):
+    for number, run_dir in _noted(folder):
+        if not _is_below(run_dir, folder):
             continue
-        if not _is_below(Path(run_dir), folder):
-            continue
-        result = read_result(Path(run_dir))
+        result = read_result(run_dir)
         if result is None:
             continue
         row: Row = {"job": number, "status": result["status"][:_MAX_CHARACTERS]}
@@ -105,7 +118,7 @@ def read_rows(folder: Path) -> list[Row]:
             row[key.lstrip("+").replace("/", ".")[:_MAX_CHARACTERS]] = value[:_MAX_CHARACTERS]
         for column in FIGURES:
             row[column] = _figure(result, _PLACES.get(column, (column,)))
-        row["run_dir"] = _short_path(Path(run_dir), folder)[:_MAX_CHARACTERS]
+        row["run_dir"] = _short_path(run_dir, folder)[:_MAX_CHARACTERS]
         row["error"] = one_line(" ".join(str(result.get("error") or "").split()))[:_MAX_CHARACTERS]
         rows.append(row)
     unknown = [name for name in _IF_KNOWN if all(row[name] is None for row in rows)]

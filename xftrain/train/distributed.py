@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -86,6 +88,22 @@ def _without_gradient(names: list[str]) -> RunError:
         f"{shown or 'some'}{more} got no gradient: use them, remove them, or set their "
         "requires_grad to False."
     )
+
+
+class OwnRanks(LightningEnvironment):
+    """The ranks that `ranks` or torchrun has started, as `processes` reads them."""
+
+    def teardown(self) -> None:
+        """Leaves WORLD_SIZE set, which Lightning would unset, as a later run reads it."""
+
+
+def agree_with_lightning() -> None:
+    """Tells Lightning this process's rank.
+
+    Only rank 0 logs. When it is imported, Lightning takes any of four variables for the rank, such
+    as SLURM_PROCID of a job whose tasks are no ranks: then a run would lose all its records.
+    """
+    rank_zero_only.rank = rank()  # type: ignore[attr-defined]
 
 
 def world_size() -> int:

@@ -57,6 +57,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def is_mixed(precision: str, dtype: torch.dtype) -> bool:
+    """Whether weights are float32 and autocast copies them to the dtype of matmuls."""
+    return dtype != torch.float32 and precision != "bf16-true"
+
+
 def compute_dtype(precision: str) -> torch.dtype:
     """The dtype in which matmuls and attention run."""
     return _COMPUTE_DTYPE[precision]

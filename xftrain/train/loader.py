@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from xftrain.interfaces import Batch, DataSource, Split
+import torch
+
+from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Split, load_batch
 
 # Lightning prefetches a batch from a loader without a length, which a resumed run would skip. So
 # the loader has a length, larger than any run.
@@ -42,7 +45,7 @@ class TrainStream:
     def batch(self, step: int) -> Batch:
         """The batch of one micro-step."""
         index = step % self.overfit_batches if self.overfit_batches else step
-        return self.data.batch("train", index, self.rank)
+        return load_batch(self.data, "train", index, self.rank)
 
     def state_dict(self) -> dict[str, Any]:
         """The next step, which Lightning saves."""
@@ -60,22 +63,37 @@ class ValBatches:
         data: the source of batches.
         rank: the rank.
         world_size: number of ranks.
-        overfit_batches: number of first training batches used instead; 0 uses validation batches.
+        overfit_batches: number of first training batches used instead, of each rank its own; 0
+            uses validation batches.
+        limit: maximum number of batches of all ranks together, or of training batches of each;
+            None is no limit.
     """
 
     def __init__(
-        self, data: DataSource, rank: int, world_size: int, overfit_batches: int = 0
+        self,
+        data: DataSource,
+        rank: int,
+        world_size: int,
+        overfit_batches: int = 0,
+        limit: int | None = None,
     ) -> None:
         self.data = data
+        steps = range(overfit_batches or data.num_val_batches)[:limit]
         self.chosen: list[tuple[Split, int, int]] = [
-            ("val", step, 0) for step in range(rank, data.num_val_batches, world_size)
+            ("val", step, 0) for step in steps[rank::world_size]
         ]
         if overfit_batches:
-            self.chosen = [("train", step, rank) for step in range(overfit_batches)]
+            self.chosen = [("train", step, rank) for step in steps]
+        # a limit below the number of ranks: every rank must take part, as their sums are added
+        self.is_filler = bool(steps) and not self.chosen
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.chosen) or int(self.is_filler)
 
     def __iter__(self) -> Iterator[Batch]:
-        for split, step, rank in self.chosen:
-            yield self.data.batch(split, step, rank)
+        if self.is_filler:
+            batch = load_batch(self.data, "val", 0, 0, is_first=True)
+            labels = torch.full_like(batch.labels_BM, IGNORED_LABEL)  # none of which counts
+            yield replace(batch, labels_BM=labels)
+        for index, (split, step, rank) in enumerate(self.chosen):
+            yield load_batch(self.data, split, step, rank, is_first=index == 0)

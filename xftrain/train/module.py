@@ -21,7 +21,7 @@ from xftrain.train.bf16_weights import BF16Weights, may_copy_weights
 from xftrain.train.dropout_seed import dropout_seed
 from xftrain.train.loader import TrainStream, ValBatches
 from xftrain.train.nonfinite import NonFiniteGuard, takes_flag
-from xftrain.train.parameter_groups import learning_rates
+from xftrain.train.parameter_groups import build_optimizer, learning_rates
 from xftrain.train.restored import (
     keep_own_scaler,
     keep_own_settings,
@@ -103,8 +103,11 @@ class TrainingModule(LightningModule):
 
     def val_dataloader(self) -> ValBatches:
         """The validation batches of this rank."""
-        world_size = self.trainer.world_size
-        return ValBatches(self.data, self.global_rank, world_size, self.overfit_batches)
+        world_size, limit = self.trainer.world_size, self.trainer.limit_val_batches
+        return ValBatches(
+            *(self.data, self.global_rank, world_size, self.overfit_batches),
+            limit=limit if isinstance(limit, int) else None,  # Lightning has 1.0 for no limit
+        )
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -186,7 +189,7 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its learning rate scheduler, stepped once per optimizer step."""
-        built = self.optim.build(self.model, self.schedule, self.trainer.max_steps)
+        built = build_optimizer(self.optim, self.model, self.schedule, self.trainer.max_steps)
         optimizer, lr_scheduler = built
         if type(optimizer) is FusedAdamW and may_copy_weights(self.trainer, self.optim):
             self._bf16_weights = BF16Weights(self.model, torch.bfloat16)

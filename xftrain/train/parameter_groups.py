@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from xftrain.errors import ConfigError
+from xftrain.interfaces import Optimizer, Schedule
+from xftrain.interfaces.batch_checks import kind_of
 
 _NUM_NEAR = 3  # maximum number of similar names in an error
 
@@ -64,6 +66,28 @@ def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     """The matrices, and all others (embeddings, norms, biases); tied weights count once."""
     by_decay = {group.decays: group.parameters for group in split(model)}
     return by_decay.get(True, []), by_decay.get(False, [])
+
+
+def build_optimizer(
+    optim: Optimizer, model: nn.Module, schedule: Schedule, max_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """What the optimizer option builds, checked.
+
+    Raises:
+        ConfigError: it is no optimizer with a learning rate scheduler.
+    """
+    built: Any = optim.build(model, schedule, max_steps)
+    is_pair = isinstance(built, tuple | list) and len(built) == 2
+    if (
+        is_pair
+        and isinstance(built[0], torch.optim.Optimizer)
+        and all(hasattr(built[1], name) for name in ("step", "state_dict", "load_state_dict"))
+    ):
+        return built[0], built[1]
+    raise ConfigError(
+        f"optim: {type(optim).__qualname__}.build must return a torch.optim.Optimizer and a "
+        f"learning rate scheduler, got {kind_of(built)}."
+    )
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

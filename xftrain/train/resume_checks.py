@@ -63,6 +63,7 @@ def check_resumable(
         moved=data.has_content_of(held),
     )
     data.refuse_other_content(held, current)
+    _log_changed_code(held.get("own_code"), own.get("own_code", {}))
     check_loops(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict())
     if changed := differences(saved, current).values():
         log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
@@ -71,4 +72,15 @@ def check_resumable(
             "ckpt is at step %d and max_steps is %d: nothing is left to train",
             checkpoint["global_step"],
             trainer.max_steps,
+        )
+
+
+def _log_changed_code(saved: Any, current: Mapping[str, str]) -> None:
+    """Logs which of a user's own classes have other code than when the checkpoint was saved."""
+    saved = saved if isinstance(saved, Mapping) else {}
+    if changed := [name for name in current if saved.get(name, current[name]) != current[name]]:
+        log.warning(
+            "ckpt: the code of %s has changed since it was saved, so the run may not end as it "
+            "would have",
+            ", ".join(changed),
         )

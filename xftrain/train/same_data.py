@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from xftrain.config.content_options import content_options
 from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES
 from xftrain.data.tokens.vocabulary import FILE, describe, file_of
 from xftrain.errors import ConfigError, RunError
@@ -20,9 +21,6 @@ from xftrain.utils.printable import one_line
 from xftrain.version import code_version
 
 log = logging.getLogger(__name__)
-
-# Keys of `data` that change how batches are cut from the content, not the content.
-_SAME_CONTENT = ("batch_size", "cache_dir", "num_val_batches", "packing", "stop_at_accuracy")
 
 
 def check_data(data: DataSource) -> None:
@@ -45,7 +43,7 @@ def check_data(data: DataSource) -> None:
                 f"data: {name} has vocab_size {data.vocab_size}, and its vocabulary has "
                 f"{vocabulary.vocab_size}: make them the same."
             )
-    digests = from_all_ranks(_digest_of(data) or "")
+    digests = from_all_ranks(digest_of(data) or "")
     for number, other in enumerate(digests):
         if other != digests[0]:
             raise ConfigError(
@@ -55,7 +53,12 @@ def check_data(data: DataSource) -> None:
             )
 
 
-def _digest_of(data: DataSource) -> str | None:
+def digest_of(data: DataSource) -> str | None:
+    """The digest of the content of data; None if a user's class has none.
+
+    Raises:
+        ConfigError: a user's class breaks the protocol.
+    """
     digest = getattr(data, "digest", None)
     if digest is None:
         return None
@@ -81,7 +84,7 @@ class DataIdentity:
     @cached_property
     def saved(self) -> dict[str, Any]:
         """The plain values to save in every checkpoint."""
-        vocabulary, digest = getattr(self._data, "vocabulary", None), _digest_of(self._data)
+        vocabulary, digest = getattr(self._data, "vocabulary", None), digest_of(self._data)
         if digest is None:
             log.info(
                 "data: %s has no digest(), so a resumed run cannot tell whether its data has "
@@ -176,11 +179,12 @@ def _is_allowed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     allowed = current["ckpt_allow"]
     if allows("data.path", allowed):
         return True
-    before, after = (flat({"data": config.get("data", {})}) for config in (saved, current))
+    before, after = (
+        content_options(flat({"data": config.get("data", {})})) for config in (saved, current)
+    )
     return any(
         before.get(key) != after.get(key) and allows(key, allowed)
         for key in before.keys() | after.keys()
-        if key.removeprefix("data.") not in _SAME_CONTENT
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.train.send_queue import SendQueue
+from xftrain.train.send_queue import NoAnswer, SendQueue
 from xftrain.utils.printable import printable
-from xftrain.utils.redaction import hidden, hidden_throughout
+from xftrain.utils.redaction import hidden_in_message, hidden_throughout
 
+_BEGIN_S = 90.0  # maximum wait for the run of the tracker to begin
 _END_S = 120.0  # maximum wait for the last records of a run
 
 
@@ -72,18 +74,31 @@ class Tracker(Logger):
         Raises:
             RunError: the run cannot begin, for example if a server does not answer.
         """
+        self._queue = SendQueue(type(self).__name__)
+        kind, folder = type(self).__name__.lower(), os.getcwd()
         try:
-            self._logger = self.make()
-            self._logger.log_hyperparams(hidden_throughout(dict(config)))
-            self._queue = SendQueue(type(self).__name__)
+            self._logger = self._queue.call(lambda: self._begun(config), _BEGIN_S)
         except (ConfigError, RunError):
             raise
+        except NoAnswer:
+            os.chdir(folder)  # the package may be imported in another one
+            raise RunError(
+                f"logger.{kind} has not begun within {_BEGIN_S:g} s: its server is too slow or "
+                f"hangs. Choose where it records, or leave it out with logger.{kind}=null."
+            ) from None
         except Exception as error:  # the package and the network may raise anything
-            kind = type(self).__name__.lower()
             raise RunError(
                 f"logger.{kind} could not begin ({first_line(error)}): choose where it records, "
                 f"see docs/results.md, or leave it out with logger.{kind}=null."
             ) from error
+        finally:
+            if self._logger is None:
+                self._queue.abandon()
+
+    def _begun(self, config: Mapping[str, Any]) -> Any:
+        logger = self.make()
+        logger.log_hyperparams(hidden_throughout(dict(config), hidden_in_message))
+        return logger
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -91,16 +106,16 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Sends the metrics of a step."""
+        """Sends the metrics of a step, with secrets in their names hidden."""
         if self._logger is not None:
-            logger, copied = self._logger, dict(metrics)
+            logger, copied = self._logger, hidden_throughout(metrics)
             self._queue.put(lambda: logger.log_metrics(copied, step))
 
     @rank_zero_only
     def show_text(self, tag: str, text: str, step: int) -> None:
         """Sends a text, with control characters escaped and secrets hidden."""
         if self._logger is not None:
-            self._queue.put(lambda: self.send_text(tag, printable(hidden(text)), step))
+            self._queue.put(lambda: self.send_text(tag, printable(hidden_in_message(text)), step))
 
     @rank_zero_only
     def close_run(self, *, is_whole: bool) -> None:

@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import sys
+import threading
 import traceback
 import unicodedata
 import warnings
@@ -28,6 +29,10 @@ from xftrain.utils.redaction import hidden, hidden_in_message
 _ASCII = "xftrain.ascii"  # the name of a codec error handler
 # Errors of a closed pipe and of a closed terminal.
 _NO_READER = (errno.EPIPE, errno.EIO)
+
+
+# Threads whose output is plain text, by `plain_output`.
+_thread = threading.local()
 
 
 class SafeFormatter(logging.Formatter):
@@ -118,8 +123,11 @@ class _Stream:
         self.error: OSError | None = None
 
     def write(self, text: str) -> int:
+        # if another stream was put before this one, as by a progress bar, it writes its own codes
+        is_direct = sys.stdout is cast(TextIO, self) or sys.stderr is cast(TextIO, self)
+        is_plain = self._is_printing or (_is_plain() and is_direct)
         try:
-            self._stream.write(printable(hidden(text)) if self._is_printing else hidden(text))
+            self._stream.write(printable(hidden(text)) if is_plain else hidden(text))
         except OSError as error:
             self._give_up(error)
         return len(text)
@@ -127,6 +135,9 @@ class _Stream:
     def writelines(self, lines: list[str]) -> None:
         for line in lines:
             self.write(line)
+
+    def isatty(self) -> bool:
+        return not _is_plain() and self._stream.isatty()
 
     def flush(self) -> None:
         try:
@@ -146,6 +157,24 @@ class _Stream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _is_plain() -> bool:
+    return getattr(_thread, "is_plain", False)
+
+
+@contextmanager
+def plain_output() -> Iterator[None]:
+    """Escapes control characters in what this thread writes to the safe streams.
+
+    It is for libraries that print what a server says. To them the streams are no terminal, so that
+    they print neither colors nor questions.
+    """
+    before, _thread.is_plain = _is_plain(), True
+    try:
+        yield
+    finally:
+        _thread.is_plain = before
 
 
 @contextmanager

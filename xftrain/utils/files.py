@@ -12,15 +12,18 @@ import json
 import os
 import secrets
 import stat
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from xftrain.errors import ConfigError
+from xftrain.utils.printable import one_line
 
 _JSON_BYTES = 1 << 20  # limit of the record of a run, a job or a sweep
 _TEXT_BYTES = 64 << 20  # limit of a log
+_MOST_LINKS, _MOST_STEPS = 40, 10_000  # of a path; Linux follows so many links
 
 
 class NotPlainFile(OSError):
@@ -74,18 +77,69 @@ def real_path(path: Path) -> Path | None:
     """Resolves all links of a path.
 
     Returns:
-        None for a longer chain of links than the system follows, 40 on Linux; Python would follow
-        such a chain recursively.
+        None for more links than the system follows; `os.path.realpath` would follow them all, and
+        behind a name that is missing the system itself finds no loop.
     """
     try:
-        path.stat()
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return None
-    try:
-        return Path(os.path.realpath(path))
-    except RecursionError:
+        (place,) = deque(places_passed(path), maxlen=1)
+    except TooManyLinks:
         return None
+    return Path(place)
+
+
+class TooManyLinks(OSError):
+    """A path has more links than the system follows, or takes too many steps to resolve."""
+
+
+def places_passed(path: Path) -> Iterator[str]:
+    """The places by which a path is resolved, without links; the last one is where it leads.
+
+    Raises:
+        TooManyLinks: before the place is reached.
+    """
+    todo = [*reversed(path.parts if path.is_absolute() else (*Path.cwd().parts, *path.parts))]
+    at, num_links = "/", 0
+    for _ in range(_MOST_STEPS):
+        yield at
+        if not todo:
+            return
+        part = todo.pop()
+        if part in ("", ".", ".."):
+            at = os.path.dirname(at) if part == ".." else at
+            continue
+        place = os.path.join(at, part)
+        try:
+            target = os.readlink(place)
+        except OSError:  # it is no link, or missing
+            at = place
+            continue
+        num_links += 1
+        if num_links > _MOST_LINKS:
+            break
+        todo += reversed(target.split("/"))
+        at = "/" if target.startswith("/") else at
+    raise TooManyLinks(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def refuse_led_out(path: Path, named: str) -> None:
+    """Refuses a relative path that leads out of the working folder by a link.
+
+    Whoever has made the working folder may have chosen where the link leads.
+
+    Args:
+        path: of a file or folder that will be written.
+        named: the override that gives it, for the message.
+
+    Raises:
+        ConfigError: says where the path leads.
+    """
+    real = real_path(path)
+    is_inside = real is not None and real.is_relative_to(os.path.realpath("."))
+    if not path.is_absolute() and not is_inside and str(real) != os.path.abspath(path):
+        raise ConfigError(
+            f"{named} leads out of the working folder by a link, to {one_line(str(real))}: write "
+            "the place out if it is meant."
+        )
 
 
 def expanded(key: str, path: str) -> Path:

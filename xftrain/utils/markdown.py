@@ -40,6 +40,12 @@ def table(
 
 def escaped(text: str) -> str:
     """Escapes untrusted text, so that Markdown sees no column, HTML, link or image in it."""
-    for mark, entity in (("&", "&amp;"), ("|", "&#124;"), ("<", "&lt;"), ("](", "]&#40;")):
+    for mark, entity in (
+        ("&", "&amp;"),
+        ("|", "&#124;"),
+        ("<", "&lt;"),
+        ("[", "&#91;"),
+        ("]", "&#93;"),
+    ):
         text = text.replace(mark, entity)
     return text

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
 
 from xftrain.utils.spellings import as_paths, folded, spellings
+from xftrain.utils.url_passwords import without_passwords
 
 READ: dict[str, str] = {}  # the values of the variables that were read, by name
 _DECODED: dict[str, tuple[str, ...]] = {}  # strings that `oc.decode` parsed from a variable
@@ -26,7 +27,6 @@ _READ_NOW: set[str] = set()  # variables that were read since the set was last c
 public_words: Callable[[], Collection[str]] = frozenset
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?<=://)\S{1,300}(?=@)")  # with the user name
 _READS = re.compile(r"\$\{oc\.env:\s*(\w+)[^${}]*\}")
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _CONSTANTS = {"true", "false", "null", "none", "yes", "no", "on", "off", "inf", "nan"}
@@ -138,12 +138,12 @@ def hidden(text: str, *, is_value: bool = False) -> str:
     forms = _forms((*READ.items(), *decoded), tuple(_WORDS.items()), is_value)
     if not forms:
         return text
-    names = [place.span() for place in re.finditer(r"\$\{oc\.env:\w+\}", text)]
+    ends = {at: n.end() for n in re.finditer(r"\$\{oc\.env:\w+\}", text) for at in range(*n.span())}
     found = [
         (start, end, form.shown)
         for form in forms
         for start, end in form.spans(text)
-        if not any(first <= start and end <= last for first, last in names)
+        if end > ends.get(start, 0)  # not within the name of a variable
     ]
     return _replaced(text, found)
 
@@ -157,17 +157,17 @@ def hidden_in_message(text: str) -> str:
     Args:
         text: a sentence, a message or a traceback.
     """
-    return hidden(_PASSWORD.sub("***", text))
+    return hidden(without_passwords(text))
 
 
-def hidden_throughout(value: Any) -> Any:
-    """Applies `hidden` to each string of a plain structure, keys included."""
+def hidden_throughout(value: Any, hide: Callable[[str], str] = hidden) -> Any:
+    """Applies a function such as `hidden` to each string of a plain structure, keys included."""
     if isinstance(value, str):
-        return hidden(value)
+        return hide(value)
     if isinstance(value, Mapping):
-        return {hidden_throughout(key): hidden_throughout(child) for key, child in value.items()}
+        return dict(hidden_throughout(pair, hide) for pair in value.items())
     if isinstance(value, list | tuple):
-        return [hidden_throughout(child) for child in value]
+        return [hidden_throughout(child, hide) for child in value]
     return value
 
 

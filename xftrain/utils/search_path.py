@@ -19,6 +19,17 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _HOME = os.path.dirname(_PACKAGE)  # the entry of `sys.path` by which this package is found
 _SAFE = "PYTHONSAFEPATH"  # keeps the working folder off the path of Python processes
 _OURS = "XFTRAIN_SAFE_PATH"  # set if this package, rather than the user, set PYTHONSAFEPATH
+# Variables whose empty entries programs take for the working folder.
+_SEARCH_PATHS = (
+    "PYTHONPATH",
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "LIBRARY_PATH",
+    "CPATH",
+    "C_INCLUDE_PATH",
+    "CPLUS_INCLUDE_PATH",
+    "COMPILER_PATH",
+)
 _IS_REFUSED = bool(sys.flags.safe_path) and _OURS not in os.environ  # the user set it, or -P
 
 # The modules that import what a configuration names: `_target_`, and the handlers of a log.
@@ -47,7 +58,42 @@ def leave_out_working_folder() -> None:
     module = sys.orig_argv[-len(sys.argv)] if len(sys.orig_argv) >= len(sys.argv) else ""
     if sys.flags.safe_path or not module.partition(".")[0].endswith("xftrain"):
         return
-    folder = sys.path.pop(0)
+    _put_back(sys.path.pop(0))
+
+
+def leave_out_empty_entries() -> None:
+    """Removes empty entries, which mean the working folder, from variables with search paths.
+
+    Nobody writes one on purpose: `PYTHONPATH=$PYTHONPATH:/mine` has one if the variable was unset,
+    and Python, the shell, the linker and the compiler then look in the working folder, also in
+    child processes. Python's path in this process loses the entry as well.
+    """
+    for name in _SEARCH_PATHS:
+        entries = os.environ.get(name, "").split(os.pathsep)
+        named = [entry for entry in entries if entry]
+        if "" not in entries or not os.environ.get(name):
+            continue
+        if named:
+            os.environ[name] = os.pathsep.join(named)
+        else:
+            del os.environ[name]
+        if name == "PYTHONPATH" and not sys.flags.ignore_environment:
+            _remove_unnamed(named)
+
+
+def _remove_unnamed(named: "list[str]") -> None:
+    """Removes the working folder from `sys.path` unless PYTHONPATH names it."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it was deleted
+        return
+    if here in sys.path and here not in map(os.path.abspath, named):
+        sys.path.remove(here)
+        _put_back(here)
+
+
+def _put_back(folder: str) -> None:
+    """Puts a folder that was removed last in `sys.path` if this package was found in it."""
     if os.path.abspath(folder) != _HOME:
         return
     other = PathFinder.find_spec("xftrain", sys.path)

@@ -1,4 +1,7 @@
-"""Refuses option files that would exhaust memory or time when Hydra reads them."""
+"""Refuses option files that would exhaust memory or time when Hydra reads them.
+
+Importing this module makes Hydra check each file that it reads.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult
 
 from xftrain.errors import ConfigError
 
@@ -91,3 +97,18 @@ def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
         children = node.value
     known[id(node)] = 1 + sum(_num_values(child, known) for child in children)
     return known[id(node)]
+
+
+_load = ConfigRepository.load_config
+
+
+def _load_checked(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+    """Hydra's reader of option files, also of the folders that `hydra.searchpath` names."""
+    name = config_path if config_path.endswith(".yaml") else f"{config_path}.yaml"
+    source = self._find_object_source(config_path, ObjectType.CONFIG)
+    if source is not None and source.scheme() == "file":
+        _check(Path(source.path, name))
+    return _load(self, config_path)
+
+
+setattr(ConfigRepository, "load_config", _load_checked)  # noqa: B010

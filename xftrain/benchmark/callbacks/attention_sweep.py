@@ -229,12 +229,15 @@ def _fastest(rows: Sequence[Row]) -> str:
     if not ran:
         return ""
     columns = list(dict.fromkeys((row["bias"], row["heads"]) for row in rows))
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in ran:
+        place = (row["M"], row["bias"], row["heads"])
+        found[place] = min(found.get(place, row), row, key=lambda row: row["ms"])
     lines = []
     for length in sorted({row["M"] for row in rows}):
         line = [f"{length:,}"]
-        for column in columns:
-            at = [r for r in ran if r["M"] == length and (r["bias"], r["heads"]) == column]
-            best = min(at, key=lambda row: row["ms"], default=None)
+        for bias, heads in columns:
+            best = found.get((length, bias, heads))
             line.append("-" if best is None else f"{best['backend']} {figure(best['ms'])} ms")
         lines.append(line)
     several = len({heads for _, heads in columns}) > 1

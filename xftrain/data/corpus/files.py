@@ -1,20 +1,18 @@
 """A file or a folder of text: its files, those that are held out, and their bytes in pieces.
 
-A file is text if it is valid UTF-8 without NUL bytes. Reading stops at the first NUL byte, so a
-sparse file of terabytes is skipped quickly. Hidden files, hidden folders and `__pycache__` are
-skipped. No file is read twice, as a second name of a file could put held-out text into the training
-files. Links within the folder are followed, but links that lead out of it only if configured, as in
-a folder from someone else they could lead to private files.
+Hidden files, hidden folders and `__pycache__` are skipped. No file is read twice, as a second name
+of a file could put held-out text into the training files; `content` skips copies. Links within the
+folder are followed, but links that lead out of it only if configured, as in a folder from someone
+else they could lead to private files.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,6 @@ from xftrain.utils.printable import one_line
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 64 << 10
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,11 @@ class SourceFile:
         name: its path below the folder, with slashes.
         path: its full path, without links below the folder.
         size: size in bytes.
-        mtime_ns: time of the last change in nanoseconds.
     """
 
     name: str
     path: Path
     size: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -75,12 +70,10 @@ def list_files(
     status = _status(root)
     skipped = Skipped()
     top = Path(os.path.realpath(root))
-    as_typed = os.path.normpath(os.path.join(os.path.realpath("."), root))
-    by_link = root.is_symlink() or not root.is_absolute() and str(top) != as_typed
-    if by_link and not follow_links:
-        log.warning("data.path=%s is a link: the files of %s are read", root, one_line(str(top)))
+    if not follow_links:
+        _check_place(Path(os.path.abspath(root)), top)
     if stat.S_ISREG(status.st_mode):
-        return [SourceFile(root.name, top, status.st_size, status.st_mtime_ns)], skipped
+        return [SourceFile(root.name, top, status.st_size)], skipped
 
     files: list[SourceFile] = []
     seen = {_identity(status)}
@@ -130,29 +123,14 @@ def list_files(
             elif not os.access(path, os.R_OK):
                 skipped.add("unreadable", name)
             else:
-                files.append(SourceFile(name, path, status.st_size, status.st_mtime_ns))
+                files.append(SourceFile(name, path, status.st_size))
             seen.add(_identity(status))
     return sorted(files, key=lambda file: file.name), skipped
 
 
-def is_text(path: Path) -> bool:
-    """Whether the file is valid UTF-8 without NUL bytes; holes of sparse files are NUL bytes."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with _opened(path) as file:
-            while block := file.read(_BLOCK_BYTES):
-                if b"\0" in block:
-                    return False
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return True
-
-
-def split_documents(files: list[SourceFile], val_fraction: float) -> dict[Split, list[Document]]:
+def split_documents(
+    files: Sequence[SourceFile], val_fraction: float
+) -> dict[Split, list[Document]]:
     """Splits files by a hash of their names, or a single file into begin and end.
 
     A file is held out if its hash is below the fraction. This does not depend on other files, so a
@@ -195,7 +173,7 @@ def read_pieces(document: Document) -> Iterator[bytes]:
     rest = b""
     missing = document.end - document.begin
     try:
-        with _opened(document.path) as file:
+        with opened(document.path) as file:
             file.seek(document.begin)
             while missing:
                 block = file.read(min(missing, PIECE_BYTES))
@@ -207,11 +185,11 @@ def read_pieces(document: Document) -> Iterator[bytes]:
                 yield block[:cut]
                 rest = block[cut:]
     except OSError as error:
-        raise _unreadable(document.path, error) from error
+        raise unreadable(document.path, error) from error
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[IO[bytes]]:
     """Opens a listed file, after checking that its path has not changed.
 
     Raises:
@@ -256,6 +234,29 @@ def _status(root: Path) -> os.stat_result:
     return status
 
 
+def _check_place(named: Path, top: Path) -> None:
+    """Refuses a path that leads out of the working folder by a link, and names any other link.
+
+    Whoever has made the working folder may have chosen where its links lead.
+
+    Args:
+        named: the absolute path as the user names it, with links.
+        top: the place that it leads to.
+
+    Raises:
+        ConfigError: it is below the working folder, and the place is not.
+    """
+    here = Path.cwd()
+    if named.is_relative_to(here) and not top.is_relative_to(os.path.realpath(here)):
+        raise ConfigError(
+            f"data.path leads out of the working folder by a link, to {one_line(str(top))}: write "
+            "that place out, or set data.follow_links=true."
+        )
+    if named != top:
+        said = "is a link" if named.is_symlink() else "leads through a link"
+        log.warning("data.path=%s %s: the files of %s are read", named, said, one_line(str(top)))
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
@@ -268,11 +269,11 @@ def _share(name: str) -> float:
 
 def _character_boundary(path: Path, position: int) -> int:
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             file.seek(position)
             following = file.read(4)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     # Bytes 10xxxxxx continue a character; at most three of them follow its first byte.
     while following and following[0] & 0xC0 == 0x80:
         following, position = following[1:], position + 1
@@ -289,7 +290,8 @@ def _piece_end(block: bytes) -> int:
     return last or len(block)
 
 
-def _unreadable(path: Path, error: OSError) -> RunError:
+def unreadable(path: Path, error: OSError) -> RunError:
+    """The error for a listed file that cannot be read."""
     return RunError(
         f"data.path: every listed file must stay readable, but {str(path)!r} is not "
         f"({error.strerror}); restore it or take it out, then run again."

@@ -1,6 +1,7 @@
 """Token files of a corpus on disk, which are made once and memory-mapped.
 
-The folder of a corpus is named by a hash of everything that its content depends on. It is made
+The folder of a corpus is named by a hash of everything that its content depends on: the content and
+the name of each text, and the options. It is made
 under a temporary name and renamed when complete, so a killed preparation never looks complete. It
 belongs to one user, who alone can read it, as the corpus may be private; in a shared cache folder,
 nobody trains on token files of another user.
@@ -21,9 +22,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xftrain.data.corpus.files import SourceFile, changed, is_text, list_files, split_documents
-from xftrain.data.corpus.skipped import NUM_NAMED, Skipped
+from xftrain.data.corpus.files import changed, list_files, split_documents
+from xftrain.data.corpus.skipped import Skipped
 from xftrain.data.tokens.cache_folder import alone, cache_folder, is_own_folder
+from xftrain.data.tokens.content import (
+    MOST_FILES,
+    ContentCheck,
+    DigestRecord,
+    TextFile,
+    distinct_texts,
+)
 from xftrain.data.tokens.files import SPLITS, TokenizerName, seal, write_token_files
 from xftrain.data.tokens.stream import (
     Meta,
@@ -41,7 +49,7 @@ from xftrain.utils.files import expanded, sync
 log = logging.getLogger(__name__)
 
 _BPE_VOCAB = 8192
-_FORMAT = 3  # increase it if the same files would give other content
+_FORMAT = 4  # increase it if the same files would give other content
 
 
 @dataclass(frozen=True)
@@ -108,22 +116,29 @@ def prepare(
     root = Path(os.path.abspath(expanded("data.path", path)))
     cache = cache_folder(cache_dir)
     files, skipped = list_files(root, leave_out=cache, follow_links=follow_links)
-    settings = (tokenizer, vocab_size, val_fraction, follow_links)
-    key = _key(root, files, settings)
+    record = DigestRecord(_record_path(cache, root), 2 * len(files) + MOST_FILES)
+    texts = distinct_texts(files, record, skipped)
+    if not texts:
+        raise ConfigError(
+            "data.path must hold text (valid UTF-8 without NUL bytes), got "
+            f"{str(root)!r} with none (skipped {skipped}); give a file or folder of text"
+            + (", or set data.follow_links=true." if skipped["outside"] else ".")
+        )
+    key = _key(texts, (tokenizer, vocab_size, val_fraction))
     folder = cache / key
-    opened = _open(folder, tokenizer, files, skipped)
+    opened = _open(folder, tokenizer, vocab_size, texts, skipped)
     if opened is None:
         with alone(cache / f".{key}.lock") as is_alone:
             # another process may have made it meanwhile
-            opened = _open(folder, tokenizer, files, skipped)
+            opened = _open(folder, tokenizer, vocab_size, texts, skipped)
             if opened is None:
                 if folder.exists():
                     log.warning("data.path: %s is damaged and is made again", folder)
                 leftovers = cache.glob(f".{key}-*") if is_alone else ()
                 for leftover in [folder, *leftovers]:
                     shutil.rmtree(leftover, ignore_errors=True)
-                _make(folder, root, files, skipped, tokenizer, vocab_size, val_fraction)
-                opened = _open(folder, tokenizer, files, skipped)
+                _make(folder, root, texts, tokenizer, vocab_size, val_fraction)
+                opened = _open(folder, tokenizer, vocab_size, texts, skipped)
     if opened is None:
         raise RunError(
             f"data.cache_dir: what was written to {str(folder)!r} does not read back; "
@@ -150,43 +165,38 @@ def _checked_vocab_size(tokenizer: TokenizerName, vocab_size: int | None) -> int
     return vocab_size or _BPE_VOCAB
 
 
-def _key(root: Path, files: list[SourceFile], settings: Any) -> str:
+def _record_path(cache: Path, root: Path) -> Path:
+    """The path of the recorded digests of a corpus, of which each user has an own one."""
+    name = hashlib.blake2b(repr((os.geteuid(), os.fsencode(root))).encode(), digest_size=16)
+    return cache / f".{name.hexdigest()}.digests"
+
+
+def _key(texts: list[TextFile], settings: Any) -> str:
     """The name of the folder, which depends on the user, as no user trusts others' token files."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((_FORMAT, os.geteuid(), os.fsencode(root), settings)).encode())
-    for file in files:
-        digest.update(repr((os.fsencode(file.name), file.size, file.mtime_ns)).encode())
+    digest.update(repr((_FORMAT, os.geteuid(), settings)).encode())
+    for text in texts:
+        digest.update(repr((os.fsencode(text.name), text.size, text.sha256)).encode())
     return digest.hexdigest()
 
 
 def _make(
     folder: Path,
     root: Path,
-    files: list[SourceFile],
-    skipped: Skipped,
+    texts: list[TextFile],
     tokenizer: TokenizerName,
     vocab_size: int,
     val_fraction: float,
 ) -> None:
-    log.info("data.path: preparing %d files of %s", len(files), root)
+    log.info("data.path: preparing %d files of %s", len(texts), root)
     began = time.monotonic()
-    are_text = [is_text(file.path) for file in files]
-    texts = [file for file, is_one in zip(files, are_text, strict=True) if is_one]
-    binary = [file.name for file, is_one in zip(files, are_text, strict=True) if not is_one]
-    if not texts:
-        skipped.extend("binary", len(binary), binary)
-        raise ConfigError(
-            "data.path must hold text (valid UTF-8 without NUL bytes), got "
-            f"{str(root)!r} with none (skipped {skipped}); give a file or folder of text"
-            + (", or set data.follow_links=true." if skipped["outside"] else ".")
-        )
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(16)}")
     try:
         temporary.mkdir(mode=0o700)
         documents = split_documents(texts, val_fraction)
-        facts = write_token_files(temporary, documents, tokenizer, vocab_size)
-        named = {"binary": len(binary), "binary_names": binary[:NUM_NAMED]}
-        seal(temporary, {**named, **facts}, tokenizer)
+        check = ContentCheck(texts)
+        facts = write_token_files(temporary, documents, tokenizer, vocab_size, check)
+        seal(temporary, facts, tokenizer)
         try:
             temporary.rename(folder)
         except OSError:
@@ -207,7 +217,7 @@ def _make(
 
 
 def _open(
-    folder: Path, name: TokenizerName, files: list[SourceFile], skipped: Skipped
+    folder: Path, name: TokenizerName, vocab_size: int, texts: list[TextFile], skipped: Skipped
 ) -> TokenCache | None:
     """The opened token files, or None if they are missing or damaged.
 
@@ -217,8 +227,8 @@ def _open(
     if not is_own_folder(folder):
         return None
     try:
-        meta = read_meta(folder, files)
-        tokenizer = read_tokenizer(folder, name, meta)
+        meta = read_meta(folder, texts)
+        tokenizer = read_tokenizer(folder, name, meta, vocab_size)
         return TokenCache(
             folder=folder,
             tokenizer=tokenizer,
@@ -239,7 +249,6 @@ def _digest(meta: Meta, tokenizer: Tokenizer) -> str:
 
 def _summary(meta: Meta, skipped: Skipped) -> str:
     train, val = meta.splits["train"], meta.splits["val"]
-    skipped.extend("binary", meta.num_binary, meta.binary_names)
     return (
         f"{train.files:,} files to train on ({train.bytes:,} bytes, {train.tokens:,} tokens), "
         f"{val.files:,} held out ({val.bytes:,} bytes, {val.tokens:,} tokens); skipped {skipped}"

@@ -24,6 +24,7 @@ import numpy as np
 
 from xftrain.data.corpus.files import PIECE_BYTES, Document, read_pieces
 from xftrain.data.tokens.bigram import BigramCounts
+from xftrain.data.tokens.content import ContentCheck
 from xftrain.data.tokens.tokenizer import Bpe, Bytes, Tokenizer
 from xftrain.interfaces import Split
 from xftrain.utils.files import sync
@@ -42,9 +43,17 @@ def file_names(tokenizer: TokenizerName) -> list[str]:
 
 
 def write_token_files(
-    folder: Path, documents: dict[Split, list[Document]], name: TokenizerName, vocab_size: int
+    folder: Path,
+    documents: dict[Split, list[Document]],
+    name: TokenizerName,
+    vocab_size: int,
+    check: ContentCheck,
 ) -> dict[str, Any]:
-    """Writes all files but meta.json, and returns the facts for meta.json."""
+    """Writes all files but meta.json, and returns the facts for meta.json.
+
+    Raises:
+        RunError: a text has changed since its digest was computed.
+    """
     tokenizer = Bytes() if name == "bytes" else _train_bpe(documents["train"], vocab_size)
     if isinstance(tokenizer, Bpe):
         with open(folder / "tokenizer.json", "x", encoding="utf-8") as text:
@@ -52,7 +61,7 @@ def write_token_files(
     counts = BigramCounts()
     facts: dict[str, Any] = {}
     for split in SPLITS:
-        pieces = _separated(documents[split])
+        pieces = _separated(documents[split], check)
         boundaries = []
         num_tokens = 0
         checksum = hashlib.sha256()
@@ -78,10 +87,10 @@ def write_token_files(
     return facts
 
 
-def _separated(documents: list[Document]) -> Iterator[bytes]:
+def _separated(documents: list[Document], check: ContentCheck) -> Iterator[bytes]:
     yield b""
     for document in documents:
-        yield from read_pieces(document)
+        yield from check.watch(document, read_pieces(document))
         yield b""
 
 
@@ -122,13 +131,18 @@ def seal(folder: Path, facts: dict[str, Any], name: TokenizerName) -> None:
     meta = {
         **facts,
         "sha256": {one: hashlib.sha256((folder / one).read_bytes()).hexdigest() for one in small},
-        "mtime_ns": {split: os.stat(folder / f"{split}.bin").st_mtime_ns for split in SPLITS},
+        "times_ns": {split: times_of(os.stat(folder / f"{split}.bin")) for split in SPLITS},
     }
     sealed = {"meta": meta, "sha256": hashlib.sha256(canonical(meta)).hexdigest()}
     with open(folder / "meta.json", "x", encoding="utf-8") as file:
         json.dump(sealed, file, indent=1)
     for path in (folder / "meta.json", folder):
         sync(path)
+
+
+def times_of(status: os.stat_result) -> tuple[int, int]:
+    """The times of a file's last modification and change, of which no copy has both."""
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
 def canonical(meta: dict[str, Any]) -> bytes:

@@ -26,15 +26,16 @@ from xftrain.utils.printable import one_line
 SEPARATOR_TEXT = "<|end|>"
 NUM_BYTES_VOCAB = 257  # the byte values and the separator; a BPE starts from the same
 _PIECES_AT_ONCE = 64  # pieces that `tokenizers` encodes in parallel
-# Merging inside one word costs its length for every merge: 4 MiB of DNA without a space trained
-# for 68 s as 64 KiB words and for 10 s as words of 256 characters.
-_LONG_WORD = re.compile(r"\S{256}")
+# A merge inside a word costs the length of that word: 4 MiB of DNA without a space trained for 68 s
+# as words of 64 KiB and for 10 s as words of 256 bytes. What a word is, only the pre-tokenizer
+# knows: a run of blanks, of line breaks or of control characters is one, too.
+_LONG_WORD = tokenizers.Regex(".{256}")
 MAX_FILE_BYTES = 64 << 20  # maximum size of tokenizer.json; a million tokens take 40 MiB
 # Commas and brackets of its JSON, each before a value that may take 30 times its bytes once it is
 # parsed: one of each token, three of the merge that makes it.
 _PARTS_OF_TOKEN, _OTHER_PARTS, _MAX_PARTS = 4, 1000, 8_000_000
 _STRING = re.compile('"[^"]*"')
-_LONGEST_TOKEN = 4096  # bytes; a word of 256 characters has at most 1,024
+_LONGEST_TOKEN = 4096  # bytes; a word of training has at most 256
 # Parts of a tokenizer.json, each of which must be null, absent or one of these.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncation": (),
@@ -161,15 +162,17 @@ class Bpe(Tokenizer):
     def train(cls, pieces: Iterable[bytes], vocab_size: int) -> Bpe:
         """Trains at most `vocab_size` tokens, the separator included; small texts give fewer."""
         model = tokenizers.Tokenizer(models.BPE())
-        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        pieces_of_words = pre_tokenizers.Split(_LONG_WORD, "isolated")
+        model.pre_tokenizer = pre_tokenizers.Sequence([words, pieces_of_words])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1,
             min_frequency=2,
             show_progress=False,
             initial_alphabet=sorted(_byte_of_character()),
         )
-        texts = (_LONG_WORD.sub("\\g<0>\0", piece.decode()).split("\0") for piece in pieces)
-        model.train_from_iterator(texts, trainer)
+        model.train_from_iterator((piece.decode() for piece in pieces), trainer)
+        model.pre_tokenizer = words
         return cls.from_json(model.to_str())
 
     @classmethod
