@@ -16,8 +16,7 @@ from tests.command_line import Ended, one_sentence
 from xftrain.commands import sweep_data
 from xftrain.commands.sweep_data import recall_data, refuse_other_data
 from xftrain.commands.train import run
-from xftrain.config import compose
-from xftrain.config.compose import validate
+from xftrain.config.compose import compose, validate
 from xftrain.errors import ConfigError
 from xftrain.multirun.job_config import described, write_job_config
 

@@ -11,9 +11,8 @@ import pytest
 from tests.train.runs import run
 from xftrain.benchmark.cells import attention_cell, node_of
 from xftrain.benchmark.training import TrainCell
-from xftrain.config import compose
 from xftrain.config import own_code as own_code_module
-from xftrain.config.compose import validate
+from xftrain.config.compose import compose, validate
 from xftrain.config.own_code import own_code
 from xftrain.model.attn.naive import Naive
 

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xftrain.data import change_times, content
-from xftrain.data.corpus import Document, SourceFile, list_files, read_pieces
+from xftrain.data.corpus.files import Document, SourceFile, list_files, read_pieces
 from xftrain.data.corpus.skipped import Skipped
+from xftrain.data.tokens import content
 from xftrain.data.tokens.cache import prepare
 from xftrain.data.tokens.content import ContentCheck, DigestRecord, TextFile, distinct_texts
 from xftrain.errors import RunError
+from xftrain.utils import change_times
 
 NOWHERE = Path("/nonexistent")
 

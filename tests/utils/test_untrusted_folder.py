@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from xftrain import commands
 from xftrain.config import compose as config
 from xftrain.data.tokens.cache_folder import cache_folder
 from xftrain.errors import ConfigError
+from xftrain.launch import dispatch
 from xftrain.utils import compilers, plot_settings, search_path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", search_path._SEARCH_PATHS)
@@ -63,10 +63,10 @@ def test_a_run_by_the_python_api_is_protected_like_the_command(
     kinds = plot_settings._Finder | compilers._Finder
     others = [finder for finder in sys.meta_path if not isinstance(finder, kinds)]
     monkeypatch.setattr(sys, "meta_path", others)
-    monkeypatch.setattr(commands, "command_of", lambda _: record)
+    monkeypatch.setattr(dispatch, "command_of", lambda _: record)
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     monkeypatch.chdir(tmp_path)
-    found = commands.run(config.compose("max_steps=1"), tmp_path)
+    found = dispatch.run(config.compose("max_steps=1"), tmp_path)
     assert found["safe"] == "1" and len(found["finders"]) == 2
     assert "PYTHONSAFEPATH" not in os.environ
 

@@ -17,9 +17,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from xftrain.checkpoint.plain_pickle import read_plain_pickle
-from xftrain.checkpoint.plain_values import NotPlain
+from xftrain.checkpoint.plain_values import NotPlain, is_count
 from xftrain.errors import ConfigError, first_line
 from xftrain.utils.printable import one_line
+
+_MAX_PLAIN_DEPTH = 6  # of what is known to be savable at a glance; a container may hold itself
 
 
 def refuse_unsavable(trainer: Trainer, *, are_begun: bool) -> None:
@@ -58,12 +60,25 @@ def _state_of(callback: Callback, *, are_begun: bool) -> Any:
 
 
 def _check(part: object, state: object) -> None:
-    if state and (reason := why_unsavable(state)) is not None:
+    if not _is_plain(state) and (reason := why_unsavable(state)) is not None:
         name = f"{type(part).__module__}.{type(part).__qualname__}"
         raise ConfigError(
             f"{name}.state_dict() returns what no checkpoint can hold ({reason}): let it return "
             "tensors and plain values, such as float(x) for a number of numpy."
         )
+
+
+def _is_plain(state: Any, depth: int = 0) -> bool:
+    """Whether a state has nothing but what every checkpoint can hold, without writing it."""
+    if state is None or type(state) in (bool, int, float, str):
+        return True
+    if type(state) is Tensor:
+        return state.layout is torch.strided and not state.is_quantized
+    if depth == _MAX_PLAIN_DEPTH:
+        return False
+    if type(state) is dict:
+        return all(type(key) is str and _is_plain(value, depth + 1) for key, value in state.items())
+    return type(state) in (list, tuple) and all(_is_plain(one, depth + 1) for one in state)
 
 
 def why_unsavable(state: object) -> str | None:
