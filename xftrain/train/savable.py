@@ -77,7 +77,10 @@ def _is_plain(state: Any, depth: int = 0) -> bool:
     if depth == _MAX_PLAIN_DEPTH:
         return False
     if type(state) is dict:
-        return all(type(key) is str and _is_plain(value, depth + 1) for key, value in state.items())
+        return all(
+            (type(key) is str or is_count(key)) and _is_plain(value, depth + 1)
+            for key, value in state.items()
+        )
     return type(state) in (list, tuple) and all(_is_plain(one, depth + 1) for one in state)
 
 
