@@ -93,10 +93,8 @@ def outcome_of(command: Sequence[str], result: Path, timeout_s: float, log: Path
     row = read_json(result)
     if row is None:
         output = " ".join(log.read_bytes()[start:].decode(errors="replace").split())
-        reason = f"{cause_of_death(process.returncode)}: {output[-MAX_STDERR_CHARS:]}".removesuffix(
-            ": "
-        )
-        return {"status": "crashed", "reason": reason}
+        reason = f"{cause_of_death(process.returncode)}: {output[-MAX_STDERR_CHARS:]}"
+        return {"status": "crashed", "reason": reason.removesuffix(": ")}
     return row
 
 
