@@ -45,8 +45,8 @@ def cases(harness: Harness, num_kills: int, folder: Path) -> list[Case]:
         with notes.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(case)) + "\n")
         say(f"{case.kind} {case.number}: {len(case.hits)} kills ({', '.join(case.hits)})")
-        for said in (case.weights + case.rows)[:8]:
-            say(f"  {said}")
+        for difference in (case.weights + case.rows)[:8]:
+            say(f"  {difference}")
     return done
 
 
@@ -55,6 +55,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+@quiet()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kind", default="one,ranks,text,sweep,benchmark")
@@ -62,7 +63,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("outputs/kills"))
     given = parser.parse_args()
-    quiet()
     folder = given.folder.resolve()
     known = kinds(make_corpus(folder / "corpus"))
     rows, is_right = [], True
