@@ -1,7 +1,7 @@
 """Compares the benchmark's times with triton.testing.do_bench on the same calls.
 
-Five attention calls, forward and backward, each timed by both, seven times in turn. Prints one
-table; exits with 1 where the medians differ by more than 5 %. Needs an NVIDIA GPU.
+Both time five attention calls, forward and backward, in seven alternating rounds. The script prints
+one table, and exits with 1 if the medians differ by more than 5 %. It needs an NVIDIA GPU.
 
     python scripts/check_timing.py
 """
@@ -22,7 +22,7 @@ from xftrain.utils.timing import in_turns
 
 LIMIT = 0.05
 ROUNDS = 7
-CALLS = [  # backend, bias, M: each long enough for the device rather than Python to set the time
+CALLS = [  # backend, bias, M; the calls are long enough to be bound by the device, not by Python
     ("naive", "full", 4096),
     ("xformers", "full", 8192),
     ("xformers", "causal", 16384),
