@@ -6,7 +6,7 @@
     bigram.npy      byte-bigram counts of the training text
     tokenizer.json  the BPE vocabulary, in the form of `tokenizers`; not with bytes
 
-`token_stream` reads it.
+`stream` reads it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The linear warm-up with which all schedules begin."""
+"""The linear warm-up with which all schedules begin, and the shapes of their decay."""
 
 from __future__ import annotations
 
