@@ -103,7 +103,7 @@ def attention(
     Where asked for, scores are about -120, the gradient is that of a sum, whose strides are 0, or
     the last row of the batch alone is compared.
     """
-    backend = registry.load("model/attn", name)()
+    backend = registry.load_class("model/attn", name)()
     call = AttnCall(bias, shape, dtype, CUDA)
     if reasons := backend.unsupported(*call):
         return "refused", reasons[0]

@@ -149,7 +149,7 @@ def test_a_file_system_without_times_of_change_is_read_at_each_start(
     # FUSE shows the modification time in place of the ctime, so it tells nothing more
     monkeypatch.setattr(change_times, "_SETTLED_NS", -1)
     monkeypatch.setattr(content, "has_change_times", lambda _: False)
-    monkeypatch.setattr(content, "_SAID_BYTES", 100)
+    monkeypatch.setattr(content, "_LOGGED_BYTES", 100)
     caplog.set_level(logging.INFO)
     for _ in range(2):
         prepare(str(folder), cache_dir=str(cache_dir))
@@ -216,7 +216,7 @@ def test_text_that_changes_before_it_is_tokenized_is_noticed(tmp_path, cut):
     check = ContentCheck([text])
     with pytest.raises(RunError, match="files must not change while they are read"):
         for document in (Document(path, 0, cut), Document(path, cut, 4)):
-            list(check.watch(document, read_pieces(document)))
+            list(check.verify_pieces(document, read_pieces(document)))
 
 
 def test_a_file_that_grows_is_read_as_far_as_it_was_listed(tmp_path):

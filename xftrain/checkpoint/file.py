@@ -26,7 +26,7 @@ from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.utils.files import NotPlainFile, open_plain, real_path, replacing, sync
 from xftrain.utils.printable import one_line
 
-_MOST_COUNTS = 10_000
+_MAX_COUNTS = 10_000
 _KEYS: dict[str, type] = {
     "xftrain": dict,
     "state_dict": dict,
@@ -151,7 +151,7 @@ def _check_readable(path: Path) -> None:
     if isinstance(content, dict) and "xftrain" in content:
         try:
             checked_content(content)
-        except _NotOurs:
+        except _WrongLayout:
             raise NotPlain("it is not laid out as a checkpoint of xftrain") from None
 
 
@@ -167,7 +167,7 @@ def _link(path: Path, other: Path) -> None:
         log.warning("%s is not kept: %s", other.name, error)
 
 
-def sweep_partial_files(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Removes the temporary files of killed processes; no other process writes to a run folder."""
     for path in folder.glob(".*.partial"):
         with suppress(IsADirectoryError, PermissionError):  # not a file of this package
@@ -220,7 +220,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             file.seek(0)
             loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         check_loaded(loaded, described)
-    except _NotOurs:
+    except _WrongLayout:
         raise ConfigError(
             f"ckpt={path} is no checkpoint of xftrain: give a .ckpt file of a run."
         ) from None
@@ -236,7 +236,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-class _NotOurs(ValueError):
+class _WrongLayout(ValueError):
     """A file written by torch.save is not a checkpoint of xftrain."""
 
 
@@ -244,11 +244,11 @@ def checked_content(content: Any) -> dict[str, Any]:
     """Returns the content of a checkpoint after checking its layout.
 
     Raises:
-        _NotOurs: it is not laid out as a checkpoint of xftrain.
+        _WrongLayout: it is not laid out as a checkpoint of xftrain.
         NotPlain: its description of the run is too large or malformed.
     """
     if not isinstance(content, dict):
-        raise _NotOurs
+        raise _WrongLayout
     right = all(isinstance(content.get(key), kind) for key, kind in _KEYS.items())
     if not (
         right
@@ -259,7 +259,7 @@ def checked_content(content: Any) -> dict[str, Any]:
         and is_count(content["xftrain"].get("num_skipped", 0))
         and _holds_counts(content["loops"])
     ):
-        raise _NotOurs
+        raise _WrongLayout
     check_description(content["xftrain"])
     return content
 
@@ -273,12 +273,12 @@ def _holds_counts(loops: Any) -> bool:
     while todo:
         value = todo.pop()
         num_values += 1
-        if num_values + len(todo) > _MOST_COUNTS:
+        if num_values + len(todo) > _MAX_COUNTS:
             return False
         if isinstance(value, dict):
-            todo += islice(value.values(), _MOST_COUNTS)
+            todo += islice(value.values(), _MAX_COUNTS)
         elif isinstance(value, list | tuple):
-            todo += value[:_MOST_COUNTS]
+            todo += value[:_MAX_COUNTS]
         elif type(value) is not bool and not is_count(value):
             return False
     return True

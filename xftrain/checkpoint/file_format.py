@@ -58,19 +58,19 @@ def described_content(file: IO[bytes]) -> Any:
         NotPlain: it holds more than plain values and dense tensors.
         zipfile.BadZipFile: it is no zip file.
     """
-    return _described(opened(file))
+    return _described(content_key(file))
 
 
-def opened(file: IO[bytes]) -> Opened:
+def content_key(file: IO[bytes]) -> ContentKey:
     """The key of a file's content for caches."""
     status = os.fstat(file.fileno())
     # by ctime, which cannot be set by programs
     identity = status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
-    return Opened(file, identity)
+    return ContentKey(file, identity)
 
 
 @dataclass(frozen=True)
-class Opened:
+class ContentKey:
     """An open file, which compares equal to other openings of the same content."""
 
     file: IO[bytes] = field(compare=False)
@@ -78,7 +78,7 @@ class Opened:
 
 
 @lru_cache(maxsize=1)  # one run reads several parts, and the content of others may be large
-def _described(opened: Opened) -> Any:
+def _described(opened: ContentKey) -> Any:
     file = opened.file
     length = os.fstat(file.fileno()).st_size
     _refuse_holes(file, length)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xftrain.checkpoint.file import checked_content
-from xftrain.checkpoint.file_format import Opened, described_content, opened
+from xftrain.checkpoint.file_format import ContentKey, content_key, described_content
 from xftrain.checkpoint.plain_values import is_time
 from xftrain.checkpoint.saved_config import check_description
 from xftrain.utils.files import open_plain
 
-_MAX_LOOKED_AT = 16  # files in a folder; to read one that is not a run's may take seconds
+_MAX_CANDIDATES = 16  # files in a folder; to read one that is not a run's may take seconds
 _OWN_NAMES = ("last.ckpt", "previous.ckpt", "best.ckpt")
 _MAX_RUN_ID = 100  # characters
 
@@ -26,7 +26,9 @@ class Summary(NamedTuple):
 
     run_id: str | None = None
     saved_at: int = 0  # nanoseconds; 0 if missing or unreadable
-    age: tuple[int, int] | None = None  # recorded time and step; None if it is no valid checkpoint
+    recency: tuple[int, int] | None = (
+        None  # recorded time and step; None if it is no valid checkpoint
+    )
 
 
 def header(path: Path) -> Mapping[str, Any] | None:
@@ -42,7 +44,7 @@ def summary(path: Path) -> Summary:
     """The summary of a checkpoint, which is empty if the file cannot be read."""
     try:
         with open_plain(path) as file:
-            return _summary(opened(file))
+            return _summary(content_key(file))
     except OSError:
         return Summary()
 
@@ -58,13 +60,13 @@ def checkpoints_in(folder: Path) -> list[Path]:
     A folder that comes from somebody else may hold any number of files, each slow to read.
     """
     found = sorted(folder.glob("*.ckpt"), key=_precedence)
-    if len(found) > _MAX_LOOKED_AT:
+    if len(found) > _MAX_CANDIDATES:
         log.warning(
             "%s holds %d checkpoints, of which %d are looked at, by their names and the times of "
             "their files: give the path of another one as ckpt=<path>.",
-            *(folder, len(found), _MAX_LOOKED_AT),
+            *(folder, len(found), _MAX_CANDIDATES),
         )
-    return sorted(found[:_MAX_LOOKED_AT])
+    return sorted(found[:_MAX_CANDIDATES])
 
 
 def later_checkpoints(folder: Path, resumed: Path) -> list[Path]:
@@ -86,7 +88,7 @@ def _header(held: Any) -> Mapping[str, Any]:
 
 
 @lru_cache(maxsize=1024)
-def _summary(opened: Opened) -> Summary:
+def _summary(opened: ContentKey) -> Summary:
     try:
         held = described_content(opened.file)
         found = _header(held)

@@ -10,7 +10,7 @@ from xftrain.checkpoint.plain_values import NotPlain
 
 _MAX_KEY, _MAX_DOTTED = 200, 1000  # characters of a key, and of a dotted key
 _MAX_CONFIG = 1 << 20  # characters of all values with dotted keys; a run has a few thousand
-_VALUE = 8  # characters counted for a number
+_NUMBER_CHARACTERS = 8  # characters counted for a number
 _MAX_NAME = 1000  # characters of the name of an environment variable
 _DIGEST = re.compile(r"[0-9a-f]{3}")  # as `redaction.digests` makes them
 
@@ -38,7 +38,7 @@ def check_description(held: Mapping[str, Any]) -> None:
 
 def _refuse_large(value: Any, key: str, num_before: int) -> int:
     """Returns `num_before` plus the characters of a value, and refuses too many."""
-    total = num_before + len(key) + (len(value) if isinstance(value, str) else _VALUE)
+    total = num_before + len(key) + (len(value) if isinstance(value, str) else _NUMBER_CHARACTERS)
     if total > _MAX_CONFIG:
         raise NotPlain(f"its configuration has more than {_MAX_CONFIG:,} characters")
     if isinstance(value, dict):

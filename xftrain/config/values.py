@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 
 from xftrain.config.fields import MAX_INTEGER
-from xftrain.config.moved_keys import moved
+from xftrain.config.moved_keys import moved_key_error
 from xftrain.config.signatures import REQUIRED, Field
 from xftrain.errors import ConfigError
 from xftrain.utils.printable import one_line
@@ -91,7 +91,7 @@ def show(value: Any) -> str:
 
 def unknown_key(key: str, known: list[str], owner: str) -> str:
     """The error sentence for a key that does not exist or has been renamed."""
-    if said := moved(key):
+    if said := moved_key_error(key):
         return said
     if near := difflib.get_close_matches(key, known, n=1, cutoff=0.7):
         return f"{key} is not a key of {owner}; did you mean {near[0]}?"

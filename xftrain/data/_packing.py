@@ -42,7 +42,7 @@ class Layout:
     ends: Ints
 
     @classmethod
-    def of(cls, starts: Ints, lengths: Ints) -> Layout:
+    def from_lengths(cls, starts: Ints, lengths: Ints) -> Layout:
         return cls(starts, np.cumsum(lengths))
 
     @property

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xftrain.errors import ConfigError
-from xftrain.utils.files import places_passed, real_path
+from xftrain.utils.files import real_path, resolution_steps
 
 _REPLACED = (".ckpt", ".safetensors")  # replaced atomically, and read only with open_plain
 _MOST_ENTRIES = 500_000  # limit for a folder of runs; more would take long to search
@@ -96,7 +96,7 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
 
 def _passes_proc(path: Path) -> bool:
     """Whether a link is resolved by way of /proc, where `self` is another process for each."""
-    return any(f"{place}/".startswith("/proc/") for place in places_passed(path))
+    return any(f"{place}/".startswith("/proc/") for place in resolution_steps(path))
 
 
 def _refuse_special(place: Path, named: str, *, is_link: bool) -> None:

@@ -30,7 +30,7 @@ _NOT_SUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, e
 # The lock files that this process holds for a whole command, by the real path of the folder.
 _reserved: dict[str, IO[bytes]] = {}
 _in_use: set[str] = set()  # folders that a run of this process is writing to
-_open: list[IO[bytes]] = []  # every file whose lock this process holds
+_locked_files: list[IO[bytes]] = []  # every file whose lock this process holds
 
 
 def reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
@@ -47,7 +47,7 @@ def reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
     """
     name = os.path.realpath(folder)
     if name not in _reserved:
-        _reserved[name] = _locked(folder, key, wait_s)
+        _reserved[name] = _acquire(folder, key, wait_s)
 
 
 def release_reserved() -> None:
@@ -58,7 +58,7 @@ def release_reserved() -> None:
 
 
 @contextmanager
-def holding(folder: Path, key: str) -> Iterator[None]:
+def folder_lock(folder: Path, key: str) -> Iterator[None]:
     """Hold the lock of a folder, whether or not this command has reserved it.
 
     Raises:
@@ -68,7 +68,7 @@ def holding(folder: Path, key: str) -> Iterator[None]:
     name = os.path.realpath(folder)
     file = None
     if name in _in_use or name not in _reserved:
-        file = _locked(folder, key)
+        file = _acquire(folder, key)
     _in_use.add(name)
     try:
         yield
@@ -78,7 +78,7 @@ def holding(folder: Path, key: str) -> Iterator[None]:
             _release(file)
 
 
-def _locked(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
+def _acquire(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     path, deadline = folder / LOCK_FILE, time.monotonic() + wait_s
     try:
@@ -103,13 +103,13 @@ def _locked(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         file.flush()
-    _open.append(file)
+    _locked_files.append(file)
     return file
 
 
 def _release(file: IO[bytes]) -> None:
-    if file in _open:  # otherwise this is a forked child, which has closed it
-        _open.remove(file)
+    if file in _locked_files:  # otherwise this is a forked child, which has closed it
+        _locked_files.remove(file)
         with suppress(OSError):  # where the file system has no locks
             fcntl.flock(file, fcntl.LOCK_UN)  # a child that is being forked may hold it open
         file.close()
@@ -143,8 +143,8 @@ def _owner(path: Path) -> str:
 
 def _close_in_child() -> None:
     """Closes lock files in a forked child, which would hold the locks after its parent's end."""
-    while _open:
-        _open.pop().close()
+    while _locked_files:
+        _locked_files.pop().close()
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -10,7 +10,7 @@ from pathlib import Path
 from xftrain.utils.files import real_path
 
 
-def written_by_others(folder: Path, probe: Path) -> str | None:
+def writable_by_other_users(folder: Path, probe: Path) -> str | None:
     """Describes the first folder, of this one and its parents, that other users can write to.
 
     Folders with the sticky bit, such as `/tmp`, and those of root are trusted, and so are groups,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from xftrain.errors import ConfigError, RunError
 from xftrain.folders.finished_run import status_of
-from xftrain.folders.owner import written_by_others
+from xftrain.folders.owner import writable_by_other_users
 from xftrain.utils.files import read_json, read_plain, replace_bytes, replace_text, write_json
 
 log = logging.getLogger(__name__)
@@ -31,15 +31,18 @@ _RECORDS = ("metrics.csv", "events.out.tfevents.*")
 _TRAINED = (*_RECORDS, "checkpoints")
 _TRACKED = ("wandb", "mlflow*.db*", "mlflow*-artifacts")  # files of experiment trackers
 # Files of one run; benchmark rows and the log belong to the folder and are continued.
-_OTHERS = ("hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
-_FILES = (*_TRAINED, RUN_FILE, *_OTHERS)
-_WRITTEN = (*_RECORDS, *_OTHERS)  # replaced
+_RUN_FILES = ("hparams.yaml", "sample.txt", "fit-profile*", "stacks*.txt")
+_MOVED = (*_TRAINED, RUN_FILE, *_RUN_FILES)
+_OVERWRITTEN = (*_RECORDS, *_RUN_FILES)  # replaced
 _OWN_RESULT = {"status", "error", "overrides", "run_dir"}  # keys of each `result.json`
-_OF_OTHERS = "files of another program are"
-_LAST = ("config.yaml", "result.json")  # moved last, since they mark a folder with an earlier run
+_FOREIGN = "files of another program are"
+_MOVED_LAST = (
+    "config.yaml",
+    "result.json",
+)  # moved last, since they mark a folder with an earlier run
 
 # By real path, the content of an earlier command's Hydra files, which Hydra overwrites at startup.
-_hydra_before: dict[str, dict[str, bytes]] = {}
+_earlier_hydra_files: dict[str, dict[str, bytes]] = {}
 
 
 class RunFolder:
@@ -47,14 +50,14 @@ class RunFolder:
 
     Args:
         path: the run folder.
-        is_kept: whether this process writes to it; only one of several ranks does.
+        is_writer: whether this process writes to it; only one of several ranks does.
     """
 
-    def __init__(self, path: Path, *, is_kept: bool = True) -> None:
-        self.path, self.is_kept = path, is_kept
-        self.has_begun = False
-        self.run_id = run_id_of(path) if is_kept else None
-        self._strangers = _strangers(path) if is_kept else []
+    def __init__(self, path: Path, *, is_writer: bool = True) -> None:
+        self.path, self.is_writer = path, is_writer
+        self.has_started = False
+        self.run_id = run_id_of(path) if is_writer else None
+        self._foreign_files = _find_foreign_files(path) if is_writer else []
         self.notes: dict[str, str] = {}  # facts about the run, written when it begins
         self._config: str | None = None
 
@@ -64,30 +67,31 @@ class RunFolder:
         Args:
             status: this run's status.
         """
-        if self.has_begun:
+        if self.has_started:
             return False
         is_of_run = _holds_record_of_run(self.path) and (
             status == "refused" or holds_run(self.path)
         )
-        return is_of_run or bool(self._strangers)
+        return is_of_run or bool(self._foreign_files)
 
     def write_config(self, text: str) -> None:
         """Write `config.yaml`, once an earlier run's files are no longer in the folder."""
         self._config = text
-        is_free = self.has_begun or not (holds_run(self.path) or self._strangers)
-        if self.is_kept and is_free:
+        is_free = self.has_started or not (holds_run(self.path) or self._foreign_files)
+        if self.is_writer and is_free:
             replace_text(self.path / "config.yaml", text)
 
-    def begin_anew(self) -> None:
+    def start_new_run(self) -> None:
         """Begin a new run, and move an earlier run's files into a subfolder."""
-        if self.is_kept and holds_run(self.path):
-            self._set_aside(
-                _present(self.path, (*_FILES, *_TRACKED, *_LAST)), "the former run's files are"
+        if self.is_writer and holds_run(self.path):
+            self._move_to_former(
+                _present(self.path, (*_MOVED, *_TRACKED, *_MOVED_LAST)),
+                "the former run's files are",
             )
-        self.set_strangers_aside()
-        self._begin(secrets.token_hex(8))
+        self.move_foreign_files()
+        self._start(secrets.token_hex(8))
 
-    def begin_again(self, run_id: str | None = None, *, is_resumed: bool = False) -> None:
+    def resume_run(self, run_id: str | None = None, *, is_resumed: bool = False) -> None:
         """Resume the run that the folder holds.
 
         Args:
@@ -96,22 +100,22 @@ class RunFolder:
                 even if the folder does not say so.
         """
         if not is_resumed:
-            self.set_strangers_aside()
-        self._begin(run_id or self.run_id or secrets.token_hex(8))
+            self.move_foreign_files()
+        self._start(run_id or self.run_id or secrets.token_hex(8))
 
-    def set_strangers_aside(self) -> None:
+    def move_foreign_files(self) -> None:
         """Move files that no run of this package has written, and a run would replace."""
-        self._set_aside([path for path in self._strangers if path.exists()], _OF_OTHERS)
-        self._strangers = []
+        self._move_to_former([path for path in self._foreign_files if path.exists()], _FOREIGN)
+        self._foreign_files = []
 
-    def _begin(self, run_id: str) -> None:
-        self.has_begun, self.run_id = True, run_id
-        _hydra_before.pop(os.path.realpath(self.path), None)
-        if not self.is_kept:
+    def _start(self, run_id: str) -> None:
+        self.has_started, self.run_id = True, run_id
+        _earlier_hydra_files.pop(os.path.realpath(self.path), None)
+        if not self.is_writer:
             return
         (self.path / "result.json").unlink(missing_ok=True)
         write_json({**self.notes, "run": run_id}, self.path / RUN_FILE)
-        if found := written_by_others(self.path, self.path / RUN_FILE):
+        if found := writable_by_other_users(self.path, self.path / RUN_FILE):
             log.warning(
                 "%s: whoever can write there could put links in the place of this run's files, and "
                 "so change files of yours: choose a folder that is yours alone.",
@@ -120,20 +124,20 @@ class RunFolder:
         if self._config is not None:
             self.write_config(self._config)
 
-    def set_aside_later(self, checkpoints: Iterable[Path], copies: Iterable[str]) -> None:
+    def move_later_files(self, checkpoints: Iterable[Path], copies: Iterable[str]) -> None:
         """Move files of later steps away when a run is resumed from an earlier checkpoint.
 
         Args:
             checkpoints: later checkpoints and their exports.
             copies: patterns of files that are truncated next, of which a copy is kept.
         """
-        self._set_aside([*checkpoints], "what is later than the checkpoint is", copies)
+        self._move_to_former([*checkpoints], "what is later than the checkpoint is", copies)
 
-    def _set_aside(self, moved: list[Path], said: str, copies: Iterable[str] = ()) -> None:
+    def _move_to_former(self, moved: list[Path], said: str, copies: Iterable[str] = ()) -> None:
         copied = _present(self.path, copies)
         if not moved and not copied:
             return
-        place = former_folder(self.path)
+        place = make_former_folder(self.path)
         try:
             for path in copied:
                 shutil.copy2(path, place / path.name, follow_symlinks=False)
@@ -141,7 +145,7 @@ class RunFolder:
                 target = place / path.relative_to(self.path)
                 target.parent.mkdir(exist_ok=True)
                 path.rename(target)
-            for name, content in _hydra_before.pop(os.path.realpath(self.path), {}).items():
+            for name, content in _earlier_hydra_files.pop(os.path.realpath(self.path), {}).items():
                 (place / HYDRA).mkdir(exist_ok=True)
                 (place / HYDRA / name).write_bytes(content)
         except OSError as error:
@@ -178,7 +182,7 @@ def holds_record(folder: Path) -> bool:
 
     It is the record of an earlier run, or of another program.
     """
-    return _holds_record_of_run(folder) or bool(_strangers(folder))
+    return _holds_record_of_run(folder) or bool(_find_foreign_files(folder))
 
 
 def _holds_record_of_run(folder: Path) -> bool:
@@ -187,7 +191,7 @@ def _holds_record_of_run(folder: Path) -> bool:
     return status in ("completed", "stopped") or (status == "failed" and holds_run(folder))
 
 
-def refuse_trained(folder: Path, what: str) -> None:
+def refuse_training_folder(folder: Path, what: str) -> None:
     """Refuse a command that trains nothing in the folder of a training run.
 
     Args:
@@ -210,25 +214,25 @@ def remember_hydra(folder: Path) -> None:
     for name in _HYDRA_FILES:
         with suppress(OSError):
             found[name] = read_plain(folder / HYDRA / name, _HYDRA_BYTES)
-    _hydra_before[os.path.realpath(folder)] = found
+    _earlier_hydra_files[os.path.realpath(folder)] = found
 
 
 def restore_hydra() -> None:
     """Restore the earlier command's Hydra files if this command did not begin."""
-    while _hydra_before:
-        name, files = _hydra_before.popitem()
+    while _earlier_hydra_files:
+        name, files = _earlier_hydra_files.popitem()
         if holds_record(Path(name)):
             for file, content in files.items():
                 with suppress(OSError):
                     replace_bytes(Path(name, HYDRA, file), content)
 
 
-def _strangers(folder: Path) -> list[Path]:
+def _find_foreign_files(folder: Path) -> list[Path]:
     """Files with names of a run's in a folder in which no run has begun or ended."""
     is_own = _OWN_RESULT <= (read_json(folder / "result.json") or {}).keys()
     if is_own or run_id_of(folder) is not None or (folder / JOB_FILE).is_file():
         return []
-    return _present(folder, (*_WRITTEN, *_LAST))
+    return _present(folder, (*_OVERWRITTEN, *_MOVED_LAST))
 
 
 def _present(folder: Path, patterns: Iterable[str]) -> list[Path]:
@@ -237,7 +241,7 @@ def _present(folder: Path, patterns: Iterable[str]) -> list[Path]:
     return [path for path in found if not path.is_dir() or any(path.iterdir())]
 
 
-def former_folder(folder: Path) -> Path:
+def make_former_folder(folder: Path) -> Path:
     """Make a new subfolder for an earlier run: `former-1`, `former-2` and so on."""
     number = 1
     while True:

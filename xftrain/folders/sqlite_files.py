@@ -12,11 +12,11 @@ from secrets import token_hex
 
 from xftrain.errors import ConfigError
 from xftrain.folders.seal import has_valid_seal, sealed
-from xftrain.utils.files import read_json, refuse_led_out, write_json
+from xftrain.utils.files import read_json, refuse_escaping_path, write_json
 from xftrain.utils.printable import one_line
 
 _URL = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?]*)")
-_BESIDE = ("", "-journal", "-wal", "-shm")
+_FILE_ENDINGS = ("", "-journal", "-wal", "-shm")
 # The end of the journal of a transaction over several databases, which names a super-journal:
 # https://www.sqlite.org/fileformat.html#the_super_journal
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
@@ -36,7 +36,7 @@ def database_of(url: str) -> Path | None:
     return None if not match or match[1] in ("", ":memory:") else Path(match[1])
 
 
-def use_own_database(url: str, key: str) -> None:
+def create_or_check_database(url: str, key: str) -> None:
     """Makes the database of a URL, or refuses one that this user's xftrain has not made.
 
     A database says more than rows: which trials wait to be run, where files are written, and by its
@@ -54,7 +54,7 @@ def use_own_database(url: str, key: str) -> None:
     if database is None:
         return
     try:
-        refuse_led_out(database.parent, named)
+        refuse_escaping_path(database.parent, named)
         _refuse_files(database, named)
         if not database.exists():
             _make(database)
@@ -104,7 +104,7 @@ def _make(database: Path) -> None:
 
 
 def _refuse_files(database: Path, named: str) -> None:
-    for ending in _BESIDE:
+    for ending in _FILE_ENDINGS:
         path = Path(f"{database}{ending}")
         try:
             status = path.lstat()

@@ -205,7 +205,7 @@ class AttnCase(NamedTuple):
     layers: tuple[int, ...]
 
 
-def layers_in_words(layers: Sequence[int]) -> str:
+def format_layers(layers: Sequence[int]) -> str:
     """Indices from 0 as `layer 0` or `layers 0-4, 6`."""
     runs: list[list[int]] = []
     for index in layers:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xftrain.errors import ConfigError
-from xftrain.interfaces.batch_checks import kind_of
+from xftrain.interfaces.batch_checks import describe_value
 from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape
 
 # (q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK
@@ -132,7 +132,7 @@ class Backend(ABC):
         if not isinstance(found, str):
             raise ConfigError(
                 f"model.attn: {type(self).__qualname__}.kernel_for must return the kernel's name, "
-                f"got {kind_of(found)}."
+                f"got {describe_value(found)}."
             )
         return found
 
@@ -184,7 +184,7 @@ def checked_reasons(part: object, method: str, found: Any) -> list[str]:
     if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
         raise ConfigError(
             f"{type(part).__qualname__}.{method} must return a list of reasons, empty where it "
-            f"runs, got {kind_of(found)}."
+            f"runs, got {describe_value(found)}."
         )
     return list(found)
 

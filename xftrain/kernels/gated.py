@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from xftrain.kernels.matmul import linear_input_gradient, product_
+from xftrain.kernels.matmul import linear_input_gradient, matmul_
 from xftrain.kernels.probe import runs_triton
 from xftrain.utils.compilation import register_matmuls
 
@@ -36,7 +36,7 @@ def gated_linear(h_NF2: Tensor, weight_OF: Tensor, gate: str) -> Tensor:
     out_NF = h_NF2.new_empty(h_NF2.shape[0], weight_OF.shape[1])
     _gated(h_NF2, None, out_NF, None, gate)
     out_NO = h_NF2.new_empty(h_NF2.shape[0], weight_OF.shape[0])
-    return product_(out_NF, weight_OF.t(), out_NO)
+    return matmul_(out_NF, weight_OF.t(), out_NO)
 
 
 @gated_linear.register_fake

@@ -34,7 +34,7 @@ def should_autotune(x: Tensor, *layers: nn.Linear) -> bool:
     return is_half and large and is_autotuning()
 
 
-def gates(h: Tensor, layer: nn.Linear) -> bool:
+def should_fuse_gate(h: Tensor, layer: nn.Linear) -> bool:
     """Whether the last layer of a gated feed-forward is autotuned, with the gate fused into it.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xftrain.config.fields import PositiveInt
 from xftrain.interfaces import IGNORED_LABEL, LossSums
-from xftrain.kernels.matmul import product_
+from xftrain.kernels.matmul import matmul_
 from xftrain.kernels.softmax_gradient import has_kernel, softmax_gradient_
 
 
@@ -107,7 +107,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             for start in range(0, num_tokens, chunk_tokens):
                 here = slice(start, start + chunk_tokens)
                 x = x_ND[here].to(dtype)
-                logits = product_(x, weight.t(), buffer[: x.shape[0]])
+                logits = matmul_(x, weight.t(), buffer[: x.shape[0]])
                 losses, correct = softmax_gradient_(logits, labels_N[here], needs_grad=needs_grad)
                 loss += losses.sum()
                 num_correct += correct.sum()
@@ -115,7 +115,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
                     continue
                 grad_x[here] = logits @ weight  # `logits` holds their gradient by now
                 if grad_weight is not None:
-                    _sum_up_(grad_weight, logits.t(), x, is_first=start == 0)
+                    _accumulate_matmul_(grad_weight, logits.t(), x, is_first=start == 0)
         if grad_x is not None:
             kept = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
             ctx.save_for_backward(grad_x, kept)
@@ -137,7 +137,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         return grad_x, grad_weight, None, None, None, None
 
 
-def _sum_up_(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
+def _accumulate_matmul_(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
     """Adds `a b` to the total in float32, since the sum may overflow float16 (above 65,504).
 
     Args:

@@ -71,15 +71,15 @@ class Block(nn.Module):
         out_BMHK = attention(q_BMHK, k_BMGK, v_BMGK, handle)
         x_BMD = x_BMD + self._drop(self.out(out_BMHK.flatten(2)))
         if recomputes_ffn:
-            made = checkpoint(self.fed_forward, x_BMD, use_reentrant=False)
+            made = checkpoint(self.feed_forward, x_BMD, use_reentrant=False)
         else:
-            made = self.fed_forward(x_BMD)
+            made = self.feed_forward(x_BMD)
         if not isinstance(made, tuple):
             return x_BMD + self._drop(made)
         added_BMD, aux = self._checked(made)
         return x_BMD + self._drop(added_BMD), aux
 
-    def fed_forward(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def feed_forward(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The feed-forward of the norm, before dropout; a pair if it has an auxiliary loss."""
         made: Tensor | tuple[Tensor, Tensor] = self.ffn(self.norm_ffn(x_BMD))
         return made

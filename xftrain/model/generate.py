@@ -12,7 +12,7 @@ from xftrain.model.attn._dense import (
     dense_bias,
     masked_attention,
     masked_kernels,
-    written_out_attention,
+    unfused_attention,
 )
 from xftrain.model.gpt import GPT
 from xftrain.model.layer_spec import built_bias
@@ -20,7 +20,7 @@ from xftrain.model.layer_spec import built_bias
 PROMPT_TOKENS = 16  # maximum length of the default prompt
 
 
-def with_marks(prompt: str, continuation: str) -> str:
+def sample_text(prompt: str, continuation: str) -> str:
     """The text of a sample, with headings above the prompt and above its continuation."""
     return f"prompt:\n{prompt}\ncontinuation of the model:\n{continuation}"
 
@@ -55,7 +55,7 @@ def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _Lay
     first = num_positions - num_new
     mask, alive = dense_bias(call.bias, num_positions, call.dtype, call.device, first_query=first)
     if (softcap := call.bias.softcap) is not None:  # torch's attention has no soft cap
-        return written_out_attention(
+        return unfused_attention(
             q_BNHK, k_BMGK, v_BMGK, mask, alive, scale=call.scale, softcap=softcap
         )
     q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BMGK, v_BMGK))
@@ -64,14 +64,14 @@ def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _Lay
     return out if alive is None else out * alive
 
 
-def first_prompt(data: DataSource) -> Tensor:
+def default_prompt(data: DataSource) -> Tensor:
     """The beginning of the first held-out document, [1, M]."""
     batch = load_batch(data, "val", 0)
     longest = (batch.seqlens or (batch.tokens_BM.shape[1],))[0]
     return batch.tokens_BM[:1, : max(1, min(PROMPT_TOKENS, longest // 2))]
 
 
-def room_after(model: GPT, tokens_BM: Tensor, num_tokens: int) -> int:
+def max_new_tokens(model: GPT, tokens_BM: Tensor, num_tokens: int) -> int:
     """How many tokens to add, at most `num_tokens` and the positions that the model has left."""
     limit = model.pos.max_positions
     return num_tokens if limit is None else min(num_tokens, limit - tokens_BM.shape[1] + 1)
@@ -116,14 +116,14 @@ def generate(
             x_BND = model.hidden(new_BN, positions[None], caches, cached_attention)
             logits_BV = F.linear(x_BND[:, -1], model.head.weight)[:, :vocab_size].float()
             first += new_BN.shape[1]
-            new_BN = _draw(logits_BV, temperature, top_k, generator)
+            new_BN = _sample(logits_BV, temperature, top_k, generator)
             tokens_BM = torch.cat([tokens_BM, new_BN], dim=1)
     finally:
         model.train(was_training)
     return tokens_BM
 
 
-def _draw(
+def _sample(
     logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> Tensor:
     """Samples one token per row, [B, 1]."""

@@ -20,7 +20,7 @@ from xftrain.model.initialization import initialize
 from xftrain.model.layer_spec import LayerSpec, built_bias, distinct_cases
 from xftrain.model.linear import Linear
 from xftrain.model.tied import MayTieHead
-from xftrain.utils.compilation import begin_compiling
+from xftrain.utils.compilation import configure_compilation
 
 
 class GPT(MayTieHead):
@@ -34,8 +34,8 @@ class GPT(MayTieHead):
             object.
         make_pos: (D, K) -> position encoding of the layers whose spec has none.
         make_norm: (D, linear_bias) -> normalization.
-        config: sizes and settings; for `activation_checkpointing=auto`, the run sets `recomputed`
-            later.
+        config: sizes and settings; for `activation_checkpointing=auto`, the run sets
+            `recompute_plan` later.
         vocab_size: V.
     """
 
@@ -55,11 +55,11 @@ class GPT(MayTieHead):
         self.specs = [layers[index % len(layers)] for index in range(num_layers)]
         self.attention: Attention = backend
         self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.recomputed = RecomputePlan()
+        self.recompute_plan = RecomputePlan()
         if config.activation_checkpointing == "ffn":
-            self.recomputed = RecomputePlan(ffns=num_layers)
+            self.recompute_plan = RecomputePlan(ffns=num_layers)
         elif config.activation_checkpointing:  # all blocks, until a run sets its plan
-            self.recomputed = RecomputePlan(blocks=num_layers)
+            self.recompute_plan = RecomputePlan(blocks=num_layers)
         self.residual_dtype = config.residual_dtype
         self.activation_budget = config.activation_budget
         self.embed = nn.Embedding(vocab_size, dim)
@@ -172,7 +172,7 @@ class GPT(MayTieHead):
         Attention over packed documents is not compiled, since each batch has another layout and
         would cause a recompilation.
         """
-        begin_compiling(self.activation_budget)
+        configure_compilation(self.activation_budget)
         for block in [*self.blocks, self.norm]:
             block.compile()
         if packed:
@@ -240,15 +240,15 @@ class GPT(MayTieHead):
             x_BMD = x_BMD.to(dtype)  # not to float16, which overflows above 65,504
         positions = self._prepared_positions(positions_1M)
         aux: Tensor | None = None
-        recomputed = self.recomputed if torch.is_grad_enabled() else RecomputePlan()
+        recompute_plan = self.recompute_plan if torch.is_grad_enabled() else RecomputePlan()
         for index, block in enumerate(self.blocks):
             of_layer = (attention, handles[index], positions[index])
             if eager:
                 made = block.forward(x_BMD, *of_layer)
-            elif index < recomputed.blocks:
+            elif index < recompute_plan.blocks:
                 made = checkpoint(block, x_BMD, *of_layer, use_reentrant=False)
             else:
-                made = block(x_BMD, *of_layer, index < recomputed.ffns)
+                made = block(x_BMD, *of_layer, index < recompute_plan.ffns)
             if isinstance(made, tuple):
                 x_BMD, own = made
                 wide = own.to(torch.promote_types(own.dtype, torch.float32))

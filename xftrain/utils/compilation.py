@@ -17,7 +17,7 @@ Shape = Sequence[int]
 _matmul_operators: list[Any] = []  # this package's own matmul operators
 
 
-def begin_compiling(activation_budget: float = 1.0) -> None:
+def configure_compilation(activation_budget: float = 1.0) -> None:
     """Applies the settings of torch.compile, which hold for the whole process.
 
     Args:
@@ -31,7 +31,7 @@ def begin_compiling(activation_budget: float = 1.0) -> None:
     torch._functorch.config.activation_memory_budget = activation_budget
 
 
-def end_compiling() -> None:
+def reset_compilation() -> None:
     """Resets the activation budget, so that later compilations save all activations."""
     torch._functorch.config.activation_memory_budget = 1.0
 

@@ -27,7 +27,7 @@ def use_private_compile_cache() -> None:
     # torch sets the variable to its own folder when its compiler is imported
     if os.environ.get(_VARIABLE, str(usual)) != str(usual):
         return
-    for folder in (usual, *_others()):
+    for folder in (usual, *_private_candidates()):
         if _is_private(folder):
             break
     else:
@@ -47,7 +47,7 @@ def use_private_compile_cache() -> None:
         torch._inductor.config.cpp_cache_precompile_headers = False
 
 
-def _others() -> Iterator[Path]:
+def _private_candidates() -> Iterator[Path]:
     for name, below in (("XDG_CACHE_HOME", ""), ("HOME", ".cache")):
         if os.path.isabs(os.environ.get(name, "")):
             yield Path(os.environ[name], below, "xftrain", "torchinductor")

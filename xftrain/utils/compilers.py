@@ -56,10 +56,10 @@ def _execute(loader: Loader, module: ModuleType) -> None:
 
 def _replace(module: ModuleType) -> None:
     if vars(module).get("subprocess") is subprocess:
-        vars(module)["subprocess"] = _Elsewhere()
+        vars(module)["subprocess"] = _SubprocessInRoot()
 
 
-class _Elsewhere:
+class _SubprocessInRoot:
     """Python's `subprocess`, whose programs start in `/`."""
 
     def __getattr__(self, name: str) -> Any:

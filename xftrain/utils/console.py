@@ -75,9 +75,9 @@ class _Handler(logging.StreamHandler[TextIO]):
             super().handleError(record)
         elif not self._failed:
             self._failed = True
-            say(f"warning: {self.place()} cannot be written ({error.strerror or error}).")
+            say(f"warning: {self.destination()} cannot be written ({error.strerror or error}).")
 
-    def place(self) -> str:
+    def destination(self) -> str:
         return "the log on the console"
 
 
@@ -107,7 +107,7 @@ class LogFile(_Handler, logging.FileHandler):
         file = open_plain(Path(self.baseFilename), "ab")
         return io.TextIOWrapper(file, encoding=self.encoding, errors=self.errors)
 
-    def place(self) -> str:
+    def destination(self) -> str:
         return self.baseFilename
 
 
@@ -271,10 +271,10 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return "".join(map(_likeness, text)), error.end
+    return "".join(map(_ascii_likeness, text)), error.end
 
 
-def _likeness(letter: str) -> str:
+def _ascii_likeness(letter: str) -> str:
     name = unicodedata.name(letter, "")
     if name.startswith("BOX DRAWINGS"):
         turns = " AND " in name or "ARC" in name

@@ -23,7 +23,7 @@ from xftrain.utils.printable import one_line
 
 _JSON_BYTES = 1 << 20  # limit of the record of a run, a job or a sweep
 _TEXT_BYTES = 64 << 20  # limit of a log
-_MOST_LINKS, _MOST_STEPS = 40, 10_000  # of a path; Linux follows so many links
+_MAX_LINKS, _MAX_STEPS = 40, 10_000  # of a path; Linux follows so many links
 
 
 class NotPlainFile(OSError):
@@ -81,7 +81,7 @@ def real_path(path: Path) -> Path | None:
         behind a name that is missing the system itself finds no loop.
     """
     try:
-        (place,) = deque(places_passed(path), maxlen=1)
+        (place,) = deque(resolution_steps(path), maxlen=1)
     except TooManyLinks:
         return None
     return Path(place)
@@ -91,7 +91,7 @@ class TooManyLinks(OSError):
     """A path has more links than the system follows, or takes too many steps to resolve."""
 
 
-def places_passed(path: Path) -> Iterator[str]:
+def resolution_steps(path: Path) -> Iterator[str]:
     """The places by which a path is resolved, without links; the last one is where it leads.
 
     Raises:
@@ -99,7 +99,7 @@ def places_passed(path: Path) -> Iterator[str]:
     """
     todo = [*reversed(path.parts if path.is_absolute() else (*Path.cwd().parts, *path.parts))]
     at, num_links = "/", 0
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         yield at
         if not todo:
             return
@@ -114,14 +114,14 @@ def places_passed(path: Path) -> Iterator[str]:
             at = place
             continue
         num_links += 1
-        if num_links > _MOST_LINKS:
+        if num_links > _MAX_LINKS:
             break
         todo += reversed(target.split("/"))
         at = "/" if target.startswith("/") else at
     raise TooManyLinks(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
-def refuse_led_out(path: Path, named: str) -> None:
+def refuse_escaping_path(path: Path, named: str) -> None:
     """Refuses a relative path that leads out of the working folder by a link.
 
     Whoever has made the working folder may have chosen where the link leads.
@@ -142,7 +142,7 @@ def refuse_led_out(path: Path, named: str) -> None:
         )
 
 
-def expanded(key: str, path: str) -> Path:
+def expand_home(key: str, path: str) -> Path:
     """Replaces a leading `~` or `~user` of a path by that home folder.
 
     Args:
@@ -199,7 +199,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def new_folder(path: Path) -> Path:
+def make_new_folder(path: Path) -> Path:
     """Makes a folder that did not exist, with `-2` and so on appended if the name is taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     place, number = path, 1

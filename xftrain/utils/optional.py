@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def optional(what: str) -> Iterator[None]:
+def optional_step(what: str) -> Iterator[None]:
     """Within this context, turns an error into a warning.
 
     Args:

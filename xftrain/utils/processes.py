@@ -20,7 +20,7 @@ Process = subprocess.Popen[bytes]
 
 rank_died = threading.Event()  # set when a rank that this process started has died
 
-RANKS = "XFTRAIN_RANKS"  # the rendezvous folder of ranks that this package starts
+RANKS_VARIABLE = "XFTRAIN_RANKS"  # the rendezvous folder of ranks that this package starts
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -62,7 +62,7 @@ def die_with_parent(number: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
-def cause_of_death(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """Describes an exit code in words."""
     if code is None or code >= 0:
         return f"the process ended with code {code}"
@@ -72,17 +72,19 @@ def cause_of_death(code: int | None) -> str:
 
 def rank() -> int:
     """LOCAL_RANK, or 0 in a single-process run."""
-    return _number("LOCAL_RANK") or 0
+    return _integer_variable("LOCAL_RANK") or 0
 
 
 def is_rank() -> bool:
     """Whether a launcher started this process as a rank, with LOCAL_RANK and WORLD_SIZE."""
-    return _number("LOCAL_RANK") is not None and _number("WORLD_SIZE") is not None
+    return (
+        _integer_variable("LOCAL_RANK") is not None and _integer_variable("WORLD_SIZE") is not None
+    )
 
 
 def num_ranks() -> int:
     """WORLD_SIZE of a rank, or 1 in a single-process run."""
-    return (_number("WORLD_SIZE") if is_rank() else None) or 1
+    return (_integer_variable("WORLD_SIZE") if is_rank() else None) or 1
 
 
 def drop_empty_variables() -> None:
@@ -103,11 +105,11 @@ def drop_relative_base_folders() -> list[str]:
         path = os.environ.get(name, "")
         if path and not os.path.isabs(os.path.expanduser(path)):
             del os.environ[name]
-            said.append(ignored(name, path))
+            said.append(ignored_variable(name, path))
     return said
 
 
-def ignored(variable: str, path: str) -> str:
+def ignored_variable(variable: str, path: str) -> str:
     """The sentence about a base folder that is ignored."""
     return (
         f"{variable}={one_line(path)} is ignored, as the XDG specification says, because it is not "
@@ -124,9 +126,9 @@ def check_rank_variables() -> None:
     Raises:
         ConfigError: names the variables and the remedy.
     """
-    found = {name: _number(name) for name in _RANK_VARIABLES}
+    found = {name: _integer_variable(name) for name in _RANK_VARIABLES}
     for name in _IGNORED_RANKS:
-        _number(name)
+        _integer_variable(name)
     local_rank, size, global_rank = found["LOCAL_RANK"], found["WORLD_SIZE"], found["RANK"]
     if size == 0:
         raise ConfigError("WORLD_SIZE in the environment must be at least 1, got 0: unset it.")
@@ -174,7 +176,7 @@ def _incomplete(found: Mapping[str, int | None]) -> ConfigError:
     )
 
 
-def _number(name: str) -> int | None:
+def _integer_variable(name: str) -> int | None:
     """Reads an integer rank variable; None if it is unset or empty.
 
     Raises:
@@ -203,7 +205,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def end(
+def end_processes(
     processes: Sequence[Process],
     *,
     patience_s: float,
@@ -230,7 +232,7 @@ def end(
 
 
 @contextmanager
-def stops_raised(*others: signal.Signals) -> Iterator[None]:
+def raising_stopped(*others: signal.Signals) -> Iterator[None]:
     """Raises `Stopped` for signals that ask the process to end, and for `others`.
 
     Code that waits for other processes can then end them. Signals that the parent made this
@@ -243,7 +245,7 @@ def stops_raised(*others: signal.Signals) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    heeded = [*filter(is_heeded, (*END_SIGNALS, *others))]
+    heeded = [*filter(is_handled, (*END_SIGNALS, *others))]
     before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
@@ -252,6 +254,6 @@ def stops_raised(*others: signal.Signals) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def is_heeded(number: int) -> bool:
+def is_handled(number: int) -> bool:
     """Whether a signal is handled; SIGHUP is not if it was ignored when this process started."""
     return number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 
-def in_turns(
+def interleaved_times_ms(
     once: Sequence[Callable[[], float]], *, budget_s: float, min_repeats: int, max_repeats: int
 ) -> list[list[float]]:
     """Times calls in turns, and returns the milliseconds of every repetition of every call.

@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xftrain.data.corpus.files import changed, list_files, split_documents
+from xftrain.data.corpus.files import changed_error, list_files, split_documents
 from xftrain.data.corpus.skipped import Skipped
-from xftrain.data.tokens.cache_folder import alone, cache_folder, is_own_folder
+from xftrain.data.tokens.cache_folder import cache_folder, exclusive_lock, is_own_folder
 from xftrain.data.tokens.content import (
-    MOST_FILES,
+    MAX_RECORDED_FILES,
     ContentCheck,
     DigestRecord,
     TextFile,
     distinct_texts,
 )
-from xftrain.data.tokens.files import SPLITS, TokenizerName, seal, write_token_files
+from xftrain.data.tokens.files import SPLITS, TokenizerName, write_meta, write_token_files
 from xftrain.data.tokens.stream import (
     Meta,
     TokenStream,
@@ -44,7 +44,7 @@ from xftrain.data.tokens.stream import (
 from xftrain.data.tokens.tokenizer import NUM_BYTES_VOCAB, Tokenizer
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import Split
-from xftrain.utils.files import expanded, sync
+from xftrain.utils.files import expand_home, sync
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class TokenCache:
     summary: str
     digest: str
 
-    def is_damaged(self) -> RunError:
+    def damaged_error(self) -> RunError:
         """The error for a batch with tokens outside the vocabulary."""
         return RunError(
             f"data.cache_dir: the token files in {str(self.folder)!r} are damaged: a token is "
@@ -113,10 +113,10 @@ def prepare(
         raise ConfigError(
             "data.path must name a file or folder of text, got ''; for this folder write ."
         )
-    root = Path(os.path.abspath(expanded("data.path", path)))
+    root = Path(os.path.abspath(expand_home("data.path", path)))
     cache = cache_folder(cache_dir)
     files, skipped = list_files(root, leave_out=cache, follow_links=follow_links)
-    record = DigestRecord(_record_path(cache, root), 2 * len(files) + MOST_FILES)
+    record = DigestRecord(_record_path(cache, root), 2 * len(files) + MAX_RECORDED_FILES)
     texts = distinct_texts(files, record, skipped)
     if not texts:
         raise ConfigError(
@@ -128,7 +128,7 @@ def prepare(
     folder = cache / key
     opened = _open(folder, tokenizer, vocab_size, texts, skipped)
     if opened is None:
-        with alone(cache / f".{key}.lock") as is_alone:
+        with exclusive_lock(cache / f".{key}.lock") as is_alone:
             # another process may have made it meanwhile
             opened = _open(folder, tokenizer, vocab_size, texts, skipped)
             if opened is None:
@@ -196,7 +196,7 @@ def _make(
         documents = split_documents(texts, val_fraction)
         check = ContentCheck(texts)
         facts = write_token_files(temporary, documents, tokenizer, vocab_size, check)
-        seal(temporary, facts, tokenizer)
+        write_meta(temporary, facts, tokenizer)
         try:
             temporary.rename(folder)
         except OSError:
@@ -205,7 +205,7 @@ def _make(
                 raise
         sync(folder.parent)
     except UnicodeDecodeError as error:
-        raise changed(root) from error
+        raise changed_error(root) from error
     except OSError as error:
         raise RunError(
             f"data.cache_dir: the token files could not be written to {str(folder.parent)!r} "

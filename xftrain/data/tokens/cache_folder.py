@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from xftrain.errors import ConfigError
-from xftrain.utils.files import expanded, open_plain, refuse_led_out
+from xftrain.utils.files import expand_home, open_plain, refuse_escaping_path
 from xftrain.utils.printable import one_line
-from xftrain.utils.processes import ignored
+from xftrain.utils.processes import ignored_variable
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,9 @@ def cache_folder(cache_dir: str | None) -> Path:
     Raises:
         ConfigError: the folder cannot be created, or the user has no home folder.
     """
-    folder = expanded("data.cache_dir", cache_dir) if cache_dir else _default_cache_folder()
+    folder = expand_home("data.cache_dir", cache_dir) if cache_dir else _default_cache_folder()
     if cache_dir:
-        refuse_led_out(folder, f"data.cache_dir={one_line(cache_dir)}")
+        refuse_escaping_path(folder, f"data.cache_dir={one_line(cache_dir)}")
     folder = Path(os.path.abspath(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,11 +46,11 @@ def cache_folder(cache_dir: str | None) -> Path:
 def _default_cache_folder() -> Path:
     variable = "XDG_CACHE_HOME"
     if named := os.environ.get(variable):
-        if (home := expanded(variable, named)).is_absolute():
+        if (home := expand_home(variable, named)).is_absolute():
             return home / "xftrain"
-        log.warning("%s", ignored(variable, named))
+        log.warning("%s", ignored_variable(variable, named))
     try:
-        return expanded("data.cache_dir", "~/.cache/xftrain")
+        return expand_home("data.cache_dir", "~/.cache/xftrain")
     except ConfigError as error:  # for example in a container, whose user has no passwd entry
         raise ConfigError(
             "data.cache_dir must be set to a folder for token files, because this user has no home "
@@ -59,7 +59,7 @@ def _default_cache_folder() -> Path:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[bool]:
+def exclusive_lock(path: Path) -> Iterator[bool]:
     """Holds a lock, so that one process runs at a time; yields false without lock support.
 
     Args:

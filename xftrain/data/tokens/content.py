@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from xftrain.data.corpus.files import Document, SourceFile, changed, opened, unreadable
+from xftrain.data.corpus.files import (
+    Document,
+    SourceFile,
+    changed_error,
+    open_listed,
+    unreadable_error,
+)
 from xftrain.data.corpus.skipped import Skipped
 from xftrain.data.tokens.cache_folder import is_owner
 from xftrain.utils.change_times import has_change_times, is_settled
@@ -29,9 +35,9 @@ log = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 20
 _KEY_BYTES, _SHA256_BYTES = 16, 32
 _ENTRY_BYTES = _KEY_BYTES + _SHA256_BYTES
-MOST_FILES = 100_000  # of a record; more only for a corpus of more
+MAX_RECORDED_FILES = 100_000  # of a record; more only for a corpus of more
 _NOT_TEXT = bytes(_SHA256_BYTES)  # in place of a digest
-_SAID_BYTES = 1 << 30  # from here on, the log says what was read again
+_LOGGED_BYTES = 1 << 30  # from here on, the log says what was read again
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class DigestRecord:
         most_files: largest number of files that it may have digests of.
     """
 
-    def __init__(self, path: Path, most_files: int = MOST_FILES) -> None:
+    def __init__(self, path: Path, most_files: int = MAX_RECORDED_FILES) -> None:
         self._path = path
         self._recorded = _read(path, _SHA256_BYTES + most_files * _ENTRY_BYTES)
         self._current: dict[bytes, bytes] = {}
@@ -99,10 +105,10 @@ class DigestRecord:
         """
         try:
             # opened before its facts are read, as NFS then asks the server for them
-            with opened(file.path) as stream:
+            with open_listed(file.path) as stream:
                 return self._digest_of(file, stream)
         except OSError as error:
-            raise unreadable(file.path, error) from error
+            raise unreadable_error(file.path, error) from error
 
     def _digest_of(self, file: SourceFile, stream: IO[bytes]) -> bytes | None:
         status = os.fstat(stream.fileno())
@@ -122,7 +128,7 @@ class DigestRecord:
 
     def save(self) -> None:
         """Replaces the record by the digests that were asked for, if it differs."""
-        if self._num_bytes > _SAID_BYTES:
+        if self._num_bytes > _LOGGED_BYTES:
             log.info(
                 "data.path: %d MiB were read to see whether they have changed, and are at each "
                 "start, as their file system has no reliable time of change",
@@ -175,7 +181,7 @@ def _digest(file: SourceFile, stream: IO[bytes]) -> bytes:
         while missing:
             block = stream.read(min(missing, _BLOCK_BYTES))
             if not block:
-                raise changed(file.path)
+                raise changed_error(file.path)
             if b"\0" in block:  # a hole of a sparse file, too
                 return _NOT_TEXT
             decoder.decode(block)
@@ -187,7 +193,7 @@ def _digest(file: SourceFile, stream: IO[bytes]) -> bytes:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         if os.fstat(stream.fileno()).st_size != file.size:  # cut within a character
-            raise changed(file.path) from None
+            raise changed_error(file.path) from None
         return _NOT_TEXT
     return checksum.digest()
 
@@ -203,7 +209,7 @@ class ContentCheck:
         self._texts = {text.path: text for text in texts}
         self._checksums = {path: hashlib.sha256() for path in self._texts}
 
-    def watch(self, document: Document, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def verify_pieces(self, document: Document, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """Yields the pieces of a document, which may be the first or the second part of a file.
 
         Raises:
@@ -214,4 +220,4 @@ class ContentCheck:
             checksum.update(piece)
             yield piece
         if document.end == text.size and checksum.digest() != text.sha256:
-            raise changed(document.path)
+            raise changed_error(document.path)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from xftrain.data.corpus.files import SourceFile
 from xftrain.data.tokens.bigram import NUM_SYMBOLS
-from xftrain.data.tokens.files import SPLITS, TokenizerName, canonical, dtype_of, times_of
+from xftrain.data.tokens.files import SPLITS, TokenizerName, canonical_bytes, dtype_of, times_of
 from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, Bpe, Bytes, Tokenizer
 from xftrain.interfaces import Split
 from xftrain.utils.files import open_plain, read_json, read_plain
@@ -141,7 +141,7 @@ def read_meta(folder: Path, files: Sequence[SourceFile]) -> Meta:
     if sealed is None:
         raise ValueError("meta.json cannot be read")
     meta: dict[str, Any] = sealed["meta"]
-    if sealed["sha256"] != hashlib.sha256(canonical(meta)).hexdigest():
+    if sealed["sha256"] != hashlib.sha256(canonical_bytes(meta)).hexdigest():
         raise ValueError("meta.json does not match its checksum")
     num_bytes = sum(file.size for file in files)
     splits: dict[Split, SplitFacts] = {}

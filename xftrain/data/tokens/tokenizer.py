@@ -35,7 +35,7 @@ MAX_FILE_BYTES = 64 << 20  # maximum size of tokenizer.json; a million tokens ta
 # parsed: one of each token, three of the merge that makes it.
 _PARTS_OF_TOKEN, _OTHER_PARTS, _MAX_PARTS = 4, 1000, 8_000_000
 _STRING = re.compile('"[^"]*"')
-_LONGEST_TOKEN = 4096  # bytes; a word of training has at most 256
+_MAX_TOKEN_BYTES = 4096  # bytes; a word of training has at most 256
 # Parts of a tokenizer.json, each of which must be null, absent or one of these.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncation": (),
@@ -146,8 +146,8 @@ class Bpe(Tokenizer):
             raise ValueError("a token stands twice in the vocabulary")
         if not byte_of.keys() <= ids.keys():
             raise ValueError("a byte has no token")
-        if not all(0 < len(text) <= _LONGEST_TOKEN for text in texts):
-            raise ValueError(f"a token is empty or longer than {_LONGEST_TOKEN} bytes")
+        if not all(0 < len(text) <= _MAX_TOKEN_BYTES for text in texts):
+            raise ValueError(f"a token is empty or longer than {_MAX_TOKEN_BYTES} bytes")
         if not byte_of.keys() >= set().union(*texts):
             raise ValueError("a token has a character that stands for no byte")
         if not all(a in ids and b in ids and a + b in ids for a, b in merges):

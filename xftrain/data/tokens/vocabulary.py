@@ -16,7 +16,7 @@ from xftrain.errors import ConfigError
 from xftrain.interfaces import Vocabulary
 from xftrain.utils.files import read_plain
 
-FILE = "tokenizer.json"  # beside the checkpoints of a run
+TOKENIZER_FILE = "tokenizer.json"  # beside the checkpoints of a run
 _MAX_VOCAB = 1 << 31
 
 
@@ -60,7 +60,7 @@ def describe(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def file_of(vocabulary: Vocabulary) -> str | None:
+def tokenizer_json(vocabulary: Vocabulary) -> str | None:
     """The content of `tokenizer.json`; None if the description is complete without it."""
     return vocabulary.to_json() if isinstance(vocabulary, Bpe) else None
 
@@ -81,7 +81,7 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
         raise ConfigError("ckpt holds a damaged description of its vocabulary: give another one.")
     found: Vocabulary
     if kind == "bpe":
-        found = _read_bpe(folder / FILE, size)
+        found = _read_bpe(folder / TOKENIZER_FILE, size)
     elif kind == "bytes":
         found = Bytes()
     elif kind == "integers":
@@ -93,7 +93,9 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
             "of integers, bytes or bpe (docs/extending.md)."
         )
     if describe(found) != {key: held.get(key) for key in ("kind", "vocab_size", "digest")}:
-        where = f"{folder / FILE} is" if kind == "bpe" else f"the vocabulary {kind} here is"
+        where = (
+            f"{folder / TOKENIZER_FILE} is" if kind == "bpe" else f"the vocabulary {kind} here is"
+        )
         raise ConfigError(
             f"{where} not the vocabulary that ckpt was trained with: take both from the folder of "
             "the same run."
@@ -101,7 +103,7 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
     return found
 
 
-def without_description(config: Mapping[str, Any], num_steps: int) -> Vocabulary:
+def old_checkpoint_vocabulary(config: Mapping[str, Any], num_steps: int) -> Vocabulary:
     """The vocabulary of a checkpoint of an old version without vocabulary, by its configuration.
 
     Args:
@@ -126,8 +128,8 @@ def without_description(config: Mapping[str, Any], num_steps: int) -> Vocabulary
         )
     raise ConfigError(
         "ckpt holds no vocabulary, because it was saved before vocabularies were kept with runs: "
-        f"resume its run with max_steps={num_steps + 1} or more, which saves {FILE} beside the "
-        "checkpoints, and sample from the new one."
+        f"resume its run with max_steps={num_steps + 1} or more, which saves {TOKENIZER_FILE} "
+        "beside the checkpoints, and sample from the new one."
     )
 
 

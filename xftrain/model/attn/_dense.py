@@ -16,7 +16,7 @@ from xftrain.interfaces import AttnBias
 _ALIGN = 16
 # It computes row index times row length in 32 bits: past 2^32 the forward pass reads the masks of
 # other rows (pytorch#187227), past 2^31 the backward pass reads out of bounds (pytorch#150054).
-_LARGEST_MASK = 2**31 - 1
+_MAX_MASK_ELEMENTS = 2**31 - 1
 # All kernels but cuDNN. Its backward pass with a mask gives NaN if the length modulo 128 is 64 and
 # the scores of a query are far below zero (pytorch#196678); without a mask tensor it is correct.
 _MASKED_KERNELS = [
@@ -103,7 +103,7 @@ def _aligned(bias_1HMM: Tensor) -> Tensor:
 
 def mask_reasons(longest: int, device: torch.device) -> list[str]:
     """Reasons why GPU kernels misread a mask tensor of this length; empty if they do not."""
-    if device.type == "cuda" and longest * (longest + -longest % _ALIGN) > _LARGEST_MASK:
+    if device.type == "cuda" and longest * (longest + -longest % _ALIGN) > _MAX_MASK_ELEMENTS:
         return [
             f"a mask tensor of {longest} x {longest} elements is read incorrectly by torch's "
             "kernels, which index it in 32 bits"
@@ -127,7 +127,7 @@ def masked_attention(
     )
 
 
-def written_out_attention(
+def unfused_attention(
     q_BNHK: Tensor,
     k_BMGK: Tensor,
     v_BMGK: Tensor,

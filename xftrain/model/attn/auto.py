@@ -23,7 +23,7 @@ from xftrain.interfaces import (
     ChoosingBackend,
 )
 from xftrain.model.backends import all_backends, kernel_name
-from xftrain.utils.timing import in_turns, wall_ms
+from xftrain.utils.timing import interleaved_times_ms, wall_ms
 
 log = logging.getLogger(__name__)
 
@@ -125,13 +125,13 @@ class Auto(ChoosingBackend):
 
     def stand_in(self, call: AttnCall) -> Attention | None:
         """See `Backend`; delegates to the chosen backend."""
-        return self._memory_of(call).stand_in(call)
+        return self._backend_for_memory(call).stand_in(call)
 
     def transient_bytes(self, call: AttnCall) -> int:
         """See `Backend`; delegates to the chosen backend."""
         return 0 if self.chosen is None else self.chosen.transient_bytes(call)
 
-    def _memory_of(self, call: AttnCall) -> Backend:
+    def _backend_for_memory(self, call: AttnCall) -> Backend:
         """The chosen backend; before the choice, the most preferred one that can run."""
         runs = (b for b in _candidates() if not b.unsupported(*call))
         return self.chosen or next(runs)
@@ -214,7 +214,7 @@ def times_ms(
         torch.autograd.grad(backends[index](q, k, v, handles[index]), (q, k, v), grad)
 
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        times = in_turns(
+        times = interleaved_times_ms(
             [partial(wall_ms, partial(run, index), device) for index in range(len(backends))],
             budget_s=_BUDGET_S,
             min_repeats=_MIN_REPEATS,

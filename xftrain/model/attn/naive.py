@@ -15,7 +15,7 @@ from xftrain.interfaces import Attention, AttnCall, Backend
 from xftrain.model.attn._dense import (
     DenseDocument,
     dense_documents,
-    written_out_attention,
+    unfused_attention,
 )
 from xftrain.model.attn._stand_in import materialized_scores
 
@@ -91,7 +91,7 @@ def _attend(
     q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, document: DenseDocument, handle: _Handle
 ) -> Tensor:
     """Computes the attention of one document."""
-    return written_out_attention(
+    return unfused_attention(
         q_BMHK,
         k_BMGK,
         v_BMGK,

@@ -20,11 +20,11 @@ from xftrain.model.attn._folding import (
     Fold,
     fold,
     folding_reasons,
-    folds,
+    is_folded,
     num_features,
-    unfolded,
+    without_folded_slopes,
 )
-from xftrain.model.attn._limits import number_reasons, row_reasons
+from xftrain.model.attn._limits import element_reasons, row_reasons
 from xftrain.model.attn._stand_in import folded, fused_kernel
 from xftrain.model.attn.xformers_ops.loading import xformers_ops
 
@@ -61,12 +61,12 @@ class XFormers(Backend):
             return [str(error)]
         if device.type not in ("cpu", "cuda"):
             return [f"xFormers has no kernel for {device.type}"]
-        reasons = folding_reasons(bias, shape.M, dtype, shape.K) if folds(bias) else []
+        reasons = folding_reasons(bias, shape.M, dtype, shape.K) if is_folded(bias) else []
         if _is_tensor(bias):
             reasons += mask_reasons(shape.M, device)
         reasons += row_reasons(max(shape.B, len(bias.seqlens or ())), "rows or documents", device)
         width = shape.K + num_features(call)
-        reasons += number_reasons((shape.B, shape.M, shape.H, width), device)
+        reasons += element_reasons((shape.B, shape.M, shape.H, width), device)
         if reasons:
             return reasons
         try:
@@ -109,10 +109,10 @@ class XFormers(Backend):
         alive = None
         mask: Any
         if _is_tensor(bias):
-            mask, alive = self._tensor_mask(call._replace(bias=unfolded(bias)))
+            mask, alive = self._tensor_mask(call._replace(bias=without_folded_slopes(bias)))
         else:
-            mask = _mask(unfolded(bias), device)
-        features = fold(call) if folds(bias) else None
+            mask = _mask(without_folded_slopes(bias), device)
+        features = fold(call) if is_folded(bias) else None
         return _Handle(
             attend=xformers_ops().memory_efficient_attention,
             expands=shape.G != shape.H,
@@ -152,7 +152,7 @@ class XFormers(Backend):
         if backward.NAME.replace("B", "F", 1) != name and not name.startswith("cpu"):
             name += f"+{backward.NAME}"
         notes = [
-            "folded ALiBi" if folds(call.bias) else "",
+            "folded ALiBi" if is_folded(call.bias) else "",
             "bias tensor" if _is_tensor(call.bias) else "",
             "expanded K/V" if call.shape.G > 1 and handle.expands else "",
         ]
@@ -161,7 +161,7 @@ class XFormers(Backend):
 
     def stand_in(self, call: AttnCall) -> Attention:
         """A fused kernel, with v padded to the width of q and k."""
-        features = fold(call) if folds(call.bias) else None
+        features = fold(call) if is_folded(call.bias) else None
 
         def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
             width = v_BMGK.shape[-1]
