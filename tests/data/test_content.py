@@ -199,7 +199,7 @@ def test_a_record_of_another_user_counts_as_empty(tmp_path, monkeypatch):
     digest_of_file = record.digest_of(SourceFile("file", tmp_path / "file", 4))
     record.save()
     assert list(DigestRecord(tmp_path / "record")._recorded.values()) == [digest_of_file]
-    assert DigestRecord(tmp_path / "record", most_files=0)._recorded == {}
+    assert DigestRecord(tmp_path / "record", max_files=0)._recorded == {}
     monkeypatch.setattr(content, "is_owner", lambda *_: False)
     assert DigestRecord(tmp_path / "record")._recorded == {}
 

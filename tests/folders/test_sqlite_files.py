@@ -140,7 +140,7 @@ def test_a_database_that_does_more_than_hold_rows_is_refused(
 ) -> None:
     # as a journal that somebody has put beside it would make it
     _execute(tmp_path / "a.db", statement)
-    with pytest.raises(ConfigError, match="has evil, which is no table and no index"):
+    with pytest.raises(ConfigError, match="has evil, which is neither a table nor an index"):
         create_or_check_database(url, "key")
 
 

@@ -105,7 +105,7 @@ def test_a_file_with_a_hard_link_is_not_appended_to(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "run" / "xftrain.log").hardlink_to(tmp_path / "precious")
-    with pytest.raises(NotPlainFile, match="another name"):
+    with pytest.raises(NotPlainFile, match="a hard link, whose other name"):
         open_plain(tmp_path / "run" / "xftrain.log", "ab")
     with pytest.raises(ConfigError, match="xftrain.log, with a hard link"):
         refuse_links(tmp_path / "run", "hydra.run.dir")

@@ -58,7 +58,7 @@ def _belongs_to_run(run_dir: Path, path: Path) -> bool:
     """Whether a checkpoint belongs to the run of the folder; true if either has no run id."""
     named = {run_id_of(run_dir), run_id(path)} - {None}
     if len(named) > 1:
-        log.warning("ckpt=auto: skipped: %s is of another run than %s holds", path, run_dir)
+        log.warning("ckpt=auto: skipped: %s belongs to another run than %s holds", path, run_dir)
     return len(named) < 2
 
 

@@ -184,7 +184,7 @@ class _Reader:
         dtype = _STORAGES[storage.text]
         if kind != "storage" or count * dtype.itemsize != self._storage_bytes[name]:
             raise NotPlain(
-                f"a tensor's storage is not of the {self._storage_bytes[name]:,} bytes there"
+                f"a tensor's storage is not of the {self._storage_bytes[name]:,} bytes in the file"
             )
         self.stack.append(_Storage(self._storage_bytes[name], dtype))
 
@@ -192,15 +192,15 @@ class _Reader:
         arguments = self.stack.pop()
         made = _CALLS[self.stack[-1].text](*arguments)
         if type(made) in self._num_made:
-            # torch.save writes every call in full; a memo of arguments could multiply their results
+            # torch.save writes every call in full; reused arguments could multiply the results
             self._num_made[type(made)] += len(made)
             limit = self._num_bytes if isinstance(made, bytes) else self._num_operations
             if self._num_made[type(made)] > limit:
-                raise NotPlain("its pickle has calls that make more than it holds")
+                raise NotPlain("the calls in its pickle create more values than it holds")
         self.stack[-1] = made
 
     def _build(self, _: Any) -> None:
-        """Sets the only attribute that state dicts of modules have."""
+        """Accepts `_metadata`, the only attribute that state dicts of modules have."""
         state = self.stack.pop()
         self._checked(OrderedDict, self.stack[-1])
         if len(self._checked(dict, state)) > ("_metadata" in state):
@@ -227,7 +227,9 @@ def _tensor(
     is_outside = tensor.num_bytes and (last + 1) * tensor.dtype.itemsize > storage.num_bytes
     # a stride of 0 could turn one element into a tensor of terabytes
     if is_outside or tensor.num_bytes > storage.num_bytes:
-        raise NotPlain(f"a tensor of shape {list(shape)} has {storage.num_bytes:,} bytes there")
+        raise NotPlain(
+            f"a tensor of shape {list(shape)} does not fit its {storage.num_bytes:,} bytes"
+        )
     return tensor
 
 
@@ -252,7 +254,7 @@ def _bytes(text: str, encoding: str) -> bytes:
 
 
 def _size(numbers: Any) -> tuple[Any, ...]:
-    """A shape; a text would become a tuple of 45 times its bytes."""
+    """Returns a shape; a string would become a tuple of 45 times its size."""
     if type(numbers) is not tuple or len(numbers) > _MAX_DIMENSIONS:
         raise NotPlain("it has a shape that torch.save does not write")
     return numbers
@@ -285,7 +287,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 _CALLS: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": lambda: OrderedDict(),
     "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch._utils _rebuild_tensor_v3": _tensor,  # has the dtype besides
+    "torch._utils _rebuild_tensor_v3": _tensor,  # also has the dtype
     "torch._utils _rebuild_parameter": _parameter,
     "torch Size": _size,
     "torch device": _device,

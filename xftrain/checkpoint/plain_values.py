@@ -8,8 +8,8 @@ from typing import Any
 
 _MAX_DEPTH = 64  # maximum nesting; Python's recursion limit is near 1000
 _MAX_INTEGER = 2**60  # maximum key; larger integers may share one hash and make dictionaries slow
-# Limit for the bytes of all values, where a value within two others counts twice: bytes in excess
-# of the pickle, and multiple of its size. Any value may be converted to text for a message.
+# The expanded values of a pickle may take at most this many bytes plus this multiple of its size; a
+# value in two containers counts twice, since any value may be converted to text for a message.
 _EXTRA_BYTES, _MAX_FACTOR = 16 << 20, 8
 _MAX_NUMBER = 2**62
 _MAX_COUNT = 2**53  # steps, batches or tokens; no run has more
@@ -81,7 +81,7 @@ def _num_bytes(value: Any, known: dict[int, int], limit: int, depth: int) -> int
         return _VALUE_BYTES
     if id(value) not in known:
         if depth > _MAX_DEPTH:  # also if a container is within itself
-            raise NotPlain(f"it has values within values, more than {_MAX_DEPTH} of them")
+            raise NotPlain(f"its values are nested more than {_MAX_DEPTH} levels deep")
         children = chain(value, value.values()) if isinstance(value, dict) else value
         total = CONTAINER_BYTES
         for child in children:

@@ -15,17 +15,17 @@ _MAX_NAME = 1000  # characters of the name of an environment variable
 _DIGEST = re.compile(r"[0-9a-f]{3}")  # as `redaction.digests` makes them
 
 
-def check_description(held: Mapping[str, Any]) -> None:
+def check_description(entry: Mapping[str, Any]) -> None:
     """Refuses a configuration that is large with dotted keys, and malformed digests.
 
     Args:
-        held: the checkpoint's own entry, `xftrain`.
+        entry: the checkpoint's own entry, `xftrain`.
 
     Raises:
         NotPlain: the description is too large or malformed.
     """
-    _refuse_large(held.get("config"), "", 0)
-    environment = held.get("environment", {})
+    _refuse_large(entry.get("config"), "", 0)
+    environment = entry.get("environment", {})
     if not isinstance(environment, dict) or not all(
         isinstance(name, str)
         and len(name) <= _MAX_NAME
@@ -33,7 +33,7 @@ def check_description(held: Mapping[str, Any]) -> None:
         and _DIGEST.fullmatch(digest)
         for name, digest in environment.items()
     ):
-        raise NotPlain("its environment is not one of names and digests of three digits")
+        raise NotPlain("its environment must map names to digests of three hexadecimal digits")
 
 
 def _refuse_large(value: Any, key: str, num_before: int) -> int:

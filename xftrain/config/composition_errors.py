@@ -129,7 +129,7 @@ def _no_such_key(cause: OmegaConfBaseException) -> str:
     is_option = group_of(parent) in GROUPS and "name" in siblings
     owner = f"{parent}={node.name}" if is_option else parent or "the configuration"
     hidden_keys = ("hydra", f"{parent}.name" if is_option else "")
-    known = [one for one in known if one not in hidden_keys]
+    known = [name for name in known if name not in hidden_keys]
     elsewhere = None if moved_key_error(key) else _same_name_elsewhere(key, node)
     if elsewhere is not None:
         return f"{key} is not a key of {owner}; did you mean {elsewhere}?"

@@ -118,9 +118,11 @@ def _checked_entry(key: str, entry: Any, own: Options) -> Options:
     checked: dict[str, OptionConfig] = {}
     for part, given in entry.items():
         if part not in PARTS:
-            raise ConfigError(unknown_key(f"{key}.{part}", [f"{key}.{one}" for one in PARTS], key))
-        place = f"{key}.{part}"
-        checked[part] = checked_option(place, _completed(place, part, given, own[part]))
+            raise ConfigError(
+                unknown_key(f"{key}.{part}", [f"{key}.{name}" for name in PARTS], key)
+            )
+        part_key = f"{key}.{part}"
+        checked[part] = checked_option(part_key, _completed(part_key, part, given, own[part]))
         if part == "pos":
             _check_position(checked[part], own["pos"])
     return MappingProxyType(checked)

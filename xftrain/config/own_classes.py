@@ -25,7 +25,8 @@ class Contract(NamedTuple):
         methods: names of required methods.
         attributes: required instance attributes, with the rule of each.
         base: full name of the required base class, or None.
-        method_arguments: the arguments of methods that took others in an earlier version.
+        method_arguments: expected arguments of methods whose signature has changed since an earlier
+            version.
     """
 
     positional: tuple[str, ...] = ()
@@ -177,14 +178,14 @@ def _check_arguments(
     except (TypeError, ValueError):  # of a class in C
         return
     kinds = inspect.Parameter
-    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    takes_any_place = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
-    if len(by_place) < len(positional) and not takes_any_place:
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any_position = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+    if len(by_position) < len(positional) and not takes_any_position:
         raise ConfigError(
             f"{key}._target_={target} must take the positional arguments {', '.join(positional)}, "
-            f"and it takes {len(by_place)}: docs/extending.md lists the arguments of each group."
+            f"and it takes {len(by_position)}: docs/extending.md lists the arguments of each group."
         )
-    given = by_place[: len(positional)]
+    given = by_position[: len(positional)]
     for name in (parameter.name for parameter in given):
         if name in values:
             raise ConfigError(

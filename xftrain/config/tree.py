@@ -71,7 +71,7 @@ def _add_branches(tree: Tree, node: Mapping[str, Any]) -> None:
             tree.add(_line(key, value))
             continue
         # for example `attn: sdpa`; an entry of callbacks usually has the name of its key
-        head = next((named for named in _OPTION_KEYS if named in value), None)
+        head = next((name for name in _OPTION_KEYS if name in value), None)
         branch = tree.add(_line(key, value[head]) if head and value[head] != key else _line(key))
         _add_branches(branch, {inner: part for inner, part in value.items() if inner != head})
 

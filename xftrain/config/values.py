@@ -43,11 +43,11 @@ def check_fields(
     return checked
 
 
-def check_attribute(said: str, rule: AttributeRule, value: Any) -> None:
+def check_attribute(label: str, rule: AttributeRule, value: Any) -> None:
     """Checks an attribute of a user's own object, whose numbers may be NumPy's.
 
     Args:
-        said: the attribute, as the message names it.
+        label: the attribute, as the message names it.
         rule: the rule in words.
         value: the value.
 
@@ -58,7 +58,7 @@ def check_attribute(said: str, rule: AttributeRule, value: Any) -> None:
     is_none_right = value is None and rule.endswith("or None")
     is_right = isinstance(value, kind) and not isinstance(value, bool)
     if not is_none_right and (not is_right or (kind is Integral and value < 1)):
-        raise ConfigError(f"{said} must be {rule}, got {one_line(show(value))}.")
+        raise ConfigError(f"{label} must be {rule}, got {one_line(show(value))}.")
 
 
 def describe(annotation: Any) -> str:
@@ -83,7 +83,7 @@ def describe(annotation: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """Formats a value as it would be typed."""
+    """Formats a value as in an override."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return repr(value)

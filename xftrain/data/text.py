@@ -162,7 +162,7 @@ class Text:
         return {"val/bits_per_byte_bigram": bits / num_bytes} if num_bytes else {}
 
     def _pieces(self, split: Split) -> tuple[Ints, Ints]:
-        """The begin and the length of each piece of a split."""
+        """The start and the length of each piece of a split."""
         stream = self._cache.streams[split]
         if self._packing:
             return cut_pieces(stream.boundaries, self._seq)

@@ -34,7 +34,7 @@ _locked_files: list[IO[bytes]] = []  # every file whose lock this process holds
 
 
 def reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
-    """Lock a folder for the rest of this command, until `release_reserved`.
+    """Locks a folder for the rest of this command, until `release_reserved`.
 
     Args:
         folder: the folder, which is made if it does not exist.
@@ -51,7 +51,7 @@ def reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
 
 
 def release_reserved() -> None:
-    """Release the locks that `reserve` took."""
+    """Releases the locks that `reserve` took."""
     while _reserved:
         _, file = _reserved.popitem()
         _release(file)
@@ -59,7 +59,7 @@ def release_reserved() -> None:
 
 @contextmanager
 def folder_lock(folder: Path, key: str) -> Iterator[None]:
-    """Hold the lock of a folder, whether or not this command has reserved it.
+    """Holds the lock of a folder, whether or not this command has reserved it.
 
     Raises:
         ConfigError: another command, or another run in this process, holds it.
@@ -85,7 +85,7 @@ def _acquire(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
         file = open_plain(path, "ab")
     except NotPlainFile as error:
         raise ConfigError(
-            f"{key}={folder} has something else than a plain file at {LOCK_FILE}, the file with "
+            f"{key}={folder} has something other than a plain file at {LOCK_FILE}, the file by "
             "which a run locks its folder: remove it, or choose another folder."
         ) from error
     try:
@@ -108,9 +108,9 @@ def _acquire(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
 
 
 def _release(file: IO[bytes]) -> None:
-    if file in _locked_files:  # otherwise this is a forked child, which has closed it
+    if file in _locked_files:  # otherwise this is a forked child process, which has closed the file
         _locked_files.remove(file)
-        with suppress(OSError):  # where the file system has no locks
+        with suppress(OSError):  # the file system has no locks
             fcntl.flock(file, fcntl.LOCK_UN)  # a child that is being forked may hold it open
         file.close()
 
@@ -136,8 +136,8 @@ def _try_lock(file: IO[bytes], folder: Path) -> bool:
 def _owner(path: Path) -> str:
     """The description that the lock's owner wrote into the file, in parentheses."""
     with suppress(OSError):
-        said = one_line(read_plain(path, _OWNER_BYTES).decode("utf-8", "replace").strip())
-        return f" ({said})" if said else ""
+        owner = one_line(read_plain(path, _OWNER_BYTES).decode("utf-8", "replace").strip())
+        return f" ({owner})" if owner else ""
     return ""
 
 

@@ -17,7 +17,7 @@ _SHOWN = 8  # maximum number of document lengths in a message
 
 
 class BatchError(ConfigError):
-    """A batch breaks a rule of `Batch`; whoever knows the data source adds its name."""
+    """A batch breaks a rule of `Batch`; the caller that knows the data source adds its name."""
 
 
 def document_reasons(seqlens: Sequence[int] | None, num_rows: int, num_positions: int) -> list[str]:
@@ -129,14 +129,14 @@ def value_reasons(
 
 
 def format_lengths(seqlens: Sequence[int] | None) -> str:
-    """Document lengths for an error message, of which the first few are shown."""
+    """Formats document lengths for an error message, which shows only the first few."""
     if not isinstance(seqlens, tuple) or len(seqlens) <= _SHOWN:
         return str(seqlens) if isinstance(seqlens, tuple) else describe_value(seqlens)
     return f"({', '.join(map(str, seqlens[:_SHOWN]))}, ...), {len(seqlens)} documents"
 
 
 def describe_value(value: object) -> str:
-    """What a user's class returned, for an error message: the dtype and shape of a tensor."""
+    """Describes a value from a user's class for an error message: type, or dtype and shape."""
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{'an' if dtype[0] == 'i' else 'a'} {dtype} tensor of {list(value.shape)}"

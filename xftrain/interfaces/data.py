@@ -108,7 +108,7 @@ def load_batch(
             those of a batch on the CPU are checked in any case.
 
     Raises:
-        ConfigError: the class returns something else than a batch, or a batch with wrong dtypes,
+        ConfigError: the class returns something other than a batch, or a batch with wrong dtypes,
             shapes or values.
     """
     said = f"data: {type(data).__name__}.batch({split!r}, {step})"

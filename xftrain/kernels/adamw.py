@@ -55,28 +55,28 @@ class AdamWSettings:
     weight_decay: float
 
 
-def adamw_(held: AdamWTensors, settings: AdamWSettings) -> None:
-    """Makes a step of AdamW (Loshchilov, Hutter, 2017, arXiv:1711.05101), as torch fuses it."""
+def adamw_(tensors: AdamWTensors, settings: AdamWSettings) -> None:
+    """Takes one AdamW step (Loshchilov, Hutter, 2017, arXiv:1711.05101), like torch's fused one."""
     from xftrain.kernels.adamw_triton import adamw_kernel  # imports triton
 
-    weight, num_elements = held.weight, held.weight.numel()
-    nothing = weight  # placeholder for a pointer that is not read
+    weight, num_elements = tensors.weight, tensors.weight.numel()
+    unused = weight  # placeholder for a pointer that is not read
     with torch.cuda.device(weight.device):
         adamw_kernel[(-(-num_elements // _BLOCK),)](
             weight,
-            held.grad,
-            held.exp_avg,
-            held.exp_avg_sq,
-            nothing if held.copy is None else held.copy,
-            held.step,
+            tensors.grad,
+            tensors.exp_avg,
+            tensors.exp_avg_sq,
+            unused if tensors.copy is None else tensors.copy,
+            tensors.step,
             settings.lr,
-            nothing if settings.clip is None else settings.clip,
-            nothing if settings.skip is None else settings.skip,
+            unused if settings.clip is None else settings.clip,
+            unused if settings.skip is None else settings.skip,
             num_elements,
             *settings.betas,
             settings.eps,
             settings.weight_decay,
-            HAS_COPY=held.copy is not None,
+            HAS_COPY=tensors.copy is not None,
             HAS_CLIP=settings.clip is not None,
             HAS_SKIP=settings.skip is not None,
             BLOCK=_BLOCK,

@@ -42,7 +42,7 @@ _ALPHA, _BETA = c_float(1.0), c_float(0.0)  # read from the host at each launch
 
 
 class Epilogue(IntEnum):
-    """What the kernel applies to the result of a matmul before storing it."""
+    """The function that the kernel applies to the result of a matmul before storing it."""
 
     NONE = 1
     GELU = 32 | 128  # tanh form; the second output receives the result before GELU
@@ -86,7 +86,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 @cache
 def library() -> Any:
-    """The library, as torch has loaded it.
+    """The cuBLASLt library that torch has loaded.
 
     Raises:
         OSError: torch has loaded no libcublasLt.
@@ -151,17 +151,17 @@ class Plan:
         self.proposals = self._query_heuristic()
 
     def __del__(self) -> None:
-        for kind, thing in self._owned:
-            getattr(library(), f"{kind}Destroy")(thing)
+        for kind, descriptor in self._owned:
+            getattr(library(), f"{kind}Destroy")(descriptor)
 
     def name(self, index: int) -> str:
         """The name of a proposed algorithm, which is the same in every process.
 
-        It consists of the fields of the configuration. The raw 64 bytes would not do, since some
-        are uninitialized (seen on an H200 with cuBLASLt 13).
+        It consists of the fields of the configuration. The raw 64 bytes are unsuitable, since
+        some are uninitialized (seen on an H200 with cuBLASLt 13).
 
         Args:
-            index: which of the proposals.
+            index: index of the proposal.
         """
         algorithm, values = self.proposals[index].algorithm, []
         for field, kind in enumerate(_CONFIG):
@@ -176,7 +176,7 @@ class Plan:
         """Launches an algorithm on the current stream.
 
         Args:
-            index: which of the proposals.
+            index: index of the proposal.
             a: [M, K], laid out as the `a` that the plan was made for.
             b: [K, N], likewise.
             out: [M, N], contiguous.
@@ -208,7 +208,7 @@ class Plan:
             *(self._handle, self._descriptor, self._a, self._b, self._out, self._out),
             *(preference, _NUM_ALGORITHMS, byref(found), byref(count)),
         )
-        proposals = [one for one in found[: count.value] if one.state == 0]
+        proposals = [proposal for proposal in found[: count.value] if proposal.state == 0]
         if not proposals:
             raise CublasError("cublasLtMatmulAlgoGetHeuristic: no algorithm")
         return proposals
@@ -217,10 +217,10 @@ class Plan:
         return self._make("cublasLtMatrixLayout", c_int(self._type), rows, columns, leading)
 
     def _make(self, kind: str, *arguments: Any) -> c_void_p:
-        thing = c_void_p()
-        _call(f"{kind}Create", byref(thing), *arguments)
-        self._owned.append((kind, thing))
-        return thing
+        descriptor = c_void_p()
+        _call(f"{kind}Create", byref(descriptor), *arguments)
+        self._owned.append((kind, descriptor))
+        return descriptor
 
     def _set(self, attribute: int, value: Any) -> None:
         size = ctypes.sizeof(value)

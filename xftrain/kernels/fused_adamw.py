@@ -145,13 +145,13 @@ class FusedAdamW(torch.optim.AdamW):
 
 
 def has_own_kernel(weight: Tensor) -> bool:
-    """Whether the kernel of this project steps the weight: large, and of a supported layout."""
+    """Whether this project's kernel steps the weight: if it is large, float32 and contiguous."""
     is_wide = weight.dtype == torch.float32 and weight.numel() >= _LARGE
     return is_wide and weight.is_contiguous()
 
 
 def _by_size(weights: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Splits weights with a gradient into those for torch and those for the own kernel."""
+    """Splits weights with a gradient into those for torch's kernel and those for this project's."""
     small: list[Tensor] = []
     large: list[Tensor] = []
     for weight in weights:

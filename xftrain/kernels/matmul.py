@@ -33,8 +33,8 @@ from xftrain.utils.timing import interleaved_times_ms
 log = logging.getLogger(__name__)
 
 _MIN_FLOP = 1e10  # about 15 us on an H100; below, the overhead of Python shows
-_MAX_CHOICES = 48  # matmuls measured in one run; batches may have ever new sizes
-_GAIN = 0.99  # maximum share of torch's time for another algorithm to be chosen
+_MAX_CHOICES = 48  # measured shapes in one run; packed batches may have new sizes at every step
+_MAX_TIME_RATIO = 0.99  # to torch's time, for another algorithm to be chosen
 _ROUNDS, _LAUNCHES = 3, 5
 
 Call = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
@@ -44,7 +44,7 @@ class Autotuner:
     """The algorithms of one run's matmuls, each measured at its first use.
 
     Args:
-        saved: `names()` of the run that this one resumes, whose matmuls are not measured again.
+        saved: `algorithm_names()` of the resumed run, whose matmuls are not measured again.
     """
 
     def __init__(self, saved: Mapping[str, str | None] | None = None) -> None:
@@ -52,7 +52,7 @@ class Autotuner:
         self._saved = dict(saved or {})
 
     def algorithm_names(self) -> dict[str, str | None]:
-        """The name of the algorithm of each matmul so far, None for torch's, for a checkpoint."""
+        """The algorithm of each matmul so far, by name; None for torch's. A checkpoint saves it."""
         return {**self._saved, **algorithm_names(self.choices)}
 
     def fastest_call(
@@ -73,24 +73,27 @@ class Autotuner:
         self, key: Key, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None, with_torch: Call
     ) -> Choice | None:
         """The algorithm of the resumed run, else the fastest one; None means torch."""
-        epilogue, words = key[0], describe_matmul(key)
-        if words in self._saved:
-            name = self._saved[words]
+        epilogue, description = key[0], describe_matmul(key)
+        if description in self._saved:
+            name = self._saved[description]
             if name is None:
                 return None
             if (choice := find_proposal(name, epilogue, a, b, out, second)) is not None:
                 return choice
-            log.info("matmul: chosen again, as cuBLASLt here has not the checkpoint's: %s", words)
+            log.info(
+                "matmul: measured again, as this cuBLASLt lacks the checkpoint's algorithm: %s",
+                description,
+            )
         return _fastest_algorithm(epilogue, a, b, out, second, with_torch)
 
 
-# The tuner of the process's run. Custom operators take tensors alone, and run in autograd's threads
-# as well, so that it is set for the process, as torch's own settings of matmuls are.
+# The autotuner of this process's run. Custom operators take only tensors, and run in threads of
+# autograd as well, so it is a process-wide setting, like torch's own matmul settings.
 _tuner: Autotuner | None = None
 
 
 def set_autotuner(tuner: Autotuner | None) -> None:
-    """Makes large matmuls of this process use a tuner; None leaves them to torch.
+    """Sets the autotuner of this process's large matmuls; None leaves them to torch.
 
     Compiled code keeps the setting that it was compiled under, until `torch._dynamo.reset()`.
     """
@@ -118,7 +121,9 @@ def has_cublaslt() -> bool:
     except (OSError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        log.warning("matmul: cuBLASLt is not found, torch chooses: %s", first_line(error))
+        log.warning(
+            "matmul: cuBLASLt was not found, so torch chooses the algorithms: %s", first_line(error)
+        )
         return False
     return True
 
@@ -276,11 +281,11 @@ def _fastest_algorithm(
     medians = [statistics.median(times) for times in series]
     best = min(range(len(calls)), key=medians.__getitem__)
     log.debug(
-        "matmul: %s by %s, %s: %.3f ms by torch, %.3f by the fastest of %d",
+        "matmul: %s x %s, %s: %.3f ms with torch, %.3f ms with the fastest of %d",
         *(tuple(a.shape), tuple(b.shape), epilogue.name),
         *(medians[0], medians[best], len(calls)),
     )
-    return choices[best] if medians[best] < _GAIN * medians[0] else None
+    return choices[best] if medians[best] < _MAX_TIME_RATIO * medians[0] else None
 
 
 def _time_ms(call: Callable[[], None]) -> float:

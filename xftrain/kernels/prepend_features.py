@@ -1,4 +1,4 @@
-"""Prepends features to each head's vector by two copies, or by one Triton kernel if faster.
+"""Prepends features to each head's vector by two copies, or one Triton kernel where it is faster.
 
 `torch.cat` is slower than both, since it reads broadcast features as if they were materialized.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xftrain.kernels.probe import runs_triton
 
-_MAX_HEADS = 32  # maximum number of heads per program
+_MAX_HEADS = 32  # heads per program
 _MIN_ELEMENTS = 2**22  # elements of x; below, launching the kernel takes longer than the copies
 
 

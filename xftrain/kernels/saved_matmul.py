@@ -43,7 +43,7 @@ def algorithm_names(choices: Mapping[Key, Choice | None]) -> dict[str, str | Non
 def find_proposal(
     name: str, epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None
 ) -> Choice | None:
-    """The algorithm of a name, after a test launch; None if cuBLASLt does not propose it here."""
+    """The algorithm with this name, launched once; None if cuBLASLt does not propose it here."""
     try:
         plan = Plan(a, b, epilogue)
         for number in range(len(plan.proposals)):

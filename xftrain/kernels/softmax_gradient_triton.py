@@ -77,8 +77,8 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
                 rest = tl.load(logits + at, at < vocab_size, other=-float("inf"))
                 tl.store(logits + at, _softmax(rest, log_total), at < vocab_size)
             tl.debug_barrier()
-            own_share = tl.exp(own - log_total) - 1.0
-            tl.store(logits + label, own_share.to(logits.dtype.element_ty), is_there)
+            own_grad = tl.exp(own - log_total) - 1.0
+            tl.store(logits + label, own_grad.to(logits.dtype.element_ty), is_there)
 
 
 @triton.jit
@@ -95,9 +95,9 @@ def _softmax(x, log_total):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _exp_difference(x, less):  # type: ignore[no-untyped-def]
-    """`exp(x - less)`."""
+def _exp_difference(x, offset):  # type: ignore[no-untyped-def]
+    """`exp(x - offset)`."""
     if x.dtype == tl.float32:
-        return tl.exp(x - less)
-    # one instruction less, at an error of 2^-24 of `less`, far below half precision
-    return tl.exp2(x.to(tl.float32) * _LOG2E - less * _LOG2E)
+        return tl.exp(x - offset)
+    # one instruction fewer, at an error of 2^-24 of `offset`, far below half precision
+    return tl.exp2(x.to(tl.float32) * _LOG2E - offset * _LOG2E)

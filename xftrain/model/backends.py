@@ -25,4 +25,4 @@ def kernel_name(backend: Backend, cases: Sequence[AttnCase]) -> str:
         layers.setdefault(name, []).extend(case.layers)
     if len(layers) == 1:
         return next(iter(layers))
-    return "; ".join(f"{name} in {format_layers(sorted(of))}" for name, of in layers.items())
+    return "; ".join(f"{name} in {format_layers(sorted(n))}" for name, n in layers.items())

@@ -59,9 +59,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """The vendor's dense peak for the dtype, or None for a device that is not listed."""
     if device.type != "cuda":
         return None
-    words = torch.cuda.get_device_name(device).split()
-    if "H200" in words and dtype in (torch.float32, torch.bfloat16, torch.float16):
-        in_float32, in_tf32, in_half = _H200_NVL if "NVL" in words else _H200
+    name_parts = torch.cuda.get_device_name(device).split()
+    if "H200" in name_parts and dtype in (torch.float32, torch.bfloat16, torch.float16):
+        in_float32, in_tf32, in_half = _H200_NVL if "NVL" in name_parts else _H200
         if dtype == torch.float32:
             highest = torch.get_float32_matmul_precision() == "highest"
             return (in_float32 if highest else in_tf32) * 1e12

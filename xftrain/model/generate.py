@@ -53,15 +53,17 @@ def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _Lay
     call = AttnCall(cache.bias, shape, q_BNHK.dtype, q_BNHK.device)
     call.bias.check_fits(shape)
     first = num_positions - num_new
-    mask, alive = dense_bias(call.bias, num_positions, call.dtype, call.device, first_query=first)
+    mask, query_mask = dense_bias(
+        call.bias, num_positions, call.dtype, call.device, first_query=first
+    )
     if (softcap := call.bias.softcap) is not None:  # torch's attention has no soft cap
         return unfused_attention(
-            q_BNHK, k_BMGK, v_BMGK, mask, alive, scale=call.scale, softcap=softcap
+            q_BNHK, k_BMGK, v_BMGK, mask, query_mask, scale=call.scale, softcap=softcap
         )
     q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BMGK, v_BMGK))
     with masked_kernels(q.device):
         out = masked_attention(q, k, v, mask, scale=call.scale).transpose(1, 2)
-    return out if alive is None else out * alive
+    return out if query_mask is None else out * query_mask
 
 
 def default_prompt(data: DataSource) -> Tensor:
@@ -72,7 +74,7 @@ def default_prompt(data: DataSource) -> Tensor:
 
 
 def max_new_tokens(model: GPT, tokens_BM: Tensor, num_tokens: int) -> int:
-    """How many tokens to add, at most `num_tokens` and the positions that the model has left."""
+    """The number of tokens to add: `num_tokens`, or fewer if the model has fewer positions left."""
     limit = model.pos.max_positions
     return num_tokens if limit is None else min(num_tokens, limit - tokens_BM.shape[1] + 1)
 
@@ -93,7 +95,7 @@ def generate(
     Args:
         model: the GPT; its training mode is restored.
         tokens_BM: the prompt, at least one token.
-        num_tokens: how many to add.
+        num_tokens: number of tokens to add.
         vocab_size: tokens from this id on are padding of the vocabulary and are never sampled.
         temperature: 0 selects the most likely token.
         top_k: sample from the k most likely tokens; None samples from all.
@@ -129,7 +131,7 @@ def _sample(
     """Samples one token per row, [B, 1]."""
     if not logits_BV.isfinite().all():  # on a GPU, sampling would abort the process
         raise ConfigError(
-            "the logits are not finite, so that no token can be drawn: the model's weights are not "
+            "the logits are not finite, so no token can be sampled: the model's weights are not "
             "finite, or too large for this precision; give another checkpoint."
         )
     if temperature < torch.finfo(torch.float32).tiny:
@@ -137,6 +139,6 @@ def _sample(
     if top_k is not None and top_k < logits_BV.shape[-1]:
         least_B1 = logits_BV.topk(top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
-    # shift the maximum to 0, as a low temperature would make others infinite
+    # shift the maximum to 0, as dividing by a low temperature could overflow
     logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature
     return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)

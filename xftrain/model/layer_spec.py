@@ -38,7 +38,7 @@ def built_bias(recipe: BiasRecipe, num_heads: int, seqlens: tuple[int, ...] | No
         seqlens: lengths of documents packed into the one row.
 
     Raises:
-        ConfigError: the recipe returns something else than a bias, or one with other documents.
+        ConfigError: the recipe does not return a bias, or one with other documents.
     """
     bias = recipe.build(num_heads, seqlens)
     said = f"model.bias: {type(recipe).__name__}.build"
@@ -68,8 +68,8 @@ def distinct_cases(
         specs: the spec of each layer.
         shapes: the shape of each layer's calls; equal shapes are the same object.
         seqlens: lengths of documents packed into the one row.
-        device: where q, k and v are.
-        dtype: of q, k and v.
+        device: device of q, k and v.
+        dtype: dtype of q, k and v.
 
     Raises:
         ConfigError: a bias does not fit the batch.

@@ -18,7 +18,7 @@ from typing import Any
 
 from xftrain.utils.import_hooks import Finder
 
-# Modules that start a compiler, or a process that imports Triton; each as `subprocess.run` or so.
+# Modules that start a compiler, or a process that imports Triton, through `subprocess`.
 _MODULES = (
     "triton.runtime.build",
     "triton.backends.nvidia.compiler",
@@ -68,7 +68,7 @@ class _SubprocessInRoot:
 
 
 def _start(start: Callable[..., Any], command: Any, *args: Any, **options: Any) -> Any:
-    """Starts a program in `/`; its relative paths mean the working folder as before."""
+    """Starts a program in `/`, with its relative paths resolved against the working folder."""
     options.setdefault("cwd", "/")
     if isinstance(command, list | tuple):
         command = _absolute(command)

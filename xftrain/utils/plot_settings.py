@@ -19,7 +19,7 @@ from xftrain.utils.processes import environment
 from xftrain.utils.working_folder import hidden_working_folder
 
 _BACKEND = "MPLBACKEND"
-# Variables that name matplotlib's files; a relative path in one means the user's working folder.
+# Variables that name matplotlib's files; relative paths are below the user's working folder.
 _VARIABLES = ("MATPLOTLIBRC", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
 
 

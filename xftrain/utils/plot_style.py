@@ -33,9 +33,9 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=110)
 
 
-def pixels(made: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def pixels(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Renders the figure to an array [height, width, 3]."""
-    canvas = FigureCanvasAgg(made)
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

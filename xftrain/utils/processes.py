@@ -66,8 +66,8 @@ def describe_exit(code: int | None) -> str:
     """Describes an exit code in words."""
     if code is None or code >= 0:
         return f"the process ended with code {code}"
-    said = f"the process was ended by {signal.Signals(-code).name}"
-    return said + ", as the system does where memory runs out" * (code == -signal.SIGKILL)
+    cause = f"the process was ended by {signal.Signals(-code).name}"
+    return cause + ", as the system does where memory runs out" * (code == -signal.SIGKILL)
 
 
 def rank() -> int:
@@ -88,7 +88,7 @@ def num_ranks() -> int:
 
 
 def drop_empty_variables() -> None:
-    """Unsets variables that are empty, on which libraries fail."""
+    """Unsets empty variables on which libraries fail."""
     for name in _UNSET_WHEN_EMPTY:
         if not os.environ.get(name, "unset").strip():
             del os.environ[name]
@@ -98,19 +98,19 @@ def drop_relative_base_folders() -> list[str]:
     """Unsets base folders with a relative path, which libraries would make in the working folder.
 
     Returns:
-        A sentence for each.
+        A warning for each.
     """
-    said = []
+    warnings = []
     for name in _BASE_FOLDERS:
         path = os.environ.get(name, "")
         if path and not os.path.isabs(os.path.expanduser(path)):
             del os.environ[name]
-            said.append(ignored_variable(name, path))
-    return said
+            warnings.append(ignored_variable(name, path))
+    return warnings
 
 
 def ignored_variable(variable: str, path: str) -> str:
-    """The sentence about a base folder that is ignored."""
+    """The warning about a base folder that is ignored."""
     return (
         f"{variable}={one_line(path)} is ignored, as the XDG specification says, because it is not "
         "an absolute path."
@@ -163,16 +163,16 @@ def _refuse_several_nodes(found: Mapping[str, int | None]) -> None:
 
 
 def _incomplete(found: Mapping[str, int | None]) -> ConfigError:
-    """The refusal of variables that describe a rank, but not all of what a rank needs."""
+    """The error for rank variables that are set without others that a rank needs."""
     given = [f"{name}={found[name]}" for name in _COMPLETE[:3] if found[name] is not None]
     missing = [name for name in _COMPLETE if not os.environ.get(name, "").strip()]
     if "LOCAL_RANK" in missing:
         missing = ["LOCAL_RANK"]  # the first that torchrun would set
-    is_one = len(given) == 1
+    is_single = len(given) == 1
     return ConfigError(
-        f"{' and '.join(given)} {'is' if is_one else 'are'} in the environment without "
+        f"{' and '.join(given)} {'is' if is_single else 'are'} in the environment without "
         f"{', '.join(missing)}: start the ranks with torchrun, or unset "
-        f"{'it' if is_one else 'both' if len(given) == 2 else 'them'}."
+        f"{'it' if is_single else 'both' if len(given) == 2 else 'them'}."
     )
 
 
@@ -212,13 +212,13 @@ def end_processes(
     wait_s: float,
     number: int = signal.SIGTERM,
 ) -> None:
-    """Waits for processes to end, then asks the remaining ones to, and finally kills them.
+    """Waits for processes to end, then signals the remaining ones, and finally kills them.
 
     Args:
         processes: processes that this one started.
-        patience_s: seconds before they are asked.
-        wait_s: seconds from then until they are killed.
-        number: the signal that asks them, which is the one that they report.
+        patience_s: seconds to wait before the signal.
+        wait_s: seconds from the signal until they are killed.
+        number: the signal, which they report as the cause of their end.
     """
     for stop, seconds in ((None, patience_s), (number, wait_s), (signal.SIGKILL, wait_s)):
         left = [process for process in processes if process.poll() is None]
@@ -232,8 +232,8 @@ def end_processes(
 
 
 @contextmanager
-def raising_stopped(*others: signal.Signals) -> Iterator[None]:
-    """Raises `Stopped` for signals that ask the process to end, and for `others`.
+def raising_stopped(*more: signal.Signals) -> Iterator[None]:
+    """Raises `Stopped` for signals that ask the process to end, and for `more`.
 
     Code that waits for other processes can then end them. Signals that the parent made this
     process ignore, as `nohup` does with SIGHUP, stay ignored.
@@ -245,8 +245,8 @@ def raising_stopped(*others: signal.Signals) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    heeded = [*filter(is_handled, (*END_SIGNALS, *others))]
-    before = {number: signal.signal(number, stop) for number in heeded}
+    handled = [*filter(is_handled, (*END_SIGNALS, *more))]
+    before = {number: signal.signal(number, stop) for number in handled}
     try:
         yield
     finally:

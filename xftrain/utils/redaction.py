@@ -19,10 +19,10 @@ from omegaconf.resolvers import oc
 from xftrain.utils.spellings import as_paths, folded, spellings
 from xftrain.utils.url_passwords import without_passwords
 
-READ_VALUES: dict[str, str] = {}  # the values of the variables that were read, by name
+READ_VALUES: dict[str, str] = {}  # values of the environment variables that were read, by name
 _DECODED: dict[str, tuple[str, ...]] = {}  # strings that `oc.decode` parsed from a variable
 _WORDS: dict[str, str] = {}  # words that contain a short value, and their redacted form
-_READ_RECENTLY: set[str] = set()  # variables that were read since the set was last cleared
+_READ_RECENTLY: set[str] = set()  # variables read since the set was last cleared
 # Words of the configuration, such as option names, which are no secrets; set by `config.compose`.
 public_names: Callable[[], Collection[str]] = frozenset
 
@@ -105,15 +105,15 @@ def _record_joined(node: DictConfig | ListConfig) -> None:
 def decode(expr: str | None, *, _parent_: Any, _node_: Any) -> Any:
     """OmegaConf's `oc.decode`, which also records the strings in a variable's value as secrets."""
     value = oc.decode(expr, _parent_=_parent_, _node_=_node_)
-    for name, held in READ_VALUES.items():
-        if expr == held:
+    for name, text in READ_VALUES.items():
+        if expr == text:
             plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
             _DECODED[name] = tuple(_texts(plain))
     return value
 
 
 def digests() -> dict[str, str]:
-    """A 12-bit digest of each variable's value, by which a later run detects another value.
+    """A 12-bit digest of each variable's value, by which a later run detects a changed value.
 
     A value cannot be recovered from 12 bits, and one change in 4096 is not detected.
     """

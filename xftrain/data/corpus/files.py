@@ -95,11 +95,11 @@ def list_files(
                 continue
             name, path = prefix + entry.name, folder / entry.name
             if entry.is_symlink():
-                place = real_path(path)
-                if place is None:  # a cycle, or more links than the system follows
+                target = real_path(path)
+                if target is None:  # a cycle, or more links than the system follows
                     skipped.add("unreadable", name)
                     continue
-                path = place
+                path = target
                 if not follow_links and not path.is_relative_to(top):
                     skipped.add("outside", name)
                     continue
@@ -131,7 +131,7 @@ def list_files(
 def split_documents(
     files: Sequence[SourceFile], val_fraction: float
 ) -> dict[Split, list[Document]]:
-    """Splits files by a hash of their names, or a single file into begin and end.
+    """Splits files by a hash of their names, or a single file into its beginning and its end.
 
     A file is held out if its hash is below the fraction. This does not depend on other files, so a
     file stays in its split if others are added or removed. If no hash is below the fraction, the
@@ -149,8 +149,8 @@ def split_documents(
     num_below = sum(_name_fraction(file.name) < val_fraction for file in files)
     if num_below in (0, len(files)):
         log.info(
-            "data.val_fraction: %s of the files has a hash below %g, so %s is %s all the same; it "
-            "changes sides once a file comes that belongs there",
+            "data.val_fraction: %s of the files has a hash below %g, so %s is %s nonetheless; it "
+            "changes sides if a file that belongs there is added",
             "none" if num_below == 0 else "each",
             val_fraction,
             one_line(by_share[0 if num_below == 0 else -1].name),
@@ -206,7 +206,7 @@ def changed_error(path: Path) -> RunError:
     """The error for a file that changed while it was read."""
     return RunError(
         f"data.path: files must not change while they are read, but under {str(path)!r} some did; "
-        "run again when they are at rest."
+        "run again when they no longer change."
     )
 
 
@@ -237,24 +237,24 @@ def _status(root: Path) -> os.stat_result:
 def _check_links(named: Path, top: Path) -> None:
     """Refuses a path that leads out of the working folder by a link, and names any other link.
 
-    Whoever has made the working folder may have chosen where its links lead.
+    The working folder may be untrusted, and its links may lead to private files.
 
     Args:
         named: the absolute path as the user names it, with links.
-        top: the place that it leads to.
+        top: the same path with links resolved.
 
     Raises:
-        ConfigError: it is below the working folder, and the place is not.
+        ConfigError: it is below the working folder, and the resolved path is not.
     """
     here = Path.cwd()
     if named.is_relative_to(here) and not top.is_relative_to(os.path.realpath(here)):
         raise ConfigError(
-            f"data.path leads out of the working folder by a link, to {one_line(str(top))}: write "
-            "that place out, or set data.follow_links=true."
+            f"data.path leads out of the working folder by a link, to {one_line(str(top))}: give "
+            "that path itself, or set data.follow_links=true."
         )
     if named != top:
-        said = "is a link" if named.is_symlink() else "leads through a link"
-        log.warning("data.path=%s %s: the files of %s are read", named, said, one_line(str(top)))
+        how = "is a link" if named.is_symlink() else "leads through a link"
+        log.warning("data.path=%s %s: the files of %s are read", named, how, one_line(str(top)))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -294,5 +294,5 @@ def unreadable_error(path: Path, error: OSError) -> RunError:
     """The error for a listed file that cannot be read."""
     return RunError(
         f"data.path: every listed file must stay readable, but {str(path)!r} is not "
-        f"({error.strerror}); restore it or take it out, then run again."
+        f"({error.strerror}); restore it or remove it, then run again."
     )

@@ -1,7 +1,7 @@
 """The baseline of a text run: a byte-bigram model with add-one smoothing.
 
-It sees only the previous byte. A language model that is not better has learned almost nothing, for
-any value of its loss. With a BPE it is scored on the bytes that the label tokens spell.
+It sees only the previous byte. A language model that is not better has learned almost nothing,
+whatever its loss. With a BPE it is scored on the bytes that the label tokens spell.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Token files of a corpus on disk, which are made once and memory-mapped.
+"""Token files of a corpus on disk, which are written once and memory-mapped.
 
-The folder of a corpus is named by a hash of everything that its content depends on: the content and
-the name of each text, and the options. It is made
-under a temporary name and renamed when complete, so a killed preparation never looks complete. It
-belongs to one user, who alone can read it, as the corpus may be private; in a shared cache folder,
-nobody trains on token files of another user.
+The folder of a corpus is named by a hash of everything that determines its content: the name and
+content of each text, and the options. It is made under a temporary name and renamed when complete,
+so that a killed preparation never looks complete. It belongs to one user, and only that user can
+read it, as the corpus may be private; in a shared cache folder, no user trains on another's files.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from xftrain.utils.files import expand_home, sync
 log = logging.getLogger(__name__)
 
 _BPE_VOCAB = 8192
-_FORMAT = 4  # increase it if the same files would give other content
+_FORMAT = 4  # increase it whenever the same files would give different tokens
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,8 @@ def prepare(
                 opened = _open(folder, tokenizer, vocab_size, texts, skipped)
     if opened is None:
         raise RunError(
-            f"data.cache_dir: what was written to {str(folder)!r} does not read back; "
-            "check that disk or choose another folder."
+            f"data.cache_dir: the token files written to {str(folder)!r} cannot be read "
+            "back; check that disk or choose another folder."
         )
     log.info("data.path: %s", opened.summary)
     return opened
@@ -166,7 +165,7 @@ def _checked_vocab_size(tokenizer: TokenizerName, vocab_size: int | None) -> int
 
 
 def _record_path(cache: Path, root: Path) -> Path:
-    """The path of the recorded digests of a corpus, of which each user has an own one."""
+    """The path of the recorded digests of a corpus, which differs for each user."""
     name = hashlib.blake2b(repr((os.geteuid(), os.fsencode(root))).encode(), digest_size=16)
     return cache / f".{name.hexdigest()}.digests"
 
@@ -189,7 +188,7 @@ def _make(
     val_fraction: float,
 ) -> None:
     log.info("data.path: preparing %d files of %s", len(texts), root)
-    began = time.monotonic()
+    start = time.monotonic()
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(16)}")
     try:
         temporary.mkdir(mode=0o700)
@@ -213,7 +212,7 @@ def _make(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log.info("data.path: prepared in %.1f s, kept in %s", time.monotonic() - began, folder)
+    log.info("data.path: prepared in %.1f s, stored in %s", time.monotonic() - start, folder)
 
 
 def _open(
@@ -238,7 +237,7 @@ def _open(
             digest=_digest(meta, tokenizer),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        log.debug("data.path: %s does not read back: %s", folder, error)
+        log.debug("data.path: %s cannot be read: %s", folder, error)
         return None
 
 

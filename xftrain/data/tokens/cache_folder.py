@@ -60,7 +60,7 @@ def _default_cache_folder() -> Path:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[bool]:
-    """Holds a lock, so that one process runs at a time; yields false without lock support.
+    """Holds a lock that excludes other processes; yields false if the file system has no locks.
 
     Args:
         path: path of the lock file.
@@ -79,8 +79,8 @@ def exclusive_lock(path: Path) -> Iterator[bool]:
     with file:
         if not is_owner(os.fstat(file.fileno()), path.parent):
             raise ConfigError(
-                f"data.cache_dir: the lock {str(path)!r} is another user's, who could keep this "
-                "one waiting; remove it or choose another data.cache_dir."
+                f"data.cache_dir: the lock {str(path)!r} is another user's, who could block "
+                "this one; remove it or choose another data.cache_dir."
             )
         with suppress(OSError):  # the file system has no permissions
             os.fchmod(file.fileno(), 0o600)  # so that no other user can hold the lock
@@ -120,7 +120,7 @@ def is_owner(status: os.stat_result, folder: Path) -> bool:
     """Whether a file or folder belongs to this user.
 
     Args:
-        status: facts about the file.
+        status: the file's `os.stat` result.
         folder: the folder that it is in.
     """
     return status.st_uid == os.geteuid() or status.st_uid == _owner_of_new_files(folder)

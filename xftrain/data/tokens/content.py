@@ -1,4 +1,4 @@
-"""Identifies the files of a corpus by content: which are text, which are copies, what has changed.
+"""Classifies the files of a corpus by content: which are text, copies, or changed.
 
 A file is text if it is valid UTF-8 without NUL bytes. Reading stops at the first NUL byte, so a
 sparse file of terabytes is skipped quickly. A digest of each file's content decides which token
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 20
 _KEY_BYTES, _SHA256_BYTES = 16, 32
 _ENTRY_BYTES = _KEY_BYTES + _SHA256_BYTES
-MAX_RECORDED_FILES = 100_000  # of a record; more only for a corpus of more
+MAX_RECORDED_FILES = 100_000  # of a record, in addition to those of a larger corpus
 _NOT_TEXT = bytes(_SHA256_BYTES)  # in place of a digest
-_LOGGED_BYTES = 1 << 30  # from here on, the log says what was read again
+_LOGGED_BYTES = 1 << 30  # the log reports it if more was read again
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class TextFile(SourceFile):
 def distinct_texts(
     files: Iterable[SourceFile], record: DigestRecord, skipped: Skipped
 ) -> list[TextFile]:
-    """The files that are text, and of copies of one text the first.
+    """The files that are text; of several copies of one text, only the first.
 
-    A copy is skipped, as otherwise one could be trained on and another one held out.
+    A copy is skipped, as otherwise one copy could be trained on and another held out.
 
     Args:
         files: the listed files, sorted by name.
-        record: the digests of an earlier start, which is brought up to date.
+        record: the digests recorded by an earlier run, which are updated.
         skipped: counts the other files.
 
     Raises:
@@ -80,21 +80,21 @@ def distinct_texts(
 
 
 class DigestRecord:
-    """The digests of a corpus's files, kept from one start to the next.
+    """The recorded digests of a corpus's files, so that the next run need not read them.
 
     The file belongs to one user, and holds a SHA-256 of the rest and then, for each file of the
     corpus, a hash of the facts about it and the SHA-256 of its content.
 
     Args:
         path: the file; one that is missing, damaged, too large or another user's counts as empty.
-        most_files: largest number of files that it may have digests of.
+        max_files: maximum number of digests.
     """
 
-    def __init__(self, path: Path, most_files: int = MAX_RECORDED_FILES) -> None:
+    def __init__(self, path: Path, max_files: int = MAX_RECORDED_FILES) -> None:
         self._path = path
-        self._recorded = _read(path, _SHA256_BYTES + most_files * _ENTRY_BYTES)
+        self._recorded = _read(path, _SHA256_BYTES + max_files * _ENTRY_BYTES)
         self._current: dict[bytes, bytes] = {}
-        self._num_bytes = 0  # read although nothing may have changed
+        self._num_bytes = 0  # read again, possibly although nothing has changed
         self._is_reliable: dict[int, bool] = {}  # by device
 
     def digest_of(self, file: SourceFile) -> bytes | None:
@@ -104,7 +104,7 @@ class DigestRecord:
             RunError: the file cannot be read, or changes meanwhile.
         """
         try:
-            # opened before its facts are read, as NFS then asks the server for them
+            # opened before fstat, since NFS then asks the server for current values
             with open_listed(file.path) as stream:
                 return self._digest_of(file, stream)
         except OSError as error:
@@ -127,11 +127,11 @@ class DigestRecord:
         return None if found == _NOT_TEXT else found
 
     def save(self) -> None:
-        """Replaces the record by the digests that were asked for, if it differs."""
+        """Saves the digests that were requested, unless the record already holds exactly these."""
         if self._num_bytes > _LOGGED_BYTES:
             log.info(
-                "data.path: %d MiB were read to see whether they have changed, and are at each "
-                "start, as their file system has no reliable time of change",
+                "data.path: %d MiB were read to see whether they have changed, as at every "
+                "start, because their file system has no reliable change times",
                 self._num_bytes >> 20,
             )
         if self._current == self._recorded:
@@ -139,7 +139,7 @@ class DigestRecord:
         content = b"".join(key + sha256 for key, sha256 in self._current.items())
         try:
             with replacing(self._path) as partial:
-                partial.chmod(0o600)  # the digests tell which texts there are
+                partial.chmod(0o600)  # the digests reveal which texts the corpus holds
                 partial.write_bytes(hashlib.sha256(content).digest() + content)
         except OSError as error:
             log.info(
@@ -149,13 +149,13 @@ class DigestRecord:
             )
 
 
-def _read(path: Path, most_bytes: int) -> dict[bytes, bytes]:
+def _read(path: Path, max_bytes: int) -> dict[bytes, bytes]:
     content = b""
     with suppress(OSError), open_plain(path) as file:
         if is_owner(os.fstat(file.fileno()), path.parent):
-            content = file.read(most_bytes + 1)
+            content = file.read(max_bytes + 1)
     checksum, entries = content[:_SHA256_BYTES], memoryview(content)[_SHA256_BYTES:]
-    if len(content) > most_bytes or hashlib.sha256(entries).digest() != checksum:
+    if len(content) > max_bytes or hashlib.sha256(entries).digest() != checksum:
         return {}
     return {
         bytes(entries[at : at + _KEY_BYTES]): bytes(entries[at + _KEY_BYTES : at + _ENTRY_BYTES])
@@ -164,7 +164,7 @@ def _read(path: Path, most_bytes: int) -> dict[bytes, bytes]:
 
 
 def _key(file: SourceFile, status: os.stat_result) -> bytes:
-    """A hash of facts about a file of which one changes whenever its content does.
+    """A hash of a file's path and metadata, which differs whenever the content has changed.
 
     The device number is left out, as it may change when the machine reboots.
     """

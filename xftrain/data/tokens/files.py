@@ -6,7 +6,7 @@
     bigram.npy      byte-bigram counts of the training text
     tokenizer.json  the BPE vocabulary, in the form of `tokenizers`; not with bytes
 
-`token_stream` reads it.
+`stream` reads it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def write_token_files(
     vocab_size: int,
     check: ContentCheck,
 ) -> dict[str, Any]:
-    """Writes all files but meta.json, and returns the facts for meta.json.
+    """Writes all files except meta.json, and returns the counts and checksums for meta.json.
 
     Raises:
         RunError: a text has changed since its digest was computed.
@@ -125,12 +125,14 @@ def dtype_of(tokenizer: Tokenizer) -> str:
 def write_meta(folder: Path, facts: dict[str, Any], name: TokenizerName) -> None:
     """Writes meta.json: the facts, checksums of the small files, and times of the others."""
     names = file_names(name)
-    for path in [*(folder / one for one in names), folder]:
+    for path in [*(folder / file for file in names), folder]:
         sync(path)  # otherwise a power failure may leave a renamed folder of empty files
-    small = [one for one in names if not one.endswith(".bin")]
+    small = [file for file in names if not file.endswith(".bin")]
     meta = {
         **facts,
-        "sha256": {one: hashlib.sha256((folder / one).read_bytes()).hexdigest() for one in small},
+        "sha256": {
+            file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in small
+        },
         "times_ns": {split: times_of(os.stat(folder / f"{split}.bin")) for split in SPLITS},
     }
     sealed = {"meta": meta, "sha256": hashlib.sha256(canonical_bytes(meta)).hexdigest()}
@@ -141,7 +143,7 @@ def write_meta(folder: Path, facts: dict[str, Any], name: TokenizerName) -> None
 
 
 def times_of(status: os.stat_result) -> tuple[int, int]:
-    """The times of a file's last modification and change, of which no copy has both."""
+    """The mtime and ctime of a file in nanoseconds; no copy has the same ones."""
     return status.st_mtime_ns, status.st_ctime_ns
 
 

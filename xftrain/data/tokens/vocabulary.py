@@ -47,7 +47,7 @@ class Integers:
         return tokens
 
     def digest(self) -> str:
-        """SHA-256 of the name of the rule."""
+        """SHA-256 of the kind and the size, which determine this vocabulary."""
         return hashlib.sha256(f"integers below {self.vocab_size}".encode()).hexdigest()
 
 
@@ -66,7 +66,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> str | None:
 
 
 def rebuild(description: Any, folder: Path) -> Vocabulary:
-    """Rebuilds the vocabulary that `describe` has described.
+    """Rebuilds a vocabulary from the description that `describe` returned.
 
     Args:
         description: description in the checkpoint.
@@ -75,8 +75,8 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
     Raises:
         ConfigError: the description is damaged, or the file is missing, damaged or another one.
     """
-    held = description if isinstance(description, Mapping) else {}
-    kind, size = held.get("kind"), held.get("vocab_size")
+    saved = description if isinstance(description, Mapping) else {}
+    kind, size = saved.get("kind"), saved.get("vocab_size")
     if type(kind) is not str or type(size) is not int or not 0 < size < _MAX_VOCAB:
         raise ConfigError("ckpt holds a damaged description of its vocabulary: give another one.")
     found: Vocabulary
@@ -92,7 +92,7 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
             "checkpoint: a data source of your own can be sampled from where its vocabulary is one "
             "of integers, bytes or bpe (docs/extending.md)."
         )
-    if describe(found) != {key: held.get(key) for key in ("kind", "vocab_size", "digest")}:
+    if describe(found) != {key: saved.get(key) for key in ("kind", "vocab_size", "digest")}:
         where = (
             f"{folder / TOKENIZER_FILE} is" if kind == "bpe" else f"the vocabulary {kind} here is"
         )
@@ -104,7 +104,7 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
 
 
 def old_checkpoint_vocabulary(config: Mapping[str, Any], num_steps: int) -> Vocabulary:
-    """The vocabulary of a checkpoint of an old version without vocabulary, by its configuration.
+    """The vocabulary of a checkpoint that an old version saved without one, by its configuration.
 
     Args:
         config: the checkpoint's configuration; no path in it is opened.
@@ -127,7 +127,7 @@ def old_checkpoint_vocabulary(config: Mapping[str, Any], num_steps: int) -> Voca
             f"max_steps={num_steps + 1} or more."
         )
     raise ConfigError(
-        "ckpt holds no vocabulary, because it was saved before vocabularies were kept with runs: "
+        "ckpt holds no vocabulary, because it was saved before vocabularies were saved with runs: "
         f"resume its run with max_steps={num_steps + 1} or more, which saves {TOKENIZER_FILE} "
         "beside the checkpoints, and sample from the new one."
     )
@@ -142,8 +142,8 @@ def _read_bpe(path: Path, vocab_size: int) -> Bpe:
             "checkpoints folder of its run."
         ) from error
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{path} must be the BPE vocabulary of ckpt, and cannot be read ({said}): copy it from "
-            "the checkpoints folder of its run."
+            f"{path} must be the BPE vocabulary of ckpt, and cannot be read ({reason}): copy it "
+            "from the checkpoints folder of its run."
         ) from error

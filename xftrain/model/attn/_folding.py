@@ -1,4 +1,4 @@
-"""Folds ALiBi into extra features of q and k: any kernel computes it in linear memory.
+"""Folds ALiBi into extra features of q and k, so that any kernel computes it in linear memory.
 
 Softmax over the keys does not change when a constant is added per query, so ALiBi's
 `-slope * (i - j)` may be replaced by `slope * j`, which is a dot product of a query feature (the
@@ -38,7 +38,7 @@ _OWN_SUBTRACTED = (
     torch.float64,
 )  # dtypes in which the query's own position is subtracted
 _ALIGN = 16  # head widths are multiples: 80 is faster than 72 or 96, 144 than 136 or 160
-# distance of a product and its opposite; blocks after the first one are of 16 features
+# features between a product and its opposite; blocks after the first have 16 features
 _CANCEL_DISTANCE = 8
 
 
@@ -66,19 +66,19 @@ class Fold:
 
 
 def is_folded(bias: AttnBias) -> bool:
-    """Whether ALiBi is folded: the bias has slopes and is not to be dense."""
+    """Whether ALiBi is folded: the bias has slopes and does not ask for a dense tensor."""
     return bias.slopes is not None and not bias.dense
 
 
 def without_folded_slopes(bias: AttnBias) -> AttnBias:
-    """The bias that is left for the kernel's mask, which is the bias without folded slopes."""
+    """The bias for the kernel's mask, without slopes that are folded into q and k."""
     return replace(bias, slopes=None) if is_folded(bias) else bias
 
 
 def folding_reasons(
     bias: AttnBias, num_positions: int, dtype: torch.dtype, head_dim: int | None = None
 ) -> list[str]:
-    """Why this bias cannot be folded at this length and dtype; empty means that it can.
+    """Reasons why this bias cannot be folded at this length and dtype; empty means that it can.
 
     Args:
         bias: the bias.
@@ -118,7 +118,7 @@ def _num_digits(longest: int, bits: int) -> int:
 
 
 def num_features(call: AttnCall) -> int:
-    """How many features `fold` prepends to q and k; 0 if nothing is folded."""
+    """The number of features that `fold` prepends to q and k; 0 if nothing is folded."""
     bias, shape, dtype, _ = call
     if not is_folded(bias) or dtype not in _PIECES:
         return 0
@@ -187,7 +187,7 @@ _FeaturePair = tuple[Tensor, Tensor]  # a feature of the query, [1 or M, H], and
 def _subtract_own_position(
     products: list[_FeaturePair], num_large: int, zero: _FeaturePair
 ) -> list[_FeaturePair]:
-    """Products, each with the product of the query's own position subtracted `_CANCEL_DISTANCE` later.
+    """Products, each with the product of the query's own position subtracted further on.
 
     The sum of two large products would be rounded, so each cancels before the next is added.
     """

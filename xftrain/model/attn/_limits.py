@@ -12,10 +12,10 @@ MAX_ELEMENTS = 2**31 - 1
 
 
 def row_reasons(num_rows: int, what: str, device: torch.device) -> list[str]:
-    """Reasons why one call cannot take so many rows; empty if it can.
+    """Reasons why one call cannot take this many rows; empty if it can.
 
     Args:
-        num_rows: number of rows of a batch, or of documents in a row.
+        num_rows: rows of a batch, or documents in a row.
         what: the plural noun for them in the message.
         device: only a GPU has such limits.
     """
@@ -26,13 +26,13 @@ def row_reasons(num_rows: int, what: str, device: torch.device) -> list[str]:
 
 def element_reasons(shape_BMHK: tuple[int, int, int, int], device: torch.device) -> list[str]:
     """Reasons why q is too large for one call; empty if it is not."""
-    num_numbers = 1
+    num_elements = 1
     for size in shape_BMHK:
-        num_numbers *= size
-    if device.type != "cuda" or num_numbers <= MAX_ELEMENTS:
+        num_elements *= size
+    if device.type != "cuda" or num_elements <= MAX_ELEMENTS:
         return []
     sizes = " x ".join(map(str, shape_BMHK))
     return [
-        f"its kernels index a tensor in 32 bits, and q has {num_numbers} elements in one "
+        f"its kernels index a tensor in 32 bits, and q has {num_elements} elements in one "
         f"call ({sizes}): make batches smaller"
     ]

@@ -198,14 +198,14 @@ def _ranges(bias: AttnBias, num_positions: int, device: torch.device) -> tuple[T
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """The number of key blocks of each query block, and their indices first: [1, 1, n(, n)]."""
+    """The number of key blocks per query block [1, 1, n], and their indices first [1, 1, n, n]."""
     counts = blocks.sum(dim=-1, dtype=torch.int32)
     order = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
     return counts[None, None], order.to(torch.int32)[None, None]
 
 
 def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
-    """The score function, which caps the scaled scores and then adds the bias; None if neither."""
+    """The score function, which caps the scaled scores and adds the bias; None without either."""
     add, softcap = _additive_score_mod(bias, num_positions, device), bias.softcap
     if softcap is None:
         return add

@@ -148,8 +148,8 @@ class SDPA(Backend):
             "mask tensor" if mask is not None else "",
             "one call a document" if bias.seqlens is not None else "",
         ]
-        said = ", ".join(note for note in notes if note)
-        return f"sdpa-{name} ({said})" if said else f"sdpa-{name}"
+        details = ", ".join(note for note in notes if note)
+        return f"sdpa-{name} ({details})" if details else f"sdpa-{name}"
 
     def stand_in(self, call: AttnCall) -> Attention:
         """A fused kernel; a mask on a GPU needs K and V expanded to all query heads."""
@@ -192,7 +192,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, handle: _Handle, document: DenseDoc
     """Computes the attention of one document."""
     if document.bias_1HMM is not None:
         out = masked_attention(q, k, v, document.bias_1HMM, scale=handle.scale).transpose(1, 2)
-        return out if document.alive is None else out * document.alive
+        return out if document.query_mask is None else out * document.query_mask
     return F.scaled_dot_product_attention(
         q,
         k,

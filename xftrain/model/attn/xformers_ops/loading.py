@@ -1,4 +1,4 @@
-"""Imports xFormers, and works around problems of the import.
+"""Imports xFormers, and works around problems of that import.
 
 There are three problems, each seen with xformers 0.0.35:
 - its C++ library is linked to the CUDA 12 runtime, which a torch for CUDA 13 does not include; if
@@ -67,7 +67,7 @@ def _preload_cuda12_runtime() -> None:
 
 
 def _warn_about_cpp_library() -> None:
-    """Logs one line in place of xFormers' block of warnings."""
+    """Logs one line in place of xFormers' warnings if its C++ library did not load."""
     cpp_lib = importlib.import_module("xformers._cpp_lib")
     if torch.cuda.is_available() and cpp_lib._cpp_library_load_exception is not None:
         log.warning(
