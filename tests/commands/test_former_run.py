@@ -79,7 +79,7 @@ def test_auto_takes_checkpoints_of_the_folders_own_run_alone(tmp_path, caplog):
     content["xftrain"]["saved_at"] *= 2
     torch.save(content, strange)
     assert checkpoint_to_load("auto", tmp_path / "b") == last(tmp_path / "b")
-    assert f"skipped: {strange} is of another run" in caplog.text
+    assert f"skipped: {strange} belongs to another run" in caplog.text
     (tmp_path / "b" / ".run.json").unlink()  # of an earlier version, or a copy of checkpoints
     assert checkpoint_to_load("auto", tmp_path / "b") == strange
 

@@ -114,7 +114,7 @@ def test_other_text_of_the_same_size_and_time_is_trained_on(
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="where the file system is known")
 def test_settled_files_are_read_once(folder, cache_dir, monkeypatch):
     if not reliable(folder):
-        pytest.skip("the file system of the tests has no reliable time of change")
+        pytest.skip("the file system of the tests has no reliable change times")
     (folder / "binary").write_bytes(b"\0")
     read = []
     digest = content._digest
@@ -153,7 +153,7 @@ def test_a_file_system_without_times_of_change_is_read_at_each_start(
     caplog.set_level(logging.INFO)
     for _ in range(2):
         prepare(str(folder), cache_dir=str(cache_dir))
-    assert caplog.text.count("as their file system has no reliable time of change") == 2
+    assert caplog.text.count("because their file system has no reliable change times") == 2
     assert not list(cache_dir.glob(".*.digests"))
 
 
