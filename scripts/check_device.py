@@ -29,7 +29,7 @@ STEPS = 80
 def cases(on_gpu: bool, quick: bool) -> list[tuple[str, bool]]:
     """Returns the overrides of each case, and whether it runs all steps even if solved earlier."""
     precisions = ["16-mixed", "bf16-mixed"] if on_gpu else ["32-true"]
-    backends = registry.names("model/attn")
+    backends = registry.option_names("model/attn")
     found = [
         (f"model.attn={backend} trainer.precision={precision}", True)
         for backend in backends
@@ -39,7 +39,7 @@ def cases(on_gpu: bool, quick: bool) -> list[tuple[str, bool]]:
         return found
     groups = [group for group in registry.GROUPS if group.startswith("model/")]
     for group in [*groups, "loss", "data"]:
-        for name in registry.names(group):
+        for name in registry.option_names(group):
             if group == "model/attn" or name in ("full", "text") and group != "loss":
                 continue
             found.append((f"{group.replace('/', '.')}={name}", False))

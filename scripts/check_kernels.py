@@ -109,7 +109,7 @@ def attention(
     With `far_below_zero` all scores are about -120; with `expanded_grad` the output's gradient has
     strides of 0, as that of a sum has; with `last_row` only the last row of the batch is compared.
     """
-    backend = registry.load("model/attn", name)()
+    backend = registry.load_class("model/attn", name)()
     call = AttnCall(bias, shape, dtype, CUDA)
     if reasons := backend.unsupported(*call):
         return "refused", reasons[0]

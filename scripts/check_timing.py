@@ -18,7 +18,7 @@ from xftrain.benchmark.attention import ready
 from xftrain.benchmark.cells import attention_cell
 from xftrain.benchmark.measure import Stopwatch
 from xftrain.benchmark.tables import table
-from xftrain.utils.timing import in_turns
+from xftrain.utils.timing import interleaved_times_ms
 
 LIMIT = 0.05
 ROUNDS = 7
@@ -52,7 +52,7 @@ def main() -> int:
         ours, theirs = [], []
         for _ in range(ROUNDS):
             timed = [stopwatch.once(call)]
-            (series,) = in_turns(timed, budget_s=0.15, min_repeats=5, max_repeats=100)
+            (series,) = interleaved_times_ms(timed, budget_s=0.15, min_repeats=5, max_repeats=100)
             ours.append(statistics.median(series))
             theirs.append(do_bench(call, warmup=20, rep=150, return_mode="median"))
         mine, other = statistics.median(ours), statistics.median(theirs)

@@ -46,8 +46,8 @@ from peers.stopwatch import say
 from xftrain.benchmark import environment
 from xftrain.model.flops import FORMULA
 from xftrain.utils.files import read_json, write_json
-from xftrain.utils.processes import cause_of_death, stops_raised
-from xftrain.version import installed
+from xftrain.utils.processes import describe_exit, raising_stopped
+from xftrain.version import installed_version
 
 PEERS = ["nanogpt", "bare", "xftrain:sdpa", "xftrain:xformers", "xftrain:flex", "xftrain:auto"]
 PEERS += ["transformers", "litgpt", "x_transformers"]
@@ -93,7 +93,7 @@ def outcome_of(command: Sequence[str], result: Path, timeout_s: float, log: Path
     row = read_json(result)
     if row is None:
         output = " ".join(log.read_bytes()[start:].decode(errors="replace").split())
-        reason = f"{cause_of_death(process.returncode)}: {output[-MAX_STDERR_CHARS:]}"
+        reason = f"{describe_exit(process.returncode)}: {output[-MAX_STDERR_CHARS:]}"
         return {"status": "crashed", "reason": reason.removesuffix(": ")}
     return row
 
@@ -110,7 +110,7 @@ def environment_info(setup: Setup, rounds: int) -> dict[str, str]:
         f"{setup.optimizer}. {FORMULA}."
     )
     found = environment.describe(torch.device(setup.device))
-    found |= {package: installed(package) for package in PACKAGES}
+    found |= {package: installed_version(package) for package in PACKAGES}
     return found | {"setting": setting, "command": f"python {shlex.join(sys.argv)}"}
 
 
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo = [(n, peer) for n in range(args.repeat) for peer in args.peers.split(",")]
     text = ""
     try:
-        with stops_raised():
+        with raising_stopped():
             for repeat, peer in todo:
                 row = run_peer(replace(setup, peer=peer), args.timeout, log)
                 rows.append({**row, "repeat": repeat})

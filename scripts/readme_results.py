@@ -25,9 +25,9 @@ def results(folder: Path) -> str:
     rows = [as_markdown(row) for row in read_rows(folder)]
     found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     place = folder.resolve().relative_to(PAGE.parent).as_posix()
-    sweep = registry.load("callbacks", "attention_sweep")
+    sweep = registry.load_class("callbacks", "attention_sweep")
     own = [row for row in rows if row["sweep"] == "attention_sweep"]
-    parity = registry.load("callbacks", "parity").summary(  # type: ignore[attr-defined]
+    parity = registry.load_class("callbacks", "parity").summary(  # type: ignore[attr-defined]
         [row for row in rows if row["sweep"] == "parity"], None
     )
     parts = [

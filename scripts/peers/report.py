@@ -16,7 +16,7 @@ from peers.setup import split_name
 from xftrain.benchmark.tables import STATUS, figure, show
 from xftrain.utils import markdown
 from xftrain.utils.files import replace_text
-from xftrain.utils.plot_style import COLORS, new_figure, style
+from xftrain.utils.plot_style import COLORS, new_figure, style_axis
 
 Row = dict[str, Any]
 
@@ -102,7 +102,7 @@ def bar_chart(rows: Sequence[Row]) -> Figure:
         axis.set_xlim(0, 1.2 * max([*values, 1e-9]))
         axis.locator_params(axis="x", nbins=4)
         axis.xaxis.set_major_formatter("{x:,.0f}")
-        style(axis, label)
+        style_axis(axis, label)
         axis.grid(visible=False, axis="y")
     axis.invert_yaxis()  # the first peer on top, in both panels, which share the axis
     return chart

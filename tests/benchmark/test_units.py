@@ -23,7 +23,7 @@ from xftrain.benchmark.tolerances import check_parity
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 from xftrain.model.attn.naive import Naive
-from xftrain.utils.timing import in_turns
+from xftrain.utils.timing import interleaved_times_ms
 
 CPU = torch.device("cpu")
 HERE = {"device": "cpu", "torch": "2.13"}
@@ -81,7 +81,7 @@ def test_calls_are_made_in_turns_and_within_the_limits(
         return times[index][0]
 
     calls = [lambda index=index: call(index) for index in range(len(times))]
-    series = in_turns(calls, budget_s=budget, min_repeats=2, max_repeats=5)
+    series = interleaved_times_ms(calls, budget_s=budget, min_repeats=2, max_repeats=5)
     for index, taken in enumerate(series):
         fits = int(budget * 1e3 / times[index][0])
         assert len(taken) == min(max(fits, 2), 5)

@@ -113,5 +113,5 @@ def test_a_checkpoint_of_another_run_is_left_alone_with_a_word(
 ) -> None:
     monkeypatch.setattr(newest, "run_id_of", lambda folder: folder_id)
     monkeypatch.setattr(newest, "run_id", lambda path: file_id)
-    assert newest._is_of(tmp_path, tmp_path / "last.ckpt") == is_of
-    assert ("is of another run than" in caplog.text) == (not is_of)
+    assert newest._belongs_to_run(tmp_path, tmp_path / "last.ckpt") == is_of
+    assert ("belongs to another run than" in caplog.text) == (not is_of)

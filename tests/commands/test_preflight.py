@@ -99,7 +99,7 @@ def test_a_vocabulary_too_small_for_the_data_is_refused():
     assert builder.vocab_size(changed(chosen, {"model.vocab_size": 64}).model, data) == 64
 
 
-@pytest.mark.parametrize("attn", [n for n in registry.names("model/attn") if n != "flex"])
+@pytest.mark.parametrize("attn", [n for n in registry.option_names("model/attn") if n != "flex"])
 def test_what_runs_is_let_through_without_allocating_the_model(attn):
     chosen = options(attn=attn, dim=2**16, num_layers=200, num_heads=2**12)  # terabytes
     data = builder.build_data(chosen)

@@ -14,7 +14,7 @@ from tests.commands.test_sample import sample
 from tests.train.runs import last, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.commands import builder
-from xftrain.data.tokens.vocabulary import FILE
+from xftrain.data.tokens.vocabulary import TOKENIZER_FILE
 from xftrain.errors import ConfigError
 
 WORDS = "\x1b]0;PWNED\x07\x1b[2J the same words, again and again.\n"
@@ -63,8 +63,8 @@ def altered(path: Path, ckpt: Path, change: Callable[[dict[str, Any]], object]) 
     change(held)
     path.mkdir()
     torch.save(held, path / "foreign.ckpt")
-    if (ckpt.parent / FILE).exists():
-        shutil.copy(ckpt.parent / FILE, path)
+    if (ckpt.parent / TOKENIZER_FILE).exists():
+        shutil.copy(ckpt.parent / TOKENIZER_FILE, path)
     return path / "foreign.ckpt"
 
 

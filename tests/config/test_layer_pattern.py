@@ -18,7 +18,7 @@ from xftrain.config.compose import compose, validate, validate_as
 from xftrain.config.layer_pattern import layer_options
 from xftrain.config.run_config import RunConfig
 from xftrain.errors import ConfigError
-from xftrain.interfaces import Batch, layers_in_words, positions_of
+from xftrain.interfaces import Batch, format_layers, positions_of
 from xftrain.loss.full import Full
 from xftrain.memory.prediction import predict
 from xftrain.model.flops import flops_per_token
@@ -260,5 +260,5 @@ def test_a_checkpoint_of_before_patterns_is_of_equal_layers(tmp_path):
 
 
 def test_layers_are_listed_shortly():
-    assert layers_in_words((3,)) == "layer 3"
-    assert layers_in_words((0, 1, 2, 5, 7, 8)) == "layers 0-2, 5, 7-8"
+    assert format_layers((3,)) == "layer 3"
+    assert format_layers((0, 1, 2, 5, 7, 8)) == "layers 0-2, 5, 7-8"

@@ -115,7 +115,7 @@ def test_other_text_of_the_same_size_and_time_is_trained_on(
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="where the file system is known")
 def test_settled_files_are_read_once(folder, cache_dir, monkeypatch):
     if not reliable(folder):
-        pytest.skip("the file system of the tests has no reliable time of change")
+        pytest.skip("the file system of the tests has no reliable change times")
     (folder / "binary").write_bytes(b"\0")
     read = []
     digest = content._digest
@@ -150,11 +150,11 @@ def test_a_file_system_without_times_of_change_is_read_at_each_start(
     # FUSE shows the modification time in place of the ctime, so it tells nothing more
     monkeypatch.setattr(change_times, "_SETTLED_NS", -1)
     monkeypatch.setattr(content, "has_change_times", lambda _: False)
-    monkeypatch.setattr(content, "_SAID_BYTES", 100)
+    monkeypatch.setattr(content, "_LOGGED_BYTES", 100)
     caplog.set_level(logging.INFO)
     for _ in range(2):
         prepare(str(folder), cache_dir=str(cache_dir))
-    assert caplog.text.count("as their file system has no reliable time of change") == 2
+    assert caplog.text.count("because their file system has no reliable change times") == 2
     assert not list(cache_dir.glob(".*.digests"))
 
 
@@ -200,7 +200,7 @@ def test_a_record_of_another_user_counts_as_empty(tmp_path, monkeypatch):
     digest_of_file = record.digest_of(SourceFile("file", tmp_path / "file", 4))
     record.save()
     assert list(DigestRecord(tmp_path / "record")._recorded.values()) == [digest_of_file]
-    assert DigestRecord(tmp_path / "record", most_files=0)._recorded == {}
+    assert DigestRecord(tmp_path / "record", max_files=0)._recorded == {}
     monkeypatch.setattr(content, "is_owner", lambda *_: False)
     assert DigestRecord(tmp_path / "record")._recorded == {}
 
@@ -217,7 +217,7 @@ def test_text_that_changes_before_it_is_tokenized_is_noticed(tmp_path, cut):
     check = ContentCheck([text])
     with pytest.raises(RunError, match="files must not change while they are read"):
         for document in (Document(path, 0, cut), Document(path, cut, 4)):
-            list(check.watch(document, read_pieces(document)))
+            list(check.verify_pieces(document, read_pieces(document)))
 
 
 def test_a_file_that_grows_is_read_as_far_as_it_was_listed(tmp_path):

@@ -12,7 +12,7 @@ from xftrain.data.counting import Counting
 from xftrain.data.counting_packed import CountingPacked
 from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL, Batch
-from xftrain.model.generate import first_prompt
+from xftrain.model.generate import default_prompt
 from xftrain.train.loader import TrainStream, ValBatches
 
 SEQ = 16
@@ -93,7 +93,7 @@ def test_a_wrong_batch_is_refused_wherever_it_is_read(change: Any, said: str) ->
     reads = (
         lambda: next(iter(TrainStream(data, 0))),
         lambda: next(iter(ValBatches(data, 0, 1))),
-        lambda: first_prompt(data),
+        lambda: default_prompt(data),
     )
     for read in reads:
         with pytest.raises(ConfigError, match=said) as refused:

@@ -129,7 +129,7 @@ def test_the_last_token_fits_how_tokens_are_kept(num_tokens, dtype):
 def _prepare(folder, cache_dir, slow=False):
     """Of a process; a slow one says `writing` and stays in the middle of it."""
     if slow:
-        files.BigramCounts.watch = lambda *_: print("writing", flush=True) or time.sleep(60)
+        files.BigramCounts.count_pieces = lambda *_: print("writing", flush=True) or time.sleep(60)
     print(prepare(str(folder), cache_dir=str(cache_dir)).folder)
 
 

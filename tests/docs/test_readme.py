@@ -35,7 +35,7 @@ from tests.pages import (
     word,
 )
 from xftrain.config.compose import validate
-from xftrain.config.overrides import all_groups, normalise_argv
+from xftrain.config.overrides import all_groups, normalize_argv
 from xftrain.errors import ConfigError
 from xftrain.multirun import record
 
@@ -56,7 +56,7 @@ def _composes(argv: list[str]) -> None:
         assert len(flags.overrides) == 1  # what it runs is in the folder
         return
     own = [Path(flags.config_dir)] if flags.config_dir else []
-    typed = normalise_argv(flags.overrides, all_groups(*own))
+    typed = normalize_argv(flags.overrides, all_groups(*own))
     for path in [w.partition("=")[2] for w in typed if w.startswith("ckpt=")]:
         if path != "auto":
             Path(path).parent.mkdir(parents=True, exist_ok=True)

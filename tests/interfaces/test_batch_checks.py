@@ -62,7 +62,7 @@ def test_heads_that_do_not_divide_are_refused() -> None:
 
 def test_a_loss_that_counts_no_guesses_is_refused() -> None:
     one = torch.ones(())
-    with pytest.raises(ConfigError, match="must return the number of correct guesses"):
+    with pytest.raises(ConfigError, match="must return the number of correct predictions"):
         LossSums(one, one, None).stacked()
     assert LossSums(one, one, one).stacked().tolist() == [1.0, 1.0, 1.0]
 

@@ -24,7 +24,7 @@ from xftrain.utils.processes import (
     check_rank_variables,
     drop_empty_variables,
     drop_relative_base_folders,
-    stops_raised,
+    raising_stopped,
 )
 
 NAMES = processes._RANK_VARIABLES
@@ -167,7 +167,7 @@ def test_a_signal_ends_a_rank_that_waits_for_another(variables, number):
     variables(**LONE, MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
     threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
     started = time.monotonic()
-    with pytest.raises(Stopped), stops_raised():
+    with pytest.raises(Stopped), raising_stopped():
         connect(torch.device("cpu"), 2)
     assert time.monotonic() - started < 5
 

@@ -31,10 +31,10 @@ PLANS = [
 ROWS, TOKENS = 3, 120
 VARIANTS = [
     {},
-    *({"ffn": name} for name in registry.names("model/ffn")),
-    *({"norm": name} for name in registry.names("model/norm")),
-    *({"pos": name} for name in registry.names("model/pos")),
-    *({"heads": name, "pos": "rope"} for name in registry.names("model/heads")),
+    *({"ffn": name} for name in registry.option_names("model/ffn")),
+    *({"norm": name} for name in registry.option_names("model/norm")),
+    *({"pos": name} for name in registry.option_names("model/pos")),
+    *({"heads": name, "pos": "rope"} for name in registry.option_names("model/heads")),
     {"attn": "naive"},
     {"attn": "naive", "heads": "gqa", "pos": "rope"},
     {"bias": "alibi"},

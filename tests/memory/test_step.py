@@ -42,7 +42,7 @@ def test_a_step_has_as_much_alive_as_is_predicted(loss, vocab_size, chosen, is_m
     precision = "bf16-mixed" if is_mixed else "32-true"
     settings = changed(settings, {"trainer.precision": precision, "loss": loss})
     model, loss = assemble(settings.model, vocab_size), build_loss(settings)
-    model.recomputed = recomputed
+    model.recompute_plan = recomputed
     batch = batch_of(4, 128)
     dtype = torch.bfloat16 if is_mixed else torch.float32
     predicted = predict(settings, model, loss, batch, dtype, CPU)
@@ -168,7 +168,7 @@ def test_the_peak_of_a_gpu_is_as_predicted(name, compiled, recomputed):
     more = {"compile": compiled, "loss": name, "trainer.precision": "bf16-mixed"}
     settings = changed(settings, more | {"optim.impl": "torch"})  # what `steps` has
     model, loss = assemble(settings.model, 8192).to(device), build_loss(settings)
-    model.recomputed = recomputed
+    model.recompute_plan = recomputed
     batch = batch_of(32, 512).to(device)
     allocated = torch.cuda.memory_allocated(device)
     peak = predict(settings, model, loss, batch, torch.bfloat16, device)

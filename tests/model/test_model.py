@@ -183,7 +183,7 @@ def test_activation_checkpointing_changes_nothing(attn):
         assert all(torch.equal(grads[name], other_grads[name]) for name in grads)
 
 
-@pytest.mark.parametrize("norm", registry.names("model/norm"))
+@pytest.mark.parametrize("norm", registry.option_names("model/norm"))
 def test_in_bf16_blocks_add_to_bfloat16_and_stay_near_float32(norm):
     reached, results = {}, {}
     for kind in ("auto", "float32", "not mixed"):

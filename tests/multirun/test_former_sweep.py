@@ -88,7 +88,7 @@ def test_files_that_cannot_be_moved_are_a_sentence(
         raise OSError("no space left")
 
     (tmp_path / "summary.csv").write_text("precious")
-    monkeypatch.setattr(former_sweep, "former_folder", full)
+    monkeypatch.setattr(former_sweep, "make_former_folder", full)
     with pytest.raises(SweepRefused, match=r"could not be moved \(no space left\): choose another"):
         set_former_sweep_aside(tmp_path)
 

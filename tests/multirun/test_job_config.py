@@ -40,7 +40,7 @@ def test_another_value_of_the_same_overrides_is_told(tmp_path: Path) -> None:
 def test_a_secret_is_compared_and_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redaction, "READ", {})
+    monkeypatch.setattr(redaction, "READ_VALUES", {})
     typed = ["tags=['${oc.env:TOKEN}']", "seed='${oc.decode:${oc.env:SEED}}'"]
     monkeypatch.setenv("TOKEN", "hunter2secret")
     monkeypatch.setenv("SEED", "5")

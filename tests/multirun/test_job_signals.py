@@ -13,7 +13,7 @@ import pytest
 from tests.command_line import Ended, one_sentence
 from xftrain.errors import Stopped
 from xftrain.multirun import jobs as sweeps
-from xftrain.utils.processes import Process, end
+from xftrain.utils.processes import Process, end_processes
 
 Command = Callable[..., Ended]
 # A job that says in its result which signal it got, as a run does.
@@ -63,5 +63,5 @@ def test_a_process_that_does_not_end_is_killed() -> None:
     process = subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     process.stdout.close()
-    end([process], patience_s=0.0, wait_s=0.2, number=signal.SIGHUP)
+    end_processes([process], patience_s=0.0, wait_s=0.2, number=signal.SIGHUP)
     assert process.returncode == -signal.SIGKILL

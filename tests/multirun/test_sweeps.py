@@ -60,10 +60,10 @@ from ends import end
 
 
 def run(cfg, run_dir, checked):
-    from xftrain.config.overrides import as_typed
+    from xftrain.config.overrides import override_strings
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = as_typed(HydraConfig.get().overrides.task)
+    overrides = override_strings(HydraConfig.get().overrides.task)
     result = {"status": "completed", "error": None, "overrides": overrides}
     result["metrics"] = {"val/loss": 1.0}
     try:

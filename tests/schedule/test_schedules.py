@@ -56,14 +56,14 @@ def test_the_stable_phase_does_not_depend_on_the_number_of_steps():
 
 
 @given(
-    name=st.sampled_from(registry.names("schedule")),
+    name=st.sampled_from(registry.option_names("schedule")),
     warmup_steps=st.integers(0, 30),
     max_steps=st.integers(1, 40),  # fewer than the warm-up, too
     min_lr_ratio=st.floats(0, 1),
 )
 def test_the_learning_rate_rises_and_then_never_does(name, warmup_steps, max_steps, min_lr_ratio):
     node = {"name": name, "warmup_steps": warmup_steps}
-    if "min_lr_ratio" in registry.schema("schedule", name):
+    if "min_lr_ratio" in registry.option_schema("schedule", name):
         node["min_lr_ratio"] = min_lr_ratio
     schedule = registry.build(checked_option("schedule", node))
     factors = [schedule.factor(step, max_steps) for step in range(80)]

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from xftrain.kernels import fused_adamw
-from xftrain.kernels.adamw import Held, Settings
+from xftrain.kernels.adamw import AdamWSettings, AdamWTensors
 from xftrain.optim.adamw import AdamW
 
 
-def plainly(held: Held, settings: Settings) -> None:
+def plainly(held: AdamWTensors, settings: AdamWSettings) -> None:
     """What the kernel does, in torch; it does not show as a change of the weight either."""
     if settings.skip is not None and settings.skip:
         return
@@ -19,7 +19,7 @@ def plainly(held: Held, settings: Settings) -> None:
     weight, (beta1, beta2) = held.weight.data, settings.betas
     held.exp_avg.lerp_(grad, 1 - beta1)
     held.exp_avg_sq.lerp_(grad * grad, 1 - beta2)
-    rate, step = settings.rate, held.step
+    rate, step = settings.lr, held.step
     weight.mul_(1 - rate * settings.weight_decay)
     denominator = (held.exp_avg_sq / (1 - beta2**step)).sqrt() + settings.eps
     weight.sub_(rate / (1 - beta1**step) * held.exp_avg / denominator)

@@ -50,7 +50,7 @@ def test_each_of_them_is_known(tmp_path: Path, name: str) -> None:
     fill(tmp_path, name)
     folder = RunFolder(tmp_path)
     folder.write_config("seq: 8\n")
-    folder.begin_again()
+    folder.resume_run()
     assert aside(tmp_path) == {name: FILES[name]}
     assert (tmp_path / "config.yaml").read_text() == "seq: 8\n"
 
@@ -66,18 +66,18 @@ def test_a_refused_run_leaves_them_as_they_are(tmp_path: Path) -> None:
 def test_files_of_a_run_that_ended_before_its_first_save_are_replaced(tmp_path: Path) -> None:
     fill(tmp_path, "metrics.csv", "config.yaml")
     (tmp_path / run_folder.RUN_FILE).write_text('{"run": "abc"}')
-    RunFolder(tmp_path).begin_again()
+    RunFolder(tmp_path).resume_run()
     assert not aside(tmp_path)
     (tmp_path / run_folder.RUN_FILE).unlink()
     refused = {**results.empty_result(tmp_path), "status": "refused", "error": "no"}
     (tmp_path / "result.json").write_text(json.dumps(refused))
-    RunFolder(tmp_path).begin_again()
+    RunFolder(tmp_path).resume_run()
     assert not aside(tmp_path)
 
 
 def test_a_resumed_copy_of_a_run_keeps_its_records(tmp_path: Path) -> None:
     fill(tmp_path, "metrics.csv")
-    RunFolder(tmp_path).begin_again("abc", is_resumed=True)
+    RunFolder(tmp_path).resume_run("abc", is_resumed=True)
     assert (tmp_path / "metrics.csv").is_file()
 
 

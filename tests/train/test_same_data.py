@@ -14,7 +14,7 @@ import pytest
 from tests.commands.test_sample import sample
 from tests.train.runs import last, run
 from xftrain.checkpoint.file import read_checkpoint
-from xftrain.data.tokens.vocabulary import FILE, Integers
+from xftrain.data.tokens.vocabulary import TOKENIZER_FILE, Integers
 from xftrain.errors import ConfigError
 from xftrain.train import same_data
 from xftrain.train.distributed import from_all_ranks
@@ -57,7 +57,7 @@ def test_a_corpus_may_move(
     resumed = (f"ckpt={begun[kind]}", "max_steps=2")
     assert run(tmp_path / "run", *words, path, *resumed)["steps"] == 2
     # with its vocabulary, which a checkpoint of this folder needs
-    assert (last(tmp_path / "run").parent / FILE).exists() is (kind == "bpe")
+    assert (last(tmp_path / "run").parent / TOKENIZER_FILE).exists() is (kind == "bpe")
 
 
 def test_one_other_byte_is_refused_or_allowed_by_name(

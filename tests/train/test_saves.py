@@ -15,7 +15,7 @@ from safetensors.torch import load_file, load_model, save_file
 from tests.train.runs import last, model_and_data, rows_of, run, weights_of
 from xftrain.checkpoint.file import AtomicCheckpointIO, read_checkpoint
 from xftrain.checkpoint.newest import checkpoint_to_load
-from xftrain.checkpoint.plain_values import LATEST
+from xftrain.checkpoint.plain_values import MAX_TIME_NS
 from xftrain.errors import ConfigError, RunError
 from xftrain.train.module import TrainingModule
 
@@ -47,10 +47,10 @@ def test_what_resumes_a_checkpoint_of_the_last_time_there_is_can_be_resumed(tmp_
     # its own were later than any time, so that none could be read
     run(tmp_path, *EVERY, "max_steps=3")
     held = read_checkpoint(last(tmp_path))
-    held["xftrain"]["saved_at"] = LATEST
+    held["xftrain"]["saved_at"] = MAX_TIME_NS
     torch.save(held, last(tmp_path))
     run(tmp_path, *EVERY, "max_steps=5", "ckpt=auto")
-    assert saved_at(last(tmp_path)) == LATEST
+    assert saved_at(last(tmp_path)) == MAX_TIME_NS
     assert checkpoint_to_load("auto", tmp_path) == last(tmp_path)
     run(tmp_path, *EVERY, "ckpt=auto")
     assert read_checkpoint(last(tmp_path))["global_step"] == 7

@@ -65,7 +65,7 @@ def test_triton_builds_its_stub_in_the_root_folder(
 @pytest.mark.usefixtures("build")
 def test_a_relative_compiler_and_a_chosen_folder_count(tmp_path: Path) -> None:
     os.symlink("/bin/pwd", "cc")
-    elsewhere = compilers._Elsewhere()
+    elsewhere = compilers._SubprocessInRoot()
     assert elsewhere.check_output(["./cc", "-P"], text=True) == "/\n"
     assert elsewhere.run(["pwd"], cwd=tmp_path, capture_output=True).stdout.strip()
     assert elsewhere.DEVNULL == subprocess.DEVNULL

@@ -23,7 +23,7 @@ from xftrain.benchmark.worker import Reporter, Unsupported, free_memory, outcome
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
 from xftrain.model.attn.naive import Naive
 from xftrain.model.attn.sdpa import SDPA
-from xftrain.utils.timing import in_turns, synchronize, wall_ms
+from xftrain.utils.timing import interleaved_times_ms, synchronize, wall_ms
 
 _BUDGET_S = 0.2  # timing budget per cell and direction
 _MIN_REPEATS, _MAX_REPEATS = 3, 50
@@ -180,7 +180,9 @@ def _time(
         for index, made in calls.items()
         for call in (made.forward, made.both)
     ]
-    series = in_turns(timed, budget_s=_BUDGET_S, min_repeats=_MIN_REPEATS, max_repeats=_MAX_REPEATS)
+    series = interleaved_times_ms(
+        timed, budget_s=_BUDGET_S, min_repeats=_MIN_REPEATS, max_repeats=_MAX_REPEATS
+    )
     found: dict[int, dict[str, Any]] = {}
     for place, (index, made) in enumerate(calls.items()):
         if index in failed:

@@ -13,10 +13,10 @@ from pathlib import Path
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.worker import Job, Message, serve
 from xftrain.utils.files import open_plain, read_text
-from xftrain.utils.processes import cause_of_death
+from xftrain.utils.processes import describe_exit
 from xftrain.utils.redaction import hidden_in_message, hidden_throughout
 from xftrain.utils.search_path import pass_on_to_processes
-from xftrain.utils.untrusted_folder import protected
+from xftrain.utils.untrusted_folder import protected_from_working_folder
 
 _START_S = 300.0  # time to start a process, with imports from a slow disk
 _STARTS = 3  # attempts to start a process before a job is given up
@@ -37,7 +37,7 @@ class _Child:
         )
         pass_on_to_processes()
         try:
-            with protected():
+            with protected_from_working_folder():
                 self.process.start()
         except BaseException:  # such as SIGTERM: no other code would end the process
             if self.process.pid is not None:
@@ -79,7 +79,7 @@ class _Child:
     def cause_of_death(self) -> str:
         """Describes how the process ended, with its last output for the current cell."""
         self.process.join(5)
-        said = cause_of_death(self.process.exitcode)
+        said = describe_exit(self.process.exitcode)
         tail = ""
         with suppress(OSError), open_plain(self._log_file) as log:
             log.seek(self._log_start)

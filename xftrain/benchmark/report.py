@@ -70,8 +70,11 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
     parts.append(tables.LEGEND)
     for name in dict.fromkeys(row["sweep"] for row in rows if row["sweep"] != PEAK):
         kind, own = (shown or {}).get(name, (None, []))
-        if kind is None and name in registry.names("callbacks"):
-            kind, own = registry.load("callbacks", name), [r for r in saved if r["sweep"] == name]
+        if kind is None and name in registry.option_names("callbacks"):
+            kind, own = (
+                registry.load_class("callbacks", name),
+                [r for r in saved if r["sweep"] == name],
+            )
         if kind is None:
             continue  # a user's own class that is not part of this run: only in rows.jsonl
         peak = peak_tflops(rows, own[0].get("dtype") if own else None)

@@ -20,7 +20,7 @@ from xftrain.benchmark.rows import RowStore, as_lines
 from xftrain.benchmark.tables import STATUS
 from xftrain.benchmark.verdict import TITLE, verdict
 from xftrain.benchmark.worker import Job
-from xftrain.utils.processes import stops_raised
+from xftrain.utils.processes import raising_stopped
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def run_suite(benchmarks: Sequence[BenchmarkPlan], context: Context) -> None:
         RunError: the rows cannot be written.
         Stopped: a signal ended the benchmark; the rows so far are kept.
     """
-    with stops_raised():
+    with raising_stopped():
         _Session(benchmarks, context).run()
 
 

@@ -158,7 +158,7 @@ def _advice(fastest: Sequence[Row], smallest: Sequence[Row], memory: str) -> str
 def _override(row: Row) -> str:
     """The override for a backend, whose name may be followed by its fields."""
     name, *fields = str(row["backend"]).split(" ")
-    if name not in registry.names("model/attn"):
+    if name not in registry.option_names("model/attn"):
         return f"your own {name}"
     return f"`{' '.join([f'model.attn={name}', *(f'model.attn.{field}' for field in fields)])}`"
 

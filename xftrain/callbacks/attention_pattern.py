@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from xftrain.callbacks.metrics import not_training
 from xftrain.config.fields import ImageSide
-from xftrain.interfaces import AttnBias, Batch, layers_in_words
+from xftrain.interfaces import AttnBias, Batch, format_layers
 from xftrain.train.log_text import log_text
 from xftrain.train.module import training_module
 from xftrain.utils.plot_style import new_figure, pixels
@@ -60,7 +60,7 @@ class AttentionPattern(Callback):
                 tag = _TAG if len(cases) == 1 else f"{_TAG}/{number + 1}"
                 heads = differing_heads(call.bias)
                 part = cropped(call.bias, num_drawn, heads)
-                of_layers = "" if len(cases) == 1 else f", in {layers_in_words(layers)}"
+                of_layers = "" if len(cases) == 1 else f", in {format_layers(layers)}"
                 title = f"attention pattern{of_layers}: {describe(part)}"
                 image = picture(draw(part, num_drawn), heads, title)
                 for board in boards:

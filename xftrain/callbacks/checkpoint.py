@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import WeightAveraging
 
 from xftrain.callbacks.metrics import not_training
-from xftrain.checkpoint.file import UnsavableState, export_weights, sweep_partial_files
+from xftrain.checkpoint.file import UnsavableState, export_weights, remove_partial_files
 from xftrain.checkpoint.newest import newest_save
 from xftrain.checkpoint.plain_values import is_number
 from xftrain.config.fields import NonNegativeInt, PositiveInt
@@ -23,7 +23,7 @@ from xftrain.train import distributed
 from xftrain.train.module import training_module
 from xftrain.train.savable import refuse_unsavable
 from xftrain.utils.device_memory import is_out_of_memory
-from xftrain.utils.optional import optional
+from xftrain.utils.optional import optional_step
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Checkpoint(LightningCheckpoint):
         # the weights and two optimizer moments of each
         self._last_s = _SAVE_S + 3 * _num_bytes(training_module(pl_module).model) / _BYTES_A_S
         if trainer.is_global_zero:
-            sweep_partial_files(_folder(trainer))
+            remove_partial_files(_folder(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -153,7 +153,7 @@ class Checkpoint(LightningCheckpoint):
                 self.on_validation_end(trainer, pl_module)  # skipped by the signal
             self.on_train_end(trainer, pl_module)
         elif isinstance(exception, Exception) and self._has_all_steps(trainer, exception):
-            with optional("saving after the error"):  # the first error is the one to report
+            with optional_step("saving after the error"):  # the first error is the one to report
                 self.on_train_end(trainer, pl_module)
 
     def _has_all_steps(self, trainer: Trainer, error: Exception) -> bool:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xftrain.checkpoint.file import checked_content
-from xftrain.checkpoint.file_format import Opened, described_content, opened
+from xftrain.checkpoint.file_format import ContentKey, content_key, described_content
 from xftrain.checkpoint.plain_values import is_time
 from xftrain.checkpoint.saved_config import check_description
 from xftrain.utils.files import open_plain
 
-_MAX_LOOKED_AT = 16  # files in a folder; to read one that is not a run's may take seconds
+_MAX_CANDIDATES = 16  # files in a folder; reading a file of another program may take seconds
 _OWN_NAMES = ("last.ckpt", "previous.ckpt", "best.ckpt")
 _MAX_RUN_ID = 100  # characters
 
@@ -22,11 +22,13 @@ log = logging.getLogger(__name__)
 
 
 class Summary(NamedTuple):
-    """What is needed to choose between checkpoints; it takes little memory."""
+    """The facts by which `ckpt=auto` chooses a checkpoint, small enough to be cached."""
 
     run_id: str | None = None
     saved_at: int = 0  # nanoseconds; 0 if missing or unreadable
-    age: tuple[int, int] | None = None  # recorded time and step; None if it is no valid checkpoint
+    recency: tuple[int, int] | None = (
+        None  # recorded time and step; None if it is no valid checkpoint
+    )
 
 
 def header(path: Path) -> Mapping[str, Any] | None:
@@ -42,7 +44,7 @@ def summary(path: Path) -> Summary:
     """The summary of a checkpoint, which is empty if the file cannot be read."""
     try:
         with open_plain(path) as file:
-            return _summary(opened(file))
+            return _summary(content_key(file))
     except OSError:
         return Summary()
 
@@ -55,16 +57,16 @@ def run_id(path: Path) -> str | None:
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints to look at in a folder: those that a run writes, then the newest files.
 
-    A folder that comes from somebody else may hold any number of files, each slow to read.
+    An untrusted folder may hold any number of files, each slow to read.
     """
     found = sorted(folder.glob("*.ckpt"), key=_precedence)
-    if len(found) > _MAX_LOOKED_AT:
+    if len(found) > _MAX_CANDIDATES:
         log.warning(
-            "%s holds %d checkpoints, of which %d are looked at, by their names and the times of "
-            "their files: give the path of another one as ckpt=<path>.",
-            *(folder, len(found), _MAX_LOOKED_AT),
+            "%s holds %d checkpoints, of which %d are looked at, selected by name and modification "
+            "time: give the path of another one as ckpt=<path>.",
+            *(folder, len(found), _MAX_CANDIDATES),
         )
-    return sorted(found[:_MAX_LOOKED_AT])
+    return sorted(found[:_MAX_CANDIDATES])
 
 
 def later_checkpoints(folder: Path, resumed: Path) -> list[Path]:
@@ -80,29 +82,29 @@ def later_checkpoints(folder: Path, resumed: Path) -> list[Path]:
     return [*later, weights] if later and weights.is_file() else later
 
 
-def _header(held: Any) -> Mapping[str, Any]:
-    check_description(held["xftrain"])
-    return {"callbacks": held["callbacks"], **held["xftrain"]}
+def _header(content: Any) -> Mapping[str, Any]:
+    check_description(content["xftrain"])
+    return {"callbacks": content["callbacks"], **content["xftrain"]}
 
 
 @lru_cache(maxsize=1024)
-def _summary(opened: Opened) -> Summary:
+def _summary(key: ContentKey) -> Summary:
     try:
-        held = described_content(opened.file)
-        found = _header(held)
+        content = described_content(key.file)
+        header = _header(content)
     except Exception:  # zipfile can raise anything
         return Summary()
     try:
-        age = checked_content(held)["xftrain"].get("saved_at", 0), held["global_step"]
+        recency = checked_content(content)["xftrain"].get("saved_at", 0), content["global_step"]
     except ValueError:
-        age = None
-    callbacks, saved_at = found["callbacks"], found.get("saved_at", 0)
+        recency = None
+    callbacks, saved_at = header["callbacks"], header.get("saved_at", 0)
     state = callbacks.get("RunStart") if isinstance(callbacks, Mapping) else None
     run = state.get("run") if isinstance(state, Mapping) else None
     return Summary(
         run[:_MAX_RUN_ID] if isinstance(run, str) else None,
         saved_at if is_time(saved_at) else 0,
-        age,
+        recency,
     )
 
 

@@ -17,7 +17,7 @@ from xftrain.commands.result_file import recorded, run_dir_for
 from xftrain.config.compose import validate_as
 from xftrain.config.run_config import InfoConfig
 from xftrain.errors import ConfigError
-from xftrain.folders.run_folder import RunFolder, refuse_trained
+from xftrain.folders.run_folder import RunFolder, refuse_training_folder
 from xftrain.interfaces import Batch
 from xftrain.kernels.matmul import Autotuner, set_autotuner
 from xftrain.memory.plan import plan_memory
@@ -45,7 +45,7 @@ def info(
         ConfigError: the configuration is wrong, or cannot run on this machine.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_trained(run_dir, "a description")
+    refuse_training_folder(run_dir, "a description")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
         checked = checked or validate_as(InfoConfig, cfg)

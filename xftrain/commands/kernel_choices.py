@@ -184,6 +184,8 @@ class Choices(Callback):
         chosen = self.attn.chosen if isinstance(self.attn, ChoosingBackend) else None
         return {
             "attn": None if chosen is None else chosen.name,
-            "matmul": distributed.from_all_ranks(self.tuner.names() if self.tuner else {}),
+            "matmul": distributed.from_all_ranks(
+                self.tuner.algorithm_names() if self.tuner else {}
+            ),
             "ran_as": self.ran_as,
         }

@@ -19,7 +19,7 @@ from xftrain.logger.tensorboard import TensorBoard
 from xftrain.train.log_text import log_text
 from xftrain.train.same_run import flat
 from xftrain.train.tracker import Tracker
-from xftrain.utils.optional import optional
+from xftrain.utils.optional import optional_step
 from xftrain.utils.redaction import hidden_in_message, hidden_throughout
 
 _HPARAM_METRICS = (
@@ -69,7 +69,7 @@ class RunLoggers:
     def end_hparams(self) -> None:
         """Marks the run as completed in TensorBoard's HParams."""
         for board in self.boards:
-            with optional("TensorBoard's record of the end"):
+            with optional_step("TensorBoard's record of the end"):
                 board.end_hparams()
                 board.save()
 

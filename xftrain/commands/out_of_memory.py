@@ -107,4 +107,4 @@ def _peak_bytes(run: Prepared) -> int:
     peak = predict(run.cfg, model, run.loss, run.batch, run.dtype, run.device)
     if run.cfg.model.activation_checkpointing == "auto":
         return peak.total(peak.cheapest_fitting_plan(usable_memory_bytes(run.device)))
-    return peak.total(model.recomputed)
+    return peak.total(model.recompute_plan)

@@ -23,7 +23,7 @@ from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import ModelConfig, RunConfig
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.interfaces import AttnCall, AttnCase, Batch, LossSums
-from xftrain.interfaces.batch_checks import kind_of
+from xftrain.interfaces.batch_checks import describe_value
 from xftrain.utils.printable import one_line
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,8 @@ class _Trial:
         elsewhere = isinstance(made, Tensor) and made.device.type != self.device.type
         raise ConfigError(
             f"{said} must return a {names} tensor of shape [{letters}] = {list(sizes)}, got "
-            f"{kind_of(made)}{f' on {made.device}' if elsewhere else ''}: correct the class as "
-            "docs/extending.md describes."
+            f"{describe_value(made)}{f' on {made.device}' if elsewhere else ''}: correct the class "
+            "as docs/extending.md describes."
         )
 
 
@@ -184,7 +184,7 @@ def _check_ffn(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
         if len(made) != 2 or not _is_scalar(made[1]) or not made[1].is_floating_point():
             raise ConfigError(
                 f"{said} must return a tensor, or a pair of it and its auxiliary loss, a "
-                f"floating-point scalar; got {kind_of(made)}."
+                f"floating-point scalar; got {describe_value(made)}."
             )
         made = made[0]
     trial.expect(said, made, "B, M, D", *trial.sizes)
@@ -249,7 +249,7 @@ def _check_loss(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
 def _check_sums(said: str, sums: Any, device: torch.device, *, with_accuracy: bool) -> None:
     if not isinstance(sums, LossSums):
         raise ConfigError(
-            f"{said} must return an xftrain.interfaces.LossSums, got {kind_of(sums)}."
+            f"{said} must return an xftrain.interfaces.LossSums, got {describe_value(sums)}."
         )
     counts: dict[str, Any] = {"num_labels": sums.num_labels}
     if with_accuracy:
@@ -267,8 +267,8 @@ def _check_sums(said: str, sums: Any, device: torch.device, *, with_accuracy: bo
             grad = isinstance(value, Tensor) and name == "loss" and not value.requires_grad
             raise ConfigError(
                 f"{said} must return LossSums whose {name} is {rule}, on {device.type}, got "
-                f"{kind_of(value)}{' without a gradient' if grad else ''}: correct the class as "
-                "docs/extending.md describes."
+                f"{describe_value(value)}{' without a gradient' if grad else ''}: correct the "
+                "class as docs/extending.md describes."
             )
 
 
@@ -282,8 +282,8 @@ def _several(said: str, made: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     """The parts of a returned tuple."""
     if not isinstance(made, tuple | list) or len(made) != len(names):
         raise ConfigError(
-            f"{said} must return a tuple of {', '.join(names)}, got {kind_of(made)}: correct the "
-            "class as docs/extending.md describes."
+            f"{said} must return a tuple of {', '.join(names)}, got {describe_value(made)}: "
+            "correct the class as docs/extending.md describes."
         )
     return tuple(made)
 

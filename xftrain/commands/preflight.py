@@ -16,7 +16,7 @@ from xftrain.config.layer_pattern import layer_names, layer_options
 from xftrain.config.run_config import ModelConfig, RunConfig, TrainerConfig
 from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss, load_batch
-from xftrain.interfaces.batch_checks import kind_of
+from xftrain.interfaces.batch_checks import describe_value
 from xftrain.interfaces.model import checked_reasons
 from xftrain.model.backends import all_backends
 from xftrain.train import hardware
@@ -84,7 +84,7 @@ def first_batch(data: DataSource, rank: int) -> Batch:
     if num_bytes is not None and not isinstance(num_bytes, Integral):
         raise ConfigError(
             f"data: {type(data).__name__}.num_label_bytes must return an integer, or None if the "
-            f"data is not text, got {kind_of(num_bytes)}."
+            f"data is not text, got {describe_value(num_bytes)}."
         )
     return batch
 

@@ -23,15 +23,15 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from xftrain.commands.neighboring_runs import dotted
-from xftrain.config.overrides import as_typed, literal
+from xftrain.config.overrides import literal, override_strings
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.folders.links import refuse_links
-from xftrain.folders.lock import holding
+from xftrain.folders.lock import folder_lock
 from xftrain.folders.run_folder import RunFolder
-from xftrain.utils.files import new_folder, replace_text
+from xftrain.utils.files import make_new_folder, replace_text
 from xftrain.utils.processes import rank
 from xftrain.utils.redaction import hidden_in_message, hidden_throughout
-from xftrain.version import __version__, installed
+from xftrain.version import __version__, installed_version
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def run_dir_for(run_dir: Path | None) -> Path:
     """
     if run_dir is None:
         run_dir = Path("outputs", *datetime.now().strftime("%Y-%m-%d %H-%M-%S").split())
-        run_dir = new_folder(run_dir) if rank() == 0 else run_dir
+        run_dir = make_new_folder(run_dir) if rank() == 0 else run_dir
     return run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
 
 
@@ -73,11 +73,11 @@ def recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
         ConfigError: the folder has a link that leads out of it, or another run is using it.
         RunError: the disk is full; this replaces the system's own error.
     """
-    if not folder.is_kept:
+    if not folder.is_writer:
         yield empty_result(folder.path)
         return
     refuse_links(folder.path, "hydra.run.dir")
-    with holding(folder.path, "hydra.run.dir"):
+    with folder_lock(folder.path, "hydra.run.dir"):
         yield from _recorded(folder)
 
 
@@ -169,7 +169,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
 def _overrides() -> list[str]:
     if not HydraConfig.initialized():
         return []
-    return as_typed(HydraConfig.get().overrides.task)
+    return override_strings(HydraConfig.get().overrides.task)
 
 
 def changed_overrides() -> dict[str, str]:
@@ -193,7 +193,7 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "xftrain": __version__,  # of this code, installed or not
         "torch": torch.__version__,  # includes the build: +cpu, +cu130
-        **{package: installed(package) for package in _PACKAGES},
+        **{package: installed_version(package) for package in _PACKAGES},
     }
 
 

@@ -23,17 +23,17 @@ from xftrain.config.compose import model_of, validate_as
 from xftrain.config.composed_parts import with_own_parts
 from xftrain.config.layer_pattern import layer_names
 from xftrain.config.run_config import ModelConfig, SampleConfig
-from xftrain.data.tokens.vocabulary import rebuild, without_description
+from xftrain.data.tokens.vocabulary import old_checkpoint_vocabulary, rebuild
 from xftrain.errors import ConfigError, first_line
-from xftrain.folders.run_folder import RunFolder, refuse_trained
+from xftrain.folders.run_folder import RunFolder, refuse_training_folder
 from xftrain.interfaces import Vocabulary
-from xftrain.model.generate import PROMPT_TOKENS, generate, room_after, with_marks
+from xftrain.model.generate import PROMPT_TOKENS, generate, max_new_tokens, sample_text
 from xftrain.model.gpt import GPT
 from xftrain.train import hardware
 from xftrain.train.same_run import refuse_other_model
 from xftrain.utils import redaction
 from xftrain.utils.device_memory import peak_memory_mib, reset_peak_memory
-from xftrain.utils.files import expanded, replace_text
+from xftrain.utils.files import expand_home, replace_text
 from xftrain.utils.printable import one_line, printable
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def sample(
         ConfigError: the configuration, the checkpoint or the prompt is wrong.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_trained(run_dir, "a sample")
+    refuse_training_folder(run_dir, "a sample")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
         asked = checked or validate_as(SampleConfig, cfg)
@@ -73,7 +73,7 @@ def sample(
         model = _model(model_of(saved), held["state_dict"], vocabulary).to(device)
         prompt_BM = _prompt(held, vocabulary, asked.prompt).to(device)
         model.check_length(prompt_BM.shape[1])
-        num_tokens = room_after(model, prompt_BM, asked.num_tokens)
+        num_tokens = max_new_tokens(model, prompt_BM, asked.num_tokens)
         if num_tokens < asked.num_tokens:
             log.warning("num_tokens: the model has positions for %d more, no further", num_tokens)
         dtype = hardware.compute_dtype(precision)
@@ -89,9 +89,9 @@ def sample(
             )
         prompt = vocabulary.decode(prompt_BM[0].tolist())
         added = vocabulary.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
-        shown = redaction.hidden(printable(with_marks(prompt, added)))
+        shown = redaction.hidden(printable(sample_text(prompt, added)))
         log.info("step %d of %s:\n%s", held["global_step"], one_line(str(asked.ckpt)), shown)
-        folder.begin_anew()
+        folder.start_new_run()
         replace_text(run_dir / "sample.txt", shown + "\n")
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
         log.info("sample: %s", run_dir / "sample.txt")
@@ -101,7 +101,7 @@ def sample(
 def _path(ckpt: str | None) -> Path:
     if ckpt is None:
         raise ConfigError(f"ckpt is missing: name the checkpoint to sample from, as {_EXAMPLE}.")
-    path = expanded("ckpt", ckpt)
+    path = expand_home("ckpt", ckpt)
     if not path.is_file():
         raise ConfigError(f"ckpt must be an existing checkpoint file, got {ckpt!r}, as {_EXAMPLE}.")
     return path
@@ -112,7 +112,7 @@ def _vocabulary(held: Mapping[str, Any], folder: Path) -> Vocabulary:
     saved = held["xftrain"]
     if "vocabulary" in saved:
         return rebuild(saved["vocabulary"], folder)
-    return without_description(saved["config"], held["global_step"])
+    return old_checkpoint_vocabulary(saved["config"], held["global_step"])
 
 
 def _model(config: ModelConfig, state: Mapping[str, Tensor], vocabulary: Vocabulary) -> GPT:

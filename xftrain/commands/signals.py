@@ -15,7 +15,7 @@ from torch import Tensor, tensor
 from xftrain.callbacks.checkpoint import Checkpoint, validation_follows, within_step
 from xftrain.errors import Stopped
 from xftrain.train.module import training_module
-from xftrain.utils.processes import END_SIGNALS, is_heeded
+from xftrain.utils.processes import END_SIGNALS, is_handled
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class StopSignals(Callback):
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.getsignal(n) for n in _SIGNALS if is_heeded(n)}
+            self._before = {n: signal.getsignal(n) for n in _SIGNALS if is_handled(n)}
             self._install()
         return self
 

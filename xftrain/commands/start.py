@@ -86,7 +86,7 @@ class RunStart(Callback):
         self._begin(trainer, training_module(pl_module))
 
     def _begin(self, trainer: Trainer, module: TrainingModule) -> None:
-        if self.folder.has_begun:
+        if self.folder.has_started:
             return
         module.latest |= self._metrics
         for _, logger in _loggers(trainer):  # a callback may have opened its file already
@@ -95,16 +95,16 @@ class RunStart(Callback):
             if self._validation == _validation(trainer, module):
                 module.validated_at = self._validated_at
             self._set_later_aside()
-            self.folder.begin_again(self._saved_run, is_resumed=True)
+            self.folder.resume_run(self._saved_run, is_resumed=True)
             for key, logger in _loggers(trainer):
                 logger.cut_back(trainer.global_step, self._positions.get(key))
         elif self.is_same or not holds_run(self.folder.path):
-            self.folder.begin_again()
+            self.folder.resume_run()
             for key, logger in _loggers(trainer):  # every record will be written again
                 logger.cut_back(-1, _NOTHING[key])
         else:
-            self.folder.begin_anew()
-        if self.folder.is_kept:
+            self.folder.start_new_run()
+        if self.folder.is_writer:
             self.on_begin()
 
     def _is_here(self) -> bool:
@@ -120,11 +120,11 @@ class RunStart(Callback):
 
         A checkpoint in another folder may be a modified copy, for which all records are removed.
         """
-        if self.ckpt is not None and self.folder.is_kept:
+        if self.ckpt is not None and self.folder.is_writer:
             place = self.folder.path / "checkpoints"
             later = later_checkpoints(place, self.ckpt)
             if later or self.ckpt.resolve().parent != place.resolve():
-                self.folder.set_aside_later(later, _COPIED)
+                self.folder.move_later_files(later, _COPIED)
 
     def state_dict(self) -> dict[str, Any]:
         """The run id, the positions of its loggers, and the last value of each metric."""

@@ -42,11 +42,11 @@ from xftrain.commands.start import RunStart
 from xftrain.commands.sweep_job import compare_in_sweep
 from xftrain.commands.trainer import build_trainer
 from xftrain.config import registry
-from xftrain.config.checks import refuse_other_ranks
+from xftrain.config.checks import check_num_processes
 from xftrain.config.compose import default_options, validate_as
 from xftrain.config.own_code import own_code
 from xftrain.config.run_config import RunConfig
-from xftrain.config.tree import changes
+from xftrain.config.tree import changes_tree
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.folders.run_folder import RunFolder
 from xftrain.kernels.matmul import Autotuner, set_autotuner
@@ -58,9 +58,9 @@ from xftrain.train.module import TrainingModule
 from xftrain.train.nonfinite import NonFiniteGuard
 from xftrain.train.same_data import digest_of
 from xftrain.utils import redaction
-from xftrain.utils.compilation import end_compiling
+from xftrain.utils.compilation import reset_compilation
 from xftrain.utils.device_memory import is_out_of_memory, peak_memory_mib
-from xftrain.utils.optional import optional
+from xftrain.utils.optional import optional_step
 from xftrain.utils.processes import rank
 
 log = logging.getLogger(__name__)
@@ -90,14 +90,14 @@ def run(
     """
     quiet_lightning()
     run_dir = run_dir_for(run_dir)
-    folder = RunFolder(run_dir, is_kept=rank() == 0)
+    folder = RunFolder(run_dir, is_writer=rank() == 0)
     with recorded(folder) as result, _process_restored():
         checked = checked or validate_as(RunConfig, cfg)
         shown = redaction.without_secrets(cfg, checked.to_dict())
-        refuse_other_ranks(checked.trainer.devices)
+        check_num_processes(checked.trainer.devices)
         distributed.agree_with_lightning()
         folder.write_config(resolved(cfg))
-        log.info("%s", changes(shown, default_options()))
+        log.info("%s", changes_tree(shown, default_options()))
         with StopSignals() as stop:
             prepared = prepare(checked, shown, run_dir)
             result["data_digest"] = digest_of(prepared.data)
@@ -233,7 +233,7 @@ def _finish(
     """Validates after the last step, and returns all metrics and the data's baseline."""
     keys = run.cfg.trainer
     if keys.profiler:
-        with optional("trainer.profiler"):
+        with optional_step("trainer.profiler"):
             end_profile(trainer, run_dir)
     if module.validated_at != trainer.global_step and keys.limit_val_batches != 0:
         trainer.validate(module, verbose=False, weights_only=True)
@@ -241,7 +241,7 @@ def _finish(
     is_whole = keys.limit_val_batches is None and not keys.overfit_batches
     baseline: dict[str, float] = {}
     if is_whole:
-        with optional("the data's baseline"):
+        with optional_step("the data's baseline"):
             baseline = module.data.baseline()
     for logger in trainer.loggers:
         if baseline:
@@ -287,5 +287,5 @@ def _process_restored() -> Iterator[None]:
     finally:
         distributed.disconnect(together=is_whole)
         torch.use_deterministic_algorithms(was_deterministic)
-        end_compiling()
+        reset_compilation()
         set_autotuner(None)

@@ -1,4 +1,4 @@
-"""Tells which options of data decide its content."""
+"""The data options that determine the content of the data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SAME_CONTENT = ("batch_size", "cache_dir", "num_val_batches", "packing", "stop_
 
 
 def content_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of data that decide its content, of a configuration by dotted keys."""
+    """The data options that determine its content, from a configuration by dotted keys."""
     return {
         key: value
         for key, value in config.items()

@@ -1,6 +1,6 @@
 """Digests of the source code of a user's own classes, which may change while their names stay.
 
-A benchmark keeps rows, and a run its checkpoint, that such a class has made.
+Benchmark rows and checkpoints record them, so that a changed class is noticed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from types import ModuleType
 from typing import Any
 
 _INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def own_code(*options: Any) -> dict[str, str]:
-    """A digest of the code behind each `_target_` in these options, by the target.
+    """A digest of the source code behind each `_target_` in these options, by target.
 
-    Code is the module of the class and the modules that it uses, directly or through others, other
-    than installed packages and this one. The classes are imported, so they must have been checked.
+    It covers the module of the class and the modules that it imports, directly or indirectly,
+    except installed packages and this one. The classes are imported, so they must be checked first.
 
     Args:
         options: nodes of the configuration, or containers of nodes.

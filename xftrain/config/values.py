@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 
 from xftrain.config.fields import MAX_INTEGER
-from xftrain.config.moved_keys import moved
+from xftrain.config.moved_keys import moved_key_error
 from xftrain.config.signatures import REQUIRED, Field
 from xftrain.errors import ConfigError
 from xftrain.utils.printable import one_line
@@ -43,11 +43,11 @@ def check_fields(
     return checked
 
 
-def check_attribute(said: str, rule: AttributeRule, value: Any) -> None:
+def check_attribute(label: str, rule: AttributeRule, value: Any) -> None:
     """Checks an attribute of a user's own object, whose numbers may be NumPy's.
 
     Args:
-        said: the attribute, as the message names it.
+        label: the attribute, as the message names it.
         rule: the rule in words.
         value: the value.
 
@@ -58,7 +58,7 @@ def check_attribute(said: str, rule: AttributeRule, value: Any) -> None:
     is_none_right = value is None and rule.endswith("or None")
     is_right = isinstance(value, kind) and not isinstance(value, bool)
     if not is_none_right and (not is_right or (kind is Integral and value < 1)):
-        raise ConfigError(f"{said} must be {rule}, got {one_line(show(value))}.")
+        raise ConfigError(f"{label} must be {rule}, got {one_line(show(value))}.")
 
 
 def describe(annotation: Any) -> str:
@@ -83,7 +83,7 @@ def describe(annotation: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """Formats a value as it would be typed."""
+    """Formats a value as in an override."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return repr(value)
@@ -91,7 +91,7 @@ def show(value: Any) -> str:
 
 def unknown_key(key: str, known: list[str], owner: str) -> str:
     """The error sentence for a key that does not exist or has been renamed."""
-    if said := moved(key):
+    if said := moved_key_error(key):
         return said
     if near := difflib.get_close_matches(key, known, n=1, cutoff=0.7):
         return f"{key} is not a key of {owner}; did you mean {near[0]}?"

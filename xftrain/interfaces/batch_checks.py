@@ -17,7 +17,7 @@ _SHOWN = 8  # maximum number of document lengths in a message
 
 
 class BatchError(ConfigError):
-    """A batch breaks a rule of `Batch`; whoever knows the data source adds its name."""
+    """A batch breaks a rule of `Batch`; the caller that knows the data source adds its name."""
 
 
 def document_reasons(seqlens: Sequence[int] | None, num_rows: int, num_positions: int) -> list[str]:
@@ -63,8 +63,8 @@ def check_batch(
     for name, tensor in zip(_BATCH_TENSORS, tensors, strict=True):
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
             raise BatchError(
-                f"a batch must have {name} as an int64 tensor, got {kind_of(tensor)}: correct the "
-                "data source."
+                f"a batch must have {name} as an int64 tensor, got {describe_value(tensor)}: "
+                "correct the data source."
             )
     tokens, labels, positions = (tuple(x.shape) for x in tensors)
     if len(tokens) != 2 or labels != tokens or positions != (1, tokens[1]):
@@ -128,20 +128,20 @@ def value_reasons(
     return reasons
 
 
-def lengths_in_words(seqlens: Sequence[int] | None) -> str:
-    """Document lengths for an error message, of which the first few are shown."""
+def format_lengths(seqlens: Sequence[int] | None) -> str:
+    """Formats document lengths for an error message, which shows only the first few."""
     if not isinstance(seqlens, tuple) or len(seqlens) <= _SHOWN:
-        return str(seqlens) if isinstance(seqlens, tuple) else kind_of(seqlens)
+        return str(seqlens) if isinstance(seqlens, tuple) else describe_value(seqlens)
     return f"({', '.join(map(str, seqlens[:_SHOWN]))}, ...), {len(seqlens)} documents"
 
 
-def kind_of(value: object) -> str:
-    """What a user's class returned, for an error message: the dtype and shape of a tensor."""
+def describe_value(value: object) -> str:
+    """Describes a value from a user's class for an error message: type, or dtype and shape."""
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{'an' if dtype[0] == 'i' else 'a'} {dtype} tensor of {list(value.shape)}"
     if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of ({', '.join(map(kind_of, value))})"
+        return f"a {type(value).__name__} of ({', '.join(map(describe_value, value))})"
     return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
@@ -170,7 +170,7 @@ def check_bias(
     if slopes is not None and not (
         isinstance(slopes, tuple) and all(_is_finite(slope) for slope in slopes)
     ):
-        shown = tuple(map(str, slopes)) if isinstance(slopes, tuple) else kind_of(slopes)
+        shown = tuple(map(str, slopes)) if isinstance(slopes, tuple) else describe_value(slopes)
         raise ConfigError(
             f"model.bias: slopes must be a tuple of finite numbers or None, got {shown}."
         )
@@ -181,7 +181,7 @@ def check_bias(
     ):
         raise ConfigError(
             "model.bias: additive_HMM must be a floating-point tensor of [H or 1, M, M], got "
-            f"{kind_of(additive_HMM)}."
+            f"{describe_value(additive_HMM)}."
         )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xftrain.errors import ConfigError
 from xftrain.interfaces.batch import IGNORED_LABEL, Batch
-from xftrain.interfaces.batch_checks import BatchError, check_batch, kind_of, value_reasons
+from xftrain.interfaces.batch_checks import BatchError, check_batch, describe_value, value_reasons
 
 Split = Literal["train", "val"]
 
@@ -108,7 +108,7 @@ def load_batch(
             those of a batch on the CPU are checked in any case.
 
     Raises:
-        ConfigError: the class returns something else than a batch, or a batch with wrong dtypes,
+        ConfigError: the class returns something other than a batch, or a batch with wrong dtypes,
             shapes or values.
     """
     said = f"data: {type(data).__name__}.batch({split!r}, {step})"
@@ -123,7 +123,9 @@ def load_batch(
             f"{said} raised StopIteration: a data source must have a batch for every step."
         ) from error
     if not isinstance(batch, Batch):
-        raise ConfigError(f"{said} must return an xftrain.interfaces.Batch, got {kind_of(batch)}.")
+        raise ConfigError(
+            f"{said} must return an xftrain.interfaces.Batch, got {describe_value(batch)}."
+        )
     kind = batch.tokens_BM.device.type
     if kind not in ("cpu", "cuda"):
         raise ConfigError(f"{said} must return tensors on the CPU, got them on {kind}.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xftrain.errors import ConfigError
-from xftrain.interfaces.batch_checks import kind_of
+from xftrain.interfaces.batch_checks import describe_value
 from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape
 
 # (q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK
@@ -132,7 +132,7 @@ class Backend(ABC):
         if not isinstance(found, str):
             raise ConfigError(
                 f"model.attn: {type(self).__qualname__}.kernel_for must return the kernel's name, "
-                f"got {kind_of(found)}."
+                f"got {describe_value(found)}."
             )
         return found
 
@@ -140,10 +140,10 @@ class Backend(ABC):
         found = []
         if bias.scale is not None and not self.takes_scale:
             found.append(
-                f"it multiplies scores by K**-0.5 alone, and the bias by {bias.scale:g} (scale)"
+                f"it scales scores by K**-0.5 only, and the bias sets scale={bias.scale:g}"
             )
         if bias.softcap is not None and not self.takes_softcap:
-            found.append(f"it cannot cap scores, and the bias does at {bias.softcap:g} (softcap)")
+            found.append(f"it cannot cap scores, and the bias sets softcap={bias.softcap:g}")
         return found
 
 
@@ -174,17 +174,17 @@ class ChoosingBackend(Backend):
 
 
 def checked_reasons(part: object, method: str, found: Any) -> list[str]:
-    """The reasons why a part cannot run, as a user's class returned them; None means no reason.
+    """Checks the reasons that a user's class returned for why it cannot run; None means none.
 
     Raises:
-        ConfigError: they are no list of texts.
+        ConfigError: they are not a list of strings.
     """
     if found is None:
         return []
-    if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
+    if not isinstance(found, list | tuple) or not all(isinstance(reason, str) for reason in found):
         raise ConfigError(
             f"{type(part).__qualname__}.{method} must return a list of reasons, empty where it "
-            f"runs, got {kind_of(found)}."
+            f"runs, got {describe_value(found)}."
         )
     return list(found)
 

@@ -13,7 +13,7 @@ from hydra._internal.utils import get_args_parser
 from xftrain.config.optimized import refuse_unreadable
 from xftrain.config.overrides import (
     all_groups,
-    normalise_argv,
+    normalize_argv,
     refuse_long_names,
     refuse_non_utf8,
 )
@@ -53,7 +53,7 @@ def normalised(argv: list[str]) -> list[str]:
     refuse_unreadable(rest)
     groups = all_groups(*config_dirs)
     refuse_long_names([flags.config_name or "", *rest], groups)
-    return first + normalise_argv(rest, groups)
+    return first + normalize_argv(rest, groups)
 
 
 def _refuse_interpolations(folders: Sequence[Path]) -> None:

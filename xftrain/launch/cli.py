@@ -23,14 +23,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from xftrain.commands.sweep_data import multirun_dir
-from xftrain.config.checks import refuse_other_ranks
+from xftrain.config.checks import check_num_processes
 from xftrain.config.compose import COMPOSITION_ERRORS, validate
 from xftrain.config.composition_errors import sentence
 from xftrain.config.merged_options import refuse_merged
-from xftrain.config.overrides import all_groups, as_typed
+from xftrain.config.overrides import all_groups, override_strings
 from xftrain.config.registry import conf_dir, measures_times
 from xftrain.config.run_config import RunConfig
-from xftrain.config.schema import schemas_of_no_option
+from xftrain.config.schema import framework_schemas
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.folders.run_folder import holds_record
 from xftrain.launch import ranks
@@ -58,11 +58,11 @@ from xftrain.utils.processes import (
     drop_empty_variables,
     drop_relative_base_folders,
     is_rank,
+    raising_stopped,
     rank,
-    stops_raised,
 )
 from xftrain.utils.redaction import hidden_in_message
-from xftrain.utils.untrusted_folder import protect_libraries, protected
+from xftrain.utils.untrusted_folder import protect_libraries, protected_from_working_folder
 from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
@@ -105,9 +105,9 @@ def _run_command(sweep: Sweep) -> int:
             say(f"warning: {said}")
         check_rank_variables()
         with (
-            protected(),
+            protected_from_working_folder(),
             errors_raised(),
-            stops_raised(signal.SIGUSR1, signal.SIGUSR2),
+            raising_stopped(signal.SIGUSR1, signal.SIGUSR2),
         ):
             sys.argv[1:] = normalised(sys.argv[1:])  # Lightning reads it again
             decorate = hydra.main(
@@ -115,7 +115,7 @@ def _run_command(sweep: Sweep) -> int:
             )
             with (
                 safe_completion(all_groups, values_of),
-                explained(schemas_of_no_option),
+                explained(framework_schemas),
                 ranks.following(is_ours=bool(words)) as told,
             ):
                 sys.argv += told
@@ -184,14 +184,16 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
     run_dir = Path(settings.runtime.cwd) / run_dir
     table.note_job(multirun_dir(settings), settings.job.num, run_dir)
     try:
-        with stops_raised():
+        with raising_stopped():
             _refuse_side_by_side(cfg, settings)
             refuse_merged(settings)
             description = described(cfg, validate(cfg))
             is_new = cfg.get("ckpt") is None
             result = jobs.run_job(settings, run_dir, description, is_new=is_new)
     except Exception as error:
-        if sweep_record.is_resumed() and completed(run_dir, as_typed(settings.overrides.task)):
+        if sweep_record.is_resumed() and completed(
+            run_dir, override_strings(settings.overrides.task)
+        ):
             raise SweepRefused(f"job {settings.job.num}: {_report(error, run_dir)}") from error
         status = "refused" if isinstance(error, ConfigError) else "failed"
         result = jobs.write_end(status, _report(error, run_dir), settings, run_dir)
@@ -215,7 +217,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         checked = validate(cfg)
         devices = checked.trainer.devices if isinstance(checked, RunConfig) else 1
         if is_rank():  # else the others are started here
-            refuse_other_ranks(devices)
+            check_num_processes(devices)
     except ConfigError as error:
         if rank() == 0 and not holds_record(run_dir):
             jobs.write_end("refused", hidden_in_message(str(error)), settings, run_dir)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import DoctorConfig, InfoConfig, SampleConfig
-from xftrain.utils.untrusted_folder import protected
+from xftrain.utils.untrusted_folder import protected_from_working_folder
 
 _PLOTS = "torchmetrics.utilities.plot"
 
@@ -36,7 +36,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         ConfigError: the configuration is wrong.
         RunError: the run failed for a reason outside the code.
     """
-    with protected():
+    with protected_from_working_folder():
         return command_of(cfg)(cfg, run_dir, None)
 
 

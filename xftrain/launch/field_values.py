@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin
 
-from xftrain.config.registry import GROUPS, group_of, names, schema
-from xftrain.config.schema import schemas_of_no_option
+from xftrain.config.registry import GROUPS, group_of, option_names, option_schema
+from xftrain.config.schema import framework_schemas
 
 
 def values_of(key: str) -> list[str]:
@@ -14,9 +14,9 @@ def values_of(key: str) -> list[str]:
     In a group, the fields of all options count, since the same line may choose another option.
     """
     parent, _, name = key.rpartition(".")
-    schemas = [schemas_of_no_option().get(parent, {})]
+    schemas = [framework_schemas().get(parent, {})]
     if parent and (group := group_of(parent)) in GROUPS:
-        schemas += [schema(group, option) for option in names(group)]
+        schemas += [option_schema(group, option) for option in option_names(group)]
     found = [_listed(fields[name].annotation) for fields in schemas if name in fields]
     return list(dict.fromkeys(value for values in found for value in values))
 

@@ -14,8 +14,8 @@ from xftrain.config.registry import (
     conf_dir,
     literals,
     module_of,
+    option_schema,
     packages_of,
-    schema,
 )
 from xftrain.config.signatures import Field, source_of
 from xftrain.config.values import describe
@@ -100,7 +100,7 @@ def _values(lines: list[str], fields: Mapping[str, Mapping[str, Field]]) -> Iter
 def _fields_of_option(group: str, name: str) -> Mapping[str, Field]:
     path = group.replace(".", "/")
     family = path if path in GROUPS else path.partition("/")[0]
-    return schema(family, name) if family in GROUPS and module_of(family, name) else {}
+    return option_schema(family, name) if family in GROUPS and module_of(family, name) else {}
 
 
 def _allowed(annotation: Any) -> str:

@@ -19,12 +19,12 @@ from pathlib import Path
 from signal import SIGINT, SIGUSR1
 from typing import Any
 
-from xftrain.config.overrides import as_typed, quoted
+from xftrain.config.overrides import override_strings, quoted
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.multirun import jobs
 from xftrain.utils import console, processes
 from xftrain.utils.files import read_json, read_text, write_json
-from xftrain.utils.processes import Process, cause_of_death
+from xftrain.utils.processes import Process, describe_exit
 from xftrain.utils.redaction import hidden_in_message
 
 _GRACE_S = 10.0  # time for ranks to end after SIGTERM, and to report which of them died
@@ -69,7 +69,7 @@ def started(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]:
     }
     # mode 700, since whoever can write there could join as a rank
     with tempfile.TemporaryDirectory(prefix="xftrain-ranks-") as meeting:
-        with processes.environment({**ours, processes.RANKS: meeting}):
+        with processes.environment({**ours, processes.RANKS_VARIABLE: meeting}):
             yield from _with_others(num_ranks, settings, run_dir)
 
 
@@ -120,13 +120,13 @@ def _with_others(num_ranks: int, settings: Any, run_dir: Path) -> Iterator[None]
         raise
     finally:
         over.set()
-        processes.end(ranks, patience_s=patience_s, wait_s=_GRACE_S)
+        processes.end_processes(ranks, patience_s=patience_s, wait_s=_GRACE_S)
         for place in words:
             place.unlink(missing_ok=True)
 
 
 def _start(rank: int, settings: Any, run_dir: Path, words: Path) -> Process:
-    command = jobs.job_command(settings, run_dir, as_typed(settings.overrides.task))
+    command = jobs.job_command(settings, run_dir, override_strings(settings.overrides.task))
     quiet = [*command, *_SILENT]
     own = {"LOCAL_RANK": str(rank), "RANK": str(rank), jobs.JOB: str(words.absolute())}
     environment = {**os.environ, **own}
@@ -161,7 +161,7 @@ def _first_death(ranks: Ranks, words: Sequence[Path], wait_s: float = 0.0) -> st
             if process.poll() in (None, 0, *_STOPS):  # a stop by a signal is not a failure
                 continue
             said = read_text(place)
-            return f"rank {rank} ended the run: {said or cause_of_death(process.returncode) + '.'}"
+            return f"rank {rank} ended the run: {said or describe_exit(process.returncode) + '.'}"
         if time.monotonic() > deadline:
             return None
         time.sleep(_POLL_S)

@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from xftrain.config.overrides import literal, path_slug
-from xftrain.utils.files import new_folder
+from xftrain.utils.files import make_new_folder
 from xftrain.utils.redaction import hidden_in_message
 
 # Resolvers of root_schema.py that only name a folder; with the second, the name ends with the
@@ -51,7 +51,7 @@ def _make(config: DictConfig, node: DictConfig, ending: str = "") -> str | None:
     if not str(written["dir"]).startswith(_NEW_RUN):
         ending = ""
     with suppress(OSError):  # Hydra gets the same error, and `cli` reports it
-        made = str(new_folder(Path(f"{node.dir}{ending}")))
+        made = str(make_new_folder(Path(f"{node.dir}{ending}")))
         with flag_override(config, ["readonly", "struct"], False):
             node.dir = made
         return made

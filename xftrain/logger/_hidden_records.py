@@ -70,7 +70,7 @@ def _hiding(method: Any) -> Any:
 
 def hide_in_event(event: Any) -> None:
     """Replaces secrets in the names and texts of an event of TensorBoard."""
-    if not redaction.READ:
+    if not redaction.READ_VALUES:
         return
     for value in event.summary.value:
         value.tag = hidden(value.tag)

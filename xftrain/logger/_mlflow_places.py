@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from xftrain.errors import ConfigError, RunError
-from xftrain.utils.files import refuse_led_out
+from xftrain.utils.files import refuse_escaping_path
 from xftrain.utils.printable import one_line
 
 TRACKING_KEY = "logger.mlflow.tracking_uri"
@@ -50,7 +50,7 @@ def location_of(text: str | None) -> str | None:
     """
     if text is None or urlsplit(text).scheme:
         return text
-    refuse_led_out(Path(text), f"{_LOCATION_KEY}={one_line(text)}")
+    refuse_escaping_path(Path(text), f"{_LOCATION_KEY}={one_line(text)}")
     return Path(os.path.abspath(text)).as_uri()
 
 

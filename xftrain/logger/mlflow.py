@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger
 
 from xftrain.errors import RunError
-from xftrain.folders.sqlite_files import database_of, use_own_database
+from xftrain.folders.sqlite_files import create_or_check_database, database_of
 from xftrain.logger._mlflow_places import TRACKING_KEY, check_place, location_of, refuse_file_store
 from xftrain.train.tracker import Tracker
 
@@ -105,7 +105,7 @@ class MLflow(Tracker):
         if uri is None:
             database, artifacts = _new_database(self.run_dir.resolve())
             return f"sqlite:///{database}", artifacts
-        use_own_database(uri, TRACKING_KEY)
+        create_or_check_database(uri, TRACKING_KEY)
         if (named := database_of(uri)) is None:
             refuse_file_store(uri)
             return uri, None

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from xftrain.errors import RunError
 from xftrain.train.tracker import Tracker
-from xftrain.utils.working_folder import out_of_sight
+from xftrain.utils.working_folder import hidden_working_folder
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class WandB(Tracker):
             settings=settings,
         )
         logger._wandb_init.pop("anonymous", None)  # wandb warns about it even if None
-        with out_of_sight(_VARIABLES):
+        with hidden_working_folder(_VARIABLES):
             run: Any = logger.experiment
         self._made = Path(run.settings.sync_dir)
         self._remove_links()

@@ -117,7 +117,7 @@ def _run_block(
     shared = [leaf for leaf in tree_leaves(positions) if isinstance(leaf, Tensor)]
     with Recorder(copied.parameters(), shared) as recorder:
         made = copied(x_BMD, attention, handle, positions)
-        added = copied.fed_forward(x_BMD)  # autocast caches its copies of the weights
+        added = copied.feed_forward(x_BMD)  # autocast caches its copies of the weights
     kept = recorder.kept(made, compiled=is_compiled)
     kept_by_ffn = recorder.kept(added, compiled=is_compiled)
     return BlockBytes(

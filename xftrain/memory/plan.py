@@ -28,7 +28,7 @@ def plan_memory(
     dtype: torch.dtype,
     device: torch.device,
 ) -> float | None:
-    """Predicts the peak, sets `model.recomputed` if recomputation is `auto`, and logs both.
+    """Predicts the peak, sets `model.recompute_plan` if recomputation is `auto`, and logs both.
 
     Args:
         cfg: the checked configuration.
@@ -48,23 +48,23 @@ def plan_memory(
     except Exception as error:  # a user's own layer may raise anything
         log.debug("memory: not predicted: %s", first_line(error))
         if is_auto:
-            model.recomputed = RecomputePlan(blocks=num_blocks)
+            model.recompute_plan = RecomputePlan(blocks=num_blocks)
             log.info("memory: not predicted, so all %d blocks are recomputed", num_blocks)
         return None
     limit = usable_memory_bytes(device)
     if is_auto:
-        model.recomputed = peak.cheapest_fitting_plan(limit)
-    said = _said(peak, model.recomputed, total_memory_bytes(device))
+        model.recompute_plan = peak.cheapest_fitting_plan(limit)
+    said = _said(peak, model.recompute_plan, total_memory_bytes(device))
     if not peak.is_optimizer_known:
         said += "; optim has no state_bytes, so its state is taken to be as large as AdamW's"
     if not peak.is_loss_known:
         said += "; loss has no peak_bytes, so it is taken to hold the whole logits"
     if is_auto:
-        said += f"; {_what(model.recomputed, num_blocks)}"
+        said += f"; {_what(model.recompute_plan, num_blocks)}"
     log.info("%s", said)
-    if not peak.fits(limit, model.recomputed):
+    if not peak.fits(limit, model.recompute_plan):
         log.warning("%s", _warning(cfg, peak, model, loss, limit))
-    return peak.total(model.recomputed) / 2**20
+    return peak.total(model.recompute_plan) / 2**20
 
 
 def _what(recomputed: RecomputePlan, num_blocks: int) -> str:
@@ -96,11 +96,11 @@ def _said(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
 def _warning(cfg: RunConfig, peak: Peak, model: GPT, loss: Loss, limit: int) -> str:
     is_graph = cfg.compile == "cudagraphs"  # excludes some of the remedies
     remedies = []
-    if is_graph and not any(model.recomputed):
+    if is_graph and not any(model.recompute_plan):
         remedies.append("model.activation_checkpointing=ffn")
     if is_graph:
         remedies.append("a smaller model.activation_budget")
-    elif model.recomputed.blocks < peak.num_blocks:
+    elif model.recompute_plan.blocks < peak.num_blocks:
         remedies.append("model.activation_checkpointing=auto")
     accumulated = "" if is_graph else " with more trainer.accumulate_grad_batches"
     remedies.append(f"a smaller data.batch_size{accumulated}")

@@ -10,7 +10,7 @@ from torch import nn
 
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnCall, AttnCase, AttnShape, BiasRecipe
-from xftrain.interfaces.batch_checks import kind_of, lengths_in_words
+from xftrain.interfaces.batch_checks import describe_value, format_lengths
 
 
 class LayerSpec(NamedTuple):
@@ -38,16 +38,16 @@ def built_bias(recipe: BiasRecipe, num_heads: int, seqlens: tuple[int, ...] | No
         seqlens: lengths of documents packed into the one row.
 
     Raises:
-        ConfigError: the recipe returns something else than a bias, or one with other documents.
+        ConfigError: the recipe does not return a bias, or one with other documents.
     """
     bias = recipe.build(num_heads, seqlens)
     said = f"model.bias: {type(recipe).__name__}.build"
     if not isinstance(bias, AttnBias):
         raise ConfigError(
-            f"{said} must return an xftrain.interfaces.AttnBias, got {kind_of(bias)}."
+            f"{said} must return an xftrain.interfaces.AttnBias, got {describe_value(bias)}."
         )
     if bias.seqlens != seqlens:
-        given, got = lengths_in_words(seqlens), lengths_in_words(bias.seqlens)
+        given, got = format_lengths(seqlens), format_lengths(bias.seqlens)
         raise ConfigError(
             f"{said} must return an AttnBias with the seqlens given to it, {given}, got {got}: "
             "pass them on as AttnBias(seqlens=seqlens), or packed documents attend to each other."
@@ -68,8 +68,8 @@ def distinct_cases(
         specs: the spec of each layer.
         shapes: the shape of each layer's calls; equal shapes are the same object.
         seqlens: lengths of documents packed into the one row.
-        device: where q, k and v are.
-        dtype: of q, k and v.
+        device: device of q, k and v.
+        dtype: dtype of q, k and v.
 
     Raises:
         ConfigError: a bias does not fit the batch.

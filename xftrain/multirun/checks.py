@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from xftrain.config.compose import COMPOSITION_ERRORS
 from xftrain.config.composition_errors import sentence
-from xftrain.config.overrides import all_groups, as_typed, normalise_argv
+from xftrain.config.overrides import all_groups, normalize_argv, override_strings
 from xftrain.errors import ConfigError, SweepRefused
-from xftrain.folders.sqlite_files import use_own_database
+from xftrain.folders.sqlite_files import create_or_check_database
 from xftrain.multirun.record import RESUME, is_resumed
 from xftrain.multirun.recorded_overrides import MAX_JOBS, MAX_PROCESSES, num_values
 from xftrain.multirun.sweep import current_sweep
@@ -64,7 +64,7 @@ def _checked(config: DictConfig) -> bool:
     if params:
         with read_write(sweeper), open_dict(sweeper):
             sweeper.params = dict(param.split("=", 1) for param in params)
-    typed = [*params, *as_typed(config.hydra.overrides.task)]
+    typed = [*params, *override_strings(config.hydra.overrides.task)]
     # of two for one key, the later one counts
     overrides = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(typed)}
     _check_number(overrides)
@@ -94,7 +94,7 @@ def _checked(config: DictConfig) -> bool:
 def _slashed(params: Mapping[str, Any], config: DictConfig) -> list[str]:
     """The parameters as overrides, dotted groups made slashed as on the command line."""
     files = [Path(s.path) for s in config.hydra.runtime.config_sources if s.schema == "file"]
-    return normalise_argv([f"{key}={value}" for key, value in params.items()], all_groups(*files))
+    return normalize_argv([f"{key}={value}" for key, value in params.items()], all_groups(*files))
 
 
 def _check_number(overrides: Mapping[str, Override]) -> None:
@@ -147,7 +147,7 @@ def _check_choices(config: DictConfig, overrides: Mapping[str, Override]) -> Non
 
 def _check_study(storage: str, name: str | None, fixed: Mapping[str, str]) -> None:
     """Refuses a study of other runs, as of another model, from which nothing can be learned."""
-    use_own_database(storage, "hydra.sweeper.storage")
+    create_or_check_database(storage, "hydra.sweeper.storage")
     import optuna
 
     try:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from xftrain.config.compose import COMPOSITION_ERRORS, validate
 from xftrain.config.composition_errors import sentence
-from xftrain.config.overrides import as_typed
+from xftrain.config.overrides import override_strings
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.multirun.job_config import described, refuse_other_config
 from xftrain.multirun.record import is_resumed
@@ -83,7 +83,7 @@ def _jobs(config: DictConfig) -> Iterator[tuple[int, list[str], DictConfig]]:
     parser = OverridesParser.create(config_loader=loader)
     before = HydraConfig.instance().cfg
     try:
-        parsed = parser.parse_overrides([*params, *as_typed(hydra.overrides.task)])
+        parsed = parser.parse_overrides([*params, *override_strings(hydra.overrides.task)])
         jobs = chain.from_iterable(BasicSweeper.split_arguments(parsed, None))
         for number, overrides in enumerate(jobs):
             job = loader.load_sweep_config(config, overrides)

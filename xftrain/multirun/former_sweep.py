@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from xftrain.errors import SweepRefused
-from xftrain.folders.run_folder import former_folder
+from xftrain.folders.run_folder import make_former_folder
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def set_former_sweep_aside(folder: Path) -> None:
     if not any(path.is_file() for path in files):
         return
     try:
-        place = former_folder(folder)
+        place = make_former_folder(folder)
         for path in files:
             path.rename(place / path.name)
     except OSError as error:

@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from xftrain.commands.sweep_data import multirun_dir, recall_data
-from xftrain.config.overrides import as_typed, literal, quoted
+from xftrain.config.overrides import literal, override_strings, quoted
 from xftrain.config.registry import conf_dir
 from xftrain.errors import ConfigError, Stopped, SweepRefused
 from xftrain.folders.links import refuse_links
@@ -32,7 +32,7 @@ from xftrain.multirun.sweep import current_sweep
 from xftrain.multirun.table import forget_jobs, read_result
 from xftrain.utils.files import read_plain, write_json
 from xftrain.utils.printable import one_line
-from xftrain.utils.processes import Process, cause_of_death, end
+from xftrain.utils.processes import Process, describe_exit, end_processes
 from xftrain.utils.redaction import hidden_throughout
 
 # In a job's process: the file for its last sentence, which the sweep says.
@@ -85,7 +85,7 @@ def _name_by_changes(config: DictConfig) -> None:
 
     Each job gets this with the other overrides of Hydra's own, and can tell what makes it special.
     """
-    typed = OverridesParser.create().parse_overrides(as_typed(config.hydra.overrides.task))
+    typed = OverridesParser.create().parse_overrides(override_strings(config.hydra.overrides.task))
     shared = [one.key_or_group for one in typed if not one.is_sweep_override()]
     left_out = [*config.hydra.job.config.override_dirname.exclude_keys, *shared]
     listed = ",".join(map(quoted, left_out))
@@ -109,14 +109,14 @@ def run_job(
     Raises:
         SweepRefused: the job was completed with another configuration.
     """
-    overrides = as_typed(settings.overrides.task)
+    overrides = override_strings(settings.overrides.task)
     if is_resumed() and (done := completed(run_dir, overrides)):
         refuse_other_config(description, run_dir)
         return done
     if is_new and holds_run(run_dir):
-        RunFolder(run_dir).begin_anew()
+        RunFolder(run_dir).start_new_run()
     elif is_new:
-        RunFolder(run_dir).set_strangers_aside()
+        RunFolder(run_dir).move_foreign_files()
     (run_dir / "result.json").unlink(missing_ok=True)
     write_job_config(description, run_dir)
     last_words = run_dir / ".job_said"
@@ -128,11 +128,11 @@ def run_job(
         # a job may still save a checkpoint; of Ctrl-C it knows by itself
         patience_s = _END_S if isinstance(error, KeyboardInterrupt) else 0.0
         number = error.number if isinstance(error, Stopped) else signal.SIGTERM
-        end([process], patience_s=patience_s, wait_s=_END_S, number=number)
+        end_processes([process], patience_s=patience_s, wait_s=_END_S, number=number)
         raise
     result = read_result(run_dir)
     if result is None:
-        said = _said(last_words) or f"{cause_of_death(code)} and left no result"
+        said = _said(last_words) or f"{describe_exit(code)} and left no result"
         result = write_end("crashed", said, settings, run_dir)
     last_words.unlink(missing_ok=True)
     return result
@@ -151,7 +151,7 @@ def write_end(status: str, error: str, settings: Any, run_dir: Path) -> dict[str
     result = {
         "status": status,
         "error": error,
-        "overrides": as_typed(settings.overrides.task),
+        "overrides": override_strings(settings.overrides.task),
         "run_dir": str(run_dir),
     }
     write_json(hidden_throughout(result), run_dir / "result.json")

@@ -31,12 +31,12 @@ from xftrain.utils.plot_style import (
     GRAY,
     MARKERS,
     RING,
+    format_number,
     legend_at_right,
-    mark,
+    legend_marker,
     new_figure,
-    number,
     spans_decades,
-    style,
+    style_axis,
     use_log_ticks,
 )
 from xftrain.utils.printable import one_line
@@ -71,13 +71,13 @@ class _Key:
     def label(self, index: int) -> str:
         """Formats a value for a tick or the legend; drawn numbers have three significant digits."""
         if self.numbers:
-            return number(self.numbers[index])
+            return format_number(self.numbers[index])
         return _shown(self.values[index])
 
     @property
     def are_round(self) -> bool:
         """Whether the numbers were typed rather than drawn, so that each can be a tick."""
-        return all(float(number(n).replace(",", "")) == n for n in self.numbers or [])
+        return all(float(format_number(n).replace(",", "")) == n for n in self.numbers or [])
 
 
 def draw(rows: Sequence[Row], folder: Path) -> Path | None:
@@ -127,8 +127,8 @@ def figure(rows: Sequence[Row]) -> Figure | None:
         handles: list[Any] = _legend(others)
         if key is keys[0]:  # the legend is equal for all rows of panels
             has_best = any(best_row(rows, column) for column in columns)
-            handles += [mark("best", RING)] * has_best
-            handles += [mark("not completed", CROSS)] * any(map(_has_failed, rows))
+            handles += [legend_marker("best", RING)] * has_best
+            handles += [legend_marker("not completed", CROSS)] * any(map(_has_failed, rows))
         if handles:
             legend_at_right(line[-1], handles)
     for column, axis in zip(columns, panels[0], strict=True):
@@ -167,7 +167,7 @@ def _panel(
     if key.numbers is None:
         axis.set_xlim(-0.5, len(key.values) - 0.5)
     axis.set_xlabel(_shown(key.name, longest=60), fontsize=9)
-    style(axis)
+    style_axis(axis)
 
 
 def _name_values(axis: Axes, key: _Key) -> None:
@@ -177,7 +177,7 @@ def _name_values(axis: Axes, key: _Key) -> None:
             use_log_ticks(axis.xaxis)
         else:
             axis.locator_params(axis="x", nbins=6)
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
         return
     labels = [key.label(index) for index in range(len(key.values))]
     slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}

@@ -14,12 +14,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from xftrain.config.overrides import as_typed, literal
+from xftrain.config.overrides import literal, override_strings
 from xftrain.config.registry import conf_dir
 from xftrain.errors import ConfigError
 from xftrain.folders.seal import has_valid_seal, sealed
 from xftrain.multirun.recorded_overrides import NotPlain, plain_overrides
-from xftrain.utils.files import expanded, read_json, write_json
+from xftrain.utils.files import expand_home, read_json, write_json
 from xftrain.utils.printable import one_line, shortened
 from xftrain.utils.redaction import hidden
 
@@ -46,7 +46,8 @@ def record_of(config: DictConfig) -> dict[str, Any]:
     return {
         "config_name": hydra.job.config_name,
         "config_dirs": [s.path for s in hydra.runtime.config_sources if s.provider in _OWN],
-        "overrides": as_typed(hydra.overrides.task) + without_keys(hydra.overrides.hydra, MODE),
+        "overrides": override_strings(hydra.overrides.task)
+        + without_keys(hydra.overrides.hydra, MODE),
     }
 
 
@@ -72,7 +73,7 @@ def resumed(overrides: Sequence[str], *, has_flags: bool) -> list[str]:
         raise ConfigError(f"{TRUST} must be true or false and needs {RESUME}, got {trust!r}.")
     if named is None:
         return others
-    folder = expanded(RESUME, named)
+    folder = expand_home(RESUME, named)
     record = read_json(folder / _RECORD) if named else None
     if record is None:
         raise ConfigError(f"{RESUME} must be the folder of a sweep, got {named!r}.")
@@ -199,4 +200,4 @@ def is_resumed() -> bool:
 
 def without_keys(overrides: Any, left_out: tuple[str, ...]) -> list[str]:
     """The overrides of Hydra's own node, without those with one of these prefixes."""
-    return [one for one in as_typed(overrides) if not _key(one).startswith(left_out)]
+    return [one for one in override_strings(overrides) if not _key(one).startswith(left_out)]

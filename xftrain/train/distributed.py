@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.utils.processes import RANKS, rank, rank_died
+from xftrain.utils.processes import RANKS_VARIABLE, rank, rank_died
 
 _POLL_S = 0.2
 _NAMED = 5  # maximum number of parameters named in an error
@@ -148,7 +148,7 @@ def _own_store(num_ranks: int) -> Any:
     result is None if another launcher, such as torchrun, has started the ranks and gives their
     address.
     """
-    if not (folder := os.environ.get(RANKS)):
+    if not (folder := os.environ.get(RANKS_VARIABLE)):
         return None
     return dist.FileStore(os.path.join(folder, "store"), num_ranks)  # type: ignore[attr-defined]
 

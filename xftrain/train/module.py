@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from xftrain.checkpoint.plain_values import LATEST
+from xftrain.checkpoint.plain_values import MAX_TIME_NS
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer, Schedule
 from xftrain.kernels.fused_adamw import FusedAdamW
 from xftrain.model.gpt import GPT
@@ -289,7 +289,7 @@ class TrainingModule(LightningModule):
         if self.trainer.is_global_zero:
             self.data_identity.keep_vocabulary(Path(self.trainer.default_root_dir))
         # the clock may have been set back, and the resumed checkpoint may have any time
-        self.saved_at = max(time.time_ns(), min(self.saved_at + 1, LATEST))
+        self.saved_at = max(time.time_ns(), min(self.saved_at + 1, MAX_TIME_NS))
         more = {"num_skipped": self.guard.num_skipped, "saved_at": self.saved_at}
         checkpoint["xftrain"] = {**self.saved, **more, **self.data_identity.saved}
 

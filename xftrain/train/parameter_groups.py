@@ -12,7 +12,7 @@ from torch import nn
 
 from xftrain.errors import ConfigError
 from xftrain.interfaces import Optimizer, Schedule
-from xftrain.interfaces.batch_checks import kind_of
+from xftrain.interfaces.batch_checks import describe_value
 
 _NUM_NEAR = 3  # maximum number of similar names in an error
 
@@ -86,7 +86,7 @@ def build_optimizer(
         return built[0], built[1]
     raise ConfigError(
         f"optim: {type(optim).__qualname__}.build must return a torch.optim.Optimizer and a "
-        f"learning rate scheduler, got {kind_of(built)}."
+        f"learning rate scheduler, got {describe_value(built)}."
     )
 
 

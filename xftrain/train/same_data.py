@@ -10,10 +10,10 @@ from typing import Any
 
 from xftrain.config.content_options import content_options
 from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES
-from xftrain.data.tokens.vocabulary import FILE, describe, file_of
+from xftrain.data.tokens.vocabulary import TOKENIZER_FILE, describe, tokenizer_json
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import DataSource
-from xftrain.model.generate import first_prompt
+from xftrain.model.generate import default_prompt
 from xftrain.train.distributed import from_all_ranks
 from xftrain.train.same_run import allows, flat
 from xftrain.utils.files import read_plain, replace_text
@@ -94,7 +94,7 @@ class DataIdentity:
         held: dict[str, Any] = {"data_digest": digest, "code_version": code_version()}
         if vocabulary is not None:
             held["vocabulary"] = describe(vocabulary)
-            held["prompt"] = first_prompt(self._data)[0].tolist()  # default prompt of a sample
+            held["prompt"] = default_prompt(self._data)[0].tolist()  # default prompt of a sample
         return held
 
     def keep_vocabulary(self, run_dir: Path) -> None:
@@ -104,8 +104,8 @@ class DataIdentity:
             RunError: the disk is full, or the folder cannot be written.
         """
         vocabulary = getattr(self._data, "vocabulary", None)
-        content = None if vocabulary is None else file_of(vocabulary)
-        path = run_dir / "checkpoints" / FILE
+        content = None if vocabulary is None else tokenizer_json(vocabulary)
+        path = run_dir / "checkpoints" / TOKENIZER_FILE
         if content is None or _holds(path, content):
             return
         try:

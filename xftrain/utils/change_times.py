@@ -1,8 +1,8 @@
-"""Tells whether the system's time of change (ctime) proves that a file has not changed.
+"""Decides whether a file's change time (ctime) proves that its content has not changed.
 
 Size and modification time do not: `rsync -t`, `cp -p` and `tar` set an earlier modification time on
 other text of the same size. The kernel sets the ctime at every write, and no program can set it;
-but not every file system has one of its own.
+but not every file system maintains a ctime.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-# Linux, statfs(2). Left out: FUSE, SMB and FAT, which may show the modification time in its place,
+# Linux, statfs(2). Excluded: FUSE, SMB and FAT, which may show the modification time in its place,
 # and tmpfs, which does not update it for a file that is changed through a memory map.
 _FILE_SYSTEMS = {
     0xEF53,  # ext2, ext3, ext4
@@ -26,7 +26,7 @@ _FILE_SYSTEMS = {
     0x47504653,  # GPFS
     0x00C36400,  # Ceph
 }
-# A write soon after another one may leave the ctime as it is: in the same tick of the clock, or
+# A write soon after another one may leave the ctime unchanged: in the same tick of the clock, or
 # through a memory map whose page the kernel has not written back yet, which takes up to 35 s.
 _SETTLED_NS = 60 * 10**9
 
@@ -35,10 +35,10 @@ def has_change_times(descriptor: int) -> bool:
     """Whether the file system of an open file updates its ctime at every change."""
     if sys.platform != "linux":
         return False
-    facts = ctypes.create_string_buffer(512)  # struct statfs, which begins with the type
-    if ctypes.CDLL(None).fstatfs(descriptor, facts) != 0:
+    buffer = ctypes.create_string_buffer(512)  # struct statfs, which begins with the type
+    if ctypes.CDLL(None).fstatfs(descriptor, buffer) != 0:
         return False
-    return ctypes.c_long.from_buffer(facts).value & 0xFFFFFFFF in _FILE_SYSTEMS
+    return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF in _FILE_SYSTEMS
 
 
 def is_settled(status: os.stat_result) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from xftrain.utils.import_hooks import Finder
 
-# Modules that start a compiler, or a process that imports Triton; each as `subprocess.run` or so.
+# Modules that start a compiler, or a process that imports Triton, through `subprocess`.
 _MODULES = (
     "triton.runtime.build",
     "triton.backends.nvidia.compiler",
@@ -56,10 +56,10 @@ def _execute(loader: Loader, module: ModuleType) -> None:
 
 def _replace(module: ModuleType) -> None:
     if vars(module).get("subprocess") is subprocess:
-        vars(module)["subprocess"] = _Elsewhere()
+        vars(module)["subprocess"] = _SubprocessInRoot()
 
 
-class _Elsewhere:
+class _SubprocessInRoot:
     """Python's `subprocess`, whose programs start in `/`."""
 
     def __getattr__(self, name: str) -> Any:
@@ -68,7 +68,7 @@ class _Elsewhere:
 
 
 def _start(start: Callable[..., Any], command: Any, *args: Any, **options: Any) -> Any:
-    """Starts a program in `/`; its relative paths mean the working folder as before."""
+    """Starts a program in `/`, with its relative paths resolved against the working folder."""
     options.setdefault("cwd", "/")
     if isinstance(command, list | tuple):
         command = _absolute(command)

@@ -1,4 +1,4 @@
-"""Executes chosen modules of libraries in another way, whoever imports them first."""
+"""Replaces how chosen library modules are executed, whichever code imports them first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Execute = Callable[[Loader, ModuleType], None]
 
 
 class Finder(MetaPathFinder):
-    """Finds modules by Python's other finders, and executes them by a function.
+    """Finds modules with Python's other finders, and executes them with a given function.
 
     Args:
         names: full names of the modules.
@@ -25,7 +25,7 @@ class Finder(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Called by Python before its own finders."""
+        """Finds a module's spec; Python calls it before its own finders."""
         if name not in self._names:
             return None
         for finder in sys.meta_path:
@@ -38,7 +38,7 @@ class Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Executes a module by a function, with the module's own loader in its place meanwhile."""
+    """Executes a module with a given function, which receives the module's own loader."""
 
     def __init__(self, inner: Loader, execute: Execute) -> None:
         self._inner, self._execute = inner, execute
@@ -50,5 +50,7 @@ class _Loader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Executes the module."""
         if module.__spec__ is not None:
-            module.__spec__.loader = module.__loader__ = self._inner  # as without this package
+            module.__spec__.loader = module.__loader__ = (
+                self._inner
+            )  # as if this package were absent
         self._execute(self._inner, module)

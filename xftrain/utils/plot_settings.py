@@ -16,10 +16,10 @@ from types import ModuleType
 from xftrain.errors import ConfigError, first_line
 from xftrain.utils.import_hooks import Finder
 from xftrain.utils.processes import environment
-from xftrain.utils.working_folder import out_of_sight
+from xftrain.utils.working_folder import hidden_working_folder
 
 _BACKEND = "MPLBACKEND"
-# Variables that name matplotlib's files; a relative path in one means the user's working folder.
+# Variables that name matplotlib's files; relative paths are below the user's working folder.
 _VARIABLES = ("MATPLOTLIBRC", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
 
 
@@ -35,7 +35,7 @@ class _Finder(Finder):
 
 def _execute_in_root(loader: Loader, module: ModuleType) -> None:
     """Executes the module, which reads its settings only then."""
-    with out_of_sight(_VARIABLES), environment(_importable_backend()):
+    with hidden_working_folder(_VARIABLES), environment(_importable_backend()):
         try:
             loader.exec_module(module)
         except ValueError as error:

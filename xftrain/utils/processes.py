@@ -20,7 +20,7 @@ Process = subprocess.Popen[bytes]
 
 rank_died = threading.Event()  # set when a rank that this process started has died
 
-RANKS = "XFTRAIN_RANKS"  # the rendezvous folder of ranks that this package starts
+RANKS_VARIABLE = "XFTRAIN_RANKS"  # the rendezvous folder of ranks that this package starts
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -62,31 +62,33 @@ def die_with_parent(number: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
-def cause_of_death(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """Describes an exit code in words."""
     if code is None or code >= 0:
         return f"the process ended with code {code}"
-    said = f"the process was ended by {signal.Signals(-code).name}"
-    return said + ", as the system does where memory runs out" * (code == -signal.SIGKILL)
+    cause = f"the process was ended by {signal.Signals(-code).name}"
+    return cause + ", as the system does where memory runs out" * (code == -signal.SIGKILL)
 
 
 def rank() -> int:
     """LOCAL_RANK, or 0 in a single-process run."""
-    return _number("LOCAL_RANK") or 0
+    return _integer_variable("LOCAL_RANK") or 0
 
 
 def is_rank() -> bool:
     """Whether a launcher started this process as a rank, with LOCAL_RANK and WORLD_SIZE."""
-    return _number("LOCAL_RANK") is not None and _number("WORLD_SIZE") is not None
+    return (
+        _integer_variable("LOCAL_RANK") is not None and _integer_variable("WORLD_SIZE") is not None
+    )
 
 
 def num_ranks() -> int:
     """WORLD_SIZE of a rank, or 1 in a single-process run."""
-    return (_number("WORLD_SIZE") if is_rank() else None) or 1
+    return (_integer_variable("WORLD_SIZE") if is_rank() else None) or 1
 
 
 def drop_empty_variables() -> None:
-    """Unsets variables that are empty, on which libraries fail."""
+    """Unsets empty variables on which libraries fail."""
     for name in _UNSET_WHEN_EMPTY:
         if not os.environ.get(name, "unset").strip():
             del os.environ[name]
@@ -96,19 +98,19 @@ def drop_relative_base_folders() -> list[str]:
     """Unsets base folders with a relative path, which libraries would make in the working folder.
 
     Returns:
-        A sentence for each.
+        A warning for each.
     """
-    said = []
+    warnings = []
     for name in _BASE_FOLDERS:
         path = os.environ.get(name, "")
         if path and not os.path.isabs(os.path.expanduser(path)):
             del os.environ[name]
-            said.append(ignored(name, path))
-    return said
+            warnings.append(ignored_variable(name, path))
+    return warnings
 
 
-def ignored(variable: str, path: str) -> str:
-    """The sentence about a base folder that is ignored."""
+def ignored_variable(variable: str, path: str) -> str:
+    """The warning about a base folder that is ignored."""
     return (
         f"{variable}={one_line(path)} is ignored, as the XDG specification says, because it is not "
         "an absolute path."
@@ -124,9 +126,9 @@ def check_rank_variables() -> None:
     Raises:
         ConfigError: names the variables and the remedy.
     """
-    found = {name: _number(name) for name in _RANK_VARIABLES}
+    found = {name: _integer_variable(name) for name in _RANK_VARIABLES}
     for name in _IGNORED_RANKS:
-        _number(name)
+        _integer_variable(name)
     local_rank, size, global_rank = found["LOCAL_RANK"], found["WORLD_SIZE"], found["RANK"]
     if size == 0:
         raise ConfigError("WORLD_SIZE in the environment must be at least 1, got 0: unset it.")
@@ -161,20 +163,20 @@ def _refuse_several_nodes(found: Mapping[str, int | None]) -> None:
 
 
 def _incomplete(found: Mapping[str, int | None]) -> ConfigError:
-    """The refusal of variables that describe a rank, but not all of what a rank needs."""
+    """The error for rank variables that are set without others that a rank needs."""
     given = [f"{name}={found[name]}" for name in _COMPLETE[:3] if found[name] is not None]
     missing = [name for name in _COMPLETE if not os.environ.get(name, "").strip()]
     if "LOCAL_RANK" in missing:
         missing = ["LOCAL_RANK"]  # the first that torchrun would set
-    is_one = len(given) == 1
+    is_single = len(given) == 1
     return ConfigError(
-        f"{' and '.join(given)} {'is' if is_one else 'are'} in the environment without "
+        f"{' and '.join(given)} {'is' if is_single else 'are'} in the environment without "
         f"{', '.join(missing)}: start the ranks with torchrun, or unset "
-        f"{'it' if is_one else 'both' if len(given) == 2 else 'them'}."
+        f"{'it' if is_single else 'both' if len(given) == 2 else 'them'}."
     )
 
 
-def _number(name: str) -> int | None:
+def _integer_variable(name: str) -> int | None:
     """Reads an integer rank variable; None if it is unset or empty.
 
     Raises:
@@ -203,20 +205,20 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def end(
+def end_processes(
     processes: Sequence[Process],
     *,
     patience_s: float,
     wait_s: float,
     number: int = signal.SIGTERM,
 ) -> None:
-    """Waits for processes to end, then asks the remaining ones to, and finally kills them.
+    """Waits for processes to end, then signals the remaining ones, and finally kills them.
 
     Args:
         processes: processes that this one started.
-        patience_s: seconds before they are asked.
-        wait_s: seconds from then until they are killed.
-        number: the signal that asks them, which is the one that they report.
+        patience_s: seconds to wait before the signal.
+        wait_s: seconds from the signal until they are killed.
+        number: the signal, which they report as the cause of their end.
     """
     for stop, seconds in ((None, patience_s), (number, wait_s), (signal.SIGKILL, wait_s)):
         left = [process for process in processes if process.poll() is None]
@@ -230,8 +232,8 @@ def end(
 
 
 @contextmanager
-def stops_raised(*others: signal.Signals) -> Iterator[None]:
-    """Raises `Stopped` for signals that ask the process to end, and for `others`.
+def raising_stopped(*more: signal.Signals) -> Iterator[None]:
+    """Raises `Stopped` for signals that ask the process to end, and for `more`.
 
     Code that waits for other processes can then end them. Signals that the parent made this
     process ignore, as `nohup` does with SIGHUP, stay ignored.
@@ -243,8 +245,8 @@ def stops_raised(*others: signal.Signals) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    heeded = [*filter(is_heeded, (*END_SIGNALS, *others))]
-    before = {number: signal.signal(number, stop) for number in heeded}
+    handled = [*filter(is_handled, (*END_SIGNALS, *more))]
+    before = {number: signal.signal(number, stop) for number in handled}
     try:
         yield
     finally:
@@ -252,6 +254,6 @@ def stops_raised(*others: signal.Signals) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def is_heeded(number: int) -> bool:
+def is_handled(number: int) -> bool:
     """Whether a signal is handled; SIGHUP is not if it was ignored when this process started."""
     return number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN

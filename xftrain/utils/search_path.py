@@ -1,8 +1,8 @@
 """Python's module search path: the working folder is last, and only for the user's own classes.
 
 `python -m` puts the working folder first, so that a `lightning.py` in it, or a library's plug-in,
-would shadow the installed module, whoever wrote it. This module imports only what Python has
-loaded at startup, not even `__future__` or `typing`, which could come from that folder as well.
+would shadow the installed module, even in an untrusted folder. This module imports only what Python
+has loaded at startup, not even `__future__` or `typing`, which could come from that folder as well.
 """
 
 import os
@@ -64,7 +64,7 @@ def leave_out_working_folder() -> None:
 def leave_out_empty_entries() -> None:
     """Removes empty entries, which mean the working folder, from variables with search paths.
 
-    Nobody writes one on purpose: `PYTHONPATH=$PYTHONPATH:/mine` has one if the variable was unset,
+    They are rarely intended: `PYTHONPATH=$PYTHONPATH:/mine` has one if the variable was unset,
     and Python, the shell, the linker and the compiler then look in the working folder, also in
     child processes. Python's path in this process loses the entry as well.
     """
@@ -120,7 +120,7 @@ class _OwnClasses:
         self.folder, self.modules = folder, set(modules)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> "Any":
-        """Called by Python after all other finders; `path` is set for submodules."""
+        """Finds a module after all other finders of Python; `path` is set for submodules."""
         if path is not None or not self._may_import(*_importer()):
             return None
         spec = PathFinder.find_spec(name, [self.folder])
@@ -142,17 +142,19 @@ class _OwnClasses:
 def find_own_classes() -> None:
     """Allows a configuration's classes to be in the working folder, unless `-P` forbids it."""
     if _IS_REFUSED:
-        sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, _OwnClasses)]
+        sys.meta_path[:] = [
+            finder for finder in sys.meta_path if not isinstance(finder, _OwnClasses)
+        ]
     else:
         _add_finder(os.getcwd())
 
 
 def _add_finder(folder: str, modules: "Iterable[str]" = ()) -> None:
-    """Installs a finder for this folder in place of earlier ones, and keeps what these found."""
-    others = [finder for finder in sys.meta_path if isinstance(finder, _OwnClasses)]
-    known = {name for finder in others if finder.folder == folder for name in finder.modules}
+    """Installs a finder for this folder in place of earlier ones, and keeps their modules."""
+    earlier = [finder for finder in sys.meta_path if isinstance(finder, _OwnClasses)]
+    known = {name for finder in earlier if finder.folder == folder for name in finder.modules}
     finder = _OwnClasses(folder, known.union(modules))
-    sys.meta_path[:] = [*(one for one in sys.meta_path if one not in others), finder]
+    sys.meta_path[:] = [*(other for other in sys.meta_path if other not in earlier), finder]
     if finder.modules:
         pass_on_to_processes()
 
@@ -164,13 +166,13 @@ def pass_on_to_processes() -> None:
     """
     from multiprocessing import spawn
 
-    made = spawn.get_preparation_data
-    if hasattr(made, "has_finder"):
+    original = spawn.get_preparation_data
+    if hasattr(original, "has_finder"):
         return
 
     def with_finder(name: str) -> dict[str, object]:
         finders = [finder for finder in sys.meta_path if isinstance(finder, _OwnClasses)]
-        return {**made(name), "xftrain_finders": finders}
+        return {**original(name), "xftrain_finders": finders}
 
     with_finder.has_finder = True  # type: ignore[attr-defined]
     spawn.get_preparation_data = with_finder

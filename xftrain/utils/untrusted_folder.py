@@ -17,7 +17,7 @@ def protect_libraries() -> None:
 
 
 @contextmanager
-def protected() -> Iterator[None]:
+def protected_from_working_folder() -> Iterator[None]:
     """Protects libraries, and for the duration of a block the Python processes they start."""
     protect_libraries()
     with environment(variables_of_children()):

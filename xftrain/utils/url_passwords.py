@@ -10,7 +10,7 @@ _WORD = re.compile(r"\S+")
 def without_passwords(text: str) -> str:
     """Replaces the user and the password of each URL, however long they are, by `***`.
 
-    They are what is between `://` and the last `@` of a word, as a password may have `@` and `/`.
+    They extend from `://` to the last `@` of a word, as a password may contain `@` and `/`.
     The time is linear in the length of the text.
     """
     if "://" not in text:

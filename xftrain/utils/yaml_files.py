@@ -17,14 +17,14 @@ from hydra.plugins.config_source import ConfigResult
 
 from xftrain.errors import ConfigError
 
-_MAX_BYTES = 16 << 20  # largest file
+_MAX_BYTES = 16 << 20  # maximum size of a file
 # A number that PyYAML parses in time quadratic in its length.
 _LONG_NUMBER = re.compile(rb"[0-9](?:[0-9_]{0,99}:[0-9_]){20}").search
-_MAX_VALUES = 100_000  # most values of a file, with its aliases expanded
+_MAX_VALUES = 100_000  # maximum number of values of a file, with its aliases expanded
 
 
 def refuse_yaml_bombs(folders: Sequence[Path]) -> None:
-    """Refuse pipes, huge files, and files whose aliases expand to a huge value.
+    """Refuses pipes, huge files, and files whose aliases expand to a huge value.
 
     Args:
         folders: the folders of `--config-dir` and `--config-path`; missing ones are ignored.
@@ -41,14 +41,14 @@ def refuse_yaml_bombs(folders: Sequence[Path]) -> None:
 def _option_files(folder: Path) -> Iterator[Path]:
     """Yields the files that Hydra could read; like Hydra, it follows links to folders."""
     known: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(place)
+    for path, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(path)
         if (status.st_dev, status.st_ino) in known:  # visited already, or a link to a parent folder
             folders.clear()
             continue
         known.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from (Path(place, name) for name in sorted(files) if name.endswith((".yaml", ".yml")))
+        yield from (Path(path, name) for name in sorted(files) if name.endswith((".yaml", ".yml")))
 
 
 def _check(path: Path) -> None:

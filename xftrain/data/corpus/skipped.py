@@ -6,7 +6,7 @@ from collections import Counter
 
 from xftrain.utils.printable import one_line
 
-_NUM_NAMED = 3  # names kept per reason
+_NUM_NAMED = 3  # recorded names per reason
 
 
 class Skipped(Counter[str]):

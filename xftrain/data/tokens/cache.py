@@ -1,10 +1,9 @@
-"""Token files of a corpus on disk, which are made once and memory-mapped.
+"""Token files of a corpus on disk, which are written once and memory-mapped.
 
-The folder of a corpus is named by a hash of everything that its content depends on: the content and
-the name of each text, and the options. It is made
-under a temporary name and renamed when complete, so a killed preparation never looks complete. It
-belongs to one user, who alone can read it, as the corpus may be private; in a shared cache folder,
-nobody trains on token files of another user.
+The folder of a corpus is named by a hash of everything that determines its content: the name and
+content of each text, and the options. It is made under a temporary name and renamed when complete,
+so that a killed preparation never looks complete. It belongs to one user, and only that user can
+read it, as the corpus may be private; in a shared cache folder, no user trains on another's files.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xftrain.data.corpus.files import changed, list_files, split_documents
+from xftrain.data.corpus.files import changed_error, list_files, split_documents
 from xftrain.data.corpus.skipped import Skipped
-from xftrain.data.tokens.cache_folder import alone, cache_folder, is_own_folder
+from xftrain.data.tokens.cache_folder import cache_folder, exclusive_lock, is_own_folder
 from xftrain.data.tokens.content import (
-    MOST_FILES,
+    MAX_RECORDED_FILES,
     ContentCheck,
     DigestRecord,
     TextFile,
     distinct_texts,
 )
-from xftrain.data.tokens.files import SPLITS, TokenizerName, seal, write_token_files
+from xftrain.data.tokens.files import SPLITS, TokenizerName, write_meta, write_token_files
 from xftrain.data.tokens.stream import (
     Meta,
     TokenStream,
@@ -44,12 +43,12 @@ from xftrain.data.tokens.stream import (
 from xftrain.data.tokens.tokenizer import NUM_BYTES_VOCAB, Tokenizer
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import Split
-from xftrain.utils.files import expanded, sync
+from xftrain.utils.files import expand_home, sync
 
 log = logging.getLogger(__name__)
 
 _BPE_VOCAB = 8192
-_FORMAT = 4  # increase it if the same files would give other content
+_FORMAT = 4  # increase it whenever the same files would give different tokens
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class TokenCache:
     summary: str
     digest: str
 
-    def is_damaged(self) -> RunError:
+    def damaged_error(self) -> RunError:
         """The error for a batch with tokens outside the vocabulary."""
         return RunError(
             f"data.cache_dir: the token files in {str(self.folder)!r} are damaged: a token is "
@@ -113,10 +112,10 @@ def prepare(
         raise ConfigError(
             "data.path must name a file or folder of text, got ''; for this folder write ."
         )
-    root = Path(os.path.abspath(expanded("data.path", path)))
+    root = Path(os.path.abspath(expand_home("data.path", path)))
     cache = cache_folder(cache_dir)
     files, skipped = list_files(root, leave_out=cache, follow_links=follow_links)
-    record = DigestRecord(_record_path(cache, root), 2 * len(files) + MOST_FILES)
+    record = DigestRecord(_record_path(cache, root), 2 * len(files) + MAX_RECORDED_FILES)
     texts = distinct_texts(files, record, skipped)
     if not texts:
         raise ConfigError(
@@ -128,7 +127,7 @@ def prepare(
     folder = cache / key
     opened = _open(folder, tokenizer, vocab_size, texts, skipped)
     if opened is None:
-        with alone(cache / f".{key}.lock") as is_alone:
+        with exclusive_lock(cache / f".{key}.lock") as is_alone:
             # another process may have made it meanwhile
             opened = _open(folder, tokenizer, vocab_size, texts, skipped)
             if opened is None:
@@ -141,8 +140,8 @@ def prepare(
                 opened = _open(folder, tokenizer, vocab_size, texts, skipped)
     if opened is None:
         raise RunError(
-            f"data.cache_dir: what was written to {str(folder)!r} does not read back; "
-            "check that disk or choose another folder."
+            f"data.cache_dir: the token files written to {str(folder)!r} cannot be read "
+            "back; check that disk or choose another folder."
         )
     log.info("data.path: %s", opened.summary)
     return opened
@@ -166,7 +165,7 @@ def _checked_vocab_size(tokenizer: TokenizerName, vocab_size: int | None) -> int
 
 
 def _record_path(cache: Path, root: Path) -> Path:
-    """The path of the recorded digests of a corpus, of which each user has an own one."""
+    """The path of the recorded digests of a corpus, which differs for each user."""
     name = hashlib.blake2b(repr((os.geteuid(), os.fsencode(root))).encode(), digest_size=16)
     return cache / f".{name.hexdigest()}.digests"
 
@@ -189,14 +188,14 @@ def _make(
     val_fraction: float,
 ) -> None:
     log.info("data.path: preparing %d files of %s", len(texts), root)
-    began = time.monotonic()
+    start = time.monotonic()
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(16)}")
     try:
         temporary.mkdir(mode=0o700)
         documents = split_documents(texts, val_fraction)
         check = ContentCheck(texts)
         facts = write_token_files(temporary, documents, tokenizer, vocab_size, check)
-        seal(temporary, facts, tokenizer)
+        write_meta(temporary, facts, tokenizer)
         try:
             temporary.rename(folder)
         except OSError:
@@ -205,7 +204,7 @@ def _make(
                 raise
         sync(folder.parent)
     except UnicodeDecodeError as error:
-        raise changed(root) from error
+        raise changed_error(root) from error
     except OSError as error:
         raise RunError(
             f"data.cache_dir: the token files could not be written to {str(folder.parent)!r} "
@@ -213,7 +212,7 @@ def _make(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log.info("data.path: prepared in %.1f s, kept in %s", time.monotonic() - began, folder)
+    log.info("data.path: prepared in %.1f s, stored in %s", time.monotonic() - start, folder)
 
 
 def _open(
@@ -238,7 +237,7 @@ def _open(
             digest=_digest(meta, tokenizer),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        log.debug("data.path: %s does not read back: %s", folder, error)
+        log.debug("data.path: %s cannot be read: %s", folder, error)
         return None
 
 

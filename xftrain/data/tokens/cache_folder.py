@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from xftrain.errors import ConfigError
-from xftrain.utils.files import expanded, open_plain, refuse_led_out
+from xftrain.utils.files import expand_home, open_plain, refuse_escaping_path
 from xftrain.utils.printable import one_line
-from xftrain.utils.processes import ignored
+from xftrain.utils.processes import ignored_variable
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,9 @@ def cache_folder(cache_dir: str | None) -> Path:
     Raises:
         ConfigError: the folder cannot be created, or the user has no home folder.
     """
-    folder = expanded("data.cache_dir", cache_dir) if cache_dir else _default_cache_folder()
+    folder = expand_home("data.cache_dir", cache_dir) if cache_dir else _default_cache_folder()
     if cache_dir:
-        refuse_led_out(folder, f"data.cache_dir={one_line(cache_dir)}")
+        refuse_escaping_path(folder, f"data.cache_dir={one_line(cache_dir)}")
     folder = Path(os.path.abspath(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,11 +46,11 @@ def cache_folder(cache_dir: str | None) -> Path:
 def _default_cache_folder() -> Path:
     variable = "XDG_CACHE_HOME"
     if named := os.environ.get(variable):
-        if (home := expanded(variable, named)).is_absolute():
+        if (home := expand_home(variable, named)).is_absolute():
             return home / "xftrain"
-        log.warning("%s", ignored(variable, named))
+        log.warning("%s", ignored_variable(variable, named))
     try:
-        return expanded("data.cache_dir", "~/.cache/xftrain")
+        return expand_home("data.cache_dir", "~/.cache/xftrain")
     except ConfigError as error:  # for example in a container, whose user has no passwd entry
         raise ConfigError(
             "data.cache_dir must be set to a folder for token files, because this user has no home "
@@ -59,8 +59,8 @@ def _default_cache_folder() -> Path:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[bool]:
-    """Holds a lock, so that one process runs at a time; yields false without lock support.
+def exclusive_lock(path: Path) -> Iterator[bool]:
+    """Holds a lock that excludes other processes; yields false if the file system has no locks.
 
     Args:
         path: path of the lock file.
@@ -79,8 +79,8 @@ def alone(path: Path) -> Iterator[bool]:
     with file:
         if not is_owner(os.fstat(file.fileno()), path.parent):
             raise ConfigError(
-                f"data.cache_dir: the lock {str(path)!r} is another user's, who could keep this "
-                "one waiting; remove it or choose another data.cache_dir."
+                f"data.cache_dir: the lock {str(path)!r} is another user's, who could block "
+                "this one; remove it or choose another data.cache_dir."
             )
         with suppress(OSError):  # the file system has no permissions
             os.fchmod(file.fileno(), 0o600)  # so that no other user can hold the lock
@@ -120,7 +120,7 @@ def is_owner(status: os.stat_result, folder: Path) -> bool:
     """Whether a file or folder belongs to this user.
 
     Args:
-        status: facts about the file.
+        status: the file's `os.stat` result.
         folder: the folder that it is in.
     """
     return status.st_uid == os.geteuid() or status.st_uid == _owner_of_new_files(folder)

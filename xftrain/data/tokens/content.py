@@ -1,4 +1,4 @@
-"""Identifies the files of a corpus by content: which are text, which are copies, what has changed.
+"""Classifies the files of a corpus by content: which are text, copies, or changed.
 
 A file is text if it is valid UTF-8 without NUL bytes. Reading stops at the first NUL byte, so a
 sparse file of terabytes is skipped quickly. A digest of each file's content decides which token
@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from xftrain.data.corpus.files import Document, SourceFile, changed, opened, unreadable
+from xftrain.data.corpus.files import (
+    Document,
+    SourceFile,
+    changed_error,
+    open_listed,
+    unreadable_error,
+)
 from xftrain.data.corpus.skipped import Skipped
 from xftrain.data.tokens.cache_folder import is_owner
 from xftrain.utils.change_times import has_change_times, is_settled
@@ -29,9 +35,9 @@ log = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 20
 _KEY_BYTES, _SHA256_BYTES = 16, 32
 _ENTRY_BYTES = _KEY_BYTES + _SHA256_BYTES
-MOST_FILES = 100_000  # of a record; more only for a corpus of more
+MAX_RECORDED_FILES = 100_000  # of a record, in addition to those of a larger corpus
 _NOT_TEXT = bytes(_SHA256_BYTES)  # in place of a digest
-_SAID_BYTES = 1 << 30  # from here on, the log says what was read again
+_LOGGED_BYTES = 1 << 30  # the log reports it if more was read again
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,13 @@ class TextFile(SourceFile):
 def distinct_texts(
     files: Iterable[SourceFile], record: DigestRecord, skipped: Skipped
 ) -> list[TextFile]:
-    """The files that are text, and of copies of one text the first.
+    """The files that are text; of several copies of one text, only the first.
 
-    A copy is skipped, as otherwise one could be trained on and another one held out.
+    A copy is skipped, as otherwise one copy could be trained on and another held out.
 
     Args:
         files: the listed files, sorted by name.
-        record: the digests of an earlier start, which is brought up to date.
+        record: the digests recorded by an earlier run, which are updated.
         skipped: counts the other files.
 
     Raises:
@@ -74,21 +80,21 @@ def distinct_texts(
 
 
 class DigestRecord:
-    """The digests of a corpus's files, kept from one start to the next.
+    """The recorded digests of a corpus's files, so that the next run need not read them.
 
     The file belongs to one user, and holds a SHA-256 of the rest and then, for each file of the
     corpus, a hash of the facts about it and the SHA-256 of its content.
 
     Args:
         path: the file; one that is missing, damaged, too large or another user's counts as empty.
-        most_files: largest number of files that it may have digests of.
+        max_files: maximum number of digests.
     """
 
-    def __init__(self, path: Path, most_files: int = MOST_FILES) -> None:
+    def __init__(self, path: Path, max_files: int = MAX_RECORDED_FILES) -> None:
         self._path = path
-        self._recorded = _read(path, _SHA256_BYTES + most_files * _ENTRY_BYTES)
+        self._recorded = _read(path, _SHA256_BYTES + max_files * _ENTRY_BYTES)
         self._current: dict[bytes, bytes] = {}
-        self._num_bytes = 0  # read although nothing may have changed
+        self._num_bytes = 0  # read again, possibly although nothing has changed
         self._is_reliable: dict[int, bool] = {}  # by device
 
     def digest_of(self, file: SourceFile) -> bytes | None:
@@ -98,11 +104,11 @@ class DigestRecord:
             RunError: the file cannot be read, or changes meanwhile.
         """
         try:
-            # opened before its facts are read, as NFS then asks the server for them
-            with opened(file.path) as stream:
+            # opened before fstat, since NFS then asks the server for current values
+            with open_listed(file.path) as stream:
                 return self._digest_of(file, stream)
         except OSError as error:
-            raise unreadable(file.path, error) from error
+            raise unreadable_error(file.path, error) from error
 
     def _digest_of(self, file: SourceFile, stream: IO[bytes]) -> bytes | None:
         status = os.fstat(stream.fileno())
@@ -121,11 +127,11 @@ class DigestRecord:
         return None if found == _NOT_TEXT else found
 
     def save(self) -> None:
-        """Replaces the record by the digests that were asked for, if it differs."""
-        if self._num_bytes > _SAID_BYTES:
+        """Saves the digests that were requested, unless the record already holds exactly these."""
+        if self._num_bytes > _LOGGED_BYTES:
             log.info(
-                "data.path: %d MiB were read to see whether they have changed, and are at each "
-                "start, as their file system has no reliable time of change",
+                "data.path: %d MiB were read to see whether they have changed, as at every "
+                "start, because their file system has no reliable change times",
                 self._num_bytes >> 20,
             )
         if self._current == self._recorded:
@@ -133,7 +139,7 @@ class DigestRecord:
         content = b"".join(key + sha256 for key, sha256 in self._current.items())
         try:
             with replacing(self._path) as partial:
-                partial.chmod(0o600)  # the digests tell which texts there are
+                partial.chmod(0o600)  # the digests reveal which texts the corpus holds
                 partial.write_bytes(hashlib.sha256(content).digest() + content)
         except OSError as error:
             log.info(
@@ -143,13 +149,13 @@ class DigestRecord:
             )
 
 
-def _read(path: Path, most_bytes: int) -> dict[bytes, bytes]:
+def _read(path: Path, max_bytes: int) -> dict[bytes, bytes]:
     content = b""
     with suppress(OSError), open_plain(path) as file:
         if is_owner(os.fstat(file.fileno()), path.parent):
-            content = file.read(most_bytes + 1)
+            content = file.read(max_bytes + 1)
     checksum, entries = content[:_SHA256_BYTES], memoryview(content)[_SHA256_BYTES:]
-    if len(content) > most_bytes or hashlib.sha256(entries).digest() != checksum:
+    if len(content) > max_bytes or hashlib.sha256(entries).digest() != checksum:
         return {}
     return {
         bytes(entries[at : at + _KEY_BYTES]): bytes(entries[at + _KEY_BYTES : at + _ENTRY_BYTES])
@@ -158,7 +164,7 @@ def _read(path: Path, most_bytes: int) -> dict[bytes, bytes]:
 
 
 def _key(file: SourceFile, status: os.stat_result) -> bytes:
-    """A hash of facts about a file of which one changes whenever its content does.
+    """A hash of a file's path and metadata, which differs whenever the content has changed.
 
     The device number is left out, as it may change when the machine reboots.
     """
@@ -175,7 +181,7 @@ def _digest(file: SourceFile, stream: IO[bytes]) -> bytes:
         while missing:
             block = stream.read(min(missing, _BLOCK_BYTES))
             if not block:
-                raise changed(file.path)
+                raise changed_error(file.path)
             if b"\0" in block:  # a hole of a sparse file, too
                 return _NOT_TEXT
             decoder.decode(block)
@@ -187,7 +193,7 @@ def _digest(file: SourceFile, stream: IO[bytes]) -> bytes:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         if os.fstat(stream.fileno()).st_size != file.size:  # cut within a character
-            raise changed(file.path) from None
+            raise changed_error(file.path) from None
         return _NOT_TEXT
     return checksum.digest()
 
@@ -203,7 +209,7 @@ class ContentCheck:
         self._texts = {text.path: text for text in texts}
         self._checksums = {path: hashlib.sha256() for path in self._texts}
 
-    def watch(self, document: Document, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def verify_pieces(self, document: Document, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """Yields the pieces of a document, which may be the first or the second part of a file.
 
         Raises:
@@ -214,4 +220,4 @@ class ContentCheck:
             checksum.update(piece)
             yield piece
         if document.end == text.size and checksum.digest() != text.sha256:
-            raise changed(document.path)
+            raise changed_error(document.path)

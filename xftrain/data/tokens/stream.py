@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from xftrain.data.corpus.files import SourceFile
 from xftrain.data.tokens.bigram import NUM_SYMBOLS
-from xftrain.data.tokens.files import SPLITS, TokenizerName, canonical, dtype_of, times_of
+from xftrain.data.tokens.files import SPLITS, TokenizerName, canonical_bytes, dtype_of, times_of
 from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, Bpe, Bytes, Tokenizer
 from xftrain.interfaces import Split
 from xftrain.utils.files import open_plain, read_json, read_plain
@@ -100,7 +100,7 @@ class TokenStream:
         with open_plain(folder / f"{split}.bin") as file:
             self.times_ns = times_of(os.fstat(file.fileno()))
             if os.fstat(file.fileno()).st_size != num_tokens * np.dtype(dtype).itemsize:
-                raise ValueError(f"{split}.bin has not {num_tokens} tokens")
+                raise ValueError(f"{split}.bin does not hold {num_tokens} tokens")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.tokens = np.frombuffer(mapped, dtype)
         boundaries = folder / f"{split}.npy"
@@ -141,7 +141,7 @@ def read_meta(folder: Path, files: Sequence[SourceFile]) -> Meta:
     if sealed is None:
         raise ValueError("meta.json cannot be read")
     meta: dict[str, Any] = sealed["meta"]
-    if sealed["sha256"] != hashlib.sha256(canonical(meta)).hexdigest():
+    if sealed["sha256"] != hashlib.sha256(canonical_bytes(meta)).hexdigest():
         raise ValueError("meta.json does not match its checksum")
     num_bytes = sum(file.size for file in files)
     splits: dict[Split, SplitFacts] = {}
@@ -161,7 +161,7 @@ def read_meta(folder: Path, files: Sequence[SourceFile]) -> Meta:
 
 def _count(value: Any, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"meta.json says {value!r} where {least} to {most} can be")
+        raise ValueError(f"meta.json has {value!r} in place of an integer from {least} to {most}")
     return value
 
 
@@ -172,7 +172,7 @@ def _times(value: Any) -> tuple[int, int]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("meta.json has no text where one must be")
+        raise ValueError("meta.json has a value that is not a string where a string is expected")
     return value
 
 
@@ -187,7 +187,7 @@ def read_tokenizer(folder: Path, name: TokenizerName, meta: Meta, vocab_size: in
     content = read_plain(folder / "tokenizer.json", MAX_FILE_BYTES)
     _check_sum("tokenizer.json", content, meta.sha256["tokenizer.json"])
     tokenizer = Bpe.from_json(content.decode("utf-8"), vocab_size)
-    if tokenizer.vocab_size > vocab_size:  # a model has weights for each
+    if tokenizer.vocab_size > vocab_size:  # the model has one embedding per token
         raise ValueError(f"tokenizer.json has a vocabulary of more than {vocab_size} tokens")
     return tokenizer
 
