@@ -142,7 +142,7 @@ def test_lightning_takes_the_rank_of_this_package(variables, monkeypatch, values
     variables(**values)
     monkeypatch.setattr(rank_zero_only, "rank", 7)
     check_rank_variables()
-    distributed.agree_with_lightning()
+    distributed.set_lightning_rank()
     assert (processes.rank(), processes.num_ranks(), processes.is_rank()) == expected
     assert rank_zero_only.rank == expected[0]
 

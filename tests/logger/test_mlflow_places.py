@@ -44,7 +44,7 @@ def test_a_local_place_of_a_server_is_refused(
         seen = stand_in_for_mlflow(monkeypatch)
         seen.settings["artifact_uri"] = place
         with pytest.raises(RunError, match="give the part before /abc as logger.mlflow.artifact_"):
-            MLflow(tmp_path, tracking_uri=uri).begin({})
+            MLflow(tmp_path, tracking_uri=uri).start_run({})
         assert "kept_in" not in seen.settings
 
 
@@ -55,7 +55,7 @@ def test_a_store_elsewhere_is_used(
     seen = stand_in_for_mlflow(monkeypatch)
     seen.settings["artifact_uri"] = place
     tracker = MLflow(tmp_path, tracking_uri=SERVER)
-    tracker.begin({})
+    tracker.start_run({})
     seen.settings["artifact_uri"] = "file:///home/me"  # what the server says later
     tracker.show_text("speed/mfu_formula", "a text", 0)
     tracker.close_run(is_whole=True)
@@ -69,11 +69,11 @@ def test_the_folder_that_the_user_names_is_used(
     for location in ("shared", f"{tmp_path}/shared/", f"file://{tmp_path}/shared"):
         seen = stand_in_for_mlflow(monkeypatch)
         seen.settings["artifact_uri"] = f"file://{tmp_path}/shared/abc/artifacts"
-        MLflow(tmp_path, tracking_uri=SERVER, artifact_location=location).begin({})
+        MLflow(tmp_path, tracking_uri=SERVER, artifact_location=location).start_run({})
         assert seen.settings["kept_in"] == f"file://{tmp_path}/shared/abc/artifacts"
     seen.settings["artifact_uri"] = f"file://{tmp_path}/other/abc/artifacts"
     with pytest.raises(RunError, match="on this machine"):
-        MLflow(tmp_path, tracking_uri=SERVER, artifact_location="shared").begin({})
+        MLflow(tmp_path, tracking_uri=SERVER, artifact_location="shared").start_run({})
 
 
 def test_an_id_that_is_a_path_leads_nowhere_else() -> None:
@@ -100,5 +100,5 @@ def test_a_folder_of_files_is_no_store(
     if is_variable:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(ConfigError, match="names a folder, whose files can have texts written"):
-        MLflow(tmp_path, tracking_uri=None if is_variable else uri).begin({})
+        MLflow(tmp_path, tracking_uri=None if is_variable else uri).start_run({})
     assert not seen.settings

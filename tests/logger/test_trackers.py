@@ -134,7 +134,7 @@ def test_links_are_removed_from_the_folder_alone_that_wandb_has_made(
     (tmp_path / "one" / "wandb" / "mine").mkdir(parents=True)
     (tmp_path / "one" / "wandb" / "mine" / "link").symlink_to("/tmp")
     tracker = WandB(tmp_path / "one", offline=True)
-    tracker.begin({})
+    tracker.start_run({})
     tracker.close_run(is_whole=True)
     links = [path.name for path in tmp_path.glob("one/**/*") if path.is_symlink()]
     assert links == ["link"]
@@ -162,7 +162,7 @@ def test_mlflow_opens_no_database_that_was_there(
     seen = stand_in_for_mlflow(monkeypatch)
     (tmp_path / there).write_text("of somebody else")
     tracker = MLflow(tmp_path)
-    tracker.begin({})
+    tracker.start_run({})
     assert seen.settings["uri"] == f"sqlite:///{tmp_path}/mlflow-2.db"
     assert seen.settings["artifacts"] == f"file://{tmp_path}/mlflow-2-artifacts"
     assert (tmp_path / there).read_text() == "of somebody else"

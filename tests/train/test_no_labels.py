@@ -140,7 +140,7 @@ def test_a_validation_is_weighted_by_labels_and_may_have_none_on_a_rank(monkeypa
         sums.metrics(CPU)
     sums.add(of(0.0, 0, 0), None)
     other = torch.tensor([3.0, 2.0, 1.0, 8.0])
-    monkeypatch.setattr(val_sums, "sum_over_ranks", lambda own: own + other)
+    monkeypatch.setattr(val_sums, "all_reduce_sum", lambda own: own + other)
     assert sums.metrics(CPU)["val/loss"] == 1.5
 
 

@@ -17,7 +17,7 @@ from xftrain.checkpoint.file import read_checkpoint
 from xftrain.data.tokens.vocabulary import FILE, Integers
 from xftrain.errors import ConfigError
 from xftrain.train import same_data
-from xftrain.train.distributed import from_all_ranks
+from xftrain.train.distributed import all_gather_values
 from xftrain.train.same_data import check_data
 
 BYTES = ("data=text", "seq=32", "batch_tokens=128", "max_steps=1")
@@ -183,9 +183,9 @@ def test_data_of_ones_own_with_a_vocabulary_can_be_sampled_from(
 
 def test_ranks_with_other_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data: Any = SimpleNamespace(digest=lambda: "a" * 64)
-    assert from_all_ranks("x") == ["x"]
+    assert all_gather_values("x") == ["x"]
     check_data(data)
-    monkeypatch.setattr(same_data, "from_all_ranks", lambda value: [value, "b" * 64])
+    monkeypatch.setattr(same_data, "all_gather_values", lambda value: [value, "b" * 64])
     with pytest.raises(ConfigError, match="rank 1 has other content than rank 0"):
         check_data(data)
 

@@ -64,12 +64,12 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock, estimates the cost of a save, and tries what a save will ask for."""
-        refuse_unsavable(trainer, are_begun=True)
+        refuse_unsavable(trainer, have_started=True)
         ckpt = trainer.ckpt_path
         from_here = ckpt is None or Path(ckpt).resolve().parent == _folder(trainer).resolve()
         self._saved_step = trainer.global_step if from_here else -1
         self._judged_step = trainer.global_step
-        if not distributed.from_rank_0((_folder(trainer) / "best.ckpt").exists()):
+        if not distributed.broadcast_from_rank_0((_folder(trainer) / "best.ckpt").exists()):
             self.best_loss = math.inf  # the best checkpoint of another folder is not in this one
         self._began = time.monotonic()
         # the weights and two optimizer moments of each
@@ -94,7 +94,7 @@ class Checkpoint(LightningCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves `best.ckpt` if the validation loss is the lowest so far, and `last.ckpt` if due."""
-        loss = training_module(pl_module).latest["val/loss"]
+        loss = training_module(pl_module).latest_metrics["val/loss"]
         if trainer.sanity_checking or trainer.state.fn != "fit" or within_step(trainer):
             return
         self._judged_step = trainer.global_step
@@ -181,7 +181,7 @@ class Checkpoint(LightningCheckpoint):
             return True
         budget_s = _SHARE * (time.monotonic() - self._began)
         fits = self._spent_s + self._last_s <= budget_s
-        return bool(distributed.from_rank_0(fits))  # clocks differ by rank
+        return bool(distributed.broadcast_from_rank_0(fits))  # clocks differ by rank
 
     def _save_last(self, trainer: Trainer, *, may_fail: bool = True) -> None:
         if self._save(trainer, "last.ckpt", previous="previous.ckpt", may_fail=may_fail):
@@ -212,7 +212,7 @@ class Checkpoint(LightningCheckpoint):
             finally:
                 self.is_saving = False
         # all ranks take the same branch, or they would deadlock
-        said = distributed.from_rank_0(failure and str(failure))
+        said = distributed.broadcast_from_rank_0(failure and str(failure))
         self._last_s = time.monotonic() - started
         self._spent_s += self._last_s
         if said is None:

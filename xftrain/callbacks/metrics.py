@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from xftrain.errors import RunError
 from xftrain.interfaces import Batch
 from xftrain.model.flops import FlopCounter, describe_peak, peak_flops
-from xftrain.train.distributed import sum_over_ranks
+from xftrain.train.distributed import all_reduce_sum
 from xftrain.train.host_copies import AsyncHostCopy, DeviceTimestamp
 from xftrain.train.log_text import log_text
 from xftrain.train.module import TrainingModule, training_module
@@ -112,7 +112,7 @@ class Metrics(Callback):
         own = on_device([num_bytes or 0, self._tokens, self._flops], module.device, torch.float64)
         step_checks = torch.stack([one.double() for one in (module.guard.is_bad, norm)])
         aux = [] if sums.aux is None else [sums.aux.double()[None]]
-        figures = torch.cat([sums.stacked(), sum_over_ranks(own), step_checks, *aux])
+        figures = torch.cat([sums.stacked(), all_reduce_sum(own), step_checks, *aux])
         step, ended = module.trainer.global_step, DeviceTimestamp(module.device)
         left = PendingRecord(
             step=step,
@@ -177,7 +177,7 @@ class Metrics(Callback):
         if self._peak is not None:
             peak_tflops = self._peak * module.trainer.world_size / 1e12
             record["speed/mfu"] = record["speed/tflops"] / peak_tflops
-        module.latest.update(record)
+        module.latest_metrics.update(record)
         # read by callbacks that monitor a metric
         monitored = {name: torch.tensor(value) for name, value in record.items()}
         module.trainer.callback_metrics.update(monitored)

@@ -96,7 +96,7 @@ class Progress(Callback):
         if self.style != "line" or step < self._next_step_line or not trains:
             return
         self._next_step_line = self._next_after(step, trainer)
-        log.info("step %d/%d  %s", step, trainer.max_steps, shown(module.latest))
+        log.info("step %d/%d  %s", step, trainer.max_steps, shown(module.latest_metrics))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the validation results if a line is due or training is over."""
@@ -105,7 +105,7 @@ class Progress(Callback):
         if self.style == "none" or trainer.sanity_checking or not is_due:
             return
         self._next_validation_line = self._next_after(step, trainer)
-        latest = training_module(pl_module).latest
+        latest = training_module(pl_module).latest_metrics
         parts = [f"loss {latest['val/loss']:.4f}", f"accuracy {latest['val/accuracy']:.2%}"]
         if "val/bits_per_byte" in latest:
             parts.append(f"bits/byte {latest['val/bits_per_byte']:.3f}")
@@ -146,7 +146,7 @@ class _Bar(RichProgressBar):
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         names = tuple(_IN_BAR) if self._width() >= _WIDE else _IN_NARROW_BAR
-        return in_bar(training_module(pl_module).latest, names)
+        return in_bar(training_module(pl_module).latest_metrics, names)
 
 
 def in_bar(

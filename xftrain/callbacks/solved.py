@@ -34,7 +34,7 @@ class Solved(Callback):
         """Stops the run if the validation that just ended reached the accuracy."""
         module = training_module(pl_module)
         target = module.data.stop_at_accuracy
-        accuracy = module.latest["val/accuracy"]
+        accuracy = module.latest_metrics["val/accuracy"]
         if target is None or accuracy < target or trainer.sanity_checking or within_step(trainer):
             return
         self.stopping_reason_message = (

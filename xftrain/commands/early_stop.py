@@ -233,7 +233,7 @@ class TimeLimit(Callback):
         is_rare = trainer.world_size == 1 or not trainer.global_step % trainer.log_every_n_steps  # type: ignore[attr-defined]
         if within_step(trainer) or not is_rare:
             return
-        if distributed.from_rank_0(time.monotonic() >= self._end_s):
+        if distributed.broadcast_from_rank_0(time.monotonic() >= self._end_s):
             self.stopping_reason_message = f"trainer.max_time={self.max_time} is over"
             trainer.should_stop = True
 

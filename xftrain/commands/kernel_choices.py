@@ -61,7 +61,7 @@ def saved_choices(ckpt: Path | None, asked: str | None, folder: RunFolder) -> Sa
         held = (header(ckpt) or {}).get("callbacks", {}).get("Choices")
     elif asked == "auto" and rank() == 0 and not holds_run(folder.path):
         held = {name: note_of(folder.path, name) for name in ("attn", "attn_at")}
-    held = distributed.from_rank_0(held)
+    held = distributed.broadcast_from_rank_0(held)
     if not isinstance(held, Mapping):
         return Saved()
     attn, of_ranks, ran_as = (held.get(key) for key in ("attn", "matmul", "ran_as"))
@@ -117,7 +117,7 @@ def choose_kernel(
             folder.notes = {"attn": made.name, "attn_at": at}
         if distributed.world_size() > 1:  # timings differ by rank, and so would the choice
             chosen = model.backend.chosen
-            model.backend.choose_by_name(distributed.from_rank_0(chosen and chosen.name))
+            model.backend.choose_by_name(distributed.broadcast_from_rank_0(chosen and chosen.name))
     kernel = kernel_name(model.backend, cases)
     log.info("attention kernel: %s", kernel)
     return kernel
@@ -184,6 +184,6 @@ class Choices(Callback):
         chosen = self.attn.chosen if isinstance(self.attn, ChoosingBackend) else None
         return {
             "attn": None if chosen is None else chosen.name,
-            "matmul": distributed.from_all_ranks(self.tuner.names() if self.tuner else {}),
+            "matmul": distributed.all_gather_values(self.tuner.names() if self.tuner else {}),
             "ran_as": self.ran_as,
         }

@@ -58,7 +58,7 @@ class RunLoggers:
         """
         shown = hidden_throughout(dict(shown), hidden_in_message)
         for tracker in self.trackers:
-            tracker.begin(flat(shown))
+            tracker.start_run(flat(shown))
         log_text(self.all, "kernel", kernel)
         log_text(self.all, "config", OmegaConf.to_yaml(OmegaConf.create(dict(shown))))
         typed = hidden_throughout(changed_overrides(), hidden_in_message)

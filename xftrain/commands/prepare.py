@@ -72,10 +72,11 @@ def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
     _set_determinism(cfg.deterministic)
     reset_peak_memory(device)
     pl.seed_everything(cfg.seed, verbose=False)
-    # refused now rather than after the data is prepared
+    # before the data is prepared, so that a wrong ckpt is refused early; only rank 0 looks,
+    # since files may change between the ranks' reads
     ckpt = checkpoint_to_load(cfg.ckpt, run_dir) if own_rank == 0 else None
-    named = distributed.from_rank_0(ckpt and str(ckpt))  # files may change between the ranks' reads
-    ckpt = None if named is None else Path(named)
+    name = distributed.broadcast_from_rank_0(ckpt and str(ckpt))
+    ckpt = None if name is None else Path(name)
     data = builder.build_data(cfg, devices)
     check_data(data)
     if data.num_val_batches < devices:

@@ -78,7 +78,7 @@ class RunStart(Callback):
         Raises:
             ConfigError: no checkpoint could hold the state of a user's class.
         """
-        refuse_unsavable(trainer, are_begun=False)
+        refuse_unsavable(trainer, have_started=False)
         self._begin(trainer, training_module(pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,7 +88,7 @@ class RunStart(Callback):
     def _begin(self, trainer: Trainer, module: TrainingModule) -> None:
         if self.folder.has_begun:
             return
-        module.latest |= self._metrics
+        module.latest_metrics |= self._metrics
         for _, logger in _loggers(trainer):  # a callback may have opened its file already
             logger.close()
         if self._is_here():
@@ -134,7 +134,7 @@ class RunStart(Callback):
         return {
             "run": self.folder.run_id,
             "loggers": {key: logger.position() for key, logger in _loggers(trainer)},
-            "metrics": {name: float(value) for name, value in module.latest.items()},
+            "metrics": {name: float(value) for name, value in module.latest_metrics.items()},
             "validated_at": module.validated_at,
             "validation": _validation(trainer, module),
         }

@@ -31,5 +31,5 @@ def compare_in_sweep(run_dir: Path, data_digest: str | None) -> None:
             refuse_other_data(multirun_dir(HydraConfig.get()), run_dir, data_digest)
     except ConfigError as error:
         said = str(error)
-    if said := distributed.from_rank_0(said):
+    if said := distributed.broadcast_from_rank_0(said):
         raise ConfigError(said)

@@ -95,14 +95,14 @@ def run(
         checked = checked or validate_as(RunConfig, cfg)
         shown = redaction.without_secrets(cfg, checked.to_dict())
         refuse_other_ranks(checked.trainer.devices)
-        distributed.agree_with_lightning()
+        distributed.set_lightning_rank()
         folder.write_config(resolved(cfg))
         log.info("%s", changes(shown, default_options()))
         with StopSignals() as stop:
             prepared = prepare(checked, shown, run_dir)
             result["data_digest"] = digest_of(prepared.data)
             # under torchrun, Hydra made a folder for each rank
-            result["run_dir"] = distributed.from_rank_0(str(run_dir))
+            result["run_dir"] = distributed.broadcast_from_rank_0(str(run_dir))
             compare_in_sweep(Path(result["run_dir"]), result["data_digest"])
             with _out_of_memory_explained(prepared):
                 _train(prepared, folder, result, stop)
@@ -247,14 +247,14 @@ def _finish(
         if baseline:
             logger.log_metrics(baseline, step=trainer.global_step)
         logger.save()
-    return module.latest | baseline
+    return module.latest_metrics | baseline
 
 
 def _so_far(
     result: Mapping[str, Any], trainer: pl.Trainer, module: TrainingModule
 ) -> dict[str, Any]:
     """Completes the result of a run when it ends, also by an error."""
-    return {**result, "steps": trainer.global_step, "metrics": dict(module.latest)}
+    return {**result, "steps": trainer.global_step, "metrics": dict(module.latest_metrics)}
 
 
 def _reached(

@@ -15,7 +15,7 @@ from xftrain.checkpoint.file import AtomicCheckpointIO
 from xftrain.commands.early_stop import StoppableTrainer, StopReason, TimeLimit
 from xftrain.commands.profilers import build_profiler
 from xftrain.config.run_config import RunConfig
-from xftrain.train.distributed import DDP, OwnRanks
+from xftrain.train.distributed import DDP, StartedRanks
 
 
 def build_trainer(
@@ -63,7 +63,7 @@ def build_trainer(
         callbacks=[StopReason(key_of), *callbacks, *limits],
         logger=loggers or False,
         # ranks already run; under Slurm, Lightning would install signal handlers
-        plugins=[AtomicCheckpointIO(), OwnRanks()],
+        plugins=[AtomicCheckpointIO(), StartedRanks()],
         default_root_dir=run_dir,
         # true without a checkpoint callback would add Lightning's own
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),

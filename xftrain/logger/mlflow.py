@@ -58,9 +58,11 @@ class MLflow(Tracker):
         self.artifact_location = artifact_location
         self._artifacts: Any = None
 
-    def begin(self, config: Mapping[str, Any]) -> None:
+    def start_run(self, config: Mapping[str, Any]) -> None:
         """Begins the run, with keys changed to names that MLflow allows."""
-        super().begin({_OTHER.sub("_", key)[:_MAX_NAME]: value for key, value in config.items()})
+        super().start_run(
+            {_OTHER.sub("_", key)[:_MAX_NAME]: value for key, value in config.items()}
+        )
 
     def make(self) -> MLFlowLogger:
         """Creates Lightning's logger, and begins the run of MLflow."""
