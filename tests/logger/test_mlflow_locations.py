@@ -11,7 +11,7 @@ import pytest
 
 from tests.train.stand_ins import stand_in_for_mlflow
 from xftrain.errors import ConfigError, RunError
-from xftrain.logger import _mlflow_places as mlflow_places
+from xftrain.logger import _mlflow_locations as mlflow_locations
 from xftrain.logger.mlflow import MLflow
 
 SERVER = "http://127.0.0.1:1"
@@ -39,7 +39,7 @@ def test_a_local_place_of_a_server_is_refused(
 ) -> None:
     info = SimpleNamespace(run_id="abc", artifact_uri=place)
     with pytest.raises(RunError, match="would be written to .* on this machine"):
-        mlflow_places.check_place(info, location=None, is_own=False)
+        mlflow_locations.checked_artifact_uri(info, location=None, is_own=False)
     if place:
         seen = stand_in_for_mlflow(monkeypatch)
         seen.settings["artifact_uri"] = place
@@ -78,8 +78,8 @@ def test_the_folder_that_the_user_names_is_used(
 
 def test_an_id_that_is_a_path_leads_nowhere_else() -> None:
     info = SimpleNamespace(run_id="../..", artifact_uri="file:///shared/../../artifacts")
-    with pytest.raises(RunError, match="and no name"):
-        mlflow_places.check_place(info, location="file:///shared", is_own=False)
+    with pytest.raises(RunError, match="must be a plain name"):
+        mlflow_locations.checked_artifact_uri(info, location="file:///shared", is_own=False)
 
 
 def test_a_link_of_the_working_folder_is_no_place(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_a_link_of_the_working_folder_is_no_place(tmp_path: Path) -> None:
     os.chdir(tmp_path / "here")
     Path("link").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match="leads out of the working folder by a link"):
-        mlflow_places.location_of("link/x")
-    assert mlflow_places.location_of("../x") == f"file://{tmp_path}/x"
+        mlflow_locations.location_uri("link/x")
+    assert mlflow_locations.location_uri("../x") == f"file://{tmp_path}/x"
 
 
 @pytest.mark.parametrize("uri", ["file:./mlruns", "mlruns", "/home/me/mlruns", "FILE:///x"])
