@@ -220,7 +220,7 @@ def test_rows_survive_a_process_that_died_while_writing(tmp_path: Path) -> None:
     again.add({"sweep": "b", "cell": "two", "status": "ok", "ms": math.nan})
     assert [row["cell"] for row in read_rows(tmp_path)] == ["one", "two"]
     assert read_rows(tmp_path)[1]["ms"] is None  # JSON has no NaN
-    again.forget("a")
+    again.drop("a")
     assert [row["cell"] for row in read_rows(tmp_path)] == ["two"]
 
 

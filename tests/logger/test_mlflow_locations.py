@@ -58,7 +58,7 @@ def test_a_store_elsewhere_is_used(
     tracker.start_run({})
     seen.settings["artifact_uri"] = "file:///home/me"  # what the server says later
     tracker.show_text("speed/mfu_formula", "a text", 0)
-    tracker.close_run(is_whole=True)
+    tracker.close_run(is_complete=True)
     assert seen.settings["kept_in"] == place
     assert seen.texts == {"speed/mfu_formula": "a text"}
 

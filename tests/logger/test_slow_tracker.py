@@ -58,7 +58,7 @@ def test_a_server_that_does_not_answer_ends_the_run_before_its_first_step(
     with pytest.raises(RunError, match=r"^logger.server has not begun within 0.2 s: its server is"):
         server.start_run({})
     assert Path.cwd() == tmp_path
-    server.close_run(is_whole=False)  # which waits for nothing
+    server.close_run(is_complete=False)  # which waits for nothing
 
 
 def test_an_error_of_the_server_is_raised_where_the_run_is() -> None:
@@ -90,7 +90,7 @@ def test_what_a_server_says_is_printed_as_plain_text(monkeypatch: pytest.MonkeyP
     with safe_streams():
         server = Server(Path(), make)
         server.start_run({})
-        server.close_run(is_whole=True)
+        server.close_run(is_complete=True)
         assert sys.stdout.isatty()
         sys.stdout.write("\x1b[1mbar")
     escaped = r"run\x1b]0;title\x07\x1b[31m"

@@ -135,7 +135,7 @@ def test_links_are_removed_from_the_folder_alone_that_wandb_has_made(
     (tmp_path / "one" / "wandb" / "mine" / "link").symlink_to("/tmp")
     tracker = WandB(tmp_path / "one", offline=True)
     tracker.start_run({})
-    tracker.close_run(is_whole=True)
+    tracker.close_run(is_complete=True)
     links = [path.name for path in tmp_path.glob("one/**/*") if path.is_symlink()]
     assert links == ["link"]
 

@@ -62,7 +62,7 @@ def build_trainer(
         deterministic=cfg.deterministic,
         callbacks=[StopReason(key_of), *callbacks, *limits],
         logger=loggers or False,
-        # ranks already run; under Slurm, Lightning would install signal handlers
+        # the ranks are running already; under Slurm, Lightning would install signal handlers
         plugins=[AtomicCheckpointIO(), StartedRanks()],
         default_root_dir=run_dir,
         # true without a checkpoint callback would add Lightning's own
@@ -82,8 +82,8 @@ def build_trainer(
 class _NamedCheckpoints(_CheckpointConnector):
     """Restores only the checkpoint that is given by `ckpt`.
 
-    In a Slurm job Lightning would also restore `hpc_ckpt_*.ckpt` from the run's folder, even for
-    validation, whoever wrote it.
+    In a Slurm job, Lightning would also restore an untrusted `hpc_ckpt_*.ckpt` from the run's
+    folder, even for validation.
     """
 
     @property

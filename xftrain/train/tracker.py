@@ -118,12 +118,12 @@ class Tracker(Logger):
             self._queue.put(lambda: self.send_text(tag, printable(hidden_in_message(text)), step))
 
     @rank_zero_only
-    def close_run(self, *, is_whole: bool) -> None:
+    def close_run(self, *, is_complete: bool) -> None:
         """Ends the run of the tracker, if it has started.
 
         Args:
-            is_whole: whether the run has completed.
+            is_complete: whether training has completed.
         """
         if self._logger is not None:
-            self._queue.close(lambda: self.end(is_whole=is_whole), _END_S)
+            self._queue.close(lambda: self.end(is_whole=is_complete), _END_S)
             self._logger = None
