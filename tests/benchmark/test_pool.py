@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def measure(cells: Sequence[Cell], reporter: Reporter) -> None:
     for index, cell in enumerate(cells):
-        reporter.begin(index)
+        reporter.start_cell(index)
         what = cell.columns["what"]
         if what == "raise":
             reporter.attempt(index, int, "no number")

@@ -86,14 +86,14 @@ def test_jobs_that_start_together_do_not_both_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = _job(tmp_path, "0", None), _job(tmp_path, "1", None)
-    leave = sweep_data._leave
+    leave = sweep_data._write_digest
 
     def late(*arguments: Any) -> Path:
-        monkeypatch.setattr(sweep_data, "_leave", leave)
+        monkeypatch.setattr(sweep_data, "_write_digest", leave)
         refuse_other_data(tmp_path, second, "b")
         return leave(*arguments)
 
-    monkeypatch.setattr(sweep_data, "_leave", late)
+    monkeypatch.setattr(sweep_data, "_write_digest", late)
     with pytest.raises(ConfigError, match="has changed since job 1"):
         refuse_other_data(tmp_path, first, "a")
     refuse_other_data(tmp_path, first, "b")

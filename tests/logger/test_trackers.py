@@ -174,7 +174,7 @@ def test_a_defaults_file_of_the_working_folder_is_not_opened(
     stand_in_for_wandb(monkeypatch)
     os.mkfifo(tmp_path / "config-defaults.yaml")
     assert run(Path("one"), *with_tracker("wandb"))["status"] == "completed"
-    assert "config-defaults.yaml in the working folder is not read" in caplog.text
+    assert "config-defaults.yaml in the working folder is ignored" in caplog.text
     assert (tmp_path / "one" / "wandb").is_dir() and Path.cwd() == tmp_path
 
 

@@ -103,7 +103,7 @@ def test_gradients_of_large_layers_are_as_narrow_as_their_copies(monkeypatch):
     settings = changed(options(attn="sdpa"), {"trainer.precision": "bf16-mixed"})
     model = assemble(settings.model, VOCAB)
     usual = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
-    monkeypatch.setattr(AdamW, "is_own", lambda self, device: self.impl == "auto")
+    monkeypatch.setattr(AdamW, "uses_fused_adamw", lambda self, device: self.impl == "auto")
     monkeypatch.setattr(fused_adamw, "_LARGE", 64 * 64)
     less = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
     auto = changed(settings, {"trainer.precision": "auto"})  # as what it is by now

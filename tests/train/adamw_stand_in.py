@@ -31,7 +31,7 @@ def plainly(held: Held, settings: Settings) -> None:
 def adamw_on_cpu(monkeypatch):
     monkeypatch.setattr(fused_adamw, "adamw_", plainly)
     monkeypatch.setattr(fused_adamw, "_LARGE", 32 * 32)
-    monkeypatch.setattr(AdamW, "is_own", lambda self, device: self.impl == "auto")
+    monkeypatch.setattr(AdamW, "uses_fused_adamw", lambda self, device: self.impl == "auto")
 
 
 def weights(seed: int = 0) -> list[nn.Parameter]:
