@@ -13,7 +13,7 @@ from tests.train.runs import run, small
 from xftrain.config.compose import validate
 from xftrain.errors import ConfigError, RunError
 from xftrain.optim.adamw import AdamW
-from xftrain.train.graphed_loop import _has
+from xftrain.train.graphed_loop import _has_hook
 
 WARMUP = "schedule.warmup_steps=3"
 
@@ -102,8 +102,8 @@ def test_hooks_get_what_they_get_without_graphs(tmp_path, graphs_on_cpu):
 def test_hooks_of_an_instance_count():
     at_end = LambdaCallback(on_train_batch_end=lambda *args: None)
     within = LambdaCallback(on_after_backward=lambda *args: None)
-    assert _has(at_end, "on_train_batch_end") and not _has(at_end, "on_after_backward")
-    assert _has(within, "on_after_backward")
+    assert _has_hook(at_end, "on_train_batch_end") and not _has_hook(at_end, "on_after_backward")
+    assert _has_hook(within, "on_after_backward")
 
 
 def test_a_batch_of_another_shape_is_refused(tmp_path, graphs_on_cpu, monkeypatch):
