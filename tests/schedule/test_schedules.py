@@ -1,4 +1,4 @@
-"""The schedule_factor of the base learning rate in every step, by each schedule."""
+"""The share of the base learning rate in every step, by each schedule."""
 
 from __future__ import annotations
 

@@ -81,7 +81,11 @@ def with_callback(name):
 @pytest.mark.parametrize(
     ("name", "error", "said"),
     [
-        ("Momentum", RunError, r"betas of the optimizer's group 1 = \(0.9, 0.95\), which is \(0.5"),
+        (
+            "Momentum",
+            RunError,
+            r"betas of the optimizer's group 1 = \(0.9, 0.95\), which is now \(0.5",
+        ),
         ("Accumulates", ConfigError, "a callback has set accumulate_grad_batches to 2"),
     ],
 )

@@ -168,7 +168,7 @@ def test_data_of_ones_own_trains_without_a_vocabulary_and_says_what_is_missing(
     assert caplog.text.count("Bare has no digest(), so a resumed run cannot tell") == 1
     resumed = ("data=bare", "max_steps=2", "ckpt=auto")
     assert run(tmp_path / "run", *resumed, config_dir=config_dir)["steps"] == 2
-    assert "whether the content of data has changed is not known" in caplog.text
+    assert "it is unknown whether the content of data has changed" in caplog.text
     with pytest.raises(ConfigError, match=r"add the attribute vocabulary to.*max_steps=3"):
         sample(tmp_path / "sample", last(tmp_path / "run"))
 
@@ -193,7 +193,10 @@ def test_ranks_with_other_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"digest": "abc"}, r"digest\(\) of SimpleNamespace must be a method that returns a text"),
+        (
+            {"digest": "abc"},
+            r"digest\(\) of SimpleNamespace must be a method that returns a string",
+        ),
         ({"digest": lambda: 5}, r"digest\(\) of SimpleNamespace must be a method that returns"),
         ({"vocabulary": object()}, "the vocabulary of SimpleNamespace has no kind"),
         ({"vocabulary": Integers(60)}, "has vocab_size 64, and its vocabulary has 60: make them"),

@@ -52,8 +52,8 @@ def refuse_other_model(saved: Mapping[str, Tensor], current: Mapping[str, Tensor
         there, here = (named.get(differ[0], "absent") for named in shapes)
         name = one_line(differ[0])[:_MAX_SHOWN]
         raise ConfigError(
-            f"ckpt holds another model: {len(differ)} of its tensors differ from this run's, first "
-            f"{name}, {there} in ckpt and {here} here; set model as in its run's config.yaml."
+            f"ckpt holds another model: {len(differ)} of its tensors differ from this one's, first "
+            f"{name}, {there} there and {here} here; set model as in its run's config.yaml."
         )
 
 
