@@ -113,7 +113,7 @@ def test_visible_pairs_are_counted(
 
 
 class _NaN(Naive):
-    """NaN in the output, or in a gradient only."""
+    """A backend with NaN in the output, or only in a gradient."""
 
     def __init__(self, where: str) -> None:
         self.where = where

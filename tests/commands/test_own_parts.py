@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def change(made: Any) -> Any:
-    """What a class below does to what it returns; tests replace it."""
+    """Applied by the classes below to their results; tests replace it."""
     return made
 
 

@@ -56,7 +56,7 @@ def test_a_sweep_that_cannot_be_drawn_has_ended_all_the_same(command, jobs, tmp_
 
 
 def test_a_sweep_whose_launcher_ends_early_has_a_table(command, jobs, monkeypatch):
-    """As joblib's does where the kernel kills a worker of it."""
+    """Raises an error as joblib does if the kernel kills one of its workers."""
     register_job = table.register_job
 
     def lose(folder, number, run_dir):

@@ -12,7 +12,7 @@ from xftrain.optim.adamw import AdamW
 
 
 def plainly(held: Held, settings: Settings) -> None:
-    """What the kernel does, in torch; it does not show as a change of the weight either."""
+    """Computes the kernel's step in torch, without a change of the weight's version counter."""
     if settings.skip is not None and settings.skip:
         return
     grad = held.grad.float() * (1.0 if settings.clip is None else settings.clip)

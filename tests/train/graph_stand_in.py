@@ -16,10 +16,10 @@ from xftrain.train.step_graphs import StepOutcome
 
 
 class Again:
-    """Replays by doing it again, as a graph does it.
+    """Replays a captured function by calling it again, as a CUDA graph repeats its kernels.
 
-    That is with the values that the optimizer had when it was recorded, and with an outcome that
-    stays in one place and is good until the next replay.
+    The optimizer's settings are those of the capture, and each replay overwrites the outcome of the
+    one before in the same memory.
     """
 
     made = 0

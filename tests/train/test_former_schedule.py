@@ -19,7 +19,7 @@ STEPS = ("model.dropout=0.1", "schedule.warmup_steps=2", "max_steps=6")
 
 
 def as_before(content: dict[str, Any]) -> dict[str, Any]:
-    """What that version wrote, of the same run."""
+    """Converts a checkpoint to the form that the earlier version wrote."""
     config = content["xftrain"]["config"]
     schedule = config.pop("schedule")
     schedule = {"schedule": schedule.pop("name"), "min_lr_ratio": 0.1, **schedule}

@@ -54,7 +54,7 @@ def test_what_makes_a_step_of_several_batches_is_refused(key):
 
 
 class Callbacks:
-    """Whose hooks change or ask for something."""
+    """Callbacks whose hooks change a setting, or run within a step."""
 
     class Momentum(Callback):
         def on_train_batch_end(self, trainer, *args):

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def without_labels(monkeypatch):
-    """Takes the labels from the batches of these numbers, or from all."""
+    """Masks all labels of the batches with these indices, or of all batches."""
 
     def take(split: str, numbers: tuple[int, ...] | None = None) -> None:
         batch = Counting.batch

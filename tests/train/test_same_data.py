@@ -33,7 +33,7 @@ def corpus(folder: Path, *, words: str = "the same words again and again") -> Pa
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Checkpoints of a run in bytes and of one in a BPE."""
+    """The checkpoints of a run with byte tokens and of one with BPE tokens."""
     folder = tmp_path_factory.mktemp("begun")
     path = f"data.path={corpus(folder / 'corpus')}"
     run(folder / "bytes", *BYTES, path)
@@ -42,7 +42,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def copy_of(begun: dict[str, Path], folder: Path) -> Path:
-    """The same corpus in another place and at another time."""
+    """Writes the same corpus to another folder with other modification times."""
     shutil.copytree(begun["bytes"].parents[2] / "corpus", folder)
     for path in folder.iterdir():
         os.utime(path, ns=(0, 10**18))

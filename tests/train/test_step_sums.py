@@ -122,7 +122,7 @@ def test_where_every_token_has_a_label_the_factor_is_one(num_batches):
 
 @pytest.fixture
 def uneven(tmp_path):
-    """Where `data=uneven` is found."""
+    """The folder that has the option `data=uneven`."""
     return {"config_dir": write_uneven(tmp_path / "own")}
 
 
@@ -239,7 +239,7 @@ def test_bfloat16_copies_of_weights_change_nothing(tmp_path, monkeypatch, uneven
 
 
 class Doubles(Callback):
-    """From the second step on, two batches make a step."""
+    """Sets two batches per step from the second step on."""
 
     def on_train_batch_end(self, trainer, *args):
         trainer.accumulate_grad_batches = 2
