@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xftrain.benchmark.cells import AttentionCell
-from xftrain.benchmark.measure import Stopwatch, memory_of, settle, spread, warm_up
+from xftrain.benchmark.measure import Stopwatch, measure_memory, settle, spread, warm_up
 from xftrain.benchmark.reference import (
     RESULTS,
     exact,
@@ -98,7 +98,7 @@ def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
     bound = _BoundCall(backend, prepare(), *_inputs(call))
     bound.both()  # warm-up: loads kernels and compiles
     bound.handle = None
-    memory = memory_of(prepare, partial(_with_handle, bound), device)
+    memory = measure_memory(prepare, partial(_with_handle, bound), device)
     mask_times = [wall_ms(prepare, device) for _ in range(5)]
     pairs = visible_pairs(call.bias, cell.shape.M)
     row = {
@@ -125,7 +125,7 @@ def _loop_peak_mib(call: _BoundCall, device: torch.device) -> float | None:
     """Peak memory of a loop of calls, MiB; None if only single calls fit."""
     try:
         call.loop()  # allocates `.grad`, which exists in all but a script's first call
-        return memory_of(lambda: None, lambda _: call.loop(), device).peak_mib
+        return measure_memory(lambda: None, lambda _: call.loop(), device).peak_mib
     except Exception as error:
         if outcome(error)[0] != "oom":
             raise

@@ -28,7 +28,7 @@ def compile_ahead(cells: Sequence[Cell], pool: Pool, *, timeout_s: float, num_wo
     jobs = [Job(compile_cells, (cell,)) for cell in todo]
     with Progress(NAME, len(todo), 0) as progress:
         for cell, _ in pool.run(
-            jobs, timeout_s=timeout_s, num_workers=num_workers, on_start=progress.begin
+            jobs, timeout_s=timeout_s, num_workers=num_workers, on_start=progress.start_cell
         ):
             progress.advance(cell)
 

@@ -141,7 +141,7 @@ def spread(name: str, times_ms: Sequence[float]) -> dict[str, Any]:
     return {name: middle, f"{name}_p10": low, f"{name}_p90": high}
 
 
-def memory_of(
+def measure_memory(
     prepare: Callable[[], Any], call: Callable[[Any], object], device: torch.device
 ) -> Memory:
     """Measures the memory of `call(prepare())`; the process must hold only the inputs."""

@@ -50,7 +50,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def begin(self, cell: Cell) -> None:
+    def start_cell(self, cell: Cell) -> None:
         """Shows the cell that starts."""
         if cell.benchmark == self.name:
             self._begun.add(cell.key)

@@ -107,7 +107,7 @@ class _Session:
                 self._todo(jobs),
                 timeout_s=benchmark.timeout_s,
                 num_workers=1 if benchmark.is_timed or not self.on_gpu else self._num_processes(),
-                on_start=progress.begin,
+                on_start=progress.start_cell,
             ):
                 if cell.benchmark == PEAK:
                     self.peaks.add(cell.key)

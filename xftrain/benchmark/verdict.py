@@ -167,7 +167,7 @@ def _notes(cases: Sequence[Case], wrong: set[tuple[str, str, str]]) -> str:
     """Lists every backend that was not compared, with the reason."""
     found: dict[str, list[str]] = {}
 
-    def note(text: str, backend: str, case: Case) -> None:
+    def add_note(text: str, backend: str, case: Case) -> None:
         places = found.setdefault(f"{backend} {text}", [])
         if case.name not in places:
             places.append(case.name)
@@ -179,7 +179,7 @@ def _notes(cases: Sequence[Case], wrong: set[tuple[str, str, str]]) -> str:
             by_backend.setdefault(row["backend"], []).append(row)
         for backend, own in by_backend.items():
             if _subject(own[0]) in wrong:
-                note("gave wrong results (see Parity) and is not chosen", backend, case)
+                add_note("gave wrong results (see Parity) and is not chosen", backend, case)
             lost = [row for row in own if not _ran(row)]
             for status in dict.fromkeys(row["status"] for row in lost):
                 first = min((r for r in lost if r["status"] == status), key=_length)
@@ -187,9 +187,9 @@ def _notes(cases: Sequence[Case], wrong: set[tuple[str, str, str]]) -> str:
                 reason = f" ({first['reason']})" if status != "oom" and first.get("reason") else ""
                 outcome = "ran out of memory" if status == "oom" else tables.STATUS[status]
                 outcome = f"was {outcome}" if status == "unsupported" else outcome
-                note(f"{outcome}{at_length if 'M' in first else ''}{reason}", backend, case)
+                add_note(f"{outcome}{at_length if 'M' in first else ''}{reason}", backend, case)
             if backend not in compared and any(map(_ran, own)):
-                note("was measured in single calls only and is not compared", backend, case)
+                add_note("was measured in single calls only and is not compared", backend, case)
     lines = [f"- {text}: {', '.join(places)}" for text, places in found.items()]
     lines.append(
         "- tied: the median of one is between the 10th and 90th percentiles of the other, or the "

@@ -212,7 +212,7 @@ def _cut_back(path: Path, step: int, num_rows: int | None) -> None:
     columns = _read(path)[0]
     if columns:
         _write_rows(written, columns, kept_rows())
-    if _digest_of(path) == written.digest():
+    if _file_digest(path) == written.digest():
         return
     if num_kept:
         _replace(path, columns, kept_rows())
@@ -237,7 +237,7 @@ class _Digest:
         self._sha256.update(text.encode("utf-8"))
 
 
-def _digest_of(path: Path) -> bytes:
+def _file_digest(path: Path) -> bytes:
     sha256 = hashlib.sha256()
     with open_plain(path) as file:
         while content := file.read(_MAX_LINE):

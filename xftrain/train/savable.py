@@ -36,7 +36,7 @@ def refuse_unsavable(trainer: Trainer, *, have_started: bool) -> None:
     if not any(isinstance(c, Checkpoint) for c in trainer.callbacks):  # type: ignore[attr-defined]
         return
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        _check(callback, _state_of(callback, have_started=have_started))
+        _check(callback, _callback_state(callback, have_started=have_started))
     schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
     for part in [*trainer.optimizers, *schedules]:
         _check(part, part.state_dict())
@@ -48,7 +48,7 @@ def refuse_unsavable(trainer: Trainer, *, have_started: bool) -> None:
             )
 
 
-def _state_of(callback: Callback, *, have_started: bool) -> Any:
+def _callback_state(callback: Callback, *, have_started: bool) -> Any:
     try:
         return callback.state_dict()
     except Exception:  # of a user's class
