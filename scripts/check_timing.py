@@ -14,7 +14,7 @@ import sys
 import torch
 from triton.testing import do_bench
 
-from xftrain.benchmark.attention import ready
+from xftrain.benchmark.attention import build_call
 from xftrain.benchmark.cells import attention_cell
 from xftrain.benchmark.measure import Stopwatch
 from xftrain.benchmark.tables import table
@@ -48,7 +48,7 @@ def main() -> int:
             dtype="float16",
             device="cuda",
         )
-        call = ready(cell).both
+        call = build_call(cell).both
         ours, theirs = [], []
         for _ in range(ROUNDS):
             timed = [stopwatch.once(call)]

@@ -38,7 +38,7 @@ HOSTILE = [
 
 
 class Own(Benchmark):
-    """A benchmark that shows the texts of its rows in each way that there is."""
+    """A benchmark that displays the texts of its rows in every possible output."""
 
     name, title = "own", "Own"
 
@@ -60,7 +60,7 @@ def _never(cells: Any, reporter: Any) -> None:
 
 
 def _show(run_dir: Path, row: dict[str, Any]) -> None:
-    """What a repeated benchmark does in a folder that has the row already."""
+    """Shows a stored row as a repeated benchmark does."""
     saved = {
         **{"sweep": "own", "cell": Own(timeout_s=1, resume=True).jobs(None)[0].cells[0].key},  # type: ignore[arg-type]
         **{"status": "unsupported", "reason": None, "kernel": "k", "ms": None, "backend": "naive"},

@@ -74,7 +74,7 @@ def test_each_rank_ends_with_the_sentence_of_the_one_that_could_not_write(
         if is_first:
             raise RunError("disk full") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(distributed, "from_rank_0", lambda value: "disk full")
+    monkeypatch.setattr(distributed, "broadcast_from_rank_0", lambda value: "disk full")
     strategy = SimpleNamespace(barrier=lambda: None)
     trainer = _trainer(tmp_path, 5, save_checkpoint=save, strategy=strategy)
     checkpoint = Checkpoint(max_failed_saves=2)

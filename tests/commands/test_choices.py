@@ -20,7 +20,7 @@ STEPS = ("model.attn=auto", "data.stop_at_accuracy=null", "max_steps=4")
 
 @pytest.fixture
 def fastest(monkeypatch) -> Any:
-    """Decides in place of the clock which backend is the fastest; None is that nobody may ask."""
+    """Selects the fastest backend instead of timing; with None, a measurement fails the test."""
 
     def choose(name: str | None) -> None:
         def times(backends: list[Any], *_: Any, **__: Any) -> list[float]:
@@ -128,7 +128,7 @@ class Plan:
 
 @pytest.fixture
 def measured(monkeypatch) -> list[tuple[Any, ...]]:
-    """The matmuls that are measured, in which the algorithm `fast` is found."""
+    """Records the measured matmuls, and makes the algorithm `fast` the fastest."""
     found: list[tuple[Any, ...]] = []
 
     def measure(epilogue: Any, a: Any, b: Any, *_: Any) -> Choice:

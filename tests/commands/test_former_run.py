@@ -109,7 +109,7 @@ def test_a_new_run_that_fails_before_it_trains_changes_nothing(tmp_path, monkeyp
     def vanished(*_: object) -> None:
         raise RunError("the data is gone.")
 
-    monkeypatch.setattr("xftrain.commands.prepare.check_runs", vanished)
+    monkeypatch.setattr("xftrain.commands.prepare.check_runnable", vanished)
     with pytest.raises(RunError, match="the data is gone"):
         run(tmp_path, *STEPS)
     assert contents(tmp_path) == before

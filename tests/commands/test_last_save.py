@@ -24,7 +24,7 @@ STEPS = ("max_steps=4", "trainer.val_check_interval=4", "data.stop_at_accuracy=n
 
 @pytest.fixture
 def added(monkeypatch) -> Callable[[Callback], None]:
-    """Adds a callback of a user's own."""
+    """Adds a user's own callback."""
 
     def add(callback: Callback) -> None:
         monkeypatch.setattr(

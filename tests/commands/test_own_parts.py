@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tests.models import changed, options
 from tests.train.runs import last, result_of, run, same_weights
 from xftrain.commands import builder
-from xftrain.commands.preflight import check_runs, first_batch
+from xftrain.commands.preflight import check_runnable, first_batch
 from xftrain.data.counting import Counting
 from xftrain.errors import ConfigError
 from xftrain.loss.full import Full
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def change(made: Any) -> Any:
-    """What a class below does to what it returns; tests replace it."""
+    """Applied by the classes below to their results; tests replace it."""
     return made
 
 
@@ -215,7 +215,7 @@ def _check(dtype: torch.dtype = torch.float32, **values: Any) -> None:
     )
     data = builder.build_data(chosen)
     loss = builder.build_loss(chosen)
-    check_runs(chosen, loss, 64, first_batch(data, 0), CPU, dtype)
+    check_runnable(chosen, loss, 64, first_batch(data, 0), CPU, dtype)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_a_model_with_few_positions_writes_less_and_says_so(
     run(tmp_path / "run", "max_steps=1")
     text = sample(tmp_path / "sample", last(tmp_path / "run"), "prompt='1 2 3'", "num_tokens=99")
     assert len(text.rpartition(":\n")[2].split()) == 16 - 3 + 1
-    assert "the model has positions for 14 more" in caplog.text
+    assert "the model has positions for only 14 more tokens" in caplog.text
 
 
 @pytest.mark.parametrize(

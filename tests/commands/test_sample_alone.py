@@ -58,7 +58,7 @@ def test_a_sample_needs_neither_the_corpus_nor_the_token_cache(
 
 
 def altered(path: Path, ckpt: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A checkpoint that somebody else has changed, in a folder with the vocabulary."""
+    """Writes a tampered checkpoint to a folder with the vocabulary."""
     held = read_checkpoint(ckpt)
     change(held)
     path.mkdir()
@@ -170,7 +170,7 @@ def test_a_checkpoint_without_its_file_says_where_it_is(tmp_path: Path, in_bpe: 
 
 
 def as_before(held: dict[str, Any]) -> None:
-    """As it was saved before vocabularies were."""
+    """Converts a checkpoint to the form from before vocabularies were saved."""
     for key in ("vocabulary", "prompt", "data_digest", "code_version"):
         held["xftrain"].pop(key, None)
 

@@ -25,7 +25,7 @@ class Back:
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A folder of options with a bias of the user's own."""
+    """A folder of options with a user's own bias."""
     (tmp_path / "own_bias.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "conf" / "model" / "bias"

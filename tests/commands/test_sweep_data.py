@@ -14,11 +14,11 @@ import pytest
 
 from tests.command_line import Ended, one_sentence
 from xftrain.commands import sweep_data
-from xftrain.commands.sweep_data import recall_data, refuse_other_data
+from xftrain.commands.sweep_data import refuse_other_data, restore_digests
 from xftrain.commands.train import run
 from xftrain.config.compose import compose, validate
 from xftrain.errors import ConfigError
-from xftrain.multirun.job_config import described, write_job_config
+from xftrain.multirun.job_config import job_description, write_job_config
 
 Command = Callable[..., Ended]
 Jobs = list[list[str]]
@@ -54,10 +54,10 @@ def test_of_a_resumed_sweep_the_completed_jobs_count(tmp_path: Path) -> None:
     refuse_other_data(tmp_path, job, "of a job that failed")
     _job(tmp_path, "0", "of a job that failed", status="failed")
     _job(tmp_path / "0", "former-1", "of a former run")
-    recall_data(tmp_path)
+    restore_digests(tmp_path)
     refuse_other_data(tmp_path, job, "new")  # none has completed
     _job(tmp_path / "nested", "1", "old")
-    recall_data(tmp_path)
+    restore_digests(tmp_path)
     with pytest.raises(ConfigError, match=r"since job 1 of this sweep \(digest old -> new\)"):
         refuse_other_data(tmp_path, job, "new")
 
@@ -66,18 +66,18 @@ def test_completed_jobs_with_different_data_are_told(tmp_path: Path) -> None:
     _job(tmp_path, "0", "old")
     _job(tmp_path, "1", "new")
     with pytest.raises(ConfigError, match="has changed since job 0 of this sweep"):
-        recall_data(tmp_path)
+        restore_digests(tmp_path)
 
 
 def test_results_without_a_record_of_their_data_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = _job(tmp_path, "0", None)
-    recall_data(tmp_path)
+    restore_digests(tmp_path)
     assert not caplog.text  # the data has no digest
     (folder / "result.json").write_text('{"status": "completed", "overrides": []}')
     with caplog.at_level(logging.WARNING):
-        recall_data(tmp_path)
+        restore_digests(tmp_path)
     assert "1 completed jobs of" in caplog.text and "have no record of the content" in caplog.text
 
 
@@ -85,14 +85,14 @@ def test_jobs_that_start_together_do_not_both_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = _job(tmp_path, "0", None), _job(tmp_path, "1", None)
-    leave = sweep_data._leave
+    leave = sweep_data._write_digest
 
     def late(*arguments: Any) -> Path:
-        monkeypatch.setattr(sweep_data, "_leave", leave)
+        monkeypatch.setattr(sweep_data, "_write_digest", leave)
         refuse_other_data(tmp_path, second, "b")
         return leave(*arguments)
 
-    monkeypatch.setattr(sweep_data, "_leave", late)
+    monkeypatch.setattr(sweep_data, "_write_digest", late)
     with pytest.raises(ConfigError, match="has changed since job 1"):
         refuse_other_data(tmp_path, first, "a")
     refuse_other_data(tmp_path, first, "b")
@@ -116,7 +116,7 @@ def test_a_link_in_place_of_the_records_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / ".jobs").symlink_to(tmp_path)
     with pytest.raises(OSError, match="is a link"):
-        recall_data(tmp_path / "sweep")
+        restore_digests(tmp_path / "sweep")
     assert (tmp_path / "data-precious.json").exists()
 
 
@@ -177,7 +177,7 @@ def test_a_sweep_with_jobs_of_two_corpora_is_not_resumed(
 
 def test_the_options_of_a_job_are_those_of_its_record(tmp_path: Path) -> None:
     cfg = compose("data=text", f"data.path='{tmp_path}'", "data.packing=true")
-    write_job_config(described(cfg, validate(cfg)), tmp_path)
+    write_job_config(job_description(cfg, validate(cfg)), tmp_path)
     found = sweep_data._options_of(tmp_path)
     assert found["data.path"] == str(tmp_path) and found["data.val_fraction"] == 0.1
     assert not found.keys() & {"data.packing", "data.batch_size", "seed"}

@@ -13,7 +13,7 @@ from tests.models import VOCAB, random_tokens, sampled_without_cache
 from tests.pairs.reference import attention
 from tests.train.runs import last, result_of, run, same_weights
 from xftrain.commands.builder import assemble
-from xftrain.commands.preflight import check_runs
+from xftrain.commands.preflight import check_runnable
 from xftrain.config.compose import compose, validate, validate_as
 from xftrain.config.layer_pattern import layer_options
 from xftrain.config.run_config import RunConfig
@@ -214,7 +214,7 @@ def test_a_layer_that_cannot_run_is_named():
     tokens_BM = random_tokens(4, 24)
     batch = Batch(tokens_BM, tokens_BM, positions_of(24, None))
     with pytest.raises(ConfigError, match=r"cannot run model\.layers\.local\.bias=window with mod"):
-        check_runs(chosen, Full(), VOCAB, batch, torch.device("cpu"), torch.float32)
+        check_runnable(chosen, Full(), VOCAB, batch, torch.device("cpu"), torch.float32)
 
 
 RUN = (*TWO, "model.num_layers=2", "max_steps=4", "callbacks.checkpoint.every_n_steps=2")

@@ -52,7 +52,7 @@ def _composes(argv: list[str]) -> None:
     for extra in ("wandb", "mlflow"):
         if f"logger=[default,{extra}]" in flags.overrides and find_spec(extra) is None:
             pytest.skip(f"the extra {extra} is not installed")
-    if [word for word in flags.overrides if word.startswith(f"{record.RESUME}=")]:
+    if [word for word in flags.overrides if word.startswith(f"{record.RESUME_KEY}=")]:
         assert len(flags.overrides) == 1  # what it runs is in the folder
         return
     own = [Path(flags.config_dir)] if flags.config_dir else []
@@ -251,7 +251,7 @@ def test_the_sweep_runs(folder: Path) -> None:
     ]
     summary = (folder / "outputs" / "sweep" / "summary.csv").read_text()
     before = {path: path.stat().st_mtime for path in folder.glob("outputs/sweep/*/result.json")}
-    printed_by(_command(f"{record.RESUME}="), folder, "")
+    printed_by(_command(f"{record.RESUME_KEY}="), folder, "")
     assert before == {path: path.stat().st_mtime for path in before}  # all were completed
     assert len(summary.splitlines()) == 5
 

@@ -142,7 +142,7 @@ def test_lightning_takes_the_rank_of_this_package(variables, monkeypatch, values
     variables(**values)
     monkeypatch.setattr(rank_zero_only, "rank", 7)
     check_rank_variables()
-    distributed.agree_with_lightning()
+    distributed.set_lightning_rank()
     assert (processes.rank(), processes.num_ranks(), processes.is_rank()) == expected
     assert rank_zero_only.rank == expected[0]
 
@@ -173,9 +173,9 @@ def test_a_signal_ends_a_rank_that_waits_for_another(variables, number):
 
 
 def test_ranks_of_this_package_meet_in_a_folder_and_at_no_port(variables, tmp_path, monkeypatch):
-    assert distributed._own_store(1) is None
+    assert distributed._file_store(1) is None
     monkeypatch.setenv("XFTRAIN_RANKS", str(tmp_path))
-    store = distributed._own_store(1)
+    store = distributed._file_store(1)
     store.set("key", "value")
     assert (tmp_path / "store").is_file() and store.get("key") == b"value"
 

@@ -52,13 +52,13 @@ def test_a_server_that_does_not_answer_ends_the_run_before_its_first_step(
         os.chdir("/")  # as for the import of wandb
         release.wait(30)
 
-    monkeypatch.setattr(tracker_module, "_BEGIN_S", 0.2)
+    monkeypatch.setattr(tracker_module, "_START_S", 0.2)
     monkeypatch.chdir(tmp_path)
     server = Server(tmp_path, make)
     with pytest.raises(RunError, match=r"^logger.server has not begun within 0.2 s: its server is"):
-        server.begin({})
+        server.start_run({})
     assert Path.cwd() == tmp_path
-    server.close_run(is_whole=False)  # which waits for nothing
+    server.close_run(is_complete=False)  # which waits for nothing
 
 
 def test_an_error_of_the_server_is_raised_where_the_run_is() -> None:
@@ -66,7 +66,7 @@ def test_an_error_of_the_server_is_raised_where_the_run_is() -> None:
         raise ConnectionError("no route")
 
     with pytest.raises(RunError, match=r"could not begin \(ConnectionError: no route\)"):
-        Server(Path(), make).begin({})
+        Server(Path(), make).start_run({})
     names = [thread.name for thread in threading.enumerate() if thread.is_alive()]
     assert names.count("to Server") <= 1  # it may be about to end
 
@@ -89,8 +89,8 @@ def test_what_a_server_says_is_printed_as_plain_text(monkeypatch: pytest.MonkeyP
 
     with safe_streams():
         server = Server(Path(), make)
-        server.begin({})
-        server.close_run(is_whole=True)
+        server.start_run({})
+        server.close_run(is_complete=True)
         assert sys.stdout.isatty()
         sys.stdout.write("\x1b[1mbar")
     escaped = r"run\x1b]0;title\x07\x1b[31m"

@@ -88,8 +88,8 @@ def check_block(chosen: dict, is_mixed: bool, *, compiled: bool, rel: float) -> 
     dtype = torch.bfloat16 if is_mixed else torch.float32
     layers = run_layers(model, batch_of(), dtype, CPU, is_mixed=is_mixed, is_compiled=compiled)
     activations, casts = kept_by_block(chosen, is_mixed, compiled=compiled)
-    assert layers.blocks[0].kept.activations == pytest.approx(activations, rel=rel)
-    assert layers.blocks[0].kept.casts == casts
+    assert layers.blocks[0].saved.activations == pytest.approx(activations, rel=rel)
+    assert layers.blocks[0].saved.casts == casts
 
 
 class Alive(TorchDispatchMode):

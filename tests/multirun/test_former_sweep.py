@@ -14,7 +14,7 @@ from tests.command_line import Ended, one_sentence
 from xftrain.errors import SweepRefused
 from xftrain.multirun import former_sweep
 from xftrain.multirun.former_sweep import set_former_sweep_aside
-from xftrain.multirun.table import forget_jobs, note_job
+from xftrain.multirun.table import clear_jobs, register_job
 
 Command = Callable[..., Ended]
 Jobs = list[list[str]]
@@ -133,9 +133,9 @@ def test_a_drawn_job_does_not_take_the_folder_of_another(
 
 
 def test_a_job_may_run_again_in_its_own_folder(tmp_path: Path) -> None:
-    forget_jobs(tmp_path)
-    note_job(tmp_path, 0, tmp_path / "a")
-    note_job(tmp_path, 0, tmp_path / "a")  # as of a job that Slurm queues again
-    note_job(tmp_path, 1, tmp_path / "a" / "b")
+    clear_jobs(tmp_path)
+    register_job(tmp_path, 0, tmp_path / "a")
+    register_job(tmp_path, 0, tmp_path / "a")  # as of a job that Slurm queues again
+    register_job(tmp_path, 1, tmp_path / "a" / "b")
     with pytest.raises(SweepRefused, match="jobs 0 and 2 both have"):
-        note_job(tmp_path, 2, tmp_path / "x" / ".." / "a")
+        register_job(tmp_path, 2, tmp_path / "x" / ".." / "a")

@@ -21,7 +21,7 @@ CALLED: list[str] = []
 
 
 def canary(*args: Any, **kwargs: Any) -> str:
-    """What a hostile override wants to be called, as a class or as a resolver."""
+    """A function that a hostile override tries to call, as a class or as a resolver."""
     CALLED.append("called")
     return "x"
 
@@ -35,14 +35,14 @@ def _resolver() -> Iterator[None]:
 
 
 def _escaped(text: str) -> str:
-    """As Hydra's grammar escapes an unquoted value."""
+    """Escapes an unquoted value for Hydra's grammar."""
     for character in "\\{}[](),:= ":
         text = text.replace(character, "\\" + character)
     return text
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each job, as Hydra's sweeper makes them."""
+    """Splits overrides into those of each job, with Hydra's sweeper."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
@@ -55,7 +55,7 @@ PARTS = st.one_of(st.sampled_from(CORES), st.text(alphabet="${}[]():,=\\'\" _a."
 
 @st.composite
 def values(draw: st.DrawFn, depth: int = 2) -> str:
-    """Text that may say something else after one, two or three unescapings."""
+    """Generates text that may change its meaning when unescaped one, two or three times."""
     text = "".join(draw(st.lists(PARTS, min_size=1, max_size=3)))
     for _ in range(draw(st.integers(0, 3))):
         wrap = draw(st.sampled_from(["escape", "'", '"', "list", "choice", "map", "str", "tag"]))

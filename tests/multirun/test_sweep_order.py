@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from xftrain.multirun.order import best_row, minimized, ordered, settings
-from xftrain.multirun.table import forget_jobs, note_job, table, write_summary
+from xftrain.multirun.table import clear_jobs, register_job, table, write_summary
 
 
 def _row(job: int, loss: float | None, status: str = "completed", **changed: str) -> dict:
@@ -59,7 +59,7 @@ def test_without_a_comparison_nothing_is_the_best() -> None:
 
 
 def test_files_have_short_paths_and_what_is_known_alone(tmp_path: Path) -> None:
-    forget_jobs(tmp_path)
+    clear_jobs(tmp_path)
     for number, loss in enumerate((2.0, 1.0)):
         run_dir = tmp_path / f"{number}_lr={number}"
         run_dir.mkdir()
@@ -67,7 +67,7 @@ def test_files_have_short_paths_and_what_is_known_alone(tmp_path: Path) -> None:
         drawn = f"optim.lr=0.00{number}0538190856564692"
         result = {"status": "completed", "overrides": [drawn], "num_parameters": 1000 + number}
         (run_dir / "result.json").write_text(json.dumps(result | {"metrics": metrics}))
-        note_job(tmp_path, number, run_dir)
+        register_job(tmp_path, number, run_dir)
     write_summary(tmp_path)
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

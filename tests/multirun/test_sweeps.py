@@ -82,7 +82,7 @@ sys.modules["xftrain.commands.train"].run = run
 
 @pytest.fixture
 def no_modules_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a sweep in this process imports of its working folder is not there for the next test."""
+    """Removes modules of the working folder that a sweep imported, after each test."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
     for name in ("callback", "ends"):

@@ -11,7 +11,7 @@ from tests.reliability.test_checkpoint_values import Content, _set
 from tests.train.runs import last, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.checkpoint.header import header
-from xftrain.commands.kernel_choices import Saved, saved_choices
+from xftrain.commands.kernel_choices import SavedChoices, saved_choices
 from xftrain.data.tokens.vocabulary import rebuild
 from xftrain.errors import ConfigError
 from xftrain.folders.run_folder import RunFolder
@@ -90,7 +90,7 @@ def test_choices_that_are_no_names_are_passed_over(tmp_path, content):
     torch.save(_set("callbacks", "Choices")(held, content), tmp_path / "hostile.ckpt")
     folder = RunFolder(tmp_path)
     held = saved_choices(tmp_path / "hostile.ckpt", None, folder)
-    assert held == Saved(ran_as={"device": "cpu"})
+    assert held == SavedChoices(ran_as={"device": "cpu"})
 
 
 @pytest.mark.fault("hostile checkpoint")

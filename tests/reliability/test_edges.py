@@ -109,7 +109,7 @@ def watched(monkeypatch, tmp_path, waits: list[float], moves: frozenset[int] = f
         raise Hangs
 
     monkeypatch.setattr(dog, "_give_up", gave_up)
-    monkeypatch.setattr(dog, "_over", clock)
+    monkeypatch.setattr(dog, "_is_ended", clock)
     dog._watch(tmp_path / "stacks.txt")
 
 

@@ -81,7 +81,7 @@ def test_records_that_no_run_wrote_end_in_a_sentence(tmp_path, monkeypatch):
 @pytest.mark.fault("hostile records")
 @pytest.mark.parametrize("content", ["{}\n" * 1_001, " " * (2 << 20) + "{}\n"])
 def test_rows_of_a_benchmark_without_end_are_refused(tmp_path, monkeypatch, content):
-    monkeypatch.setattr("xftrain.benchmark.rows._MOST_ROWS", 1_000)
+    monkeypatch.setattr("xftrain.benchmark.rows._MAX_ROWS", 1_000)
     (tmp_path / "rows.jsonl").write_text(content)
     with at_most(32 << 20), pytest.raises(ConfigError, match="more than .*: delete it"):
         read_rows(tmp_path)

@@ -99,7 +99,7 @@ def test_data_of_the_working_directory_may_be_on_another_disk(tmp_path, monkeypa
 
 
 def test_a_whole_disk_is_not_searched(tmp_path, monkeypatch):
-    monkeypatch.setattr("xftrain.folders.links._MOST_ENTRIES", 5)
+    monkeypatch.setattr("xftrain.folders.links._MAX_ENTRIES", 5)
     for number in range(20):
         (tmp_path / f"{number}" / "deep").mkdir(parents=True)
     seen = []

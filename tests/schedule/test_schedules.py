@@ -13,7 +13,7 @@ from xftrain.config import registry
 from xftrain.config.compose import compose, validate
 from xftrain.config.option_checks import checked_option
 from xftrain.errors import ConfigError, RunError
-from xftrain.optim._grouped import share
+from xftrain.optim._grouped import schedule_factor
 from xftrain.schedule.constant import Constant
 from xftrain.schedule.cosine import Cosine
 from xftrain.schedule.wsd import Wsd
@@ -82,7 +82,7 @@ def test_a_schedule_that_returns_no_share_ends_the_run(factor):
             return factor
 
     with pytest.raises(RunError, match=r"^schedule: Mine.factor\(3, 9\) must return a finite "):
-        share(Mine(), 3, 9)
+        schedule_factor(Mine(), 3, 9)
 
 
 def test_a_run_follows_the_schedule_that_is_chosen(tmp_path):

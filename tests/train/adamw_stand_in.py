@@ -12,7 +12,7 @@ from xftrain.optim.adamw import AdamW
 
 
 def plainly(held: AdamWTensors, settings: AdamWSettings) -> None:
-    """What the kernel does, in torch; it does not show as a change of the weight either."""
+    """Computes the kernel's step in torch, without a change of the weight's version counter."""
     if settings.skip is not None and settings.skip:
         return
     grad = held.grad.float() * (1.0 if settings.clip is None else settings.clip)
@@ -31,7 +31,7 @@ def plainly(held: AdamWTensors, settings: AdamWSettings) -> None:
 def adamw_on_cpu(monkeypatch):
     monkeypatch.setattr(fused_adamw, "adamw_", plainly)
     monkeypatch.setattr(fused_adamw, "_LARGE", 32 * 32)
-    monkeypatch.setattr(AdamW, "is_own", lambda self, device: self.impl == "auto")
+    monkeypatch.setattr(AdamW, "uses_fused_adamw", lambda self, device: self.impl == "auto")
 
 
 def weights(seed: int = 0) -> list[nn.Parameter]:

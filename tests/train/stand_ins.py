@@ -19,7 +19,7 @@ _SETTINGS = {  # fields of wandb.Settings, which refuses others
 
 
 class Seen:
-    """What a tracker was sent."""
+    """The records that a stand-in tracker has received."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
@@ -40,7 +40,7 @@ def _module(monkeypatch: pytest.MonkeyPatch, name: str, **names: Any) -> None:
 
 
 def stand_in_for_wandb(monkeypatch: pytest.MonkeyPatch, *, fails: str = "") -> Seen:
-    """A wandb that keeps what it is sent; `fails` names what raises an error instead."""
+    """Installs a stand-in for wandb that keeps its records; `fails` names a call that raises."""
     seen = Seen()
 
     class Table:
@@ -102,7 +102,7 @@ def stand_in_for_wandb(monkeypatch: pytest.MonkeyPatch, *, fails: str = "") -> S
 
 
 def stand_in_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """An mlflow that keeps what it is sent."""
+    """Installs a stand-in for mlflow that keeps its records."""
     seen = Seen()
 
     class Client:

@@ -104,7 +104,7 @@ def test_a_rank_with_the_same_batches_changes_nothing(tmp_path, monkeypatch, num
     words = (*STEPS, f"trainer.accumulate_grad_batches={num_batches}")
     run(tmp_path / "one", *words)
     two_ranks(monkeypatch, lambda own: own)
-    monkeypatch.setattr(metrics, "sum_over_ranks", lambda own: 2 * own)
+    monkeypatch.setattr(metrics, "all_reduce_sum", lambda own: 2 * own)
     run(tmp_path / "two", *words)
     assert same_weights(last(tmp_path / "one"), last(tmp_path / "two"))
     rows = [rows_of(tmp_path / name, "train/aux_loss") for name in ("one", "two")]

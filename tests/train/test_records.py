@@ -36,7 +36,7 @@ def table(run_dir: Path) -> list[dict[str, str | None]]:
 
 
 def points(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Of each tag in TensorBoard, without what it forgets by a restart."""
+    """Reads the points of each TensorBoard tag, without those that a restart purges."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     every = {"size_guidance": {"scalars": 0}, "purge_orphaned_data": False}

@@ -104,11 +104,11 @@ class PowerCut(Callback):
 @pytest.mark.parametrize("held", [{"by": 1, "reason": "x", "key": None}, {"by": "x"}, "text", 3])
 def test_a_stop_of_another_form_is_refused(held) -> None:
     with pytest.raises((TypeError, LookupError)):
-        early_stop._stop_of(held)
+        early_stop._checked_stop(held)
 
 
 def test_control_characters_in_a_checkpoint_are_escaped() -> None:
-    stop = early_stop._stop_of({"by": "a\x1b[2J", "reason": "b\n" * 9999, "key": "c\n"})
+    stop = early_stop._checked_stop({"by": "a\x1b[2J", "reason": "b\n" * 9999, "key": "c\n"})
     assert stop is not None and (stop.by, stop.key) == ("a\\x1b[2J", "c\\n")
     assert len(stop.reason) < 2000 and "\n" not in stop.reason
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import Ended, one_sentence
-from xftrain.benchmark.pool import _shown as shown_row
+from xftrain.benchmark.pool import _sanitized as shown_row
 from xftrain.benchmark.worker import outcome
 from xftrain.config.composition_errors import sentence
 from xftrain.multirun.record import _short

@@ -1,4 +1,4 @@
-"""Cells: what a benchmark measures. A cell becomes one row of the report."""
+"""Cells: the units that a benchmark measures. Each becomes one row of the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xftrain.interfaces import AttnCall, AttnShape, Backend
 from xftrain.model.layer_spec import built_bias
 
 # ok: it ran. oom: out of memory. unsupported: refused, with reasons. failed: it raised.
-# crashed: its process died. timeout: it did not finish in time.
+# crashed: its process died. timeout: it did not end in time.
 Status = Literal["ok", "oom", "unsupported", "failed", "crashed", "timeout"]
 Row = dict[str, Any]  # a measured cell, a line of rows.jsonl
 Node = Mapping[str, Any]  # an option of a group: a name or a _target_, and its fields
@@ -24,7 +24,7 @@ Node = Mapping[str, Any]  # an option of a group: a name or a _target_, and its 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the report, not measured yet.
+    """One measurement of a benchmark, which becomes a row of the report.
 
     Attributes:
         benchmark: name of the callback that the cell belongs to.
@@ -49,9 +49,9 @@ class Cell:
     @property
     def label(self) -> str:
         """The cell's name in a progress bar."""
-        words = [value for value in self.columns.values() if isinstance(value, str)]
+        names = [value for value in self.columns.values() if isinstance(value, str)]
         length = [f"M={self.columns['M']}"] if "M" in self.columns else []
-        return f"{self.benchmark}: " + " ".join(words + length)
+        return f"{self.benchmark}: " + " ".join(names + length)
 
 
 @dataclass(frozen=True)

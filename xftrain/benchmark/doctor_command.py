@@ -45,8 +45,8 @@ def run_doctor(
         checked = checked or validate_as(DoctorConfig, cfg)
         device, precision = hardware.resolve(checked.accelerator, "auto")
         result["device"] = hardware.device_name(device)
-        found = environment.describe(device)
-        log.info("%s", table(["what", "here"], [[k, v] for k, v in found.items()]))
+        description = environment.describe(device)
+        log.info("%s", table(["what", "here"], [[k, v] for k, v in description.items()]))
         dtype = str(hardware.compute_dtype(precision)).removeprefix("torch.")
         benchmarks = list(map(_benchmark, checked.callbacks.values()))
         folder.resume_run()  # its rows are kept

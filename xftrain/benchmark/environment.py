@@ -35,7 +35,7 @@ def row_fields(device: torch.device) -> dict[str, str]:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Versions, device and driver, by their names in a report."""
+    """Versions, device and driver, by their labels in a report."""
     found = {
         "date": datetime.now().strftime("%Y-%m-%d"),
         "device": device_name(device),

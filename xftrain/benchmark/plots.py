@@ -85,14 +85,14 @@ def heat_map(
     better: Better | None = None,
     limit: float | None = None,
 ) -> Figure:
-    """Draws a field by backend and bias, each cell with its figure or why it has none.
+    """Draws a field by backend and bias, each cell with its value or the reason why it has none.
 
     Args:
         rows: a row for each backend and bias.
         field: the field to draw.
         label: the title.
         better: whether high or low is better, to frame the best of each bias; None frames none.
-        limit: the largest correct figure, at which the color scale ends; larger figures, and rows
+        limit: the largest correct value, at which the color scale ends; larger values, and rows
             with faults, are orange.
     """
     backends = list(dict.fromkeys(str(row["backend"]) for row in rows))
@@ -177,7 +177,7 @@ def bars(rows: Sequence[Row], field: str, label: str, names: Sequence[str]) -> F
 
 
 def _cell(row: Row, field: str) -> str:
-    """The text of a cell: its figure, a mark if it is wrong, or why it has none."""
+    """The text of a cell: its value, with a mark if it is wrong, or its status."""
     if row["status"] != "ok":
         return STATUS.get(row["status"], "-")
     if field not in row:

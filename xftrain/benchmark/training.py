@@ -1,4 +1,4 @@
-"""Measures training: a few steps of the run that a user would start."""
+"""Measures training: a few steps of a run with the given configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xftrain.config.own_code import own_code
 from xftrain.train import hardware
 
 _INTERVALS = 3  # timed intervals of a round, after one for warm-up
-_DECISIVE = (  # root keys that change what a step does
+_DECISIVE = (  # root keys that affect a training step
     *("model", "data", "loss", "optim", "schedule", "trainer"),
     *("seq", "batch_tokens", "seed", "compile", "matmul", "deterministic"),
 )

@@ -30,7 +30,7 @@ class RunCallbacks:
         self.bars = [bar for c in self.all if isinstance(c, Progress) and (bar := c.bar())]
 
     def key_of(self, callback: Callback) -> str | None:
-        """The key of a callback under `callbacks`; None for a callback of the framework."""
+        """The key of a callback under `callbacks`; None for xftrain's internal callbacks."""
         return next((key for key, built in self._by_key.items() if built is callback), None)
 
     def watch(self, on_hang: Callable[[str], None]) -> None:

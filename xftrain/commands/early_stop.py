@@ -77,14 +77,14 @@ class StoppableTrainer(pl.Trainer):
         return self.stopped_by and f"stopped by {self._described()}"
 
     def repeat_stop(self, stop: Stop) -> None:
-        """Ends this run as the resumed one was ended."""
+        """Ends this run for the same reason as the resumed one."""
         self._should_stop, self._repeated, self.stopped_by = True, stop, stop.by
 
     def final_stop(self, key_of: Callable[[Callback], str | None]) -> Stop | None:
         """The stop to save in a checkpoint; None if a resumed run trains further.
 
-        A callback with the attribute `decides_again = True` is left out: it decides by itself
-        whether a resumed run ends.
+        The stop of a callback with the attribute `decides_again = True` is not saved: the callback
+        decides by itself whether a resumed run ends.
         """
         if self._repeated is not None or self.stopped_by is None:
             return self._repeated
@@ -95,8 +95,8 @@ class StoppableTrainer(pl.Trainer):
         return Stop(self.stopped_by, reason, key)
 
     def _described(self) -> str:
-        said = getattr(self._stopping, "stopping_reason_message", None)
-        reason = str(said or "").removesuffix("Signaling Trainer to stop.").strip().rstrip(".")
+        message = getattr(self._stopping, "stopping_reason_message", None)
+        reason = str(message or "").removesuffix("Signaling Trainer to stop.").strip().rstrip(".")
         return f"{self.stopped_by}: {reason}" if reason else f"{self.stopped_by}"
 
 
@@ -114,9 +114,9 @@ def _calling_callback(frame: FrameType | None) -> Callback | None:
 class StopReason(Callback):
     """Logs why a callback stopped the run, and repeats the stop when the run is resumed.
 
-    Without the record, a resumed run would train on until the callback decides again. The record
-    holds while `max_steps` and the configuration of that callback are the same. It comes first of
-    all callbacks.
+    Without the record, a resumed run would train until the callback decides again. The record is
+    valid while `max_steps` and the configuration of that callback are unchanged. This callback is
+    the first of all.
 
     Args:
         key_of: returns the key of a callback under `callbacks`, or None.
@@ -141,9 +141,11 @@ class StopReason(Callback):
         Raises:
             TypeError: the checkpoint holds other types, which fails the restore.
         """
-        held = checkpoint["callbacks"].get(self.state_key)
-        stop = _stop_of(held["stop"]) if held else None
-        if stop is not None and not _changes(stop, checkpoint, training_module(pl_module).saved):
+        saved = checkpoint["callbacks"].get(self.state_key)
+        stop = _checked_stop(saved["stop"]) if saved else None
+        if stop is not None and not _has_other_settings(
+            stop, checkpoint, training_module(pl_module).saved
+        ):
             self._restored = stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
@@ -161,9 +163,9 @@ class StopReason(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
         """Logs the reason, before the output of other callbacks."""
-        said = trainer.stop_reason() if isinstance(trainer, StoppableTrainer) else None
-        if said is not None:
-            log.info("step %d of %d: %s", trainer.global_step, trainer.max_steps, said)
+        message = trainer.stop_reason() if isinstance(trainer, StoppableTrainer) else None
+        if message is not None:
+            log.info("step %d of %d: %s", trainer.global_step, trainer.max_steps, message)
 
     def state_dict(self) -> dict[str, Any]:
         """The stop of the run, or None."""
@@ -172,31 +174,31 @@ class StopReason(Callback):
         return {"stop": stop and stop._asdict()}
 
 
-def _stop_of(held: Any) -> Stop | None:
-    """The stop in a checkpoint.
+def _checked_stop(saved: Any) -> Stop | None:
+    """Reads the stop of a checkpoint, and checks its types.
 
     Raises:
-        TypeError: it is not what `state_dict` returns.
+        TypeError: the value is not one that `state_dict` returns.
     """
-    if held is None:
+    if saved is None:
         return None
-    by, reason, key = held["by"], held["reason"], held["key"]
+    by, reason, key = saved["by"], saved["reason"], saved["key"]
     if not (isinstance(by, str) and isinstance(reason, str) and isinstance(key, str | None)):
-        raise TypeError("the reason why its run was stopped is not a text")
+        raise TypeError("the reason why its run was stopped is not a string")
     by, reason = (shortened(one_line(text), _MAX_REASON) for text in (by, reason))
     return Stop(by, reason, None if key is None else shortened(one_line(key), _MAX_REASON))
 
 
-def _changes(stop: Stop, checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+def _has_other_settings(stop: Stop, checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     """Whether `max_steps` or the configuration of the callback differ from the checkpoint's."""
-    held = checkpoint["xftrain"]
-    found = []
-    for one in ({**held, "config": in_new_keys(held["config"])}, own):
-        config = with_digests(one["config"], one.get("environment", {}))
+    saved = checkpoint["xftrain"]
+    decisive = []
+    for values in ({**saved, "config": in_new_keys(saved["config"])}, own):
+        config = with_digests(values["config"], values.get("environment", {}))
         callbacks = config.get("callbacks") or {}
-        decisive = callbacks if stop.key is None else callbacks.get(stop.key)
-        found.append({"max_steps": config.get("max_steps"), "callbacks": decisive})
-    return bool(differences(*found))
+        settings = callbacks if stop.key is None else callbacks.get(stop.key)
+        decisive.append({"max_steps": config.get("max_steps"), "callbacks": settings})
+    return bool(differences(*decisive))
 
 
 class TimeLimit(Callback):
@@ -229,16 +231,16 @@ class TimeLimit(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Ends the run if the time is over; several ranks compare clocks only at logged steps."""
-        is_rare = trainer.world_size == 1 or not trainer.global_step % trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if within_step(trainer) or not is_rare:
+        """Ends the run if the time is over; several ranks check this only at logged steps."""
+        is_checked = trainer.world_size == 1 or not trainer.global_step % trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if within_step(trainer) or not is_checked:
             return
-        if distributed.from_rank_0(time.monotonic() >= self._end_s):
+        if distributed.broadcast_from_rank_0(time.monotonic() >= self._end_s):
             self.stopping_reason_message = f"trainer.max_time={self.max_time} is over"
             trainer.should_stop = True
 
 
 def seconds_of(max_time: str) -> float:
-    """Converts `days:hours:minutes:seconds`, checked by `config_checks`, to seconds."""
+    """Converts `days:hours:minutes:seconds`, checked by `config.checks`, to seconds."""
     days, hours, minutes, seconds = map(int, max_time.split(":"))
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()

@@ -34,7 +34,7 @@ def check_own_parts(
 ) -> None:
     """Checks what the user's own norm, positions, heads, feed-forwards, backend and loss return.
 
-    A part that cannot be called before training, which the log says, is not checked.
+    A part that cannot be called before training is not checked; the log says so.
 
     Args:
         cfg: the checked configuration.
@@ -44,13 +44,14 @@ def check_own_parts(
         is_mixed: whether weights are float32 and autocast copies them.
 
     Raises:
-        ConfigError: names the class, its method, what it must return and what it returned.
+        ConfigError: a part returns a wrong value; the message names the class, the method, what it
+            must return and what it returned.
     """
-    own, device = list(_own(cfg, cases)), cases[0].call.device
+    own, device = list(_own_checks(cfg, cases)), cases[0].call.device
     if not own:
         return
     trial = _Trial(cfg.model, batch, vocab_size, device, cases[0].call.dtype, is_mixed)
-    # of this device alone: reading the state of every GPU would take memory on each
+    # only of this device: reading the random state of every GPU would allocate memory on each
     used = [device] if device.type == "cuda" else []
     with isolate_rng(include_cuda=False), torch.random.fork_rng(used):
         with trial.precision(), torch.no_grad():
@@ -61,7 +62,7 @@ def check_own_parts(
 
 @dataclass(frozen=True)
 class _Trial:
-    """What the parts of a run get."""
+    """Sizes, precision and random inputs with which the user's own parts are called."""
 
     model: ModelConfig
     batch: Batch
@@ -103,33 +104,35 @@ class _Trial:
         return torch.randn(sizes, device=self.device).to(dtype)
 
     def stream(self) -> Tensor:
-        """A residual stream."""
+        """A random residual stream, [B, M, D]."""
         is_narrow = self.dtype == torch.bfloat16 and self.model.residual_dtype == "auto"
         return self.random(self.dtype if is_narrow else self.weight_dtype, *self.sizes)
 
-    def expect(self, said: str, made: Any, letters: str, *sizes: int) -> None:
+    def expect(self, label: str, result: Any, letters: str, *sizes: int) -> None:
         """Refuses anything but a tensor of these sizes, in a dtype of the run, on its device."""
         dtypes = dict.fromkeys((self.dtype, self.weight_dtype))
         if (
-            isinstance(made, Tensor)
-            and tuple(made.shape) == sizes
-            and made.dtype in dtypes
-            and made.device.type == self.device.type
+            isinstance(result, Tensor)
+            and tuple(result.shape) == sizes
+            and result.dtype in dtypes
+            and result.device.type == self.device.type
         ):
             return
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        elsewhere = isinstance(made, Tensor) and made.device.type != self.device.type
+        elsewhere = isinstance(result, Tensor) and result.device.type != self.device.type
         raise ConfigError(
-            f"{said} must return a {names} tensor of shape [{letters}] = {list(sizes)}, got "
-            f"{describe_value(made)}{f' on {made.device}' if elsewhere else ''}: correct the class "
-            "as docs/extending.md describes."
+            f"{label} must return a {names} tensor of shape [{letters}] = {list(sizes)}, got "
+            f"{describe_value(result)}{f' on {result.device}' if elsewhere else ''}: correct "
+            "the class as docs/extending.md describes."
         )
 
 
 _Check = Callable[[_Trial, OptionConfig, AttnCall], None]
 
 
-def _own(cfg: RunConfig, cases: list[AttnCase]) -> Iterator[tuple[OptionConfig, _Check, AttnCall]]:
+def _own_checks(
+    cfg: RunConfig, cases: list[AttnCase]
+) -> Iterator[tuple[OptionConfig, _Check, AttnCall]]:
     """The user's own parts with their checks, each part of the layers once."""
     model, names, options = cfg.model, layer_names(cfg.model), layer_options(cfg.model)
     found: list[tuple[OptionConfig, _Check, AttnCall]] = [
@@ -154,7 +157,7 @@ def _own(cfg: RunConfig, cases: list[AttnCase]) -> Iterator[tuple[OptionConfig, 
 
 @contextmanager
 def _left_to_training(option: OptionConfig) -> Iterator[None]:
-    """Logs an error of the class itself, which ends training with its traceback if it recurs."""
+    """Logs an error that the class itself raises; if it recurs, it ends training."""
     try:
         yield
     except (ConfigError, RunError):
@@ -168,43 +171,45 @@ def _left_to_training(option: OptionConfig) -> Iterator[None]:
         )
 
 
-def _said(option: OptionConfig, part: Any, method: str) -> str:
+def _method_label(option: OptionConfig, part: Any, method: str) -> str:
     return f"{option.key}: {type(part).__qualname__}.{method}"
 
 
 def _check_norm(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
     norm = trial.build(option, trial.model.dim, trial.model.linear_bias)
-    trial.expect(_said(option, norm, "forward"), norm(trial.stream()), "B, M, D", *trial.sizes)
+    trial.expect(
+        _method_label(option, norm, "forward"), norm(trial.stream()), "B, M, D", *trial.sizes
+    )
 
 
 def _check_ffn(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
     ffn = trial.build(option, trial.model.dim, trial.model.linear_bias)
-    said, made = _said(option, ffn, "forward"), ffn(trial.stream())
+    label, made = _method_label(option, ffn, "forward"), ffn(trial.stream())
     if isinstance(made, tuple):
         if len(made) != 2 or not _is_scalar(made[1]) or not made[1].is_floating_point():
             raise ConfigError(
-                f"{said} must return a tensor, or a pair of it and its auxiliary loss, a "
+                f"{label} must return a tensor, or a pair of it and its auxiliary loss, a "
                 f"floating-point scalar; got {describe_value(made)}."
             )
         made = made[0]
-    trial.expect(said, made, "B, M, D", *trial.sizes)
+    trial.expect(label, made, "B, M, D", *trial.sizes)
 
 
 def _check_embed(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
     pos = trial.build(option, trial.model.dim, call.shape.K)
     x_BMD = trial.random(trial.weight_dtype, *trial.sizes)
     made = pos.embed(x_BMD, trial.batch.positions_1M.to(trial.device))
-    trial.expect(_said(option, pos, "embed"), made, "B, M, D", *trial.sizes)
+    trial.expect(_method_label(option, pos, "embed"), made, "B, M, D", *trial.sizes)
 
 
 def _check_apply_to(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
     pos, shape = trial.build(option, trial.model.dim, call.shape.K), call.shape
     prepared = pos.prepare(trial.batch.positions_1M.to(trial.device))
     q_BMHK, k_BMGK, _ = _random_qkv(trial, call)
-    said, made = _said(option, pos, "apply_to"), pos.apply_to(q_BMHK, k_BMGK, prepared)
-    q, k = _several(said, made, ("q_BMHK", "k_BMGK"))
-    trial.expect(f"{said}, of q,", q, "B, M, H, K", shape.B, shape.M, shape.H, shape.K)
-    trial.expect(f"{said}, of k,", k, "B, M, G, K", shape.B, shape.M, shape.G, shape.K)
+    label, made = _method_label(option, pos, "apply_to"), pos.apply_to(q_BMHK, k_BMGK, prepared)
+    q, k = _unpacked(label, made, ("q_BMHK", "k_BMGK"))
+    trial.expect(f"{label}, of q,", q, "B, M, H, K", shape.B, shape.M, shape.H, shape.K)
+    trial.expect(f"{label}, of k,", k, "B, M, G, K", shape.B, shape.M, shape.G, shape.K)
 
 
 def _check_heads(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
@@ -212,16 +217,16 @@ def _check_heads(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
     heads = trial.build(option, model.dim, model.num_heads, model.linear_bias)
     if shape.H % shape.G:
         raise ConfigError(
-            f"{_said(option, heads, 'num_kv_heads')} must divide the {shape.H} query heads, got "
-            f"{shape.G}."
+            f"{_method_label(option, heads, 'num_kv_heads')} must divide the {shape.H} query "
+            f"heads, got {shape.G}."
         )
-    said, made = _said(option, heads, "forward"), heads(trial.stream())
-    of_all = _several(said, made, ("q_BMHK", "k_BMGK", "v_BMGK"))
+    label, made = _method_label(option, heads, "forward"), heads(trial.stream())
+    tensors = _unpacked(label, made, ("q_BMHK", "k_BMGK", "v_BMGK"))
     for name, letter, num, one in zip(
-        "qkv", "HGG", (shape.H, shape.G, shape.G), of_all, strict=True
+        "qkv", "HGG", (shape.H, shape.G, shape.G), tensors, strict=True
     ):
-        of_one = f"{said}, of {name},"
-        trial.expect(of_one, one, f"B, M, {letter}, K", shape.B, shape.M, num, shape.K)
+        name_label = f"{label}, of {name},"
+        trial.expect(name_label, one, f"B, M, {letter}, K", shape.B, shape.M, num, shape.K)
 
 
 def _check_backend(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
@@ -229,8 +234,8 @@ def _check_backend(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
     if backend.needs_compilation:  # uncompiled, it may need far more memory than a step has
         return
     made = backend(*_random_qkv(trial, call), backend.prepare(*call))
-    said = _said(option, backend, "__call__")
-    trial.expect(said, made, "B, M, H, K", shape.B, shape.M, shape.H, shape.K)
+    label = _method_label(option, backend, "__call__")
+    trial.expect(label, made, "B, M, H, K", shape.B, shape.M, shape.H, shape.K)
 
 
 def _check_loss(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
@@ -242,14 +247,14 @@ def _check_loss(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
         with torch.enable_grad():
             sums = loss(x_ND, weight_VD.requires_grad_(), labels_N, with_accuracy=with_accuracy)
         _check_sums(
-            _said(option, loss, "__call__"), sums, trial.device, with_accuracy=with_accuracy
+            _method_label(option, loss, "__call__"), sums, trial.device, with_accuracy=with_accuracy
         )
 
 
-def _check_sums(said: str, sums: Any, device: torch.device, *, with_accuracy: bool) -> None:
+def _check_sums(label: str, sums: Any, device: torch.device, *, with_accuracy: bool) -> None:
     if not isinstance(sums, LossSums):
         raise ConfigError(
-            f"{said} must return an xftrain.interfaces.LossSums, got {describe_value(sums)}."
+            f"{label} must return an xftrain.interfaces.LossSums, got {describe_value(sums)}."
         )
     counts: dict[str, Any] = {"num_labels": sums.num_labels}
     if with_accuracy:
@@ -266,7 +271,7 @@ def _check_sums(said: str, sums: Any, device: torch.device, *, with_accuracy: bo
                 rule = "a floating-point scalar with a gradient for x_ND, a sum over the labels"
             grad = isinstance(value, Tensor) and name == "loss" and not value.requires_grad
             raise ConfigError(
-                f"{said} must return LossSums whose {name} is {rule}, on {device.type}, got "
+                f"{label} must return LossSums whose {name} is {rule}, on {device.type}, got "
                 f"{describe_value(value)}{' without a gradient' if grad else ''}: correct the "
                 "class as docs/extending.md describes."
             )
@@ -278,11 +283,11 @@ def _random_qkv(trial: _Trial, call: AttnCall) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _several(said: str, made: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+def _unpacked(label: str, made: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     """The parts of a returned tuple."""
     if not isinstance(made, tuple | list) or len(made) != len(names):
         raise ConfigError(
-            f"{said} must return a tuple of {', '.join(names)}, got {describe_value(made)}: "
+            f"{label} must return a tuple of {', '.join(names)}, got {describe_value(made)}: "
             "correct the class as docs/extending.md describes."
         )
     return tuple(made)

@@ -1,4 +1,4 @@
-"""Refuses, before anything is built, options that cannot run, with the reason."""
+"""Checks before anything is built that all options can run, and explains why one cannot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from xftrain.train.loader import ValBatches
 from xftrain.train.val_sums import NO_LABEL
 
 
-def check_runs(
+def check_runnable(
     cfg: RunConfig,
     loss: Loss,
     vocab_size: int,
@@ -34,20 +34,21 @@ def check_runs(
 ) -> None:
     """Checks that every option supports this batch, in this dtype, on this device.
 
-    The model is assembled on torch's meta device, which allocates nothing; only classes of the
-    user's own are called.
+    The model is assembled on torch's meta device, which allocates nothing; only the user's own
+    classes are called.
 
     Raises:
-        ConfigError: names the option, the reasons, and the nearest option that works.
+        ConfigError: an option cannot run; the message names it, the reasons, and the nearest option
+            that works.
     """
     with torch.device("meta"):
         model = assemble(cfg.model, vocab_size)
-    place = (device, dtype)
-    of_batch = model.attention_cases(*batch.shape_BM, batch.seqlens, place)
-    cases = list(of_batch)
+    target = (device, dtype)
+    batch_cases = model.attention_cases(*batch.shape_BM, batch.seqlens, target)
+    cases = list(batch_cases)
     if batch.seqlens is not None:
         # later batches may have a document as long as the whole row
-        cases += model.attention_cases(1, cfg.seq, (cfg.seq,), place)
+        cases += model.attention_cases(1, cfg.seq, (cfg.seq,), target)
     for call, layers in cases:
         reasons = model.backend.unsupported(*call)
         if not reasons:
@@ -64,20 +65,22 @@ def check_runs(
     if hasattr(optim, "option_by_parameter"):
         optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
     for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
-        ask = getattr(part, "unsupported", None)
-        if ask is not None and (why := checked_reasons(part, "unsupported", ask(device))):
-            raise ConfigError(f"{'; '.join(why)}.")
+        unsupported = getattr(part, "unsupported", None)
+        if unsupported is None:
+            continue
+        if reasons := checked_reasons(part, "unsupported", unsupported(device)):
+            raise ConfigError(f"{'; '.join(reasons)}.")
     for call, _ in cases:
         model.check_length(max(call.bias.seqlens or (call.shape.M,)))
     is_mixed = hardware.is_mixed(cfg.trainer.precision, dtype)
-    check_own_parts(cfg, vocab_size, batch, of_batch, is_mixed)
+    check_own_parts(cfg, vocab_size, batch, batch_cases, is_mixed)
 
 
 def first_batch(data: DataSource, rank: int) -> Batch:
     """The first training batch of a rank, with which the options are checked.
 
     Raises:
-        ConfigError: it is no batch, or the data source does not count the bytes of its labels.
+        ConfigError: the data source returns no batch, or no number of label bytes.
     """
     batch = load_batch(data, "train", 0, rank, is_first=True)
     num_bytes: object = data.num_label_bytes(batch.labels_BM)
@@ -90,7 +93,7 @@ def first_batch(data: DataSource, rank: int) -> Batch:
 
 
 def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
-    """Refuses a run none of whose validation batches has a label.
+    """Checks that a validation batch has a label.
 
     Raises:
         ConfigError: no validation batch has a label.
@@ -116,7 +119,7 @@ def _check_graphs(
             "compile=cudagraphs replays batches of one shape, and the shape of packed documents "
             "differs by batch: use compile=true."
         )
-    for key, part in parts.items():  # config_checks has checked the built-in options
+    for key, part in parts.items():  # `config.checks` has checked the built-in options
         if reason := getattr(part, "no_cuda_graph", None):
             raise ConfigError(f"{key} cannot run with compile=cudagraphs: {reason}.")
 

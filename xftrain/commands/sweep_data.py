@@ -1,9 +1,9 @@
 """Compares the data of a sweep's jobs by content, so that no sweep mixes results of different data.
 
-Each job leaves the digest of its data in the subfolder `.jobs` of the sweep's folder. It is refused
-if another job with the same options of data had another digest. When a sweep is resumed, these
-files are written anew from the results of the completed jobs, so that only those count. All files
-may be from somebody else. Imports no torch: every command imports this.
+Each job writes the digest of its data to the subfolder `.jobs` of the sweep's folder. It is refused
+if another job with the same data options had another digest. When a sweep is resumed, these files
+are written again from the results of the completed jobs only. All files are untrusted. Every
+command imports this module, so it must not import torch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from xftrain.utils.printable import one_line, shortened
 
 log = logging.getLogger(__name__)
 
-JOBS = ".jobs"  # subfolder of a sweep's folder
+JOBS_FOLDER = ".jobs"  # subfolder of a sweep's folder
 _PREFIX = "data-"
-_NAME_LENGTH = 16  # of a hash in a file's name
+_NAME_LENGTH = 16  # characters of a hash in a file name
 _SHOWN = 12  # characters of a digest in a message
 _MAX_CHARACTERS = 200  # longest name of a folder in a message
 
@@ -42,7 +42,7 @@ def multirun_dir(settings: Any) -> Path:
 
 
 def refuse_other_data(sweep: Path, run_dir: Path, digest: str | None) -> None:
-    """Compares the data of a job with that of the other jobs, and leaves its digest for those.
+    """Compares the data of a job with that of the other jobs, and records its digest for them.
 
     Args:
         sweep: the sweep's folder.
@@ -54,64 +54,65 @@ def refuse_other_data(sweep: Path, run_dir: Path, digest: str | None) -> None:
     """
     if digest is None:
         return
-    place, options = sweep / JOBS, _options_of(run_dir)
-    if other := _other(place, options, digest):
-        raise ConfigError(_sentence(sweep, options, other, digest))
-    mine = _leave(place, options, digest, run_dir)
-    if other := _other(place, options, digest):  # of a job that started at the same time
+    jobs_folder, options = sweep / JOBS_FOLDER, _options_of(run_dir)
+    if other := _other_record(jobs_folder, options, digest):
+        raise ConfigError(_different_data_message(sweep, options, other, digest))
+    mine = _write_digest(jobs_folder, options, digest, run_dir)
+    # again, since another job may have started at the same time
+    if other := _other_record(jobs_folder, options, digest):
         with suppress(OSError):
             mine.unlink()
-        raise ConfigError(_sentence(sweep, options, other, digest))
+        raise ConfigError(_different_data_message(sweep, options, other, digest))
 
 
-def made_jobs_folder(sweep: Path) -> Path:
-    """The subfolder of a sweep for records of its jobs, made if it is missing.
+def make_jobs_folder(sweep: Path) -> Path:
+    """Makes the subfolder of a sweep for records of its jobs, unless it exists.
 
     Raises:
-        OSError: it cannot be made, or its name is taken by something else.
+        OSError: the folder cannot be made, or its name belongs to a link or a file.
     """
-    place = sweep / JOBS
-    if place.is_symlink():
-        raise NotADirectoryError(f"{place} is a link")
-    place.mkdir(parents=True, exist_ok=True)
-    return place
+    jobs_folder = sweep / JOBS_FOLDER
+    if jobs_folder.is_symlink():
+        raise NotADirectoryError(f"{jobs_folder} is a link")
+    jobs_folder.mkdir(parents=True, exist_ok=True)
+    return jobs_folder
 
 
-def recall_data(sweep: Path) -> None:
-    """Leaves the digests of a sweep's completed jobs, and of no others, for the jobs to come.
+def restore_digests(sweep: Path) -> None:
+    """Writes the digests of a sweep's completed jobs, and of no others, for the remaining jobs.
 
     Raises:
         ConfigError: the completed jobs themselves had different data.
         OSError: the digests cannot be written.
     """
-    place = made_jobs_folder(sweep)
-    for path in place.glob(f"{_PREFIX}*.json"):
+    jobs_folder = make_jobs_folder(sweep)
+    for path in jobs_folder.glob(f"{_PREFIX}*.json"):
         path.unlink()
     unknown = []
-    found: dict[str, dict[str, str]] = {}  # what the first job with these options had
+    records: dict[str, dict[str, str]] = {}  # of the first job with the same options
     for run_dir, result in _completed(sweep):
         if "data_digest" not in result:
             unknown.append(run_dir)
         elif isinstance(digest := result["data_digest"], str):
             options = _options_of(run_dir)
-            first = found.setdefault(_prefix(options), {"digest": digest, "job": run_dir.name})
+            first = records.setdefault(_prefix(options), {"digest": digest, "job": run_dir.name})
             if first["digest"] != digest:
-                raise ConfigError(_sentence(sweep, options, first, digest))
-    for prefix, first in found.items():
-        write_json(first, _path(place, prefix, first["digest"]))
+                raise ConfigError(_different_data_message(sweep, options, first, digest))
+    for prefix, first in records.items():
+        write_json(first, _path(jobs_folder, prefix, first["digest"]))
     if unknown:
         log.warning(
             "%d completed jobs of %s have no record of the content of their data (first %s): "
-            "whether it has changed since is not known",
+            "it is unknown whether it has changed since",
             *(len(unknown), sweep, one_line(str(unknown[0]))),
         )
 
 
 def _completed(sweep: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The folders of completed jobs and their results, without those of former runs."""
+    """Yields the folder and the result of each completed job, without former runs."""
     for name, folders, files in os.walk(sweep):
         folders[:] = sorted(
-            one for one in folders if not one.startswith(("former-", ".")) and one != "checkpoints"
+            f for f in folders if not f.startswith(("former-", ".")) and f != "checkpoints"
         )
         if JOB_FILE in files and "result.json" in files:
             result = read_json(Path(name, "result.json"))
@@ -124,37 +125,41 @@ def _options_of(run_dir: Path) -> dict[str, Any]:
     return content_options(config) if isinstance(config, dict) else {}
 
 
-def _hash(text: str) -> str:
+def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_NAME_LENGTH]
 
 
 def _prefix(options: Mapping[str, Any]) -> str:
     """The beginning of the names of files about jobs with these options."""
-    return f"{_PREFIX}{_hash(json.dumps(options, sort_keys=True))}-"
+    return f"{_PREFIX}{_short_hash(json.dumps(options, sort_keys=True))}-"
 
 
-def _path(place: Path, prefix: str, digest: str) -> Path:
-    return place / f"{prefix}{_hash(digest)}.json"
+def _path(jobs_folder: Path, prefix: str, digest: str) -> Path:
+    return jobs_folder / f"{prefix}{_short_hash(digest)}.json"
 
 
-def _leave(place: Path, options: Mapping[str, Any], digest: str, run_dir: Path) -> Path:
-    path = _path(place, _prefix(options), digest)
+def _write_digest(
+    jobs_folder: Path, options: Mapping[str, Any], digest: str, run_dir: Path
+) -> Path:
+    path = _path(jobs_folder, _prefix(options), digest)
     if not path.exists():
-        place.mkdir(exist_ok=True)
+        jobs_folder.mkdir(exist_ok=True)
         write_json({"digest": digest, "job": run_dir.name}, path)
     return path
 
 
-def _other(place: Path, options: Mapping[str, Any], digest: str) -> dict[str, Any] | None:
-    """What another job with these options and other content has left."""
-    mine = _path(place, _prefix(options), digest)
-    for path in sorted(place.glob(f"{_prefix(options)}*.json")):
+def _other_record(
+    jobs_folder: Path, options: Mapping[str, Any], digest: str
+) -> dict[str, Any] | None:
+    """The record of another job with these options and other content; None if there is none."""
+    mine = _path(jobs_folder, _prefix(options), digest)
+    for path in sorted(jobs_folder.glob(f"{_prefix(options)}*.json")):
         if path != mine and (found := read_json(path)) is not None:
             return found
     return None
 
 
-def _sentence(
+def _different_data_message(
     sweep: Path, options: Mapping[str, Any], other: Mapping[str, Any], digest: str
 ) -> str:
     path = options.get("data.path")

@@ -14,7 +14,7 @@ from xftrain.utils.processes import rank
 
 
 def compare_in_sweep(run_dir: Path, data_digest: str | None) -> None:
-    """Does nothing unless the run is a job of a sweep.
+    """Refuses a job of a sweep whose data differs from that of other jobs; ignores other runs.
 
     Args:
         run_dir: the job's folder.
@@ -25,11 +25,11 @@ def compare_in_sweep(run_dir: Path, data_digest: str | None) -> None:
     """
     if not is_multirun_job():
         return
-    said = None
+    message = None
     try:
         if rank() == 0:
             refuse_other_data(multirun_dir(HydraConfig.get()), run_dir, data_digest)
     except ConfigError as error:
-        said = str(error)
-    if said := distributed.from_rank_0(said):
-        raise ConfigError(said)
+        message = str(error)
+    if message := distributed.broadcast_from_rank_0(message):
+        raise ConfigError(message)

@@ -15,7 +15,7 @@ from xftrain.checkpoint.file import AtomicCheckpointIO
 from xftrain.commands.early_stop import StoppableTrainer, StopReason, TimeLimit
 from xftrain.commands.profilers import build_profiler
 from xftrain.config.run_config import RunConfig
-from xftrain.train.distributed import DDP, OwnRanks
+from xftrain.train.distributed import DDP, StartedRanks
 
 
 def build_trainer(
@@ -62,8 +62,8 @@ def build_trainer(
         deterministic=cfg.deterministic,
         callbacks=[StopReason(key_of), *callbacks, *limits],
         logger=loggers or False,
-        # ranks already run; under Slurm, Lightning would install signal handlers
-        plugins=[AtomicCheckpointIO(), OwnRanks()],
+        # the ranks are running already; under Slurm, Lightning would install signal handlers
+        plugins=[AtomicCheckpointIO(), StartedRanks()],
         default_root_dir=run_dir,
         # true without a checkpoint callback would add Lightning's own
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
@@ -82,8 +82,8 @@ def build_trainer(
 class _NamedCheckpoints(_CheckpointConnector):
     """Restores only the checkpoint that is given by `ckpt`.
 
-    In a Slurm job Lightning would also restore `hpc_ckpt_*.ckpt` from the run's folder, even for
-    validation, whoever wrote it.
+    In a Slurm job, Lightning would also restore an untrusted `hpc_ckpt_*.ckpt` from the run's
+    folder, even for validation.
     """
 
     @property

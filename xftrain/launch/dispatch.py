@@ -20,8 +20,7 @@ from xftrain.utils.untrusted_folder import protected_from_working_folder
 
 _PLOTS = "torchmetrics.utilities.plot"
 
-# Arguments: the composed configuration, the run folder, and the checked configuration if there is
-# one.
+# Arguments: the composed configuration, the run folder, and the checked configuration or None.
 Command = Callable[[DictConfig, Path | None, Any], dict[str, Any]]
 
 

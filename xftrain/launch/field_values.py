@@ -11,7 +11,7 @@ from xftrain.config.schema import framework_schemas
 def values_of(key: str) -> list[str]:
     """The allowed values of a dotted key, as typed in an override; empty if they are unlimited.
 
-    In a group, the fields of all options count, since the same line may choose another option.
+    The fields of all options of a group are included, since the command line may choose any option.
     """
     parent, _, name = key.rpartition(".")
     schemas = [framework_schemas().get(parent, {})]

@@ -56,7 +56,7 @@ class FolderHooks(Callback):
 
 
 def _folder(config: DictConfig, key: str) -> Path | None:
-    """The folder that Hydra is going to make; None if Hydra will report an error instead.
+    """The folder that Hydra is about to make; None if Hydra will report an error instead.
 
     Raises:
         SweepRefused: Hydra would write to another folder as well.
@@ -96,7 +96,7 @@ def _reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
         raise SweepRefused(str(error)) from error
 
 
-def leave_folders() -> None:
-    """Unlocks folders at the end of a command, and undoes what a refused command overwrote."""
+def release_folders() -> None:
+    """Unlocks folders at the end of a command, and restores files that a refused one overwrote."""
     restore_hydra()
     release_reserved()

@@ -1,4 +1,4 @@
-"""Keeps Python's searches for garbage away from what is imported, which lives to the end."""
+"""Freezes imported objects, which live to the end, so that the garbage collector skips them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def imports_left_out() -> Iterator[None]:
-    """After this context, searches for garbage leave out what lives by then.
+def imports_frozen() -> Iterator[None]:
+    """Freezes all objects that exist at the end of this context.
 
-    Going through the libraries took 2 of a short run's 6 s, most of them at the end of the process.
+    Traversing the libraries' objects took 2 of a short run's 6 s, mostly at the end of the process.
     """
-    if "torch" in sys.modules:  # by a command before this one, whose garbage would stay as well
+    if "torch" in sys.modules:  # an earlier command ran, whose garbage would be frozen too
         yield
         return
     gc.disable()
@@ -29,9 +29,9 @@ def imports_left_out() -> Iterator[None]:
 
 
 def _lists_leaks() -> bool:
-    """Whether Triton lists on stderr its objects that nobody frees, as with torch 2.15.
+    """Whether Triton prints objects that are never freed to stderr, as with torch 2.15.
 
-    Its bindings are made with nanobind then, whose list would follow the command's last sentence.
+    Its bindings then use nanobind, which would print the list after the command's last sentence.
     """
     bindings = sys.modules.get("triton._C.libtriton")
     kinds = {type(value).__module__ for value in vars(bindings).values()} if bindings else set()

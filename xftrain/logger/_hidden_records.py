@@ -1,4 +1,4 @@
-"""Hides secrets in what callbacks of a user give to loggers: names, texts and hyperparameters."""
+"""Hides secrets in records of a user's callbacks: names, texts and hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from xftrain.utils import redaction
 from xftrain.utils.redaction import hidden, hidden_throughout
 
-# Methods of torch's SummaryWriter that write names to other files than its own, or as bytes.
-_OTHER_PLACES = (
+# Methods of torch's SummaryWriter whose names bypass `add_event` or are encoded as bytes.
+_UNHOOKED_METHODS = (
     *("add_scalars", "add_hparams", "add_embedding", "add_custom_scalars"),
     *("add_custom_scalars_multilinechart", "add_custom_scalars_marginchart"),
 )
@@ -37,7 +37,7 @@ def hidden_values(value: Any) -> Any:
 
 @cache
 def hiding_writer() -> type[Any]:
-    """A SummaryWriter whose records have no secrets; importing TensorBoard takes long."""
+    """A SummaryWriter class that hides secrets; created late, as TensorBoard's import is slow."""
     from torch.utils.tensorboard import SummaryWriter
 
     class HidingWriter(SummaryWriter):
@@ -55,7 +55,7 @@ def hiding_writer() -> type[Any]:
                 writer.event_writer.add_event = add_hidden
             return writer
 
-    for name in _OTHER_PLACES:
+    for name in _UNHOOKED_METHODS:
         setattr(HidingWriter, name, _hiding(getattr(SummaryWriter, name)))
     return HidingWriter
 
@@ -69,7 +69,7 @@ def _hiding(method: Any) -> Any:
 
 
 def hide_in_event(event: Any) -> None:
-    """Replaces secrets in the names and texts of an event of TensorBoard."""
+    """Replaces secrets in the names and texts of a TensorBoard event, in place."""
     if not redaction.READ_VALUES:
         return
     for value in event.summary.value:
@@ -78,9 +78,9 @@ def hide_in_event(event: Any) -> None:
         if plugin.plugin_name == _HPARAMS:
             from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-            described = HParamsPluginData.FromString(plugin.content)
-            _hide_in_message(described)
-            plugin.content = described.SerializeToString()
+            data = HParamsPluginData.FromString(plugin.content)
+            _hide_in_message(data)
+            plugin.content = data.SerializeToString()
         for index, content in enumerate(value.tensor.string_val):
             value.tensor.string_val[index] = _hidden_bytes(content)
 

@@ -1,4 +1,4 @@
-"""Writes `metrics.csv` in the run folder, each record as soon as it is made."""
+"""Writes `metrics.csv` in the run folder, each row as soon as it is logged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from xftrain.utils.redaction import hidden_throughout
 
 log = logging.getLogger(__name__)
 
-# Limits for an existing file, which may come from anyone: every row takes time to read.
+# Limits of an existing file, which is untrusted: every row takes time to read.
 _MAX_BYTES, _MAX_ROWS, _MAX_COLUMNS = 256 << 20, 2_000_000, 10_000
 _MAX_LINE = 1 << 20  # bytes
 
@@ -32,9 +32,9 @@ Row = Mapping[str, Any]
 
 
 class CSV(CSVLogger):
-    """Lightning's CSV logger, but one that keeps the rows of the resumed run.
+    """Lightning's CSV logger, which here keeps the rows of the resumed run.
 
-    It also writes each row at once, where Lightning would lose buffered rows if the run is killed.
+    It also writes each row at once; Lightning would lose buffered rows if the run is killed.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -201,7 +201,7 @@ def _cut_back(path: Path, step: int, num_rows: int | None) -> None:
         return
     num_all, num_kept, written = sum(1 for _ in _read(path)[1]), 0, _Digest()
 
-    def kept() -> Iterator[Row]:
+    def kept_rows() -> Iterator[Row]:
         nonlocal num_kept
         num_kept = 0
         for row in islice(_read(path)[1], num_rows):
@@ -211,15 +211,19 @@ def _cut_back(path: Path, step: int, num_rows: int | None) -> None:
 
     columns = _read(path)[0]
     if columns:
-        _write_rows(written, columns, kept())
-    if _digest_of(path) == written.digest():
+        _write_rows(written, columns, kept_rows())
+    if _file_digest(path) == written.digest():
         return
     if num_kept:
-        _replace(path, columns, kept())
+        _replace(path, columns, kept_rows())
     else:
         path.unlink()
     if removed := num_all - num_kept:
-        log.info("metrics.csv: rows after step %d, which are made again: %d", step, removed)
+        log.info(
+            "metrics.csv: rows removed after step %d, which will be written again: %d",
+            step,
+            removed,
+        )
 
 
 class _Digest:
@@ -233,12 +237,12 @@ class _Digest:
         self._sha256.update(text.encode("utf-8"))
 
 
-def _digest_of(path: Path) -> bytes:
-    found = hashlib.sha256()
+def _file_digest(path: Path) -> bytes:
+    sha256 = hashlib.sha256()
     with open_plain(path) as file:
         while content := file.read(_MAX_LINE):
-            found.update(content)
-    return found.digest()
+            sha256.update(content)
+    return sha256.digest()
 
 
 def _step(row: Row) -> float:

@@ -15,12 +15,17 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from xftrain.errors import RunError
 from xftrain.folders.sqlite_files import create_or_check_database, database_of
-from xftrain.logger._mlflow_places import TRACKING_KEY, check_place, location_of, refuse_file_store
+from xftrain.logger._mlflow_locations import (
+    TRACKING_KEY,
+    checked_artifact_uri,
+    location_uri,
+    refuse_file_store,
+)
 from xftrain.train.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-_OTHER = re.compile(r"[^\w./ -]", re.ASCII)  # characters not allowed in names
+_FORBIDDEN = re.compile(r"[^\w./ -]", re.ASCII)  # characters not allowed in names
 _MAX_NAME = 250  # characters of a name
 _JOURNALS = ("-journal", "-wal", "-shm")  # files beside a database, which SQLite reads and replays
 _MAX_DATABASES = 1000  # per folder
@@ -33,12 +38,12 @@ class MLflow(Tracker):
         run_dir: the run's folder.
         experiment_name: the experiment that the run belongs to.
         run_name: the run's name; None is the name of the run's folder.
-        tracking_uri: the address of a server or of a database, as `sqlite:///outputs/mlflow.db`;
-            None is the variable MLFLOW_TRACKING_URI, or `mlflow.db` in the run's folder, or
+        tracking_uri: the address of a server or of a database, such as `sqlite:///outputs/mlflow.db`;
+            None is the variable MLFLOW_TRACKING_URI, else `mlflow.db` in the run's folder, or
             `mlflow-2.db` if the resumed run has left a database there.
-        artifact_location: the folder or address for the texts of a new experiment, and the only
-            folder of this machine where a server may have them written; None leaves the choice to
-            the server, and with a database is a folder beside it.
+        artifact_location: the folder or address for the text artifacts of a new experiment, and
+            the only folder of this machine that a server may choose for them; None leaves the
+            choice to a server, and is a folder beside a database.
     """
 
     needs_package = "mlflow"
@@ -58,17 +63,21 @@ class MLflow(Tracker):
         self.artifact_location = artifact_location
         self._artifacts: Any = None
 
-    def begin(self, config: Mapping[str, Any]) -> None:
-        """Begins the run, with keys changed to names that MLflow allows."""
-        super().begin({_OTHER.sub("_", key)[:_MAX_NAME]: value for key, value in config.items()})
+    def start_run(self, config: Mapping[str, Any]) -> None:
+        """Starts the run, with keys changed to names that MLflow allows."""
+        super().start_run(
+            {_FORBIDDEN.sub("_", key)[:_MAX_NAME]: value for key, value in config.items()}
+        )
 
     def make(self) -> MLFlowLogger:
-        """Creates Lightning's logger, and begins the run of MLflow."""
+        """Creates Lightning's logger, and starts the run in MLflow."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # on by default
-        # it would print names that the server says
+        # MLflow would print names from the server
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        uri, place = self._place()
-        location = location_of(self.artifact_location) or (place.as_uri() if place else None)
+        uri, artifacts = self._store()
+        location = location_uri(self.artifact_location) or (
+            artifacts.as_uri() if artifacts else None
+        )
         from mlflow import MlflowClient
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -80,12 +89,14 @@ class MLflow(Tracker):
             number = experiment.experiment_id
         else:
             number = client.create_experiment(self.experiment_name, artifact_location=location)
-        # Lightning would have MLflow ask git about the folder of the program, whose configuration
+        # Lightning would let MLflow run git in the folder of the program, whose git configuration
         # can name commands
         run = client.create_run(number, run_name=self.run_name)
-        # MLflow would ask the server for the place again, which may then be another one
-        kept_in = check_place(run.info, location=location, is_own=place is not None)
-        self._artifacts = get_artifact_repository(kept_in, tracking_uri=uri)
+        # MLflow would ask the server for the location again, which might then be another one
+        artifact_uri = checked_artifact_uri(
+            run.info, location=location, is_own=artifacts is not None
+        )
+        self._artifacts = get_artifact_repository(artifact_uri, tracking_uri=uri)
         logger = MLFlowLogger(self.experiment_name, tracking_uri=uri, run_id=run.info.run_id)
         if uri.startswith(("http:", "https:")):
             log.info("mlflow: %s/#/experiments/%s/runs/%s", uri.rstrip("/"), number, logger.run_id)
@@ -95,11 +106,11 @@ class MLflow(Tracker):
             log.info("mlflow ui --backend-store-uri %s", shlex.quote(uri))
         return logger
 
-    def _place(self) -> tuple[str, Path | None]:
-        """The tracking address, and for a database the folder of text files.
+    def _store(self) -> tuple[str, Path | None]:
+        """The tracking URI, and for a database the folder of its artifacts.
 
         Raises:
-            RunError, ConfigError: the place cannot be used safely.
+            RunError, ConfigError: the location cannot be used safely.
         """
         uri = self.tracking_uri
         if uri is None:
@@ -118,10 +129,10 @@ class MLflow(Tracker):
 
     def send_text(self, tag: str, text: str, step: int) -> None:
         """Adds a text file to the run."""
-        name = PurePosixPath(f"{_OTHER.sub('_', tag)}.txt")
+        name = PurePosixPath(f"{_FORBIDDEN.sub('_', tag)}.txt")
         folder = str(name.parent) if name.parent.name else None
-        with tempfile.TemporaryDirectory() as place:
-            path = Path(place, name.name)
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary, name.name)
             path.write_text(text, encoding="utf-8")
             self._artifacts.log_artifact(str(path), folder)
 
@@ -132,9 +143,9 @@ class MLflow(Tracker):
 
 
 def _new_database(folder: Path) -> tuple[Path, Path]:
-    """Creates an empty database, and returns its path and the folder of its texts.
+    """Creates an empty database, and returns its path and the folder of its artifacts.
 
-    An existing database may come from anyone: it determines where MLflow writes texts, and SQLite
+    An existing database is untrusted: it determines where MLflow writes artifacts, and SQLite
     deletes the file that a journal beside it names.
 
     Args:
@@ -143,9 +154,9 @@ def _new_database(folder: Path) -> tuple[Path, Path]:
     Raises:
         RunError: no name is left, or the folder has a name that a URL cannot hold.
     """
-    if found := set("?#%") & set(str(folder)):
+    if special := set("?#%") & set(str(folder)):
         raise RunError(
-            f"logger.mlflow cannot record in {folder}, whose name has {min(found)}, which means "
+            f"logger.mlflow cannot record in {folder}, whose name has {min(special)}, which means "
             "something else in a URL: choose another hydra.run.dir."
         )
     for number in range(1, _MAX_DATABASES + 1):

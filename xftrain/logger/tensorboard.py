@@ -41,13 +41,13 @@ class TensorBoard(TensorBoardLogger):
     def log_hyperparams(
         self, params: Any, metrics: dict[str, Any] | None = None, step: int | None = None
     ) -> None:
-        """Records what a callback gives, with secrets hidden, in `hparams.yaml` as well."""
+        """Records a callback's hyperparameters, also in `hparams.yaml`, with secrets hidden."""
         shown, measured = hidden_values(params), metrics and hidden_throughout(metrics)
         super().log_hyperparams(shown, measured, step)
 
     @rank_zero_only
     def save(self) -> None:
-        """Flushes the records; makes no file without records, as in a refused run."""
+        """Flushes the records; creates no file if there are none, as in a refused run."""
         if self._experiment is not None:
             super().save()
 
@@ -81,7 +81,7 @@ class TensorBoard(TensorBoardLogger):
         self._kwargs["purge_step"] = step + 1
         paths = Path(self.log_dir).glob(_EVENTS) if sizes is not None else []
         for path in paths:
-            if (size := (sizes or {}).get(path.name)) is None:  # the file was begun later
+            if (size := (sizes or {}).get(path.name)) is None:  # created after the checkpoint
                 path.unlink()
                 continue
             try:

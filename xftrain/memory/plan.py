@@ -1,4 +1,4 @@
-"""Logs the predicted memory of a run, and chooses how much to recompute."""
+"""Logs the predicted memory of a run, and chooses the recompute plan."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ def plan_memory(
     limit = usable_memory_bytes(device)
     if is_auto:
         model.recompute_plan = peak.cheapest_fitting_plan(limit)
-    said = _said(peak, model.recompute_plan, total_memory_bytes(device))
+    summary = _summary(peak, model.recompute_plan, total_memory_bytes(device))
     if not peak.is_optimizer_known:
-        said += "; optim has no state_bytes, so its state is taken to be as large as AdamW's"
+        summary += "; optim has no state_bytes, so its state is assumed to be as large as AdamW's"
     if not peak.is_loss_known:
-        said += "; loss has no peak_bytes, so it is taken to hold the whole logits"
+        summary += "; loss has no peak_bytes, so it is assumed to hold the whole logits"
     if is_auto:
-        said += f"; {_what(model.recompute_plan, num_blocks)}"
-    log.info("%s", said)
+        summary += f"; {_recomputation(model.recompute_plan, num_blocks)}"
+    log.info("%s", summary)
     if not peak.fits(limit, model.recompute_plan):
         log.warning("%s", _warning(cfg, peak, model, loss, limit))
     return peak.total(model.recompute_plan) / 2**20
 
 
-def _what(recomputed: RecomputePlan, num_blocks: int) -> str:
+def _recomputation(recomputed: RecomputePlan, num_blocks: int) -> str:
     blocks, ffns = recomputed
     if blocks:
         others = " and the feed-forwards of the others" if ffns > blocks else ""
@@ -77,14 +77,14 @@ def _what(recomputed: RecomputePlan, num_blocks: int) -> str:
     return "nothing is recomputed"
 
 
-def _said(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
-    total, passing = peak.total(recomputed), peak.transient_bytes(recomputed)
+def _summary(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
+    total, transient = peak.total(recomputed), peak.transient_bytes(recomputed)
     # GiB would show 0 for a small model
     unit, name, digits = (_GIB, "GiB", 1) if total >= _GIB else (2**20, "MiB", 0)
     parts = {
         "weights, gradients and optimizer": peak.state,
         "activations": peak.activations(recomputed),
-        "logits" if passing == peak.loss else "the backward pass of a block": passing,
+        "logits" if transient == peak.loss else "the backward pass of a block": transient,
     }
     listed = ", ".join(f"{part} {size / unit:,.{digits}f}" for part, size in parts.items())
     return (

@@ -18,12 +18,12 @@ from xftrain.config.compose import COMPOSITION_ERRORS, validate
 from xftrain.config.composition_errors import sentence
 from xftrain.config.overrides import override_strings
 from xftrain.errors import ConfigError, SweepRefused
-from xftrain.multirun.job_config import described, refuse_other_config
+from xftrain.multirun.job_config import job_description, refuse_other_config
 from xftrain.multirun.record import is_resumed
 from xftrain.multirun.recorded_overrides import same_overrides
 from xftrain.multirun.table import read_result, shared_folder
 
-_DISTINCT = "${hydra.job.num}${xf.slug:"  # a number, then nothing or what does not begin with one
+_DISTINCT = "${hydra.job.num}${xf.slug:"  # the number, and overrides that do not begin with a digit
 
 
 def completed(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -37,39 +37,39 @@ def completed(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
 def check_jobs(config: DictConfig, folder: Path) -> None:
     """Checks the jobs of a sweep before any of them runs.
 
-    Two jobs must not have one folder. In a resumed sweep, the configuration and the data of each
-    completed job must be those of the jobs to come. The jobs of a search are unknown in advance;
-    each is checked when it is drawn.
+    Jobs must have different folders. In a resumed sweep, the configuration of each completed job
+    must equal the one that it would have now. The jobs of a search are unknown in advance; each is
+    checked when it is drawn.
 
     Args:
         config: the sweep's configuration, Hydra's own node included.
         folder: the sweep's folder.
 
     Raises:
-        SweepRefused: a job cannot be composed, its configuration or its data has changed, or its
-            folder is that of another job.
+        SweepRefused: a job cannot be composed, its configuration has changed, or its folder is
+            that of another job.
     """
     if config.hydra.runtime.choices.get("hydra/sweeper", "basic") == "basic":
         try:
             _check_each(config, folder)
         except COMPOSITION_ERRORS as error:
-            said = str(error) if isinstance(error, ConfigError) else sentence(error)
-            raise SweepRefused(said) from error
+            message = str(error) if isinstance(error, ConfigError) else sentence(error)
+            raise SweepRefused(message) from error
 
 
 def _check_each(config: DictConfig, folder: Path) -> None:
-    numbers: dict[str, int] = {}  # of jobs, by folder
+    numbers: dict[str, int] = {}  # job numbers by folder
     for number, overrides, job in _jobs(config):
         run_dir = folder / job.hydra.sweep.subdir
-        place = os.path.realpath(run_dir)
-        if (other := numbers.setdefault(place, number)) != number:
+        path = os.path.realpath(run_dir)
+        if (other := numbers.setdefault(path, number)) != number:
             raise SweepRefused(shared_folder(other, number, run_dir))
         if is_resumed() and completed(run_dir, overrides):
-            refuse_other_config(_described(job), run_dir)
+            refuse_other_config(_job_description(job), run_dir)
 
 
 def may_share_folders(config: DictConfig) -> bool:
-    """Whether the name of a job's folder may lack what is different about the job."""
+    """Whether the folder names of two jobs may be equal, since they lack the job's number."""
     names = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(names, dict)
     return not str(names["subdir"]).startswith(_DISTINCT)
@@ -95,7 +95,7 @@ def _jobs(config: DictConfig) -> Iterator[tuple[int, list[str], DictConfig]]:
         HydraConfig.instance().cfg = before
 
 
-def _described(job: DictConfig) -> Mapping[str, Any]:
+def _job_description(job: DictConfig) -> Mapping[str, Any]:
     with open_dict(job):
         del job["hydra"]
-    return described(job, validate(job))
+    return job_description(job, validate(job))

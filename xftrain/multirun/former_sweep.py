@@ -10,7 +10,7 @@ from xftrain.folders.run_folder import make_former_folder
 
 log = logging.getLogger(__name__)
 
-# What a sweep writes at the top of its folder; each job sets its own former run aside.
+# Files of a sweep in its folder itself; each job sets its own former run aside.
 _FILES = (
     "summary.csv",
     "summary.md",
@@ -25,27 +25,27 @@ _FILES = (
 
 def former_files(folder: Path) -> list[Path]:
     """The files of an earlier sweep in a folder, which another one would replace."""
-    found = [path for pattern in _FILES for path in sorted(folder.glob(pattern))]
-    return [path for path in found if path.is_dir() == (path.name == ".jobs")]
+    paths = [path for pattern in _FILES for path in sorted(folder.glob(pattern))]
+    return [path for path in paths if path.is_dir() == (path.name == ".jobs")]
 
 
 def set_former_sweep_aside(folder: Path) -> None:
     """Moves the files of an earlier sweep into a subfolder, `former-1` and so on.
 
     Raises:
-        SweepRefused: they cannot be moved.
+        SweepRefused: the files cannot be moved.
     """
     files = former_files(folder)
     if not any(path.is_file() for path in files):
         return
     try:
-        place = make_former_folder(folder)
+        former = make_former_folder(folder)
         for path in files:
-            path.rename(place / path.name)
+            path.rename(former / path.name)
     except OSError as error:
         raise SweepRefused(
             f"hydra.sweep.dir={folder} holds the files of another sweep, which could not be moved "
             f"({error}): choose another hydra.sweep.dir."
         ) from error
     names = ", ".join(path.name for path in files)
-    log.info("the former sweep's files are in %s now: %s", place, names)
+    log.info("the former sweep's files are in %s now: %s", former, names)

@@ -1,6 +1,6 @@
-"""Records the configuration of each sweep job, so that a resumed sweep mixes no configurations.
+"""Records the configuration of each job, so that a resumed sweep does not mix configurations.
 
-The same overrides compose to another configuration once an option file or a default has changed.
+The same overrides compose to another configuration after an option file or a default has changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SHOWN = 3  # largest number of keys in a message
 _MAX_CHARACTERS = 200  # longest key or value in a message
 
 
-def described(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
+def job_description(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
     """The configuration of a job by dotted keys, with a digest of each secret that it reads.
 
     Args:
@@ -44,7 +44,7 @@ def described(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
         if f"oc.env:{name}" in text
     }
     made = {"xftrain": __version__, "config": flat, "environment": read}
-    # a class of the user's is imported here, so only where there is one
+    # imports the user's own classes, if there are any
     return made | ({"own_code": code} if (code := own_code(checked.to_dict())) else {})
 
 
@@ -64,14 +64,14 @@ def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
         log.warning("%s has no record of its configuration; its result is kept", run_dir)
         return
     if saved.get("xftrain") != description["xftrain"]:
-        said = _cut(str(saved.get("xftrain")))
-        log.warning("%s was run with xftrain %s, and this is %s", run_dir, said, __version__)
+        version = _cut(str(saved.get("xftrain")))
+        log.warning("%s was run with xftrain %s, and this is %s", run_dir, version, __version__)
     for target, digest in description.get("own_code", {}).items():
         code = saved.get("own_code")
         if isinstance(code, dict) and code.get(target, digest) != digest:
             log.warning(
-                "%s was run with other code of %s: its result is kept, and may not compare with "
-                "those of later jobs",
+                "%s was run with other code of %s: its result is kept, and may not be comparable "
+                "with those of later jobs",
                 *(run_dir, target),
             )
     environment = saved.get("environment")

@@ -40,9 +40,9 @@ _NAME = r"[A-Za-z]\w*"  # no leading underscore: _target_, _args_ and the like n
 _KEY = re.compile(rf"{_NAME}(?:[./]{_NAME})*", re.ASCII)
 _WORD = re.compile(r"\w[\w-]*", re.ASCII)  # an option's name; a path could leave its folder
 _GLOB = re.compile(r"[\w*?-]+", re.ASCII)
-# Hydra's own keys that may be set, and to which values: none that names code, folders or commands.
+# Hydra's own keys that may be set; none of them names code, folders or commands.
 _HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
-_NUMBERS = {  # limits of what is drawn or started before the first job
+_NUMBERS = {  # limits of the numbers of jobs and processes, by key
     "hydra/launcher/n_jobs": (-1, MAX_PROCESSES),
     "hydra/sweeper/n_jobs": (1, MAX_PROCESSES),
     "hydra/sweeper/n_trials": (1, MAX_JOBS),
@@ -169,7 +169,7 @@ def _check_value(override: Override, groups: set[str]) -> None:
         choices = word if isinstance(word, list) and group in ENTRY_GROUPS else [word]
         for choice in choices:
             if choice is not None and not _is_option(group, _plain(choice)):
-                raise NotPlain(f"an option of {override.key_or_group} that is none")
+                raise NotPlain(f"an option of {override.key_or_group} that does not exist")
 
 
 def _is_option(group: str, word: Any) -> bool:
@@ -194,7 +194,7 @@ def _strings(value: Any) -> Iterator[str]:
             raise NotPlain("a glob of paths")
     elif isinstance(value, Sweep):
         if not all(map(_WORD.fullmatch, value.tags)):
-            raise NotPlain("tags that are no words")
+            raise NotPlain("tags that are not plain words")
         yield from _plain_strings(value.list if isinstance(value, ChoiceSweep) else [])
     else:
         yield from _plain_strings(value)

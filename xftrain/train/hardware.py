@@ -21,7 +21,13 @@ _COMPUTE_DTYPE = {
 def resolve(
     accelerator: str, precision: str, devices: int = 1, rank: int = 0
 ) -> tuple[torch.device, str]:
-    """The device of this rank and the precision that `auto` stands for.
+    """The device of this rank, and the precision with `auto` resolved for that device.
+
+    Args:
+        accelerator: `trainer.accelerator`: `auto`, `cpu` or `gpu`.
+        precision: `trainer.precision`: `auto` or one of `Precision`.
+        devices: the number of ranks, each with one device.
+        rank: this rank, which is also the index of its GPU.
 
     Raises:
         ConfigError: a GPU is configured and there is none, or Lightning would silently use another
@@ -35,9 +41,10 @@ def resolve(
         )
     device = torch.device("cpu")
     if has_gpu and accelerator != "cpu":
-        if (found := torch.cuda.device_count()) < devices:
+        if (num_gpus := torch.cuda.device_count()) < devices:
             raise ConfigError(
-                f"trainer.devices must be at most the GPUs of this machine, {found}, got {devices}."
+                f"trainer.devices must be at most the number of GPUs of this machine, {num_gpus}, "
+                f"got {devices}."
             )
         device = torch.device("cuda", rank) if devices > 1 else torch.device("cuda")
     if precision == "auto":

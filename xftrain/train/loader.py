@@ -16,18 +16,18 @@ _ENDLESS = 2**62
 
 
 class TrainStream:
-    """An infinite stream of training batches, from any step on.
+    """An infinite stream of training batches, which can start at any micro-step.
 
     Args:
         data: the source of batches.
         rank: the rank that trains on them.
-        overfit_batches: number of first batches that repeat; 0 is no limit.
+        overfit_batches: number of first batches, which repeat; 0 repeats none.
     """
 
     def __init__(self, data: DataSource, rank: int, overfit_batches: int = 0) -> None:
         self.data, self.rank, self.overfit_batches = data, rank, overfit_batches
         self.next_step = 0
-        self.is_waiting = False  # whether it waits for the data source, which may be slow
+        self.is_waiting = False  # whether the data source, which may be slow, is building a batch
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -57,16 +57,16 @@ class TrainStream:
 
 
 class ValBatches:
-    """The validation batches of a rank; all ranks together have each batch once.
+    """The validation batches of a rank; each batch belongs to exactly one rank.
 
     Args:
         data: the source of batches.
         rank: the rank.
         world_size: number of ranks.
-        overfit_batches: number of first training batches used instead, of each rank its own; 0
+        overfit_batches: number of each rank's first training batches, which are used instead; 0
             uses validation batches.
-        limit: maximum number of batches of all ranks together, or of training batches of each;
-            None is no limit.
+        limit: maximum number of validation batches of all ranks together, or of training batches
+            per rank; None is no limit.
     """
 
     def __init__(
@@ -79,21 +79,21 @@ class ValBatches:
     ) -> None:
         self.data = data
         steps = range(overfit_batches or data.num_val_batches)[:limit]
-        self.chosen: list[tuple[Split, int, int]] = [
+        self._batch_ids: list[tuple[Split, int, int]] = [
             ("val", step, 0) for step in steps[rank::world_size]
         ]
         if overfit_batches:
-            self.chosen = [("train", step, rank) for step in steps]
+            self._batch_ids = [("train", step, rank) for step in steps]
         # a limit below the number of ranks: every rank must take part, as their sums are added
-        self.is_filler = bool(steps) and not self.chosen
+        self.is_filler = bool(steps) and not self._batch_ids
 
     def __len__(self) -> int:
-        return len(self.chosen) or int(self.is_filler)
+        return len(self._batch_ids) or int(self.is_filler)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.is_filler:
             batch = load_batch(self.data, "val", 0, 0, is_first=True)
-            labels = torch.full_like(batch.labels_BM, IGNORED_LABEL)  # none of which counts
+            labels = torch.full_like(batch.labels_BM, IGNORED_LABEL)  # so that no label counts
             yield replace(batch, labels_BM=labels)
-        for index, (split, step, rank) in enumerate(self.chosen):
+        for index, (split, step, rank) in enumerate(self._batch_ids):
             yield load_batch(self.data, split, step, rank, is_first=index == 0)

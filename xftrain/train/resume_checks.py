@@ -37,7 +37,7 @@ def check_resumable(
     Args:
         checkpoint: content of the checkpoint, with its layout checked.
         trainer: the trainer of this run.
-        own: the description that this run saves: its configuration, and digests of the environment
+        own: the values that this run saves: its configuration, and digests of the environment
             variables that it has read.
         data: identity of the data of this run.
         weights: weights of this run, by name.
@@ -66,7 +66,9 @@ def check_resumable(
     _log_changed_code(held.get("own_code"), own.get("own_code", {}))
     check_loops(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict())
     if changed := differences(saved, current).values():
-        log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
+        log.info(
+            "ckpt: this run's configuration differs from the checkpoint's: %s", ", ".join(changed)
+        )
     if checkpoint["global_step"] >= trainer.max_steps:
         log.warning(
             "ckpt is at step %d and max_steps is %d: nothing is left to train",
@@ -80,7 +82,7 @@ def _log_changed_code(saved: Any, current: Mapping[str, str]) -> None:
     saved = saved if isinstance(saved, Mapping) else {}
     if changed := [name for name in current if saved.get(name, current[name]) != current[name]]:
         log.warning(
-            "ckpt: the code of %s has changed since it was saved, so the run may not end as it "
-            "would have",
+            "ckpt: the code of %s has changed since it was saved, so the results may differ from "
+            "those of an uninterrupted run",
             ", ".join(changed),
         )

@@ -1,7 +1,7 @@
-"""Finds state that no checkpoint can hold before a run trains, rather than at its first save.
+"""Checks before training that checkpoints can hold all state, rather than at the first save.
 
-A checkpoint holds tensors and plain values. A user's class may return others from `state_dict()`,
-such as numpy's scalars.
+A checkpoint holds tensors and plain values. The `state_dict()` of a user's class may return other
+values, such as NumPy scalars.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from xftrain.utils.printable import one_line
 _MAX_PLAIN_DEPTH = 6  # of what is known to be savable at a glance; a container may hold itself
 
 
-def refuse_unsavable(trainer: Trainer, *, are_begun: bool) -> None:
-    """Refuses callbacks, optimizers and modules whose state no checkpoint can hold.
+def refuse_unsavable(trainer: Trainer, *, have_started: bool) -> None:
+    """Checks that a checkpoint can hold the state of callbacks, optimizers and the model.
 
     Args:
         trainer: the trainer, with its optimizers; nothing is checked if it saves no checkpoints.
-        are_begun: whether every callback's `on_train_start` was called; before that, a callback
+        have_started: whether every callback's `on_train_start` was called; before that, a callback
             whose `state_dict()` fails is left to a later check.
 
     Raises:
-        ConfigError: names the class and what it returns.
+        ConfigError: a state cannot be saved; the message names its class and the value.
     """
-    if not any(isinstance(one, Checkpoint) for one in trainer.callbacks):  # type: ignore[attr-defined]
+    if not any(isinstance(c, Checkpoint) for c in trainer.callbacks):  # type: ignore[attr-defined]
         return
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        _check(callback, _state_of(callback, are_begun=are_begun))
+        _check(callback, _callback_state(callback, have_started=have_started))
     schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
     for part in [*trainer.optimizers, *schedules]:
         _check(part, part.state_dict())
@@ -46,15 +46,15 @@ def refuse_unsavable(trainer: Trainer, *, are_begun: bool) -> None:
         if not isinstance(value, Tensor):
             raise ConfigError(
                 f"the state_dict of the model has a {type(value).__name__} at {one_line(name)}, "
-                "and a checkpoint holds tensors there: leave get_extra_state() out."
+                "and a checkpoint holds only tensors there: remove get_extra_state()."
             )
 
 
-def _state_of(callback: Callback, *, are_begun: bool) -> Any:
+def _callback_state(callback: Callback, *, have_started: bool) -> Any:
     try:
         return callback.state_dict()
     except Exception:  # of a user's class
-        if are_begun:
+        if have_started:
             raise
         return {}
 
@@ -64,7 +64,7 @@ def _check(part: object, state: object) -> None:
         name = f"{type(part).__module__}.{type(part).__qualname__}"
         raise ConfigError(
             f"{name}.state_dict() returns what no checkpoint can hold ({reason}): let it return "
-            "tensors and plain values, such as float(x) for a number of numpy."
+            "tensors and plain values, such as float(x) for a NumPy number."
         )
 
 
@@ -98,7 +98,7 @@ def why_unsavable(state: object) -> str | None:
             if name.startswith("data/")
         }
         read_plain_pickle(pickle, sizes)
-    except OSError:  # which says nothing about the state
+    except OSError:  # unrelated to the state
         return None
     except NotPlain as error:
         return str(error)

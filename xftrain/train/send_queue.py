@@ -28,7 +28,7 @@ class NoAnswer(Exception):
 class SendQueue:
     """Sends records one after another in a separate thread, so that training does not wait.
 
-    Records within the pause after a failure are dropped.
+    Records that are due within the pause after a failure are dropped.
 
     Args:
         name: name of the receiver, for messages.
@@ -46,7 +46,7 @@ class SendQueue:
         """Runs a task in the thread and returns its result.
 
         Args:
-            task: whatever it raises is raised here.
+            task: the function; an exception that it raises is raised here.
             wait_s: maximum time to wait for it, in seconds.
 
         Raises:
@@ -61,13 +61,13 @@ class SendQueue:
                 answer.set_exception(error)
 
         self._waiting.put(run)
-        # the task may itself raise TimeoutError, as `answer.result(wait_s)` would
+        # not `answer.result(wait_s)`: a TimeoutError could be the task's own
         if not wait([answer], wait_s).done:
             raise NoAnswer
         return answer.result()
 
     def abandon(self) -> None:
-        """Ends the thread as soon as it is free, if there is nothing to send."""
+        """Ends the thread once its task ends, for a run of the tracker that did not start."""
         self._waiting.put(None)
 
     def put(self, send: Callable[[], None]) -> None:

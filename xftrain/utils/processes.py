@@ -42,7 +42,7 @@ _RANK_VARIABLES = (
 )
 _COMPLETE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Ranks of launchers that do not start the ranks of xftrain. Lightning reads them when it is
-# imported, and fails if they are not integers; `distributed.agree_with_lightning` corrects it.
+# imported, and fails if they are not integers; `distributed.set_lightning_rank` corrects it.
 _IGNORED_RANKS = ("SLURM_PROCID", "JSM_NAMESPACE_RANK")
 # The base folders of the XDG specification, which says to ignore a relative path in one.
 _BASE_FOLDERS = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")

@@ -1,7 +1,7 @@
-"""Where MLflow keeps records and texts: refuses local places that others have chosen.
+"""Checks where MLflow stores records and text artifacts: local paths must be the user's choice.
 
-A server, or whoever makes an experiment in a shared database, chooses where the texts of its runs
-are written, and that may be a folder of this machine.
+A server, or the creator of an experiment in a shared database, chooses the location of the
+artifacts of its runs, which may be a folder of this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from xftrain.utils.printable import one_line
 
 TRACKING_KEY = "logger.mlflow.tracking_uri"
 _LOCATION_KEY = "logger.mlflow.artifact_location"
-# Schemes of stores that are elsewhere; others are a local folder, or resolve to any place.
+# URI schemes of remote stores; other schemes are local folders, or resolve to any location.
 _REMOTE = (
     *("mlflow-artifacts", "http", "https", "s3", "r2", "b2", "gs", "wasbs", "abfss", "dbfs"),
     *("hdfs", "viewfs"),
@@ -31,7 +31,7 @@ def refuse_file_store(uri: str) -> None:
     """Refuses a folder of files as the store of runs, such as `mlruns` in the working folder.
 
     Raises:
-        ConfigError: names the address, and what to use instead.
+        ConfigError: the address is a folder; the message names it, and what to use instead.
     """
     scheme = urlsplit(uri).scheme.lower()
     if scheme == "file" or (not scheme and uri not in _NOT_A_FOLDER):
@@ -42,8 +42,8 @@ def refuse_file_store(uri: str) -> None:
         )
 
 
-def location_of(text: str | None) -> str | None:
-    """The address of `artifact_location`, with a path as a URL.
+def location_uri(text: str | None) -> str | None:
+    """Converts `artifact_location` to a URI, if it is a path.
 
     Raises:
         ConfigError: a relative path leads out of the working folder by a link.
@@ -54,20 +54,22 @@ def location_of(text: str | None) -> str | None:
     return Path(os.path.abspath(text)).as_uri()
 
 
-def check_place(info: Any, *, location: str | None, is_own: bool) -> str:
-    """Returns where the texts of a run are kept if that place may be written.
+def checked_artifact_uri(info: Any, *, location: str | None, is_own: bool) -> str:
+    """Returns the URI at which a run's artifacts are stored, if it is allowed.
 
     Args:
-        info: the description of the run that the store has given.
-        location: the address under which this package or the user has it keep the texts, if any.
-        is_own: whether the store is a database of this package, which keeps them nowhere else.
+        info: the run's description from the store.
+        location: the URI of the experiment's artifacts that xftrain or the user has chosen, if any.
+        is_own: whether the store is a database of xftrain, which allows only `location`.
 
     Raises:
-        RunError: it is another place.
+        RunError: the URI is a local path that neither xftrain nor the user has chosen.
     """
     given, run_id = str(info.artifact_uri), str(info.run_id)
     if not _RUN_ID(run_id):
-        raise RunError(f"{TRACKING_KEY}: the id of the run is {one_line(run_id)}, and no name.")
+        raise RunError(
+            f"{TRACKING_KEY}: the id of the run must be a plain name, got {one_line(run_id)}."
+        )
     expected = None if location is None else f"{location.rstrip('/')}/{run_id}/artifacts"
     if given == expected or (not is_own and urlsplit(given).scheme.lower() in _REMOTE):
         return given

@@ -11,7 +11,7 @@ import pytest
 
 from tests.train.stand_ins import stand_in_for_mlflow
 from xftrain.errors import ConfigError, RunError
-from xftrain.logger import _mlflow_places as mlflow_places
+from xftrain.logger import _mlflow_locations as mlflow_locations
 from xftrain.logger.mlflow import MLflow
 
 SERVER = "http://127.0.0.1:1"
@@ -39,12 +39,12 @@ def test_a_local_place_of_a_server_is_refused(
 ) -> None:
     info = SimpleNamespace(run_id="abc", artifact_uri=place)
     with pytest.raises(RunError, match="would be written to .* on this machine"):
-        mlflow_places.check_place(info, location=None, is_own=False)
+        mlflow_locations.checked_artifact_uri(info, location=None, is_own=False)
     if place:
         seen = stand_in_for_mlflow(monkeypatch)
         seen.settings["artifact_uri"] = place
         with pytest.raises(RunError, match="give the part before /abc as logger.mlflow.artifact_"):
-            MLflow(tmp_path, tracking_uri=uri).begin({})
+            MLflow(tmp_path, tracking_uri=uri).start_run({})
         assert "kept_in" not in seen.settings
 
 
@@ -55,10 +55,10 @@ def test_a_store_elsewhere_is_used(
     seen = stand_in_for_mlflow(monkeypatch)
     seen.settings["artifact_uri"] = place
     tracker = MLflow(tmp_path, tracking_uri=SERVER)
-    tracker.begin({})
+    tracker.start_run({})
     seen.settings["artifact_uri"] = "file:///home/me"  # what the server says later
     tracker.show_text("speed/mfu_formula", "a text", 0)
-    tracker.close_run(is_whole=True)
+    tracker.close_run(is_complete=True)
     assert seen.settings["kept_in"] == place
     assert seen.texts == {"speed/mfu_formula": "a text"}
 
@@ -69,17 +69,17 @@ def test_the_folder_that_the_user_names_is_used(
     for location in ("shared", f"{tmp_path}/shared/", f"file://{tmp_path}/shared"):
         seen = stand_in_for_mlflow(monkeypatch)
         seen.settings["artifact_uri"] = f"file://{tmp_path}/shared/abc/artifacts"
-        MLflow(tmp_path, tracking_uri=SERVER, artifact_location=location).begin({})
+        MLflow(tmp_path, tracking_uri=SERVER, artifact_location=location).start_run({})
         assert seen.settings["kept_in"] == f"file://{tmp_path}/shared/abc/artifacts"
     seen.settings["artifact_uri"] = f"file://{tmp_path}/other/abc/artifacts"
     with pytest.raises(RunError, match="on this machine"):
-        MLflow(tmp_path, tracking_uri=SERVER, artifact_location="shared").begin({})
+        MLflow(tmp_path, tracking_uri=SERVER, artifact_location="shared").start_run({})
 
 
 def test_an_id_that_is_a_path_leads_nowhere_else() -> None:
     info = SimpleNamespace(run_id="../..", artifact_uri="file:///shared/../../artifacts")
-    with pytest.raises(RunError, match="and no name"):
-        mlflow_places.check_place(info, location="file:///shared", is_own=False)
+    with pytest.raises(RunError, match="must be a plain name"):
+        mlflow_locations.checked_artifact_uri(info, location="file:///shared", is_own=False)
 
 
 def test_a_link_of_the_working_folder_is_no_place(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_a_link_of_the_working_folder_is_no_place(tmp_path: Path) -> None:
     os.chdir(tmp_path / "here")
     Path("link").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match="leads out of the working folder by a link"):
-        mlflow_places.location_of("link/x")
-    assert mlflow_places.location_of("../x") == f"file://{tmp_path}/x"
+        mlflow_locations.location_uri("link/x")
+    assert mlflow_locations.location_uri("../x") == f"file://{tmp_path}/x"
 
 
 @pytest.mark.parametrize("uri", ["file:./mlruns", "mlruns", "/home/me/mlruns", "FILE:///x"])
@@ -100,5 +100,5 @@ def test_a_folder_of_files_is_no_store(
     if is_variable:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(ConfigError, match="names a folder, whose files can have texts written"):
-        MLflow(tmp_path, tracking_uri=None if is_variable else uri).begin({})
+        MLflow(tmp_path, tracking_uri=None if is_variable else uri).start_run({})
     assert not seen.settings
