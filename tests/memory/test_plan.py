@@ -26,7 +26,7 @@ from xftrain.commands.prepare import Prepared
 from xftrain.config.compose import validate
 from xftrain.data.counting import Counting
 from xftrain.loss.full import Full
-from xftrain.memory.figures import LayerBytes, Peak
+from xftrain.memory.peak import LayerBytes, Peak
 from xftrain.memory.plan import _warning
 from xftrain.memory.prediction import predict
 from xftrain.model.block import Block, RecomputePlan

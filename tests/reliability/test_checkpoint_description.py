@@ -11,7 +11,7 @@ from tests.reliability.test_checkpoint_values import Content, _set
 from tests.train.runs import last, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.checkpoint.header import header
-from xftrain.commands.kernel_choices import SavedChoices, saved_choices
+from xftrain.commands.saved_choices import SavedChoices, saved_choices
 from xftrain.data.tokens.vocabulary import rebuild
 from xftrain.errors import ConfigError
 from xftrain.folders.run_folder import RunFolder

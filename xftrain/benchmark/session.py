@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from xftrain.benchmark import environment, report, tensorboard
-from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
+from xftrain.benchmark.base import BenchmarkPlan, Context
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.compiling import compile_ahead
 from xftrain.benchmark.matmul import BENCHMARK as PEAK

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
+from xftrain.benchmark.base import BenchmarkPlan, Context
 from xftrain.benchmark.cells import Row
 from xftrain.benchmark.rows import as_lines, as_markdown
 from xftrain.benchmark.verdict import TITLE, verdict
@@ -20,7 +20,7 @@ from xftrain.utils.plot_style import pixels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
+    from xftrain.benchmark.base import BenchmarkPlan, Context
 
 _GROUP = "benchmark"
 _SCALARS = ("ms", "extra_mib", "tokens_per_s")

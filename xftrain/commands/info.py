@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from xftrain.commands import builder
-from xftrain.commands.kernel_choices import SavedChoices, choose_kernel
 from xftrain.commands.prepare import Prepared, prepare
 from xftrain.commands.result_file import recorded, run_dir_for
+from xftrain.commands.saved_choices import SavedChoices, choose_kernel
 from xftrain.config.compose import validate_as
 from xftrain.config.run_config import InfoConfig
 from xftrain.errors import ConfigError

@@ -17,14 +17,6 @@ from omegaconf import DictConfig
 from xftrain.commands import builder
 from xftrain.commands.callbacks import RunCallbacks
 from xftrain.commands.description import adds_rows, log_model_and_batch, resolved_yaml
-from xftrain.commands.kernel_choices import (
-    Choices,
-    SavedChoices,
-    choose_kernel,
-    loss_name,
-    machine_properties,
-    saved_choices,
-)
 from xftrain.commands.last_save import LastSave
 from xftrain.commands.loggers import RunLoggers
 from xftrain.commands.out_of_memory import out_of_memory
@@ -36,6 +28,14 @@ from xftrain.commands.result_file import (
     recorded,
     run_dir_for,
     write_failed_result,
+)
+from xftrain.commands.saved_choices import (
+    Choices,
+    SavedChoices,
+    choose_kernel,
+    loss_name,
+    machine_properties,
+    saved_choices,
 )
 from xftrain.commands.signals import StopSignals
 from xftrain.commands.start import RunStart

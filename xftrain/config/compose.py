@@ -26,7 +26,6 @@ from xftrain.config.composition_errors import sentence
 from xftrain.config.layer_pattern import checked_layers
 from xftrain.config.lightning_keys import use_instead
 from xftrain.config.merged_options import refuse_merged
-from xftrain.config.optimized import refuse_unreadable
 from xftrain.config.option_checks import checked_option, mapping_at
 from xftrain.config.overrides import (
     all_groups,
@@ -34,6 +33,7 @@ from xftrain.config.overrides import (
     refuse_long_names,
     refuse_non_utf8,
 )
+from xftrain.config.python_o import refuse_unreadable
 from xftrain.config.registry import ENTRY_GROUPS, GROUPS, conf_dir, literals, public_names
 from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import (

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 
-from xftrain.config.optimized import refuse_unreadable
 from xftrain.config.overrides import (
     all_groups,
     normalize_argv,
     refuse_long_names,
     refuse_non_utf8,
 )
+from xftrain.config.python_o import refuse_unreadable
 from xftrain.errors import ConfigError
 from xftrain.multirun import record
 from xftrain.utils.yaml_files import refuse_yaml_bombs

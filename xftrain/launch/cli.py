@@ -39,7 +39,7 @@ from xftrain.launch.completion import safe_completion
 from xftrain.launch.dispatch import command_of
 from xftrain.launch.field_values import values_of
 from xftrain.launch.folder_hooks import release_folders
-from xftrain.launch.garbage import imports_frozen
+from xftrain.launch.gc_freeze import imports_frozen
 from xftrain.launch.help_text import detailed_help
 from xftrain.launch.hydra_errors import errors_raised
 from xftrain.launch.hydra_files import hide_in_files

@@ -9,7 +9,7 @@ import torch
 from xftrain.config.run_config import RunConfig
 from xftrain.errors import first_line
 from xftrain.interfaces import Batch, Loss
-from xftrain.memory.figures import Peak
+from xftrain.memory.peak import Peak
 from xftrain.memory.prediction import predict
 from xftrain.model.block import RecomputePlan
 from xftrain.model.gpt import GPT

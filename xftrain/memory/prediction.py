@@ -16,8 +16,8 @@ from xftrain.config import registry
 from xftrain.config.run_config import RunConfig
 from xftrain.interfaces import Batch, Loss
 from xftrain.loss.full import logits_bytes
-from xftrain.memory.figures import LayerBytes, Peak
 from xftrain.memory.layers import BlockBytes, run_layers
+from xftrain.memory.peak import LayerBytes, Peak
 from xftrain.model.gpt import GPT
 from xftrain.train import hardware
 from xftrain.train.bf16_weights import layers_with_copies, weight_modifiers
