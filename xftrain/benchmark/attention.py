@@ -12,13 +12,7 @@ from torch import Tensor
 
 from xftrain.benchmark.cells import AttentionCell
 from xftrain.benchmark.measure import Stopwatch, measure_memory, settle, spread, warm_up
-from xftrain.benchmark.reference import (
-    RESULTS,
-    exact,
-    output_and_grads,
-    ratio,
-    relative_error,
-)
+from xftrain.benchmark.reference import RESULTS, exact, output_and_grads, ratio, relative_error
 from xftrain.benchmark.worker import Reporter, Unsupported, free_memory, outcome
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
 from xftrain.model.attn.naive import Naive
