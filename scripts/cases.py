@@ -27,7 +27,7 @@ class Case:
     """
 
     report: str
-    words: str
+    description: str
     run: Callable[[], Verdict]
     in_own_process: bool = False
 
@@ -38,7 +38,7 @@ def try_all(cases: Sequence[Case], script: str, *arguments: str) -> int:
     Args:
         cases: all cases.
         script: the calling script, which is started again for a case in its own process.
-        arguments: a word that selects the cases whose report or description contains it.
+        arguments: text that selects the cases whose report or description contains it.
     """
     if arguments[:1] == (_ALONE,):
         print(json.dumps(_verdict(cases[int(arguments[1])])))
@@ -46,7 +46,7 @@ def try_all(cases: Sequence[Case], script: str, *arguments: str) -> int:
     pattern = "".join(arguments[:1])
     lines, is_wrong, is_usable = [], False, True
     for number, case in enumerate(cases):
-        if pattern not in f"{case.report} {case.words}":
+        if pattern not in f"{case.report} {case.description}":
             continue
         kernel, result = "-", "skipped: needs an NVIDIA GPU"
         if torch.cuda.is_available():
@@ -58,7 +58,7 @@ def try_all(cases: Sequence[Case], script: str, *arguments: str) -> int:
                 kernel, result = _verdict(case)
                 is_usable = _gpu_is_usable()
         is_wrong |= result.startswith(("WRONG", "FAILED"))
-        lines.append([case.report, case.words, kernel, result])
+        lines.append([case.report, case.description, kernel, result])
         print(" | ".join(lines[-1]), file=sys.stderr, flush=True)
     print(table(["report", "case", "kernel", "result"], lines))
     return int(is_wrong)

@@ -5,8 +5,8 @@ timed, forward and backward, and the time of the choice is divided by the best t
 
     python scripts/check_auto.py [--device cuda] [--flex] [--limit 1.03]
 
-With `--flex`, FlexAttention is timed too, which auto does not try, as each shape is compiled anew.
-Exits with 1 where the choice takes more than `--limit` of the best time.
+With `--flex`, FlexAttention is timed too; auto does not try it, since it would have to be compiled
+for each shape. The script exits with 1 if a choice takes more than `--limit` times the best time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from xftrain.utils.markdown import table
 
 
 class Case(NamedTuple):
-    """One attention call, 16 query heads at 64 and 8 at 128."""
+    """One attention call, with 16 query heads of width 64 or 8 of width 128."""
 
     bias: str
     M: int
@@ -35,12 +35,12 @@ class Case(NamedTuple):
     groups: int = 1
 
     def shape(self) -> AttnShape:
-        """Rows such that there are so many tokens."""
+        """Returns the shape, with as many rows as `tokens` allows."""
         heads = 1024 // self.K
         return AttnShape(max(1, self.tokens // self.M), self.M, heads, heads // self.groups, self.K)
 
     def facts(self) -> AttnBias:
-        """The bias of the call."""
+        """Returns the bias of the call."""
         heads = self.shape().H
         return {
             "causal": AttnBias(),
@@ -66,15 +66,15 @@ CASES = [
 
 
 def _documents(tokens: int) -> tuple[int, ...]:
-    """Lengths around 1,200 that fill a row."""
+    """Returns document lengths, about 1,200 on average, that fill a row."""
     lengths = []
-    while (left := tokens - sum(lengths)) > 0:
-        lengths.append(min(left, 300 + 997 * (len(lengths) + 1) % 1800))
+    while (remaining := tokens - sum(lengths)) > 0:
+        lengths.append(min(remaining, 300 + 997 * (len(lengths) + 1) % 1800))
     return tuple(lengths)
 
 
 def measure(case: Case, device: torch.device, dtype: torch.dtype, *, flex: bool) -> dict[str, str]:
-    """One line of the table."""
+    """Measures one case and returns its row of the table."""
     shape = case.shape()
     call = AttnCall(case.facts(), shape, dtype, device)
     auto = Auto()
@@ -95,8 +95,8 @@ def measure(case: Case, device: torch.device, dtype: torch.dtype, *, flex: bool)
         "bias": case.bias,
         "B x M": f"{shape.B} x {shape.M}",
         "H, G, K": f"{shape.H}, {shape.G}, {shape.K}",
-        "auto takes": auto.chosen.name,
-        "the best": best,
+        "auto's choice": auto.chosen.name,
+        "fastest": best,
         "ratio": f"{times[auto.chosen.name] / times[best]:.3f}",
         **{name: f"{ms:.3f}" for name, ms in sorted(times.items())},
     }
@@ -120,7 +120,7 @@ def main() -> int:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     print(table(columns, [[row.get(column, "-") for column in columns] for row in rows]))
     over = [row for row in rows if float(row["ratio"]) > args.limit]
-    print(f"{len(rows) - len(over)} of {len(rows)} within {args.limit:.2f} of the best backend")
+    print(f"{len(rows) - len(over)} of {len(rows)} within {args.limit:.2f} x the best time")
     return 1 if over else 0
 
 

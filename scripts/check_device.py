@@ -1,8 +1,8 @@
 """Trains the counting task with every option on this machine, and prints one table in Markdown.
 
-It trains every backend in every precision of the device for 80 steps, next to the loss that the
-tutorial reaches by then; then every bias, head grouping, feed-forward, position, norm, loss and
-data set until the task is solved.
+It trains every backend in every precision of the device for 80 steps, and compares the loss with
+that of the tutorial at that step. Then it trains every bias, head grouping, feed-forward, position
+encoding, norm, loss and data source until the task is solved.
 
     python scripts/check_device.py [--out report.md] [--quick]
 """
@@ -27,9 +27,9 @@ STEPS = 80
 
 
 def cases(on_gpu: bool, quick: bool) -> list[tuple[str, bool]]:
-    """Overrides, and whether all steps are made."""
+    """Returns the overrides of each case, and whether it runs all steps even if solved earlier."""
     precisions = ["16-mixed", "bf16-mixed"] if on_gpu else ["32-true"]
-    backends = registry.names("model/attn")
+    backends = registry.option_names("model/attn")
     found = [
         (f"model.attn={backend} trainer.precision={precision}", True)
         for backend in backends
@@ -39,7 +39,7 @@ def cases(on_gpu: bool, quick: bool) -> list[tuple[str, bool]]:
         return found
     groups = [group for group in registry.GROUPS if group.startswith("model/")]
     for group in [*groups, "loss", "data"]:
-        for name in registry.names(group):
+        for name in registry.option_names(group):
             if group == "model/attn" or name in ("full", "text") and group != "loss":
                 continue
             found.append((f"{group.replace('/', '.')}={name}", False))
@@ -59,7 +59,7 @@ def cases(on_gpu: bool, quick: bool) -> list[tuple[str, bool]]:
 
 
 def row(overrides: str, all_steps: bool) -> tuple[str, bool]:
-    """One line of the table, and whether the task was solved or refused for a reason."""
+    """Trains a case; returns its row of the table, and whether it was solved or refused."""
     # the tutorial's learning rate is constant
     stop = [f"max_steps={STEPS}", "schedule=constant", "data.stop_at_accuracy=null"]
     with tempfile.TemporaryDirectory() as folder:
@@ -90,15 +90,15 @@ def row(overrides: str, all_steps: bool) -> tuple[str, bool]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--quick", action="store_true", help="the backends only")
+    parser.add_argument("--quick", action="store_true", help="only train the backends")
     args = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else "CPU"
     lines = [
-        f"# The counting task with every choice: {device}",
+        f"# The counting task with every option: {device}",
         "",
         f"{date.today()}, torch {torch.__version__}, `python {' '.join(sys.argv)}`. "
-        f"The tutorial's own loss by step {STEPS} is {TUTORIAL_LOSS}.",
+        f"The tutorial's own loss at step {STEPS} is {TUTORIAL_LOSS}.",
         "",
         "| overrides | kernel | steps | train loss | accuracy | tokens/s | s |",
         "|---|---|---|---|---|---|---|",

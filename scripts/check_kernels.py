@@ -1,12 +1,13 @@
-"""Tries public reports of silently wrong kernels on this GPU, by the backends of this package.
+"""Checks whether public bug reports of silently wrong kernels affect this package on this GPU.
 
-Each case calls a backend, a loss or a kernel where a report says that torch, cuDNN, xFormers,
-FlashAttention or Triton is wrong, and compares the output and the gradients with float64. Prints
-one table in Markdown; exits with 1 where a case is wrong. What a backend refuses, with its reason,
-is not wrong. Without a GPU no case is run. Cases that may leave the GPU of their process unusable
-run in one of their own, and so do all others once that has happened.
+Each case runs a backend, a loss or a kernel of this package under the conditions of a bug report
+about torch, cuDNN, xFormers, FlashAttention or Triton, and compares the output and the gradients
+with a float64 reference. The script prints one table in Markdown, and exits with 1 if a result is
+wrong. A refusal by a backend, with its reason, does not count as wrong. Without a GPU, all cases
+are skipped. A case that may leave the GPU unusable for its process runs in a process of its own;
+once the GPU is unusable, the remaining cases do too.
 
-    python scripts/check_kernels.py [PATTERN]     # cases whose report or words contain the pattern
+    python scripts/check_kernels.py [PATTERN]  # cases whose report or description has the pattern
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from scripts.cases import Case, Verdict, try_all  # noqa: E402
 
 CUDA = torch.device("cuda")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-LIMIT = {BF16: 0.03, FP16: 5e-3, FP32: 5e-3}  # of relative errors; float32 multiplies in TF32
-ROWS = 1024  # queries of the float64 reference at a time
+LIMIT = {BF16: 0.03, FP16: 5e-3, FP32: 5e-3}  # maximum relative error; float32 matmuls use TF32
+ROWS = 1024  # number of rows that a float64 reference processes at a time
 
 
 def reference(bias: AttnBias, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
-    """Output and gradients in float64, some rows of scores at a time."""
-    assert bias.scale is None and bias.softcap is None, "no report is about these"
+    """Returns output, dq, dk and dv in float64, from `ROWS` rows of scores at a time."""
+    assert bias.scale is None and bias.softcap is None, "the reference does not implement these"
     q, k, v, grad = (x.double() for x in (q, k, v, grad))
     out, dq, dk, dv = (torch.zeros_like(x) for x in (q, q, k, v))
     B, M, H, K = q.shape
@@ -72,15 +73,20 @@ def reference(bias: AttnBias, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> 
     return [out, dq, dk, dv]
 
 
-def found(dtype: torch.dtype, mine: list[Tensor], right: list[Tensor], first: int = 0) -> str:
-    """`right`, or what is wrong; of dq without its first features."""
+def compare(
+    dtype: torch.dtype, results: list[Tensor], expected: list[Tensor], skipped_features: int = 0
+) -> str:
+    """Returns `right` with the largest error, or `WRONG` with the faults.
+
+    The first `skipped_features` features of dq are not compared.
+    """
     faults, worst = [], 0.0
-    for name, value, truth in zip(RESULTS, mine, right, strict=False):
+    for name, value, truth in zip(RESULTS, results, expected, strict=False):
         if not value.isfinite().all():
             faults.append(f"{name} is not finite")
             continue
         if name == "dq":
-            value, truth = value[..., first:], truth[..., first:]
+            value, truth = value[..., skipped_features:], truth[..., skipped_features:]
         error = relative_error(value, truth)
         worst = max(worst, error)
         if not error < LIMIT[dtype]:
@@ -98,12 +104,12 @@ def attention(
     expanded_grad: bool = False,
     last_row: bool = False,
 ) -> Verdict:
-    """A backend's output and gradients, on views of one tensor as a model has them.
+    """Checks a backend on q, k and v that are views of one tensor, as in a model.
 
-    Where asked for, scores are about -120, the gradient is that of a sum, whose strides are 0, or
-    the last row of the batch alone is compared.
+    With `far_below_zero` all scores are about -120; with `expanded_grad` the output's gradient has
+    strides of 0, as that of a sum has; with `last_row` only the last row of the batch is compared.
     """
-    backend = registry.load("model/attn", name)()
+    backend = registry.load_class("model/attn", name)()
     call = AttnCall(bias, shape, dtype, CUDA)
     if reasons := backend.unsupported(*call):
         return "refused", reasons[0]
@@ -117,39 +123,39 @@ def attention(
     if expanded_grad:
         grad = torch.ones((), device=CUDA, dtype=dtype).expand(q.shape)
     handle = backend.prepare(*call)
-    mine = output_and_grads(lambda *x: backend(*x, handle), (q, k, v), grad)
-    compared = [q, k, v, grad]
+    results = output_and_grads(lambda *x: backend(*x, handle), (q, k, v), grad)
+    inputs = [q, k, v, grad]
     if last_row:
-        mine, compared = ([x[-1:] for x in group] for group in (mine, compared))
-    first = 1 if far_below_zero else 0
+        results, inputs = ([x[-1:] for x in group] for group in (results, inputs))
     kernel = backend.kernel(*call)
-    return kernel, found(dtype, mine, reference(bias, *compared), first)
+    expected = reference(bias, *inputs)
+    return kernel, compare(dtype, results, expected, skipped_features=int(far_below_zero))
 
 
 def loss_of_many_logits(loss: Loss, num_tokens: int, vocab_size: int) -> Verdict:
-    """A loss of more than 2^31 logits, against float64 by chunks."""
+    """Checks a loss, with more than 2^31 logits, against a float64 reference computed in chunks."""
     x = torch.randn(num_tokens, 64, device=CUDA, dtype=BF16)
-    weight = torch.randn(vocab_size, 64, device=CUDA, dtype=BF16) / 10  # 16 bits hold the logits
+    weight = torch.randn(vocab_size, 64, device=CUDA, dtype=BF16) / 10  # keeps logits small
     labels = torch.randint(vocab_size, (num_tokens,), device=CUDA)
 
-    mine = output_and_grads(
+    results = output_and_grads(
         lambda x, weight: loss(x, weight, labels, with_accuracy=False).loss,
         (x, weight),
         torch.ones((), device=CUDA),
     )
-    right = [torch.zeros((), device=CUDA).double(), x.double() * 0, weight.double() * 0]
+    expected = [torch.zeros((), device=CUDA).double(), x.double() * 0, weight.double() * 0]
     for rows in torch.arange(num_tokens, device=CUDA).split(ROWS):
         logits = x[rows].double() @ weight.double().T
-        own = labels[rows, None]
-        right[0] += (logits.logsumexp(-1) - logits.gather(1, own)[:, 0]).sum()
-        share = logits.softmax(-1).scatter_add_(1, own, -torch.ones_like(own).double())
-        right[1][rows] = share @ weight.double()
-        right[2] += share.T @ x[rows].double()
-    return type(loss).__name__.lower(), found(BF16, mine, right)
+        label = labels[rows, None]
+        expected[0] += (logits.logsumexp(-1) - logits.gather(1, label)[:, 0]).sum()
+        grad = logits.softmax(-1).scatter_add_(1, label, -torch.ones_like(label).double())
+        expected[1][rows] = grad @ weight.double()
+        expected[2] += grad.T @ x[rows].double()
+    return type(loss).__name__.lower(), compare(BF16, results, expected)
 
 
-def features_beside_many() -> Verdict:
-    """More than 2^31 numbers through `prepend_features`."""
+def prepend_to_large_tensor() -> Verdict:
+    """Checks `prepend_features` on a tensor of more than 2^31 elements."""
     x = torch.randn(2, 524288, 32, 64, device=CUDA, dtype=BF16)
     features = torch.randn(1, 1, 32, 16, device=CUDA, dtype=BF16)
     joined = prepend_features(x, features)
@@ -158,7 +164,10 @@ def features_beside_many() -> Verdict:
 
 
 def compiled_block(*overrides: str, dtype: torch.dtype | None = None) -> Verdict:
-    """Gradients of a compiled model against float64, beside those of the same without compiling."""
+    """Checks a compiled model's gradients against float64.
+
+    Their error may be at most three times that of the same model without compilation.
+    """
     small = ("model.dim=192", "model.num_layers=2", "model.num_heads=4", "model.attn=sdpa")
     tokens = torch.randint(64, (96, 8), device=CUDA)
 
@@ -171,23 +180,26 @@ def compiled_block(*overrides: str, dtype: torch.dtype | None = None) -> Verdict
             loss = model(tokens).double().sin().sum()
         return list(torch.autograd.grad(loss, list(model.parameters())))
 
-    right, plain, mine = (
+    expected, uncompiled, compiled = (
         gradients(exact=exact, compiles=compiles)
         for exact, compiles in ((True, False), (False, False), (False, True))
     )
     errors = [
         (relative_error(x, truth), relative_error(eager, truth))
-        for x, eager, truth in zip(mine, plain, right, strict=True)
+        for x, eager, truth in zip(compiled, uncompiled, expected, strict=True)
     ]
     is_right = all(error < 3 * eager + 1e-4 for error, eager in errors)
     worst = max(error for error, _ in errors)
     return "inductor", f"{'right' if is_right else 'WRONG:'} ({worst:.1e})"
 
 
-def dropout_under_a_budget(budget: float) -> Verdict:
-    """The gradient along itself against a difference of losses, in float64, of the same seed."""
-    names = ("model.dropout=0.3", "model.ffn=gelu", f"model.activation_budget={budget}")
-    cfg = xftrain.compose("model.attn=sdpa", "model.num_layers=1", "compile=true", *names)
+def dropout_with_activation_budget(budget: float) -> Verdict:
+    """Compares the gradient's norm with a finite difference of losses along the gradient.
+
+    Everything is float64, and each forward pass draws the same dropout mask.
+    """
+    overrides = ("model.dropout=0.3", "model.ffn=gelu", f"model.activation_budget={budget}")
+    cfg = xftrain.compose("model.attn=sdpa", "model.num_layers=1", "compile=true", *overrides)
     model = xftrain.build_model(cfg).double().train().to(CUDA)
     model.compile_blocks(packed=False)
     tokens = torch.randint(64, (4, 64), device=CUDA)
@@ -210,17 +222,20 @@ def dropout_under_a_budget(budget: float) -> Verdict:
 
 
 def cases() -> Iterator[Case]:
-    """One a report and a way to run it."""
+    """Yields a case for each bug report and each configuration that it may affect."""
 
-    def attend(report: str, words: str, *args: Any, alone: bool = False, **how: Any) -> Case:
-        return Case(report, f"{args[0]}: {words}", partial(attention, *args, **how), alone)
+    def attend(
+        report: str, text: str, *args: Any, in_own_process: bool = False, **kwargs: Any
+    ) -> Case:
+        run = partial(attention, *args, **kwargs)
+        return Case(report, f"{args[0]}: {text}", run, in_own_process)
 
     causal, dense, four = AttnBias(), AttnBias(dense=True), (0.5, 0.25, 0.125, 0.0625)
     row, grouped = AttnShape(1, 704, 4, 4, 64), AttnShape(1, 704, 4, 2, 64)
-    for words, bias in (("window", AttnBias(window=128)), ("dense", dense)):
+    for label, bias in (("window", AttnBias(window=128)), ("dense", dense)):
         for dtype in (BF16, FP16):
-            said = f"{words}, 704 positions, scores of -120, {dtype}"
-            yield attend("pytorch#196678", said, "sdpa", bias, row, dtype, far_below_zero=True)
+            text = f"{label}, 704 positions, scores of -120, {dtype}"
+            yield attend("pytorch#196678", text, "sdpa", bias, row, dtype, far_below_zero=True)
     yield attend("pytorch#196678", "causal", "sdpa", causal, row, far_below_zero=True)
     long = AttnShape(1, 46336, 1, 1, 64)
     for name in ("sdpa", "xformers"):
@@ -231,16 +246,16 @@ def cases() -> Iterator[Case]:
     for slopes in (four, (1.0, 2.0, -0.5, -1.0)):
         for seqlens in (None, (900, 125)):
             bias = AttnBias(slopes=slopes, seqlens=seqlens)
-            said = f"slopes {slopes}, documents {seqlens}, 1,025 positions"
-            yield attend("pytorch#153799", said, "flex", bias, replace(row, M=1025))
+            text = f"slopes {slopes}, documents {seqlens}, 1,025 positions"
+            yield attend("pytorch#153799", text, "flex", bias, replace(row, M=1025))
     yield attend("pytorch#158212", "window", "flex", AttnBias(window=128), replace(row, M=1000))
     yield attend("pytorch#146377", "views, grouped", "flex", causal, replace(grouped, M=1000))
     yield attend("flash-attention#1133", "window M - 1", "xformers", AttnBias(window=703), row)
     bias = AttnBias(seqlens=(1, 76, 33, 594), window=33)
     yield attend("flash-attention#443", "packed window", "xformers", bias, grouped)
     for name in ("sdpa", "xformers", "flex"):
-        said = "gradient of a sum"
-        yield attend("flash-attention#355", said, name, causal, grouped, expanded_grad=True)
+        text = "gradient of a sum"
+        yield attend("flash-attention#355", text, name, causal, grouped, expanded_grad=True)
     for name in ("sdpa", "xformers"):
         short = AttnShape(66000, 16, 2, 2, 32)
         yield attend("pytorch#142228", "66,000 rows of 16", name, causal, short, last_row=True)
@@ -248,21 +263,21 @@ def cases() -> Iterator[Case]:
         yield attend("pytorch#191937", "one K/V head, 129 keys", name, dense, mqa)
     for length in (65, 127, 200, 1001):
         shape = AttnShape(2, length, 4, 4, 64)
-        said = f"full, {length} positions"
-        yield attend("cudnn-frontend#160", said, "sdpa", AttnBias(causal=False), shape)
+        text = f"full, {length} positions"
+        yield attend("cudnn-frontend#160", text, "sdpa", AttnBias(causal=False), shape)
     yield attend("pytorch#128348", "q, k wider than v", "sdpa", AttnBias(slopes=four), row)
-    many = AttnShape(520, 1024, 64, 64, 64)
+    large = AttnShape(520, 1024, 64, 64, 64)
     for name in ("sdpa", "xformers", "flex"):
-        said = "more than 2^31 numbers"
-        how = {"last_row": True, "alone": True}
-        yield attend("flash-linear-attention#1080", said, name, causal, many, **how)
-    scores, said = AttnShape(2049, 1024, 1, 1, 64), "more than 2^31 scores"
-    yield attend("onnxruntime#32299", said, "naive", causal, scores, FP32, last_row=True)
+        text = "more than 2^31 elements"
+        options = {"last_row": True, "in_own_process": True}
+        yield attend("flash-linear-attention#1080", text, name, causal, large, **options)
+    scores, text = AttnShape(2049, 1024, 1, 1, 64), "more than 2^31 scores"
+    yield attend("onnxruntime#32299", text, "naive", causal, scores, FP32, last_row=True)
     for loss in (Full(), Fused(chunk_tokens=65536)):
         run = partial(loss_of_many_logits, loss, 44000, 50304)
         yield Case("pytorch#111484", f"loss={type(loss).__name__.lower()}, 2.2e9 logits", run)
     yield Case(
-        "flash-linear-attention#1080", "prepend_features, 2.1e9 numbers", features_beside_many
+        "flash-linear-attention#1080", "prepend_features, 2.1e9 elements", prepend_to_large_tensor
     )
     for norm in ("layernorm", "rmsnorm"):
         run = partial(compiled_block, f"model.norm={norm}", "model.linear_bias=true")
@@ -271,12 +286,12 @@ def cases() -> Iterator[Case]:
     run = partial(compiled_block, "model.residual_dtype=float32", dtype=BF16)
     yield Case("pytorch#181568", "compiled, float32 residual stream", run)
     for budget in (0.5, 0.0):
-        run = partial(dropout_under_a_budget, budget)
+        run = partial(dropout_with_activation_budget, budget)
         yield Case("pytorch#190758", f"dropout, activation_budget={budget}", run)
 
 
 def main(*arguments: str) -> int:
-    """Runs the cases and prints the table."""
+    """Runs the cases and prints their table; returns 1 if one is wrong."""
     return try_all(list(cases()), __file__, *arguments)
 
 

@@ -1,14 +1,14 @@
 """Checks that commands killed at random moments and resumed end like uninterrupted ones.
 
-Each command is killed one to three times, all its processes or one rank, resumed as a user would
-(`ckpt=auto`, `resume_sweep`, the same command for a benchmark) and compared: weights and optimizer
-states bitwise; each row of `metrics.csv`, point of TensorBoard, line of a sweep's table and row of
-a benchmark must exist once, with equal values. Results are recorded in the folder, so that the
-same command continues.
+Each command is killed one to three times, either all its processes or one rank, and resumed as a
+user would resume it (`ckpt=auto`, `resume_sweep`, the same command for a benchmark). The result is
+compared with an uninterrupted one: weights and optimizer states must be bitwise equal; each row of
+`metrics.csv`, point in TensorBoard, row of a sweep's table and row of a benchmark must exist once,
+with equal values. Results are recorded in `--folder`, so that the same command resumes the check.
 
     python scripts/check_kills.py --kind one,ranks,text,sweep,benchmark --kills 20 --seed 0
 
-Exits with 1 where anything differs.
+The script exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from xftrain.utils.console import quiet  # noqa: E402
 from xftrain.utils.markdown import table  # noqa: E402
 
 HEADER = (
-    *("command", "kills", "where they hit", "weights bitwise equal", "rows once and equal"),
-    "ranks outlived a killed one by",
+    *("command", "kills", "where they hit", "weights bitwise equal", "rows exist once and equal"),
+    "other ranks ended after at most",
 )
 
 
 def cases(harness: Harness, num_kills: int, folder: Path) -> list[Case]:
-    """As many as it takes for so many kills; those that are noted are not run again."""
+    """Runs cases until there were `num_kills` kills; recorded cases are not run again."""
     notes = folder / f"{harness.name}_{harness.seed}.jsonl"
     lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
     done = [Case(**json.loads(line)) for line in lines]
@@ -45,8 +45,8 @@ def cases(harness: Harness, num_kills: int, folder: Path) -> list[Case]:
         with notes.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(case)) + "\n")
         say(f"{case.kind} {case.number}: {len(case.hits)} kills ({', '.join(case.hits)})")
-        for said in (case.weights + case.rows)[:8]:
-            say(f"  {said}")
+        for difference in (case.weights + case.rows)[:8]:
+            say(f"  {difference}")
     return done
 
 
@@ -55,14 +55,14 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+@quiet()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kind", default="one,ranks,text,sweep,benchmark")
-    parser.add_argument("--kills", type=int, default=20, help="of each kind")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("outputs/kills"))
     given = parser.parse_args()
-    quiet()
     folder = given.folder.resolve()
     known = kinds(make_corpus(folder / "corpus"))
     rows, is_right = [], True

@@ -1,7 +1,7 @@
 """Compares the benchmark's times with triton.testing.do_bench on the same calls.
 
-Five attention calls, forward and backward, each timed by both, seven times in turn. Prints one
-table; exits with 1 where the medians differ by more than 5 %. Needs an NVIDIA GPU.
+Both time five attention calls, forward and backward, in seven alternating rounds. The script prints
+one table, and exits with 1 if the medians differ by more than 5 %. It needs an NVIDIA GPU.
 
     python scripts/check_timing.py
 """
@@ -14,15 +14,15 @@ import sys
 import torch
 from triton.testing import do_bench
 
-from xftrain.benchmark.attention import ready
+from xftrain.benchmark.attention import build_call
 from xftrain.benchmark.cells import attention_cell
 from xftrain.benchmark.measure import Stopwatch
 from xftrain.benchmark.tables import table
-from xftrain.utils.timing import in_turns
+from xftrain.utils.timing import interleaved_times_ms
 
 LIMIT = 0.05
 ROUNDS = 7
-CALLS = [  # backend, bias, M: each long enough for the device rather than Python to set the time
+CALLS = [  # backend, bias, M; the calls are long enough to be bound by the device, not by Python
     ("naive", "full", 4096),
     ("xformers", "full", 8192),
     ("xformers", "causal", 16384),
@@ -48,11 +48,11 @@ def main() -> int:
             dtype="float16",
             device="cuda",
         )
-        call = ready(cell).both
+        call = build_call(cell).both
         ours, theirs = [], []
         for _ in range(ROUNDS):
             timed = [stopwatch.once(call)]
-            (series,) = in_turns(timed, budget_s=0.15, min_repeats=5, max_repeats=100)
+            (series,) = interleaved_times_ms(timed, budget_s=0.15, min_repeats=5, max_repeats=100)
             ours.append(statistics.median(series))
             theirs.append(do_bench(call, warmup=20, rep=150, return_mode="median"))
         mine, other = statistics.median(ours), statistics.median(theirs)

@@ -1,12 +1,14 @@
-"""Measures the framework's overhead: gpt_tiny, and the model of a bare loop, against that loop.
+"""Measures the framework's overhead against a bare training loop.
 
-The bare loop is the one of the tutorial that xftrain grows from: the same model written by hand
+The bare loop is that of the tutorial that xftrain grew from, with a model written by hand
 (vocabulary 64, width 128, 3 layers, 8 heads, FFN 512, xFormers causal attention), AdamW, autocast
-and GradScaler, 64 x 64 tokens per step. Prints steps per second of each, in alternating rounds.
+and GradScaler, and 64 x 64 tokens per step. The framework trains gpt_tiny, and also the bare loop's
+model. The script prints the steps per second of each, measured in alternating rounds.
 
     python scripts/compare_bare_loop.py [--steps 300] [--rounds 3] [--device cuda] [overrides ...]
 
-With overrides, gpt_tiny is also trained with these, as `compile=cudagraphs trainer.precision=auto`.
+Given overrides, such as `compile=cudagraphs trainer.precision=auto`, it also trains gpt_tiny with
+them.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class BareGPT(nn.Module):
 
 
 def bare_loop(steps: int, device: str) -> float:
-    """Steps per second, the first tenth left out."""
+    """Returns the steps per second of the bare loop, without the first tenth of the steps."""
     op = None
     if device == "cpu":
         from xftrain.model.attn.xformers_ops.cpu import CPUBackward, CPUForward
@@ -94,10 +96,10 @@ def bare_loop(steps: int, device: str) -> float:
 
 
 def framework(steps: int, device: str, *overrides: str) -> float:
-    """Steps per second as a user gets them, with the default callbacks and loggers.
+    """Returns the steps per second of a run with the default callbacks and loggers.
 
-    The median of the records of every 10 steps: all the time between two of them, less
-    what validation and checkpoints took.
+    They are the median over the intervals between two records, which are 10 steps apart. The time
+    of validation and checkpoints is not included.
     """
     cfg = compose(
         "model.attn=xformers",
@@ -125,16 +127,16 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    speeds: dict[str, list[float]] = {"bare loop": [], "gpt_tiny": [], "its own model": []}
+    speeds: dict[str, list[float]] = {"bare loop": [], "gpt_tiny": [], "same model": []}
     for _ in range(args.rounds):
         speeds["bare loop"].append(bare_loop(args.steps, args.device))
         speeds["gpt_tiny"].append(framework(args.steps, args.device))
         # the bare loop's layers have biases, and its FFN is 512 wide
         same = (f"model.ffn.hidden_dim={FFN}", "model.linear_bias=true")
-        speeds["its own model"].append(framework(args.steps, args.device, *same))
+        speeds["same model"].append(framework(args.steps, args.device, *same))
         if args.overrides:
-            told = speeds.setdefault("with overrides", [])
-            told.append(framework(args.steps, args.device, *args.overrides))
+            series = speeds.setdefault("with overrides", [])
+            series.append(framework(args.steps, args.device, *args.overrides))
     bare = statistics.median(speeds["bare loop"])
     for name, series in speeds.items():
         figures = " ".join(f"{speed:6.1f}" for speed in series)

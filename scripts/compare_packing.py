@@ -1,10 +1,11 @@
 """Measures what packing saves: trains on the same documents as one packed row and as padded rows.
 
-The documents are those of a real corpus, read, tokenized, cut to `seq` and packed by `data=text`:
-by default the sources of Python's own library. Each batch is trained on twice, by the same GPT: as
-it is, with attention that keeps the documents apart, and as rows padded to the longest document of
-the batch. Matmuls use torch's choice, since each padded batch has a new size, for which
-`matmul=auto` would measure again. Prints tokens/s, of the documents' tokens alone, and peak memory.
+The documents are those of a corpus, by default the sources of Python's standard library, which
+`data=text` reads, tokenizes, cuts to `seq` and packs. The same GPT is trained on each batch twice:
+packed, with attention that keeps the documents apart, and as rows padded to the longest document of
+the batch. Matmuls use torch's choice of algorithm, since each padded batch has a new size, for
+which `matmul=auto` would measure again. The script prints tokens/s, counting only the tokens of the
+documents, and peak memory.
 
     python scripts/compare_packing.py [--corpus FOLDER] [--steps 20] [overrides ...]
 """
@@ -38,7 +39,7 @@ DEFAULTS += ["seq=8192", "batch_tokens=16384", "model.pos=rope"]
 
 
 def padded(batch: Batch) -> Batch:
-    """The documents of a packed row as rows of the longest one's length."""
+    """Returns the documents of a packed row as rows, padded to the longest document."""
     assert batch.seqlens is not None
     longest = max(batch.seqlens)
 
@@ -56,7 +57,10 @@ def padded(batch: Batch) -> Batch:
 
 
 def train(cfg: RunConfig, data: DataSource, batches: list[Batch]) -> list[list[float]]:
-    """Milliseconds and loss of each batch, in a fresh model, after three that warm up."""
+    """Trains a new model; returns the batches' times in ms, their losses, and the peak in MiB.
+
+    The first three batches are trained on once before, as a warm-up.
+    """
     device, precision = resolve(cfg.trainer.accelerator, cfg.trainer.precision)
     dtype = compute_dtype(precision)
     loss = builder.build_loss(cfg)
@@ -102,9 +106,9 @@ def main() -> int:
     num_tokens = sum(batch.num_tokens for batch in batches)
     mean = num_tokens / sum(map(len, lengths))
     print(
-        f"{len(batches)} batches of {num_tokens / len(batches):,.0f} tokens: documents a batch "
-        f"{statistics.mean(map(len, lengths)):.1f}, their mean {mean:,.0f} tokens, the longest of "
-        f"a batch {statistics.mean(map(max, lengths)):,.0f}"
+        f"{len(batches)} batches of {num_tokens / len(batches):,.0f} tokens, with "
+        f"{statistics.mean(map(len, lengths)):.1f} documents of {mean:,.0f} tokens on average; the "
+        f"longest of a batch has {statistics.mean(map(max, lengths)):,.0f} tokens on average"
     )
     lines, speeds = [], []
     for form, made in (("packed", batches), ("padded", [padded(batch) for batch in batches])):

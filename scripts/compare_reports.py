@@ -1,9 +1,10 @@
 """Compares two benchmark reports and flags what became slower or larger than the spread explains.
 
-A time counts as slower where its 10th percentile is above the other's 90th and its median at least
-5 % above the other's; memory where it grew by more than 2 % and 1 MiB; a row that ran, or was
-right, and no longer is counts too. Cells that are gone are named. Exits with 1 where anything is
-worse.
+A time is slower if its 10th percentile is above the former 90th percentile and its median more
+than 5 % above the former median. Memory is larger if it grew by more than 2 % and more than 1 MiB.
+A cell that used to run and no longer does, or whose result used to be right and is now wrong, is
+worse as well. Cells that exist only in the first report are listed. The script exits with 1 if
+anything is worse.
 
     python scripts/compare_reports.py outputs/before outputs/after [--all]
 """
@@ -25,11 +26,11 @@ Row = dict[str, Any]
 SLOWER, LARGER, LARGER_MIB = 1.05, 1.02, 1.0
 TIMES = ("ms", "fwd_ms", "step_ms")
 WORSE = ("SLOWER", "LARGER", "WRONG")
-MEMORY = ("extra_mib", "peak_mib")  # the peak where that is all there is
+MEMORY = ("extra_mib", "peak_mib")  # the peak is compared if there is no `extra_mib`
 
 
 def is_row(row: Row) -> bool:
-    """Whether the fields that are compared are what a benchmark writes."""
+    """Whether the fields to compare have the types that a benchmark writes."""
     texts = all(isinstance(row.get(name), str) for name in ("cell", "status", "device"))
     spread = [f"{name}_{end}" for name in TIMES if row.get(name) for end in ("p10", "p90")]
     errors = ["error_alone"] if row.get("error_packed") is not None else []
@@ -40,7 +41,10 @@ def is_row(row: Row) -> bool:
 
 
 def compare(before: Row, after: Row) -> list[tuple[str, float | None, float | None, str]]:
-    """Field, both values, and what to say of each: empty where there is nothing to say."""
+    """Returns the field, both values and the verdict of each comparison.
+
+    The verdict is empty if neither side is worse.
+    """
     if before["status"] != after["status"]:
         verdict = f"{before['status']} became {after['status']}"
         return [("status", None, None, verdict if before["status"] == "ok" else f"({verdict})")]
@@ -71,7 +75,7 @@ def compare(before: Row, after: Row) -> list[tuple[str, float | None, float | No
 
 
 def is_right(row: Row) -> bool:
-    """Whether what a row computed was right, where it says so."""
+    """Whether the result of a row is right; rows without a check count as right."""
     if row.get("error_packed") is not None and row["error_packed"] > 2 * row["error_alone"]:
         return False
     return not row.get("faults") and row.get("right", True)
@@ -81,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--all", action="store_true", help="also what stayed the same")
+    parser.add_argument("--all", action="store_true", help="also show unchanged figures")
     args = parser.parse_args(argv)
     sides = []
     for folder in (args.before, args.after):
@@ -97,7 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     before, after = sides
     devices = [{row["device"] for row in side.values()} for side in sides]
     if devices[0] != devices[1]:
-        print(f"other devices: {devices[0]} and {devices[1]}; times cannot be compared")
+        print(
+            f"times are from different devices, {devices[0]} and {devices[1]}: do not compare them"
+        )
     lines, regressions = [], 0
     for key in [key for key in before if key in after]:
         for name, old, new, verdict in compare(before[key], after[key]):

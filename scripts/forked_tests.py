@@ -1,4 +1,7 @@
-"""Records which tests reach a statement, and runs tests in forks with the libraries imported."""
+"""Records which tests reach a statement, and runs tests in forks of a process.
+
+A fork starts with the libraries that its parent has imported.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +20,39 @@ from typing import Any, NamedTuple
 from scripts.mutations import Mutation
 
 LOG = Path("mutant.log")
-SECONDS = 15.0  # of the tests of one mutant, but for the quickest
+TEST_BUDGET_S = 15.0  # limit on the total duration of the tests that run against one mutant
 
 
-class Reached(NamedTuple):
-    """What the tests of a part do: seconds of each, and which of them reach a statement."""
+class Coverage(NamedTuple):
+    """The tests of a part, and the statements that they reach.
+
+    Attributes:
+        seconds: duration of each test that passes.
+        tests_at: names of the tests that reach a statement, by file and line; "" stands for code
+            that ran outside a test, such as during collection.
+    """
 
     seconds: dict[str, float]
-    tests_at: dict[str, dict[int, set[str]]]  # by file and line
+    tests_at: dict[str, dict[int, set[str]]]
 
     def tests(self, file: str, mutation: Mutation) -> list[str]:
-        """Those that reach the changed statement, the quickest first, for so many seconds."""
+        """Returns the tests that reach the mutated statement, the fastest first.
+
+        They take at most `TEST_BUDGET_S` together, unless the fastest alone takes longer.
+        """
         found = self.tests_at.get(file, {}).get(mutation.statement, set())
-        all_ = not mutation.statement or "" in found  # made when the tests were collected
-        names = self.seconds if all_ else found & self.seconds.keys()
-        chosen, left = [], SECONDS
+        may_be_any = not mutation.statement or "" in found  # it runs on import or collection
+        names = self.seconds if may_be_any else found & self.seconds.keys()
+        selected, remaining_s = [], TEST_BUDGET_S
         for name in sorted(names, key=lambda name: self.seconds[name]):
-            left -= self.seconds[name]
-            if left > 0 or not chosen:
-                chosen.append(name)
-        return chosen
+            remaining_s -= self.seconds[name]
+            if remaining_s > 0 or not selected:
+                selected.append(name)
+        return selected
 
 
 class Recorder:
-    """A pytest plugin that notes which test reaches which statement of marked files."""
+    """A pytest plugin that records which test reaches which statement of instrumented files."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -56,7 +68,7 @@ class Recorder:
         self.test = nodeid
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed:  # it cannot tell a mutant
+        if report.failed:  # a test that fails anyway cannot detect a mutant
             self.failed.add(report.nodeid)
         elif not report.skipped:
             self.seconds[report.nodeid] += report.duration
@@ -65,19 +77,22 @@ class Recorder:
         self.test = ""
 
 
-class Chooser:
-    """A pytest plugin that runs these tests, in this order."""
+class Selector:
+    """A pytest plugin that runs only the given tests, in the given order."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.place = {name: number for number, name in enumerate(names)}
+        self.position = {name: number for number, name in enumerate(names)}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        chosen = [item for item in items if item.nodeid in self.place]
-        items[:] = sorted(chosen, key=lambda item: self.place[item.nodeid])
+        selected = [item for item in items if item.nodeid in self.position]
+        items[:] = sorted(selected, key=lambda item: self.position[item.nodeid])
 
 
-def in_fork(work: Callable[[], int], timeout_s: float) -> int | None:
-    """The exit code of a forked process that does it; None where it took too long."""
+def run_in_fork(work: Callable[[], int], timeout_s: float) -> int | None:
+    """Runs a function in a forked process; returns its exit code, or None after a timeout.
+
+    The output goes to `LOG`.
+    """
     child = os.fork()
     if child == 0:
         code = 70
@@ -99,7 +114,7 @@ def in_fork(work: Callable[[], int], timeout_s: float) -> int | None:
         ended, status = os.waitpid(child, os.WNOHANG)
         time.sleep(0.01)
     with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # and what a test has started
+        os.killpg(child, signal.SIGKILL)  # also processes that a test has started
     if not ended:
         os.waitpid(child, 0)
         return None
@@ -107,9 +122,9 @@ def in_fork(work: Callable[[], int], timeout_s: float) -> int | None:
 
 
 def run_pytest(tests: Sequence[str], plugin: object, *more: str) -> int:
-    """pytest's exit code."""
+    """Runs pytest with a plugin and returns its exit code."""
     import pytest
 
-    # pytest's plugins among the libraries have been imported, and so are not rewritten
+    # pytest plugins that are already imported cannot have their asserts rewritten
     quiet = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
     return int(pytest.main([*quiet, *more, *tests], plugins=[plugin]))

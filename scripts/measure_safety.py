@@ -1,7 +1,7 @@
-"""Measures the cost of checkpoints and checks: alternates a run with all of them and one without.
+"""Measures the cost of checkpoints and checks, by alternating runs with and without them.
 
-Prints the time of the training alone, from the first step to the last, and the difference. The
-checks that are part of a step (NaN, inf) are replaced by nothing for the comparison.
+The script prints the training time, from the first step to the last, and the difference. Runs
+without checks also skip the check of each step for NaN and inf.
 
     python scripts/measure_safety.py --steps 1000 --rounds 3 [overrides ...]
 """
@@ -55,7 +55,7 @@ def unchecked() -> Any:
     def check_step(
         guard: NonFiniteGuard, optimizer: Any, sums: LossSums, norm: Tensor | None
     ) -> None:
-        if guard._is_bad is None:  # which a record reads
+        if guard._is_bad is None:  # it is read when metrics are recorded
             guard._is_bad = torch.zeros((), device=sums.loss.device)
 
     return mock.patch.multiple(NonFiniteGuard, check_step=check_step, record=lambda *_: None)

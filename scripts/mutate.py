@@ -1,14 +1,15 @@
-"""Checks that tests detect one-line mutations of operators, conditions, constants, statements.
+"""Checks that the tests detect mutations of operators, conditions, constants and statements.
 
-In a copy of the package one change is made at a time, and the tests that reach the statement run,
-the quickest first, until one fails. This process has imported the libraries and forks one for each
-mutant, so that a mutant takes a second or two. Tests that are marked slow are left out.
+The script works in a copy of the repository. It applies one mutation at a time and runs the tests
+that reach the mutated statement, the fastest first, until one fails. Each mutant runs in a fork of
+a process that has already imported the libraries, so that it takes a second or two. Tests marked
+slow are skipped.
 
     python scripts/mutate.py --parts losses,overrides --mutants 40 --seed 0 [--only xftrain/x.py]
 
-`--mutants` is the number drawn from each part. What survives is listed at the end: a gap in the
-tests, or a change that changes nothing. Tests that only run a command in another process do not
-count as reaching a line.
+`--mutants` is the number of mutations drawn from each part. The mutants that survive are listed at
+the end: each is either a gap in the tests or an equivalent mutant. Statements that a test reaches
+only through another process, such as a command that it starts, do not count as reached.
 """
 
 from __future__ import annotations
@@ -28,11 +29,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.forked_tests import LOG, Chooser, Reached, Recorder, in_fork, run_pytest  # noqa: E402
-from scripts.mutations import Mutation, marked, mutated, mutations  # noqa: E402
+from scripts.forked_tests import (  # noqa: E402
+    LOG,
+    Coverage,
+    Recorder,
+    Selector,
+    run_in_fork,
+    run_pytest,
+)
+from scripts.mutations import Mutation, instrumented, mutated, mutations  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-# The files and the tests of each part, as globs, which include new files.
+# The files to mutate and the test files of each part, as globs.
 PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "attention": (
         (
@@ -96,12 +104,12 @@ LIBRARIES = (
     *("pydantic", "pytest", "safetensors.torch", "tensorboard", "tokenizers", "torch"),
     *("torch.utils.tensorboard", "torch.utils.checkpoint", "yaml"),
 )
-TIMEOUT_S = 60.0  # timeout of a mutant, in addition to four times the duration of its tests
+TIMEOUT_S = 60.0  # timeout of a mutant, plus four times the duration of its tests
 
 
-def reached_by(tests: Sequence[str], files: Sequence[str]) -> Reached:
-    """Runs all tests of a part once, without a mutation."""
-    noted = Path("reached.json")
+def measure_coverage(tests: Sequence[str], files: Sequence[str]) -> Coverage:
+    """Runs all tests of a part once, without a mutation, and records what they reach."""
+    record_file = Path("coverage.json")
     sources = {Path(file): Path(file).read_text(encoding="utf-8") for file in files}
 
     def record() -> int:
@@ -112,83 +120,87 @@ def reached_by(tests: Sequence[str], files: Sequence[str]) -> Reached:
             file: {line: sorted(names) for line, names in found.items()}
             for file, found in recorder.lines.items()
         }
-        noted.write_text(json.dumps([seconds, lines, sorted(recorder.failed)]), encoding="utf-8")
+        record_file.write_text(
+            json.dumps([seconds, lines, sorted(recorder.failed)]), encoding="utf-8"
+        )
         return 0
 
     try:
         for path, source in sources.items():
-            path.write_text(marked(source, str(path)), encoding="utf-8")
-        if in_fork(record, 3600.0) != 0:
+            path.write_text(instrumented(source, str(path)), encoding="utf-8")
+        if run_in_fork(record, 3600.0) != 0:
             raise SystemExit(f"the tests cannot run: {LOG.read_text(encoding='utf-8')[-3000:]}")
     finally:
         for path, source in sources.items():
             path.write_text(source, encoding="utf-8")
-    seconds, lines, failed = json.loads(noted.read_text(encoding="utf-8"))
+    seconds, lines, failed = json.loads(record_file.read_text(encoding="utf-8"))
     for name in failed:
-        say(f"fails without a mutation, and is left out: {name}")
-    return Reached(
+        say(f"skipped, since it fails without a mutation: {name}")
+    return Coverage(
         seconds,
         {file: {int(n): set(t) for n, t in found.items()} for file, found in lines.items()},
     )
 
 
-def fails(names: Sequence[str], reached: Reached) -> bool:
-    """Whether one of these tests fails with the current files, or exceeds the timeout."""
+def fails(names: Sequence[str], coverage: Coverage) -> bool:
+    """Whether one of the tests fails with the current files, or they exceed the timeout."""
     files = sorted({name.partition("::")[0] for name in names})
-    limit_s = TIMEOUT_S + 4 * sum(reached.seconds[name] for name in names)
-    return in_fork(lambda: run_pytest(files, Chooser(names), "-x", "--tb=short"), limit_s) != 0
+    limit_s = TIMEOUT_S + 4 * sum(coverage.seconds[name] for name in names)
+    return run_in_fork(lambda: run_pytest(files, Selector(names), "-x", "--tb=short"), limit_s) != 0
 
 
-def fate(file: str, mutation: Mutation, reached: Reached) -> str:
-    """`killed`, `survived`, or `not reached`."""
-    names = reached.tests(file, mutation)
+def try_mutation(file: str, mutation: Mutation, coverage: Coverage) -> str:
+    """Returns `killed`, `survived`, or `not reached`."""
+    names = coverage.tests(file, mutation)
     if not names:
         return "not reached"
     path = Path(file)
     source = path.read_text(encoding="utf-8")
     path.write_text(mutated(source, mutation), encoding="utf-8")
     try:
-        return "killed" if fails(names, reached) else "survived"
+        return "killed" if fails(names, coverage) else "survived"
     finally:
         path.write_text(source, encoding="utf-8")
 
 
 def matching(patterns: Sequence[str]) -> list[str]:
-    """Files of the package or tests, each once."""
+    """Returns the files that match the patterns, each once."""
     found = (sorted(str(path) for path in Path().glob(pattern)) for pattern in patterns)
     return list(dict.fromkeys(name for names in found for name in names))
 
 
-def serve(given: argparse.Namespace) -> int:
-    """In the copy: imports the libraries, and goes through the parts."""
+def run_in_copy(args: argparse.Namespace) -> int:
+    """Tests the mutants of all parts; the working folder is the copy."""
     for library in LIBRARIES:
         __import__(library)
-    alive: list[str] = []
-    for part in given.parts.split(","):
+    not_killed: list[str] = []
+    for part in args.parts.split(","):
         patterns, tests = PARTS[part]
-        files = [file for file in matching(patterns) if not given.only or file in given.only]
+        files = [file for file in matching(patterns) if not args.only or file in args.only]
         began = time.monotonic()
-        reached = reached_by(matching(given.tests or tests), files)
-        say(f"{part}: {len(reached.seconds)} tests pass, {time.monotonic() - began:.0f} s")
-        if fails(sorted(reached.seconds, key=lambda name: reached.seconds[name])[:20], reached):
+        coverage = measure_coverage(matching(args.tests or tests), files)
+        say(f"{part}: {len(coverage.seconds)} tests pass, {time.monotonic() - began:.0f} s")
+        seconds = coverage.seconds
+        if fails(sorted(seconds, key=lambda name: seconds[name])[:20], coverage):
             raise SystemExit(f"tests fail without a mutation: {LOG.read_text(encoding='utf-8')}")
-        all_of = [
-            (file, one)
+        candidates = [
+            (file, mutation)
             for file in files
-            for one in mutations(Path(file).read_text(encoding="utf-8"))
+            for mutation in mutations(Path(file).read_text(encoding="utf-8"))
         ]
-        draw = random.Random(f"{given.seed} {part}")
-        chosen = sorted(draw.sample(all_of, min(given.mutants, len(all_of))))
+        rng = random.Random(f"{args.seed} {part}")
+        sample = sorted(rng.sample(candidates, min(args.mutants, len(candidates))))
         counts: dict[str, int] = defaultdict(int)
-        for file, mutation in chosen:
-            became = fate(file, mutation, reached)
-            counts[became] += 1
-            line = f"{became:11} {file}:{mutation.first_line}  {mutation.said}"
+        for file, mutation in sample:
+            result = try_mutation(file, mutation, coverage)
+            counts[result] += 1
+            line = f"{result:11} {file}:{mutation.first_line}  {mutation.description}"
             say(line)
-            alive += [line] * (became != "killed")
-        told = ", ".join(f"{count} {became}" for became, count in sorted(counts.items()))
-        say(f"{part}: {told} of {len(all_of)} ({time.monotonic() - began:.0f} s)")
-    say("\n" + "\n".join(["not killed:", *alive] if alive else ["all killed"]))
+            not_killed += [line] * (result != "killed")
+        totals = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
+        elapsed_s = time.monotonic() - began
+        say(f"{part}: {totals}, of {len(candidates)} possible mutants ({elapsed_s:.0f} s)")
+    say("\n" + "\n".join(["not killed:", *not_killed] if not_killed else ["all killed"]))
     return 0
 
 
@@ -200,14 +212,16 @@ def say(line: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--mutants", type=int, default=40, help="of each part")
+    parser.add_argument("--mutants", type=int, default=40, help="number of mutants of each part")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="files of the parts")
-    parser.add_argument("--tests", nargs="*", help="in place of the parts' own")
+    parser.add_argument("--only", nargs="*", help="mutate only these files of the parts")
+    parser.add_argument(
+        "--tests", nargs="*", help="test files to use instead of those of the parts"
+    )
     parser.add_argument("--copy", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.copy:
-        return serve(given)
+    args = parser.parse_args()
+    if args.copy:
+        return run_in_copy(args)
     with tempfile.TemporaryDirectory(prefix="mutants-") as copy:
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard", "-z"],
@@ -219,7 +233,7 @@ def main() -> int:
             if (ROOT / name).is_file():
                 (Path(copy) / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, Path(copy) / name)
-        # a mutant may be as long as the source, and be written in the same second
+        # Bytecode would hide a mutant with the size and the modification second of the original.
         environment = {**os.environ, "PYTHONPATH": copy, "PYTHONDONTWRITEBYTECODE": "1"}
         script = Path(copy) / "scripts" / Path(__file__).name
         command = [sys.executable, str(script), *sys.argv[1:], "--copy", copy]

@@ -33,11 +33,17 @@ _CALLS = {"any": "all", "all": "any", "min": "max", "max": "min"}
 
 
 class Mutation(NamedTuple):
-    """A change of the characters between two places, in bytes as `ast` counts them.
+    """A replacement of a range of the source.
 
     Attributes:
-        statement: line of the innermost statement of a function that it is in; 0 of none, as of
-            what runs when the module is imported.
+        first_line: line on which the range begins, from 1.
+        first_column: column at which it begins, in bytes, as in `ast`.
+        last_line: line on which it ends.
+        last_column: column before which it ends.
+        text: the replacement.
+        description: both versions in short, as in "`a < b` -> `a <= b`".
+        statement: line of the innermost statement inside a function that contains the range, or 0
+            if the code runs when the module is imported.
     """
 
     first_line: int
@@ -45,32 +51,36 @@ class Mutation(NamedTuple):
     last_line: int
     last_column: int
     text: str
-    said: str
+    description: str
     statement: int
 
 
 def mutations(source: str) -> list[Mutation]:
-    """All of a source, in its order; annotations, docstrings and log lines are left alone."""
+    """Returns all mutations of a source, sorted by position.
+
+    Annotations, docstrings and log calls are not mutated.
+    """
     tree = ast.parse(source)
-    found = dict.fromkeys(_of(tree))
+    found = dict.fromkeys(_mutations_in(tree))
     return sorted(one for one in found if _compiles(mutated(source, one)))
 
 
 def mutated(source: str, mutation: Mutation) -> str:
-    """The source with the change."""
+    """Returns the source with the mutation applied."""
     lines = source.encode().split(b"\n")
     before = lines[mutation.first_line - 1][: mutation.first_column]
     after = lines[mutation.last_line - 1][mutation.last_column :]
-    # as many lines as before
+    # keeps the number of lines
     text = mutation.text.encode() + after + b"\n" * (mutation.last_line - mutation.first_line)
     lines[mutation.first_line - 1 : mutation.last_line] = (before + text).split(b"\n")
     return b"\n".join(lines).decode()
 
 
-def marked(source: str, file: str) -> str:
-    """The source with a call of `builtins.reached(file, line)`, if there is one, in each statement.
+def instrumented(source: str, file: str) -> str:
+    """Returns the source with a call of `builtins.reached(file, line)` before each statement.
 
-    Faster than a trace of the interpreter, and for these lines alone.
+    The call does nothing unless `builtins.reached` is defined. This is faster than tracing the
+    interpreter, and records only statements inside functions and in compound statements.
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -78,16 +88,16 @@ def marked(source: str, file: str) -> str:
         for name in ("body", "orelse", "finalbody"):
             statements = getattr(node, name, None)
             if isinstance(statements, list) and not isinstance(node, ast.Module | ast.ClassDef):
-                setattr(node, name, list(_with_marks(statements, file, is_function=is_function)))
+                setattr(node, name, list(_with_calls(statements, file, is_function=is_function)))
     start = "import builtins as _b\n_reached = getattr(_b, 'reached', lambda file, line: None)\n"
-    place = 0  # after the docstring and what is imported from the future
-    while isinstance(tree.body[place], ast.Expr | ast.ImportFrom) and place + 1 < len(tree.body):
-        place += 1
-    tree.body[place:place] = ast.parse(start).body
+    index = 0  # after the docstring and the `from __future__` imports
+    while isinstance(tree.body[index], ast.Expr | ast.ImportFrom) and index + 1 < len(tree.body):
+        index += 1
+    tree.body[index:index] = ast.parse(start).body
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def _with_marks(statements: list[ast.stmt], file: str, *, is_function: bool) -> Iterator[ast.stmt]:
+def _with_calls(statements: list[ast.stmt], file: str, *, is_function: bool) -> Iterator[ast.stmt]:
     for number, statement in enumerate(statements):
         is_docstring = is_function and number == 0 and isinstance(statement, ast.Expr)
         is_docstring = is_docstring and isinstance(statement.value, ast.Constant)  # type: ignore[attr-defined]
@@ -96,18 +106,20 @@ def _with_marks(statements: list[ast.stmt], file: str, *, is_function: bool) -> 
         yield statement
 
 
-def _of(node: ast.AST, statement: int = 0, *, in_function: bool = False) -> Iterator[Mutation]:
-    if isinstance(node, ast.JoinedStr | ast.Assert) or _is_left_alone(node):
+def _mutations_in(
+    node: ast.AST, statement: int = 0, *, in_function: bool = False
+) -> Iterator[Mutation]:
+    if isinstance(node, ast.JoinedStr | ast.Assert) or _is_skipped(node):
         return
     if isinstance(node, ast.stmt) and in_function:
         statement = node.lineno
-    for changed in _changes(node):
-        yield _mutation(node, changed, statement)
+    for replacement in _replacements(node):
+        yield _mutation(node, replacement, statement)
     is_function = isinstance(node, ast.FunctionDef)
     for name, child in _children(node):
         if name not in ("annotation", "returns", "decorator_list", "bases", "type_params"):
             is_inside = in_function or (is_function and name == "body")
-            yield from _of(child, statement, in_function=is_inside)
+            yield from _mutations_in(child, statement, in_function=is_inside)
 
 
 def _children(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -117,7 +129,7 @@ def _children(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
                 yield name, child
 
 
-def _is_left_alone(node: ast.AST) -> bool:
+def _is_skipped(node: ast.AST) -> bool:
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         return True
     if isinstance(node, ast.Expr):
@@ -126,8 +138,8 @@ def _is_left_alone(node: ast.AST) -> bool:
     return False
 
 
-def _changes(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that may stand in the place of this one."""
+def _replacements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yields the nodes that replace this one, one per mutation."""
     if isinstance(node, ast.Compare):
         for number, operator in enumerate(node.ops):
             for other in _COMPARISONS[type(operator)]:
@@ -173,19 +185,19 @@ def _constants(value: object) -> tuple[object, ...]:
     return (value * 2,) if isinstance(value, float) and value else ()
 
 
-def _mutation(node: ast.AST, changed: ast.AST, statement: int) -> Mutation:
-    place, old, new = node, node, changed
-    if isinstance(node, ast.If | ast.While):  # the condition alone is written anew
-        assert isinstance(changed, ast.If | ast.While)
-        place, old, new = node.test, node.test, changed.test
+def _mutation(node: ast.AST, replacement: ast.AST, statement: int) -> Mutation:
+    old, new = node, replacement
+    if isinstance(node, ast.If | ast.While):  # only the condition is replaced
+        assert isinstance(replacement, ast.If | ast.While)
+        old, new = node.test, replacement.test
     text = ast.unparse(new)
     if isinstance(new, ast.expr) and not isinstance(new, ast.Constant | ast.Name | ast.Call):
         text = f"({text})"
-    said = f"`{_short(old)}` -> `{_short(new)}`"
-    assert isinstance(place, ast.expr | ast.stmt)
-    assert place.end_lineno is not None and place.end_col_offset is not None
-    begin, end = (place.lineno, place.col_offset), (place.end_lineno, place.end_col_offset)
-    return Mutation(*begin, *end, text, said, statement)
+    description = f"`{_short(old)}` -> `{_short(new)}`"
+    assert isinstance(old, ast.expr | ast.stmt)
+    assert old.end_lineno is not None and old.end_col_offset is not None
+    begin, end = (old.lineno, old.col_offset), (old.end_lineno, old.end_col_offset)
+    return Mutation(*begin, *end, text, description, statement)
 
 
 def _short(node: ast.AST) -> str:

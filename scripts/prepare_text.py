@@ -1,4 +1,4 @@
-"""Prepare the token files of a corpus ahead of time; a run with the same options finds them.
+"""Prepares the token files of a corpus ahead of time; a run with the same options finds them.
 
 python scripts/prepare_text.py corpus/ --tokenizer bpe --vocab-size 8192
 """
@@ -21,7 +21,9 @@ def main() -> int:
     parser.add_argument("--tokenizer", choices=("bytes", "bpe"), default="bytes")
     parser.add_argument("--vocab-size", type=int, help="default: 257 for bytes, 8192 for bpe")
     parser.add_argument("--val-fraction", type=float, default=0.1)
-    parser.add_argument("--follow-links", action="store_true", help="also out of the folder")
+    parser.add_argument(
+        "--follow-links", action="store_true", help="also follow links that lead out of the folder"
+    )
     parser.add_argument("--cache-dir", help="default: ~/.cache/xftrain")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -1,4 +1,4 @@
-"""Writes the results in docs/benchmark.md from a benchmark's rows, between the two marks there.
+"""Writes a benchmark's results into docs/benchmark.md, between the two markers in that file.
 
 python scripts/readme_results.py docs/benchmarks/2026-11-24-h100 [--check]
 """
@@ -21,13 +21,13 @@ PLOT = "attention_sweep-memory.png"
 
 
 def results(folder: Path) -> str:
-    """The section, in Markdown."""
+    """Returns the section in Markdown."""
     rows = [as_markdown(row) for row in read_rows(folder)]
     found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     place = folder.resolve().relative_to(PAGE.parent).as_posix()
-    sweep = registry.load("callbacks", "attention_sweep")
+    sweep = registry.load_class("callbacks", "attention_sweep")
     own = [row for row in rows if row["sweep"] == "attention_sweep"]
-    parity = registry.load("callbacks", "parity").summary(  # type: ignore[attr-defined]
+    parity = registry.load_class("callbacks", "parity").summary(  # type: ignore[attr-defined]
         [row for row in rows if row["sweep"] == "parity"], None
     )
     parts = [
@@ -57,7 +57,9 @@ def results(folder: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if it would")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if the page would change"
+    )
     args = parser.parse_args()
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)

@@ -18,7 +18,7 @@ from xftrain.multirun import record
 def printed_by(command: str, folder: Path, *more: str, path: Path = ROOT) -> str:
     """What the command prints."""
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
-    small = [] if record.RESUME in command else ["batch_tokens=128", "max_steps=3"]
+    small = [] if record.RESUME_KEY in command else ["batch_tokens=128", "max_steps=3"]
     process = subprocess.run(
         [*words, *small, *filter(None, more)],
         cwd=folder,

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from tests.compositions import compose_anew, keep_compositions
-from xftrain.config.compose import _own_hydra, compose
+from xftrain.config.compose import _isolated_hydra, compose
 from xftrain.errors import ConfigError
 
 COMMANDS = [("train", RunMode.RUN), ("train", RunMode.MULTIRUN), ("benchmark", RunMode.RUN)]
@@ -26,7 +26,7 @@ TYPED = [
 
 def _composed(folder: Path, name: str, typed: list[str], mode: RunMode) -> str:
     """The text of a configuration, which is then spoilt; or of the refusal."""
-    with _own_hydra([folder]):
+    with _isolated_hydra([folder]):
         try:
             loader = GlobalHydra.instance().config_loader()
             cfg = loader.load_configuration(name, typed, mode)

@@ -6,15 +6,17 @@ In notebooks and tests: `cfg = xftrain.compose("model.attn=naive")`, `xftrain.bu
 
 import sys
 
-if getattr(sys, "argv", [])[:1] == ["-m"]:  # Python looks for its module; before other imports
-    from xftrain.utils.search_path import leave_out_working_folder
+from xftrain.utils.search_path import leave_out_empty_entries, leave_out_working_folder
 
+# before other imports, which could come from the working folder
+if getattr(sys, "argv", [])[:1] == ["-m"]:  # Python looks for its module
     leave_out_working_folder()
+leave_out_empty_entries()
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib import import_module  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
-from xftrain.version import __version__
+from xftrain.version import __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from xftrain.commands.builder import build_model

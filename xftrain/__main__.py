@@ -1,4 +1,4 @@
-"""`python -m xftrain`."""
+"""Runs the command line: `python -m xftrain`."""
 
 import sys
 

@@ -18,7 +18,7 @@ class RunError(RuntimeError):
 
 
 class SweepRefused(BaseException):
-    """A sweep, or a run in a folder that is in use, cannot begin.
+    """A sweep, or a run in a folder that is in use, cannot start.
 
     It derives from BaseException, since Hydra turns an Exception of a callback into a warning.
     """

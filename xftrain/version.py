@@ -17,7 +17,7 @@ def code_version() -> str:
     return f"{__version__}+{digest.hexdigest()[:12]}"
 
 
-def installed(package: str) -> str:
+def installed_version(package: str) -> str:
     """The version of a package, or `not installed`."""
     try:
         return metadata.version(package)

@@ -1,10 +1,10 @@
-"""What `compare_peers.py` compares, one peer a file; `python -m peers` measures one of them.
+"""The peers that `compare_peers.py` compares, one per file; `python -m peers` measures one.
 
-The module of a peer has `measure(setup)`, which trains its model and returns the figures of a row.
-It imports late what it measures, so that a package that is not installed is a row as well.
+The module of a peer has `measure(setup)`, which trains its model and returns the figures of its
+row. `measure` imports the package that it measures, so that a missing package becomes a row.
 """
 
-# What a name begins with, and its module. None has the name of a package that it imports.
+# The first part of a peer's name, and its module. No module has the name of a package it imports.
 MODULES = {
     "xftrain": "framework",
     "bare": "bare",

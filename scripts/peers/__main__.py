@@ -1,6 +1,7 @@
-"""Measures one peer in this process: `python -m peers SETUP RESULT`, both of them JSON.
+"""Measures one peer in this process: `python -m peers SETUP RESULT`.
 
-Whatever happens short of the end of the process is a row in RESULT, a file.
+SETUP is a `Setup` as JSON, and RESULT the JSON file to which the row is written. An exception
+becomes a row as well; only a process that dies leaves no file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from xftrain.utils.processes import die_with_parent
 
 
 def row_of(setup: Setup) -> dict[str, Any]:
-    """What is measured, or why it is not."""
+    """Returns the measured row, or one with the reason why there are no figures."""
     try:
         row = import_module(f"peers.{MODULES[setup.kind]}").measure(setup)
     except ModuleNotFoundError as error:
@@ -40,9 +41,9 @@ def row_of(setup: Setup) -> dict[str, Any]:
 
 def main() -> int:
     die_with_parent(signal.SIGKILL)
-    faulthandler.enable()  # where a segmentation fault came from
+    faulthandler.enable()  # shows where a segmentation fault occurred
     setup = Setup.from_dict(json.loads(sys.argv[1]))
-    torch.set_float32_matmul_precision("high")  # as of what autocast leaves in float32
+    torch.set_float32_matmul_precision("high")  # TF32 for matmuls that autocast leaves in float32
     say(f"{setup.peer}: building")
     write_json(row_of(setup), Path(sys.argv[2]))
     return 0

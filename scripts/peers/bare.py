@@ -1,6 +1,6 @@
-"""xftrain's own modules in a bare loop: what is left when the framework is taken away.
+"""xftrain's own modules in a bare training loop, to measure the overhead of the framework.
 
-The same configuration, initial weights, batches, kernel, loss and compiled blocks.
+Configuration, initial weights, batches, kernel, loss and compiled blocks are those of xftrain.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peers.loop import Trained, options_of, train
+from peers.loop import PeerModel, run_config, train
 from peers.setup import Setup
 from xftrain.commands import builder
 from xftrain.interfaces import positions_of
@@ -20,16 +20,16 @@ from xftrain.train.hardware import compute_dtype
 
 
 def measure(setup: Setup) -> dict[str, Any]:
-    """The row of `bare`, `bare:<backend>` or `bare:<backend>:<overrides>`."""
-    options = options_of(setup)
-    data = builder.build_data(options)
-    cross_entropy = builder.build_loss(options)
-    model = builder.build_model(options, data).to(setup.device)
+    """Returns the row of `bare`, `bare:<backend>` or `bare:<backend>:<overrides>`."""
+    cfg = run_config(setup)
+    data = builder.build_data(cfg)
+    cross_entropy = builder.build_loss(cfg)
+    model = builder.build_model(cfg, data).to(setup.device)
     sizes = (setup.sizes.rows, setup.sizes.seq)
-    place = (torch.device(setup.device), compute_dtype(setup.precision))
-    cases = model.attention_cases(*sizes, None, place)
+    device_and_dtype = (torch.device(setup.device), compute_dtype(setup.precision))
+    cases = model.attention_cases(*sizes, None, device_and_dtype)
     kernel = kernel_name(model.backend, cases)
-    set_autotuner(Autotuner() if options.matmul == "auto" else None)
+    set_autotuner(Autotuner() if cfg.matmul == "auto" else None)
     if setup.compile:
         model.compile_blocks(packed=False)
     positions_1M = positions_of(setup.sizes.seq, None).to(setup.device)
@@ -41,5 +41,5 @@ def measure(setup: Setup) -> dict[str, Any]:
         )
         return sums.loss / sums.num_labels
 
-    trained = Trained(loss, model, model.head.weight, setup.sizes.form, kernel)
-    return train(setup, trained, data)
+    peer = PeerModel(loss, model, model.head.weight, setup.sizes.form, kernel)
+    return train(setup, peer, data)

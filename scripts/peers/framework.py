@@ -1,4 +1,4 @@
-"""xftrain as a user runs it: `xftrain.run` of a configuration, timed by a callback in it."""
+"""xftrain as a user runs it: `xftrain.run` of a configuration, timed by a callback."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from xftrain.model.flops import flops_per_token
 from xftrain.train.module import training_module
 
 
-class Timed(Callback):
-    """The stopwatch of the other peers, at the same place of a step.
+class TimingCallback(Callback):
+    """Calls the stopwatch that times all peers, at the end of each step.
 
     Args:
-        arguments: of the stopwatch.
+        arguments: arguments of the stopwatch.
     """
 
-    modifies_weights = False  # or the run would have no copies of them
-    last: ClassVar[Timed | None] = None  # Hydra makes it, so this is how to find it again
+    modifies_weights = False  # otherwise the run would have no bfloat16 copies of the weights
+    last: ClassVar[TimingCallback | None] = None  # the instance, which Hydra creates
 
     def __init__(self, **arguments: Any) -> None:
         self.arguments = arguments
         self.num_params, self.flops = 0, 0.0
-        Timed.last = self
+        TimingCallback.last = self
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to count; the model is on its device by now."""
+        """Creates the stopwatch, once the model is on its device."""
         self.watch = Stopwatch(**self.arguments)
 
     def on_train_batch_end(
@@ -44,7 +44,7 @@ class Timed(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """One step, after the callbacks before it: what they record is within the time."""
+        """Counts a step, after the other callbacks, so that their time is included."""
         module = training_module(pl_module)
         assert module.last_sums is not None
         if not self.flops:
@@ -54,17 +54,18 @@ class Timed(Callback):
 
 
 def measure(setup: Setup) -> dict[str, Any]:
-    """The row of `xftrain:<backend>`."""
+    """Returns the row of `xftrain:<backend>` or `xftrain:<backend>:<overrides>`."""
     cfg = compose(*config_overrides(setup))
-    target = {"_target_": f"{Timed.__module__}.Timed", **Stopwatch.arguments(setup)}
-    OmegaConf.update(cfg, "callbacks.timed", target, force_add=True)  # the last of them
+    path = f"{TimingCallback.__module__}.{TimingCallback.__name__}"
+    node = {"_target_": path, **Stopwatch.arguments(setup)}
+    OmegaConf.update(cfg, "callbacks.timing", node, force_add=True)  # the last callback
     with tempfile.TemporaryDirectory() as folder:
         result = run(cfg, Path(folder))
-    timed = Timed.last
-    assert timed is not None
+    timing = TimingCallback.last
+    assert timing is not None
     return {
-        "parameters": timed.num_params,
+        "parameters": timing.num_params,
         "model": setup.sizes.form,
         "kernel": result["kernel"],
-        **timed.watch.figures(timed.flops, device_peak(setup)),
+        **timing.watch.figures(timing.flops, device_peak(setup)),
     }

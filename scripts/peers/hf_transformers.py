@@ -1,6 +1,6 @@
 """Hugging Face's transformers: GPT2LMHeadModel and LlamaForCausalLM with SDPA, compiled whole.
 
-Compiled, transformers 5.17 hands SDPA a causal mask as a tensor, which it leaves out in eager code.
+When compiled, transformers 5.17 passes SDPA a causal mask tensor; in eager mode it passes none.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peers.loop import Trained, WithLoss, train, whole
+from peers.loop import ModelWithLoss, PeerModel, compiled, train
 from peers.setup import Setup, Sizes
 
 
 def measure(setup: Setup) -> dict[str, Any]:
-    """The row of `transformers`."""
+    """Returns the row of `transformers`."""
     torch.manual_seed(setup.seed)
     build = llama if setup.sizes.is_llama else gpt2
-    model, about = build(setup.sizes)
+    model, description = build(setup.sizes)
     model.to(setup.device)
 
     def logits(model: nn.Module, tokens: Tensor) -> Tensor:
         return model(input_ids=tokens, use_cache=False).logits
 
-    loss = whole(setup, WithLoss(model, logits))
-    return train(setup, Trained(loss, model, model.lm_head.weight, about, "sdpa"))
+    loss = compiled(setup, ModelWithLoss(model, logits))
+    return train(setup, PeerModel(loss, model, model.lm_head.weight, description, "sdpa"))
 
 
 def gpt2(sizes: Sizes) -> tuple[Any, str]:
-    """GPT-2, whose linear layers and norms have biases here."""
+    """Builds GPT-2, whose linear layers and norms have biases in transformers."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -42,7 +42,7 @@ def gpt2(sizes: Sizes) -> tuple[Any, str]:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=None,  # GPT-2's own are beyond a small vocabulary
+        bos_token_id=None,  # GPT-2's own ids exceed a small vocabulary
         eos_token_id=None,
         attn_implementation="sdpa",
     )
@@ -50,7 +50,7 @@ def gpt2(sizes: Sizes) -> tuple[Any, str]:
 
 
 def llama(sizes: Sizes) -> tuple[Any, str]:
-    """Llama."""
+    """Builds a Llama model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -1,7 +1,8 @@
-"""litgpt's GPT, Llama-style in both shapes, with the cross-entropy of its logits, compiled whole.
+"""litgpt's GPT with a cross-entropy loss, compiled whole; its architecture is always Llama's.
 
-In GPT-2's shape the gated feed-forward has 2/3 of the inner width, so that a block has as many
-weights as GPT-2's; the embedding is not tied, which litgpt does not offer.
+In the shape 124m, the gated feed-forward has 2/3 of GPT-2's inner width, so that a block has as
+many weights as one of GPT-2. The embedding and the output matrix are not tied, since litgpt has no
+such option.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from typing import Any
 
 import torch
 
-from peers.loop import Trained, WithLoss, train, whole
+from peers.loop import ModelWithLoss, PeerModel, compiled, train
 from peers.setup import Setup
 
 
 def measure(setup: Setup) -> dict[str, Any]:
-    """The row of `litgpt`."""
+    """Returns the row of `litgpt`."""
     from litgpt.model import GPT, Config
 
     sizes = setup.sizes
@@ -40,5 +41,6 @@ def measure(setup: Setup) -> dict[str, Any]:
     )
     model.apply(model._init_weights)
     model.to(setup.device)
-    loss = whole(setup, WithLoss(model))
-    return train(setup, Trained(loss, model, model.lm_head.weight, "Llama's form, untied", "sdpa"))
+    loss = compiled(setup, ModelWithLoss(model))
+    description = "Llama's form, untied"
+    return train(setup, PeerModel(loss, model, model.lm_head.weight, description, "sdpa"))

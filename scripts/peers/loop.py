@@ -1,4 +1,4 @@
-"""The loop that a user would write: every peer but xftrain is trained by it."""
+"""A plain training loop, as a user would write it; it trains every peer except xftrain."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from xftrain.train.parameter_groups import decay_groups
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What the loop trains.
+class PeerModel:
+    """A model to train, with its loss.
 
     Attributes:
-        loss: tokens and labels [B, M] to the mean cross-entropy; compiled, if it is to be.
-        model: whose parameters are trained; on the device.
+        loss: maps tokens and labels [B, M] to the mean cross-entropy; already compiled, if at all.
+        model: the module whose parameters are trained, on its device.
         head: the output matrix.
-        about: how the model differs from others of its size.
-        kernel: of attention, where the peer says it.
+        description: the model's architecture, for the table.
+        kernel: the attention kernel, or "" if it is not known.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     model: nn.Module
     head: Tensor
-    about: str
+    description: str
     kernel: str = ""
 
 
-class WithLoss(nn.Module):
-    """A model that gives logits, with the cross-entropy in it, so that both are compiled as one.
+class ModelWithLoss(nn.Module):
+    """A model and its cross-entropy in one module, so that both are compiled as one graph.
 
     Args:
-        model: to call.
-        logits: tokens to logits; the model itself where it needs no more than tokens.
+        model: the model.
+        logits: computes the logits from the model and the tokens; by default, `model(tokens)`.
     """
 
     def __init__(
@@ -56,37 +56,37 @@ class WithLoss(nn.Module):
         self.model, self.logits = model, logits
 
     def forward(self, tokens_BM: Tensor, labels_BM: Tensor) -> Tensor:
-        """Mean cross-entropy."""
+        """Returns the mean cross-entropy."""
         model = self.model
         logits = model(tokens_BM) if self.logits is None else self.logits(model, tokens_BM)
         return F.cross_entropy(logits.flatten(0, 1).float(), labels_BM.flatten())
 
 
-def whole(setup: Setup, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """The module compiled as one graph, or as it is."""
+def compiled(setup: Setup, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns the module compiled as one graph if the setup says so, else the module itself."""
     return torch.compile(module) if setup.compile else module
 
 
-def options_of(setup: Setup) -> RunConfig:
-    """xftrain's checked configuration of the measurement."""
+def run_config(setup: Setup) -> RunConfig:
+    """Returns xftrain's checked configuration for a measurement."""
     return validate_as(RunConfig, compose(*config_overrides(setup)))
 
 
-def train(setup: Setup, trained: Trained, data: DataSource | None = None) -> dict[str, Any]:
-    """The row of a peer that this loop trains.
+def train(setup: Setup, peer: PeerModel, data: DataSource | None = None) -> dict[str, Any]:
+    """Trains a model and returns its row.
 
     Args:
-        setup: what is measured.
-        trained: the model.
-        data: where batches come from; xftrain's own source by default.
+        setup: the measurement.
+        peer: the model.
+        data: the source of the batches; by default, xftrain's own for this setup.
     """
-    data = data or builder.build_data(options_of(setup.plain()))
+    data = data or builder.build_data(run_config(setup.without_overrides()))
     device, on_gpu = torch.device(setup.device), setup.device == "cuda"
     dtype = compute_dtype(setup.precision)
-    optimizer = adamw(setup, trained.model)
+    optimizer = adamw(setup, peer.model)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     watch = Stopwatch(**Stopwatch.arguments(setup))
-    trained.model.train()
+    peer.model.train()
     for step in range(setup.warmup + setup.steps):
         batch = data.batch("train", step)
         tokens, labels = batch.tokens_BM, batch.labels_BM
@@ -95,7 +95,7 @@ def train(setup: Setup, trained: Trained, data: DataSource | None = None) -> dic
         tokens = tokens.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         with torch.autocast(setup.device, dtype, enabled=dtype != torch.float32):
-            loss = trained.loss(tokens, labels)
+            loss = peer.loss(tokens, labels)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
@@ -103,17 +103,17 @@ def train(setup: Setup, trained: Trained, data: DataSource | None = None) -> dic
         if (step + 1) % LOG_EVERY == 0:
             print(f"{setup.peer}: step {step + 1}, loss {loss.item():.4f}", file=sys.stderr)
         watch.after_step(loss)
-    flops = model_flops(trained.model, trained.head, setup.sizes, data.batch("train", 0))
+    flops = model_flops(peer.model, peer.head, setup.sizes, data.batch("train", 0))
     return {
-        "parameters": sum(p.numel() for p in trained.model.parameters()),
-        "model": trained.about,
-        "kernel": trained.kernel,
+        "parameters": sum(p.numel() for p in peer.model.parameters()),
+        "model": peer.description,
+        "kernel": peer.kernel,
         **watch.figures(flops, device_peak(setup)),
     }
 
 
 def adamw(setup: Setup, model: nn.Module) -> torch.optim.AdamW:
-    """Two groups, divided by xftrain's rule for every peer."""
+    """Returns the optimizer, with the parameters split for weight decay by xftrain's rule."""
     decayed, free = decay_groups(model)
     groups = [
         {"params": decayed, "weight_decay": WEIGHT_DECAY},

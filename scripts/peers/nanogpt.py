@@ -1,8 +1,8 @@
-"""GPT-2 in plain PyTorch, of nanoGPT's form (github.com/karpathy/nanoGPT), written for this.
+"""GPT-2 in plain PyTorch, written for this comparison after github.com/karpathy/nanoGPT.
 
-Biasless linear layers and norms, learned positions, GELU in its tanh form, tied weights; the whole
-model with its loss is compiled as one graph. It starts from xftrain's initial weights, so its loss
-is to be that of `bare` and of `xftrain`.
+It has bias-free linear layers and norms, learned positions, the tanh approximation of GELU and tied
+weights; the model and its loss are compiled as one graph. It starts from xftrain's initial weights,
+so that its losses must equal those of `bare` and `xftrain`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peers.loop import Trained, options_of, train, whole
+from peers.loop import PeerModel, compiled, run_config, train
 from peers.setup import Setup, Sizes
 from xftrain.benchmark.worker import Unsupported
 from xftrain.commands import builder
 
-# xftrain's names, and the ones here.
-NAMES = {
+# Patterns of xftrain's parameter names, and the names of the same parameters in `NanoGPT`.
+RENAMES = {
     r"embed\.weight": "wte.weight",
     r"pos\.table\.weight": "wpe.weight",
     r"blocks\.(\d+)\.norm_attn\.weight": r"h.\1.ln_1.weight",
@@ -35,7 +35,7 @@ NAMES = {
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward, each behind a norm and beside a residual."""
+    """A pre-norm transformer block: attention, then a feed-forward, each with a residual."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(sizes.hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, M, D] to [B, M, D]."""
+        """Maps [B, M, D] to [B, M, D]."""
         B, M, D = x.shape
         heads = (B, M, self.num_heads, D // self.num_heads)
         q, k, v = (
@@ -60,7 +60,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """Tokens and labels to the mean cross-entropy."""
+    """A GPT-2 model that maps tokens and labels to the mean cross-entropy."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class NanoGPT(nn.Module):
         self.lm_head.weight = self.wte.weight
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the labels."""
+        """Returns the mean cross-entropy over the labels."""
         x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.h:
             x = block(x)
@@ -81,21 +81,21 @@ class NanoGPT(nn.Module):
 
 
 def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """xftrain's weights by the names here; each name is that of one rule."""
+    """Returns xftrain's weights under the names of `NanoGPT`; exactly one rule matches a name."""
     found = {}
     for name, weight in weights.items():
-        ((pattern, new),) = [rule for rule in NAMES.items() if re.fullmatch(rule[0], name)]
+        ((pattern, new),) = [rule for rule in RENAMES.items() if re.fullmatch(rule[0], name)]
         found[re.sub(pattern, new, name)] = weight
     return found
 
 
 def measure(setup: Setup) -> dict[str, Any]:
-    """The row of `nanogpt`."""
+    """Returns the row of `nanogpt`."""
     if setup.sizes.is_llama:
-        raise Unsupported("nanoGPT's form is GPT-2's: it has no rope, rmsnorm, swiglu or K/V heads")
-    weights = builder.build_model(options_of(setup.plain())).state_dict()
+        raise Unsupported("nanogpt is GPT-2: it has no rope, rmsnorm, swiglu or grouped heads")
+    weights = builder.build_model(run_config(setup.without_overrides())).state_dict()
     model = NanoGPT(setup.sizes)
     model.load_state_dict(renamed(weights))
     model.to(setup.device)
-    loss = whole(setup, model)
-    return train(setup, Trained(loss, model, model.lm_head.weight, setup.sizes.form, "sdpa"))
+    loss = compiled(setup, model)
+    return train(setup, PeerModel(loss, model, model.lm_head.weight, setup.sizes.form, "sdpa"))

@@ -1,4 +1,4 @@
-"""What a comparison of peers leaves: a table, a picture and a file of rows."""
+"""The results of a comparison of peers: a table, a bar chart and a CSV file."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from peers.setup import in_parts
+from peers.setup import split_name
 from xftrain.benchmark.tables import STATUS, figure, show
 from xftrain.utils import markdown
 from xftrain.utils.files import replace_text
-from xftrain.utils.plot_style import COLORS, new_figure, style
+from xftrain.utils.plot_style import COLORS, new_figure, style_axis
 
 Row = dict[str, Any]
 
-WORDS = {**STATUS, "missing": "not installed"}
+STATUS_LABELS = {**STATUS, "missing": "not installed"}
 COLUMNS = ["peer", "repeat", "status", "reason", "model", "parameters", "ms_per_step"]
 COLUMNS += ["tokens_per_s", "ratio", "mfu", "peak_gib", "loss", "kernel", "warmup_s"]
 
 
-def joined(rows: Sequence[Row], baseline: str) -> list[Row]:
-    """One row a peer: of those that ran, the one of median speed, with its ratio to the baseline.
+def median_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
+    """Returns one row per peer: that of median speed, or its last one if none ran, with ratios.
 
     Args:
-        rows: in the order in which they were measured.
-        baseline: the peer with ratio 1; where it has no speed, no row has a ratio.
+        rows: all rows, in the order in which they were measured.
+        baseline: the peer with ratio 1; if it did not run, no row has a ratio.
     """
     found = []
     for peer in dict.fromkeys(row["peer"] for row in rows):
@@ -44,9 +44,9 @@ def joined(rows: Sequence[Row], baseline: str) -> list[Row]:
     return with_ratios(found, found, baseline)
 
 
-def with_ratios(rows: Sequence[Row], typical: Sequence[Row], baseline: str) -> list[Row]:
-    """The rows with tokens/s divided by those of the baseline among the typical ones."""
-    speeds = [row.get("tokens_per_s") for row in typical if row["peer"] == baseline]
+def with_ratios(rows: Sequence[Row], medians: Sequence[Row], baseline: str) -> list[Row]:
+    """Adds to each row its tokens/s divided by those of the baseline's row in `medians`."""
+    speeds = [row.get("tokens_per_s") for row in medians if row["peer"] == baseline]
     one = next(iter(speeds), None)
     return [
         {**row, "ratio": row["tokens_per_s"] / one if one and row.get("tokens_per_s") else None}
@@ -55,13 +55,13 @@ def with_ratios(rows: Sequence[Row], typical: Sequence[Row], baseline: str) -> l
 
 
 def table(rows: Sequence[Row], baseline: str) -> str:
-    """The comparison in Markdown, and below it why rows have no figures."""
+    """Returns the table in Markdown, followed by the reasons of rows without figures."""
     header = ["peer", "ms/step", "tokens/s", f"of {baseline}", "MFU", "peak GiB", "loss"]
     header += ["parameters", "model", "attention"]
     lines, reasons = [], []
     for row in rows:
         if row["status"] != "ok":
-            word = WORDS[row["status"]]
+            word = STATUS_LABELS[row["status"]]
             lines.append([row["peer"], word, *["-"] * (len(header) - 2)])
             reasons.append(f"- `{row['peer']}`: {word}: {show(row['reason'])}")
             continue
@@ -81,45 +81,55 @@ def table(rows: Sequence[Row], baseline: str) -> str:
             ]
         )
     return "\n\n".join(
-        filter(None, [markdown.table(header, lines, figures=[*WORDS.values()]), "\n".join(reasons)])
+        filter(
+            None,
+            [markdown.table(header, lines, figures=[*STATUS_LABELS.values()]), "\n".join(reasons)],
+        )
     )
 
 
-def picture(rows: Sequence[Row]) -> Figure:
-    """Tokens/s and peak memory as bars; a peer without figures has a word in their place."""
-    made = new_figure(11, 1.6 + 0.38 * len(rows))
+def bar_chart(rows: Sequence[Row]) -> Figure:
+    """Draws tokens/s and peak memory; a peer that did not run has its status instead of a bar."""
+    chart = new_figure(11, 1.6 + 0.38 * len(rows))
     panels = (("tokens_per_s", "tokens/s", COLORS[0]), ("peak_gib", "peak memory, GiB", COLORS[1]))
-    for axis, (field, label, color) in zip(made.subplots(1, 2, sharey=True), panels, strict=True):
+    for axis, (field, label, color) in zip(chart.subplots(1, 2, sharey=True), panels, strict=True):
         values = [row.get(field) or 0.0 for row in rows]
         axis.barh(range(len(rows)), values, color=color)
-        axis.set_yticks(range(len(rows)), [in_lines(row["peer"]) for row in rows], fontsize=8)
+        axis.set_yticks(range(len(rows)), [label_of(row["peer"]) for row in rows], fontsize=8)
         for place, (row, value) in enumerate(zip(rows, values, strict=True)):
-            text = figure(value) if row["status"] == "ok" else WORDS[row["status"]]
+            text = figure(value) if row["status"] == "ok" else STATUS_LABELS[row["status"]]
             axis.text(value, place, f" {text}", va="center", fontsize=8)
         axis.set_xlim(0, 1.2 * max([*values, 1e-9]))
         axis.locator_params(axis="x", nbins=4)
         axis.xaxis.set_major_formatter("{x:,.0f}")
-        style(axis, label)
+        style_axis(axis, label)
         axis.grid(visible=False, axis="y")
-    axis.invert_yaxis()  # shared: the first peer on top
-    return made
+    axis.invert_yaxis()  # the first peer on top, in both panels, which share the axis
+    return chart
 
 
-def in_lines(peer: str) -> str:
-    """Its name, and each override of it on a line of its own."""
-    kind, backend, overrides = in_parts(peer)
+def label_of(peer: str) -> str:
+    """Returns the peer's name, with each of its overrides on a separate line."""
+    kind, backend, overrides = split_name(peer)
     return "\n".join([f"{kind}:{backend}" if backend else kind, *overrides])
 
 
-def write(out: Path, rows: Sequence[Row], baseline: str, found: Mapping[str, str]) -> str:
-    """All files but the environment; what peers.md says."""
-    typical = joined(rows, baseline)
+def write(out: Path, rows: Sequence[Row], baseline: str, info: Mapping[str, str]) -> str:
+    """Writes peers.csv, peers.md and peers.png; returns the text of peers.md below its title.
+
+    Args:
+        out: the folder.
+        rows: all rows measured so far.
+        baseline: the peer with ratio 1.
+        info: the content of environment.json.
+    """
+    medians = median_rows(rows, baseline)
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(with_ratios(rows, typical, baseline))
+    writer.writerows(with_ratios(rows, medians, baseline))
     replace_text(out / "peers.csv", file.getvalue())
-    text = f"{found['setting']}\n\n{table(typical, baseline)}\n"
-    replace_text(out / "peers.md", f"# {found['device']}, torch {found['torch']}\n\n{text}")
-    FigureCanvasAgg(picture(typical)).print_png(out / "peers.png")
+    text = f"{info['setting']}\n\n{table(medians, baseline)}\n"
+    replace_text(out / "peers.md", f"# {info['device']}, torch {info['torch']}\n\n{text}")
+    FigureCanvasAgg(bar_chart(medians)).print_png(out / "peers.png")
     return text

@@ -1,4 +1,4 @@
-"""What all peers have in common: sizes, optimizer, data, and the configuration of xftrain."""
+"""The settings that all peers share: sizes, optimizer, data, and xftrain's configuration."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ LR = 6e-4
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 CLIP = 1.0
-LOG_EVERY = 10  # steps between two looks at the loss, for which a plain loop waits
+LOG_EVERY = 10  # steps between two logged losses, which the plain loop reads synchronously
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model and its batch.
+    """The sizes of a model and of its batches.
 
     Attributes:
         model: option of xftrain's group `model`.
-        num_layers: blocks.
-        dim: width.
-        num_heads: query heads.
-        num_kv_heads: key/value heads.
+        num_layers: number of blocks.
+        dim: model width.
+        num_heads: number of query heads.
+        num_kv_heads: number of key/value heads.
         hidden_dim: inner width of the feed-forward.
-        vocab_size: rows of the embedding, and tokens that the data counts with.
-        rows: a batch's.
-        seq: tokens of a row.
+        vocab_size: vocabulary of the model and of the counting data.
+        rows: rows per batch.
+        seq: tokens per row.
     """
 
     model: str
@@ -40,16 +40,16 @@ class Sizes:
 
     @property
     def is_llama(self) -> bool:
-        """Llama's form: rope, rmsnorm, swiglu, untied; else GPT-2's."""
+        """Whether the architecture is Llama's (rope, rmsnorm, swiglu, untied), not GPT-2's."""
         return self.model.startswith("llama")
 
     @property
     def form(self) -> str:
-        """What a model of exactly this form is called in the table."""
+        """The architecture's name in the table."""
         return "Llama's form, untied" if self.is_llama else "GPT-2's form, tied"
 
     def tiny(self) -> Sizes:
-        """The same form, small enough for a CPU."""
+        """Returns the same architecture, small enough for a CPU."""
         small = replace(self, num_layers=2, dim=64, num_heads=4, vocab_size=256, rows=2, seq=32)
         return replace(small, num_kv_heads=2 if self.is_llama else 4, hidden_dim=256)
 
@@ -65,16 +65,16 @@ class Setup:
     """One measurement.
 
     Attributes:
-        peer: its name, as typed: `kind`, `kind:backend` or `kind:backend:override+override`.
-        sizes: of the model and the batch.
-        steps: timed ones.
-        warmup: steps before them.
+        peer: the peer's name: `kind`, `kind:backend` or `kind:backend:override+override`.
+        sizes: sizes of the model and of its batches.
+        steps: number of timed steps.
+        warmup: number of steps before the timed ones.
         device: `cuda` or `cpu`.
-        precision: Lightning's word: `bf16-mixed` is autocast over float32 weights.
-        compile: torch.compile.
-        overrides: of every peer that has xftrain's configuration.
-        lr: constant.
-        seed: of the weights and the data.
+        precision: Lightning's name; `bf16-mixed` is autocast with float32 weights.
+        compile: whether to use torch.compile.
+        overrides: overrides for all peers that use xftrain's configuration.
+        lr: constant learning rate.
+        seed: seed of the weights and the data.
     """
 
     peer: str
@@ -90,47 +90,47 @@ class Setup:
 
     @property
     def kind(self) -> str:
-        """What comes before the first colon of the name."""
-        return in_parts(self.peer)[0]
+        """The part of the name before the first colon."""
+        return split_name(self.peer)[0]
 
     @property
     def optimizer(self) -> str:
-        """What all peers are trained by."""
+        """The optimizer of all peers, in words."""
         return (
-            f"fused AdamW, a constant rate of {self.lr:g}, betas {BETAS[0]} and {BETAS[1]}, weight "
-            f"decay {WEIGHT_DECAY} of matrices and not of embeddings, gradients clipped to {CLIP}"
+            f"fused AdamW, constant learning rate {self.lr:g}, betas {BETAS[0]} and {BETAS[1]}, "
+            f"weight decay {WEIGHT_DECAY} of matrices except embeddings, gradients clipped to "
+            f"norm {CLIP}"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, to be sent to another process."""
+        """Returns plain values, which can be passed to another process as JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Setup:
-        """What `as_dict` gave."""
+        """Restores a setup from the result of `as_dict`."""
         sizes = Sizes(**values["sizes"])
         return cls(**{**values, "sizes": sizes, "overrides": tuple(values["overrides"])})
 
-    def plain(self) -> Setup:
-        """The same without a choice of backend and without overrides."""
+    def without_overrides(self) -> Setup:
+        """Returns the same setup without a choice of backend and without overrides."""
         return replace(self, peer=self.kind, overrides=())
 
 
-def in_parts(peer: str) -> tuple[str, str, list[str]]:
-    """The kind, the backend, "" where there is none, and the overrides of a name as typed."""
+def split_name(peer: str) -> tuple[str, str, list[str]]:
+    """Splits a peer's name into kind, backend ("" if none is given) and overrides."""
     kind, backend, more = (peer.split(":", 2) + ["", ""])[:3]
     return kind, backend, [*filter(None, more.split("+"))]
 
 
 def config_overrides(setup: Setup) -> list[str]:
-    """What `xftrain.compose` gets: the sizes and the optimizer, then what the name asks for.
+    """Returns the overrides for `xftrain.compose`; those in the peer's name come last.
 
-    What a run does beside training is left out, as no peer does it: validation (one pass when the
-    training has ended remains), checkpoints, the sample and the picture. Metrics, the progress and
-    the watchdog stay.
+    Validation, checkpoints, the sample and the attention pattern are switched off, since no other
+    peer has them, except for one validation at the end. Metrics, progress and the watchdog stay on.
     """
     sizes = setup.sizes
-    _, backend, more = in_parts(setup.peer)
+    _, backend, more = split_name(setup.peer)
     found = [
         f"model={sizes.model}",
         f"model.attn={backend or 'sdpa'}",

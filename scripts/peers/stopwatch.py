@@ -1,4 +1,4 @@
-"""How every peer is timed, and what its figures mean."""
+"""The timing of every peer, and the definition of its figures."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from xftrain.utils.device_memory import peak_memory_mib, reset_peak_memory
 
 
 class Stopwatch:
-    """Wall time from the end of the warm-up to the end of the last step.
+    """Measures wall time and peak memory from the end of the warm-up to the end of the last step.
 
-    The device is waited for at both ends and not between, so that all that a step takes counts:
-    making the batch, copying it, logging. Memory is the peak between the two.
+    It synchronizes with the device only at both ends. The time includes everything that a step
+    does: making the batch, copying it, logging.
 
     Args:
-        peer: its name, for what is said meanwhile.
+        peer: the peer's name, for progress messages.
         device: `cuda` or `cpu`.
-        warmup: steps before the timed ones, at least one.
-        steps: timed ones.
-        num_tokens: of a step.
+        warmup: number of steps before the timed ones, at least one.
+        steps: number of timed steps.
+        num_tokens: tokens per step.
     """
 
     def __init__(self, peer: str, device: str, warmup: int, steps: int, num_tokens: int) -> None:
         self.peer, self.device = peer, torch.device(device)
         self.warmup, self.steps, self.num_tokens = warmup, steps, num_tokens
-        self.losses: list[tuple[Tensor, Tensor | float]] = []  # sums, and what they are over
+        self.losses: list[tuple[Tensor, Tensor | float]] = []  # sums, and numbers of labels
         self._began = time.perf_counter()
         self._started = self._seconds = self._peak_gib = self._warmup_s = 0.0
 
     @classmethod
     def arguments(cls, setup: Setup) -> dict[str, Any]:
-        """Its arguments for a measurement."""
+        """Returns the constructor's arguments for a measurement."""
         sizes = setup.sizes
         return {
             "peer": setup.peer,
@@ -51,11 +51,12 @@ class Stopwatch:
         }
 
     def after_step(self, loss: Tensor, num_labels: Tensor | float = 1.0) -> None:
-        """Takes the loss of a step, that of before its update, once the optimizer has stepped.
+        """Counts a step after its optimizer step, and keeps its loss.
 
         Args:
-            loss: summed over the labels, or their mean.
-            num_labels: what to divide it by, later: a division now would be work for the device.
+            loss: the loss before the update: the sum over the labels, or their mean.
+            num_labels: divisor of the loss, which `figures` applies, so that the timed steps launch
+                no extra kernel.
         """
         self.losses.append((loss.detach(), num_labels))
         step = len(self.losses)
@@ -72,11 +73,11 @@ class Stopwatch:
             self._peak_gib = peak_memory_mib(self.device) / 1024
 
     def figures(self, flops: float, peak: float | None) -> dict[str, Any]:
-        """The measured part of a row.
+        """Returns the measured fields of a row.
 
         Args:
-            flops: of a token, see `model_flops`.
-            peak: the device's, a second; None where nobody knows it.
+            flops: FLOPs per token, see `model_flops`.
+            peak: peak FLOP/s of the device; None if it is not known.
         """
         assert len(self.losses) == self.warmup + self.steps, "the run ended early"
         tokens_per_s = self.num_tokens * self.steps / self._seconds
@@ -97,17 +98,17 @@ class Stopwatch:
 
 
 def model_flops(model: nn.Module, head: Tensor, sizes: Sizes, batch: Batch) -> float:
-    """Operations a token, by xftrain's own formula for every peer: 6 N + 12 L H K M.
+    """Returns the FLOPs per token by xftrain's formula, which is used for every peer.
 
-    N is what matrix products use: all parameters of a model that ties its embedding to its output
-    matrix, but for the table of positions; where it is not tied, the embedding, which is only
-    looked up, does not count either, and the output matrix does.
+    The formula is 6 N + 12 L H K M, where N is the number of parameters that are used in matmuls:
+    all parameters except embedding tables that are only looked up, such as the table of positions,
+    and the token embedding unless it is tied to the output matrix.
 
     Args:
-        model: whose parameters count.
+        model: the model whose parameters are counted.
         head: the output matrix.
         sizes: L, H and K.
-        batch: says M.
+        batch: a batch, for M.
     """
     found = SimpleNamespace(
         modules=model.modules,
@@ -121,10 +122,10 @@ def model_flops(model: nn.Module, head: Tensor, sizes: Sizes, batch: Batch) -> f
 
 
 def device_peak(setup: Setup) -> float | None:
-    """Operations a second that the vendor names for the device and the precision."""
+    """Returns the vendor's peak FLOP/s for the device and the precision, or None."""
     return peak_flops(torch.device(setup.device), compute_dtype(setup.precision))
 
 
 def say(text: str) -> None:
-    """A line of progress with the time of day."""
+    """Prints a progress message with the time of day."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)

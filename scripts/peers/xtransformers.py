@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-from peers.loop import Trained, WithLoss, train, whole
+from peers.loop import ModelWithLoss, PeerModel, compiled, train
 from peers.setup import Setup
 
 
 def measure(setup: Setup) -> dict[str, Any]:
-    """The row of `x_transformers`."""
+    """Returns the row of `x_transformers`."""
     from x_transformers import Decoder, TransformerWrapper
 
     sizes = setup.sizes
-    form: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if sizes.is_llama:
-        form = {"rotary_pos_emb": True, "attn_kv_heads": sizes.num_kv_heads, "use_rmsnorm": True}
-        form |= {"ff_glu": True, "ff_swish": True}
+        options = {"rotary_pos_emb": True, "attn_kv_heads": sizes.num_kv_heads, "use_rmsnorm": True}
+        options |= {"ff_glu": True, "ff_swish": True}
     torch.manual_seed(setup.seed)
     model = TransformerWrapper(
         num_tokens=sizes.vocab_size,
@@ -33,11 +33,11 @@ def measure(setup: Setup) -> dict[str, Any]:
             attn_flash=True,
             ff_mult=sizes.hidden_dim / sizes.dim,
             ff_no_bias=True,
-            **form,
+            **options,
         ),
     )
     model.to(setup.device)
     head = model.to_logits.weight if sizes.is_llama else model.token_emb.emb.weight
-    about = sizes.form + ", gates with biases" * sizes.is_llama
-    loss = whole(setup, WithLoss(model))
-    return train(setup, Trained(loss, model, head, about, "sdpa"))
+    description = sizes.form + ", gates with biases" * sizes.is_llama
+    loss = compiled(setup, ModelWithLoss(model))
+    return train(setup, PeerModel(loss, model, head, description, "sdpa"))

@@ -42,7 +42,7 @@ class Crashes(Naive):
 
 
 class CrashesWhenTimed(Naive):
-    """Only once the cells are called in turns."""
+    """A backend that fails only while the cells are timed in turns."""
 
     calls = 0
 

@@ -39,7 +39,7 @@ def test_a_case_is_right_or_wrong(monkeypatch) -> None:
     assert check_kernels.attention("flex", window, shape)[0] == "refused"
     monkeypatch.undo()
     nan = [torch.full((2,), torch.nan)]
-    assert check_kernels.found(torch.bfloat16, nan, nan) == "WRONG: out is not finite"
+    assert check_kernels.compare(torch.bfloat16, nan, nan) == "WRONG: out is not finite"
 
 
 def test_a_loss_is_compared_by_chunks(monkeypatch) -> None:

@@ -13,7 +13,7 @@ from xftrain.benchmark.callbacks.attention_sweep import AttentionSweep
 from xftrain.benchmark.callbacks.parity import Parity
 from xftrain.benchmark.callbacks.train_sweep import TrainSweep
 from xftrain.benchmark.plots import bars, heat_map, over_length
-from xftrain.utils.plot_style import COLORS, number
+from xftrain.utils.plot_style import COLORS, format_number
 
 
 def _row(backend: str, ms: float | None, length: int = 512, **more: Any) -> dict[str, Any]:
@@ -105,4 +105,4 @@ def test_training_speeds_are_bars_the_fastest_first() -> None:
 def test_numbers_have_three_significant_digits() -> None:
     values = (0.0010538190856564692, 1e-5, 0.1, 2.0, 1024.0, 1234.5, 0.0, -0.5, 1e30)
     shown = ["0.00105", "1e-05", "0.1", "2", "1,024", "1,230", "0", "-0.5", "1e+30"]
-    assert [number(value) for value in values] == shown
+    assert [format_number(value) for value in values] == shown

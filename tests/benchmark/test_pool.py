@@ -22,12 +22,12 @@ pytestmark = pytest.mark.slow
 
 def measure(cells: Sequence[Cell], reporter: Reporter) -> None:
     for index, cell in enumerate(cells):
-        reporter.begin(index)
+        reporter.start_cell(index)
         what = cell.columns["what"]
         if what == "raise":
             reporter.attempt(index, int, "no number")
         elif what == "die":
-            reporter.note(index, found=7)
+            reporter.heartbeat(index, found=7)
             os.kill(os.getpid(), signal.SIGSEGV)
         else:
             reporter.row(index, "ok", pid=os.getpid(), searches_garbage=gc.isenabled())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from xftrain.benchmark import environment, tables
 from xftrain.benchmark.benchmark import Benchmark, Context
 from xftrain.benchmark.cells import Cell, Row
-from xftrain.benchmark.rows import as_lines
+from xftrain.benchmark.rows import as_lines, read_rows
 from xftrain.benchmark.session import run_suite
 from xftrain.benchmark.worker import Job
 from xftrain.errors import ConfigError
@@ -28,6 +29,7 @@ HOSTILE = [
     FORGED,
     "<img src=http://evil/x onerror=alert(1)>",
     "![p](http://evil/p.png)",
+    "![x][y]",  # of a reference that another text defines
     "a | b |\n| forged | row |",
     "&lt;b>",
     "\u202egnp\u2028x",
@@ -36,7 +38,7 @@ HOSTILE = [
 
 
 class Own(Benchmark):
-    """A benchmark that shows the texts of its rows in each way that there is."""
+    """A benchmark that displays the texts of its rows in every possible output."""
 
     name, title = "own", "Own"
 
@@ -58,7 +60,7 @@ def _never(cells: Any, reporter: Any) -> None:
 
 
 def _show(run_dir: Path, row: dict[str, Any]) -> None:
-    """What a repeated benchmark does in a folder that has the row already."""
+    """Shows a stored row as a repeated benchmark does."""
     saved = {
         **{"sweep": "own", "cell": Own(timeout_s=1, resume=True).jobs(None)[0].cells[0].key},  # type: ignore[arg-type]
         **{"status": "unsupported", "reason": None, "kernel": "k", "ms": None, "backend": "naive"},
@@ -83,11 +85,27 @@ def test_no_text_of_a_row_forges_a_line_an_image_or_a_column(
     board = events.Tensors("benchmark/own/text_summary")[0].tensor_proto.string_val[0].decode()
     for shown in (report, board):
         assert "refused" in shown and len(shown) < 20_000
-        assert not any(mark in shown for mark in ("\x1b", "<img", "](http", "| forged", "<b>"))
+        assert not any(
+            mark in shown for mark in ("\x1b", "<img", "](http", "![x][y]", "| forged", "<b>")
+        )
         assert "\n[09" not in shown and "\u202e" not in shown
     said = "\n".join(record.getMessage() for record in caplog.records)
     assert "\x1b" not in said and "\n[09" not in said and "\n| forged" not in said
     assert len(said) < 20_000 and "| naive " in said and "| naive " in report
+
+
+def test_a_file_of_rows_cannot_ask_for_a_table_of_any_size(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    rows = ({f"field {number}": 1} for number in range(301))
+    (tmp_path / "b" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="more than 300 different fields"):
+        read_rows(tmp_path / "b")
+
+
+def test_a_number_that_json_lacks_is_none_wherever_it_is(tmp_path: Path) -> None:
+    _show(tmp_path / "b", {"ms": [math.nan, {"a": math.inf, "b": "\x1b"}]})
+    (row, *_) = read_rows(tmp_path / "b")
+    assert row["ms"] == [None, {"a": None, "b": r"\x1b"}]
 
 
 @pytest.mark.parametrize(

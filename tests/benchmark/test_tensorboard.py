@@ -37,7 +37,7 @@ def test_a_whole_benchmark_is_one_group_of_few_tags(tmp_path: Path) -> None:
     rows = read_rows(H100)
     for name in BENCHMARKS:
         own = [row for row in rows if row["sweep"] == name]
-        log_benchmark(context, registry.load("callbacks", name), own, 700.0, {})  # type: ignore[arg-type]
+        log_benchmark(context, registry.load_class("callbacks", name), own, 700.0, {})  # type: ignore[arg-type]
     log_verdict(context, rows)
     logger.experiment.close()
 
@@ -53,7 +53,7 @@ def test_a_whole_benchmark_is_one_group_of_few_tags(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_what_the_console_and_tensorboard_show_is_narrow(name: str) -> None:
-    benchmark: Any = registry.load("callbacks", name)
+    benchmark: Any = registry.load_class("callbacks", name)
     rows = [row for row in read_rows(H100) if row["sweep"] == name]
     tables = [line for line in benchmark.summary(rows, 700.0).splitlines() if line.startswith("|")]
     assert tables and max(line.count("|") - 1 for line in tables) <= 9

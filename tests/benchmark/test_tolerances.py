@@ -36,7 +36,7 @@ def test_the_limit_is_twice_torchs_error(
 
 
 class _OneNumberOff(Naive):
-    """One number of the output is off, which its norm hardly shows."""
+    """A backend with one wrong number in its output, which hardly changes the norm."""
 
     def __init__(self, by: float) -> None:
         self.by = by
@@ -58,7 +58,7 @@ def test_the_output_has_tolerances_of_its_own(
 
 
 class _ReadsOn(Naive):
-    """Reads the position behind the last one, and multiplies it by 0."""
+    """A backend that reads one position past the end, and multiplies it by 0."""
 
     def __init__(self, which: int) -> None:
         self.which = which

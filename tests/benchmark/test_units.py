@@ -16,14 +16,14 @@ from xftrain.benchmark.attention import _segment_errors, visible_pairs
 from xftrain.benchmark.callbacks.packed import _verdict
 from xftrain.benchmark.cells import attention_cell
 from xftrain.benchmark.max_length import LongestCell, _search
-from xftrain.benchmark.measure import Stopwatch, hidden_ms, memory_of, spread
+from xftrain.benchmark.measure import Stopwatch, hidden_ms, measure_memory, spread
 from xftrain.benchmark.reference import ratio
 from xftrain.benchmark.rows import RowStore, read_rows, write_csv
 from xftrain.benchmark.tolerances import check_parity
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 from xftrain.model.attn.naive import Naive
-from xftrain.utils.timing import in_turns
+from xftrain.utils.timing import interleaved_times_ms
 
 CPU = torch.device("cpu")
 HERE = {"device": "cpu", "torch": "2.13"}
@@ -38,7 +38,7 @@ def test_memory_of_a_call_is_what_it_allocates_at_its_worst_moment() -> None:
         del first
         torch.ones(16 * 2**20)
 
-    memory = memory_of(lambda: torch.ones(8 * 2**20), call, CPU)  # 32 MiB
+    memory = measure_memory(lambda: torch.ones(8 * 2**20), call, CPU)  # 32 MiB
     if memory.extra_mib is None:
         pytest.skip("this system does not let a process reset its peak memory")
     assert memory.mask_mib == pytest.approx(32, abs=4)
@@ -50,7 +50,9 @@ def test_freed_memory_is_not_taken_for_room_to_use() -> None:
     # a former call's memory that the allocator keeps would hide what the next one takes
     blocks = [torch.ones(64 * 1024) for _ in range(400)]  # 100 MiB, below the mmap threshold
     del blocks
-    memory = memory_of(lambda: None, lambda _: [torch.ones(64 * 1024) for _ in range(400)], CPU)
+    memory = measure_memory(
+        lambda: None, lambda _: [torch.ones(64 * 1024) for _ in range(400)], CPU
+    )
     if memory.extra_mib is not None:
         assert memory.extra_mib == pytest.approx(100, abs=10)
 
@@ -81,7 +83,7 @@ def test_calls_are_made_in_turns_and_within_the_limits(
         return times[index][0]
 
     calls = [lambda index=index: call(index) for index in range(len(times))]
-    series = in_turns(calls, budget_s=budget, min_repeats=2, max_repeats=5)
+    series = interleaved_times_ms(calls, budget_s=budget, min_repeats=2, max_repeats=5)
     for index, taken in enumerate(series):
         fits = int(budget * 1e3 / times[index][0])
         assert len(taken) == min(max(fits, 2), 5)
@@ -113,7 +115,7 @@ def test_visible_pairs_are_counted(
 
 
 class _NaN(Naive):
-    """NaN in the output, or in a gradient only."""
+    """A backend with NaN in the output, or only in a gradient."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -220,7 +222,7 @@ def test_rows_survive_a_process_that_died_while_writing(tmp_path: Path) -> None:
     again.add({"sweep": "b", "cell": "two", "status": "ok", "ms": math.nan})
     assert [row["cell"] for row in read_rows(tmp_path)] == ["one", "two"]
     assert read_rows(tmp_path)[1]["ms"] is None  # JSON has no NaN
-    again.forget("a")
+    again.drop("a")
     assert [row["cell"] for row in read_rows(tmp_path)] == ["two"]
 
 

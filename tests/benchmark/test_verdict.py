@@ -31,7 +31,7 @@ def _lost(backend: str, status: str, reason: str | None = None, **more: Any) -> 
 
 
 def _lines(rows: list[dict]) -> list[dict[str, str]]:
-    """The table's lines by the titles of its columns."""
+    """Parses the lines of the table into dicts by column title."""
     table = [line for line in verdict(rows).splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
     return [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]

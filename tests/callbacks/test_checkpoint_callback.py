@@ -27,7 +27,7 @@ def _any_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _trainer(folder: Path, step: int, **facts: Any) -> Any:
     given = {"is_global_zero": True, "callbacks": [], "lightning_module": MODULE}
-    given |= {"limit_val_batches": 1.0, **facts}
+    given |= {"limit_val_batches": 1.0, "should_stop": False, **facts}
     return SimpleNamespace(default_root_dir=str(folder), global_step=step, **given)
 
 
@@ -74,7 +74,7 @@ def test_each_rank_ends_with_the_sentence_of_the_one_that_could_not_write(
         if is_first:
             raise RunError("disk full") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(distributed, "from_rank_0", lambda value: "disk full")
+    monkeypatch.setattr(distributed, "broadcast_from_rank_0", lambda value: "disk full")
     strategy = SimpleNamespace(barrier=lambda: None)
     trainer = _trainer(tmp_path, 5, save_checkpoint=save, strategy=strategy)
     checkpoint = Checkpoint(max_failed_saves=2)
@@ -113,5 +113,5 @@ def test_a_checkpoint_of_another_run_is_left_alone_with_a_word(
 ) -> None:
     monkeypatch.setattr(newest, "run_id_of", lambda folder: folder_id)
     monkeypatch.setattr(newest, "run_id", lambda path: file_id)
-    assert newest._is_of(tmp_path, tmp_path / "last.ckpt") == is_of
-    assert ("is of another run than" in caplog.text) == (not is_of)
+    assert newest._belongs_to_run(tmp_path, tmp_path / "last.ckpt") == is_of
+    assert ("belongs to another run than" in caplog.text) == (not is_of)

@@ -34,7 +34,7 @@ def tiny(*overrides: str) -> DictConfig:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """The batches that a run asks for: split and number."""
+    """Records the batches that a run loads: split and index."""
     seen: Asked = []
     batch = Counting.batch
 

@@ -14,7 +14,7 @@ from tests.train.runs import last, result_of, rows_of, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.checkpoint.header import run_id
 from xftrain.checkpoint.newest import checkpoint_to_load
-from xftrain.checkpoint.plain_values import LATEST
+from xftrain.checkpoint.plain_values import MAX_TIME_NS
 from xftrain.commands.sample import sample
 from xftrain.errors import ConfigError, RunError
 from xftrain.folders import run_folder
@@ -79,7 +79,7 @@ def test_auto_takes_checkpoints_of_the_folders_own_run_alone(tmp_path, caplog):
     content["xftrain"]["saved_at"] *= 2
     torch.save(content, strange)
     assert checkpoint_to_load("auto", tmp_path / "b") == last(tmp_path / "b")
-    assert f"skipped: {strange} is of another run" in caplog.text
+    assert f"skipped: {strange} belongs to another run" in caplog.text
     (tmp_path / "b" / ".run.json").unlink()  # of an earlier version, or a copy of checkpoints
     assert checkpoint_to_load("auto", tmp_path / "b") == strange
 
@@ -109,7 +109,7 @@ def test_a_new_run_that_fails_before_it_trains_changes_nothing(tmp_path, monkeyp
     def vanished(*_: object) -> None:
         raise RunError("the data is gone.")
 
-    monkeypatch.setattr("xftrain.commands.prepare.check_runs", vanished)
+    monkeypatch.setattr("xftrain.commands.prepare.check_runnable", vanished)
     with pytest.raises(RunError, match="the data is gone"):
         run(tmp_path, *STEPS)
     assert contents(tmp_path) == before
@@ -171,7 +171,7 @@ def test_what_hydra_wrote_for_a_run_that_has_begun_stays(tmp_path, is_new):
     remember_hydra(tmp_path)
     overrides.write_text("- seq=64\n")
     folder = RunFolder(tmp_path)
-    folder.begin_anew() if is_new else folder.begin_again()
+    folder.start_new_run() if is_new else folder.resume_run()
     (tmp_path / "result.json").write_text(json.dumps({"status": "completed"}))
     restore_hydra()
     assert overrides.read_text() == "- seq=64\n"
@@ -211,7 +211,7 @@ def test_of_a_foreign_folder_hydras_own_files_alone_are_kept_in_memory(tmp_path)
     with (tmp_path / HYDRA / "config.yaml").open("wb") as file:
         file.truncate(2 << 20)
     remember_hydra(tmp_path)
-    held = run_folder._hydra_before.pop(str(tmp_path.resolve()))
+    held = run_folder._earlier_hydra_files.pop(str(tmp_path.resolve()))
     assert held == {"overrides.yaml": b"[]"}
 
 
@@ -220,7 +220,7 @@ def test_no_record_is_lost_by_a_changed_copy_of_a_checkpoint(tmp_path):
     run(tmp_path / "own", "max_steps=4")
     records = {path.name: path.read_bytes() for path in (tmp_path / "own").glob("*[.0-9]*")}
     held = read_checkpoint(last(tmp_path / "own"))
-    held["xftrain"]["saved_at"] = LATEST
+    held["xftrain"]["saved_at"] = MAX_TIME_NS
     held["callbacks"]["RunStart"]["loggers"] = {"metrics.csv": 0, "events": {}}
     torch.save(held, tmp_path / "theirs.ckpt")
     run(tmp_path / "own", "max_steps=5", f"ckpt={tmp_path / 'theirs.ckpt'}")

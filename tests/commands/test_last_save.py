@@ -24,7 +24,7 @@ STEPS = ("max_steps=4", "trainer.val_check_interval=4", "data.stop_at_accuracy=n
 
 @pytest.fixture
 def added(monkeypatch) -> Callable[[Callback], None]:
-    """Adds a callback of a user's own."""
+    """Adds a user's own callback."""
 
     def add(callback: Callback) -> None:
         monkeypatch.setattr(
@@ -130,13 +130,13 @@ def test_optional_steps_at_the_end_fail_with_a_warning(tmp_path, whole, monkeypa
         raise ValueError("no such thing")
 
     saved: list[bool] = []
-    first = sample_file.first_prompt
+    first = sample_file.default_prompt
 
     def prompt(data: Any) -> Any:
         saved.append(last(tmp_path).is_file())
         return first(data)
 
-    monkeypatch.setattr(sample_file, "first_prompt", prompt)
+    monkeypatch.setattr(sample_file, "default_prompt", prompt)
     monkeypatch.setattr(sample_file, "generate", fail)
     monkeypatch.setattr("xftrain.data.counting.Counting.baseline", fail)
     monkeypatch.setattr("xftrain.logger.tensorboard.TensorBoard.end_hparams", fail)

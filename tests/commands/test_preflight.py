@@ -11,7 +11,7 @@ import torch
 import xftrain
 from tests.models import changed, options
 from xftrain.commands import builder
-from xftrain.commands.preflight import _check_graphs, check_runs
+from xftrain.commands.preflight import _check_graphs, check_runnable
 from xftrain.config import registry
 from xftrain.config.compose import compose
 from xftrain.config.option_checks import checked_option
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 def refusal(chosen, *, loss="full", vocab_size=64, dtype=torch.float32) -> str:
     data = builder.build_data(chosen)
     with pytest.raises(ConfigError) as refused:
-        check_runs(
+        check_runnable(
             chosen,
             registry.build(checked_option("loss", {"name": loss})),
             vocab_size,
@@ -99,11 +99,13 @@ def test_a_vocabulary_too_small_for_the_data_is_refused():
     assert builder.vocab_size(changed(chosen, {"model.vocab_size": 64}).model, data) == 64
 
 
-@pytest.mark.parametrize("attn", [n for n in registry.names("model/attn") if n != "flex"])
+@pytest.mark.parametrize("attn", [n for n in registry.option_names("model/attn") if n != "flex"])
 def test_what_runs_is_let_through_without_allocating_the_model(attn):
     chosen = options(attn=attn, dim=2**16, num_layers=200, num_heads=2**12)  # terabytes
     data = builder.build_data(chosen)
-    check_runs(chosen, builder.build_loss(chosen), 64, data.batch("train", 0), CPU, torch.float32)
+    check_runnable(
+        chosen, builder.build_loss(chosen), 64, data.batch("train", 0), CPU, torch.float32
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ RUN = ("trainer=cpu", "max_steps=6", "trainer.profiler=pytorch")
 
 
 class Fails(Callback):
-    """In the step that is profiled."""
+    """Raises an error in the profiled step."""
 
     modifies_weights = False
 

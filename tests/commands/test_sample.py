@@ -12,7 +12,7 @@ from tests.train.runs import last, result_of, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.data.counting import Counting
 from xftrain.errors import ConfigError
-from xftrain.model.generate import with_marks
+from xftrain.model.generate import sample_text
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def sample(run_dir: Path, ckpt: Path | None, *words: str) -> str:
 
 def test_the_model_goes_on_from_the_prompt(tmp_path: Path, trained: Path) -> None:
     text = sample(tmp_path, trained, "prompt='61 62'", "temperature=0", "num_tokens=5")
-    assert text == with_marks("61 62", "63 0 1 2 3") + "\n"
+    assert text == sample_text("61 62", "63 0 1 2 3") + "\n"
 
 
 def test_without_a_prompt_it_goes_on_from_held_out_data(tmp_path: Path, trained: Path) -> None:
     data = Counting(16, 8, seed=0)
     begins = data.decode(data.batch("val", 0).tokens_BM[0, :8].tolist())
-    assert sample(tmp_path, trained).startswith(with_marks(begins, ""))
+    assert sample(tmp_path, trained).startswith(sample_text(begins, ""))
 
 
 def test_the_seed_decides_what_is_drawn(tmp_path: Path, trained: Path) -> None:
@@ -53,7 +53,7 @@ def test_text_is_encoded_as_the_data_was(tmp_path: Path) -> None:
     run(tmp_path / "run", *words, f"data.path={tmp_path / 'corpus.txt'}")
     ckpt = last(tmp_path / "run")
     text = sample(tmp_path / "sample", ckpt, "prompt='again é'", "num_tokens=3")
-    begins = with_marks("again é", "")
+    begins = sample_text("again é", "")
     assert text.startswith(begins) and len(text.strip()) > len(begins)
 
 
@@ -63,7 +63,7 @@ def test_a_model_with_few_positions_writes_less_and_says_so(
     run(tmp_path / "run", "max_steps=1")
     text = sample(tmp_path / "sample", last(tmp_path / "run"), "prompt='1 2 3'", "num_tokens=99")
     assert len(text.rpartition(":\n")[2].split()) == 16 - 3 + 1
-    assert "the model has positions for 14 more" in caplog.text
+    assert "the model has positions for only 14 more tokens" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.commands.test_sample import sample
 from tests.train.runs import last, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.commands import builder
-from xftrain.data.tokens.vocabulary import FILE
+from xftrain.data.tokens.vocabulary import TOKENIZER_FILE
 from xftrain.errors import ConfigError
 
 WORDS = "\x1b]0;PWNED\x07\x1b[2J the same words, again and again.\n"
@@ -58,13 +58,13 @@ def test_a_sample_needs_neither_the_corpus_nor_the_token_cache(
 
 
 def altered(path: Path, ckpt: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A checkpoint that somebody else has changed, in a folder with the vocabulary."""
+    """Writes a tampered checkpoint to a folder with the vocabulary."""
     held = read_checkpoint(ckpt)
     change(held)
     path.mkdir()
     torch.save(held, path / "foreign.ckpt")
-    if (ckpt.parent / FILE).exists():
-        shutil.copy(ckpt.parent / FILE, path)
+    if (ckpt.parent / TOKENIZER_FILE).exists():
+        shutil.copy(ckpt.parent / TOKENIZER_FILE, path)
     return path / "foreign.ckpt"
 
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_without_its_file_says_where_it_is(tmp_path: Path, in_bpe: 
 
 
 def as_before(held: dict[str, Any]) -> None:
-    """As it was saved before vocabularies were."""
+    """Converts a checkpoint to the form from before vocabularies were saved."""
     for key in ("vocabulary", "prompt", "data_digest", "code_version"):
         held["xftrain"].pop(key, None)
 

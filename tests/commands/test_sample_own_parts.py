@@ -8,7 +8,7 @@ from tests.train.runs import last, run
 from xftrain import compose
 from xftrain.commands.sample import sample
 from xftrain.config.compose import _refuse_targets, validate
-from xftrain.config.composed_parts import Composed, with_own_parts
+from xftrain.config.composed_parts import ComposedPart, with_own_parts
 from xftrain.errors import ConfigError
 
 OWN = """
@@ -25,7 +25,7 @@ class Back:
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A folder of options with a bias of the user's own."""
+    """A folder of options with a user's own bias."""
     (tmp_path / "own_bias.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "conf" / "model" / "bias"
@@ -61,7 +61,7 @@ def test_a_class_that_only_the_checkpoint_names_stays_refused():
     saved = {"model": {"bias": dict(mine), "ffn": other}}
     told = with_own_parts(saved, {"bias": mine}, {"bias": mine})
 
-    assert isinstance(told["model"]["bias"], Composed)
+    assert isinstance(told["model"]["bias"], ComposedPart)
     with pytest.raises(ConfigError, match="os.system names a class"):
         _refuse_targets(told)
     with pytest.raises(ConfigError, match="mine.Bias names a class"):

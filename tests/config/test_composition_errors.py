@@ -10,10 +10,10 @@ from xftrain.config.overrides import (
     refuse_long_names,
     refuse_non_utf8,
 )
-from xftrain.config.registry import names
+from xftrain.config.registry import option_names
 from xftrain.errors import ConfigError
 
-BACKENDS = ", ".join(names("model/attn"))
+BACKENDS = ", ".join(option_names("model/attn"))
 
 
 def _refusal(*overrides: str) -> str:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from xftrain import compose
 from xftrain.config.compose import default_options, validate
-from xftrain.config.tree import changed, changes, config_tree
+from xftrain.config.tree import changed_values, changes_tree, config_tree
 from xftrain.train.same_run import flat
 
 
@@ -43,7 +43,7 @@ def test_a_long_value_is_cut_and_none_spills_over():
 
 
 def _changes(*overrides: str) -> list[str]:
-    said = changes(validate(compose(*overrides)).to_dict(), default_options())
+    said = changes_tree(validate(compose(*overrides)).to_dict(), default_options())
     return [line.rstrip() for line in said.splitlines()]
 
 
@@ -83,7 +83,9 @@ def test_another_option_is_shown_whole():
     ),
 )
 def test_nothing_is_shown_that_is_equal_and_all_that_differs_is(options, defaults):
-    shown, there, here = (flat(one) for one in (changed(options, defaults), defaults, options))
+    shown, there, here = (
+        flat(one) for one in (changed_values(options, defaults), defaults, options)
+    )
     for key, value in here.items():
         differs = key not in there or there[key] != value
         assert (shown.get(key) == value) == differs or (not differs and key not in shown)

@@ -36,9 +36,9 @@ def _too_large(annotation: Any) -> Any:
 
 OWNERS = {
     **{
-        f"{group}={name}": registry.schema(group, name)
+        f"{group}={name}": registry.option_schema(group, name)
         for group in registry.GROUPS
-        for name in registry.names(group)
+        for name in registry.option_names(group)
     },
     "the configuration": schema_of(RunConfig),
     "sample": schema_of(SampleConfig),

@@ -13,12 +13,12 @@ from tests.models import VOCAB, random_tokens, sampled_without_cache
 from tests.pairs.reference import attention
 from tests.train.runs import last, result_of, run, same_weights
 from xftrain.commands.builder import assemble
-from xftrain.commands.preflight import check_runs
+from xftrain.commands.preflight import check_runnable
 from xftrain.config.compose import compose, validate, validate_as
 from xftrain.config.layer_pattern import layer_options
 from xftrain.config.run_config import RunConfig
 from xftrain.errors import ConfigError
-from xftrain.interfaces import Batch, layers_in_words, positions_of
+from xftrain.interfaces import Batch, format_layers, positions_of
 from xftrain.loss.full import Full
 from xftrain.memory.prediction import predict
 from xftrain.model.flops import flops_per_token
@@ -214,7 +214,7 @@ def test_a_layer_that_cannot_run_is_named():
     tokens_BM = random_tokens(4, 24)
     batch = Batch(tokens_BM, tokens_BM, positions_of(24, None))
     with pytest.raises(ConfigError, match=r"cannot run model\.layers\.local\.bias=window with mod"):
-        check_runs(chosen, Full(), VOCAB, batch, torch.device("cpu"), torch.float32)
+        check_runnable(chosen, Full(), VOCAB, batch, torch.device("cpu"), torch.float32)
 
 
 RUN = (*TWO, "model.num_layers=2", "max_steps=4", "callbacks.checkpoint.every_n_steps=2")
@@ -260,5 +260,5 @@ def test_a_checkpoint_of_before_patterns_is_of_equal_layers(tmp_path):
 
 
 def test_layers_are_listed_shortly():
-    assert layers_in_words((3,)) == "layer 3"
-    assert layers_in_words((0, 1, 2, 5, 7, 8)) == "layers 0-2, 5, 7-8"
+    assert format_layers((3,)) == "layer 3"
+    assert format_layers((0, 1, 2, 5, 7, 8)) == "layers 0-2, 5, 7-8"

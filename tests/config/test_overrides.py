@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from xftrain.config.compose import compose
 from xftrain.config.overrides import (
     all_groups,
-    normalise,
-    normalise_argv,
+    normalize,
+    normalize_argv,
     path_slug,
     slug,
 )
@@ -39,8 +39,8 @@ NESTED = sorted(group for group in GROUPS if "/" in group)
     ],
 )
 def test_a_dotted_group_becomes_slashed(typed, meant):
-    assert normalise(typed, GROUPS) == meant
-    assert normalise(meant, GROUPS) == meant
+    assert normalize(typed, GROUPS) == meant
+    assert normalize(meant, GROUPS) == meant
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_dotted_group_becomes_slashed(typed, meant):
     ],
 )
 def test_anything_else_is_left_alone(typed):
-    assert normalise(typed, GROUPS) == typed
+    assert normalize(typed, GROUPS) == typed
 
 
 @given(
@@ -72,9 +72,9 @@ def test_anything_else_is_left_alone(typed):
 )
 def test_normalising_again_changes_nothing_and_only_groups_change(sign, key, value):
     typed = sign + key + value
-    meant = normalise(typed, GROUPS)
+    meant = normalize(typed, GROUPS)
 
-    assert normalise(meant, GROUPS) == meant
+    assert normalize(meant, GROUPS) == meant
     if meant != typed:
         group = key.replace(".", "/")
         assert group in GROUPS
@@ -83,7 +83,7 @@ def test_normalising_again_changes_nothing_and_only_groups_change(sign, key, val
 
 @given(st.text(alphabet="model.atn/=~+@ {}[]'\"$,", max_size=20))
 def test_what_looks_like_an_override_is_changed_only_for_a_group(typed):
-    meant = normalise(typed, GROUPS)
+    meant = normalize(typed, GROUPS)
 
     assert meant == typed or meant.lstrip("+~").partition("=")[0].partition("@")[0] in GROUPS
 
@@ -91,7 +91,7 @@ def test_what_looks_like_an_override_is_changed_only_for_a_group(typed):
 def test_flags_pass_through():
     argv = ["-m", "--config-name", "train", "model.attn=naive", "--cfg=job"]
 
-    assert normalise_argv(argv, GROUPS) == [*argv[:3], "model/attn=naive", argv[4]]
+    assert normalize_argv(argv, GROUPS) == [*argv[:3], "model/attn=naive", argv[4]]
 
 
 def test_both_forms_compose_the_same():

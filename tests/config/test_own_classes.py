@@ -226,7 +226,7 @@ def test_the_contracts_are_those_of_the_protocols():
         has |= set(protocol.__annotations__)
         contract = CONTRACTS[group]
         assert has - optional == {*contract.methods, *contract.attributes}, group
-        for name, arguments in contract.arguments.items():
+        for name, arguments in contract.method_arguments.items():
             assert tuple(inspect.signature(getattr(protocol, name)).parameters)[1:] == arguments
     assert set(CONTRACTS["model/attn"].methods) == interfaces.Backend.__abstractmethods__
 

@@ -15,19 +15,19 @@ from xftrain.config.option_checks import checked_option
 from xftrain.config.registry import (
     GROUPS,
     build,
-    check,
+    check_built_in,
     conf_dir,
     factory,
-    load,
-    names,
+    load_class,
+    option_names,
+    option_schema,
     packages_of,
-    schema,
 )
 from xftrain.config.signatures import REQUIRED, fields_of, source_of
 from xftrain.config.values import describe
 from xftrain.errors import ConfigError
 
-OPTIONS = [(group, name) for group in GROUPS for name in names(group)]
+OPTIONS = [(group, name) for group in GROUPS for name in option_names(group)]
 
 
 def _yaml(group: str, name: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _yaml(group: str, name: str) -> dict[str, Any]:
 
 def test_every_group_has_options_on_disk():
     assert {group for group, _ in OPTIONS} == set(GROUPS)
-    assert set(names("model/attn")) >= {"auto", "naive", "sdpa", "xformers"}
+    assert set(option_names("model/attn")) >= {"auto", "naive", "sdpa", "xformers"}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -47,12 +47,12 @@ def test_every_yaml_has_a_python_file_and_the_other_way_round(group):
     folders = [source_of(f"{package}.option").parent for package in packages_of(group)]
     modules = {path.stem for folder in folders for path in folder.glob("[!_]*.py")}
 
-    assert choices == set(names(group)) == modules  # helpers of the options are _name.py
+    assert choices == set(option_names(group)) == modules  # helpers of the options are _name.py
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_yaml_names_itself_and_has_all_fields_with_the_defaults_of_the_class(group, name):
-    node, fields = _yaml(group, name), schema(group, name)
+    node, fields = _yaml(group, name), option_schema(group, name)
 
     assert node.pop("name") == name
     assert set(node) == set(fields)
@@ -65,9 +65,9 @@ def test_yaml_names_itself_and_has_all_fields_with_the_defaults_of_the_class(gro
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_fields_read_from_source_are_those_of_the_imported_class(group, name):
-    parameters = inspect.signature(load(group, name)).parameters.values()
+    parameters = inspect.signature(load_class(group, name)).parameters.values()
     keyword_only = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    read = {key: field.default for key, field in schema(group, name).items()}
+    read = {key: field.default for key, field in option_schema(group, name).items()}
     for shared in registry.SHARED_FIELDS.get(group, {}):
         del read[shared]
 
@@ -129,7 +129,7 @@ def test_an_annotation_that_cannot_be_read_names_its_file(tmp_path, monkeypatch)
 
 def _refusal(key: str, name: Any, node: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as refused:
-        check(key, name, node)
+        check_built_in(key, name, node)
     return str(refused.value)
 
 
@@ -178,7 +178,7 @@ def test_a_refusal_is_one_sentence_with_key_rule_and_value(key, name, node, sent
 
 @pytest.mark.parametrize("name", ["xfomers", "../naive", "backends.naive", "", None, 3, ["naive"]])
 def test_an_unknown_name_is_refused_with_the_names(name):
-    assert ", ".join(names("model/attn")) in _refusal("model.attn", name, {})
+    assert ", ".join(option_names("model/attn")) in _refusal("model.attn", name, {})
 
 
 ANYTHING = st.one_of(
@@ -194,7 +194,7 @@ ANYTHING = st.one_of(
 
 def _accepted(key: str, name: str, field: str, value: Any) -> bool:
     try:
-        checked = check(key, name, {field: value})[field]
+        checked = check_built_in(key, name, {field: value})[field]
     except ConfigError:
         return False
     assert checked == value  # never converted
@@ -214,11 +214,11 @@ def test_numbers_are_never_guessed(value):
 
 
 def test_checked_options_are_complete():
-    assert check("model.bias", "alibi", {"name": "alibi", "window": 3}) == {
+    assert check_built_in("model.bias", "alibi", {"name": "alibi", "window": 3}) == {
         "impl": "folded",
         "window": 3,
     }
-    assert check("optim", "adamw", {"betas": [0.5, 0.6]})["betas"] == (0.5, 0.6)
+    assert check_built_in("optim", "adamw", {"betas": [0.5, 0.6]})["betas"] == (0.5, 0.6)
 
 
 def test_build_calls_the_class_with_positional_arguments_and_checked_options():

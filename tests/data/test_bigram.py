@@ -33,7 +33,7 @@ def pieces_of(texts, cut):
 
 def count(texts, cut=7):
     counts = BigramCounts()
-    assert list(counts.watch(pieces_of(texts, cut))) == list(pieces_of(texts, cut))
+    assert list(counts.count_pieces(pieces_of(texts, cut))) == list(pieces_of(texts, cut))
     return counts.counts
 
 
@@ -47,7 +47,7 @@ def plain_bits(training, symbols):
 @given(documents, st.integers(1, 5), st.integers(1, 10))
 def test_counts_do_not_depend_on_how_the_text_is_cut(texts, cut, at_once):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bigram, "_COUNTED_AT_ONCE", at_once)
+        patch.setattr(bigram, "_BLOCK_SYMBOLS", at_once)
         counts = count(texts, cut)
     expected = Counter(pairwise(symbols_of(texts)))
     assert {tuple(map(int, pair)): counts[tuple(pair)] for pair in np.argwhere(counts)} == expected

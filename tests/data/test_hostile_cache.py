@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from xftrain.data.text import Text
 from xftrain.data.tokens import stream
 from xftrain.data.tokens.cache import prepare
+from xftrain.data.tokens.files import times_of
+from xftrain.data.tokens.stream import read_tokenizer
 from xftrain.data.tokens.tokenizer import Bpe
 from xftrain.errors import ConfigError, RunError
 
@@ -29,7 +32,7 @@ def reseal(folder, change=lambda meta: None):
     for split in ("train", "val"):
         tokens = folder / f"{split}.bin"
         meta[split]["sha256"] = hashlib.sha256(tokens.read_bytes()).hexdigest()
-        meta["mtime_ns"][split] = tokens.stat().st_mtime_ns
+        meta["times_ns"][split] = times_of(tokens.stat())
     change(meta)
     sealed = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
     (folder / "meta.json").write_text(json.dumps({"meta": meta, "sha256": sealed}))
@@ -144,7 +147,9 @@ META = {
     "no split": lambda m: m.update(train=None),
     "no checksums": lambda m: m.update(sha256={}),
     "a checksum that is a number": lambda m: m["train"].update(sha256=7),
-    "a name that is a number": lambda m: m.update(binary_names=[7]),
+    "a name that is a number": lambda m: m["sha256"].update({"train.npy": 7}),
+    "a time that is a text": lambda m: m["times_ns"].update(train="ab"),
+    "one time of two": lambda m: m["times_ns"].update(train=[1]),
 }
 NAMES = ("meta.json", "train.bin", "train.npy", "bigram.npy", "tokenizer.json")
 CASES = {
@@ -168,6 +173,17 @@ def test_token_files_that_are_not_as_written_are_made_again(folder, cache_dir, c
     assert not (folder.parent / "sprung").exists()
 
 
+def test_a_vocabulary_has_no_more_tokens_than_were_asked_for(folder, cache_dir):
+    made = prepare(str(folder), tokenizer="bpe", cache_dir=str(cache_dir))
+    content = (made.folder / "tokenizer.json").read_bytes()
+    meta = SimpleNamespace(sha256={"tokenizer.json": hashlib.sha256(content).hexdigest()})
+    size = made.tokenizer.vocab_size
+    assert read_tokenizer(made.folder, "bpe", meta, size).vocab_size == size
+    for smaller in (size - 1, 257):  # one by its number, one by the extent of the file
+        with pytest.raises(ValueError, match="vocabulary"):
+            read_tokenizer(made.folder, "bpe", meta, smaller)
+
+
 def test_no_file_is_opened_because_meta_names_it(folder, cache_dir, caplog):
     # it named /dev/zero, of which 2.9 GiB were read
     first = prepare(str(folder), cache_dir=str(cache_dir))
@@ -176,14 +192,29 @@ def test_no_file_is_opened_because_meta_names_it(folder, cache_dir, caplog):
     assert again.digest == first.digest and "is damaged" not in caplog.text
 
 
-def test_a_copied_cache_is_checked_and_used(folder, cache_dir, caplog):
+@pytest.mark.parametrize("keeps_times", [False, True])
+def test_a_copied_cache_is_checked_and_used(folder, cache_dir, caplog, keeps_times):
     first = prepare(str(folder), cache_dir=str(cache_dir))
     for split in ("train", "val"):
-        os.utime(first.folder / f"{split}.bin", ns=(0, 0))
+        tokens = first.folder / f"{split}.bin"
+        status = tokens.stat()
+        os.utime(tokens, ns=(0, status.st_mtime_ns if keeps_times else 0))
     caplog.set_level(logging.INFO)
     again = prepare(str(folder), cache_dir=str(cache_dir))
     assert again.digest == first.digest and "is damaged" not in caplog.text
     assert caplog.text.count("checking the tokens of a copied or changed") == 2
+
+
+def test_other_tokens_of_the_same_size_and_time_are_noticed(folder, cache_dir, caplog):
+    """As `rsync -t` of another cache leaves them; only the modification time was looked at."""
+    first = prepare(str(folder), cache_dir=str(cache_dir))
+    tokens = first.folder / "train.bin"
+    times = tokens.stat().st_atime_ns, tokens.stat().st_mtime_ns
+    set_tokens(first.folder, ord("?"))
+    os.utime(tokens, ns=times)
+    again = prepare(str(folder), cache_dir=str(cache_dir))
+    assert caplog.text.count("is damaged and is made again") == 1
+    assert again.streams["train"].tokens[5] != ord("?")
 
 
 @pytest.mark.parametrize("token", [257, 60_000])  # 256 is the last

@@ -26,7 +26,7 @@ def test_pieces_cover_every_token_once_and_stay_inside_their_document(sizes, max
 def test_between_is_the_slice_of_the_whole_layout(sizes, data):
     order = np.array(data.draw(st.permutations(range(len(sizes)))))
     lengths, starts = np.array(sizes)[order], (np.cumsum(sizes) - sizes)[order]
-    layout = Layout.of(starts, lengths)
+    layout = Layout.from_lengths(starts, lengths)
     begin = data.draw(st.integers(0, sum(sizes) - 1))
     end = data.draw(st.integers(begin + 1, sum(sizes)))
     kept_starts, kept_lengths = layout.between(begin, end)

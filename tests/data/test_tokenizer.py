@@ -30,10 +30,13 @@ def test_bpe_training_is_repeatable():
     assert Bpe.train(train, 290).vocab_size == 290
 
 
-def test_words_without_end_train_in_pieces():
-    # 4 MiB of DNA, one word a piece, trained for more than a minute before long words were cut
-    bpe = Bpe.train([b"A" * 4096], vocab_size=300)
-    assert max(map(len, bpe.spellings)) == 256
+@pytest.mark.parametrize("unit", ["A", " ", "\n", "\t", "!\x1c", "\u2028", "漢", "\r\x85\x0b"])
+def test_words_without_end_train_in_pieces(unit):
+    # 4 MiB of DNA, one word a piece, trained for more than a minute before long words were cut, and
+    # 2 MB of blanks and line breaks for 38 s while only words of other characters were
+    bpe = Bpe.train([unit.encode() * 4096], vocab_size=300)
+    assert 128 < max(map(len, bpe.spellings)) <= 256
+    assert json.loads(bpe.to_json())["pre_tokenizer"]["type"] == "ByteLevel"
 
 
 def test_a_vocabulary_that_is_no_byte_level_bpe_is_refused():

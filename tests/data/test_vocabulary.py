@@ -7,7 +7,13 @@ import pytest
 import tokenizers
 
 from xftrain.data.tokens.tokenizer import Bpe, Bytes
-from xftrain.data.tokens.vocabulary import FILE, Integers, describe, file_of, rebuild
+from xftrain.data.tokens.vocabulary import (
+    TOKENIZER_FILE,
+    Integers,
+    describe,
+    rebuild,
+    tokenizer_json,
+)
 from xftrain.errors import ConfigError
 
 TEXT = b"the cat sat on the mat and the dog sat on the log. " * 9
@@ -21,10 +27,10 @@ def bpe():
 @pytest.mark.parametrize("kind", ["integers", "bytes", "bpe"])
 def test_a_vocabulary_comes_back_from_plain_values_and_its_file(tmp_path, bpe, kind):
     vocabulary = {"integers": Integers(64), "bytes": Bytes(), "bpe": bpe}[kind]
-    content = file_of(vocabulary)
+    content = tokenizer_json(vocabulary)
     assert (content is None) is (kind != "bpe")
     if content:
-        (tmp_path / FILE).write_text(content)
+        (tmp_path / TOKENIZER_FILE).write_text(content)
     description = json.loads(json.dumps(describe(vocabulary)))
     again = rebuild(description, tmp_path)
     text = "3 4 5" if kind == "integers" else "the cat, naïve"
@@ -96,7 +102,7 @@ HOSTILE = {
 def test_a_hostile_vocabulary_is_one_sentence(tmp_path, bpe, case):
     content = json.loads(bpe.to_json())
     HOSTILE[case](content)
-    (tmp_path / FILE).write_text(json.dumps(content))
+    (tmp_path / TOKENIZER_FILE).write_text(json.dumps(content))
     refused(tmp_path, describe(bpe), "cannot be read")
 
 
@@ -116,8 +122,8 @@ FILES = {
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_file_that_is_not_the_runs_is_one_sentence(tmp_path, bpe, case):
-    (tmp_path / FILE).write_text(bpe.to_json())
-    FILES[case](tmp_path / FILE)
+    (tmp_path / TOKENIZER_FILE).write_text(bpe.to_json())
+    FILES[case](tmp_path / TOKENIZER_FILE)
     refused(tmp_path, describe(bpe), "run")
 
 
@@ -155,7 +161,7 @@ def test_a_file_of_many_small_values_is_refused_before_it_is_parsed(
     tmp_path, monkeypatch, vocab_size
 ):
     # 60 MB of brackets took 1.9 GB
-    (tmp_path / FILE).write_text(_of_brackets(5000 if vocab_size == 280 else 15_000_000))
+    (tmp_path / TOKENIZER_FILE).write_text(_of_brackets(5000 if vocab_size == 280 else 15_000_000))
     monkeypatch.setattr(json, "loads", lambda text: pytest.fail("it is parsed"))
     description = {"kind": "bpe", "vocab_size": vocab_size, "digest": "x"}
     with pytest.raises(ConfigError, match="has more values than the vocabulary") as refused:
@@ -165,7 +171,7 @@ def test_a_file_of_many_small_values_is_refused_before_it_is_parsed(
 
 def test_quotes_that_are_never_closed_are_soon_gone_through(tmp_path):
     for text in ('"' + '\\"' * 2_000_000, '"' * 2_000_001, "\\" * 2_000_001):
-        (tmp_path / FILE).write_text(text)
+        (tmp_path / TOKENIZER_FILE).write_text(text)
         with pytest.raises(ConfigError, match="cannot be read"):
             rebuild({"kind": "bpe", "vocab_size": 280, "digest": "x"}, tmp_path)
 
@@ -177,5 +183,7 @@ def test_a_vocabulary_with_brackets_and_quotes_in_its_tokens_has_no_more_values(
     monkeypatch.setattr("xftrain.data.tokens.tokenizer._OTHER_PARTS", 50)
     code = b'[[[[{{"a", "b"}}]]]] \\\\ \\" ,,,, [[, {"x": [1, 2]}, ' * 99
     made = Bpe.train([code], 400)
-    (tmp_path / FILE).write_text(json.dumps(json.loads(file_of(made)), indent=indent))
+    (tmp_path / TOKENIZER_FILE).write_text(
+        json.dumps(json.loads(tokenizer_json(made)), indent=indent)
+    )
     assert rebuild(describe(made), tmp_path).digest() == made.digest()

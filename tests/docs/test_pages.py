@@ -33,8 +33,7 @@ from tests.pages import (
     word,
 )
 from xftrain.config.overrides import groups_in
-from xftrain.config.registry import GROUPS, conf_dir, load
-from xftrain.config.registry import names as registry_names
+from xftrain.config.registry import GROUPS, conf_dir, load_class, option_names
 from xftrain.errors import ConfigError
 from xftrain.launch import cli
 from xftrain.model.attn._folding import folding_reasons
@@ -81,8 +80,8 @@ def test_the_guide_has_every_group_its_folder_and_its_signatures() -> None:
     folders = {group: f"xftrain/{group}/" for group in GROUPS}
     assert {group: re.findall(r"`(\S+)`", row[0])[0] for group, row in rows.items()} == folders
     for group, (_, positional, methods) in rows.items():
-        for name in registry_names(group):
-            option = load(group, name)
+        for name in option_names(group):
+            option = load_class(group, name)
             assert _positional(option) == re.findall(r"\w+", positional.replace("none", "")), name
             for method, arguments in re.findall(r"`(\w+)\(([\w, ]+)\)", methods):
                 if hasattr(option, method):

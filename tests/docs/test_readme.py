@@ -35,7 +35,7 @@ from tests.pages import (
     word,
 )
 from xftrain.config.compose import validate
-from xftrain.config.overrides import all_groups, normalise_argv
+from xftrain.config.overrides import all_groups, normalize_argv
 from xftrain.errors import ConfigError
 from xftrain.multirun import record
 
@@ -52,11 +52,11 @@ def _composes(argv: list[str]) -> None:
     for extra in ("wandb", "mlflow"):
         if f"logger=[default,{extra}]" in flags.overrides and find_spec(extra) is None:
             pytest.skip(f"the extra {extra} is not installed")
-    if [word for word in flags.overrides if word.startswith(f"{record.RESUME}=")]:
+    if [word for word in flags.overrides if word.startswith(f"{record.RESUME_KEY}=")]:
         assert len(flags.overrides) == 1  # what it runs is in the folder
         return
     own = [Path(flags.config_dir)] if flags.config_dir else []
-    typed = normalise_argv(flags.overrides, all_groups(*own))
+    typed = normalize_argv(flags.overrides, all_groups(*own))
     for path in [w.partition("=")[2] for w in typed if w.startswith("ckpt=")]:
         if path != "auto":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +251,7 @@ def test_the_sweep_runs(folder: Path) -> None:
     ]
     summary = (folder / "outputs" / "sweep" / "summary.csv").read_text()
     before = {path: path.stat().st_mtime for path in folder.glob("outputs/sweep/*/result.json")}
-    printed_by(_command(f"{record.RESUME}="), folder, "")
+    printed_by(_command(f"{record.RESUME_KEY}="), folder, "")
     assert before == {path: path.stat().st_mtime for path in before}  # all were completed
     assert len(summary.splitlines()) == 5
 

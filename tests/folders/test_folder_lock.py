@@ -14,7 +14,7 @@ from tests.command_line import one_sentence
 from tests.train.runs import run
 from xftrain.errors import ConfigError
 from xftrain.folders import lock
-from xftrain.folders.lock import LOCK_FILE, holding, release_reserved, reserve
+from xftrain.folders.lock import LOCK_FILE, folder_lock, release_reserved, reserve
 
 KEY = "hydra.run.dir"
 
@@ -85,16 +85,16 @@ def test_printing_a_configuration_needs_no_lock(command, other_process):
 def test_a_reserved_folder_is_used_by_one_run_of_the_process_at_a_time(tmp_path):
     reserve(tmp_path, KEY)
     reserve(tmp_path, KEY)
-    with holding(tmp_path, KEY), pytest.raises(ConfigError), holding(tmp_path, KEY):
+    with folder_lock(tmp_path, KEY), pytest.raises(ConfigError), folder_lock(tmp_path, KEY):
         pass
-    with holding(tmp_path, KEY):
+    with folder_lock(tmp_path, KEY):
         pass
 
 
 def test_a_lock_ends_with_its_holder(tmp_path):
-    with holding(tmp_path, KEY):
+    with folder_lock(tmp_path, KEY):
         pass
-    with holding(tmp_path, KEY):
+    with folder_lock(tmp_path, KEY):
         assert (tmp_path / LOCK_FILE).read_text().startswith(f"process {os.getpid()} on ")
 
 
@@ -109,7 +109,7 @@ def test_a_forked_child_does_not_hold_the_lock_of_its_parent(tmp_path):
         os._exit(0)
     try:
         os.read(ready, 1)
-        lock._open.pop().close()  # as the end of this process would
+        lock._locked_files.pop().close()  # as the end of this process would
         with (tmp_path / LOCK_FILE).open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
@@ -132,7 +132,7 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr("xftrain.folders.lock.fcntl.flock", no_locks)
     reserve(tmp_path, KEY)
-    with holding(tmp_path, KEY):
+    with folder_lock(tmp_path, KEY):
         pass
     assert caplog.text.count("has no locks (No locks available)") == 1
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.train.stand_ins import stand_in_for_mlflow
 from xftrain.errors import ConfigError, RunError
-from xftrain.folders.sqlite_files import use_own_database
+from xftrain.folders.sqlite_files import create_or_check_database
 from xftrain.logger.mlflow import MLflow
 from xftrain.multirun.checks import _check_study
 
@@ -60,7 +60,7 @@ def test_neither_a_search_nor_a_tracker_opens_it(
 def url(tmp_path: Path) -> str:
     """A database of this user's with a table."""
     url = f"sqlite:///{tmp_path}/a.db"
-    use_own_database(url, "key")
+    create_or_check_database(url, "key")
     _execute(tmp_path / "a.db", "create table t(x); create unique index i on t(x)")
     return url
 
@@ -72,11 +72,11 @@ def _execute(database: Path, statements: str) -> None:
 
 
 def test_a_database_that_was_made_here_is_used_again(url: str, tmp_path: Path) -> None:
-    use_own_database(url, "key")
-    use_own_database(f"sqlite:///file:{tmp_path}/a.db?uri=true", "key")
+    create_or_check_database(url, "key")
+    create_or_check_database(f"sqlite:///file:{tmp_path}/a.db?uri=true", "key")
     assert not list(tmp_path.glob("*.partial")) and (tmp_path / ".a.db.seal").is_file()
     for other in ("sqlite:///:memory:", "sqlite://", "postgresql://host/db", "http://host"):
-        use_own_database(other, "key")
+        create_or_check_database(other, "key")
 
 
 @pytest.mark.parametrize("kind", ["foreign", "copied", "replaced", "changed seal"])
@@ -97,31 +97,31 @@ def test_any_other_database_is_refused(url: str, tmp_path: Path, kind: str) -> N
         seal = json.loads((tmp_path / ".a.db.seal").read_text())
         (tmp_path / ".a.db.seal").write_text(json.dumps(seal | {"seal": "0" * 64}))
     with pytest.raises(ConfigError, match="was not made by this user's xftrain"):
-        use_own_database(url, "key")
+        create_or_check_database(url, "key")
 
 
 @pytest.mark.parametrize("ending", ["", "-journal", "-wal", "-shm"])
 def test_what_is_no_plain_file_is_refused(tmp_path: Path, ending: str) -> None:
     os.mkfifo(f"{tmp_path}/a.db{ending}")
     with pytest.raises(ConfigError, match=f"needs plain files, and {tmp_path}/a.db{ending} is"):
-        use_own_database(f"sqlite:///{tmp_path}/a.db", "key")
+        create_or_check_database(f"sqlite:///{tmp_path}/a.db", "key")
 
 
 def test_a_journal_without_its_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.db-journal").write_bytes(MAGIC)
     with pytest.raises(ConfigError, match="belongs to no database"):
-        use_own_database(f"sqlite:///{tmp_path}/a.db", "key")
+        create_or_check_database(f"sqlite:///{tmp_path}/a.db", "key")
 
 
 def test_no_link_is_followed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "a.db")
     with pytest.raises(ConfigError, match="needs plain files"):
-        use_own_database(f"sqlite:///{tmp_path}/link.db", "key")
+        create_or_check_database(f"sqlite:///{tmp_path}/link.db", "key")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Path("outputs").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match="leads out of the working folder by a link"):
-        use_own_database("sqlite:///outputs/new.db", "key")
+        create_or_check_database("sqlite:///outputs/new.db", "key")
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_a_database_that_does_more_than_hold_rows_is_refused(
 ) -> None:
     # as a journal that somebody has put beside it would make it
     _execute(tmp_path / "a.db", statement)
-    with pytest.raises(ConfigError, match="has evil, which is no table and no index"):
-        use_own_database(url, "key")
+    with pytest.raises(ConfigError, match="has evil, which is neither a table nor an index"):
+        create_or_check_database(url, "key")
 
 
 def test_a_trigger_that_refuses_rows_is_fine(url: str, tmp_path: Path) -> None:
@@ -150,12 +150,12 @@ def test_a_trigger_that_refuses_rows_is_fine(url: str, tmp_path: Path) -> None:
         "create trigger keep before update on t\nfor each row\n"
         "when old.x != new.x or old.x = 1\nbegin\n    select raise(abort, 'x stays');\nend",
     )
-    use_own_database(url, "key")
+    create_or_check_database(url, "key")
 
 
 def test_what_a_killed_search_leaves_is_no_reason(url: str, tmp_path: Path) -> None:
     (tmp_path / "a.db-journal").write_bytes(bytes(600))
-    use_own_database(url, "key")
+    create_or_check_database(url, "key")
 
 
 def test_a_waiting_trial_of_a_study_is_refused(tmp_path: Path) -> None:

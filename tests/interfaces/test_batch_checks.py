@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from tests.models import gpt, random_tokens, with_bias
+from xftrain.benchmark.cells import attention_cell
 from xftrain.errors import ConfigError
 from xftrain.interfaces import AttnBias, Batch, LossSums, positions_of
 from xftrain.interfaces.batch_checks import document_reasons
@@ -60,7 +62,7 @@ def test_heads_that_do_not_divide_are_refused() -> None:
 
 def test_a_loss_that_counts_no_guesses_is_refused() -> None:
     one = torch.ones(())
-    with pytest.raises(ConfigError, match="must return the number of correct guesses"):
+    with pytest.raises(ConfigError, match="must return the number of correct predictions"):
         LossSums(one, one, None).stacked()
     assert LossSums(one, one, one).stacked().tolist() == [1.0, 1.0, 1.0]
 
@@ -80,3 +82,68 @@ def test_a_bias_of_one_size_is_refused_where_the_model_meets_another() -> None:
         model(random_tokens(1, 9))
     with pytest.raises(ConfigError, match="model.bias does not fit the batch"):
         generate(model, random_tokens(1, 4), 2, vocab_size=64)
+
+
+class _Forgets:
+    """A bias of one's own that loses the documents of a packed row, or makes up others."""
+
+    def __init__(self, change: Callable[[Any], Any]) -> None:
+        self.change = change
+
+    def build(self, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
+        return self.change(seqlens)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda seqlens: AttnBias(), r"given to it, \(6, 4\), got None: pass them on"),
+        (lambda seqlens: AttnBias(seqlens=seqlens[::-1]), r"\(6, 4\), got \(4, 6\)"),
+        (lambda seqlens: AttnBias(seqlens=list(seqlens)), "got a list of "),
+        (
+            lambda seqlens: AttnBias(seqlens=(1,) * 10),
+            r"\(1, 1, 1, 1, 1, 1, 1, 1, \.\.\.\), 10 doc",
+        ),
+        (lambda seqlens: None, "must return an xftrain.interfaces.AttnBias, got None"),
+        (lambda seqlens: AttnBias(seqlens=seqlens, slopes=[0.5]), "slopes must be a tuple of fin"),
+        (lambda seqlens: AttnBias(seqlens=seqlens, slopes=("a",)), r"got \('a',\)"),
+        (lambda seqlens: AttnBias(additive_HMM=np.zeros((1, 2, 2))), "got a value of type ndarray"),
+    ],
+)
+def test_a_bias_without_the_documents_of_the_batch_is_refused(change: Any, got: str) -> None:
+    model = gpt(pos="none")
+    with_bias(model, lambda _: _Forgets(change))
+    with pytest.raises(ConfigError, match=got) as refused:
+        model(random_tokens(1, 10), seqlens=(6, 4))
+    assert str(refused.value).startswith("model.bias: ")
+
+
+def test_documents_that_no_batch_has_are_refused_in_sampling_and_in_the_benchmark() -> None:
+    model = gpt()
+    with_bias(model, lambda _: _Forgets(lambda _: AttnBias(seqlens=(4, 4))))
+    with pytest.raises(ConfigError, match=r"_Forgets.build must return .* None, got \(4, 4\)"):
+        generate(model, random_tokens(1, 4), 2, vocab_size=64)
+    with pytest.raises(ConfigError, match=r"_Forgets.build must return .* None, got \(4, 4\)"):
+        _ = model.windows
+    forgets = {
+        "_target_": f"{__name__}._Forgets",
+        "change": {"_target_": f"{__name__}._no_documents"},
+    }
+    cell = attention_cell(
+        "parity",
+        {"name": "naive"},
+        forgets,
+        {"name": "mha"},
+        rows=1,
+        num_heads=2,
+        head_dim=8,
+        seqlens=(6, 4),
+        dtype="float32",
+        device="cpu",
+    )
+    with pytest.raises(ConfigError, match=r"_Forgets.build must return .* \(6, 4\), got None"):
+        cell.call()
+
+
+def _no_documents() -> Callable[[Any], AttnBias]:
+    return lambda _: AttnBias()

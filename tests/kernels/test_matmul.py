@@ -18,7 +18,7 @@ from xftrain.kernels.linear_functions import (
     autotuned_gelu_mlp,
     autotuned_linear,
 )
-from xftrain.utils.compilation import begin_compiling, end_compiling
+from xftrain.utils.compilation import configure_compilation, reset_compilation
 
 
 def mlp(x, up, down):
@@ -111,11 +111,11 @@ def test_a_budget_drops_first_what_saves_most_for_its_price():
     wide, kept = (2 * N, 4 * D), {}  # gelu(h) and h
     for budget in (1.0, 0.5, 0.1):
         torch._dynamo.reset()
-        begin_compiling(budget)
+        configure_compilation(budget)
         try:
             out = torch.compile(Half())(torch.randn(2, N, D, requires_grad=True))
         finally:
-            end_compiling()
+            reset_compilation()
         kept[budget] = [tuple(tensor.shape) for tensor in out.grad_fn.saved_tensors]
     attention = (2, 1, N, D)
     assert [kept[budget].count(wide) for budget in kept] == [2, 0, 0]

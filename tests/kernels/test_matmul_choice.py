@@ -42,7 +42,7 @@ def test_gated_layers_ask_as_well(monkeypatch, kind):
         asked.append(layer)
         return True
 
-    monkeypatch.setattr("xftrain.model.ffn._feedforward.gates", gates)
+    monkeypatch.setattr("xftrain.model.ffn._feedforward.should_fuse_gate", gates)
     ffn, x = kind(D, linear_bias=False), torch.randn(2, 3, D)
     gate, value = ffn.up(x).chunk(2, dim=-1)
     torch.testing.assert_close(ffn(x), ffn.down(ffn.activation(gate) * value))
@@ -96,11 +96,11 @@ def test_batches_of_ever_new_sizes_are_measured_no_more(monkeypatch):
         measured.append(arguments)
 
     monkeypatch.setattr(matmul, "has_cublaslt", lambda: True)
-    monkeypatch.setattr(matmul, "can_take", lambda *matrices: True)
-    monkeypatch.setattr(matmul, "_measured", measure)
+    monkeypatch.setattr(matmul, "is_supported", lambda *matrices: True)
+    monkeypatch.setattr(matmul, "_fastest_algorithm", measure)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(matmul, "_MOST_CHOICES", 2)
-    monkeypatch.setattr(matmul, "_LEAST_FLOP", 2 * 4 * D * H)
+    monkeypatch.setattr(matmul, "_MAX_CHOICES", 2)
+    monkeypatch.setattr(matmul, "_MIN_FLOP", 2 * 4 * D * H)
     matmul.set_autotuner(matmul.Autotuner())
     try:
         for n in (3, 4, 5, 6, 3, 4, 5, 6):  # 3 is small

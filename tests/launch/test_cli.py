@@ -10,8 +10,8 @@ import pytest
 
 import xftrain
 from tests.command_line import one_sentence
-from xftrain.config.overrides import all_groups, normalise
-from xftrain.config.registry import names
+from xftrain.config.overrides import all_groups, normalize
+from xftrain.config.registry import option_names
 from xftrain.errors import ConfigError, RunError
 
 
@@ -23,8 +23,10 @@ def test_help_lists_groups_and_options(command):
     ended = command("--help")
 
     assert ended.code == 0
-    listed = ended.out.partition("\nmodel/attn:\n")[2].splitlines()[: len(names("model/attn"))]
-    assert [line.split()[0] for line in listed] == names("model/attn")
+    listed = ended.out.partition("\nmodel/attn:\n")[2].splitlines()[
+        : len(option_names("model/attn"))
+    ]
+    assert [line.split()[0] for line in listed] == option_names("model/attn")
     assert "Dotted and slashed mean the same" in ended.out
 
 
@@ -77,7 +79,8 @@ def test_what_cannot_be_composed_ends_with_2_and_leaves_nothing(command, tmp_pat
 
 @pytest.mark.parametrize("status", ["completed", "stopped", "failed"])
 def test_a_refusal_leaves_the_result_of_a_run_that_has_ended(command, tmp_path, status):
-    (tmp_path / "result.json").write_text(json.dumps({"status": status}))
+    record = {"status": status, "error": None, "overrides": [], "run_dir": str(tmp_path)}
+    (tmp_path / "result.json").write_text(json.dumps(record))
     assert command("seq=-1", "hydra.run.dir=.").code == 2
     assert (_result(tmp_path)["status"] == status) == (status != "failed")
 
@@ -102,7 +105,7 @@ def test_what_the_checks_refuse_ends_with_2_and_says_so_in_the_run_folder(
     assert _result(tmp_path / "here") == {
         "status": "refused",
         "error": said,
-        "overrides": [normalise(typed, all_groups())],
+        "overrides": [normalize(typed, all_groups())],
         "run_dir": str(tmp_path / "here"),
     }
     assert said in (tmp_path / "here" / "xftrain.log").read_text()

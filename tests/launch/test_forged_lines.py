@@ -73,7 +73,7 @@ def test_what_is_printed_for_a_flag_obeys_no_terminal() -> None:
     ],
 )
 def test_flags_that_print_are_known(word: str, is_printing: bool) -> None:
-    assert bool(cli._PRINTING(word)) == is_printing
+    assert bool(cli._PRINT_ONLY_FLAG(word)) == is_printing
 
 
 def test_a_warning_of_a_library_obeys_no_terminal() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from tests.command_line import Ended
 from xftrain.config.registry import conf_dir
-from xftrain.config.schema import schemas_of_no_option
-from xftrain.launch.help_text import explanation
+from xftrain.config.schema import framework_schemas
+from xftrain.launch.help_text import with_details
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_values_say_what_they_may_be(command: Callable[..., Ended]) -> None:
 
 def test_what_is_no_option_stays_as_it_is() -> None:
     text = "mine: one, two\nConfiguration.\n\nown:\n  _target_: mine.One\n  size: 3\n- seq: 3\n"
-    assert explanation(text, schemas_of_no_option()) == text
+    assert with_details(text, framework_schemas()) == text
 
 
 def test_an_option_of_ones_own_is_listed_without_a_word(command, tmp_path) -> None:

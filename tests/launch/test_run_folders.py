@@ -20,7 +20,7 @@ Jobs = list[list[str]]
 
 @pytest.fixture
 def still_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything starts in the same second."""
+    """Freezes the clock, so that all runs start in the same second."""
 
     class Clock(hydra.core.utils.datetime):
         @classmethod

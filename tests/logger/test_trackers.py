@@ -134,8 +134,8 @@ def test_links_are_removed_from_the_folder_alone_that_wandb_has_made(
     (tmp_path / "one" / "wandb" / "mine").mkdir(parents=True)
     (tmp_path / "one" / "wandb" / "mine" / "link").symlink_to("/tmp")
     tracker = WandB(tmp_path / "one", offline=True)
-    tracker.begin({})
-    tracker.close_run(is_whole=True)
+    tracker.start_run({})
+    tracker.close_run(is_complete=True)
     links = [path.name for path in tmp_path.glob("one/**/*") if path.is_symlink()]
     assert links == ["link"]
 
@@ -162,7 +162,7 @@ def test_mlflow_opens_no_database_that_was_there(
     seen = stand_in_for_mlflow(monkeypatch)
     (tmp_path / there).write_text("of somebody else")
     tracker = MLflow(tmp_path)
-    tracker.begin({})
+    tracker.start_run({})
     assert seen.settings["uri"] == f"sqlite:///{tmp_path}/mlflow-2.db"
     assert seen.settings["artifacts"] == f"file://{tmp_path}/mlflow-2-artifacts"
     assert (tmp_path / there).read_text() == "of somebody else"
@@ -174,7 +174,7 @@ def test_a_defaults_file_of_the_working_folder_is_not_opened(
     stand_in_for_wandb(monkeypatch)
     os.mkfifo(tmp_path / "config-defaults.yaml")
     assert run(Path("one"), *with_tracker("wandb"))["status"] == "completed"
-    assert "config-defaults.yaml in the working folder is not read" in caplog.text
+    assert "config-defaults.yaml in the working folder is ignored" in caplog.text
     assert (tmp_path / "one" / "wandb").is_dir() and Path.cwd() == tmp_path
 
 

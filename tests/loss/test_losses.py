@@ -21,7 +21,7 @@ from xftrain.loss import auto
 from xftrain.loss.auto import Auto
 from xftrain.loss.chunked import Chunked
 from xftrain.loss.full import Full
-from xftrain.loss.fused import Fused, _sum_up_
+from xftrain.loss.fused import Fused, _accumulate_matmul_
 from xftrain.loss.liger import Liger
 from xftrain.utils.device_memory import total_memory_bytes
 
@@ -162,7 +162,7 @@ def test_parts_of_a_gradient_are_summed_in_the_product(dtype):
     ]
     total = torch.full((96, 64), torch.nan, device="cuda")  # what it holds does not count
     for number, (a, b) in enumerate(parts):
-        _sum_up_(total, a, b, is_first=number == 0)
+        _accumulate_matmul_(total, a, b, is_first=number == 0)
     expected = sum(a.double() @ b.double() for a, b in parts)
     assert (total.double() - expected).norm() < 1e-5 * expected.norm()
 
@@ -255,7 +255,7 @@ def test_on_a_gpu_parts_of_16_bits_are_summed_by_the_product_alone(monkeypatch):
             a, b = (torch.empty(4, 4, dtype=dtype, device="cuda") for _ in range(2))
             total = Mock()
             for is_first in (True, False, False):
-                _sum_up_(total, a, b, is_first=is_first)
+                _accumulate_matmul_(total, a, b, is_first=is_first)
             is_wide = dtype == torch.float32
             assert (total.copy_.call_count, total.add_.call_count) == (is_wide, 2 * is_wide)
     assert calls == [(d, b) for d in (torch.float16, torch.bfloat16) for b in (0.0, 1.0, 1.0)]

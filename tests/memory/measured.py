@@ -31,10 +31,10 @@ PLANS = [
 ROWS, TOKENS = 3, 120
 VARIANTS = [
     {},
-    *({"ffn": name} for name in registry.names("model/ffn")),
-    *({"norm": name} for name in registry.names("model/norm")),
-    *({"pos": name} for name in registry.names("model/pos")),
-    *({"heads": name, "pos": "rope"} for name in registry.names("model/heads")),
+    *({"ffn": name} for name in registry.option_names("model/ffn")),
+    *({"norm": name} for name in registry.option_names("model/norm")),
+    *({"pos": name} for name in registry.option_names("model/pos")),
+    *({"heads": name, "pos": "rope"} for name in registry.option_names("model/heads")),
     {"attn": "naive"},
     {"attn": "naive", "heads": "gqa", "pos": "rope"},
     {"bias": "alibi"},
@@ -88,8 +88,8 @@ def check_block(chosen: dict, is_mixed: bool, *, compiled: bool, rel: float) -> 
     dtype = torch.bfloat16 if is_mixed else torch.float32
     layers = run_layers(model, batch_of(), dtype, CPU, is_mixed=is_mixed, is_compiled=compiled)
     activations, casts = kept_by_block(chosen, is_mixed, compiled=compiled)
-    assert layers.blocks[0].kept.activations == pytest.approx(activations, rel=rel)
-    assert layers.blocks[0].kept.casts == casts
+    assert layers.blocks[0].saved.activations == pytest.approx(activations, rel=rel)
+    assert layers.blocks[0].saved.casts == casts
 
 
 class Alive(TorchDispatchMode):

@@ -50,7 +50,7 @@ def check_ffn(ffn: str, is_mixed: bool) -> None:
 
 
 @pytest.mark.parametrize("is_mixed", [False, True], ids=["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("ffn", registry.names("model/ffn"))
+@pytest.mark.parametrize("ffn", registry.option_names("model/ffn"))
 def test_a_compiled_block_that_recomputes_its_ffn_keeps_so_much_less(ffn, is_mixed):
     check_ffn(ffn, is_mixed)
 
@@ -60,7 +60,7 @@ def test_products_that_are_chosen_keep_what_is_predicted(monkeypatch, ffn):
     for place in (
         "model.linear.should_autotune",
         "model.ffn.gelu.should_autotune",
-        "model.ffn._feedforward.gates",
+        "model.ffn._feedforward.should_fuse_gate",
     ):
         monkeypatch.setattr(f"xftrain.{place}", lambda *_: True)
     check_block({"ffn": ffn}, True, compiled=False, rel=0.02)

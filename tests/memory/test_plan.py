@@ -26,7 +26,7 @@ from xftrain.commands.prepare import Prepared
 from xftrain.config.compose import validate
 from xftrain.data.counting import Counting
 from xftrain.loss.full import Full
-from xftrain.memory.figures import LayerBytes, Peak
+from xftrain.memory.peak import LayerBytes, Peak
 from xftrain.memory.plan import _warning
 from xftrain.memory.prediction import predict
 from xftrain.model.block import Block, RecomputePlan
@@ -121,7 +121,7 @@ def test_the_line_of_the_log_adds_up(tmp_path, caplog):
 def test_what_would_help_is_what_is_not_refused(how, recomputed, expected):
     settings = changed(options(attn="sdpa"), {"compile": how})
     model = assemble(settings.model, VOCAB)
-    model.recomputed = recomputed
+    model.recompute_plan = recomputed
     peak = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
     said = _warning(settings, peak, model, Full(), 2**20)
     assert "a smaller data.batch_size" in said

@@ -42,7 +42,7 @@ def test_a_step_has_as_much_alive_as_is_predicted(loss, vocab_size, chosen, is_m
     precision = "bf16-mixed" if is_mixed else "32-true"
     settings = changed(settings, {"trainer.precision": precision, "loss": loss})
     model, loss = assemble(settings.model, vocab_size), build_loss(settings)
-    model.recomputed = recomputed
+    model.recompute_plan = recomputed
     batch = batch_of(4, 128)
     dtype = torch.bfloat16 if is_mixed else torch.float32
     predicted = predict(settings, model, loss, batch, dtype, CPU)
@@ -103,7 +103,7 @@ def test_gradients_of_large_layers_are_as_narrow_as_their_copies(monkeypatch):
     settings = changed(options(attn="sdpa"), {"trainer.precision": "bf16-mixed"})
     model = assemble(settings.model, VOCAB)
     usual = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
-    monkeypatch.setattr(AdamW, "is_own", lambda self, device: self.impl == "auto")
+    monkeypatch.setattr(AdamW, "uses_fused_adamw", lambda self, device: self.impl == "auto")
     monkeypatch.setattr(fused_adamw, "_LARGE", 64 * 64)
     less = predict(settings, model, Full(), batch_of(), torch.bfloat16, CPU)
     auto = changed(settings, {"trainer.precision": "auto"})  # as what it is by now
@@ -131,9 +131,9 @@ def test_compiled_blocks_with_a_budget_make_the_rest_again(budget):
     settings = changed(settings, {"model.activation_budget": budget})
     less = predict(settings, model, Full(), batch_of(), torch.float32, CPU)
     for all_kept, some_kept in zip(whole.layers, less.layers, strict=True):
-        left_out = (1 - budget) * (all_kept.kept - all_kept.input)
-        assert all_kept.kept - some_kept.kept == pytest.approx(left_out, abs=1)
-        assert some_kept.kept + some_kept.backward == all_kept.kept + all_kept.backward
+        left_out = (1 - budget) * (all_kept.saved - all_kept.input)
+        assert all_kept.saved - some_kept.saved == pytest.approx(left_out, abs=1)
+        assert some_kept.saved + some_kept.backward == all_kept.saved + all_kept.backward
 
 
 def test_gpt_124m_on_an_h100_as_it_was_measured():
@@ -150,7 +150,7 @@ def test_gpt_124m_on_an_h100_as_it_was_measured():
     peak = predict(settings, model, Full(), batch_of(32, 1024), torch.bfloat16, CPU)
     state = peak.weights + peak.gradients + peak.optimizer
     assert state / 2**30 == pytest.approx(1.85, abs=0.01)
-    assert peak.layers[0].kept == pytest.approx(16 * 768 * 2 * 32 * 1024, rel=0.01)
+    assert peak.layers[0].saved == pytest.approx(16 * 768 * 2 * 32 * 1024, rel=0.01)
     logits = 32 * 1024 * 50304 * 2
     assert (peak.state + peak.activations(NOTHING) + logits) / 2**30 == pytest.approx(
         14.1, rel=0.05
@@ -168,7 +168,7 @@ def test_the_peak_of_a_gpu_is_as_predicted(name, compiled, recomputed):
     more = {"compile": compiled, "loss": name, "trainer.precision": "bf16-mixed"}
     settings = changed(settings, more | {"optim.impl": "torch"})  # what `steps` has
     model, loss = assemble(settings.model, 8192).to(device), build_loss(settings)
-    model.recomputed = recomputed
+    model.recompute_plan = recomputed
     batch = batch_of(32, 512).to(device)
     allocated = torch.cuda.memory_allocated(device)
     peak = predict(settings, model, loss, batch, torch.bfloat16, device)

@@ -25,8 +25,8 @@ def recomputed(model: GPT, tokens: torch.Tensor, num_tokens: int) -> torch.Tenso
     return tokens
 
 
-@pytest.mark.parametrize("heads", registry.names("model/heads"))
-@pytest.mark.parametrize("pos", registry.names("model/pos"))
+@pytest.mark.parametrize("heads", registry.option_names("model/heads"))
+@pytest.mark.parametrize("pos", registry.option_names("model/pos"))
 @pytest.mark.parametrize("bias", CAUSAL)
 def test_with_the_cache_the_text_is_the_same_as_recomputed(bias, pos, heads):
     # 30 positions are more than the window of 20 keys

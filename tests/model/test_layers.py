@@ -87,7 +87,7 @@ def test_learned_positions_are_rows_of_a_table():
     assert torch.equal(layer.embed(x, positions), x + layer.table.weight[[0, 1, 2, 0, 1]])
 
 
-@pytest.mark.parametrize("pos", registry.names("model/pos"))
+@pytest.mark.parametrize("pos", registry.option_names("model/pos"))
 def test_positions_reach_the_model_or_do_not(pos):
     # attention alone, without a mask on order, tells a bag of tokens from another
     model = gpt(pos=pos, bias="full", scale=5.0)
@@ -100,13 +100,13 @@ def test_positions_reach_the_model_or_do_not(pos):
 # ---- head groupings
 
 
-@pytest.mark.parametrize("name", registry.names("model/heads"))
+@pytest.mark.parametrize("name", registry.option_names("model/heads"))
 def test_query_heads_share_key_heads_in_order(name):
     """Query head h reads K/V head h * G // H; the projection holds q, then k, then v."""
     torch.manual_seed(0)
     D, H = 32, 8
     options = {"num_kv_heads": 2} if name == "gqa" else {}
-    layer = registry.load("model/heads", name)(D, H, True, **options)
+    layer = registry.load_class("model/heads", name)(D, H, True, **options)
     G, K = {"mha": 8, "gqa": 2, "mqa": 1}[name], D // H
     x = torch.randn(2, 5, D)
     q, k, v = layer(x)
@@ -152,17 +152,17 @@ def by_formula(name: str, layer: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("linear_bias", [False, True])
-@pytest.mark.parametrize("name", registry.names("model/ffn"))
+@pytest.mark.parametrize("name", registry.option_names("model/ffn"))
 def test_feed_forward_is_its_formula_with_its_paper_width(name, linear_bias):
     torch.manual_seed(0)
-    layer = registry.load("model/ffn", name)(128, linear_bias)
+    layer = registry.load_class("model/ffn", name)(128, linear_bias)
     gated = name in ("swiglu", "geglu")
     assert layer.down.weight.shape == (128, WIDTHS[name])
     assert layer.up.weight.shape == ((1 + gated) * WIDTHS[name], 128)
     assert (layer.up.bias is not None) == (layer.down.bias is not None) == linear_bias
     x = 3 * torch.randn(2, 5, 128)
     assert torch.allclose(layer(x), by_formula(name, layer, x), atol=1e-5)
-    own = registry.load("model/ffn", name)(128, linear_bias, hidden_dim=40)
+    own = registry.load_class("model/ffn", name)(128, linear_bias, hidden_dim=40)
     assert own.down.weight.shape == (128, 40)
 
 
@@ -230,8 +230,8 @@ def test_swiglu_says_what_it_cannot_run():
 def test_norms_are_their_formulas(linear_bias):
     torch.manual_seed(0)
     x = 3 * torch.randn(4, 16) + 2
-    layer_norm = registry.load("model/norm", "layernorm")(16, linear_bias, eps=0.1)
-    rms_norm = registry.load("model/norm", "rmsnorm")(16, linear_bias, eps=0.1)
+    layer_norm = registry.load_class("model/norm", "layernorm")(16, linear_bias, eps=0.1)
+    rms_norm = registry.load_class("model/norm", "rmsnorm")(16, linear_bias, eps=0.1)
     for layer in (layer_norm, rms_norm):
         for parameter in layer.parameters():
             nn.init.normal_(parameter)

@@ -54,7 +54,7 @@ def gpt() -> Any:
 
 def test_a_backend_that_cannot_cap_is_refused_before_training() -> None:
     said = refusal(chosen(attn="sdpa"))
-    assert "it cannot cap scores, and the bias does at 1.5 (softcap)" in said
+    assert "it cannot cap scores, and the bias sets softcap=1.5" in said
     assert said.endswith("Nearest choice that works: model.attn=naive.")
 
 

@@ -56,15 +56,15 @@ def test_a_sweep_that_cannot_be_drawn_has_ended_all_the_same(command, jobs, tmp_
 
 
 def test_a_sweep_whose_launcher_ends_early_has_a_table(command, jobs, monkeypatch):
-    """As joblib's does where the kernel kills a worker of it."""
-    note_job = table.note_job
+    """Raises an error as joblib does if the kernel kills one of its workers."""
+    register_job = table.register_job
 
     def lose(folder, number, run_dir):
         if number == 1:
             raise RuntimeError("a worker was killed.\nThat is all.")
-        note_job(folder, number, run_dir)
+        register_job(folder, number, run_dir)
 
-    monkeypatch.setattr(table, "note_job", lose)
+    monkeypatch.setattr(table, "register_job", lose)
     ended = command("-m", "seq=8,32", "hydra.sweep.dir=sweep")
 
     assert ended.code == 1 and "| 0   | completed |" in ended.out
@@ -113,7 +113,7 @@ def test_side_by_side_a_benchmark_is_refused(command, jobs, tmp_path):
     side_by_side = ("--config-name", "benchmark", "hydra/launcher=joblib")
     ended = command("-m", *side_by_side, "seq=8,16", "hydra.sweep.dir=sweep")
     assert ended.code == 1 and jobs == [] and "2 of 2 jobs failed" in ended.err
-    assert "measures times, which jobs side by side on one device falsify" in ended.err
+    assert "measures times, which jobs in parallel on one device would falsify" in ended.err
 
 
 def test_a_resumed_sweep_takes_overrides_of_hydras_and_no_others(command, jobs, tmp_path):
@@ -122,7 +122,7 @@ def test_a_resumed_sweep_takes_overrides_of_hydras_and_no_others(command, jobs, 
     before = (tmp_path / "sweep" / "summary.csv").read_text()
     jobs.clear()
     ended = command("resume_sweep=sweep", "seed=3")
-    assert "had seq=8,13, which this command has not" in one_sentence(ended, 2)
+    assert "had seq=8,13, which this command lacks" in one_sentence(ended, 2)
     assert jobs == [] and (tmp_path / "sweep" / "summary.csv").read_text() == before
     command("resume_sweep=sweep", "hydra.sweep.dir=sweep")
     assert [words[2] for words in jobs] == ["seq=13"]

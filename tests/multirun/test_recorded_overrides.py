@@ -21,7 +21,7 @@ CALLED: list[str] = []
 
 
 def canary(*args: Any, **kwargs: Any) -> str:
-    """What a hostile override wants to be called, as a class or as a resolver."""
+    """A function that a hostile override tries to call, as a class or as a resolver."""
     CALLED.append("called")
     return "x"
 
@@ -35,14 +35,14 @@ def _resolver() -> Iterator[None]:
 
 
 def _escaped(text: str) -> str:
-    """As Hydra's grammar escapes an unquoted value."""
+    """Escapes an unquoted value for Hydra's grammar."""
     for character in "\\{}[](),:= ":
         text = text.replace(character, "\\" + character)
     return text
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each job, as Hydra's sweeper makes them."""
+    """Splits overrides into those of each job, with Hydra's sweeper."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
@@ -55,7 +55,7 @@ PARTS = st.one_of(st.sampled_from(CORES), st.text(alphabet="${}[]():,=\\'\" _a."
 
 @st.composite
 def values(draw: st.DrawFn, depth: int = 2) -> str:
-    """Text that may say something else after one, two or three unescapings."""
+    """Generates text that may change its meaning when unescaped one, two or three times."""
     text = "".join(draw(st.lists(PARTS, min_size=1, max_size=3)))
     for _ in range(draw(st.integers(0, 3))):
         wrap = draw(st.sampled_from(["escape", "'", '"', "list", "choice", "map", "str", "tag"]))
@@ -257,3 +257,15 @@ def test_each_configuration_has_keys_of_its_own():
 )
 def test_overrides_are_compared_by_their_values(first, second, are_same):
     assert same_overrides(first, second) == same_overrides(second, first) == are_same
+
+
+def test_overrides_that_would_take_minutes_are_not_parsed(monkeypatch) -> None:
+    monkeypatch.setattr(
+        "xftrain.multirun.recorded_overrides._parse", lambda text: pytest.fail("parsed")
+    )
+    long = [f"tags=[{','.join('1' * 3000)}]"] * 9
+    with pytest.raises(NotPlain, match="characters"):
+        plain_overrides("train", long)
+    assert same_overrides(long, long)
+    assert not same_overrides(long, [text + " " for text in long])
+    assert not same_overrides(["seq=1"], ["seq=1", "seed=1"])

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from tests.command_line import Ended, one_sentence
 from xftrain.errors import SweepRefused
 from xftrain.multirun import jobs as sweeps
-from xftrain.multirun.table import forget_jobs, note_job, read_result, read_rows, write_summary
+from xftrain.multirun.table import clear_jobs, read_result, read_rows, register_job, write_summary
 
 Command = Callable[..., Ended]
 Jobs = list[list[str]]
@@ -138,12 +138,12 @@ def test_only_entries_of_jobs_are_forgotten(tmp_path: Path) -> None:
     (tmp_path / ".jobs").mkdir()
     for name in ("0.json", "12.json", "thesis.json", "1.json.bak", "x"):
         (tmp_path / ".jobs" / name).touch()
-    forget_jobs(tmp_path)
+    clear_jobs(tmp_path)
     assert sorted(os.listdir(tmp_path / ".jobs")) == ["1.json.bak", "thesis.json", "x"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / ".jobs").symlink_to(tmp_path / ".jobs")
     with pytest.raises(OSError, match="is a link"):
-        forget_jobs(tmp_path / "other")
+        clear_jobs(tmp_path / "other")
 
 
 def test_jobs_are_below_the_folder_of_their_sweep(tmp_path: Path) -> None:
@@ -152,11 +152,11 @@ def test_jobs_are_below_the_folder_of_their_sweep(tmp_path: Path) -> None:
         place.mkdir(parents=True)
         (place / "result.json").write_text('{"status": "completed", "overrides": []}')
     (folder / "link").symlink_to(outside)
-    forget_jobs(folder)
-    note_job(folder, 0, folder / "0")
+    clear_jobs(folder)
+    register_job(folder, 0, folder / "0")
     for number, place in enumerate((outside, folder, folder / "link", folder / "0" / ".." / "..")):
         with pytest.raises(SweepRefused, match="must name a folder below"):
-            note_job(folder, number, place)
+            register_job(folder, number, place)
         entry = {"job": number + 1, "run_dir": str(place)}
         (folder / ".jobs" / f"{number + 1}.json").write_text(json.dumps(entry))
     (folder / ".jobs" / "9.json").write_text('{"job": "x", "run_dir": ["a"]}')
@@ -173,8 +173,8 @@ def test_old_results_of_submitit_are_not_unpickled(
     def end(*arguments: object) -> None:
         raise OSError("before any process starts")
 
-    monkeypatch.setattr(sweeps, "record_of", configs.append)
-    monkeypatch.setattr(sweeps, "forget_jobs", end)
+    monkeypatch.setattr(sweeps, "make_record", configs.append)
+    monkeypatch.setattr(sweeps, "clear_jobs", end)
     if was_there:
         (tmp_path / "sweep" / ".submitit").mkdir(parents=True)
     launcher = "hydra/launcher=submitit_local"
@@ -209,8 +209,8 @@ def _summary(folder: Path, **changes: object) -> tuple[dict[str, str], str]:
     result = {"status": "completed", "overrides": ["seq=8"], **changes}
     (folder / "0").mkdir()
     (folder / "0" / "result.json").write_text(json.dumps(result))
-    forget_jobs(folder)
-    note_job(folder, 0, folder / "0")
+    clear_jobs(folder)
+    register_job(folder, 0, folder / "0")
     write_summary(folder)
     with (folder / "summary.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)

@@ -6,8 +6,8 @@ import csv
 import json
 from pathlib import Path
 
-from xftrain.multirun.order import best_row, minimized, ordered
-from xftrain.multirun.table import forget_jobs, note_job, table, write_summary
+from xftrain.multirun.order import best_row, minimized, ordered, settings
+from xftrain.multirun.table import clear_jobs, register_job, table, write_summary
 
 
 def _row(job: int, loss: float | None, status: str = "completed", **changed: str) -> dict:
@@ -59,7 +59,7 @@ def test_without_a_comparison_nothing_is_the_best() -> None:
 
 
 def test_files_have_short_paths_and_what_is_known_alone(tmp_path: Path) -> None:
-    forget_jobs(tmp_path)
+    clear_jobs(tmp_path)
     for number, loss in enumerate((2.0, 1.0)):
         run_dir = tmp_path / f"{number}_lr={number}"
         run_dir.mkdir()
@@ -67,7 +67,7 @@ def test_files_have_short_paths_and_what_is_known_alone(tmp_path: Path) -> None:
         drawn = f"optim.lr=0.00{number}0538190856564692"
         result = {"status": "completed", "overrides": [drawn], "num_parameters": 1000 + number}
         (run_dir / "result.json").write_text(json.dumps(result | {"metrics": metrics}))
-        note_job(tmp_path, number, run_dir)
+        register_job(tmp_path, number, run_dir)
     write_summary(tmp_path)
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -84,3 +84,9 @@ def test_files_have_short_paths_and_what_is_known_alone(tmp_path: Path) -> None:
         path.write_text(json.dumps(result))
     write_summary(tmp_path)
     assert "bits_per_byte" not in (tmp_path / "summary.csv").read_text()
+
+
+def test_figures_that_nobody_could_add_up_are_none() -> None:
+    rows = [_row(job, 1.7e308, lr="1", seed=str(job)) for job in range(3)]
+    assert [list(setting.values) for setting in settings(rows)] == [[]]
+    assert len(ordered(rows)) == 3 and best_row(rows, "val/loss") is None

@@ -27,7 +27,7 @@ ROWS = [
 
 
 def _points(axis: Axes) -> list[tuple[float, float]]:
-    """What stands at a figure."""
+    """The coordinates of the points in a panel, without crosses and rings."""
     points = [line for line in axis.lines if line.get_marker() != "x" and not _is_ring(line)]
     return [(line.get_xdata()[0], line.get_ydata()[0]) for line in points]
 

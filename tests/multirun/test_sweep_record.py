@@ -15,9 +15,9 @@ from xftrain.multirun import record as sweep_record
 from xftrain.multirun.record import (
     is_resumable,
     is_resumed,
-    kept,
-    record_of,
+    make_record,
     resumed,
+    without_keys,
     write_record,
 )
 
@@ -54,7 +54,7 @@ def test_a_command_that_is_repeated_has_all_that_is_recorded() -> None:
     assert made[:3] == ["--multirun", *again] and is_resumed()
     assert _arguments("++seq=8,16", "resume_sweep=sweep")[1] == "++seq=8,16"
     for has_flags, typed in ((False, ["seq=8"]), (False, ["seed=1"]), (True, [])):
-        with pytest.raises(ConfigError, match=r"had seq=8,16, which this command has not") as said:
+        with pytest.raises(ConfigError, match=r"had seq=8,16, which this command lacks") as said:
             _arguments("resume_sweep=sweep", *typed, has_flags=has_flags)
         assert "type resume_sweep=sweep alone" in str(said.value)
         assert not is_resumed()
@@ -160,11 +160,11 @@ def test_a_record_has_folders_that_the_command_named_and_no_mode() -> None:
             "hydra": ["hydra.mode=MULTIRUN", "hydra/launcher=joblib", "hydra.sweep.dir=x"],
         },
     }
-    assert record_of(OmegaConf.create({"hydra": hydra})) == {
+    assert make_record(OmegaConf.create({"hydra": hydra})) == {
         "config_name": "train",
         "config_dirs": ["/own", "/a", "/b"],
         "overrides": ["seq=8,16", "hydra/launcher=joblib"],
     }
-    assert kept(OmegaConf.create(["~hydra.run.dir", "+hydra.x=1"]), sweep_record.MODE) == [
-        "+hydra.x=1"
-    ]
+    assert without_keys(
+        OmegaConf.create(["~hydra.run.dir", "+hydra.x=1"]), sweep_record.MODE_KEYS
+    ) == ["+hydra.x=1"]

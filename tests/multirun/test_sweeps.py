@@ -60,10 +60,10 @@ from ends import end
 
 
 def run(cfg, run_dir, checked):
-    from xftrain.config.overrides import as_typed
+    from xftrain.config.overrides import override_strings
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = as_typed(HydraConfig.get().overrides.task)
+    overrides = override_strings(HydraConfig.get().overrides.task)
     result = {"status": "completed", "error": None, "overrides": overrides}
     result["metrics"] = {"val/loss": 1.0}
     try:
@@ -82,7 +82,7 @@ sys.modules["xftrain.commands.train"].run = run
 
 @pytest.fixture
 def no_modules_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a sweep in this process imports of its working folder is not there for the next test."""
+    """Removes modules of the working folder that a sweep imported, after each test."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
     for name in ("callback", "ends"):

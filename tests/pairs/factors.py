@@ -131,11 +131,11 @@ def _groups() -> Iterator[Factor]:
 
 
 def _fields_of_option(group: str, option: str) -> Iterator[Factor]:
-    if option not in registry.names(group):
+    if option not in registry.option_names(group):
         return
     written = _written(group, option)
     key = group.replace("/", ".")
-    for field, (annotation, default) in registry.schema(group, option).items():
+    for field, (annotation, default) in registry.option_schema(group, option).items():
         name = f"{key}[{option}].{field}"
         levels = values_of(name, annotation, written.get(field, default))
         yield Factor(name, levels, f"{key}.{field}", (group, option))
@@ -162,13 +162,13 @@ def _model_and_trainer_keys() -> Iterator[Factor]:
 
 def _entries() -> Iterator[Factor]:
     for group in registry.ENTRY_GROUPS:
-        for option in registry.names(group):
+        for option in registry.option_names(group):
             if registry.measures_times(option) or _needs_package(group, option):
                 continue
             name = f"{group}.{option}"
             yield Factor(name, ("on", "off"), name)
             written = _written(group, option).get(option) or {}
-            for field, (annotation, default) in registry.schema(group, option).items():
+            for field, (annotation, default) in registry.option_schema(group, option).items():
                 key = f"{name}.{field}"
                 levels = values_of(key, annotation, written.get(field, default))
                 yield Factor(key, levels, key, (name, "on"))
@@ -176,7 +176,7 @@ def _entries() -> Iterator[Factor]:
 
 def _needs_package(group: str, option: str) -> bool:
     """Whether it is a logger that sends what it records elsewhere, by an extra."""
-    is_option = group == "logger" and option in registry.names(group)
+    is_option = group == "logger" and option in registry.option_names(group)
     return is_option and bool(registry.declared(group, option, "needs_package"))
 
 

@@ -31,6 +31,12 @@ def place(request: pytest.FixtureRequest) -> str:
     return f"trainer.accelerator={request.param}"
 
 
+def rank_variables(rank: int, size: int) -> dict[str, str]:
+    """The variables that torchrun sets for one of several ranks."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    return {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(size), **place}
+
+
 def command(run_dir: Path, *overrides: str) -> list[str]:
     small = [one for one in SMALL if not one.startswith("trainer=")]
     words = [sys.executable, "-m", "xftrain", *TWO, *small, f"hydra.run.dir={run_dir}"]

@@ -11,7 +11,7 @@ from tests.reliability.test_checkpoint_values import Content, _set
 from tests.train.runs import last, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.checkpoint.header import header
-from xftrain.commands.kernel_choices import Saved, saved_choices
+from xftrain.commands.saved_choices import SavedChoices, saved_choices
 from xftrain.data.tokens.vocabulary import rebuild
 from xftrain.errors import ConfigError
 from xftrain.folders.run_folder import RunFolder
@@ -37,7 +37,7 @@ HOSTILE: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "a key of dots": ((*CONFIG, "." * 200_000), 1, "a key that is too long"),
     "a long group": ((*CONFIG, "k" * 2**20), {str(n): 0 for n in range(99)}, "a key that is too"),
     "long groups": ((*CONFIG, "k" * 200), {str(n): 0 for n in range(9000)}, "more than 1,048,576"),
-    "dictionaries twice": ((*CONFIG, "zz"), _doubled(17), "more than 1,048,576 characters"),
+    "dictionaries twice": ((*CONFIG, "zz"), _doubled(15), "more than 1,048,576 characters"),
     "a long value": ((*CONFIG, "seed"), ["k" * 2**20] * 2, "more than 1,048,576 characters"),
     "a text as a digest": (("xftrain", "environment"), {"A": "${oc.env:B}" * 9}, "environment"),
     "digests in a list": (("xftrain", "environment"), ["abc"], "environment"),
@@ -90,7 +90,7 @@ def test_choices_that_are_no_names_are_passed_over(tmp_path, content):
     torch.save(_set("callbacks", "Choices")(held, content), tmp_path / "hostile.ckpt")
     folder = RunFolder(tmp_path)
     held = saved_choices(tmp_path / "hostile.ckpt", None, folder)
-    assert held == Saved(ran_as={"device": "cpu"})
+    assert held == SavedChoices(ran_as={"device": "cpu"})
 
 
 @pytest.mark.fault("hostile checkpoint")

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.train.runs import last, run
-from xftrain.checkpoint.file import read_checkpoint
+from xftrain.checkpoint.file import checked_content, read_checkpoint
 from xftrain.checkpoint.file_format import described_content
 from xftrain.checkpoint.newest import checkpoint_to_load, newest_save
 from xftrain.checkpoint.plain_values import NotPlain
@@ -198,8 +198,19 @@ def test_a_pickle_of_anything_else_is_refused(tmp_path, good, kind):
     rewritten(path, PICKLES[kind])
     with open_plain(path) as file, suppress(NotPlain):
         described_content(file)  # nothing else is raised
+
     assert newest_save(tmp_path) == 0
     check_refused(path, "cannot be read" if kind != "memo of any size" else "no checkpoint")
+
+
+@pytest.mark.fault("hostile checkpoint")
+@pytest.mark.parametrize("name", ["torch Size", "__builtin__ set"])
+def test_a_text_is_not_taken_apart_into_its_characters(tmp_path, good, name):
+    path = tmp_path / "hostile.ckpt"
+    path.write_bytes(good.read_bytes())
+    rewritten(path, _call(name, _text("12") + b"\x85"))
+    with open_plain(path) as file, pytest.raises(NotPlain, match="torch.save does not write"):
+        described_content(file)
 
 
 @given(st.binary(max_size=60), st.integers(0, 7000), st.booleans())
@@ -260,3 +271,13 @@ def test_the_file_is_not_read_whole_to_learn_its_age(tmp_path, good, monkeypatch
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load"))
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda *_: pytest.fail("testzip"))
     assert newest_save(tmp_path) > 10**18
+
+
+def test_a_training_loop_of_any_number_of_counts_is_refused(good):
+    with open_plain(good) as file:
+        content = described_content(file)
+    assert checked_content(content) is content
+    ones = [1] * 5000
+    for loops in ({"a": [ones] * 50_000}, {"a": [0] * 60_000}, {"a": [[ones] * 9000] * 9000}):
+        with pytest.raises(ValueError):  # noqa: PT011 - of a class of its own
+            checked_content({**content, "loops": loops})

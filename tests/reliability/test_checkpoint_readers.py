@@ -231,7 +231,7 @@ def test_a_file_that_is_a_hole_is_refused_at_once(tmp_path, good, gib):
         file.seek(gib << 30, os.SEEK_CUR)
         file.write(held[-5000:])
     _refused(path, "bytes, and ")
-    assert time.monotonic() - began < 2 and newest._age(path)[1] == 0
+    assert time.monotonic() - began < 2 and newest._recency(path)[1] == 0
 
 
 def test_a_copy_without_its_zeros_is_read(tmp_path, good):

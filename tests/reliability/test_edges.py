@@ -15,7 +15,7 @@ from xftrain.callbacks.watchdog import Watchdog
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.errors import Stopped
 from xftrain.model.attn.naive import Naive
-from xftrain.utils.processes import stops_raised
+from xftrain.utils.processes import raising_stopped
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_hangup_that_nohup_has_ignored_stays_ignored(tmp_path, signal_in_step)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         signal_in_step(signal.SIGHUP)
-        with stops_raised():
+        with raising_stopped():
             os.kill(os.getpid(), signal.SIGHUP)
             assert run(tmp_path)["status"] == "completed"
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -66,7 +66,7 @@ def test_a_hangup_that_nohup_has_ignored_stays_ignored(tmp_path, signal_in_step)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1])
 def test_whatever_a_command_does_a_signal_is_raised_and_then_put_back(number):
     before = signal.getsignal(number)
-    with pytest.raises(Stopped) as stopped, stops_raised(signal.SIGUSR1):
+    with pytest.raises(Stopped) as stopped, raising_stopped(signal.SIGUSR1):
         os.kill(os.getpid(), number)
         time.sleep(0.1)
     assert str(stopped.value) == f"stopped by {number.name}"
@@ -109,7 +109,7 @@ def watched(monkeypatch, tmp_path, waits: list[float], moves: frozenset[int] = f
         raise Hangs
 
     monkeypatch.setattr(dog, "_give_up", gave_up)
-    monkeypatch.setattr(dog, "_over", clock)
+    monkeypatch.setattr(dog, "_is_ended", clock)
     dog._watch(tmp_path / "stacks.txt")
 
 

@@ -66,6 +66,9 @@ def test_records_that_no_run_wrote_end_in_a_sentence(tmp_path, monkeypatch):
     os.truncate(path, 1 << 40)
     with at_most(16 << 20), pytest.raises(RunError, match="a line of more than"):
         CSV(tmp_path).position()
+    path.write_text(",".join(map(str, range(10_001))) + "\n")
+    with pytest.raises(RunError, match="more than 10,000 columns"):
+        CSV(tmp_path).position()
     path.write_text("step\n" + "1\n" * 20)
     monkeypatch.setattr("xftrain.logger.csv._MAX_ROWS", 10)
     with pytest.raises(RunError, match="more than 10 rows.*: move the file away"):
@@ -78,7 +81,7 @@ def test_records_that_no_run_wrote_end_in_a_sentence(tmp_path, monkeypatch):
 @pytest.mark.fault("hostile records")
 @pytest.mark.parametrize("content", ["{}\n" * 1_001, " " * (2 << 20) + "{}\n"])
 def test_rows_of_a_benchmark_without_end_are_refused(tmp_path, monkeypatch, content):
-    monkeypatch.setattr("xftrain.benchmark.rows._MOST_ROWS", 1_000)
+    monkeypatch.setattr("xftrain.benchmark.rows._MAX_ROWS", 1_000)
     (tmp_path / "rows.jsonl").write_text(content)
     with at_most(32 << 20), pytest.raises(ConfigError, match="more than .*: delete it"):
         read_rows(tmp_path)

@@ -99,7 +99,7 @@ def test_data_of_the_working_directory_may_be_on_another_disk(tmp_path, monkeypa
 
 
 def test_a_whole_disk_is_not_searched(tmp_path, monkeypatch):
-    monkeypatch.setattr("xftrain.folders.links._MOST_ENTRIES", 5)
+    monkeypatch.setattr("xftrain.folders.links._MAX_ENTRIES", 5)
     for number in range(20):
         (tmp_path / f"{number}" / "deep").mkdir(parents=True)
     seen = []
@@ -152,7 +152,8 @@ def test_in_a_working_folder_a_link_leads_to_nothing_but_a_runs_files(
         xftrain.run(config, tmp_path)
     assert Path("thesis.py").read_text() == "thesis" and not Path("new.py").exists()
     Path(name).unlink()
-    Path(name).symlink_to(tmp_path / "plots")
+    Path("metrics.csv").touch()
+    Path(name).symlink_to(tmp_path / ("metrics.csv" if name == "xftrain.log" else "plots"))
     refuse_links(tmp_path, "hydra.run.dir")
 
 

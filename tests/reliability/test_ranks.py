@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,6 +25,7 @@ from tests.reliability.rank_commands import (
     command,
     ended,
     finished,
+    rank_variables,
 )
 from tests.train.runs import SMALL, last, model_and_data, result_of, rows_of, run, weights_of
 from tests.train.uneven import write_uneven
@@ -141,20 +141,20 @@ def test_more_ranks_than_processes_are_refused(tmp_path):
 
 def test_a_rank_of_a_run_on_one_device_is_refused(tmp_path, monkeypatch):
     # with trainer=ddp forgotten, torchrun's ranks would each train the same model
-    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+    for name, value in rank_variables(0, 2).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"trainer\.devices=1 needs as many processes, got 2"):
         run(tmp_path)
     for words in (SMALL, ("--config-name", "doctor")):
         monkeypatch.setattr("sys.argv", ["xftrain", *words, f"hydra.run.dir={tmp_path}"])
         assert cli.main() == 2
-    monkeypatch.delenv("LOCAL_RANK")  # set for every program, as some machines do
+    for name in ("LOCAL_RANK", "RANK"):  # some machines set WORLD_SIZE for every program
+        monkeypatch.delenv(name)
     assert run(tmp_path)["status"] == "completed"
 
 
 def test_more_ranks_than_validation_batches_are_refused(tmp_path, monkeypatch):
-    given: dict[str, Any] = {"WORLD_SIZE": "3", "LOCAL_RANK": "0"}
-    for name, value in given.items():
+    for name, value in rank_variables(0, 3).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("xftrain.train.distributed.connect", lambda *_: None)
     with pytest.raises(ConfigError, match="at most the number of validation batches, 2, got 3"):

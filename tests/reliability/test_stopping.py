@@ -91,7 +91,7 @@ def test_a_signal_while_the_run_is_built_ends_it_at_once(tmp_path, monkeypatch):
         time.sleep(0.01)
         raise AssertionError("it went on")
 
-    monkeypatch.setattr("xftrain.commands.prepare.check_runs", built)
+    monkeypatch.setattr("xftrain.commands.prepare.check_runnable", built)
     with pytest.raises(Stopped):
         run(tmp_path)
     assert result_of(tmp_path)["status"] == "stopped"

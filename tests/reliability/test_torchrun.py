@@ -14,6 +14,7 @@ from tests.reliability.rank_commands import (
     ENVIRONMENT,
     command,
     finished,
+    rank_variables,
 )
 from tests.train.runs import last, result_of
 from xftrain.checkpoint.file import read_checkpoint
@@ -41,7 +42,7 @@ def test_under_torchrun_one_rank_speaks_and_one_folder_is_left(tmp_path, place):
 
 def test_what_torchrun_starts_is_one_run_in_the_folder_of_rank_0(tmp_path):
     def said(rank: int, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**ENVIRONMENT, "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        environment = {**ENVIRONMENT, **rank_variables(rank, 2)}
         return finished([*command(tmp_path / "mine"), *words], cwd=tmp_path, env=environment)
 
     for rank in (0, 1):

@@ -13,7 +13,7 @@ from xftrain.config import registry
 from xftrain.config.compose import compose, validate
 from xftrain.config.option_checks import checked_option
 from xftrain.errors import ConfigError, RunError
-from xftrain.optim._grouped import share
+from xftrain.optim._grouped import schedule_factor
 from xftrain.schedule.constant import Constant
 from xftrain.schedule.cosine import Cosine
 from xftrain.schedule.wsd import Wsd
@@ -56,14 +56,14 @@ def test_the_stable_phase_does_not_depend_on_the_number_of_steps():
 
 
 @given(
-    name=st.sampled_from(registry.names("schedule")),
+    name=st.sampled_from(registry.option_names("schedule")),
     warmup_steps=st.integers(0, 30),
     max_steps=st.integers(1, 40),  # fewer than the warm-up, too
     min_lr_ratio=st.floats(0, 1),
 )
 def test_the_learning_rate_rises_and_then_never_does(name, warmup_steps, max_steps, min_lr_ratio):
     node = {"name": name, "warmup_steps": warmup_steps}
-    if "min_lr_ratio" in registry.schema("schedule", name):
+    if "min_lr_ratio" in registry.option_schema("schedule", name):
         node["min_lr_ratio"] = min_lr_ratio
     schedule = registry.build(checked_option("schedule", node))
     factors = [schedule.factor(step, max_steps) for step in range(80)]
@@ -82,7 +82,7 @@ def test_a_schedule_that_returns_no_share_ends_the_run(factor):
             return factor
 
     with pytest.raises(RunError, match=r"^schedule: Mine.factor\(3, 9\) must return a finite "):
-        share(Mine(), 3, 9)
+        schedule_factor(Mine(), 3, 9)
 
 
 def test_a_run_follows_the_schedule_that_is_chosen(tmp_path):

@@ -57,7 +57,7 @@ def test_the_plain_script_and_the_bare_loop_have_the_losses_of_xftrain() -> None
 @pytest.mark.parametrize("shape", ["124m", "llama_1b"])
 def test_operations_are_counted_as_xftrain_counts_its_own(shape: str) -> None:
     made = setup("bare", shape)
-    options = loop.options_of(made)
+    options = loop.run_config(made)
     data = builder.build_data(options)
     model, batch = builder.build_model(options, data), data.batch("train", 0)
     counted = stopwatch.model_flops(model, model.head.weight, made.sizes, batch)
@@ -69,14 +69,14 @@ def test_operations_are_counted_as_xftrain_counts_its_own(shape: str) -> None:
 
 def test_a_name_says_the_backend_and_the_overrides() -> None:
     named = setup("xftrain:naive:loss=chunked+seed=3", overrides=("optim.eps=1e-6",))
-    options = loop.options_of(setups.Setup.from_dict(json.loads(json.dumps(named.as_dict()))))
+    options = loop.run_config(setups.Setup.from_dict(json.loads(json.dumps(named.as_dict()))))
     assert options.model.attn.name == "naive"
     assert (options.loss.name, options.seed, options.optim.options["eps"]) == (
         "chunked",
         3,
         1e-6,
     )
-    plain = loop.options_of(named.plain())  # what the other peers take their data from
+    plain = loop.run_config(named.without_overrides())  # what the other peers take their data from
     assert (plain.loss.name, plain.seed, plain.optim.options["eps"]) == ("auto", 0, 1e-8)
 
 
@@ -152,13 +152,13 @@ def row(peer: str, tokens_per_s: float | None, **more: Any) -> dict[str, Any]:
 def test_the_ratio_is_that_of_the_median_speeds() -> None:
     speeds = {"nanogpt": [80.0, 100.0, 400.0], "litgpt": [50.0, None, 40.0], "bare": [None, None]}
     rows = [row(peer, speed) for peer, series in speeds.items() for speed in series]
-    found = {one["peer"]: one for one in report.joined(rows, "nanogpt")}
+    found = {one["peer"]: one for one in report.median_rows(rows, "nanogpt")}
     assert {peer: one["ratio"] for peer, one in found.items()} == {
         "nanogpt": 1.0,
         "litgpt": 0.4,
         "bare": None,
     }
-    assert [one["ratio"] for one in report.joined(rows, "bare")] == [None, None, None]
+    assert [one["ratio"] for one in report.median_rows(rows, "bare")] == [None, None, None]
     lines = report.table([*found.values()], "nanogpt").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:5]] for line in lines[:5]]
     assert cells[0] == ["peer", "ms/step", "tokens/s", "of nanogpt"]
@@ -169,7 +169,7 @@ def test_the_ratio_is_that_of_the_median_speeds() -> None:
 
 def test_the_clock_in_a_run_of_xftrain_changes_nothing_in_it() -> None:
     framework = import_module("peers.framework")
-    assert weight_modifiers([framework.Timed]) == []
+    assert weight_modifiers([framework.TimingCallback]) == []
 
 
 def test_each_override_of_a_peer_has_a_line_of_its_own_in_the_picture() -> None:
@@ -179,4 +179,4 @@ def test_each_override_of_a_peer_has_a_line_of_its_own_in_the_picture() -> None:
         "xftrain:sdpa:loss=fused+loss.chunk_tokens=8192": "xftrain:sdpa\nloss=fused\n"
         "loss.chunk_tokens=8192",
     }
-    assert {peer: report.in_lines(peer) for peer in said} == said
+    assert {peer: report.label_of(peer) for peer in said} == said

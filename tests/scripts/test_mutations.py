@@ -6,7 +6,7 @@ import builtins
 
 import pytest
 
-from scripts.mutations import marked, mutated, mutations
+from scripts.mutations import instrumented, mutated, mutations
 
 SOURCE = '''"""Of 3 sums."""
 
@@ -39,7 +39,7 @@ def test_each_mutation_is_one_change_and_leaves_the_number_of_lines():
     for mutation in found:
         changed = mutated(SOURCE, mutation)
         assert changed != SOURCE and changed.count("\n") == SOURCE.count("\n")
-    said = {mutation.said for mutation in found}
+    said = {mutation.description for mutation in found}
     assert {"`value < LIMIT` -> `value <= LIMIT`", "`3` -> `4`", "`7` -> `6`"} <= said
     assert "`min(found, most)` -> `max(found, most)`" in said
     assert not any("Of" in words or "list" in words for words in said)
@@ -57,7 +57,7 @@ def test_each_mutation_is_one_change_and_leaves_the_number_of_lines():
 )
 def test_a_mutation_does_what_it_says(said, expected):
     assert values_of(SOURCE) == [2, 7]
-    (mutation,) = [one for one in mutations(SOURCE) if one.said == said]
+    (mutation,) = [one for one in mutations(SOURCE) if one.description == said]
     assert values_of(mutated(SOURCE, mutation)) == expected
 
 
@@ -66,7 +66,7 @@ def test_marks_tell_the_statements_that_a_test_reaches(monkeypatch):
     monkeypatch.setattr(
         builtins, "reached", lambda file, line: reached.add((file, line)), raising=False
     )
-    assert values_of(marked(SOURCE, "source.py")) == [2, 7]
+    assert values_of(instrumented(SOURCE, "source.py")) == [2, 7]
     lines = {line for _, line in reached}
     assert lines == {10, 11, 12, 15, 16}
     of_functions = {one.statement for one in mutations(SOURCE)} - {0}

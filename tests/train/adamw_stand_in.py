@@ -7,19 +7,19 @@ import torch
 from torch import nn
 
 from xftrain.kernels import fused_adamw
-from xftrain.kernels.adamw import Held, Settings
+from xftrain.kernels.adamw import AdamWSettings, AdamWTensors
 from xftrain.optim.adamw import AdamW
 
 
-def plainly(held: Held, settings: Settings) -> None:
-    """What the kernel does, in torch; it does not show as a change of the weight either."""
+def plainly(held: AdamWTensors, settings: AdamWSettings) -> None:
+    """Computes the kernel's step in torch, without a change of the weight's version counter."""
     if settings.skip is not None and settings.skip:
         return
     grad = held.grad.float() * (1.0 if settings.clip is None else settings.clip)
     weight, (beta1, beta2) = held.weight.data, settings.betas
     held.exp_avg.lerp_(grad, 1 - beta1)
     held.exp_avg_sq.lerp_(grad * grad, 1 - beta2)
-    rate, step = settings.rate, held.step
+    rate, step = settings.lr, held.step
     weight.mul_(1 - rate * settings.weight_decay)
     denominator = (held.exp_avg_sq / (1 - beta2**step)).sqrt() + settings.eps
     weight.sub_(rate / (1 - beta1**step) * held.exp_avg / denominator)
@@ -31,7 +31,7 @@ def plainly(held: Held, settings: Settings) -> None:
 def adamw_on_cpu(monkeypatch):
     monkeypatch.setattr(fused_adamw, "adamw_", plainly)
     monkeypatch.setattr(fused_adamw, "_LARGE", 32 * 32)
-    monkeypatch.setattr(AdamW, "is_own", lambda self, device: self.impl == "auto")
+    monkeypatch.setattr(AdamW, "uses_fused_adamw", lambda self, device: self.impl == "auto")
 
 
 def weights(seed: int = 0) -> list[nn.Parameter]:

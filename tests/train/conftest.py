@@ -1,4 +1,4 @@
-"""Fixtures by which what a GPU does is done on the CPU."""
+"""Fixtures with CPU stand-ins for GPU kernels and CUDA graphs."""
 
 from __future__ import annotations
 

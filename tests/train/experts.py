@@ -1,4 +1,4 @@
-"""A mixture of experts as a feed-forward of the user's own, with the loss that balances it."""
+"""A mixture of experts as a user's own feed-forward, with a load-balancing auxiliary loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Experts(nn.Module):
-    """Each token goes to its likeliest expert (Switch; Fedus et al., 2021, arXiv:2101.03961).
+    """Routes each token to its most likely expert (Switch; Fedus et al., 2021, arXiv:2101.03961).
 
     All experts compute all tokens, which is slow and has no shape that depends on the data.
     """
@@ -34,7 +34,7 @@ class Experts(nn.Module):
 
 
 class Spoilt(Experts):
-    """The auxiliary loss of the third step is NaN; two calls before are the memory prediction's."""
+    """Returns a NaN auxiliary loss in the third step, after two calls by the memory prediction."""
 
     calls = 0
 
@@ -45,14 +45,14 @@ class Spoilt(Experts):
 
 
 class Triple(Experts):
-    """It returns what nobody asked for."""
+    """A feed-forward that returns a tuple of three values instead of two."""
 
     def forward(self, x_BMD: Tensor) -> Any:
         return (*super().forward(x_BMD), x_BMD)
 
 
 class Vector(Experts):
-    """An auxiliary loss for each token."""
+    """A feed-forward that returns an auxiliary loss for each token instead of a scalar."""
 
     def forward(self, x_BMD: Tensor) -> tuple[Tensor, Tensor]:
         return super().forward(x_BMD)[0], x_BMD.sum(-1)

@@ -1,4 +1,4 @@
-"""Short runs in this process, and what they leave behind."""
+"""Helpers that run short trainings in this process, and read their files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def result_of(run_dir: Path) -> dict[str, Any]:
 
 
 def rows_of(run_dir: Path, name: str) -> dict[int, float]:
-    """Step and value of a metric in metrics.csv; every step once."""
+    """Reads step and value of a metric from metrics.csv, and checks that each step occurs once."""
     with (run_dir / "metrics.csv").open(newline="") as file:
         rows = [(int(row["step"]), row.get(name)) for row in csv.DictReader(file)]
     named = [(step, float(value)) for step, value in rows if value]
@@ -67,7 +67,7 @@ def rows_of(run_dir: Path, name: str) -> dict[int, float]:
 
 
 def infinite_loss(monkeypatch: pytest.MonkeyPatch, when: Callable[[Trainer], bool]) -> None:
-    """The loss of the training batches at which `when` holds is infinite."""
+    """Makes the loss infinite in the training batches for which `when` is true."""
     forward = TrainingModule.forward_loss
 
     def infinite(module: TrainingModule, batch: Batch, *, with_accuracy: bool) -> LossSums:

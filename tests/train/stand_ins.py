@@ -19,7 +19,7 @@ _SETTINGS = {  # fields of wandb.Settings, which refuses others
 
 
 class Seen:
-    """What a tracker was sent."""
+    """The records that a stand-in tracker has received."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
@@ -40,7 +40,7 @@ def _module(monkeypatch: pytest.MonkeyPatch, name: str, **names: Any) -> None:
 
 
 def stand_in_for_wandb(monkeypatch: pytest.MonkeyPatch, *, fails: str = "") -> Seen:
-    """A wandb that keeps what it is sent; `fails` names what raises an error instead."""
+    """Installs a stand-in for wandb that keeps its records; `fails` names a call that raises."""
     seen = Seen()
 
     class Table:
@@ -102,7 +102,7 @@ def stand_in_for_wandb(monkeypatch: pytest.MonkeyPatch, *, fails: str = "") -> S
 
 
 def stand_in_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """An mlflow that keeps what it is sent."""
+    """Installs a stand-in for mlflow that keeps its records."""
     seen = Seen()
 
     class Client:
@@ -129,9 +129,8 @@ def stand_in_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> Seen:
             return self.get_run("abc")
 
         def get_run(self, run_id: str) -> Any:
-            place = seen.settings.get("artifact_uri") or (
-                f"{seen.settings['artifacts']}/{run_id}/artifacts"
-            )
+            location = seen.settings["artifacts"] or "mlflow-artifacts:/1"
+            place = seen.settings.get("artifact_uri") or f"{location}/{run_id}/artifacts"
             info = SimpleNamespace(run_id=run_id, experiment_id="1", artifact_uri=place)
             return SimpleNamespace(info=info)
 
@@ -140,13 +139,23 @@ def stand_in_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> Seen:
             if metrics:
                 seen.metrics.append((metrics[0].step, {one.key: one.value for one in metrics}))
 
-        def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
-            seen.texts[artifact_file.removesuffix(".txt")] = text
-
         def set_terminated(self, run_id: str, status: str) -> None:
             seen.ended.append(status)
 
+    class Repository:
+        def __init__(self, uri: str, tracking_uri: str) -> None:
+            seen.settings["kept_in"] = uri
+            assert tracking_uri == seen.settings["uri"]
+
+        def log_artifact(self, path: str, folder: str | None) -> None:
+            name = Path(folder or "", Path(path).stem)
+            seen.texts[str(name)] = Path(path).read_text("utf-8")
+
     entity = SimpleNamespace
+    registry = "mlflow.store.artifact.artifact_repository_registry"
+    for name in ("mlflow.store", "mlflow.store.artifact"):
+        _module(monkeypatch, name)
+    _module(monkeypatch, registry, get_artifact_repository=Repository)
     _module(monkeypatch, "mlflow", MlflowClient=Client, set_tracking_uri=lambda uri: None)
     _module(monkeypatch, "mlflow.tracking", MlflowClient=Client, context=entity(registry=None))
     _module(monkeypatch, "mlflow.tracking.context")

@@ -114,7 +114,7 @@ def test_a_run_goes_on_bitwise_and_from_the_others_checkpoint(tmp_path, adamw_on
 
 
 class Own(Callback):
-    """Of which nobody knows what it does."""
+    """A callback that declares nothing, so that it may modify weights."""
 
 
 class Harmless(Own):
@@ -122,7 +122,7 @@ class Harmless(Own):
 
 
 class Mine(AdamW):
-    """An optimizer's option of somebody's own."""
+    """A user's own optimizer option."""
 
 
 OWN = {
@@ -163,7 +163,7 @@ def test_where_somebody_elses_code_may_look_there_are_no_copies(
 
 
 class Masked(nn.Module):
-    """A feed-forward of somebody's own, whose first matrix is not to be trained."""
+    """A user's own feed-forward whose first matrix is frozen."""
 
     def __init__(self, dim: int, linear_bias: bool) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Masked(nn.Module):
 
 
 class NaNForWeights(torch.autograd.Function):
-    """A linear layer whose weight has a gradient that is no number."""
+    """A linear layer whose weight has a NaN gradient."""
 
     @staticmethod
     def forward(ctx, x, weight):

@@ -35,7 +35,7 @@ def test_they_are_of_all_batches_of_a_step(tmp_path, text):
 
 def test_they_are_of_all_ranks(tmp_path, text, monkeypatch):
     run(tmp_path / "one", *text)
-    monkeypatch.setattr(metrics, "sum_over_ranks", lambda own: 4 * own)  # a rank of more text
+    monkeypatch.setattr(metrics, "all_reduce_sum", lambda own: 4 * own)  # a rank of more text
     run(tmp_path / "more", *text)
     one, more = (rows_of(tmp_path / name, "train/bits_per_byte") for name in ("one", "more"))
     assert more == pytest.approx({step: value / 4 for step, value in one.items()})

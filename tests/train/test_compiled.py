@@ -13,7 +13,7 @@ from xftrain.model.attn.naive import Naive
 from xftrain.model.ffn.swiglu import SwiGLU
 from xftrain.model.gpt import GPT
 from xftrain.utils import compilation
-from xftrain.utils.compilation import begin_compiling
+from xftrain.utils.compilation import configure_compilation
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,7 @@ def test_a_budget_is_of_one_run(tmp_path, monkeypatch):
     seen = []
 
     def compile_blocks(self, *, packed):
-        begin_compiling(self.activation_budget)
+        configure_compilation(self.activation_budget)
         seen.append(torch._functorch.config.activation_memory_budget)
 
     monkeypatch.setattr(GPT, "compile_blocks", compile_blocks)

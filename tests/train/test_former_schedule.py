@@ -13,13 +13,13 @@ from xftrain.checkpoint.file import read_checkpoint
 from xftrain.config.compose import compose, validate
 from xftrain.config.moved_keys import in_new_keys
 from xftrain.errors import SweepRefused
-from xftrain.multirun.job_config import described, refuse_other_config, write_job_config
+from xftrain.multirun.job_config import job_description, refuse_other_config, write_job_config
 
 STEPS = ("model.dropout=0.1", "schedule.warmup_steps=2", "max_steps=6")
 
 
 def as_before(content: dict[str, Any]) -> dict[str, Any]:
-    """What that version wrote, of the same run."""
+    """Converts a checkpoint to the form that the earlier version wrote."""
     config = content["xftrain"]["config"]
     schedule = config.pop("schedule")
     schedule = {"schedule": schedule.pop("name"), "min_lr_ratio": 0.1, **schedule}
@@ -64,7 +64,7 @@ def test_any_other_configuration_is_left_as_it_is(optim):
 
 def test_a_job_of_the_former_version_is_the_job_of_today(tmp_path):
     cfg = compose("schedule.warmup_steps=3")
-    today = described(cfg, validate(cfg))
+    today = job_description(cfg, validate(cfg))
     former = {key: value for key, value in today["config"].items() if "schedule" not in key}
     del former["optim.param_groups"]
     former |= {"optim.schedule": "cosine", "optim.warmup_steps": 3, "optim.min_lr_ratio": 0.1}

@@ -13,7 +13,7 @@ from torch import nn
 from tests.train.adamw_stand_in import weights
 from tests.train.runs import last, run, same_weights
 from xftrain.kernels import fused_adamw
-from xftrain.kernels.adamw import Held, Settings, adamw_, has_kernel
+from xftrain.kernels.adamw import AdamWSettings, AdamWTensors, adamw_, has_kernel
 from xftrain.kernels.fused_adamw import FusedAdamW
 
 BETAS = (0.9, 0.95)
@@ -99,10 +99,10 @@ def test_the_kernel_is_torchs(dtype, num_elements):
     copy = torch.empty(num_elements, dtype=torch.bfloat16, **on)
     optimizer = torch.optim.AdamW([twin], 0.01, BETAS, weight_decay=0.1, fused=True)
     clip, skip, rate = torch.tensor([0.3, 0.0, 0.01], **on).unbind()
-    settings = Settings(rate, clip, skip, BETAS, 1e-8, 0.1)
+    settings = AdamWSettings(rate, clip, skip, BETAS, 1e-8, 0.1)
     for step in range(1, 6):
         grad = torch.randn(num_elements, **on).to(dtype)
-        held = Held(weight, grad, *moments, torch.tensor(float(step), **on), copy)
+        held = AdamWTensors(weight, grad, *moments, torch.tensor(float(step), **on), copy)
         adamw_(held, settings)
         twin.grad = grad.float() * clip
         optimizer.step()

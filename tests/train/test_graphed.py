@@ -15,9 +15,9 @@ from xftrain.checkpoint.file import read_checkpoint
 from xftrain.commands import train
 from xftrain.errors import RunError
 from xftrain.train import step_graphs
-from xftrain.train.step_graphs import Outcome
+from xftrain.train.step_graphs import StepOutcome
 
-REAL = step_graphs.Recorder
+REAL = step_graphs.GraphCapture
 WARMUP = "schedule.warmup_steps=3"
 RUN = ("max_steps=12", "trainer.val_check_interval=5", "model.dropout=0.1", WARMUP)
 FIGURES = ("train/loss", "train/accuracy", "train/grad_norm", "optim/lr", "val/loss")
@@ -77,7 +77,7 @@ def test_a_step_that_cannot_be_recorded_is_told(tmp_path, graphs_on_cpu, monkeyp
 
     monkeypatch.setattr(Again, "__call__", fails)
     with pytest.raises(
-        RunError, match=r"cannot record this step \(RuntimeError: CUDA .* capturing\)"
+        RunError, match=r"cannot capture this step \(RuntimeError: CUDA .* capturing\)"
     ):
         run(tmp_path, *RUN, "compile=cudagraphs")
 
@@ -127,13 +127,13 @@ CHECKPOINTING = "model.activation_checkpointing"
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
 @pytest.mark.parametrize("loss", ["auto", "full"])
 def test_a_graphed_run_learns_the_same_on_a_gpu(tmp_path, monkeypatch, precision, loss):
-    recorded, record = [], step_graphs.Recorder.__call__
+    recorded, record = [], step_graphs.GraphCapture.__call__
 
     def counted(self, make):
         recorded.append(make)
         return record(self, make)
 
-    monkeypatch.setattr(step_graphs.Recorder, "__call__", counted)
+    monkeypatch.setattr(step_graphs.GraphCapture, "__call__", counted)
     words = (f"trainer.precision={precision}", f"loss={loss}", "max_steps=30", "optim.lr=0.01")
     often = ("trainer.val_check_interval=7", "trainer.log_every_n_steps=3")
     compiled = run(tmp_path / "compiled", *GPU, *words, *often, "compile=true")["metrics"]
@@ -156,7 +156,7 @@ class Steady(Callback):
     mib = 0.0
 
     def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == step_graphs._PLAIN_STEPS:
+        if trainer.global_step == step_graphs._EAGER_STEPS:
             torch.cuda.reset_peak_memory_stats()
         Steady.mib = torch.cuda.max_memory_allocated() / 2**20
 
@@ -197,11 +197,11 @@ def test_a_replayed_step_is_judged(tmp_path, precision):
 @pytest.mark.cuda
 def test_a_recording_that_failed_leaves_random_numbers_to_be_drawn():
     # the generator stayed that of a recording, and dropout failed in later runs of the process
-    def waits() -> Outcome:
+    def waits() -> StepOutcome:
         torch.rand(3, device="cuda")
         raise AssertionError(torch.ones(3, device="cuda").sum().item())
 
-    recorder = step_graphs.Recorder()
+    recorder = step_graphs.GraphCapture()
     with recorder.warming_up():
         torch.rand(3, device="cuda")
     torch.manual_seed(5)

@@ -13,7 +13,7 @@ from tests.train.runs import run, small
 from xftrain.config.compose import validate
 from xftrain.errors import ConfigError, RunError
 from xftrain.optim.adamw import AdamW
-from xftrain.train.graphed_loop import _has
+from xftrain.train.graphed_loop import _has_hook
 
 WARMUP = "schedule.warmup_steps=3"
 
@@ -54,7 +54,7 @@ def test_what_makes_a_step_of_several_batches_is_refused(key):
 
 
 class Callbacks:
-    """Whose hooks change or ask for something."""
+    """Callbacks whose hooks change a setting, or run within a step."""
 
     class Momentum(Callback):
         def on_train_batch_end(self, trainer, *args):
@@ -81,7 +81,11 @@ def with_callback(name):
 @pytest.mark.parametrize(
     ("name", "error", "said"),
     [
-        ("Momentum", RunError, r"betas of the optimizer's group 1 = \(0.9, 0.95\), which is \(0.5"),
+        (
+            "Momentum",
+            RunError,
+            r"betas of the optimizer's group 1 = \(0.9, 0.95\), which is now \(0.5",
+        ),
         ("Accumulates", ConfigError, "a callback has set accumulate_grad_batches to 2"),
     ],
 )
@@ -102,8 +106,8 @@ def test_hooks_get_what_they_get_without_graphs(tmp_path, graphs_on_cpu):
 def test_hooks_of_an_instance_count():
     at_end = LambdaCallback(on_train_batch_end=lambda *args: None)
     within = LambdaCallback(on_after_backward=lambda *args: None)
-    assert _has(at_end, "on_train_batch_end") and not _has(at_end, "on_after_backward")
-    assert _has(within, "on_after_backward")
+    assert _has_hook(at_end, "on_train_batch_end") and not _has_hook(at_end, "on_after_backward")
+    assert _has_hook(within, "on_after_backward")
 
 
 def test_a_batch_of_another_shape_is_refused(tmp_path, graphs_on_cpu, monkeypatch):

@@ -44,7 +44,7 @@ def test_a_moment_is_the_end_of_what_was_begun(device):
 
 @pytest.fixture
 def trace(monkeypatch):
-    """Which steps were made, recorded, validated and saved, in that order."""
+    """Lists the steps that were run, recorded, validated and saved, in order."""
     seen: list[str] = []
 
     def note(owner, name, said):
@@ -84,7 +84,7 @@ def test_what_waits_for_the_device_anyway_comes_after_the_record(tmp_path, trace
 
 @pytest.fixture
 def at_batch(monkeypatch):
-    """Has something happen when a training batch is asked for, by its number from 0."""
+    """Sets a function to call when the training batch with an index, from 0, is loaded."""
     batch = Counting.batch
 
     def set_up(number, happens):

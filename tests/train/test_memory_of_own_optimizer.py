@@ -12,7 +12,7 @@ from xftrain.optim.adamw import AdamW
 
 
 class Silent:
-    """Does not say what it keeps."""
+    """An optimizer without `state_bytes`."""
 
     def __init__(self, lr: float = 0.01) -> None:
         self.inner = AdamW(lr=lr)
@@ -25,7 +25,7 @@ class Silent:
 
 
 class Heavy(Silent):
-    """Keeps ten numbers a weight."""
+    """An optimizer that declares ten numbers of state per weight."""
 
     def state_bytes(self, parameter: torch.Tensor) -> int:
         return 10 * parameter.nbytes

@@ -11,7 +11,7 @@ import torch
 from tests.models import gpt, random_tokens
 from tests.train.runs import model_and_data, rows_of, run
 from xftrain.callbacks.metrics import Metrics
-from xftrain.callbacks.progress import shown
+from xftrain.callbacks.progress import line_metrics
 from xftrain.checkpoint.file import AtomicCheckpointIO
 from xftrain.data.counting import Counting
 from xftrain.interfaces import Batch, positions_of
@@ -186,8 +186,8 @@ def test_peak_memory_is_in_mib():
 
 
 def test_progress_shows_what_is_known():
-    assert shown({}) == ""
-    assert shown({"train/loss": 1.23456, "optim/lr": 1.0}) == "loss 1.2346"
-    assert shown({"train/accuracy": 0.5, "speed/tokens_per_s": 12345.6}) == (
+    assert line_metrics({}) == ""
+    assert line_metrics({"train/loss": 1.23456, "optim/lr": 1.0}) == "loss 1.2346"
+    assert line_metrics({"train/accuracy": 0.5, "speed/tokens_per_s": 12345.6}) == (
         "accuracy 50.00%  12,346 tokens/s"
     )

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def without_labels(monkeypatch):
-    """Takes the labels from the batches of these numbers, or from all."""
+    """Masks all labels of the batches with these indices, or of all batches."""
 
     def take(split: str, numbers: tuple[int, ...] | None = None) -> None:
         batch = Counting.batch
@@ -140,7 +140,7 @@ def test_a_validation_is_weighted_by_labels_and_may_have_none_on_a_rank(monkeypa
         sums.metrics(CPU)
     sums.add(of(0.0, 0, 0), None)
     other = torch.tensor([3.0, 2.0, 1.0, 8.0])
-    monkeypatch.setattr(val_sums, "sum_over_ranks", lambda own: own + other)
+    monkeypatch.setattr(val_sums, "all_reduce_sum", lambda own: own + other)
     assert sums.metrics(CPU)["val/loss"] == 1.5
 
 

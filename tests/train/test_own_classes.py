@@ -56,7 +56,7 @@ OWN = """
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A folder with a module of the user's own and the YAML files that name its classes."""
+    """A folder with a user's own module, and YAML files that name its classes."""
     (tmp_path / "own_parts.py").write_text(textwrap.dedent(OWN))
     monkeypatch.syspath_prepend(tmp_path)
     files = {

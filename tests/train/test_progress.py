@@ -33,7 +33,7 @@ def lines_of(caplog, max_steps: int, *, first: int = 1, validate_every: int = 20
     caplog.clear()
     progress = Progress(style="line", **options)
     module = TrainingModule(None, None, None, None, None, seed=0, saved={}, guard=None)
-    module.latest = FIGURES
+    module.latest_metrics = FIGURES
     trainer = SimpleNamespace(
         max_steps=max_steps,
         global_step=first - 1,
@@ -135,7 +135,7 @@ def test_the_bar_fits_a_line_of_the_terminal(monkeypatch, width):
     monkeypatch.setattr(rich_progress, "get_console", lambda: console)
     monkeypatch.setattr(rich_progress, "reconfigure", lambda **_: None)
     bar, module = Progress(style="rich").bar(), TrainingModule(*[None] * 5, 0, {}, None)
-    module.latest = FIGURES
+    module.latest_metrics = FIGURES
     bar._trainer = SimpleNamespace(
         max_steps=100_000,
         global_step=20_000,

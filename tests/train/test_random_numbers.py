@@ -13,7 +13,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional as F
 
 from tests.models import gpt, random_tokens
-from xftrain.utils.compilation import begin_compiling, end_compiling
+from xftrain.utils.compilation import configure_compilation, reset_compilation
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     yield
-    end_compiling()
+    reset_compilation()
     torch._dynamo.reset()
 
 
@@ -68,7 +68,7 @@ def test_random_numbers_are_drawn_once(budget: float) -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(Noisy(), Noisy()).double()
     x = torch.randn(16, 8, dtype=torch.float64)
-    begin_compiling(budget)
+    configure_compilation(budget)
     compiled = torch.compile(layers, backend="aot_eager_decomp_partition")
 
     def loss() -> Tensor:
@@ -83,7 +83,7 @@ def test_random_numbers_that_cannot_be_kept_are_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.ops.aten.native_dropout(x.sin(), 0.5, True)[0].cos()
 
-    begin_compiling(0.5)
+    configure_compilation(0.5)
     x = torch.randn(4, requires_grad=True)
     backend = aot_autograd(
         fw_compiler=lambda graph, _: graph, partition_fn=min_cut_rematerialization_partition

@@ -36,12 +36,13 @@ def table(run_dir: Path) -> list[dict[str, str | None]]:
 
 
 def points(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Of each tag in TensorBoard, without what it forgets by a restart."""
+    """Reads the points of each TensorBoard tag, without those that a restart purges."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     every = {"size_guidance": {"scalars": 0}, "purge_orphaned_data": False}
     found = EventAccumulator(str(run_dir), **every).Reload()
-    return {tag: [(p.step, p.value) for p in found.Scalars(tag)] for tag in UNTIMED}
+    # in one second of one process, the names of event files need not sort by their age
+    return {tag: sorted((p.step, p.value) for p in found.Scalars(tag)) for tag in UNTIMED}
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def rates(model, optimizer, schedule, num_steps: int) -> list[list[float]]:
 
 
 def resumed(parts, new, model, schedule, max_steps):
-    """The optimizer and its scheduler of a run that resumes the state of `parts`."""
+    """Builds the optimizer and the scheduler of a run that resumes the state of `parts`."""
     saved = [copy.deepcopy(part.state_dict()) for part in parts]
     built = new.build(model, schedule, max_steps)
     new.update_saved(*saved, *built)

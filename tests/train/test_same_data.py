@@ -14,10 +14,10 @@ import pytest
 from tests.commands.test_sample import sample
 from tests.train.runs import last, run
 from xftrain.checkpoint.file import read_checkpoint
-from xftrain.data.tokens.vocabulary import FILE, Integers
+from xftrain.data.tokens.vocabulary import TOKENIZER_FILE, Integers
 from xftrain.errors import ConfigError
 from xftrain.train import same_data
-from xftrain.train.distributed import from_all_ranks
+from xftrain.train.distributed import all_gather_values
 from xftrain.train.same_data import check_data
 
 BYTES = ("data=text", "seq=32", "batch_tokens=128", "max_steps=1")
@@ -33,7 +33,7 @@ def corpus(folder: Path, *, words: str = "the same words again and again") -> Pa
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Checkpoints of a run in bytes and of one in a BPE."""
+    """The checkpoints of a run with byte tokens and of one with BPE tokens."""
     folder = tmp_path_factory.mktemp("begun")
     path = f"data.path={corpus(folder / 'corpus')}"
     run(folder / "bytes", *BYTES, path)
@@ -42,7 +42,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def copy_of(begun: dict[str, Path], folder: Path) -> Path:
-    """The same corpus in another place and at another time."""
+    """Writes the same corpus to another folder with other modification times."""
     shutil.copytree(begun["bytes"].parents[2] / "corpus", folder)
     for path in folder.iterdir():
         os.utime(path, ns=(0, 10**18))
@@ -57,7 +57,7 @@ def test_a_corpus_may_move(
     resumed = (f"ckpt={begun[kind]}", "max_steps=2")
     assert run(tmp_path / "run", *words, path, *resumed)["steps"] == 2
     # with its vocabulary, which a checkpoint of this folder needs
-    assert (last(tmp_path / "run").parent / FILE).exists() is (kind == "bpe")
+    assert (last(tmp_path / "run").parent / TOKENIZER_FILE).exists() is (kind == "bpe")
 
 
 def test_one_other_byte_is_refused_or_allowed_by_name(
@@ -168,7 +168,7 @@ def test_data_of_ones_own_trains_without_a_vocabulary_and_says_what_is_missing(
     assert caplog.text.count("Bare has no digest(), so a resumed run cannot tell") == 1
     resumed = ("data=bare", "max_steps=2", "ckpt=auto")
     assert run(tmp_path / "run", *resumed, config_dir=config_dir)["steps"] == 2
-    assert "whether the content of data has changed is not known" in caplog.text
+    assert "it is unknown whether the content of data has changed" in caplog.text
     with pytest.raises(ConfigError, match=r"add the attribute vocabulary to.*max_steps=3"):
         sample(tmp_path / "sample", last(tmp_path / "run"))
 
@@ -183,9 +183,9 @@ def test_data_of_ones_own_with_a_vocabulary_can_be_sampled_from(
 
 def test_ranks_with_other_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data: Any = SimpleNamespace(digest=lambda: "a" * 64)
-    assert from_all_ranks("x") == ["x"]
+    assert all_gather_values("x") == ["x"]
     check_data(data)
-    monkeypatch.setattr(same_data, "from_all_ranks", lambda value: [value, "b" * 64])
+    monkeypatch.setattr(same_data, "all_gather_values", lambda value: [value, "b" * 64])
     with pytest.raises(ConfigError, match="rank 1 has other content than rank 0"):
         check_data(data)
 
@@ -193,7 +193,10 @@ def test_ranks_with_other_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"digest": "abc"}, r"digest\(\) of SimpleNamespace must be a method that returns a text"),
+        (
+            {"digest": "abc"},
+            r"digest\(\) of SimpleNamespace must be a method that returns a string",
+        ),
         ({"digest": lambda: 5}, r"digest\(\) of SimpleNamespace must be a method that returns"),
         ({"vocabulary": object()}, "the vocabulary of SimpleNamespace has no kind"),
         ({"vocabulary": Integers(60)}, "has vocab_size 64, and its vocabulary has 60: make them"),

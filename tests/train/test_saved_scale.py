@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from xftrain.train.restored import keep_own_scaler
+from xftrain.train.restored import restore_loss_scale
 
 SAVED: dict[str, Any] = {
     "scale": 1024.0,
@@ -21,10 +21,10 @@ SAVED: dict[str, Any] = {
 def test_a_foreign_scaler_changes_no_setting():
     scaler = torch.amp.GradScaler("cpu")
     checkpoint = {"MixedPrecision": SAVED, "loops": {}}
-    keep_own_scaler(checkpoint, scaler)
+    restore_loss_scale(checkpoint, scaler)
     own = scaler.state_dict()
     assert checkpoint["MixedPrecision"] == {**own, "scale": 1024.0, "_growth_tracker": 7}
-    keep_own_scaler(checkpoint, None)
+    restore_loss_scale(checkpoint, None)
     assert checkpoint == {"loops": {}}
 
 
@@ -34,4 +34,4 @@ def test_a_foreign_scaler_changes_no_setting():
 )
 def test_a_scale_that_training_never_comes_to_is_refused(wrong):
     with pytest.raises(ValueError, match="scale"):
-        keep_own_scaler({"MixedPrecision": SAVED | wrong}, torch.amp.GradScaler("cpu"))
+        restore_loss_scale({"MixedPrecision": SAVED | wrong}, torch.amp.GradScaler("cpu"))

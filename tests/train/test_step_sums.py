@@ -50,8 +50,8 @@ def accumulated(loss, parts: list[list[tuple[Tensor, Tensor]]], scale: float) ->
     nets = [Net() for _ in parts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "world_size", lambda: num_ranks)
-        patch.setattr(distributed, "sum_over_ranks", lambda own: total)
-        patch.setattr(distributed, "largest_over_ranks", lambda own: own)
+        patch.setattr(distributed, "all_reduce_sum", lambda own: total)
+        patch.setattr(distributed, "all_reduce_max", lambda own: own)
         steps = []
         for net, rank in zip(nets, parts, strict=True):
             optimizer = torch.optim.SGD(net.parameters())
@@ -122,7 +122,7 @@ def test_where_every_token_has_a_label_the_factor_is_one(num_batches):
 
 @pytest.fixture
 def uneven(tmp_path):
-    """Where `data=uneven` is found."""
+    """The folder that has the option `data=uneven`."""
     return {"config_dir": write_uneven(tmp_path / "own")}
 
 
@@ -196,7 +196,7 @@ def two_ranks(monkeypatch, other) -> None:
         return own + other(own)
 
     two = SimpleNamespace(
-        world_size=lambda: 2, sum_over_ranks=summed, largest_over_ranks=lambda own: own
+        world_size=lambda: 2, all_reduce_sum=summed, all_reduce_max=lambda own: own
     )
     monkeypatch.setattr(step_sums, "distributed", two)
 
@@ -220,7 +220,7 @@ def test_a_rank_with_the_same_batches_changes_nothing(tmp_path, monkeypatch):
     words = ("trainer.accumulate_grad_batches=2", "max_steps=3")
     run(tmp_path / "one", *words)
     two_ranks(monkeypatch, lambda own: own)
-    monkeypatch.setattr(metrics, "sum_over_ranks", lambda own: 2 * own)
+    monkeypatch.setattr(metrics, "all_reduce_sum", lambda own: 2 * own)
     run(tmp_path / "two", *words)
     # the gradient of two ranks is their mean, which is this rank's
     assert same_weights(last(tmp_path / "one"), last(tmp_path / "two"))
@@ -239,7 +239,7 @@ def test_bfloat16_copies_of_weights_change_nothing(tmp_path, monkeypatch, uneven
 
 
 class Doubles(Callback):
-    """From the second step on, two batches make a step."""
+    """Sets two batches per step from the second step on."""
 
     def on_train_batch_end(self, trainer, *args):
         trainer.accumulate_grad_batches = 2

@@ -15,7 +15,7 @@ FIRST, LAST = 4, 12  # the steps before measure products and compile
 
 
 class Strict(Callback):
-    """From the end of one step to that of another, what waits raises an error."""
+    """Makes synchronizing calls raise between the ends of two steps."""
 
     modifies_weights = False
     was_on = False

@@ -105,7 +105,7 @@ def test_where_a_bad_step_began_is_looked_for_in_its_own_batches(
 
 @pytest.fixture
 def poison_data(monkeypatch):
-    """Makes the naive attention NaN in a training batch of that number."""
+    """Makes the naive attention return NaN in the training batch with this index."""
     from xftrain.model.attn.naive import Naive
 
     def put(index: int) -> None:

@@ -11,7 +11,7 @@ from xftrain.interfaces import IGNORED_LABEL, Batch, Split
 
 
 class Uneven(Counting):
-    """From 1 to all but one of the labels of a training batch count."""
+    """Masks labels of training batches, so that each has from 1 to all but one of its labels."""
 
     def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
         made = super().batch(split, step, rank)
@@ -24,7 +24,7 @@ class Uneven(Counting):
 
 
 def write_uneven(folder: Path) -> Path:
-    """The folder as `--config-dir` in which `data=uneven` is found."""
+    """Makes a folder for `--config-dir` that has the option `data=uneven`."""
     path = folder / "data" / "uneven.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(

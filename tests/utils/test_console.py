@@ -30,7 +30,7 @@ EVIL = "\x1b]0;PWNED\x07\nxftrain: done, all is well\r\u202e"
 
 @pytest.fixture
 def secret(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(redaction, "READ", {"PIN": "pw7q9"})
+    monkeypatch.setattr(redaction, "READ_VALUES", {"PIN": "pw7q9"})
     return "pw7q9"
 
 

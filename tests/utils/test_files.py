@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xftrain.errors import ConfigError
 from xftrain.folders.links import refuse_links
 from xftrain.utils.files import (
     NotPlainFile,
-    new_folder,
+    make_new_folder,
     open_plain,
     read_json,
     read_plain,
@@ -24,7 +26,7 @@ from xftrain.utils.files import (
 
 def test_each_of_many_at_once_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(new_folder, [tmp_path / "2026" / "now"] * 24))
+        made = list(pool.map(make_new_folder, [tmp_path / "2026" / "now"] * 24))
     assert len(set(made)) == 24 and all(folder.is_dir() for folder in made)
     assert made[0].parent == tmp_path / "2026"
 
@@ -32,10 +34,10 @@ def test_each_of_many_at_once_gets_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
-        new_folder(tmp_path / "file" / "2026" / "now")
+        make_new_folder(tmp_path / "file" / "2026" / "now")
     (tmp_path / "outputs").symlink_to(tmp_path / "a disk that is not mounted")
     with pytest.raises(FileExistsError):
-        new_folder(tmp_path / "outputs" / "2026" / "now")
+        make_new_folder(tmp_path / "outputs" / "2026" / "now")
 
 
 @pytest.mark.parametrize("mode", ["rb", "ab"])
@@ -103,7 +105,7 @@ def test_a_file_with_a_hard_link_is_not_appended_to(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "run" / "xftrain.log").hardlink_to(tmp_path / "precious")
-    with pytest.raises(NotPlainFile, match="another name"):
+    with pytest.raises(NotPlainFile, match="a hard link, whose other name"):
         open_plain(tmp_path / "run" / "xftrain.log", "ab")
     with pytest.raises(ConfigError, match="xftrain.log, with a hard link"):
         refuse_links(tmp_path / "run", "hydra.run.dir")
@@ -144,3 +146,26 @@ def test_links_that_the_system_does_not_follow_are_a_sentence(tmp_path: Path, ki
         with pytest.raises(ConfigError, match="in a circle") as refused:
             refuse_links(folder, "hydra.run.dir")
         assert str(refused.value).endswith(".")
+
+
+def test_links_behind_a_missing_name_are_counted_as_well(tmp_path: Path) -> None:
+    # for the system the name is missing, and os.path.realpath followed all of them
+    for number in range(100):
+        (tmp_path / f"l{number}").symlink_to(f"missing/../l{number + 1}")
+    assert real_path(tmp_path / "l0") is None
+    assert real_path(tmp_path / "l90") == tmp_path / "l100"
+
+
+@given(parts=st.lists(st.sampled_from(["a", "b", "..", ".", "", "l", "m", "up"]), max_size=8))
+def test_a_path_is_resolved_as_python_resolves_it(tmp_path_factory, parts: list[str]) -> None:
+    top = tmp_path_factory.mktemp("links")
+    (top / "a" / "b").mkdir(parents=True)
+    for name, target in {
+        "l": "a/b",
+        "a/l": str(top / "a"),
+        "a/b/up": "../..",
+        "m": "none/l",
+    }.items():
+        (top / name).symlink_to(target)
+    path = top.joinpath(*parts)
+    assert str(real_path(path)) == os.path.realpath(path)

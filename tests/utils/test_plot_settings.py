@@ -52,6 +52,16 @@ def test_the_settings_that_the_user_names_count(tmp_path: Path) -> None:
     assert _imported(tmp_path, MATPLOTLIBRC="mine") == "70.0 mine"
 
 
+def test_a_backend_that_a_notebook_has_set_and_that_is_not_installed_ends_no_run(tmp_path) -> None:
+    for name in ("module://matplotlib_inline.backend_inline", "module://no_such_package.backend"):
+        assert _imported(tmp_path, MPLBACKEND=name).startswith("figure")
+
+
+def test_a_backend_that_does_not_exist_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"ConfigError: MPLBACKEND=nonsense is refused"):
+        _imported(tmp_path, MPLBACKEND="nonsense")
+
+
 @pytest.fixture
 def _without_finder(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [f for f in sys.meta_path if not isinstance(f, plot_settings._Finder)]

@@ -19,12 +19,12 @@ from xftrain.utils.redaction import hidden, hidden_throughout
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch):
     """Sets what the configuration read."""
-    monkeypatch.setattr(redaction, "READ", {})
+    monkeypatch.setattr(redaction, "READ_VALUES", {})
     monkeypatch.setattr(redaction, "_DECODED", {})
 
     def hold(**values: str) -> None:
-        redaction.READ.clear()
-        redaction.READ.update(values)
+        redaction.READ_VALUES.clear()
+        redaction.READ_VALUES.update(values)
 
     return hold
 
@@ -80,7 +80,7 @@ def test_each_line_of_a_value_is_hidden(held):
 @given(st.text(min_size=4, max_size=30))
 def test_no_spelling_of_a_value_gets_through(value: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(redaction, "READ", {"SECRET": value})
+        patch.setattr(redaction, "READ_VALUES", {"SECRET": value})
         if not redaction._is_secret(value):
             return
         for spell in (

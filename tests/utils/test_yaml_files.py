@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.command_line import Ended, one_sentence
 from xftrain.errors import ConfigError
 from xftrain.utils.yaml_files import refuse_yaml_bombs
 
@@ -50,4 +52,14 @@ def test_other_text_with_colons_and_digits_is_read_at_once(options: Path) -> Non
     (options / "experiment" / "e.yaml").write_text(text)
     began = time.monotonic()
     refuse_yaml_bombs([options])
+    assert time.monotonic() - began < 5
+
+
+def test_a_bomb_in_a_folder_of_the_search_path_is_found(
+    options: Path, command: Callable[..., Ended]
+) -> None:
+    (options / "experiment" / "bomb.yaml").write_text(f"# @package _global_\n{LAUGHS}")
+    began = time.monotonic()
+    ended = command(f"hydra.searchpath=[file://{options}]", "experiment=bomb", "--cfg", "job")
+    assert "bomb.yaml has aliases" in one_sentence(ended, 2)
     assert time.monotonic() - began < 5

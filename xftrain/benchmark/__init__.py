@@ -1,1 +1,1 @@
-"""The benchmark suite: benchmarks of cells, each of which becomes one row of the report."""
+"""The benchmark suite: each benchmark measures cells, which become rows of the report."""

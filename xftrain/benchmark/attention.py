@@ -1,4 +1,4 @@
-"""Measures attention calls: memory of each call alone, times of several calls in turns."""
+"""Measures attention calls: the memory of each call alone, the times of several calls in turns."""
 
 from __future__ import annotations
 
@@ -11,23 +11,17 @@ import torch
 from torch import Tensor
 
 from xftrain.benchmark.cells import AttentionCell
-from xftrain.benchmark.measure import Stopwatch, memory_of, settle, spread, warm_up
-from xftrain.benchmark.reference import (
-    RESULTS,
-    exact,
-    output_and_grads,
-    ratio,
-    relative_error,
-)
+from xftrain.benchmark.measure import Stopwatch, measure_memory, settle, spread, warm_up
+from xftrain.benchmark.reference import RESULTS, exact, output_and_grads, ratio, relative_error
 from xftrain.benchmark.worker import Reporter, Unsupported, free_memory, outcome
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
 from xftrain.model.attn.naive import Naive
 from xftrain.model.attn.sdpa import SDPA
-from xftrain.utils.timing import in_turns, synchronize, wall_ms
+from xftrain.utils.timing import interleaved_times_ms, synchronize, wall_ms
 
 _BUDGET_S = 0.2  # timing budget per cell and direction
 _MIN_REPEATS, _MAX_REPEATS = 3, 50
-_SHARE = 0.6  # share of the memory that cells measured in turns may use together
+_MEMORY_SHARE = 0.6  # share of the memory that cells measured in turns may use together
 _FORWARD, _BACKWARD = 2, 5  # M x M x K matmuls: q k^T and p v; q k^T again and four gradients
 
 
@@ -76,15 +70,15 @@ def _turns(rows: dict[int, dict[str, Any]], device: torch.device) -> list[list[i
     if device.type == "cuda":
         total_mib = torch.cuda.get_device_properties(device).total_memory / 2**20
     turns: list[list[int]] = []
-    kept = most = 0.0
+    inputs_mib = most = 0.0
     for index, row in rows.items():
         needs, extra = row["inputs_mib"] + (row["mask_mib"] or 0), row["extra_mib"] or 0
         most = max(most, extra)
-        if not turns or kept + needs + most > _SHARE * total_mib:
+        if not turns or inputs_mib + needs + most > _MEMORY_SHARE * total_mib:
             turns.append([])
-            kept, most = 0.0, extra
+            inputs_mib, most = 0.0, extra
         turns[-1].append(index)
-        kept += needs
+        inputs_mib += needs
     return turns
 
 
@@ -98,7 +92,7 @@ def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
     bound = _BoundCall(backend, prepare(), *_inputs(call))
     bound.both()  # warm-up: loads kernels and compiles
     bound.handle = None
-    memory = memory_of(prepare, partial(_with_handle, bound), device)
+    memory = measure_memory(prepare, partial(_with_handle, bound), device)
     mask_times = [wall_ms(prepare, device) for _ in range(5)]
     pairs = visible_pairs(call.bias, cell.shape.M)
     row = {
@@ -124,8 +118,8 @@ def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
 def _loop_peak_mib(call: _BoundCall, device: torch.device) -> float | None:
     """Peak memory of a loop of calls, MiB; None if only single calls fit."""
     try:
-        call.loop()  # allocates `.grad`, which all calls of a script but the first find
-        return memory_of(lambda: None, lambda _: call.loop(), device).peak_mib
+        call.loop()  # allocates `.grad`, which exists in all but a script's first call
+        return measure_memory(lambda: None, lambda _: call.loop(), device).peak_mib
     except Exception as error:
         if outcome(error)[0] != "oom":
             raise
@@ -138,7 +132,7 @@ def fits(cell: AttentionCell) -> bool:
     if reasons := cell.build_backend().unsupported(*cell.call()):
         raise Unsupported("; ".join(reasons))
     try:
-        ready(cell).both()
+        build_call(cell).both()
         synchronize(cell.torch_device)
     except Exception as error:
         if outcome(error)[0] != "oom":
@@ -163,7 +157,7 @@ def _time(
     settle(device)
     stopwatch = Stopwatch(device)
     calls = {
-        index: made for index in turn if (made := reporter.attempt(index, ready, cells[index]))
+        index: made for index in turn if (made := reporter.attempt(index, build_call, cells[index]))
     }
     failed: set[int] = set()
 
@@ -180,13 +174,15 @@ def _time(
         for index, made in calls.items()
         for call in (made.forward, made.both)
     ]
-    series = in_turns(timed, budget_s=_BUDGET_S, min_repeats=_MIN_REPEATS, max_repeats=_MAX_REPEATS)
+    series = interleaved_times_ms(
+        timed, budget_s=_BUDGET_S, min_repeats=_MIN_REPEATS, max_repeats=_MAX_REPEATS
+    )
     found: dict[int, dict[str, Any]] = {}
-    for place, (index, made) in enumerate(calls.items()):
+    for position, (index, made) in enumerate(calls.items()):
         if index in failed:
             continue
-        fields = spread("fwd_ms", series[2 * place]) | spread("ms", series[2 * place + 1])
-        fields["repetitions"] = len(series[2 * place + 1])
+        fields = spread("fwd_ms", series[2 * position]) | spread("ms", series[2 * position + 1])
+        fields["repetitions"] = len(series[2 * position + 1])
         loops = reporter.attempt(index, _loop_times, stopwatch, made, fields["ms"])
         if loops is not None:
             found[index] = fields | loops
@@ -206,7 +202,7 @@ def _loop_times(stopwatch: Stopwatch, call: _BoundCall, estimate_ms: float) -> d
     return {"loop_ms": None}
 
 
-def ready(cell: AttentionCell) -> _BoundCall:
+def build_call(cell: AttentionCell) -> _BoundCall:
     """Builds a cell's call with new random inputs."""
     call, backend = cell.call(), cell.build_backend()
     return _BoundCall(backend, backend.prepare(*call), *_inputs(call))
@@ -214,13 +210,13 @@ def ready(cell: AttentionCell) -> _BoundCall:
 
 def _inputs(call: AttnCall) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     """q, k and v that require gradients, and the gradient of the output."""
-    (q, k, v), grad = _random(call)
+    (q, k, v), grad = _random_qkv(call)
     return (q.requires_grad_(), k.requires_grad_(), v.requires_grad_()), grad
 
 
 def errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
     """Measures relative errors of the output and of each gradient against float64."""
-    qkv, grad = _random(call)
+    qkv, grad = _random_qkv(call)
     handle = backend.prepare(*call)
     results = output_and_grads(_bound(backend, handle), qkv, grad)
     truth = output_and_grads(
@@ -233,13 +229,13 @@ def errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
 def _segment_errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
     """Measures the largest error of packed documents, and of the same documents run one by one."""
     bias, shape, dtype, device = call
-    qkv, grad = _random(call)
+    qkv, grad = _random_qkv(call)
     handle = backend.prepare(*call)
     packed = output_and_grads(_bound(backend, handle), qkv, grad)
     single = backend
     if backend.needs_compilation:  # it would compile for every length: use another backend
         single = Naive() if SDPA().unsupported(*call) else SDPA()
-    truths, alones = [], []
+    truths, alone_results = [], []
     documents = zip(bias.segments(shape.M), bias.documents(shape.M), strict=True)
     for (start, end), (_, alone_bias) in documents:
         part, part_grad = tuple(x[:, start:end] for x in qkv), grad[:, start:end]
@@ -248,11 +244,13 @@ def _segment_errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
         truths.append(output_and_grads(exactly, wide, part_grad.double()))
         alone_shape = AttnShape(1, end - start, shape.H, shape.G, shape.K)
         alone_handle = single.prepare(alone_bias, alone_shape, dtype, device)
-        alones.append(output_and_grads(_bound(single, alone_handle), part, part_grad))
+        alone_results.append(output_and_grads(_bound(single, alone_handle), part, part_grad))
     worst_packed = worst_alone = 0.0
     for index, mine in enumerate(packed):
         whole = torch.cat([truth[index] for truth in truths], dim=1).square().mean().sqrt()
-        for (start, end), truth, alone in zip(bias.segments(shape.M), truths, alones, strict=True):
+        for (start, end), truth, alone in zip(
+            bias.segments(shape.M), truths, alone_results, strict=True
+        ):
             right = truth[index]
             # a single token attends to itself whatever q and k are: their gradients are 0
             size = right.norm().clamp(min=float(whole) * right.numel() ** 0.5)
@@ -269,7 +267,7 @@ def _bound(backend: Backend, handle: Any) -> Callable[[Tensor, Tensor, Tensor], 
     return lambda q, k, v: backend(q, k, v, handle)
 
 
-def _random(call: AttnCall) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+def _random_qkv(call: AttnCall) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     """Draws q, k, v and the gradient of the output."""
     _, shape, dtype, device = call
     q, k, v, grad = (

@@ -1,4 +1,4 @@
-"""A benchmark: a Lightning callback whose cells are measured after training, in own processes."""
+"""A benchmark: a Lightning callback whose cells are measured in processes after training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
+from xftrain.benchmark.base import BenchmarkPlan, Context
 from xftrain.benchmark.session import run_suite
 from xftrain.train.hardware import compute_dtype
 from xftrain.train.module import training_module
@@ -17,10 +17,10 @@ __all__ = ["Context", "Benchmark"]
 class Benchmark(BenchmarkPlan, Callback):
     """Measures its cells after training, and adds a section to the report of the run folder."""
 
-    measures_times = True  # other processes on the device would falsify them
+    measures_times = True  # other processes on the device would falsify the times
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks the jobs now rather than after hours of training."""
+        """Checks the jobs before training rather than hours later."""
         if stage == "fit":
             self.checked_jobs(_context(trainer, pl_module))
 

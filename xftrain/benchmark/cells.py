@@ -1,4 +1,4 @@
-"""Cells: what a benchmark measures. A cell becomes one row of the report."""
+"""Cells: the units that a benchmark measures. Each becomes one row of the report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 
 from xftrain.config import registry
 from xftrain.config.option_checks import checked_option
-from xftrain.interfaces import AttnBias, AttnCall, AttnShape, Backend
+from xftrain.config.own_code import own_code
+from xftrain.interfaces import AttnCall, AttnShape, Backend
+from xftrain.model.layer_spec import built_bias
 
 # ok: it ran. oom: out of memory. unsupported: refused, with reasons. failed: it raised.
-# crashed: its process died. timeout: it did not finish in time.
+# crashed: its process died. timeout: it did not end in time.
 Status = Literal["ok", "oom", "unsupported", "failed", "crashed", "timeout"]
 Row = dict[str, Any]  # a measured cell, a line of rows.jsonl
 Node = Mapping[str, Any]  # an option of a group: a name or a _target_, and its fields
@@ -22,7 +24,7 @@ Node = Mapping[str, Any]  # an option of a group: a name or a _target_, and its 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the report, not measured yet.
+    """One measurement of a benchmark, which becomes a row of the report.
 
     Attributes:
         benchmark: name of the callback that the cell belongs to.
@@ -47,9 +49,9 @@ class Cell:
     @property
     def label(self) -> str:
         """The cell's name in a progress bar."""
-        words = [value for value in self.columns.values() if isinstance(value, str)]
+        names = [value for value in self.columns.values() if isinstance(value, str)]
         length = [f"M={self.columns['M']}"] if "M" in self.columns else []
-        return f"{self.benchmark}: " + " ".join(words + length)
+        return f"{self.benchmark}: " + " ".join(names + length)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class AttentionCell(Cell):
         """Everything that determines the results of the cell, except the machine."""
         nodes = [sorted(node.items()) for node in (self.backend, self.bias)]
         place = (self.dtype, self.device, self.check, self.is_timed)
-        return (nodes, self.shape, self.seqlens, place)
+        code = own_code(self.backend, self.bias)
+        return (nodes, self.shape, self.seqlens, place, *([code] if code else []))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -99,8 +102,7 @@ class AttentionCell(Cell):
     def call(self) -> AttnCall:
         """The attention call of this cell."""
         recipe = registry.build(checked_option("model.bias", self.bias))
-        bias: AttnBias = recipe.build(self.shape.H, self.seqlens)
-        bias = bias.simplified(self.shape.M)
+        bias = built_bias(recipe, self.shape.H, self.seqlens).simplified(self.shape.M)
         return AttnCall(bias, self.shape, self.torch_dtype, self.torch_device)
 
     def build_backend(self) -> Backend:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xftrain.benchmark.attention import ready
+from xftrain.benchmark.attention import build_call
 from xftrain.benchmark.cells import AttentionCell, Cell
 from xftrain.benchmark.pool import Pool
 from xftrain.benchmark.progress import Progress
@@ -19,7 +19,7 @@ NAME = "compiling"
 
 
 def compile_ahead(cells: Sequence[Cell], pool: Pool, *, timeout_s: float, num_workers: int) -> None:
-    """Compiles the cells of compiled backends; errors are ignored, since measuring repeats them."""
+    """Compiles the cells of compiled backends; errors are ignored, as they recur when measured."""
     todo = [
         AttentionCell(**{**vars(cell), "benchmark": NAME})
         for cell in cells
@@ -28,7 +28,7 @@ def compile_ahead(cells: Sequence[Cell], pool: Pool, *, timeout_s: float, num_wo
     jobs = [Job(compile_cells, (cell,)) for cell in todo]
     with Progress(NAME, len(todo), 0) as progress:
         for cell, _ in pool.run(
-            jobs, timeout_s=timeout_s, num_workers=num_workers, on_begin=progress.begin
+            jobs, timeout_s=timeout_s, num_workers=num_workers, on_start=progress.start_cell
         ):
             progress.advance(cell)
 
@@ -41,6 +41,6 @@ def compile_cells(cells: Sequence[AttentionCell], reporter: Reporter) -> None:
 
 
 def _call(cell: AttentionCell) -> bool:
-    ready(cell).both()
+    build_call(cell).both()
     synchronize(cell.torch_device)
     return True

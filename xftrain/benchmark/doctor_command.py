@@ -18,7 +18,7 @@ from xftrain.config.compose import validate_as
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import DoctorConfig
 from xftrain.errors import ConfigError
-from xftrain.folders.run_folder import RunFolder, refuse_trained
+from xftrain.folders.run_folder import RunFolder, refuse_training_folder
 from xftrain.train import hardware
 
 log = logging.getLogger(__name__)
@@ -39,17 +39,17 @@ def run_doctor(
         RunError: the rows cannot be written.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_trained(run_dir, "the doctor")
+    refuse_training_folder(run_dir, "the doctor")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
         checked = checked or validate_as(DoctorConfig, cfg)
         device, precision = hardware.resolve(checked.accelerator, "auto")
         result["device"] = hardware.device_name(device)
-        found = environment.describe(device)
-        log.info("%s", table(["what", "here"], [[k, v] for k, v in found.items()]))
+        description = environment.describe(device)
+        log.info("%s", table(["what", "here"], [[k, v] for k, v in description.items()]))
         dtype = str(hardware.compute_dtype(precision)).removeprefix("torch.")
         benchmarks = list(map(_benchmark, checked.callbacks.values()))
-        folder.begin_again()  # its rows are kept
+        folder.resume_run()  # its rows are kept
         run_suite(benchmarks, Context(run_dir, device, dtype, {}, []))
     return result
 

@@ -15,7 +15,7 @@ import torch
 from xftrain.errors import ConfigError
 from xftrain.train.hardware import device_name
 from xftrain.utils.files import read_json, write_json
-from xftrain.version import __version__, installed
+from xftrain.version import __version__, installed_version
 
 FILE = "environment.json"
 _PACKAGES = ("xformers", "triton", "liger-kernel", "lightning", "hydra-core")
@@ -27,7 +27,7 @@ def row_fields(device: torch.device) -> dict[str, str]:
         "device": device_name(device),
         "host": _cpu_name(),
         "torch": torch.__version__,
-        "xformers": installed("xformers"),
+        "xformers": installed_version("xformers"),
         "xftrain": __version__,
         "deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
         "date": datetime.now().strftime("%Y-%m-%d"),
@@ -35,7 +35,7 @@ def row_fields(device: torch.device) -> dict[str, str]:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Versions, device and driver, by their names in a report."""
+    """Versions, device and driver, by their labels in a report."""
     found = {
         "date": datetime.now().strftime("%Y-%m-%d"),
         "device": device_name(device),
@@ -54,7 +54,7 @@ def describe(device: torch.device) -> dict[str, str]:
             "CUDA": str(torch.version.cuda),
             "cuDNN": str(torch.backends.cudnn.version()),
         }
-    return found | {package: installed(package) for package in _PACKAGES}
+    return found | {package: installed_version(package) for package in _PACKAGES}
 
 
 def write(run_dir: Path, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""How time and memory grow with the sequence: the exponent, and the sentence it supports."""
+"""Fits how time and memory grow with the sequence length, and describes the exponent."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from xftrain.benchmark import tables
 
-_LAST = 4  # number of lengths to fit; the shortest ones are dominated by constant overhead
-_LEAST = 3
+_MAX_POINTS = 4  # number of lengths to fit; the shortest ones are dominated by constant overhead
+_MIN_POINTS = 3
 
 
 class Growth(NamedTuple):
@@ -17,7 +17,7 @@ class Growth(NamedTuple):
 
     Attributes:
         exponent: the slope.
-        deviation: its standard error; 0 where the fit is exact.
+        deviation: the standard error of the exponent; 0 if the fit is exact.
         first: the shortest length of the fit.
         last: the longest length of the fit.
     """
@@ -34,8 +34,8 @@ def fit(points: Sequence[tuple[int, float]]) -> Growth | None:
     Args:
         points: (length in tokens, value) pairs; values that are not positive are ignored.
     """
-    chosen = sorted((length, value) for length, value in points if value > 0)[-_LAST:]
-    if len(chosen) < _LEAST:
+    chosen = sorted((length, value) for length, value in points if value > 0)[-_MAX_POINTS:]
+    if len(chosen) < _MIN_POINTS:
         return None
     xs = [math.log(length) for length, _ in chosen]
     ys = [math.log(value) for _, value in chosen]
@@ -49,8 +49,8 @@ def fit(points: Sequence[tuple[int, float]]) -> Growth | None:
     return Growth(slope, deviation, chosen[0][0], chosen[-1][0])
 
 
-def words(growth: Growth) -> str:
-    """Describes a fit in words, such as `in proportion to the length`."""
+def describe(growth: Growth) -> str:
+    """Describes a fit as an adverbial phrase, such as `in proportion to the length`."""
     exponent = growth.exponent
     if abs(exponent - 2) <= 0.2:
         return "with the square of the length"
@@ -66,7 +66,7 @@ def words(growth: Growth) -> str:
 
 
 def section(grown: Sequence[tuple[tuple[str, ...], Growth | None, Growth | None]]) -> str:
-    """Renders the exponents of memory and time, with standard errors and in words.
+    """Renders the exponents of memory and time, with standard errors and descriptions.
 
     Args:
         grown: (names (backend, bias, heads), growth of memory, growth of time) of each curve.
@@ -76,25 +76,25 @@ def section(grown: Sequence[tuple[tuple[str, ...], Growth | None, Growth | None]
         return ""
     lines = [[*names, _power(memory), _power(time)] for names, memory, time in known]
     header = ["backend", "bias", "heads", "memory", "time"]
-    said = [
+    sentences = [
         f"- {what} grows {how}: {', '.join(' '.join(names[:2]) for names in all_names)}"
-        for what, place in (("memory", 1), ("time", 2))
-        for how, all_names in _by_words(known, place).items()
+        for what, index in (("memory", 1), ("time", 2))
+        for how, all_names in _grouped(known, index).items()
     ]
     return (
-        f"Growth with the length M, fitted over up to {_LAST} of the longest lengths that ran (in "
-        "brackets):\n\n" + tables.table(header, lines) + "\n\n" + "\n".join(said)
+        f"Growth with the length M, fitted over up to {_MAX_POINTS} of the longest lengths that "
+        "ran (in brackets):\n\n" + tables.table(header, lines) + "\n\n" + "\n".join(sentences)
     )
 
 
-def _by_words(
-    known: Sequence[tuple[tuple[str, ...], Growth | None, Growth | None]], place: int
+def _grouped(
+    known: Sequence[tuple[tuple[str, ...], Growth | None, Growth | None]], index: int
 ) -> dict[str, list[tuple[str, ...]]]:
     found: dict[str, list[tuple[str, ...]]] = {}
     for item in known:
-        growth = item[place]
+        growth = item[index]
         if isinstance(growth, Growth):
-            found.setdefault(words(growth), []).append(item[0])
+            found.setdefault(describe(growth), []).append(item[0])
     return found
 
 

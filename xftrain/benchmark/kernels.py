@@ -1,4 +1,4 @@
-"""All attention kernels that this machine might have, as separate functions."""
+"""All attention kernels that may exist on this machine, as separate functions."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SDPA = {
     "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
 }
-_OTHERS = ("naive", "flex")  # backends with one kernel each
+_SINGLE_KERNEL_BACKENDS = ("naive", "flex")  # backends with one kernel each
 
 
 def kernels(device: torch.device) -> dict[str, Kernel]:
-    """The kernels by name; only calling one shows whether it runs."""
-    found: dict[str, Kernel] = {name: partial(_backend, name) for name in _OTHERS}
+    """The kernels by name; whether a kernel runs is known only once it is called."""
+    found: dict[str, Kernel] = {name: partial(_backend, name) for name in _SINGLE_KERNEL_BACKENDS}
     found |= {name: partial(_sdpa, backend) for name, backend in _SDPA.items()}
     try:
         pairs = operator_pairs()
@@ -54,17 +54,17 @@ def _backend(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    with sdpa_kernel(backend), warnings.catch_warnings(record=True) as said:
+    with sdpa_kernel(backend), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
         except RuntimeError as error:
-            raise NotImplementedError(_why(said) or str(error)) from error
+            raise NotImplementedError(_torch_reasons(caught) or str(error)) from error
 
 
-def _why(said: list[warnings.WarningMessage]) -> str:
+def _torch_reasons(caught: list[warnings.WarningMessage]) -> str:
     """Torch's reasons, without those about kernels that were disabled on purpose."""
-    lines = [" ".join(str(w.message).partition("(Triggered")[0].split()) for w in said]
+    lines = [" ".join(str(w.message).partition("(Triggered")[0].split()) for w in caught]
     kept = [line for line in lines if "not used because" not in line and "disabled" not in line]
     return "; ".join(dict.fromkeys(kept))
 

@@ -11,7 +11,7 @@ import torch
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.measure import Stopwatch, spread
 from xftrain.benchmark.worker import Job, Reporter
-from xftrain.utils.timing import in_turns
+from xftrain.utils.timing import interleaved_times_ms
 
 BENCHMARK = "peak"
 _SIZE_CUDA, _SIZE_CPU = 8192, 2048
@@ -54,7 +54,7 @@ def peak_tflops(rows: Sequence[Row], dtype: str | None) -> float | None:
 def _measure(cell: MatmulCell) -> dict[str, Any]:
     device, dtype = torch.device(cell.device), getattr(torch, cell.dtype)
     a, b = (torch.randn(cell.size, cell.size, device=device).to(dtype) for _ in range(2))
-    (times,) = in_turns(
+    (times,) = interleaved_times_ms(
         [Stopwatch(device).once(lambda: a @ b)], budget_s=_BUDGET_S, min_repeats=5, max_repeats=50
     )
     fields = spread("ms", times)

@@ -38,20 +38,20 @@ def longest_job(cell: AttentionCell, limit: int) -> Job:
 def measure_longest(cells: Sequence[LongestCell], reporter: Reporter) -> None:
     """Reports rows with `longest_tokens`, the longest length that ran forward and backward."""
     for index, cell in enumerate(cells):
-        row = reporter.attempt(index, partial(_search, cell, partial(reporter.note, index)))
+        row = reporter.attempt(index, partial(_search, cell, partial(reporter.heartbeat, index)))
         if row is not None:
             reporter.row(index, "ok", **row)
 
 
-def _search(cell: LongestCell, note: Callable[..., None]) -> dict[str, Any]:
+def _search(cell: LongestCell, heartbeat: Callable[..., None]) -> dict[str, Any]:
     tried, good = 0, 0
     bad: int | None = None
 
     def runs(length: int) -> bool:
         nonlocal tried
         tried += 1
-        # a heartbeat, and the result so far in case the next length kills the process
-        note(longest_tokens=good, fails_tokens=bad, tried=tried)
+        # also reports the result so far, in case the next length kills the process
+        heartbeat(longest_tokens=good, fails_tokens=bad, tried=tried)
         return fits(replace(cell, shape=replace(cell.shape, M=length)))
 
     length = min(cell.shape.M, cell.limit)
@@ -90,7 +90,9 @@ def longest_section(rows: Sequence[Row]) -> str:
 
 def _fits(row: Row) -> str:
     if row["status"] != "ok":
-        found = f"at least {row['longest_tokens']:,}, then " if row.get("longest_tokens") else ""
-        return found + tables.STATUS[row["status"]]
+        at_least_text = (
+            f"at least {row['longest_tokens']:,}, then " if row.get("longest_tokens") else ""
+        )
+        return at_least_text + tables.STATUS[row["status"]]
     at_least = "" if row["fails_tokens"] else " (the limit)"
     return f"{row['longest_tokens']:,}{at_least}"

@@ -19,7 +19,7 @@ from xftrain.utils.device_memory import memory_mib, peak_memory_mib, reset_peak_
 from xftrain.utils.timing import synchronize, wall_ms
 
 _FLUSH_CUDA, _FLUSH_CPU = 256 * 2**20, 16 * 2**20  # bytes; larger than the L2 of a GPU and a core
-_HOST_MARGIN = 2.0  # safety factor on the time Python takes to issue a call, which varies
+_HOST_MARGIN = 2.0  # safety factor of the time that Python takes to issue a call
 _FIRST_KERNEL = 0.5  # share of that time until the first kernel is launched
 _SHORT_MS, _TRIES = 10.0, 4
 _MAX_FLUSHES = 100
@@ -33,7 +33,7 @@ class Memory:
     """The memory of a call, MiB; None if the system does not report it.
 
     Attributes:
-        mask_mib: the kernel's own form of the bias.
+        mask_mib: the prepared mask or bias of the kernel.
         extra_mib: peak memory above the inputs, the mask included.
         peak_mib: peak memory of the process: allocated on a GPU, resident on the CPU.
     """
@@ -47,8 +47,8 @@ class Stopwatch:
     """Times single calls with a cold cache.
 
     On CUDA it uses device events. Before each call, a buffer larger than the L2 cache is
-    overwritten, as `triton.testing.do_bench` does, often enough for Python to issue the call
-    meanwhile, so that only the device's work is timed. `loops_ms` includes Python's overhead.
+    overwritten, as `triton.testing.do_bench` does, repeatedly until Python has issued the call, so
+    that only the device's work is timed. `loops_ms` includes Python's overhead.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -113,7 +113,7 @@ class Stopwatch:
         tries = [(issued_ms, total_ms)]
         if total_ms < _SHORT_MS:
             tries += [self._issue_ms(call) for _ in range(_TRIES)]
-        return max(hidden_ms(*one) for one in tries)
+        return max(hidden_ms(*times) for times in tries)
 
     def _issue_ms(self, call: Call) -> tuple[float, float]:
         """Times of a call in ms: until Python had issued it, and until the device finished."""
@@ -141,7 +141,7 @@ def spread(name: str, times_ms: Sequence[float]) -> dict[str, Any]:
     return {name: middle, f"{name}_p10": low, f"{name}_p90": high}
 
 
-def memory_of(
+def measure_memory(
     prepare: Callable[[], Any], call: Callable[[Any], object], device: torch.device
 ) -> Memory:
     """Measures the memory of `call(prepare())`; the process must hold only the inputs."""

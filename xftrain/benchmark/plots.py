@@ -15,7 +15,16 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from xftrain.benchmark.cells import Row
 from xftrain.benchmark.tables import STATUS, figure
-from xftrain.utils.plot_style import COLORS, CROSS, INK, MARKERS, RING, mark, new_figure, style
+from xftrain.utils.plot_style import (
+    COLORS,
+    CROSS,
+    INK,
+    MARKERS,
+    RING,
+    legend_marker,
+    new_figure,
+    style_axis,
+)
 
 _KNOWN = ("sdpa", "xformers", "flex", "naive")  # backends with a fixed color
 _EDGE = 0.95  # relative height in a panel at which the end of a curve is marked
@@ -55,7 +64,7 @@ def over_length(
             _curve(axis, [row for row in own if str(row[curves]) == name], field, name, names)
         if len(names) > 1:
             _ring(axis, own, field, better)
-        style(axis, title)
+        style_axis(axis, title)
         lengths = sorted({row["M"] for row in own})
         axis.set_xticks(lengths, [_short(m) for m in lengths], fontsize=8, rotation=45)
         axis.xaxis.set_minor_locator(NullLocator())
@@ -76,14 +85,14 @@ def heat_map(
     better: Better | None = None,
     limit: float | None = None,
 ) -> Figure:
-    """Draws a field by backend and bias, each cell with its figure or why it has none.
+    """Draws a field by backend and bias, each cell with its value or the reason why it has none.
 
     Args:
         rows: a row for each backend and bias.
         field: the field to draw.
         label: the title.
         better: whether high or low is better, to frame the best of each bias; None frames none.
-        limit: the largest correct figure, at which the color scale ends; larger figures, and rows
+        limit: the largest correct value, at which the color scale ends; larger values, and rows
             with faults, are orange.
     """
     backends = list(dict.fromkeys(str(row["backend"]) for row in rows))
@@ -160,7 +169,7 @@ def bars(rows: Sequence[Row], field: str, label: str, names: Sequence[str]) -> F
     axis.invert_yaxis()
     axis.margins(x=0.2)
     axis.set_xlim(left=0)
-    style(axis, f"{label}{left_out}" + (f", {same}" if same else ""))
+    style_axis(axis, f"{label}{left_out}" + (f", {same}" if same else ""))
     axis.grid(visible=False, axis="y")
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: figure(value)))
     axis.locator_params(axis="x", nbins=5)
@@ -168,7 +177,7 @@ def bars(rows: Sequence[Row], field: str, label: str, names: Sequence[str]) -> F
 
 
 def _cell(row: Row, field: str) -> str:
-    """The text of a cell: its figure, a mark if it is wrong, or why it has none."""
+    """The text of a cell: its value, with a mark if it is wrong, or its status."""
     if row["status"] != "ok":
         return STATUS.get(row["status"], "-")
     if field not in row:
@@ -235,10 +244,10 @@ def _legend(made: Figure, axes: Sequence[Axes], rows: Sequence[Row], *, has_best
     if not handles:
         return
     if has_best:
-        handles.append(mark("best", RING))
+        handles.append(legend_marker("best", RING))
     ended = [STATUS[s] for s in ("oom", "timeout") if any(row["status"] == s for row in rows)]
     if ended:
-        handles.append(mark(" or ".join(ended), CROSS))
+        handles.append(legend_marker(" or ".join(ended), CROSS))
     place: dict[str, Any] = {"loc": "outside right upper"}
     if len(axes) > 1:
         place = {"loc": "outside upper right", "ncols": len(handles)}

@@ -13,13 +13,14 @@ from pathlib import Path
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.worker import Job, Message, serve
 from xftrain.utils.files import open_plain, read_text
-from xftrain.utils.processes import cause_of_death, environment
+from xftrain.utils.processes import describe_exit
 from xftrain.utils.redaction import hidden_in_message, hidden_throughout
-from xftrain.utils.search_path import pass_on_to_processes, variables_of_children
+from xftrain.utils.search_path import pass_on_to_processes
+from xftrain.utils.untrusted_folder import protected_from_working_folder
 
 _START_S = 300.0  # time to start a process, with imports from a slow disk
-_STARTS = 3  # attempts to start a process before a job is given up
-_REASON = 500  # characters of a cell's error that are kept
+_MAX_STARTS = 3  # attempts to start a process before a job is given up
+_MAX_REASON = 500  # characters of a cell's error that are kept
 _LOG_TAIL = 400  # characters of the log that are part of the reason of a crash
 
 
@@ -30,24 +31,24 @@ class _Child:
         context = multiprocessing.get_context("spawn")
         self._log_file = log_file
         self._log_start = 0  # where the log of the current cell begins
-        self.connection, theirs = context.Pipe()
+        self.connection, child_connection = context.Pipe()
         self.process = context.Process(
-            target=serve, args=(theirs, str(log_file), device, deterministic), daemon=True
+            target=serve, args=(child_connection, str(log_file), device, deterministic), daemon=True
         )
         pass_on_to_processes()
         try:
-            with environment(variables_of_children()):
+            with protected_from_working_folder():
                 self.process.start()
-        except BaseException:  # such as SIGTERM: no other code would end the process
+        except BaseException:  # such as Stopped after SIGTERM: no other code would end the process
             if self.process.pid is not None:
                 self.process.kill()
             raise
-        theirs.close()
+        child_connection.close()
         self.is_ready = False
         self.job: Job | None = None
-        self.open: set[int] = set()  # indices of cells without a row
+        self.unreported: set[int] = set()  # indices of cells without a row
         self.current: int | None = None
-        self.notes: Row = {}  # known fields of the current cell
+        self.partial_row: Row = {}  # known fields of the current cell
         self.deadline = time.monotonic() + _START_S
 
     def send(self, job: Job, timeout_s: float) -> bool:
@@ -56,18 +57,18 @@ class _Child:
             self.connection.send(job)
         except OSError:
             return False
-        self.job, self.open, self.current = job, set(range(len(job.cells))), None
+        self.job, self.unreported, self.current = job, set(range(len(job.cells))), None
         self.deadline = time.monotonic() + timeout_s
         return True
 
-    def begin(self, index: int, log_bytes: int) -> None:
+    def start_cell(self, index: int, log_bytes: int) -> None:
         """Marks a cell as the current one, to which a crash or a timeout is attributed."""
         if self.current != index:
-            self.notes = {}
+            self.partial_row = {}
         self.current, self._log_start = index, log_bytes
 
     def end(self) -> str:
-        """Ends the process and returns its output, for the common log."""
+        """Kills the process and returns its output, for the common log."""
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -78,12 +79,12 @@ class _Child:
     def cause_of_death(self) -> str:
         """Describes how the process ended, with its last output for the current cell."""
         self.process.join(5)
-        said = cause_of_death(self.process.exitcode)
+        cause = describe_exit(self.process.exitcode)
         tail = ""
         with suppress(OSError), open_plain(self._log_file) as log:
             log.seek(self._log_start)
-            tail = _last_words(hidden_in_message(log.read().decode("utf-8", "replace")))
-        return hidden_in_message(f"{said}: {tail}" if tail else said)
+            tail = _crash_output(hidden_in_message(log.read().decode("utf-8", "replace")))
+        return hidden_in_message(f"{cause}: {tail}" if tail else cause)
 
 
 class Pool:
@@ -113,15 +114,15 @@ class Pool:
         *,
         timeout_s: float,
         num_workers: int = 1,
-        on_begin: Callable[[Cell], None] = lambda cell: None,
+        on_start: Callable[[Cell], None] = lambda cell: None,
     ) -> Iterator[tuple[Cell, Row]]:
         """Runs jobs and yields each cell with its row: `status`, `reason` and the measurements.
 
         Args:
             jobs: the jobs, which are started in this order, each in one process.
-            timeout_s: longest time without a message from a cell.
+            timeout_s: maximum time without a message from a cell, in seconds.
             num_workers: number of parallel processes; must be 1 if anything is timed.
-            on_begin: called when a cell begins.
+            on_start: called when a cell begins.
         """
         waiting = deque(job for job in jobs if job.cells)
         while len(self._children) > num_workers:  # idle processes hold device memory, too
@@ -139,7 +140,7 @@ class Pool:
                 if child.connection in awake:
                     if (message := _receive(child)) is not None:
                         self._num_failed *= not child.is_ready
-                        yield from _handle_message(child, message, timeout_s, on_begin)
+                        yield from _handle_message(child, message, timeout_s, on_start)
                         continue
                     row = {"status": "crashed", "reason": child.cause_of_death()}
                 elif time.monotonic() > child.deadline:
@@ -172,14 +173,14 @@ class Pool:
         if child.job is None:
             self._num_failed += not child.is_ready
             # it died at startup; give up after several attempts
-            if waiting and self._num_failed >= _STARTS:
+            if waiting and self._num_failed >= _MAX_STARTS:
                 yield from ((cell, row) for cell in waiting.popleft().cells)
             return
-        left = {index: child.job.cells[index] for index in sorted(child.open)}
+        left = {index: child.job.cells[index] for index in sorted(child.unreported)}
         gave_up = child.current is None and len(left) < len(child.job.cells)
         if not gave_up:  # otherwise the device failed, and a row has reported it
             index = min(left) if child.current is None else child.current
-            yield left.pop(index), child.notes | row
+            yield left.pop(index), child.partial_row | row
         if left:
             waiting.appendleft(Job(child.job.measure, tuple(left.values())))
 
@@ -190,17 +191,17 @@ class Pool:
                 log.write(text.encode("utf-8"))
 
 
-def _last_words(text: str) -> str:
+def _crash_output(text: str) -> str:
     """The relevant output of a crash: faulthandler prints the last call first, a traceback last."""
     _, fatal, stack = text.rpartition("Fatal Python error: ")
     kept = (fatal + stack)[:_LOG_TAIL] if fatal else text[-_LOG_TAIL:]
     return " ".join(kept.split())
 
 
-def _shown(fields: Row) -> Row:
-    """Hides secrets in a row, and only then shortens it: half a secret would not be found."""
+def _sanitized(fields: Row) -> Row:
+    """Hides secrets in a row before it is shortened, since a truncated secret is not recognized."""
     row: Row = hidden_throughout(fields)
-    return row | {"reason": row["reason"][:_REASON]} if row.get("reason") else row
+    return row | {"reason": row["reason"][:_MAX_REASON]} if row.get("reason") else row
 
 
 def _receive(child: _Child) -> Message | None:
@@ -213,7 +214,7 @@ def _receive(child: _Child) -> Message | None:
 
 
 def _handle_message(
-    child: _Child, message: Message, timeout_s: float, on_begin: Callable[[Cell], None]
+    child: _Child, message: Message, timeout_s: float, on_start: Callable[[Cell], None]
 ) -> Iterator[tuple[Cell, Row]]:
     kind, index, fields = message
     child.deadline = time.monotonic() + timeout_s
@@ -221,22 +222,23 @@ def _handle_message(
         child.is_ready = True
     elif kind == "done":
         assert child.job is not None
-        for left in sorted(child.open):  # the function of a user's own benchmark reported no row
+        # the function of a user's own benchmark may report no row for a cell
+        for missing in sorted(child.unreported):
             row: Row = {
                 "status": "failed",
                 "reason": "the benchmark's function reported no row for it",
             }
-            yield child.job.cells[left], row
-        child.job, child.current, child.open = None, None, set()
+            yield child.job.cells[missing], row
+        child.job, child.current, child.unreported = None, None, set()
     elif kind == "begin":
         assert child.job is not None
         if child.current != index:
-            on_begin(child.job.cells[index])
-        child.begin(index, fields["log_bytes"])
+            on_start(child.job.cells[index])
+        child.start_cell(index, fields["log_bytes"])
     elif kind == "note":
-        child.notes = fields
+        child.partial_row = fields
     else:
         assert child.job is not None
-        child.open.discard(index)
-        child.current, child.notes = None, {}
-        yield child.job.cells[index], _shown(fields)
+        child.unreported.discard(index)
+        child.current, child.partial_row = None, {}
+        yield child.job.cells[index], _sanitized(fields)

@@ -22,7 +22,7 @@ class Progress:
     Args:
         name: the benchmark's name.
         num_cells: the number of all cells.
-        num_done: the number of cells that have a row already.
+        num_done: the number of cells that already have a row.
     """
 
     def __init__(self, name: str, num_cells: int, num_done: int) -> None:
@@ -50,8 +50,8 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def begin(self, cell: Cell) -> None:
-        """Shows the cell that begins."""
+    def start_cell(self, cell: Cell) -> None:
+        """Shows the cell that starts."""
         if cell.benchmark == self.name:
             self._begun.add(cell.key)
         if self._bar is not None:
@@ -61,7 +61,7 @@ class Progress:
             log.info("%d/%d  %s%s", self.num_done, self.num_cells, cell.label, self._time_left())
 
     def advance(self, cell: Cell) -> None:
-        """Counts a cell that has got its row."""
+        """Counts a cell whose row has been reported."""
         if cell.benchmark != self.name:
             return
         self.num_done += 1
@@ -69,7 +69,7 @@ class Progress:
             self._bar.update(self._task, completed=self._share())
 
     def _share(self) -> float:
-        """The cells done; a cell that is being measured in turns with others counts as half."""
+        """The number of completed cells; a cell measured in turns with others counts as half."""
         measured = self.num_done - self._first
         return self._first + (measured + max(len(self._begun), measured)) / 2
 

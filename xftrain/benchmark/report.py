@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PLOTS = "plots"
-# A plot's name, which has no Markdown markup; other files in the folder are no plots of ours.
+# A plot's file name without Markdown markup; other files in the folder are not plots of xftrain.
 _is_harmless = re.compile(r"[\w.+=-]+", re.ASCII).fullmatch
 Shown = Mapping[str, tuple[Any, Sequence[Row]]]  # by name, the class of a benchmark and its rows
 
@@ -36,7 +36,7 @@ def write(
         (run_dir / _PLOTS).mkdir(exist_ok=True)
         for earlier in (run_dir / _PLOTS).glob(f"{name}-*.png"):
             if earlier.stem.removeprefix(f"{name}-") not in figures:
-                earlier.unlink()  # an earlier plot that is not drawn any more
+                earlier.unlink()  # an earlier plot that is no longer drawn
     for title, figure in figures.items():
         png = io.BytesIO()
         figure.savefig(png, format="png")
@@ -57,21 +57,24 @@ def render(run_dir: Path, rows: Sequence[Row], shown: Shown | None = None) -> st
     command = one_line(found.pop("command")).replace("`", "'")
     found = {escaped(one_line(name)): escaped(one_line(text)) for name, text in found.items()}
     parts = [f"# Benchmark: {found['device']}", f"`{command}`", found.pop("note", "")]
-    if said := verdict([as_markdown(row) for row in rows_for_verdict(rows, shown or {})]):
-        parts += [f"## {TITLE}", said, "## What it was measured on"]
+    if text := verdict([as_markdown(row) for row in rows_for_verdict(rows, shown or {})]):
+        parts += [f"## {TITLE}", text, "## What it was measured on"]
     parts.append(tables.table(["what", "measured on"], [[k, v] for k, v in found.items()]))
     saved, rows = rows, [as_markdown(row) for row in rows]
     peaks = [row for row in rows if row["sweep"] == PEAK and row["status"] == "ok"]
     parts += [
-        f"A {row['size']} x {row['size']} matrix product in {row['dtype']} ran at "
+        f"A {row['size']} x {row['size']} matmul in {row['dtype']} ran at "
         f"{tables.figure(row['tflops'])} TF/s; shares of the peak are of this."
         for row in peaks
     ]
     parts.append(tables.LEGEND)
     for name in dict.fromkeys(row["sweep"] for row in rows if row["sweep"] != PEAK):
         kind, own = (shown or {}).get(name, (None, []))
-        if kind is None and name in registry.names("callbacks"):
-            kind, own = registry.load("callbacks", name), [r for r in saved if r["sweep"] == name]
+        if kind is None and name in registry.option_names("callbacks"):
+            kind, own = (
+                registry.load_class("callbacks", name),
+                [r for r in saved if r["sweep"] == name],
+            )
         if kind is None:
             continue  # a user's own class that is not part of this run: only in rows.jsonl
         peak = peak_tflops(rows, own[0].get("dtype") if own else None)

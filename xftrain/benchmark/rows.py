@@ -18,15 +18,17 @@ from xftrain.utils.printable import one_line, shortened
 from xftrain.utils.spreadsheet import csv_text
 
 FILE = "rows.jsonl"
-# Limits of an untrusted file of rows; a row has some KiB, and far more when parsed in memory.
-_MOST_BYTES, _MOST_ROWS, _MOST_BYTES_OF_ROW = 16 << 20, 100_000, 1 << 20
-_LARGEST = 1 << 62  # largest number of bytes, tokens or repetitions in a row
+# Limits of an untrusted file; a row has a few KiB, and takes far more memory once parsed.
+_MAX_BYTES, _MAX_ROWS, _MAX_ROW_BYTES = 16 << 20, 3_000, 1 << 20
+_MAX_FIELDS = 300
+_MAX_NUMBER = 1 << 62  # largest number of bytes, tokens or repetitions in a row
 _MAX_CHARACTERS = 1000  # longest text that is shown
 _STATUSES = get_args(Status)
-_TEXTS = ("sweep", "cell", "status")  # fields of every row
+_REQUIRED_FIELDS = ("sweep", "cell", "status")  # fields of every row
 # Environment fields that must be equal in all rows of a folder.
-_SAME = ("device", "host", "torch", "xformers", "xftrain", "deterministic")
-KEPT = ("ok", "unsupported", "oom")  # statuses of cells that a resumed benchmark does not repeat
+_MACHINE_FIELDS = ("device", "host", "torch", "xformers", "xftrain", "deterministic")
+# Statuses of cells that a resumed benchmark does not measure again.
+FINAL_STATUSES = ("ok", "unsupported", "oom")
 
 
 def read_rows(run_dir: Path) -> list[Row]:
@@ -36,17 +38,24 @@ def read_rows(run_dir: Path) -> list[Row]:
         ConfigError: the file is damaged.
     """
     path, rows = run_dir / FILE, []
+    names: set[str] = set()
     for number, line in enumerate(_lines(path), start=1):
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError("it is no row of a benchmark")
+                raise ValueError("it is not a row of a benchmark")
         except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{path}, line {number}, is damaged ({one_line(str(error))}): delete the line, or "
                 "choose another hydra.run.dir."
             ) from None
         rows.append({one_line(name): _plain(value) for name, value in row.items()})
+        names |= rows[-1].keys()
+        if len(names) > _MAX_FIELDS:  # results.csv has a column for each, in every row
+            raise ConfigError(
+                f"{path} has more than {_MAX_FIELDS} different fields in its rows, which no "
+                "benchmark writes: delete it, or choose another hydra.run.dir."
+            )
     return rows
 
 
@@ -59,15 +68,13 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with open_plain(path) as file:
             num_rows = num_bytes = 0
-            while (line := file.readline(_MOST_BYTES_OF_ROW)).endswith(b"\n"):
+            while (line := file.readline(_MAX_ROW_BYTES)).endswith(b"\n"):
                 num_rows, num_bytes = num_rows + 1, num_bytes + len(line)
-                if num_rows > _MOST_ROWS or num_bytes > _MOST_BYTES:
-                    raise ValueError(
-                        f"it has more than {_MOST_ROWS:,} rows or {_MOST_BYTES:,} bytes"
-                    )
+                if num_rows > _MAX_ROWS or num_bytes > _MAX_BYTES:
+                    raise ValueError(f"it has more than {_MAX_ROWS:,} rows or {_MAX_BYTES:,} bytes")
                 yield line.decode("utf-8")
-            if len(line) == _MOST_BYTES_OF_ROW:
-                raise ValueError(f"it has a row of more than {_MOST_BYTES_OF_ROW:,} bytes")
+            if len(line) == _MAX_ROW_BYTES:
+                raise ValueError(f"it has a row of more than {_MAX_ROW_BYTES:,} bytes")
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
@@ -81,8 +88,12 @@ def _plain(value: Any) -> Any:
     """Sanitizes a value of an untrusted row: text to one line, numbers to the allowed range."""
     if isinstance(value, str):
         return one_line(value)
-    if isinstance(value, int) and abs(value) > _LARGEST:
+    if isinstance(value, int) and abs(value) > _MAX_NUMBER:
         return None
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {one_line(name): _plain(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -97,19 +108,19 @@ class RowStore:
     def __init__(self, run_dir: Path, environment: Mapping[str, Any]) -> None:
         self.run_dir, self.environment = run_dir, dict(environment)
         self.rows = read_rows(run_dir)
-        self._was_read = bool(self.rows)
+        self._has_read_rows = bool(self.rows)
         for row in self.rows:
-            if any(type(row.get(name)) is not str for name in _TEXTS):
+            if any(type(row.get(name)) is not str for name in _REQUIRED_FIELDS):
                 raise ConfigError(
-                    f"{run_dir / FILE} has a row without {', '.join(_TEXTS)}: delete it, or choose "
-                    "another hydra.run.dir."
+                    f"{run_dir / FILE} has a row without {', '.join(_REQUIRED_FIELDS)}: delete it, "
+                    "or choose another hydra.run.dir."
                 )
             if row["status"] not in _STATUSES:
                 raise ConfigError(
                     f"{run_dir / FILE} has a row with a status that is none of "
                     f"{', '.join(_STATUSES)}: delete it, or choose another hydra.run.dir."
                 )
-            for name in _SAME:
+            for name in _MACHINE_FIELDS:
                 if row.get(name) != self.environment.get(name):
                     raise ConfigError(
                         f"the rows in {run_dir / FILE} were measured with {name} {row.get(name)}, "
@@ -121,9 +132,9 @@ class RowStore:
 
     def measured_cells(self) -> set[str]:
         """The keys of cells that need not be measured again."""
-        return {row["cell"] for row in self.rows if row["status"] in KEPT}
+        return {row["cell"] for row in self.rows if row["status"] in FINAL_STATUSES}
 
-    def forget(self, benchmark: str) -> None:
+    def drop(self, benchmark: str) -> None:
         """Drops the rows of one benchmark."""
         self.rows = [row for row in self.rows if row["sweep"] != benchmark]
         self._rewrite()
@@ -140,7 +151,7 @@ class RowStore:
             self._rewrite()
 
     @contextmanager
-    def refusing_what_no_benchmark_wrote(self) -> Iterator[None]:
+    def malformed_rows_refused(self) -> Iterator[None]:
         """Turns errors from malformed rows into ConfigError while rows are shown.
 
         Raises:
@@ -149,7 +160,7 @@ class RowStore:
         try:
             yield
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            if not self._was_read or isinstance(error, ConfigError):
+            if not self._has_read_rows or isinstance(error, ConfigError):
                 raise
             raise ConfigError(
                 f"{self.run_dir / FILE} has rows that no benchmark of this version wrote "
@@ -157,17 +168,18 @@ class RowStore:
             ) from error
 
     def _rewrite(self) -> None:
-        with self._saying_what_failed():
+        with self._write_errors_explained():
             replace_text(self.run_dir / FILE, "".join(map(_line, self.rows)))
 
     def _append(self, row: Row) -> None:
-        with self._saying_what_failed(), open_plain(self.run_dir / FILE, "ab") as file:
+        with self._write_errors_explained(), open_plain(self.run_dir / FILE, "ab") as file:
             file.write(_line(row).encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
 
     @contextmanager
-    def _saying_what_failed(self) -> Iterator[None]:
+    def _write_errors_explained(self) -> Iterator[None]:
+        """Within this context, an OSError becomes a RunError that says what to do."""
         try:
             yield
         except OSError as error:

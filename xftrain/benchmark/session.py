@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from xftrain.benchmark import environment, report, tensorboard
-from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
+from xftrain.benchmark.base import BenchmarkPlan, Context
 from xftrain.benchmark.cells import Cell, Row
 from xftrain.benchmark.compiling import compile_ahead
 from xftrain.benchmark.matmul import BENCHMARK as PEAK
@@ -20,7 +20,7 @@ from xftrain.benchmark.rows import RowStore, as_lines
 from xftrain.benchmark.tables import STATUS
 from xftrain.benchmark.verdict import TITLE, verdict
 from xftrain.benchmark.worker import Job
-from xftrain.utils.processes import stops_raised
+from xftrain.utils.processes import raising_stopped
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def run_suite(benchmarks: Sequence[BenchmarkPlan], context: Context) -> None:
         RunError: the rows cannot be written.
         Stopped: a signal ended the benchmark; the rows so far are kept.
     """
-    with stops_raised():
+    with raising_stopped():
         _Session(benchmarks, context).run()
 
 
@@ -52,7 +52,7 @@ class _Session:
         self.peaks: set[str] = set()  # keys of reference matmuls measured in this run
         for benchmark in benchmarks:
             if not benchmark.resume:
-                self.store.forget(benchmark.name)
+                self.store.drop(benchmark.name)
 
     def run(self) -> None:
         if self.on_gpu:
@@ -74,7 +74,7 @@ class _Session:
                 )
             for benchmark, listed in zip(self.benchmarks, jobs, strict=True):
                 self._measure(benchmark, listed, pool)
-        self._answer()
+        self._log_verdict()
         log.info("report: %s", self.context.run_dir / "report.md")
 
     def _todo(self, jobs: Sequence[Job]) -> list[Job]:
@@ -89,25 +89,25 @@ class _Session:
         ]
         if not any(job.cells for job in todo):
             return []
-        products = [job for job in jobs if job.cells[0].benchmark == PEAK]
-        return [job for job in products if job.cells[0].key not in self.peaks] + todo
+        reference_jobs = [job for job in jobs if job.cells[0].benchmark == PEAK]
+        return [job for job in reference_jobs if job.cells[0].key not in self.peaks] + todo
 
     def _measure(self, benchmark: BenchmarkPlan, jobs: Sequence[Job], pool: Pool) -> None:
         cells = [cell for job in jobs for cell in job.cells if cell.benchmark == benchmark.name]
         done = self.store.measured_cells()
-        num_kept = sum(cell.key in done for cell in cells)
-        if num_kept:
+        num_done = sum(cell.key in done for cell in cells)
+        if num_done:
             log.info(
                 "%s: %d of %d cells are in the run folder already; callbacks.%s.resume=false "
                 "measures them again",
-                *(benchmark.name, num_kept, len(cells), benchmark.name),
+                *(benchmark.name, num_done, len(cells), benchmark.name),
             )
-        with Progress(benchmark.name, len(cells), num_kept) as progress:
+        with Progress(benchmark.name, len(cells), num_done) as progress:
             for cell, measured in pool.run(
                 self._todo(jobs),
                 timeout_s=benchmark.timeout_s,
                 num_workers=1 if benchmark.is_timed or not self.on_gpu else self._num_processes(),
-                on_begin=progress.begin,
+                on_start=progress.start_cell,
             ):
                 if cell.benchmark == PEAK:
                     self.peaks.add(cell.key)
@@ -117,7 +117,7 @@ class _Session:
         # the cell's own columns override those that a process reported
         rows = [{**by_key[cell.key], **cell.columns} for cell in cells]
         self.shown[benchmark.name] = (type(benchmark), rows)
-        with self.store.refusing_what_no_benchmark_wrote():
+        with self.store.malformed_rows_refused():
             self._show(benchmark, rows)
         log.info("%s: %s", benchmark.name, count(rows))
 
@@ -130,13 +130,13 @@ class _Session:
         tensorboard.log_benchmark(self.context, benchmark, rows, peak, figures)
         log.info("%s\n%s", benchmark.title, benchmark.summary(lines, peak))
 
-    def _answer(self) -> None:
+    def _log_verdict(self) -> None:
         """Logs the verdict as the last part of the benchmark's results."""
-        with self.store.refusing_what_no_benchmark_wrote():
+        with self.store.malformed_rows_refused():
             rows = report.rows_for_verdict(self.store.rows, self.shown)
-            if said := verdict([as_lines(row) for row in rows]):
+            if text := verdict([as_lines(row) for row in rows]):
                 tensorboard.log_verdict(self.context, rows)
-                log.info("%s\n%s", TITLE, said)
+                log.info("%s\n%s", TITLE, text)
 
     def _num_processes(self) -> int:
         """The number of processes for compiling and checking, which use little of a GPU."""

@@ -19,10 +19,10 @@ STATUS = {
 }
 
 LEGEND = (
-    "`ms` is forward and backward on the device, with Python's part hidden, and `n` how often it "
-    "was measured; `loop ms` is a call in a loop of calls, Python's part included. `extra` is "
-    "memory above q, k, v and the output's gradient; `mask` is what the kernel's form of the bias "
-    "costs, once a batch."
+    "`ms` is forward and backward on the device, with Python's overhead hidden, and `n` how often "
+    "it was measured; `loop ms` is a call in a loop of calls, Python's overhead included. `extra` "
+    "is memory above q, k, v and the output's gradient; `mask` is the cost of the kernel's mask or "
+    "bias, once per batch."
 )
 
 
@@ -78,12 +78,12 @@ def outcome(field: str) -> Format:
 
 def reasons(rows: Sequence[Row], name: Callable[[Row], str]) -> str:
     """Lists why rows have no figures: a line for each reason, with the rows that share it."""
-    found: dict[tuple[str, str], list[str]] = {}
+    by_reason: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row["status"] != "ok":
-            found.setdefault((row["status"], row["reason"] or ""), []).append(name(row))
+            by_reason.setdefault((row["status"], row["reason"] or ""), []).append(name(row))
     lines = []
-    for (status, reason), names in found.items():
+    for (status, reason), names in by_reason.items():
         shown = ", ".join(list(dict.fromkeys(names))[:6]) + (" ..." if len(names) > 6 else "")
         lines.append(f"- {STATUS[status]} ({len(names)}): {shown}: {reason}")
     return "\n".join(lines)

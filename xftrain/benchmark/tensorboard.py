@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
+from xftrain.benchmark.base import BenchmarkPlan, Context
 from xftrain.benchmark.cells import Row
 from xftrain.benchmark.rows import as_lines, as_markdown
 from xftrain.benchmark.verdict import TITLE, verdict
@@ -20,7 +20,7 @@ from xftrain.utils.plot_style import pixels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from xftrain.benchmark.benchmark_plan import BenchmarkPlan, Context
+    from xftrain.benchmark.base import BenchmarkPlan, Context
 
 _GROUP = "benchmark"
 _SCALARS = ("ms", "extra_mib", "tokens_per_s")
@@ -45,8 +45,8 @@ def log_benchmark(
         for name, figure in figures.items():
             tag = f"{_GROUP}/{benchmark.name}/{name}"
             writer.add_image(tag, pixels(figure), dataformats="HWC")
-        said = benchmark.summary([as_markdown(row) for row in rows], peak)
-        writer.add_text(f"{_GROUP}/{benchmark.name}", said)
+        text = benchmark.summary([as_markdown(row) for row in rows], peak)
+        writer.add_text(f"{_GROUP}/{benchmark.name}", text)
         writer.flush()
 
 
@@ -54,8 +54,8 @@ def log_verdict(context: Context, rows: Sequence[Row]) -> None:
     """Logs the verdict, with a tag that sorts before those of the benchmarks."""
     for logger in context.loggers:
         if isinstance(logger, TensorBoardLogger):
-            said = verdict([as_markdown(row) for row in rows])
-            logger.experiment.add_text(f"{_GROUP}/{TITLE}", said)
+            text = verdict([as_markdown(row) for row in rows])
+            logger.experiment.add_text(f"{_GROUP}/{TITLE}", text)
             logger.experiment.flush()
 
 

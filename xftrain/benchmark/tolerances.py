@@ -60,7 +60,7 @@ def check_parity(
     call: AttnCall,
     generator: torch.Generator,
 ) -> Verdict:
-    """Runs the backend forward and backward on inputs whose surroundings in memory are NaN."""
+    """Runs the backend forward and backward on inputs that are surrounded by NaN in memory."""
     bias, shape, dtype, device = call
     heads = (shape.H, shape.G, shape.G)
     qkv = tuple(poisoned(shape, n, dtype, device, generator) for n in heads)
@@ -70,10 +70,10 @@ def check_parity(
     )
     handle = backend.prepare(*call)
     results = output_and_grads(lambda q, k, v: backend(q, k, v, handle), qkv, grad)
-    yardstick = torch_errors(qkv, grad, bias, truth)
+    baseline = torch_errors(qkv, grad, bias, truth)
 
     verdict = Verdict()
-    for name, mine, torchs, right in zip(RESULTS, results, yardstick, truth, strict=True):
+    for name, mine, torchs, right in zip(RESULTS, results, baseline, truth, strict=True):
         if mine.dtype != dtype or mine.shape != right.shape:
             verdict.faults.append(f"{name} is {mine.dtype} {list(mine.shape)}")
             continue

@@ -1,4 +1,4 @@
-"""Measures training: a few steps of the run that a user would start."""
+"""Measures training: a few steps of a run with the given configuration."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from xftrain.benchmark.cells import Cell
 from xftrain.benchmark.measure import settle, spread
 from xftrain.benchmark.worker import Reporter
 from xftrain.commands import train
+from xftrain.config.own_code import own_code
 from xftrain.train import hardware
 
 _INTERVALS = 3  # timed intervals of a round, after one for warm-up
-_DECISIVE = (  # root keys that change what a step does
+_DECISIVE = (  # root keys that affect a training step
     *("model", "data", "loss", "optim", "schedule", "trainer"),
     *("seq", "batch_tokens", "seed", "compile", "matmul", "deterministic"),
 )
@@ -40,7 +41,9 @@ class TrainCell(Cell):
     @property
     def identity(self) -> Any:
         """Everything that determines the results of the cell, except the machine."""
-        return ({key: self.options[key] for key in _DECISIVE}, self.interval_steps)
+        options = {key: self.options[key] for key in _DECISIVE}
+        code = own_code(options)
+        return (options, self.interval_steps, *([code] if code else []))
 
 
 def measure_training(cells: Sequence[TrainCell], reporter: Reporter) -> None:

@@ -1,13 +1,13 @@
-"""The verdict of a benchmark: the fastest and the smallest attention, and the override to type.
+"""The verdict of a benchmark: the fastest and the smallest backend, and the override to type.
 
 For each bias and head grouping, the verdict uses the measurements that are closest to the run:
 
 - the training steps of `train_sweep`, which have the run's own shape, if there are any;
 - otherwise the attention calls of `attention_sweep`, at the longest length at which all backends
-  ran that ran at any length.
+  ran, without those that ran at no length.
 
-Two backends are tied where the median of one is between the 10th and 90th percentiles of the other,
-or where their memory differs by less than 2 % or 1 MiB.
+Two backends are tied if the median of one is between the 10th and 90th percentiles of the other, or
+if their memory differs by less than 2 % or 1 MiB.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xftrain.config import registry
 
 TITLE = "Which attention to use"
 BENCHMARKS = ("train_sweep", "attention_sweep", "parity")  # the benchmarks whose rows are used
-_SAME, _SAME_MIB = 0.02, 1.0  # smaller differences of memory are ties
+_TIE_SHARE, _TIE_MIB = 0.02, 1.0  # smaller differences in memory are ties
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Case:
         bias: the bias.
         heads: the head grouping.
         measured: description of the measurement.
-        rows: a row for each backend, whatever its status.
+        rows: a row for each backend, with any status.
         others: rows of the same bias and grouping with other settings, for notes on failures.
         speed: the name of the field with time or speed.
         memory: the name of the field with memory.
@@ -56,7 +56,7 @@ def verdict(rows: Sequence[Row]) -> str:
     """Renders the table of winners and its limitations in Markdown; empty without comparisons.
 
     Args:
-        rows: the rows of all benchmarks of a benchmark.
+        rows: the rows of all benchmarks of a run.
     """
     cases = _cases(rows)
     if not cases:
@@ -85,23 +85,25 @@ def _cases(rows: Sequence[Row]) -> list[Case]:
     trained = [row for row in rows if row["sweep"] == "train_sweep"]
     called = [r for r in rows if r["sweep"] == "attention_sweep" and "longest_limit" not in r]
     made = []
-    for place in dict.fromkeys(map(_place, [*trained, *called])):
-        own = [row for row in trained if _place(row) == place]
-        calls = [row for row in called if _place(row) == place]
+    places: dict[tuple[str, str], tuple[list[Row], list[Row]]] = {}
+    for kind, several in enumerate((trained, called)):
+        for row in several:
+            places.setdefault(_bias_and_heads(row), ([], []))[kind].append(row)
+    for own, calls in places.values():
         is_trained = any(map(_ran, own)) or not calls
-        made.append(_of_training(own, calls) if is_trained else _of_calls(calls))
+        made.append(_training_case(own, calls) if is_trained else _call_case(calls))
     return made
 
 
-def _of_training(rows: Sequence[Row], calls: Sequence[Row]) -> Case:
+def _training_case(rows: Sequence[Row], calls: Sequence[Row]) -> Case:
     """The case of training steps, with the feed-forward of the first row that ran."""
     first = next(filter(_ran, rows), rows[0])
     own = [row for row in rows if (row["ffn"], row["seq"]) == (first["ffn"], first["seq"])]
     measured = f"training, seq {first['seq']:,}, {first['ffn']}, {first['dtype']}"
-    return Case(*_place(first), measured, own, calls, "tokens_per_s", "peak_mib")
+    return Case(*_bias_and_heads(first), measured, own, calls, "tokens_per_s", "peak_mib")
 
 
-def _of_calls(rows: Sequence[Row]) -> Case:
+def _call_case(rows: Sequence[Row]) -> Case:
     """The case of attention calls, at the longest common length."""
     lengths: dict[str, set[int]] = {}
     for row in filter(_ran, rows):
@@ -111,7 +113,7 @@ def _of_calls(rows: Sequence[Row]) -> Case:
     own = [row for row in rows if row["M"] == length]
     measured = f"call, M = {length:,}, {own[0]['dtype']}"
     memory = "extra_mib" if all(_figure(r, "extra_mib") for r in own if _ran(r)) else "peak_mib"
-    return Case(*_place(rows[0]), measured, own, rows, "ms", memory)
+    return Case(*_bias_and_heads(rows[0]), measured, own, rows, "ms", memory)
 
 
 def _best(rows: Sequence[Row], field: str, are_tied: Callable[[Row, Row, str], bool]) -> list[Row]:
@@ -130,7 +132,7 @@ def _are_times_tied(best: Row, other: Row, field: str) -> bool:
 
 
 def _is_memory_tied(best: Row, other: Row, field: str) -> bool:
-    return bool(other[field] - best[field] <= max(_SAME_MIB, _SAME * best[field]))
+    return bool(other[field] - best[field] <= max(_TIE_MIB, _TIE_SHARE * best[field]))
 
 
 def _winners(rows: Sequence[Row], field: str, *, is_alone: bool) -> str:
@@ -138,8 +140,8 @@ def _winners(rows: Sequence[Row], field: str, *, is_alone: bool) -> str:
         return "-"
     unit = {"tokens_per_s": "tokens/s", "ms": "ms"}.get(field, "MiB")
     tied = ", ".join(str(row["backend"]) for row in rows[1:])
-    said = f"{rows[0]['backend']} {tables.figure(rows[0][field])} {unit}"
-    return f"{said}, tied with {tied}" if tied else f"{said}{', the only one' * is_alone}"
+    text = f"{rows[0]['backend']} {tables.figure(rows[0][field])} {unit}"
+    return f"{text}, tied with {tied}" if tied else f"{text}{', the only one' * is_alone}"
 
 
 def _advice(fastest: Sequence[Row], smallest: Sequence[Row], memory: str) -> str:
@@ -147,16 +149,16 @@ def _advice(fastest: Sequence[Row], smallest: Sequence[Row], memory: str) -> str
     if not fastest:
         return "-"
     chosen = min(fastest, key=lambda row: _figure(row, memory) or float("inf"))
-    said = _override(chosen)
+    text = _override(chosen)
     if smallest and chosen not in smallest:
-        said += f", for memory {_override(smallest[0])}"
-    return said
+        text += f", for memory {_override(smallest[0])}"
+    return text
 
 
 def _override(row: Row) -> str:
     """The override for a backend, whose name may be followed by its fields."""
     name, *fields = str(row["backend"]).split(" ")
-    if name not in registry.names("model/attn"):
+    if name not in registry.option_names("model/attn"):
         return f"your own {name}"
     return f"`{' '.join([f'model.attn={name}', *(f'model.attn.{field}' for field in fields)])}`"
 
@@ -165,43 +167,45 @@ def _notes(cases: Sequence[Case], wrong: set[tuple[str, str, str]]) -> str:
     """Lists every backend that was not compared, with the reason."""
     found: dict[str, list[str]] = {}
 
-    def note(said: str, backend: str, case: Case) -> None:
-        places = found.setdefault(f"{backend} {said}", [])
+    def add_note(text: str, backend: str, case: Case) -> None:
+        places = found.setdefault(f"{backend} {text}", [])
         if case.name not in places:
             places.append(case.name)
 
     for case in cases:
         compared = {row["backend"] for row in case.rows if _ran(row)}
-        for backend in dict.fromkeys(row["backend"] for row in [*case.rows, *case.others]):
-            own = [row for row in [*case.rows, *case.others] if row["backend"] == backend]
+        by_backend: dict[str, list[Row]] = {}
+        for row in [*case.rows, *case.others]:
+            by_backend.setdefault(row["backend"], []).append(row)
+        for backend, own in by_backend.items():
             if _subject(own[0]) in wrong:
-                note("gave wrong results (see Parity) and is not chosen", backend, case)
+                add_note("gave wrong results (see Parity) and is not chosen", backend, case)
             lost = [row for row in own if not _ran(row)]
             for status in dict.fromkeys(row["status"] for row in lost):
                 first = min((r for r in lost if r["status"] == status), key=_length)
                 at_length = f" from M = {first['M']:,} on" if any(map(_ran, own)) else ""
                 reason = f" ({first['reason']})" if status != "oom" and first.get("reason") else ""
-                words = "ran out of memory" if status == "oom" else tables.STATUS[status]
-                words = f"was {words}" if status == "unsupported" else words
-                note(f"{words}{at_length if 'M' in first else ''}{reason}", backend, case)
+                outcome = "ran out of memory" if status == "oom" else tables.STATUS[status]
+                outcome = f"was {outcome}" if status == "unsupported" else outcome
+                add_note(f"{outcome}{at_length if 'M' in first else ''}{reason}", backend, case)
             if backend not in compared and any(map(_ran, own)):
-                note("was measured in single calls only and is not compared", backend, case)
-    lines = [f"- {said}: {', '.join(places)}" for said, places in found.items()]
+                add_note("was measured in single calls only and is not compared", backend, case)
+    lines = [f"- {text}: {', '.join(places)}" for text, places in found.items()]
     lines.append(
         "- tied: the median of one is between the 10th and 90th percentiles of the other, or the "
-        f"memory differs by less than {_SAME:.0%} or {_SAME_MIB:g} MiB; the override is that of "
-        "the smaller one"
+        f"memory differs by less than {_TIE_SHARE:.0%} or {_TIE_MIB:g} MiB; the override is that "
+        "of the smaller one"
     )
     return "\n".join(lines)
 
 
 def _subject(row: Row) -> tuple[str, str, str]:
     """Backend, bias and heads; the bias without fields, since parity may check another window."""
-    bias, heads = _place(row)
+    bias, heads = _bias_and_heads(row)
     return str(row["backend"]), bias.partition(" ")[0], heads
 
 
-def _place(row: Row) -> tuple[str, str]:
+def _bias_and_heads(row: Row) -> tuple[str, str]:
     return str(row["bias"]), str(row["heads"])
 
 

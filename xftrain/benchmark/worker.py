@@ -20,10 +20,10 @@ import torch
 
 from xftrain.benchmark.cells import Cell, Status
 from xftrain.errors import ConfigError
-from xftrain.utils import plot_settings
 from xftrain.utils.device_memory import is_out_of_memory
 from xftrain.utils.files import open_plain
 from xftrain.utils.processes import die_with_parent
+from xftrain.utils.untrusted_folder import protect_libraries
 
 T = TypeVar("T")
 # (kind, index of the cell, fields); the kind is ready, begin, note, row or done
@@ -34,7 +34,7 @@ class Unsupported(Exception):
     """A cell is refused, with the reasons."""
 
 
-class _Poisoned(Exception):
+class _BrokenDevice(Exception):
     """The device raised an error after which this process cannot use it."""
 
 
@@ -57,13 +57,13 @@ class Reporter:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def begin(self, index: int) -> None:
+    def start_cell(self, index: int) -> None:
         """Marks a cell as the current one, to which a crash is attributed."""
         sys.stdout.flush()
         # the log so far belongs to earlier cells
         self._send("begin", index, {"log_bytes": os.fstat(1).st_size})
 
-    def note(self, index: int, **fields: Any) -> None:
+    def heartbeat(self, index: int, **fields: Any) -> None:
         """Sends a heartbeat, with fields for the cell's row in case this process dies."""
         self._send("note", index, fields)
 
@@ -73,7 +73,7 @@ class Reporter:
 
     def attempt(self, index: int, function: Callable[..., T], *args: Any) -> T | None:
         """Calls a function; if it raises, reports the error as the cell's row and returns None."""
-        self.begin(index)
+        self.start_cell(index)
         try:
             return function(*args)
         except Exception as error:
@@ -82,7 +82,7 @@ class Reporter:
                 traceback.print_exc()  # to the log of this process
             self.row(index, status, reason)
             if "CUDA error" in reason:
-                raise _Poisoned from None
+                raise _BrokenDevice from None
         free_memory()
         return None
 
@@ -92,12 +92,12 @@ class Reporter:
 
 def outcome(error: Exception) -> tuple[Status, str]:
     """The status and the reason of a cell that raised this exception."""
-    said = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     if isinstance(error, Unsupported | ConfigError):
-        return "unsupported", said
+        return "unsupported", text
     if is_out_of_memory(error):
-        return "oom", said.partition(". GPU 0 has")[0] or "out of memory"
-    return "failed", f"{type(error).__name__}: {said}"
+        return "oom", text.partition(". GPU 0 has")[0] or "out of memory"
+    return "failed", f"{type(error).__name__}: {text}"
 
 
 def free_memory() -> None:
@@ -109,9 +109,9 @@ def free_memory() -> None:
 
 def serve(connection: Connection, log_file: str, device: str, deterministic: bool) -> None:
     """Measures one job after the other until the parent closes the connection."""
-    plot_settings.ignore_working_folder()
+    protect_libraries()
     die_with_parent(signal.SIGKILL)
-    # only one or two kernels are compiled at a time: starting more threads costs more than it saves
+    # at most two kernels are compiled at a time: starting more threads costs more than it saves
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all processes
         signal.signal(number, signal.SIG_IGN)  # the parent decides
@@ -135,8 +135,8 @@ def serve(connection: Connection, log_file: str, device: str, deterministic: boo
         gc.enable()
         try:
             job.measure(job.cells, reporter)
-        except _Poisoned:
-            return  # a new process continues
+        except _BrokenDevice:
+            return  # a new process runs the other cells
         free_memory()
         connection.send(("done", -1, {}))
 
@@ -153,9 +153,9 @@ def _limit_memory() -> None:
         return
     used = _kib("/proc/self/status", "VmData")
     free = _kib("/proc/meminfo", "MemAvailable")
-    limit, taken = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
+    limit, used_bytes = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
     if limit is not None:
-        free = min(free, (limit - (taken or 0)) // 1024)
+        free = min(free, (limit - (used_bytes or 0)) // 1024)
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     wanted = (used + int(0.9 * free)) * 1024
     if hard == resource.RLIM_INFINITY or wanted < hard:

@@ -1,8 +1,8 @@
 """A helper process that ends this one if a thread blocks the interpreter.
 
-A thread that hangs while it holds the GIL blocks the thread of the watchdog too. A timer of
-faulthandler cannot tell this from a process that was stopped for as long. The helper process counts
-its own ticks, and checks by /proc whether this process is stopped.
+A thread that hangs while it holds the GIL blocks the watchdog's thread too. A timer of faulthandler
+cannot distinguish this from a process that was stopped for that time. The helper process counts its
+own ticks, and reads from /proc whether this process is stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DUMP = signal.SIGTRAP  # faulthandler writes the stacks without the GIL
 _CODE = """
 import os, select, signal, sys, time
 
-parent, dump, limit_s, interval_s, words = *map(float, sys.argv[1:5]), sys.argv[5]
+parent, dump, limit_s, interval_s, message = *map(float, sys.argv[1:5]), sys.argv[5]
 parent, idle_s, at = int(parent), 0.0, time.monotonic()
 
 def is_stopped():
@@ -44,7 +44,7 @@ for number, wait_s in ((int(dump), 1.0), (signal.SIGABRT, 5.0), (signal.SIGKILL,
     if os.getppid() != parent:
         break
     if number == signal.SIGABRT:
-        os.write(2, words.encode())
+        os.write(2, message.encode())
     os.kill(parent, number)
     time.sleep(wait_s)
 """
@@ -52,17 +52,18 @@ for number, wait_s in ((int(dump), 1.0), (signal.SIGABRT, 5.0), (signal.SIGKILL,
 
 @contextmanager
 def interpreter_watched(
-    limit_s: float, interval_s: float, stacks: Any, said: str
+    limit_s: float, interval_s: float, stacks: Any, message: str
 ) -> Iterator[Callable[[], None]]:
-    """Within this context, SIGABRT ends the process unless the returned function is called in time.
+    """Within this context, SIGABRT ends the process unless the yielded function is called in time.
 
     Args:
-        limit_s: maximum seconds between calls, without time in which this process is stopped.
-        interval_s: seconds between two checks.
+        limit_s: maximum time between calls in seconds, excluding time in which this process is
+            stopped.
+        interval_s: time between two checks in seconds.
         stacks: an open file for the stacks of all threads.
-        said: one sentence for standard error.
+        message: one sentence for standard error.
     """
-    arguments = [os.getpid(), int(_DUMP), limit_s, interval_s, f"xftrain: {said}\n"]
+    arguments = [os.getpid(), int(_DUMP), limit_s, interval_s, f"xftrain: {message}\n"]
     try:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _CODE, *map(str, arguments)],

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from xftrain.callbacks.metrics import not_training
 from xftrain.config.fields import ImageSide
-from xftrain.interfaces import AttnBias, Batch, layers_in_words
+from xftrain.interfaces import AttnBias, Batch, format_layers
 from xftrain.train.log_text import log_text
 from xftrain.train.module import training_module
 from xftrain.utils.plot_style import new_figure, pixels
@@ -33,8 +33,8 @@ class AttentionPattern(Callback):
     """The attention pattern of the chosen bias and packing, drawn once, before the first step.
 
     Args:
-        num_positions: how many of a row's positions to draw, from the first on; the whole pattern
-            would be quadratic in the sequence.
+        num_positions: number of positions to draw, from the first one of a row; the number of
+            pixels is quadratic in it.
     """
 
     modifies_weights = False
@@ -47,8 +47,8 @@ class AttentionPattern(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Draws the pattern of the first batch."""
-        boards = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)]
-        if self._is_drawn or not boards or not trainer.is_global_zero:
+        loggers = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)]
+        if self._is_drawn or not loggers or not trainer.is_global_zero:
             return
         self._is_drawn = True
         num_rows, num_positions = batch.shape_BM
@@ -60,18 +60,18 @@ class AttentionPattern(Callback):
                 tag = _TAG if len(cases) == 1 else f"{_TAG}/{number + 1}"
                 heads = differing_heads(call.bias)
                 part = cropped(call.bias, num_drawn, heads)
-                of_layers = "" if len(cases) == 1 else f", in {layers_in_words(layers)}"
-                title = f"attention pattern{of_layers}: {describe(part)}"
+                in_layers = "" if len(cases) == 1 else f", in {format_layers(layers)}"
+                title = f"attention pattern{in_layers}: {describe(part)}"
                 image = picture(draw(part, num_drawn), heads, title)
-                for board in boards:
-                    board.experiment.add_image(tag, image, trainer.global_step, dataformats="HWC")
-                said = (
+                for logger in loggers:
+                    logger.experiment.add_image(tag, image, trainer.global_step, dataformats="HWC")
+                text = (
                     f"Query (row) and key (column), the first {num_drawn} of {num_positions} "
-                    f"positions of the first batch{of_layers}, {describe(part)}: grey is hidden, "
+                    f"positions of the first batch{in_layers}, {describe(part)}: grey is hidden, "
                     "and the darker the blue, the larger exp(bias) in its row; "
-                    f"{_whose(heads)}."
+                    f"{_panel_heads(heads)}."
                 )
-                log_text(boards, tag, textwrap.fill(said, 100), trainer.global_step)
+                log_text(loggers, tag, textwrap.fill(text, 100), trainer.global_step)
 
 
 def differing_heads(bias: AttnBias) -> list[int]:
@@ -128,8 +128,8 @@ def figure(pixels_HMM3: Pixels, heads: list[int], title: str) -> Figure:
         title: title of the figure.
     """
     num_positions = pixels_HMM3.shape[1]
-    made = new_figure(1.0 + _SIDE_INCHES * len(heads), 0.9 + _SIDE_INCHES)
-    panels = made.subplots(1, len(heads), squeeze=False, sharey=True)[0]
+    plot = new_figure(1.0 + _SIDE_INCHES * len(heads), 0.9 + _SIDE_INCHES)
+    panels = plot.subplots(1, len(heads), squeeze=False, sharey=True)[0]
     for axis, pixels_MM3, head in zip(panels, pixels_HMM3, heads, strict=True):
         edges = (-0.5, num_positions - 0.5)
         axis.imshow(pixels_MM3, interpolation="nearest", extent=(*edges, *reversed(edges)))
@@ -138,13 +138,13 @@ def figure(pixels_HMM3: Pixels, heads: list[int], title: str) -> Figure:
         axis.locator_params(nbins=5, integer=True)
         axis.spines[:].set_visible(False)
     panels[0].set_ylabel("position of the query", fontsize=9)
-    made.supxlabel("position of the key", fontsize=9)
-    made.suptitle(textwrap.fill(title, 30 + 32 * len(heads)), fontsize=10)
-    return made
+    plot.supxlabel("position of the key", fontsize=9)
+    plot.suptitle(textwrap.fill(title, 30 + 32 * len(heads)), fontsize=10)
+    return plot
 
 
 def picture(pixels_HMM3: Pixels, heads: list[int], title: str) -> Pixels:
-    """The figure as pixels [height, width, 3]."""
+    """Renders `figure` as pixels [height, width, 3]."""
     return pixels(figure(pixels_HMM3, heads, title))
 
 
@@ -175,7 +175,7 @@ def describe(bias: AttnBias) -> str:
     return ", ".join(facts)
 
 
-def _whose(heads: list[int]) -> str:
+def _panel_heads(heads: list[int]) -> str:
     if len(heads) == 1:
         return "all heads are alike"
     return f"from left to right the heads {', '.join(str(head + 1) for head in heads)}"

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from xftrain.errors import RunError
 from xftrain.interfaces import Batch
 from xftrain.model.flops import FlopCounter, describe_peak, peak_flops
-from xftrain.train.distributed import sum_over_ranks
+from xftrain.train.distributed import all_reduce_sum
 from xftrain.train.host_copies import AsyncHostCopy, DeviceTimestamp
 from xftrain.train.log_text import log_text
 from xftrain.train.module import TrainingModule, training_module
@@ -45,10 +45,10 @@ class PendingRecord:
 
 
 class Metrics(Callback):
-    """Makes a record every `trainer.log_every_n_steps`, while the device runs the next step.
+    """Writes a record every `trainer.log_every_n_steps`, while the device runs the next step.
 
-    The record is made at once if there is no next step, or if the host waits for the device anyway,
-    as before a validation or a checkpoint. Speeds are over the time between the ends of two
+    The record is written at once if there is no next step, or if the host waits for the device
+    anyway, as before a validation or a checkpoint. Speeds are over the time between the ends of two
     recorded steps, minus the time of validation and checkpoints.
     """
 
@@ -56,10 +56,10 @@ class Metrics(Callback):
 
     def __init__(self) -> None:
         self.tokens_per_s: list[float] = []  # one value per interval between records
-        self._left: PendingRecord | None = None
+        self._pending: PendingRecord | None = None
         self._tokens = 0
         self._steps_at_record = 0
-        self._since: DeviceTimestamp | None = None
+        self._interval_start: DeviceTimestamp | None = None
         self._paused_at: float | None = None
         self._paused_s = 0.0
         self._flops = 0.0  # since the previous record, like the tokens
@@ -78,11 +78,11 @@ class Metrics(Callback):
         with trainer.precision_plugin.forward_context():
             device, dtype = module.model.compute_device_dtype()
         self._peak = peak_flops(device, dtype)
-        said = describe_peak(device, dtype)
-        log.info("%s", said)
-        log_text(trainer.loggers, "speed/mfu_formula", said)
+        formula = describe_peak(device, dtype)
+        log.info("%s", formula)
+        log_text(trainer.loggers, "speed/mfu_formula", formula)
         module.recorded_at = self._steps_at_record = trainer.global_step
-        self._since, self._paused_s = DeviceTimestamp(pl_module.device), 0.0
+        self._interval_start, self._paused_s = DeviceTimestamp(pl_module.device), 0.0
 
     def on_train_batch_end(
         self,
@@ -100,21 +100,21 @@ class Metrics(Callback):
         self._flops += batch.num_tokens * self._counter.per_token(batch)
         step = trainer.global_step
         if module.logs(step) and step != self._steps_at_record:
-            self._left = self._fetch(module)
+            self._pending = self._start_copy(module)
         if step >= trainer.max_steps:  # the last step
             self._record(module)
 
-    def _fetch(self, module: TrainingModule) -> PendingRecord:
-        """Starts copying the metrics to the host without waiting, and begins an interval."""
-        sums, norm, since = module.last_sums, module.grad_norm, self._since
+    def _start_copy(self, module: TrainingModule) -> PendingRecord:
+        """Starts copying the metrics to the host, without waiting, and starts a new interval."""
+        sums, norm, since = module.last_sums, module.grad_norm, self._interval_start
         assert sums is not None and norm is not None and since is not None
         num_bytes, module.label_bytes = module.label_bytes, None
         own = on_device([num_bytes or 0, self._tokens, self._flops], module.device, torch.float64)
-        step_checks = torch.stack([one.double() for one in (module.guard.is_bad, norm)])
+        step_checks = torch.stack([module.guard.is_bad.double(), norm.double()])
         aux = [] if sums.aux is None else [sums.aux.double()[None]]
-        figures = torch.cat([sums.stacked(), sum_over_ranks(own), step_checks, *aux])
+        figures = torch.cat([sums.stacked(), all_reduce_sum(own), step_checks, *aux])
         step, ended = module.trainer.global_step, DeviceTimestamp(module.device)
-        left = PendingRecord(
+        pending = PendingRecord(
             step=step,
             figures=AsyncHostCopy(figures),
             is_text=num_bytes is not None,
@@ -124,25 +124,25 @@ class Metrics(Callback):
             paused_s=self._paused_s,
             learning_rates=module.learning_rates,
         )
-        self._since, self._steps_at_record = ended, step
+        self._interval_start, self._steps_at_record = ended, step
         self._tokens, self._flops, self._paused_s = 0, 0.0, 0.0
-        return left
+        return pending
 
     def _record(self, module: TrainingModule) -> None:
-        """Writes the pending record, if `_fetch` has started one.
+        """Writes the pending record, if `_start_copy` has started one.
 
         Waits for the device to finish that step, but no later one.
 
         Raises:
             RunError: the step was not finite.
         """
-        if self._left is not None:
-            left, self._left = self._left, None
-            module.guard.finish_readback(module, until=left.step)
-            self._write(module, left)
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            module.guard.finish_readback(module, until=pending.step)
+            self._write(module, pending)
 
-    def _write(self, module: TrainingModule, left: PendingRecord) -> None:
-        figures = left.figures.wait().tolist()
+    def _write(self, module: TrainingModule, pending: PendingRecord) -> None:
+        figures = pending.figures.wait().tolist()
         loss_sum, num_labels, num_correct, num_bytes, num_tokens, flops, is_bad, norm = figures[:8]
         if is_bad and module.guard.stops:
             return  # the run ends because of this step, unless another error ends it first
@@ -151,7 +151,7 @@ class Metrics(Callback):
             loss = loss_sum / num_labels
             if not math.isfinite(loss) and not is_bad:  # the gradient was finite
                 raise RunError(
-                    f"train/loss is {loss} at step {left.step}: lower optim.lr or raise "
+                    f"train/loss is {loss} at step {pending.step}: lower optim.lr or raise "
                     "schedule.warmup_steps; checkpoints saved before are in the run folder."
                 )
             record = {"train/loss": loss, "train/accuracy": num_correct / num_labels}
@@ -159,15 +159,15 @@ class Metrics(Callback):
                 record["train/aux_loss"] = aux / num_labels
             if num_bytes:
                 record["train/bits_per_byte"] = loss_sum / math.log(2) / num_bytes
-            elif not left.is_text:
+            elif not pending.is_text:
                 record["train/perplexity"] = math.exp(min(loss, 700.0))
-        elapsed = left.ended.seconds_since(left.since) - left.paused_s
+        elapsed = pending.ended.seconds_since(pending.since) - pending.paused_s
         tokens_per_s = num_tokens / elapsed
         self.tokens_per_s.append(tokens_per_s)
         record |= {
-            **left.learning_rates,
+            **pending.learning_rates,
             "speed/tokens_per_s": tokens_per_s,
-            "speed/step_ms": elapsed / left.num_steps * 1e3,
+            "speed/step_ms": elapsed / pending.num_steps * 1e3,
             "speed/tflops": flops / elapsed / 1e12,
             "memory/peak_mib": peak_memory_mib(module.device),
             "train/grad_norm": norm,
@@ -177,13 +177,13 @@ class Metrics(Callback):
         if self._peak is not None:
             peak_tflops = self._peak * module.trainer.world_size / 1e12
             record["speed/mfu"] = record["speed/tflops"] / peak_tflops
-        module.latest.update(record)
+        module.latest_metrics.update(record)
         # read by callbacks that monitor a metric
         monitored = {name: torch.tensor(value) for name, value in record.items()}
         module.trainer.callback_metrics.update(monitored)
-        module.recorded_at = left.step
+        module.recorded_at = pending.step
         for logger in module.trainer.loggers:
-            logger.log_metrics(record, step=left.step)
+            logger.log_metrics(record, step=pending.step)
 
     def pause(self, module: TrainingModule) -> None:
         """Writes the pending record and stops the clock, for work that is not training."""
@@ -215,14 +215,14 @@ class Metrics(Callback):
     ) -> None:
         """Writes the pending record, if the device still responds, and flushes the loggers."""
         module = training_module(pl_module)
-        left, self._left = self._left, None
+        pending, self._pending = self._pending, None
         # a signal, which ends all ranks at the same step
         if isinstance(exception, SystemExit) and not module.guard.stops:
             with suppress(Exception):  # the first error is the one to report
                 module.guard.finish_readback(module)
         with suppress(Exception):
-            if left is not None:
-                self._write(module, left)
+            if pending is not None:
+                self._write(module, pending)
             for logger in trainer.loggers:  # if the last save fails, nothing else flushes them
                 logger.save()
 

@@ -21,8 +21,8 @@ from xftrain.train.module import training_module
 
 log = logging.getLogger(__name__)
 
-_LINES = 50  # approximate number of lines of a run
-_SHOWN = {
+_NUM_LINES = 50  # approximate number of lines of a run
+_LINE_FORMATS = {
     "train/loss": "loss {:.4f}",
     "train/accuracy": "accuracy {:.2%}",
     "train/bits_per_byte": "bits/byte {:.3f}",
@@ -30,13 +30,13 @@ _SHOWN = {
 }
 
 
-_IN_BAR = {  # short formats, as a terminal may have 80 columns
+_BAR_FORMATS = {  # short formats, as a terminal may have 80 columns
     "train/loss": ("loss", "{:.4f}"),
     "train/accuracy": ("acc", "{:.1%}"),
     "train/bits_per_byte": ("bits/byte", "{:.3f}"),
     "speed/tokens_per_s": ("tok/s", "{:,.0f}"),
 }
-_IN_NARROW_BAR = ("train/loss", "speed/tokens_per_s")
+_NARROW_BAR_METRICS = ("train/loss", "speed/tokens_per_s")
 _WIDE, _MEDIUM = 100, 75  # terminal columns for all metrics, and for a long bar
 
 
@@ -96,7 +96,7 @@ class Progress(Callback):
         if self.style != "line" or step < self._next_step_line or not trains:
             return
         self._next_step_line = self._next_after(step, trainer)
-        log.info("step %d/%d  %s", step, trainer.max_steps, shown(module.latest))
+        log.info("step %d/%d  %s", step, trainer.max_steps, line_metrics(module.latest_metrics))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the validation results if a line is due or training is over."""
@@ -105,7 +105,7 @@ class Progress(Callback):
         if self.style == "none" or trainer.sanity_checking or not is_due:
             return
         self._next_validation_line = self._next_after(step, trainer)
-        latest = training_module(pl_module).latest
+        latest = training_module(pl_module).latest_metrics
         parts = [f"loss {latest['val/loss']:.4f}", f"accuracy {latest['val/accuracy']:.2%}"]
         if "val/bits_per_byte" in latest:
             parts.append(f"bits/byte {latest['val/bits_per_byte']:.3f}")
@@ -125,7 +125,7 @@ class _Bar(RichProgressBar):
 
     @property
     def total_train_batches(self) -> int:
-        """The batches of the whole run; Lightning would count the optimizer steps that are left."""
+        """The batches of the whole run; Lightning would count the remaining optimizer steps."""
         return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
@@ -145,29 +145,31 @@ class _Bar(RichProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        names = tuple(_IN_BAR) if self._width() >= _WIDE else _IN_NARROW_BAR
-        return in_bar(training_module(pl_module).latest, names)
+        names = tuple(_BAR_FORMATS) if self._width() >= _WIDE else _NARROW_BAR_METRICS
+        return bar_metrics(training_module(pl_module).latest_metrics, names)
 
 
-def in_bar(
-    latest: dict[str, float], names: Collection[str] = tuple(_IN_BAR)
+def bar_metrics(
+    latest: dict[str, float], names: Collection[str] = tuple(_BAR_FORMATS)
 ) -> dict[str, int | str | float | dict[str, float]]:
     """The metrics with these names that are available, formatted for the bar."""
-    known = [(name, *_IN_BAR[name]) for name in names if name in latest]
+    known = [(name, *_BAR_FORMATS[name]) for name in names if name in latest]
     return {short: text.format(latest[name]) for name, short, text in known}
 
 
 def interval_at(step: int, max_steps: int) -> int:
     """Steps from one line to the next: 20, 50, 100, 200, ...
 
-    The interval is a fiftieth of the run, but at least 20, and at first about the steps made so
-    far.
+    The interval is a fiftieth of the run, but at least 20 steps; early in the run it is about the
+    number of steps so far.
     """
-    least = max(20.0, min(step, max_steps / _LINES))
+    least = max(20.0, min(step, max_steps / _NUM_LINES))
     ten: int = 10 ** math.floor(math.log10(least))
     return next(digit * ten for digit in (1, 2, 5, 10) if digit * ten >= least)
 
 
-def shown(latest: dict[str, float]) -> str:
+def line_metrics(latest: dict[str, float]) -> str:
     """The metrics of a progress line that are available, formatted."""
-    return "  ".join(text.format(latest[name]) for name, text in _SHOWN.items() if name in latest)
+    return "  ".join(
+        text.format(latest[name]) for name, text in _LINE_FORMATS.items() if name in latest
+    )

@@ -5,10 +5,10 @@ import logging
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from xftrain.config.fields import NonNegativeFloat, PositiveInt
-from xftrain.model.generate import first_prompt, generate, room_after, with_marks
+from xftrain.model.generate import default_prompt, generate, max_new_tokens, sample_text
 from xftrain.train.log_text import log_text
 from xftrain.train.module import TrainingModule, training_module
-from xftrain.utils.optional import optional
+from xftrain.utils.optional import optional_step
 from xftrain.utils.printable import printable
 
 log = logging.getLogger(__name__)
@@ -38,22 +38,22 @@ class Sample(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the sample."""
         if trainer.is_global_zero:
-            with optional("callbacks.sample"):
+            with optional_step("callbacks.sample"):
                 self._write(trainer, training_module(pl_module))
 
     def _write(self, trainer: Trainer, module: TrainingModule) -> None:
-        prompt_BM = first_prompt(module.data).to(module.device)
+        prompt_BM = default_prompt(module.data).to(module.device)
         with trainer.precision_plugin.forward_context():
             tokens_BM = generate(
                 module.model,
                 prompt_BM,
-                room_after(module.model, prompt_BM, self.num_tokens),
+                max_new_tokens(module.model, prompt_BM, self.num_tokens),
                 vocab_size=module.data.vocab_size,
                 temperature=self.temperature,
                 top_k=self.top_k,
             )
         prompt = module.data.decode(prompt_BM[0].tolist())
         added = module.data.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
-        text = with_marks(prompt, added)
+        text = sample_text(prompt, added)
         log.info("sample of the model:\n%s", printable(text))
         log_text(trainer.loggers, "sample", text, trainer.global_step)

@@ -13,6 +13,7 @@ class Solved(Callback):
     """Ends training at a validation accuracy of `data.stop_at_accuracy`, unless it is null."""
 
     modifies_weights = False
+    decides_again = True  # `on_train_start` compares with the resumed run's `stop_at_accuracy`
 
     def __init__(self) -> None:
         self.accuracy: float | None = None  # accuracy at which the run ended
@@ -33,7 +34,7 @@ class Solved(Callback):
         """Stops the run if the validation that just ended reached the accuracy."""
         module = training_module(pl_module)
         target = module.data.stop_at_accuracy
-        accuracy = module.latest["val/accuracy"]
+        accuracy = module.latest_metrics["val/accuracy"]
         if target is None or accuracy < target or trainer.sanity_checking or within_step(trainer):
             return
         self.stopping_reason_message = (

@@ -35,7 +35,7 @@ class Watchdog(Callback):
     ends by an error is watched until `end` is called.
 
     Args:
-        timeout_s: maximum time in seconds without progress, which is the begin or end of the run or
+        timeout_s: maximum time in seconds without progress, which is the start or end of the run or
             of a batch of training or validation. After that, the stacks of all threads are written
             to `stacks.txt` and the process ends with code 1, or by SIGABRT if a thread blocks the
             interpreter.
@@ -45,57 +45,57 @@ class Watchdog(Callback):
 
     def __init__(self, *, timeout_s: PositiveFloat = 1800.0) -> None:
         self.timeout_s = timeout_s
-        self.on_hang: Callable[[str], None] = lambda said: None  # called with the message
-        self._num_moves = 0
-        self._place = Path("stacks.txt")
-        self._over = threading.Event()
+        self.on_hang: Callable[[str], None] = lambda message: None  # called with the message
+        self._progress_count = 0
+        self._stacks_path = Path("stacks.txt")
+        self._is_ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the watchdog."""
-        self._begin(trainer)
+        self._start(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the watchdog for a validation outside `fit` too."""
         if trainer.state.fn == "validate":
-            self._begin(trainer)
+            self._start(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the watchdog after a validation outside `fit`."""
         if trainer.state.fn == "validate":
             self.end()
 
-    def _begin(self, trainer: Trainer) -> None:
-        self._num_moves += 1
+    def _start(self, trainer: Trainer) -> None:
+        self._progress_count += 1
         if self._thread is not None:
             return
-        self._over.clear()
+        self._is_ended.clear()
         rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        place = Path(trainer.default_root_dir) / f"stacks{rank}.txt"
+        path = Path(trainer.default_root_dir) / f"stacks{rank}.txt"
         self._thread = threading.Thread(
-            target=self._watch, args=(place,), daemon=True, name="watchdog"
+            target=self._watch, args=(path,), daemon=True, name="watchdog"
         )
         self._thread.start()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Notes progress."""
-        self._num_moves += 1
+        """Records progress."""
+        self._progress_count += 1
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Notes progress."""
-        self._num_moves += 1
+        """Records progress."""
+        self._progress_count += 1
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        """Notes progress."""
-        self._num_moves += 1
+        """Records progress."""
+        self._progress_count += 1
 
     def on_train_end(self, *_: Any) -> None:
-        """Notes progress; the last save follows."""
-        self._num_moves += 1
+        """Records progress; the last save follows."""
+        self._progress_count += 1
 
     def on_exception(self, *_: Any) -> None:
-        """Notes progress; after a signal, a save follows."""
-        self._num_moves += 1
+        """Records progress; after a signal, a save follows."""
+        self._progress_count += 1
 
     def on_fit_end(self, *_: Any) -> None:
         """Stops the watchdog, as other callbacks may take any time after `fit`."""
@@ -103,58 +103,58 @@ class Watchdog(Callback):
 
     def end(self) -> None:
         """Stops the watchdog."""
-        self._over.set()
+        self._is_ended.set()
         if self._thread is not None:
             self._thread.join(_GRACE_S)
             self._thread = None
 
-    def _watch(self, place: Path) -> None:
-        self._place = place
+    def _watch(self, path: Path) -> None:
+        self._stacks_path = path
         interval_s = min(self.timeout_s / 4, 10.0)
-        idle_s, num_moves, at = 0.0, self._num_moves, time.monotonic()
+        idle_s, progress_count, now_s = 0.0, self._progress_count, time.monotonic()
         limit_s = self.timeout_s + _GRACE_S
-        said = (
-            f"no progress for {limit_s:g} s: a thread blocks the interpreter ({place} shows "
+        message = (
+            f"no progress for {limit_s:g} s: a thread blocks the interpreter ({path} shows "
             "where); callbacks.watchdog.timeout_s allows more."
         )
         with (
-            _stacks(place) as stacks,
-            interpreter_watched(limit_s, interval_s, stacks, said) as alive,
+            _stacks(path) as stacks,
+            interpreter_watched(limit_s, interval_s, stacks, message) as alive,
         ):
-            while not self._over.wait(interval_s):
+            while not self._is_ended.wait(interval_s):
                 alive()
-                before, at = at, time.monotonic()
-                # count no more, as the process may have been stopped in between
-                idle_s += min(at - before, interval_s)
-                if self._num_moves != num_moves:
-                    idle_s, num_moves = 0.0, self._num_moves
+                before_s, now_s = now_s, time.monotonic()
+                # at most the interval, since the process may have been stopped meanwhile
+                idle_s += min(now_s - before_s, interval_s)
+                if self._progress_count != progress_count:
+                    idle_s, progress_count = 0.0, self._progress_count
                 if idle_s > self.timeout_s:
                     self._give_up(stacks)
         with suppress(OSError):
-            place.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     def _give_up(self, stacks: Any) -> None:
         faulthandler.dump_traceback_later(_GRACE_S, exit=True, file=stacks)
         faulthandler.dump_traceback(stacks, all_threads=True)
         stacks.flush()
-        said = (
+        message = (
             f"no progress for {self.timeout_s:g} s: a step, a batch, a save or another rank "
-            f"hangs ({self._place} shows where); callbacks.watchdog.timeout_s allows more."
+            f"hangs ({self._stacks_path} shows where); callbacks.watchdog.timeout_s allows more."
         )
-        log.error(said)
-        self.on_hang(said)
-        say(said)
+        log.error(message)
+        self.on_hang(message)
+        say(message)
         os._exit(1)  # the thread that hangs cannot be interrupted
 
 
 @contextmanager
-def _stacks(place: Path) -> Iterator[Any]:
+def _stacks(path: Path) -> Iterator[Any]:
     """Opens a new file for the stacks; standard error if the file cannot be written."""
     try:
-        place.unlink(missing_ok=True)
-        file = open_plain(place, "ab")
+        path.unlink(missing_ok=True)
+        file = open_plain(path, "ab")
     except OSError as error:
-        log.warning("%s cannot be written (%s): stacks would go to standard error", place, error)
+        log.warning("%s cannot be written (%s): stacks would go to standard error", path, error)
         yield sys.__stderr__
         return
     with file:

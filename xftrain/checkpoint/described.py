@@ -14,11 +14,11 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 def check_loaded(loaded: Any, described: Any) -> None:
-    """Raises an error if torch has read something else than the checked description.
+    """Raises an error if torch has read anything other than what the description holds.
 
     Args:
         loaded: what `torch.load` returned.
-        described: description of the same file, see `checkpoint_format.described_content`.
+        described: description of the same file, see `file_format.described_content`.
 
     Raises:
         NotPlain: a name, a value, or the shape or dtype of a tensor differs.

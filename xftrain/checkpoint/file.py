@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.utils.files import NotPlainFile, open_plain, real_path, replacing, sync
 from xftrain.utils.printable import one_line
 
+_MAX_COUNTS = 10_000
 _KEYS: dict[str, type] = {
     "xftrain": dict,
     "state_dict": dict,
@@ -37,6 +39,10 @@ _KEYS: dict[str, type] = {
 }
 
 log = logging.getLogger(__name__)
+
+
+class UnsavableState(RunError):
+    """The state of a user's class is more than tensors and plain values."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -60,6 +66,7 @@ class AtomicCheckpointIO(CheckpointIO):
             storage_options: `{"previous": name}` keeps the previous file under that name.
 
         Raises:
+            UnsavableState: no run could resume from the file.
             RunError: the disk is full, or the folder cannot be written.
         """
         path = Path(path)
@@ -77,8 +84,8 @@ class AtomicCheckpointIO(CheckpointIO):
                     _link(path, path.with_name(storage_options["previous"]))
             sync(path.parent)  # the rename must survive a power failure
         except NotPlain as error:
-            raise RunError(
-                f"the checkpoint {path} is not kept, as it could not be read again ({error}): let "
+            raise UnsavableState(
+                f"the checkpoint {path} is discarded, as it could not be read again ({error}): let "
                 "state_dict() of your own callbacks and optimizers return tensors and plain values."
             ) from error
         except Exception as error:
@@ -100,15 +107,14 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes a checkpoint of a folder that this run saves to.
 
-        A callback takes the paths that it deletes from its state in the checkpoint that is resumed,
-        which may come from anyone.
+        A callback reads the paths to delete from the resumed checkpoint, which is untrusted.
         """
-        place = Path(path)
-        is_own = place.suffix == ".ckpt" and place.parent.resolve() in self._saved_to
-        if is_own and not place.is_symlink():
-            place.unlink(missing_ok=True)
+        file = Path(path)
+        is_own = file.suffix == ".ckpt" and file.parent.resolve() in self._saved_to
+        if is_own and not file.is_symlink():
+            file.unlink(missing_ok=True)
         else:
-            log.warning("%s is not deleted: this run saves no checkpoints there", place)
+            log.warning("%s is not deleted: this run saves no checkpoints there", file)
 
 
 class _RecordingFile(io.BufferedWriter):
@@ -138,13 +144,13 @@ class _RecordingFile(io.BufferedWriter):
 
 
 def _check_readable(path: Path) -> None:
-    """Refuses a file that no run could resume from, for example by the state of a user's class."""
+    """Refuses a file that no run could resume from, for example due to a user's class."""
     with open_plain(path) as file:
         content = described_content(file)
     if isinstance(content, dict) and "xftrain" in content:
         try:
             checked_content(content)
-        except _NotOurs:
+        except _WrongLayout:
             raise NotPlain("it is not laid out as a checkpoint of xftrain") from None
 
 
@@ -160,7 +166,7 @@ def _link(path: Path, other: Path) -> None:
         log.warning("%s is not kept: %s", other.name, error)
 
 
-def sweep_partial_files(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Removes the temporary files of killed processes; no other process writes to a run folder."""
     for path in folder.glob(".*.partial"):
         with suppress(IsADirectoryError, PermissionError):  # not a file of this package
@@ -178,8 +184,8 @@ def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     first: dict[tuple[int, torch.Size], str] = {}
     tied: dict[str, str] = {}
     for name, tensor in weights.items():
-        if (kept := first.setdefault((tensor.data_ptr(), tensor.shape), name)) != name:
-            tied[name] = kept
+        if (original := first.setdefault((tensor.data_ptr(), tensor.shape), name)) != name:
+            tied[name] = original
     once = {name: weights[name].detach().contiguous() for name in first.values()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,8 +209,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_symlink():
-        place = real_path(path) or "not of a link"
-        raise ConfigError(f"ckpt={path} is a link: give the path of the file, {place}.")
+        target = real_path(path) or "not of a link"
+        raise ConfigError(f"ckpt={path} is a link: give the path of the file, {target}.")
     try:
         with open_plain(path) as file:
             described = checked_content(described_content(file))
@@ -213,7 +219,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             file.seek(0)
             loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         check_loaded(loaded, described)
-    except _NotOurs:
+    except _WrongLayout:
         raise ConfigError(
             f"ckpt={path} is no checkpoint of xftrain: give a .ckpt file of a run."
         ) from None
@@ -229,7 +235,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-class _NotOurs(ValueError):
+class _WrongLayout(ValueError):
     """A file written by torch.save is not a checkpoint of xftrain."""
 
 
@@ -237,11 +243,11 @@ def checked_content(content: Any) -> dict[str, Any]:
     """Returns the content of a checkpoint after checking its layout.
 
     Raises:
-        _NotOurs: it is not laid out as a checkpoint of xftrain.
+        _WrongLayout: it is not laid out as a checkpoint of xftrain.
         NotPlain: its description of the run is too large or malformed.
     """
     if not isinstance(content, dict):
-        raise _NotOurs
+        raise _WrongLayout
     right = all(isinstance(content.get(key), kind) for key, kind in _KEYS.items())
     if not (
         right
@@ -250,17 +256,28 @@ def checked_content(content: Any) -> dict[str, Any]:
         and is_count(content["global_step"])
         and is_time(content["xftrain"].get("saved_at", 0))
         and is_count(content["xftrain"].get("num_skipped", 0))
-        and all(type(value) is bool or is_count(value) for value in _leaves(content["loops"]))
+        and _holds_counts(content["loops"])
     ):
-        raise _NotOurs
+        raise _WrongLayout
     check_description(content["xftrain"])
     return content
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """The values in a container and in nested containers."""
-    if not isinstance(value, dict | list | tuple):
-        yield value
-        return
-    for child in value.values() if isinstance(value, dict) else value:
-        yield from _leaves(child)
+def _holds_counts(loops: Any) -> bool:
+    """Whether all values are flags or counts; a run has about a hundred of them.
+
+    One container may be referenced many times, so that the values outnumber the file's bytes.
+    """
+    todo, num_values = [loops], 0
+    while todo:
+        value = todo.pop()
+        num_values += 1
+        if num_values + len(todo) > _MAX_COUNTS:
+            return False
+        if isinstance(value, dict):
+            todo += islice(value.values(), _MAX_COUNTS)
+        elif isinstance(value, list | tuple):
+            todo += value[:_MAX_COUNTS]
+        elif type(value) is not bool and not is_count(value):
+            return False
+    return True

@@ -18,7 +18,7 @@ from typing import IO, Any
 from xftrain.checkpoint.plain_pickle import read_plain_pickle
 
 # allowed excess of file size over allocated size: bytes, and factor
-_MAX_HOLES, _MAX_TIMES = 16 << 20, 8
+_MAX_HOLE_BYTES, _MAX_SPARSITY = 16 << 20, 8
 _MAX_PICKLE, _MAX_DIRECTORY = 64 << 20, 16 << 20  # bytes; some KiB for each 100 tensors
 # Signatures of the end of a zip directory: plain, zip64, and the locator of the zip64 end.
 _END, _END_64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
@@ -50,31 +50,36 @@ def described_content(file: IO[bytes]) -> Any:
         file: a regular file, open for reading.
 
     Returns:
-        Plain values, with a `DescribedTensor` for each tensor. The result is cached per file and
-        must not be changed.
+        Plain values, with a `DescribedTensor` for each tensor. The result for the last file is
+        cached and must not be changed.
 
     Raises:
         NotACheckpoint: torch.save did not write it, or its declared sizes do not fit the file.
         NotPlain: it holds more than plain values and dense tensors.
         zipfile.BadZipFile: it is no zip file.
     """
+    return _described(content_key(file))
+
+
+def content_key(file: IO[bytes]) -> ContentKey:
+    """The cache key of a file's content."""
     status = os.fstat(file.fileno())
-    # cached, as one run reads several parts; keyed by ctime, which cannot be set by programs
+    # by ctime, which cannot be set by programs
     identity = status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
-    return _described(_Opened(file, identity))
+    return ContentKey(file, identity)
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """An open file, which compares equal to other openings of the same content."""
+class ContentKey:
+    """An open file, whose key is equal for every opening of the same content."""
 
     file: IO[bytes] = field(compare=False)
     identity: tuple[int, ...]
 
 
-@lru_cache(maxsize=64)
-def _described(opened: _Opened) -> Any:
-    file = opened.file
+@lru_cache(maxsize=1)  # a run reads several parts of one file; more content may not fit into memory
+def _described(key: ContentKey) -> Any:
+    file = key.file
     length = os.fstat(file.fileno()).st_size
     _refuse_holes(file, length)
     num_entries = _check_directory(file, length)
@@ -103,15 +108,15 @@ def _refuse_holes(file: IO[bytes], length: int) -> None:
     number, num_stored, at = file.fileno(), 0, 0
     before = os.lseek(number, 0, os.SEEK_CUR)
     try:
-        while num_stored * _MAX_TIMES < length - _MAX_HOLES:
+        while num_stored * _MAX_SPARSITY < length - _MAX_HOLE_BYTES:
             begin = os.lseek(number, at, os.SEEK_DATA)
             at = os.lseek(number, begin, os.SEEK_HOLE)
             num_stored += at - begin
     except OSError as error:
-        # only a hole is left; other errors mean that holes are not supported
+        # the rest is a hole; other errors mean that the file system reports no holes
         if error.errno == errno.ENXIO:
             raise NotACheckpoint(
-                f"it has {length:,} bytes, and {num_stored:,} of them on the disk"
+                f"it has {length:,} bytes, of which {num_stored:,} are stored on disk"
             ) from None
     finally:
         os.lseek(number, before, os.SEEK_SET)
@@ -155,7 +160,7 @@ def _check_directory(file: IO[bytes], length: int) -> int:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], end: int) -> None:
-    """Checks that each entry has bytes of its own in the file, as many as it declares.
+    """Checks that entries do not overlap, and that each has as many bytes as it declares.
 
     Args:
         entries: the directory as Python reads it.
@@ -164,7 +169,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], end: int) -> None:
     if not entries or entries[0].header_offset:
         raise NotACheckpoint("it does not begin with its first entry")
     for entry in entries:
-        # Python and torch read other names differently, and would compare different entries
+        # Python and torch decode any other name differently, and would read different entries
         if not entry.filename.isascii() or entry.filename != entry.orig_filename:
             raise NotACheckpoint(f"its entry {entry.orig_filename!r:.100} has no name of torch's")
         # torch does not read entries marked as folders, and leaves memory uninitialized

@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 
-from xftrain.checkpoint.plain_values import NotPlain, check_extent, check_key
+from xftrain.checkpoint.plain_values import (
+    CONTAINER_BYTES,
+    NotPlain,
+    check_expanded_size,
+    check_key,
+    max_expanded_bytes,
+)
 
 _MAX_OPERATIONS = 1_000_000  # each creates one small object; a model of 7B has 60,000
 _MAX_DIMENSIONS = 64  # torch's limit
@@ -78,13 +84,13 @@ def read_plain_pickle(pickle: bytes, storage_bytes: Mapping[str, int]) -> Any:
         for number, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
             if number > _MAX_OPERATIONS:
                 raise NotPlain(f"it holds more than {_MAX_OPERATIONS:,} values")
-            reader.take(operation.name, argument)
+            reader.execute(operation.name, argument)
         content = reader.stack.pop()
     except NotPlain:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise NotPlain(f"its pickle is damaged, {type(error).__name__}: {error}") from error
-    check_extent(content, len(pickle))
+    check_expanded_size(content, len(pickle))
     return content
 
 
@@ -94,19 +100,26 @@ class _Reader:
     def __init__(self, storage_bytes: Mapping[str, int], num_bytes: int) -> None:
         self.stack: list[Any] = []
         self._num_operations, self._num_bytes = 0, num_bytes
+        self._num_containers, self._max_containers = (
+            0,
+            max_expanded_bytes(num_bytes) // CONTAINER_BYTES,
+        )
         # the contents of objects created by calls
         self._num_made: dict[type[Any], int] = {bytes: 0, set: 0, tuple: 0}
         self._marked: list[list[Any]] = []  # the stacks below each mark
         self._memo: dict[int, Any] = {}
         self._storage_bytes = storage_bytes
 
-    def take(self, operation: str, argument: Any) -> None:
+    def execute(self, operation: str, argument: Any) -> None:
         """Executes one operation."""
         self._num_operations += 1
         if operation in _VALUES:
             self.stack.append(argument)
         elif operation in _CONSTANTS:
             self.stack.append(_CONSTANTS[operation]())
+            self._num_containers += operation in ("EMPTY_LIST", "EMPTY_DICT")
+            if self._num_containers > self._max_containers:
+                raise NotPlain(f"it holds more than {self._max_containers:,} lists and mappings")
         elif operation in ("BINPUT", "LONG_BINPUT"):
             self._memo[argument] = self.stack[-1]
         elif operation in ("BINGET", "LONG_BINGET"):
@@ -134,33 +147,33 @@ class _Reader:
 
     def _append(self, _: Any) -> None:
         value = self.stack.pop()
-        self._of(list, self.stack[-1]).append(value)
+        self._checked(list, self.stack[-1]).append(value)
 
     def _appends(self, _: Any) -> None:
         values = self._above_mark()
-        self._of(list, self.stack[-1]).extend(values)
+        self._checked(list, self.stack[-1]).extend(values)
 
     def _setitem(self, _: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self._put(key, value)
+        self._insert(key, value)
 
     def _setitems(self, _: Any) -> None:
         values = self._above_mark()
         for key, value in zip(values[::2], values[1::2], strict=True):
-            self._put(key, value)
+            self._insert(key, value)
 
-    def _put(self, key: Any, value: Any) -> None:
+    def _insert(self, key: Any, value: Any) -> None:
         check_key(key)
-        self._of(dict, self.stack[-1])[key] = value
+        self._checked(dict, self.stack[-1])[key] = value
 
-    def _of(self, kind: type[Any], value: Any) -> Any:
+    def _checked(self, kind: type[Any], value: Any) -> Any:
         if not isinstance(value, kind):
             raise NotPlain(f"its pickle adds to a {type(value).__name__}")
         return value
 
     def _global(self, name: str) -> None:
         if name not in _STORAGES and name not in _CALLS:
-            _dtypes(name)
+            _dtype_named(name)
         self.stack.append(_Name(name))
 
     def _binpersid(self, _: Any) -> None:
@@ -171,7 +184,7 @@ class _Reader:
         dtype = _STORAGES[storage.text]
         if kind != "storage" or count * dtype.itemsize != self._storage_bytes[name]:
             raise NotPlain(
-                f"a tensor's storage is not of the {self._storage_bytes[name]:,} bytes there"
+                f"a tensor's storage is not of the {self._storage_bytes[name]:,} bytes in the file"
             )
         self.stack.append(_Storage(self._storage_bytes[name], dtype))
 
@@ -179,18 +192,18 @@ class _Reader:
         arguments = self.stack.pop()
         made = _CALLS[self.stack[-1].text](*arguments)
         if type(made) in self._num_made:
-            # torch.save writes every call in full; a memo of arguments could multiply their results
+            # torch.save writes every call in full; reused arguments could multiply the results
             self._num_made[type(made)] += len(made)
             limit = self._num_bytes if isinstance(made, bytes) else self._num_operations
             if self._num_made[type(made)] > limit:
-                raise NotPlain("its pickle has calls that make more than it holds")
+                raise NotPlain("the calls in its pickle create more values than it holds")
         self.stack[-1] = made
 
     def _build(self, _: Any) -> None:
-        """Sets the only attribute that state dicts of modules have."""
+        """Accepts `_metadata`, the only attribute that state dicts of modules have."""
         state = self.stack.pop()
-        self._of(OrderedDict, self.stack[-1])
-        if len(self._of(dict, state)) > ("_metadata" in state):
+        self._checked(OrderedDict, self.stack[-1])
+        if len(self._checked(dict, state)) > ("_metadata" in state):
             raise NotPlain("it sets attributes of an object")
 
 
@@ -209,12 +222,14 @@ def _tensor(
     numbers = (offset, *shape, *strides)
     if hooks or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
         raise NotPlain("a tensor has hooks, or no shape")
-    tensor = DescribedTensor(shape, storage.dtype if dtype is None else _dtypes(dtype.text))
+    tensor = DescribedTensor(shape, storage.dtype if dtype is None else _dtype_named(dtype.text))
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     is_outside = tensor.num_bytes and (last + 1) * tensor.dtype.itemsize > storage.num_bytes
     # a stride of 0 could turn one element into a tensor of terabytes
     if is_outside or tensor.num_bytes > storage.num_bytes:
-        raise NotPlain(f"a tensor of shape {list(shape)} has {storage.num_bytes:,} bytes there")
+        raise NotPlain(
+            f"a tensor of shape {list(shape)} does not fit its {storage.num_bytes:,} bytes"
+        )
     return tensor
 
 
@@ -224,7 +239,7 @@ def _parameter(data: Any, requires_grad: bool, hooks: Any) -> DescribedTensor:
     return data
 
 
-def _dtypes(name: str) -> torch.dtype:
+def _dtype_named(name: str) -> torch.dtype:
     module, _, attribute = name.partition(" ")
     found = vars(torch).get(attribute) if module == "torch" else None
     if not isinstance(found, torch.dtype):
@@ -238,7 +253,16 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
+def _size(numbers: Any) -> tuple[Any, ...]:
+    """Returns a shape; a string would become a tuple of 45 times its size."""
+    if type(numbers) is not tuple or len(numbers) > _MAX_DIMENSIONS:
+        raise NotPlain("it has a shape that torch.save does not write")
+    return numbers
+
+
 def _set(values: list[Any]) -> set[Any]:
+    if type(values) is not list:
+        raise NotPlain("it has a set that torch.save does not write")
     for value in values:
         check_key(value)
     return set(values)
@@ -263,9 +287,9 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 _CALLS: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": lambda: OrderedDict(),
     "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch._utils _rebuild_tensor_v3": _tensor,  # has the dtype besides
+    "torch._utils _rebuild_tensor_v3": _tensor,  # also has the dtype
     "torch._utils _rebuild_parameter": _parameter,
-    "torch Size": lambda numbers: tuple(numbers),
+    "torch Size": _size,
     "torch device": _device,
     "_codecs encode": _bytes,
     "__builtin__ set": _set,

@@ -1,1 +1,1 @@
-"""The commands that train, sample or describe a run, each step by step, and what they share."""
+"""The commands that train, sample or describe a run, and their shared steps."""

@@ -1,4 +1,4 @@
-"""Assembles model, data and loss from a checked configuration; knows the groups, not Hydra."""
+"""Builds model, data and loss from a checked configuration, without Hydra."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def build_model(cfg: Any, data: DataSource | None = None) -> GPT:
 
 def vocab_size(model: ModelConfig, data: DataSource | Vocabulary | None) -> int:
     """The number of embedding rows: `model.vocab_size`, or the data's rounded up."""
-    asked = model.vocab_size
-    if asked is None:
+    configured = model.vocab_size
+    if configured is None:
         assert data is not None
         return -(-data.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-    if data is not None and asked < data.vocab_size:
+    if data is not None and configured < data.vocab_size:
         raise ConfigError(
-            f"model.vocab_size must be at least the data's {data.vocab_size} tokens, got {asked}: "
-            "raise it, or set it to null."
+            f"model.vocab_size must be at least the data's {data.vocab_size} tokens, got "
+            f"{configured}: raise it, or set it to null."
         )
-    return asked
+    return configured
 
 
 def assemble(model: ModelConfig, num_tokens: int) -> GPT:
@@ -68,9 +68,9 @@ def _layer_specs(model: ModelConfig) -> list[LayerSpec]:
     made: list[tuple[OptionConfig, Any]] = []
 
     def part(option: OptionConfig) -> Any:
-        for known, one in made:
+        for known, part_of_known in made:
             if known == option:
-                return one
+                return part_of_known
         factory = registry.factory(option)
         made.append((option, factory() if option.group == "model/bias" else factory))
         return made[-1][-1]

@@ -21,12 +21,17 @@ class RunCallbacks:
     """
 
     def __init__(self, options: Options) -> None:
-        built: list[Callback] = [registry.build(option) for option in options.values()]
+        self._by_key = {key: registry.build(option) for key, option in options.items()}
+        built: list[Callback] = [*self._by_key.values()]
         self.watchdogs = [callback for callback in built if isinstance(callback, Watchdog)]
         others = [callback for callback in built if callback not in self.watchdogs]
         # watchdogs come first, so that they end before another callback's `on_fit_end`
         self.all = [*self.watchdogs, *others]
         self.bars = [bar for c in self.all if isinstance(c, Progress) and (bar := c.bar())]
+
+    def key_of(self, callback: Callback) -> str | None:
+        """The key of a callback under `callbacks`; None for xftrain's internal callbacks."""
+        return next((key for key, built in self._by_key.items() if built is callback), None)
 
     def watch(self, on_hang: Callable[[str], None]) -> None:
         """Makes each watchdog call `on_hang` with a sentence if the run makes no progress."""

@@ -1,4 +1,4 @@
-"""Describes a run: its configuration as typed, its hyperparameters, and what it trains."""
+"""Describes a run: its resolved configuration, its hyperparameters, its model and its batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _NO_HPARAMS = ("callbacks", "logger", "ckpt", "ckpt_allow", "tags")
 
 
-def resolved(cfg: DictConfig) -> str:
+def resolved_yaml(cfg: DictConfig) -> str:
     """The resolved configuration as YAML, with the user's own `_target_`s unchanged."""
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
@@ -30,18 +30,18 @@ def resolved(cfg: DictConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(shown))
 
 
-def hparams_of(options: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
+def hyperparameters(options: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
     """The hyperparameters by dotted key; runs with the same options have the same keys.
 
     Overrides that are not a value of the configuration, such as `model` or `experiment`, are
     added.
     """
-    found = flat({key: value for key, value in options.items() if key not in _NO_HPARAMS})
-    more = {key: value for key, value in typed.items() if f"{key}.name" not in found}
-    return more | found
+    values = flat({key: value for key, value in options.items() if key not in _NO_HPARAMS})
+    more = {key: value for key, value in typed.items() if f"{key}.name" not in values}
+    return more | values
 
 
-def log_what_is_trained(
+def log_model_and_batch(
     model: GPT, cfg: RunConfig, batch: Batch, device: torch.device, precision: str
 ) -> None:
     """Logs the size of the model, its options, and the first batch."""
@@ -56,7 +56,7 @@ def log_what_is_trained(
     log.info("model: %s parameters, %s", f"{num_params:,}", chosen)
     log.info("batch: %d x %d tokens on %s, %s", rows, positions, device.type, precision)
     if (devices := cfg.trainer.devices) > 1:
-        log.info("devices: %d, each with such a batch in each step", devices)
+        log.info("devices: %d, each with a batch of this size in each step", devices)
     log.debug("%s", model)
     if overfit_batches := cfg.trainer.overfit_batches:
         log.info("overfitting: training batches, validated on as well: %d", overfit_batches)

@@ -11,13 +11,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from xftrain.commands import builder
-from xftrain.commands.kernel_choices import Saved, choose_kernel
 from xftrain.commands.prepare import Prepared, prepare
 from xftrain.commands.result_file import recorded, run_dir_for
+from xftrain.commands.saved_choices import SavedChoices, choose_kernel
 from xftrain.config.compose import validate_as
 from xftrain.config.run_config import InfoConfig
 from xftrain.errors import ConfigError
-from xftrain.folders.run_folder import RunFolder, refuse_trained
+from xftrain.folders.run_folder import RunFolder, refuse_training_folder
 from xftrain.interfaces import Batch
 from xftrain.kernels.matmul import Autotuner, set_autotuner
 from xftrain.memory.plan import plan_memory
@@ -45,7 +45,7 @@ def info(
         ConfigError: the configuration is wrong, or cannot run on this machine.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_trained(run_dir, "a description")
+    refuse_training_folder(run_dir, "a description")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
         checked = checked or validate_as(InfoConfig, cfg)
@@ -53,7 +53,7 @@ def info(
             raise ConfigError(
                 "--config-name info describes a run on one device, got trainer.devices="
                 f"{checked.trainer.devices}: each device has the memory and the FLOPs that "
-                "it names."
+                "it shows."
             )
         prepared = prepare(checked, redaction.without_secrets(cfg, checked.to_dict()), run_dir)
         result["device"] = hardware.device_name(prepared.device)
@@ -68,7 +68,7 @@ def _describe(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> None:
     cfg, batch = run.cfg, run.batch
     with torch.device("meta"):  # nothing is allocated
         model = builder.assemble(cfg.model, run.vocab_size)
-    kernel = choose_kernel(model, batch, run.device, run.dtype, Saved(), folder)
+    kernel = choose_kernel(model, batch, run.device, run.dtype, SavedChoices(), folder)
     set_autotuner(Autotuner() if cfg.matmul == "auto" else None)
     peak_mib = plan_memory(cfg, model, run.loss, batch, run.dtype, run.device)
     figures = _sizes(model, batch, cfg.trainer.accumulate_grad_batches)
@@ -77,11 +77,11 @@ def _describe(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> None:
     per_step = figures["flops_per_token"] * figures["tokens_per_step"]
     rows = [
         ["parameters", f"{figures['parameters']:,}"],
-        ["of them in embedding tables", f"{figures['embedding_parameters']:,}"],
-        ["tokens a step", f"{figures['tokens_per_step']:,}"],
+        ["of these, in embedding tables", f"{figures['embedding_parameters']:,}"],
+        ["tokens per step", f"{figures['tokens_per_step']:,}"],
         ["tokens of the run", f"{figures['tokens_per_step'] * cfg.max_steps:,}"],
-        ["FLOPs a token", f"{figures['flops_per_token']:.4g}"],
-        ["FLOPs a step", f"{per_step:.4g}"],
+        ["FLOPs per token", f"{figures['flops_per_token']:.4g}"],
+        ["FLOPs per step", f"{per_step:.4g}"],
         ["memory at the peak", "unknown" if peak_mib is None else f"{peak_mib:,.0f} MiB"],
         ["memory of the device", f"{total_memory_bytes(run.device) / 2**20:,.0f} MiB"],
         ["precision", run.precision],

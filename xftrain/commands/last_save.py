@@ -1,4 +1,4 @@
-"""Makes the final save of a run before other work at its end."""
+"""Runs the final save of a run before the other callbacks at its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LastSave(Callback):
     modifies_weights = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves."""
+        """Runs the final save of each checkpoint callback."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoint):
                 callback.on_train_end(trainer, pl_module)

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
-from xftrain.commands.description import hparams_of
+from xftrain.commands.description import hyperparameters
 from xftrain.commands.neighboring_runs import differing_keys
 from xftrain.commands.result_file import changed_overrides, is_multirun_job
 from xftrain.config import registry
@@ -19,7 +19,8 @@ from xftrain.logger.tensorboard import TensorBoard
 from xftrain.train.log_text import log_text
 from xftrain.train.same_run import flat
 from xftrain.train.tracker import Tracker
-from xftrain.utils.optional import optional
+from xftrain.utils.optional import optional_step
+from xftrain.utils.redaction import hidden_in_message, hidden_throughout
 
 _HPARAM_METRICS = (
     "val/loss",
@@ -41,37 +42,38 @@ class RunLoggers:
     def __init__(self, options: Options, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.all: list[Logger] = [self._built(option) for option in options.values()]
-        self.boards = [logger for logger in self.all if isinstance(logger, TensorBoard)]
+        self.tensorboards = [logger for logger in self.all if isinstance(logger, TensorBoard)]
         self.trackers = [logger for logger in self.all if isinstance(logger, Tracker)]
 
     def _built(self, option: OptionConfig) -> Any:
         # a user's own logger chooses its own files
         return registry.build(option, *([] if option.name is None else [self.run_dir]))
 
-    def begin(self, shown: Mapping[str, Any], kernel: str) -> None:
-        """Records the configuration, once an earlier run's files have been moved away.
+    def start(self, shown: Mapping[str, Any], kernel: str) -> None:
+        """Starts trackers and records the configuration, after earlier files were moved away.
 
         Args:
             shown: the plain configuration with secrets hidden.
             kernel: name of the attention kernel.
         """
+        shown = hidden_throughout(dict(shown), hidden_in_message)
         for tracker in self.trackers:
-            tracker.begin(flat(shown))
+            tracker.start_run(flat(shown))
         log_text(self.all, "kernel", kernel)
         log_text(self.all, "config", OmegaConf.to_yaml(OmegaConf.create(dict(shown))))
-        typed = changed_overrides()
-        for board in self.boards:
+        typed = hidden_throughout(changed_overrides(), hidden_in_message)
+        for tensorboard in self.tensorboards:
             first = differing_keys(self.run_dir, typed, is_job=is_multirun_job())
-            board.begin_hparams(hparams_of(shown, typed), _HPARAM_METRICS, first)
+            tensorboard.begin_hparams(hyperparameters(shown, typed), _HPARAM_METRICS, first)
 
     def end_hparams(self) -> None:
         """Marks the run as completed in TensorBoard's HParams."""
-        for board in self.boards:
-            with optional("TensorBoard's record of the end"):
-                board.end_hparams()
-                board.save()
+        for tensorboard in self.tensorboards:
+            with optional_step("TensorBoard's record of the end"):
+                tensorboard.end_hparams()
+                tensorboard.save()
 
-    def close(self, *, is_whole: bool) -> None:
+    def close(self, *, is_complete: bool) -> None:
         """Closes the runs of experiment trackers, however this run ended."""
         for tracker in self.trackers:
-            tracker.close_run(is_whole=is_whole)
+            tracker.close_run(is_complete=is_complete)

@@ -22,7 +22,7 @@ def differing_keys(run_dir: Path, overrides: Mapping[str, str], *, is_job: bool)
         run_dir: the run folder; its neighbors are the runs in the same parent folder.
         overrides: this run's overrides by dotted key, without those that all jobs of its multirun
             share.
-        is_job: whether the run is a job of a multirun; then only its own keys count.
+        is_job: whether the run is a job of a multirun; then only its own keys are used.
 
     Returns:
         The overrides that differ; all of this run's if it has no neighbor; commonly overridden
@@ -35,7 +35,7 @@ def differing_keys(run_dir: Path, overrides: Mapping[str, str], *, is_job: bool)
 
 
 def dotted(override: str) -> tuple[str, str]:
-    """Key and value of an override: `model/attn=naive` is `model.attn` and `naive`."""
+    """Splits an override into its dotted key and value: `model/attn=naive` sets `model.attn`."""
     key, _, value = override.lstrip("+~").partition("=")
     return key.replace("/", "."), value
 
@@ -50,6 +50,6 @@ def _neighbors(run_dir: Path) -> list[dict[str, str]]:
     for folder in folders[-_MAX_RUNS:]:
         listed = (read_json(folder / "result.json", _MAX_BYTES) or {}).get("overrides")
         if isinstance(listed, list):
-            typed = [one for one in listed if isinstance(one, str) and len(one) <= _LONGEST]
+            typed = [text for text in listed if isinstance(text, str) and len(text) <= _LONGEST]
             found.append(dict(map(dotted, typed[:_MAX_OVERRIDES])))
     return found

@@ -68,7 +68,7 @@ def _changed(run: Prepared) -> Iterator[tuple[str, Prepared]]:
     if is_graph and model.activation_budget > _BUDGET:
         yield f"model.activation_budget={_BUDGET}", with_model(activation_budget=_BUDGET)
     if not is_graph and recomputes is not True:
-        fewer = "" if recomputes == "auto" else ", or auto for as little as will do"
+        fewer = "" if recomputes == "auto" else ", or auto to recompute only what is needed"
         text = f"model.activation_checkpointing=true{fewer}"
         yield text, with_model(activation_checkpointing=True)
     if (smaller := getattr(run.loss, "smaller_option", None)) is not None:
@@ -107,4 +107,4 @@ def _peak_bytes(run: Prepared) -> int:
     peak = predict(run.cfg, model, run.loss, run.batch, run.dtype, run.device)
     if run.cfg.model.activation_checkpointing == "auto":
         return peak.total(peak.cheapest_fitting_plan(usable_memory_bytes(run.device)))
-    return peak.total(model.recomputed)
+    return peak.total(model.recompute_plan)

@@ -1,25 +1,30 @@
-"""Refuses, before anything is built, options that cannot run, with the reason."""
+"""Checks before anything is built that all options can run, and explains why one cannot."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain, islice
+from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
 
 from xftrain.commands.builder import assemble
+from xftrain.commands.own_parts import check_own_parts
 from xftrain.config import registry
 from xftrain.config.layer_pattern import layer_names, layer_options
 from xftrain.config.run_config import ModelConfig, RunConfig, TrainerConfig
 from xftrain.errors import ConfigError
-from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss
+from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss, load_batch
+from xftrain.interfaces.batch_checks import describe_value
+from xftrain.interfaces.model import checked_reasons
 from xftrain.model.backends import all_backends
+from xftrain.train import hardware
 from xftrain.train.loader import ValBatches
 from xftrain.train.val_sums import NO_LABEL
 
 
-def check_runs(
+def check_runnable(
     cfg: RunConfig,
     loss: Loss,
     vocab_size: int,
@@ -29,18 +34,21 @@ def check_runs(
 ) -> None:
     """Checks that every option supports this batch, in this dtype, on this device.
 
-    The model is assembled on torch's meta device, which allocates nothing.
+    The model is assembled on torch's meta device, which allocates nothing; only the user's own
+    classes are called.
 
     Raises:
-        ConfigError: names the option, the reasons, and the nearest option that works.
+        ConfigError: an option cannot run; the message names it, the reasons, and the nearest option
+            that works.
     """
     with torch.device("meta"):
         model = assemble(cfg.model, vocab_size)
-    place = (device, dtype)
-    cases = model.attention_cases(*batch.shape_BM, batch.seqlens, place)
+    target = (device, dtype)
+    batch_cases = model.attention_cases(*batch.shape_BM, batch.seqlens, target)
+    cases = list(batch_cases)
     if batch.seqlens is not None:
         # later batches may have a document as long as the whole row
-        cases += model.attention_cases(1, cfg.seq, (cfg.seq,), place)
+        cases += model.attention_cases(1, cfg.seq, (cfg.seq,), target)
     for call, layers in cases:
         reasons = model.backend.unsupported(*call)
         if not reasons:
@@ -57,24 +65,44 @@ def check_runs(
     if hasattr(optim, "option_by_parameter"):
         optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
     for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
-        ask = getattr(part, "unsupported", None)
-        if ask is not None and (why := ask(device)):
-            raise ConfigError(f"{'; '.join(why)}.")
+        unsupported = getattr(part, "unsupported", None)
+        if unsupported is None:
+            continue
+        if reasons := checked_reasons(part, "unsupported", unsupported(device)):
+            raise ConfigError(f"{'; '.join(reasons)}.")
     for call, _ in cases:
         model.check_length(max(call.bias.seqlens or (call.shape.M,)))
+    is_mixed = hardware.is_mixed(cfg.trainer.precision, dtype)
+    check_own_parts(cfg, vocab_size, batch, batch_cases, is_mixed)
+
+
+def first_batch(data: DataSource, rank: int) -> Batch:
+    """The first training batch of a rank, with which the options are checked.
+
+    Raises:
+        ConfigError: the data source returns no batch, or no number of label bytes.
+    """
+    batch = load_batch(data, "train", 0, rank, is_first=True)
+    num_bytes: object = data.num_label_bytes(batch.labels_BM)
+    if num_bytes is not None and not isinstance(num_bytes, Integral):
+        raise ConfigError(
+            f"data: {type(data).__name__}.num_label_bytes must return an integer, or None if the "
+            f"data is not text, got {describe_value(num_bytes)}."
+        )
+    return batch
 
 
 def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
-    """Refuses a run none of whose validation batches has a label.
+    """Checks that a validation batch has a label.
 
     Raises:
         ConfigError: no validation batch has a label.
     """
     devices, overfit_batches = trainer.devices, trainer.overfit_batches
-    of_ranks = (ValBatches(data, rank, devices, overfit_batches) for rank in range(devices))
-    if trainer.limit_val_batches == 0:
+    limit = trainer.limit_val_batches
+    if limit == 0:
         return
-    validated = (islice(batches, trainer.limit_val_batches) for batches in of_ranks)
+    validated = (ValBatches(data, rank, devices, overfit_batches, limit) for rank in range(devices))
     if not any((batch.labels_BM != IGNORED_LABEL).any() for batch in chain(*validated)):
         raise ConfigError(NO_LABEL)
 
@@ -91,7 +119,7 @@ def _check_graphs(
             "compile=cudagraphs replays batches of one shape, and the shape of packed documents "
             "differs by batch: use compile=true."
         )
-    for key, part in parts.items():  # config_checks has checked the built-in options
+    for key, part in parts.items():  # `config.checks` has checked the built-in options
         if reason := getattr(part, "no_cuda_graph", None):
             raise ConfigError(f"{key} cannot run with compile=cudagraphs: {reason}.")
 

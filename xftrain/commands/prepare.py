@@ -12,7 +12,7 @@ import torch
 
 from xftrain.checkpoint.newest import checkpoint_to_load
 from xftrain.commands import builder
-from xftrain.commands.preflight import check_labels, check_runs
+from xftrain.commands.preflight import check_labels, check_runnable, first_batch
 from xftrain.config import registry
 from xftrain.config.run_config import RunConfig
 from xftrain.errors import ConfigError
@@ -53,7 +53,7 @@ class Prepared:
 
 
 def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
-    """Refuses what cannot run, and connects the ranks.
+    """Resolves and checks everything that a run needs, and connects the ranks.
 
     Args:
         cfg: the checked configuration.
@@ -61,7 +61,7 @@ def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
         run_dir: the run folder.
 
     Raises:
-        ConfigError: names what cannot run, why, and what would.
+        ConfigError: an option cannot run; the message says which, why, and what would.
     """
     registry.check_own_classes(cfg.option_configs())
     trainer, own_rank = cfg.trainer, rank()
@@ -72,10 +72,11 @@ def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
     _set_determinism(cfg.deterministic)
     reset_peak_memory(device)
     pl.seed_everything(cfg.seed, verbose=False)
-    # refused now rather than after the data is prepared
+    # before the data is prepared, so that a wrong ckpt is refused early; only rank 0 looks,
+    # since files may change between the ranks' reads
     ckpt = checkpoint_to_load(cfg.ckpt, run_dir) if own_rank == 0 else None
-    named = distributed.from_rank_0(ckpt and str(ckpt))  # files may change between the ranks' reads
-    ckpt = None if named is None else Path(named)
+    name = distributed.broadcast_from_rank_0(ckpt and str(ckpt))
+    ckpt = None if name is None else Path(name)
     data = builder.build_data(cfg, devices)
     check_data(data)
     if data.num_val_batches < devices:
@@ -86,8 +87,8 @@ def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
     check_labels(data, trainer)
     loss = builder.build_loss(cfg)
     vocab_size = builder.vocab_size(cfg.model, data)
-    batch = data.batch("train", 0, own_rank)
-    check_runs(cfg, loss, vocab_size, batch, device, dtype)
+    batch = first_batch(data, own_rank)
+    check_runnable(cfg, loss, vocab_size, batch, device, dtype)
     return Prepared(cfg, shown, device, precision, dtype, ckpt, data, loss, vocab_size, batch)
 
 

@@ -40,7 +40,7 @@ def build_profiler(name: str | None, run_dir: Path) -> Profiler | None:
 
 
 def end_profile(trainer: Trainer, run_dir: Path) -> None:
-    """Logs the path of the training profile, and profiles nothing after training."""
+    """Logs the path of the training profile, and stops profiling."""
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     for path in sorted(run_dir.glob(f"fit-{_FILENAME}*")):
         log.info("profile: %s", path)

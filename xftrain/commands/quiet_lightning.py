@@ -1,4 +1,4 @@
-"""Routes Lightning's messages to this package's log, without duplicates and advertisements."""
+"""Routes Lightning's messages to xftrain's log, without duplicates and advertisements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 # Patterns of messages to drop, each with the reason why it does not help the user.
-_NAMED_WARNINGS = (
+_DROPPED_WARNINGS = (
     r"Experiment logs directory .* exists and is not empty",  # the folder of the run, by design
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
     r".*does not have many workers",  # the main process makes batches, see data/loader.py
@@ -20,7 +20,7 @@ _NAMED_WARNINGS = (
 
 
 def quiet_lightning() -> None:
-    """Keeps Lightning's warnings and errors, and drops its information about itself."""
+    """Keeps Lightning's warnings and errors, and drops its informational messages."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()  # Lightning's handlers would duplicate every line
@@ -28,7 +28,7 @@ def quiet_lightning() -> None:
         logger.setLevel(logging.WARNING)
     # keep messages of Lightning's callbacks, which run only if the user has added them
     logging.getLogger("lightning.pytorch.callbacks").setLevel(logging.INFO)
-    for pattern in _NAMED_WARNINGS:
+    for pattern in _DROPPED_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     if not isinstance(threading.excepthook, _QuietWriters):
         threading.excepthook = _QuietWriters(threading.excepthook)
@@ -40,9 +40,9 @@ class _QuietWriters:
     The error of that thread, such as a full disk, is raised again in the logging thread.
     """
 
-    def __init__(self, others: Callable[[threading.ExceptHookArgs], Any]) -> None:
-        self._others = others
+    def __init__(self, next_hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
+        self._next_hook = next_hook
 
     def __call__(self, args: threading.ExceptHookArgs) -> None:
         if type(args.thread).__name__ != "_AsyncWriterThread":
-            self._others(args)
+            self._next_hook(args)

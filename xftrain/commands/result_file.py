@@ -23,15 +23,15 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from xftrain.commands.neighboring_runs import dotted
-from xftrain.config.overrides import as_typed, literal
+from xftrain.config.overrides import literal, override_strings
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.folders.links import refuse_links
-from xftrain.folders.lock import holding
+from xftrain.folders.lock import folder_lock
 from xftrain.folders.run_folder import RunFolder
-from xftrain.utils.files import new_folder, replace_text
+from xftrain.utils.files import make_new_folder, replace_text
 from xftrain.utils.processes import rank
 from xftrain.utils.redaction import hidden_in_message, hidden_throughout
-from xftrain.version import __version__, installed
+from xftrain.version import __version__, installed_version
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ def status_after(error: BaseException) -> str:
 def run_dir_for(run_dir: Path | None) -> Path:
     """The run folder, as a relative path if it is below the working directory.
 
-    If none is given, it is named after the time and made at once, since another run may start in
+    If none is given, a folder named after the time is made at once, since another run may start in
     the same second.
     """
     if run_dir is None:
         run_dir = Path("outputs", *datetime.now().strftime("%Y-%m-%d %H-%M-%S").split())
-        run_dir = new_folder(run_dir) if rank() == 0 else run_dir
+        run_dir = make_new_folder(run_dir) if rank() == 0 else run_dir
     return run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
 
 
@@ -73,11 +73,11 @@ def recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
         ConfigError: the folder has a link that leads out of it, or another run is using it.
         RunError: the disk is full; this replaces the system's own error.
     """
-    if not folder.is_kept:
+    if not folder.is_writer:
         yield empty_result(folder.path)
         return
     refuse_links(folder.path, "hydra.run.dir")
-    with holding(folder.path, "hydra.run.dir"):
+    with folder_lock(folder.path, "hydra.run.dir"):
         yield from _recorded(folder)
 
 
@@ -97,7 +97,7 @@ def _recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
             )
             failure.__cause__ = error
         result["status"] = status_after(failure)
-        result["error"] = hidden_in_message(_said(failure))
+        result["error"] = hidden_in_message(_error_text(failure))
     result["wall_s"] = round(time.perf_counter() - started, 3)
     try:
         if not folder.keeps_record(result["status"]):
@@ -106,17 +106,17 @@ def _recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
         failure = failure or unwritten  # the error that ended the run takes precedence
     if failure is not None:
         if result["status"] == "stopped":
-            _say_how_to_resume(result, failure)
+            _log_resume_command(result, failure)
         raise failure
 
 
-def _say_how_to_resume(result: Mapping[str, Any], failure: BaseException) -> None:
+def _log_resume_command(result: Mapping[str, Any], failure: BaseException) -> None:
     """Logs the checkpoint of a stopped run and the command that resumes it."""
     ckpt = Path(result["run_dir"], "checkpoints", "last.ckpt")
     if not ckpt.is_file():
         return
     if result["steps"]:  # otherwise the run was stopped before its first step
-        log.info("%s at step %d, saved in %s", _said(failure), result["steps"], ckpt)
+        log.info("%s at step %d, saved in %s", _error_text(failure), result["steps"], ckpt)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
         folder = f"hydra.run.dir={_plain_or_quoted(result['run_dir'])}"
         replaced = ("hydra.run.dir=", "ckpt=")
@@ -129,7 +129,7 @@ def _plain_or_quoted(path: str) -> str:
     return path if re.fullmatch(r"[\w./-]+", path) else literal(path)
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     """The text of this package's errors, or the type and text of any other error."""
     if isinstance(error, ConfigError | RunError | Stopped):
         return str(error)
@@ -138,8 +138,8 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def abandon(result: dict[str, Any], run_dir: Path, error: str) -> None:
-    """Writes the record of a run whose process is about to kill itself."""
+def write_failed_result(result: dict[str, Any], run_dir: Path, error: str) -> None:
+    """Writes the record of a run whose process is about to end itself."""
     with suppress(RunError):
         write_result({**result, "status": "failed", "error": error}, run_dir)
 
@@ -151,6 +151,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
         "error": None,
         "stop_reason": None,
         "kernel": None,
+        "data_digest": None,
         "overrides": _overrides(),
         "metrics": {},
         "tokens_per_s": None,
@@ -168,7 +169,7 @@ def empty_result(run_dir: Path) -> dict[str, Any]:
 def _overrides() -> list[str]:
     if not HydraConfig.initialized():
         return []
-    return as_typed(HydraConfig.get().overrides.task)
+    return override_strings(HydraConfig.get().overrides.task)
 
 
 def changed_overrides() -> dict[str, str]:
@@ -176,7 +177,11 @@ def changed_overrides() -> dict[str, str]:
     if not HydraConfig.initialized():
         return {}
     shared = HydraConfig.get().job.config.override_dirname.exclude_keys
-    typed = [one for one in _overrides() if one.lstrip("+~").partition("=")[0] not in shared]
+    typed = [
+        override
+        for override in _overrides()
+        if override.lstrip("+~").partition("=")[0] not in shared
+    ]
     return dict(map(dotted, typed))
 
 
@@ -192,7 +197,7 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "xftrain": __version__,  # of this code, installed or not
         "torch": torch.__version__,  # includes the build: +cpu, +cu130
-        **{package: installed(package) for package in _PACKAGES},
+        **{package: installed_version(package) for package in _PACKAGES},
     }
 
 
@@ -233,9 +238,9 @@ def log_summary(result: Mapping[str, Any], *, with_tensorboard: bool) -> None:
     if "val/bits_per_byte_bigram" in metrics:
         parts.append(f"byte bigram {metrics['val/bits_per_byte_bigram']:.3f}")
     speed = result["tokens_per_s"]
-    said = f", {speed:,.0f} tokens/s" if speed else ""
-    said += f", peak memory {result['peak_memory_mib']:,.0f} MiB"
-    log.info("done in %.1f s: %d steps%s", result["wall_s"], result["steps"], said)
+    figures = f", {speed:,.0f} tokens/s" if speed else ""
+    figures += f", peak memory {result['peak_memory_mib']:,.0f} MiB"
+    log.info("done in %.1f s: %d steps%s", result["wall_s"], result["steps"], figures)
     log.info("validation: %s", ", ".join(parts) or "none, as trainer.limit_val_batches=0")
     log.info("run folder: %s", result["run_dir"])
     folder = Path(result["run_dir"])

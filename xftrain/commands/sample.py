@@ -23,22 +23,22 @@ from xftrain.config.compose import model_of, validate_as
 from xftrain.config.composed_parts import with_own_parts
 from xftrain.config.layer_pattern import layer_names
 from xftrain.config.run_config import ModelConfig, SampleConfig
-from xftrain.data.tokens.vocabulary import rebuild, without_description
+from xftrain.data.tokens.vocabulary import old_checkpoint_vocabulary, rebuild
 from xftrain.errors import ConfigError, first_line
-from xftrain.folders.run_folder import RunFolder, refuse_trained
+from xftrain.folders.run_folder import RunFolder, refuse_training_folder
 from xftrain.interfaces import Vocabulary
-from xftrain.model.generate import PROMPT_TOKENS, generate, room_after, with_marks
+from xftrain.model.generate import PROMPT_TOKENS, generate, max_new_tokens, sample_text
 from xftrain.model.gpt import GPT
 from xftrain.train import hardware
 from xftrain.train.same_run import refuse_other_model
 from xftrain.utils import redaction
 from xftrain.utils.device_memory import peak_memory_mib, reset_peak_memory
-from xftrain.utils.files import expanded, replace_text
+from xftrain.utils.files import expand_home, replace_text
 from xftrain.utils.printable import one_line, printable
 
 log = logging.getLogger(__name__)
 
-_MOST_LAYERS = 2_000  # building takes time quadratic in the number of layers
+_MAX_LAYERS = 2_000  # building takes time quadratic in the number of layers
 _BLOCKS = "blocks."  # prefix of the names of layer weights
 _EXAMPLE = "ckpt=outputs/<date>/<run>/checkpoints/last.ckpt"
 
@@ -57,25 +57,25 @@ def sample(
         ConfigError: the configuration, the checkpoint or the prompt is wrong.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_trained(run_dir, "a sample")
+    refuse_training_folder(run_dir, "a sample")
     folder = RunFolder(run_dir)
     with recorded(folder) as result:
-        asked = checked or validate_as(SampleConfig, cfg)
-        path = _path(asked.ckpt)
-        held = read_checkpoint(path)
-        device, precision = hardware.resolve(asked.accelerator, "auto")
+        config = checked or validate_as(SampleConfig, cfg)
+        path = _path(config.ckpt)
+        checkpoint = read_checkpoint(path)
+        device, precision = hardware.resolve(config.accelerator, "auto")
         result["device"] = hardware.device_name(device)
         reset_peak_memory(device)
-        vocabulary = _vocabulary(held, path.parent)
-        own = asked.to_dict()
+        vocabulary = _vocabulary(checkpoint, path.parent)
+        own = config.to_dict()
         shown = redaction.without_secrets(cfg, own)["model"]
-        saved = with_own_parts(held["xftrain"]["config"], own["model"], shown)
-        model = _model(model_of(saved), held["state_dict"], vocabulary).to(device)
-        prompt_BM = _prompt(held, vocabulary, asked.prompt).to(device)
+        saved = with_own_parts(checkpoint["xftrain"]["config"], own["model"], shown)
+        model = _model(model_of(saved), checkpoint["state_dict"], vocabulary).to(device)
+        prompt_BM = _prompt(checkpoint, vocabulary, config.prompt).to(device)
         model.check_length(prompt_BM.shape[1])
-        num_tokens = room_after(model, prompt_BM, asked.num_tokens)
-        if num_tokens < asked.num_tokens:
-            log.warning("num_tokens: the model has positions for %d more, no further", num_tokens)
+        num_tokens = max_new_tokens(model, prompt_BM, config.num_tokens)
+        if num_tokens < config.num_tokens:
+            log.warning("num_tokens: the model has positions for only %d more tokens", num_tokens)
         dtype = hardware.compute_dtype(precision)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             tokens_BM = generate(
@@ -83,15 +83,15 @@ def sample(
                 prompt_BM,
                 num_tokens,
                 vocab_size=vocabulary.vocab_size,
-                temperature=asked.temperature,
-                top_k=asked.top_k,
-                seed=asked.seed,
+                temperature=config.temperature,
+                top_k=config.top_k,
+                seed=config.seed,
             )
         prompt = vocabulary.decode(prompt_BM[0].tolist())
         added = vocabulary.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
-        shown = redaction.hidden(printable(with_marks(prompt, added)))
-        log.info("step %d of %s:\n%s", held["global_step"], one_line(str(asked.ckpt)), shown)
-        folder.begin_anew()
+        shown = redaction.hidden(printable(sample_text(prompt, added)))
+        log.info("step %d of %s:\n%s", checkpoint["global_step"], one_line(str(config.ckpt)), shown)
+        folder.start_new_run()
         replace_text(run_dir / "sample.txt", shown + "\n")
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
         log.info("sample: %s", run_dir / "sample.txt")
@@ -101,18 +101,18 @@ def sample(
 def _path(ckpt: str | None) -> Path:
     if ckpt is None:
         raise ConfigError(f"ckpt is missing: name the checkpoint to sample from, as {_EXAMPLE}.")
-    path = expanded("ckpt", ckpt)
+    path = expand_home("ckpt", ckpt)
     if not path.is_file():
         raise ConfigError(f"ckpt must be an existing checkpoint file, got {ckpt!r}, as {_EXAMPLE}.")
     return path
 
 
-def _vocabulary(held: Mapping[str, Any], folder: Path) -> Vocabulary:
+def _vocabulary(checkpoint: Mapping[str, Any], folder: Path) -> Vocabulary:
     """The vocabulary of the checkpoint's tokens."""
-    saved = held["xftrain"]
+    saved = checkpoint["xftrain"]
     if "vocabulary" in saved:
         return rebuild(saved["vocabulary"], folder)
-    return without_description(saved["config"], held["global_step"])
+    return old_checkpoint_vocabulary(saved["config"], checkpoint["global_step"])
 
 
 def _model(config: ModelConfig, state: Mapping[str, Tensor], vocabulary: Vocabulary) -> GPT:
@@ -120,10 +120,10 @@ def _model(config: ModelConfig, state: Mapping[str, Tensor], vocabulary: Vocabul
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     if config.num_layers > len(weights):
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
-    if config.num_layers > _MOST_LAYERS:
+    if config.num_layers > _MAX_LAYERS:
         raise ConfigError(
             f"ckpt holds a model of {config.num_layers:,} layers, and at most "
-            f"{_MOST_LAYERS:,} can be sampled from: give another one."
+            f"{_MAX_LAYERS:,} can be sampled from: give another one."
         )
     num_tokens = builder.vocab_size(config, vocabulary)
     try:
@@ -144,12 +144,12 @@ def _refuse_shared(weights: Mapping[str, Tensor], planned: Mapping[str, Tensor])
 
     Only a tied head may share the embedding's storage. Dtypes may differ after a 16-bit run.
     """
-    room: dict[int, int] = {}  # number of elements of each storage, by its address
+    num_elements: dict[int, int] = {}  # of each storage, by its address
     for weight in weights.values():
         storage = weight.untyped_storage()
-        num_there = storage.nbytes() // weight.itemsize
-        room[storage.data_ptr()] = max(num_there, room.get(storage.data_ptr(), 0))
-    num_held = sum(room.values())
+        count, address = storage.nbytes() // weight.itemsize, storage.data_ptr()
+        num_elements[address] = max(count, num_elements.get(address, 0))
+    num_held = sum(num_elements.values())
     head, embed = (weights.get(name) for name in ("head.weight", "embed.weight"))
     is_tied = head is not None and embed is not None and head.data_ptr() == embed.data_ptr()
     needed = sum(weight.numel() for weight in planned.values())
@@ -166,25 +166,25 @@ def _planned(config: ModelConfig, num_tokens: int) -> dict[str, Tensor]:
     names = layer_names(config)
     kinds = tuple(dict.fromkeys(names))
     layers = replace(config.layers, pattern=kinds) if any(kinds) else config.layers
-    one_of_each = replace(config, num_layers=len(kinds), layers=layers)
+    one_layer_of_each = replace(config, num_layers=len(kinds), layers=layers)
     with torch.device("meta"):
-        built = builder.assemble(one_of_each, num_tokens).state_dict()
+        built = builder.assemble(one_layer_of_each, num_tokens).state_dict()
     planned = {name: weight for name, weight in built.items() if not name.startswith(_BLOCKS)}
-    of_kind: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
+    weights_by_kind: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
     for name in [name for name in built if name.startswith(_BLOCKS)]:
-        place, _, rest = name.removeprefix(_BLOCKS).partition(".")
-        of_kind[kinds[int(place)]][rest] = built[name]
+        index, _, rest = name.removeprefix(_BLOCKS).partition(".")
+        weights_by_kind[kinds[int(index)]][rest] = built[name]
     for number in range(config.num_layers):
-        weights = of_kind[names[number % len(names)]].items()
+        weights = weights_by_kind[names[number % len(names)]].items()
         planned |= {f"{_BLOCKS}{number}.{rest}": weight for rest, weight in weights}
     return planned
 
 
-def _prompt(held: Mapping[str, Any], vocabulary: Vocabulary, text: str | None) -> Tensor:
+def _prompt(checkpoint: Mapping[str, Any], vocabulary: Vocabulary, text: str | None) -> Tensor:
     """The tokens of the prompt, [1, M]; without `text`, those that the checkpoint holds."""
     if text is not None:
         return torch.tensor([vocabulary.encode(text)], dtype=torch.int64)
-    tokens = held["xftrain"].get("prompt")
+    tokens = checkpoint["xftrain"].get("prompt")
     is_usable = isinstance(tokens, list) and 0 < len(tokens) <= PROMPT_TOKENS
     if not is_usable or not all(
         type(token) is int and 0 <= token < vocabulary.vocab_size for token in tokens

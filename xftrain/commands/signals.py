@@ -15,7 +15,7 @@ from torch import Tensor, tensor
 from xftrain.callbacks.checkpoint import Checkpoint, validation_follows, within_step
 from xftrain.errors import Stopped
 from xftrain.train.module import training_module
-from xftrain.utils.processes import END_SIGNALS, is_heeded
+from xftrain.utils.processes import END_SIGNALS, is_handled
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ class StopSignals(Callback):
     """Within this context, signals end the run at a point from which it can be resumed.
 
     A signal ends the run at once while the run is built or waits for a batch, and otherwise at the
-    end of the step. A second Ctrl-C does not wait. Lightning's own handlers are replaced: they save
-    nothing, exit with code 0, and make several ranks wait for rank 0.
+    end of the step. A second Ctrl-C ends it at once. Lightning's own handlers are replaced: they
+    save nothing, exit with code 0, and make several ranks wait for rank 0.
     """
 
     modifies_weights = False
@@ -36,22 +36,22 @@ class StopSignals(Callback):
         self.received: int | None = None
         self._trainer: Trainer | None = None  # set during training
         self._savers: list[Checkpoint] = []
-        self._before: dict[int, Any] = {}
-        self._agreed: tuple[Tensor, Any] | None = None  # pending all-reduce of the signal
+        self._previous_handlers: dict[int, Any] = {}
+        self._pending_signal: tuple[Tensor, Any] | None = None  # pending all-reduce of the signal
         self._group: Any = None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.getsignal(n) for n in _SIGNALS if is_heeded(n)}
+            self._previous_handlers = {n: signal.getsignal(n) for n in _SIGNALS if is_handled(n)}
             self._install()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def _install(self) -> None:
-        for number in self._before:
+        for number in self._previous_handlers:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -66,9 +66,9 @@ class StopSignals(Callback):
         waits = training_module(trainer.lightning_module).stream.is_waiting
         if waits and trainer.world_size == 1 and not within_step(trainer):
             raise Stopped(number)
-        said = f"{signal.Signals(number).name}: the run ends after this step"
+        message = f"{signal.Signals(number).name}: the run ends after this step"
         # in a thread, as the signal may have interrupted a write to the log
-        threading.Thread(target=log.info, args=(said,), daemon=True).start()
+        threading.Thread(target=log.info, args=(message,), daemon=True).start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes signals wait for the end of a step from now on."""
@@ -82,14 +82,14 @@ class StopSignals(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ends the run if a signal came in this step, unless a validation follows first."""
+        """Ends the run if a signal arrived in this step, unless a validation follows."""
         if not within_step(trainer) and not validation_follows(trainer):
-            self._end_if_all_know(trainer)
+            self._end_if_ranks_agree(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the run after its validation, which a run resumed from before would skip."""
+        """Ends the run after a validation, which a run resumed from before it would skip."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not within_step(trainer):
-            self._end_if_all_know(trainer)
+            self._end_if_ranks_agree(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes signals wait for the end of a validation, which a resumed run would skip."""
@@ -110,18 +110,18 @@ class StopSignals(Callback):
         if self.received is not None:
             raise Stopped(self.received)
 
-    def _end_if_all_know(self, trainer: Trainer) -> None:
-        """Ends the run once all ranks know of a signal; one rank would block the others."""
+    def _end_if_ranks_agree(self, trainer: Trainer) -> None:
+        """Ends the run once all ranks know of a signal, since one alone would block the others."""
         if trainer.world_size == 1:
             self.end_if_received()
             return
-        if self._agreed is not None:  # of the previous step, already finished
-            number, work = self._agreed
+        if self._pending_signal is not None:  # of the previous step, already finished
+            number, work = self._pending_signal
             work.wait()
             if int(number):
                 raise Stopped(int(number))
         number = tensor(self.received or 0)
-        self._agreed = (
+        self._pending_signal = (
             number,
             dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group, async_op=True),
         )

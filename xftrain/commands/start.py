@@ -1,6 +1,6 @@
-"""Prepares the folder of a run once it is certain that the run trains.
+"""Prepares the folder of a run when training starts.
 
-Until then the run can be refused, and the folder is not changed.
+Until then the run can be refused, and the folder stays unchanged.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from xftrain.folders.run_folder import RunFolder, holds_run
 from xftrain.logger.csv import CSV
 from xftrain.logger.tensorboard import TensorBoard
 from xftrain.train.module import TrainingModule, training_module
+from xftrain.train.savable import refuse_unsavable
 from xftrain.train.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
 _COPIED = ("metrics.csv", "events.out.tfevents.*", "config.yaml", "result.json")
 _METRIC = re.compile(r"\w[\w.:@%+/ ()-]{,200}").fullmatch
-_NOTHING: dict[str, Any] = {"metrics.csv": 0, "events": {}}  # the positions in empty files
+_EMPTY_POSITIONS: dict[str, Any] = {"metrics.csv": 0, "events": {}}  # the positions in empty files
 
 
 class RunStart(Callback):
-    """Sets a previous run in the folder aside, or continues it from its checkpoint.
+    """Sets a previous run in the folder aside, or resumes it from its checkpoint.
 
-    To continue it, the records of the loggers are cut back to their state at the save, so that each
-    step is recorded once. It is the first of all callbacks, so that no other one has written yet.
+    On a resume, the records of the loggers are truncated to their state at the save, so that each
+    step is recorded once. This callback comes first, so that no other callback has written yet.
 
     Args:
         folder: the folder of the run.
@@ -41,7 +42,7 @@ class RunStart(Callback):
         loggers: all loggers of the run, in order.
         is_same: whether the run may replace the one in the folder without a checkpoint, as in a
             repeated benchmark.
-        on_begin: called as soon as the folder is this run's.
+        on_start: called as soon as the folder is this run's.
     """
 
     modifies_weights = False
@@ -53,13 +54,13 @@ class RunStart(Callback):
         loggers: list[Logger],
         *,
         is_same: bool,
-        on_begin: Callable[[], None],
+        on_start: Callable[[], None],
     ) -> None:
         self.folder, self.ckpt, self.is_same = folder, ckpt, is_same
-        self.loggers, self.on_begin = loggers, on_begin
+        self.loggers, self.on_start = loggers, on_start
         # the other loggers must not create files yet
         late = CSV | TensorBoard | Tracker
-        self.early_loggers = [one for one in loggers if not isinstance(one, late)]
+        self.early_loggers = [logger for logger in loggers if not isinstance(logger, late)]
         self._trainer: Trainer | None = None
         self._saved_run: str | None = None
         self._positions: dict[str, Any] = {}
@@ -72,36 +73,41 @@ class RunStart(Callback):
         trainer.loggers = self.loggers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepares the folder, as everything is restored and nothing can be refused any more."""
-        self._begin(trainer, training_module(pl_module))
+        """Prepares the folder, since all state is restored and the run can no longer be refused.
+
+        Raises:
+            ConfigError: no checkpoint could hold the state of a user's class.
+        """
+        refuse_unsavable(trainer, have_started=False)
+        self._prepare_folder(trainer, training_module(pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepares the folder if nothing was left to train and `on_train_start` was not called."""
-        self._begin(trainer, training_module(pl_module))
+        self._prepare_folder(trainer, training_module(pl_module))
 
-    def _begin(self, trainer: Trainer, module: TrainingModule) -> None:
-        if self.folder.has_begun:
+    def _prepare_folder(self, trainer: Trainer, module: TrainingModule) -> None:
+        if self.folder.has_started:
             return
-        module.latest |= self._metrics
+        module.latest_metrics |= self._metrics
         for _, logger in _loggers(trainer):  # a callback may have opened its file already
             logger.close()
-        if self._is_here():
+        if self._resumes_this_folder():
             if self._validation == _validation(trainer, module):
                 module.validated_at = self._validated_at
             self._set_later_aside()
-            self.folder.begin_again(self._saved_run)
+            self.folder.resume_run(self._saved_run, is_resumed=True)
             for key, logger in _loggers(trainer):
                 logger.cut_back(trainer.global_step, self._positions.get(key))
         elif self.is_same or not holds_run(self.folder.path):
-            self.folder.begin_again()
+            self.folder.resume_run()
             for key, logger in _loggers(trainer):  # every record will be written again
-                logger.cut_back(-1, _NOTHING[key])
+                logger.cut_back(-1, _EMPTY_POSITIONS[key])
         else:
-            self.folder.begin_anew()
-        if self.folder.is_kept:
-            self.on_begin()
+            self.folder.start_new_run()
+        if self.folder.is_writer:
+            self.on_start()
 
-    def _is_here(self) -> bool:
+    def _resumes_this_folder(self) -> bool:
         """Whether the checkpoint belongs to the run in the folder."""
         if self.ckpt is None:
             return False
@@ -114,21 +120,21 @@ class RunStart(Callback):
 
         A checkpoint in another folder may be a modified copy, for which all records are removed.
         """
-        if self.ckpt is not None and self.folder.is_kept:
-            place = self.folder.path / "checkpoints"
-            later = later_checkpoints(place, self.ckpt)
-            if later or self.ckpt.resolve().parent != place.resolve():
-                self.folder.set_aside_later(later, _COPIED)
+        if self.ckpt is not None and self.folder.is_writer:
+            checkpoints = self.folder.path / "checkpoints"
+            later = later_checkpoints(checkpoints, self.ckpt)
+            if later or self.ckpt.resolve().parent != checkpoints.resolve():
+                self.folder.move_later_files(later, _COPIED)
 
     def state_dict(self) -> dict[str, Any]:
-        """The run id, the positions of its loggers, and the last value of each metric."""
+        """The run id, the positions of the loggers, and the last value of each metric."""
         trainer = self._trainer
-        assert trainer is not None, "setup comes first"
+        assert trainer is not None, "setup must be called before"
         module = training_module(trainer.lightning_module)
         return {
             "run": self.folder.run_id,
             "loggers": {key: logger.position() for key, logger in _loggers(trainer)},
-            "metrics": {name: float(value) for name, value in module.latest.items()},
+            "metrics": {name: float(value) for name, value in module.latest_metrics.items()},
             "validated_at": module.validated_at,
             "validation": _validation(trainer, module),
         }
@@ -139,14 +145,14 @@ class RunStart(Callback):
         rows, sizes = loggers.get("metrics.csv"), loggers.get("events")
         saved_run, validation = state_dict["run"], state_dict["validation"]
         if not isinstance(saved_run, str | None) or not isinstance(validation, str):
-            raise TypeError("the run and its validation are no texts")
+            raise TypeError("the run and its validation are not strings")
         self._saved_run, self._validation = saved_run, validation
         metrics, validated_at = dict(state_dict["metrics"]), state_dict["validated_at"]
         # a metric of a skipped step may be NaN
         if not all(type(value) is float for value in metrics.values()):
             raise TypeError("a metric is not a number")
         if not all(isinstance(name, str) and _METRIC(name) for name in metrics):
-            raise ValueError("a metric has a name that none can have")
+            raise ValueError("a metric has an invalid name")
         positions = [*([] if rows is None else [rows]), *dict(sizes or {}).values()]
         if not all(is_count(position) for position in positions):
             raise ValueError("a position in a record of metrics is not a count")
@@ -168,4 +174,4 @@ def _validation(trainer: Trainer, module: TrainingModule) -> str:
 def _loggers(trainer: Trainer) -> list[tuple[str, CSV | TensorBoard]]:
     """The loggers that can be cut back, each with a name for its records."""
     found = [logger for logger in trainer.loggers if isinstance(logger, CSV | TensorBoard)]
-    return [("metrics.csv" if isinstance(one, CSV) else "events", one) for one in found]
+    return [("metrics.csv" if isinstance(x, CSV) else "events", x) for x in found]

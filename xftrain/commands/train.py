@@ -16,30 +16,37 @@ from omegaconf import DictConfig
 
 from xftrain.commands import builder
 from xftrain.commands.callbacks import RunCallbacks
-from xftrain.commands.description import adds_rows, log_what_is_trained, resolved
-from xftrain.commands.kernel_choices import (
-    Choices,
-    Saved,
-    choose_kernel,
-    kind_of,
-    on_machine,
-    saved_choices,
-)
+from xftrain.commands.description import adds_rows, log_model_and_batch, resolved_yaml
 from xftrain.commands.last_save import LastSave
 from xftrain.commands.loggers import RunLoggers
 from xftrain.commands.out_of_memory import out_of_memory
 from xftrain.commands.prepare import Prepared, prepare
 from xftrain.commands.profilers import end_profile, stop_profiling
 from xftrain.commands.quiet_lightning import quiet_lightning
-from xftrain.commands.result_file import abandon, log_summary, recorded, run_dir_for
+from xftrain.commands.result_file import (
+    log_summary,
+    recorded,
+    run_dir_for,
+    write_failed_result,
+)
+from xftrain.commands.saved_choices import (
+    Choices,
+    SavedChoices,
+    choose_kernel,
+    loss_name,
+    machine_properties,
+    saved_choices,
+)
 from xftrain.commands.signals import StopSignals
 from xftrain.commands.start import RunStart
+from xftrain.commands.sweep_job import compare_in_sweep
 from xftrain.commands.trainer import build_trainer
 from xftrain.config import registry
-from xftrain.config.checks import refuse_other_ranks
+from xftrain.config.checks import check_num_processes
 from xftrain.config.compose import default_options, validate_as
+from xftrain.config.own_code import own_code
 from xftrain.config.run_config import RunConfig
-from xftrain.config.tree import changes
+from xftrain.config.tree import changes_tree
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.folders.run_folder import RunFolder
 from xftrain.kernels.matmul import Autotuner, set_autotuner
@@ -49,10 +56,11 @@ from xftrain.train import distributed, hardware
 from xftrain.train.graphed_loop import GraphedLoop
 from xftrain.train.module import TrainingModule
 from xftrain.train.nonfinite import NonFiniteGuard
+from xftrain.train.same_data import digest_of
 from xftrain.utils import redaction
-from xftrain.utils.compilation import end_compiling
+from xftrain.utils.compilation import reset_compilation
 from xftrain.utils.device_memory import is_out_of_memory, peak_memory_mib
-from xftrain.utils.optional import optional
+from xftrain.utils.optional import optional_step
 from xftrain.utils.processes import rank
 
 log = logging.getLogger(__name__)
@@ -72,8 +80,9 @@ def run(
 
     Returns:
         The content of `result.json` in the run folder: `status`, `error`, `stop_reason`, `kernel`,
-        `overrides`, `metrics` as TensorBoard names them, `tokens_per_s`, `peak_memory_mib`,
-        `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`, `versions`, `device`.
+        `data_digest`, `overrides`, `metrics` as TensorBoard names them, `tokens_per_s`,
+        `peak_memory_mib`, `predicted_peak_mib`, `num_parameters`, `wall_s`, `steps`, `run_dir`,
+        `versions`, `device`.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -81,17 +90,20 @@ def run(
     """
     quiet_lightning()
     run_dir = run_dir_for(run_dir)
-    folder = RunFolder(run_dir, is_kept=rank() == 0)
+    folder = RunFolder(run_dir, is_writer=rank() == 0)
     with recorded(folder) as result, _process_restored():
         checked = checked or validate_as(RunConfig, cfg)
         shown = redaction.without_secrets(cfg, checked.to_dict())
-        refuse_other_ranks(checked.trainer.devices)
-        folder.write_config(resolved(cfg))
-        log.info("%s", changes(shown, default_options()))
+        check_num_processes(checked.trainer.devices)
+        distributed.set_lightning_rank()
+        folder.write_config(resolved_yaml(cfg))
+        log.info("%s", changes_tree(shown, default_options()))
         with StopSignals() as stop:
             prepared = prepare(checked, shown, run_dir)
+            result["data_digest"] = digest_of(prepared.data)
             # under torchrun, Hydra made a folder for each rank
-            result["run_dir"] = distributed.from_rank_0(str(run_dir))
+            result["run_dir"] = distributed.broadcast_from_rank_0(str(run_dir))
+            compare_in_sweep(Path(result["run_dir"]), result["data_digest"])
             with _out_of_memory_explained(prepared):
                 _train(prepared, folder, result, stop)
     if rank() == 0:
@@ -114,29 +126,35 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
         run.ckpt,
         loggers.all,
         is_same=adds_rows(run.cfg.callbacks, run_dir),
-        on_begin=partial(loggers.begin, run.shown, result["kernel"]),
+        on_start=partial(loggers.start, run.shown, result["kernel"]),
     )
     own = [start, _choices(run, model, saved, tuner, result["kernel"]), LastSave()]
     in_order = [*own, *callbacks.all, *callbacks.bars, stop]
     bars, place = bool(callbacks.bars), (run_dir, run.device, run.precision)
-    trainer = build_trainer(run.cfg, *place, in_order, start.early_loggers, show_bar=bars)
+    trainer = build_trainer(
+        *(run.cfg, *place, in_order, start.early_loggers), show_bar=bars, key_of=callbacks.key_of
+    )
     if run.cfg.compile == "cudagraphs":
         trainer.fit_loop.epoch_loop = GraphedLoop(trainer, module)
     if rank() == 0:
-        callbacks.watch(lambda said: abandon(_so_far(result, trainer, module), run_dir, said))
-    is_whole = False
+        callbacks.watch(
+            lambda message: write_failed_result(
+                _with_progress(result, trainer, module), run_dir, message
+            )
+        )
+    is_complete = False
     try:
         _fit(run, trainer, module)
         result["stop_reason"] = trainer.stop_reason()
         stop.end_if_received()
         result["metrics"] = _finish(run, trainer, module, run_dir)
         loggers.end_hparams()
-        is_whole = True
+        is_complete = True
     finally:
-        loggers.close(is_whole=is_whole)
+        loggers.close(is_complete=is_complete)
         callbacks.end()
         stop_profiling(trainer)
-        result |= _reached(result, trainer, module)
+        result |= _final_progress(result, trainer, module)
         result["peak_memory_mib"] = round(peak_memory_mib(run.device), 1)
         result["tokens_per_s"] = callbacks.tokens_per_s()
 
@@ -145,14 +163,14 @@ def _build_model(
     run: Prepared,
     folder: RunFolder,
     result: dict[str, Any],
-    saved: Saved,
+    saved: SavedChoices,
     tuner: Autotuner | None,
 ) -> GPT:
     """Builds the model: chooses the attention kernel, plans memory and compiles the blocks."""
     cfg, batch, device = run.cfg, run.batch, run.device
     torch.manual_seed(cfg.seed)
     model = builder.assemble(cfg.model, run.vocab_size)
-    log_what_is_trained(model, cfg, batch, device, run.precision)
+    log_model_and_batch(model, cfg, batch, device, run.precision)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["device"] = hardware.device_name(device)
     result["kernel"] = choose_kernel(model, batch, device, run.dtype, saved, folder)
@@ -175,7 +193,11 @@ def _build_module(run: Prepared, model: GPT) -> TrainingModule:
         registry.build(cfg.optim),
         registry.build(cfg.schedule),
         seed=cfg.seed,
-        saved={"config": run.shown, "environment": redaction.digests()},
+        saved={
+            "config": run.shown,
+            "environment": redaction.digests(),
+            "own_code": own_code(cfg.to_dict()),
+        },
         guard=NonFiniteGuard(
             on_nonfinite=cfg.on_nonfinite, max_skipped_steps=cfg.max_skipped_steps
         ),
@@ -184,12 +206,12 @@ def _build_module(run: Prepared, model: GPT) -> TrainingModule:
 
 
 def _choices(
-    run: Prepared, model: GPT, saved: Saved, tuner: Autotuner | None, kernel: str
+    run: Prepared, model: GPT, saved: SavedChoices, tuner: Autotuner | None, kernel: str
 ) -> Choices:
     """Builds the callback that saves automatic choices for a run that resumes this one."""
-    loss = kind_of(run.loss, run.batch, run.vocab_size, run.device)
+    loss = loss_name(run.loss, run.batch, run.vocab_size, run.device)
     ran_as = {"precision": run.precision, "attention kernel": kernel, "loss": loss}
-    return Choices(model.backend, ran_as | on_machine(run.device), saved, tuner)
+    return Choices(model.backend, ran_as | machine_properties(run.device), saved, tuner)
 
 
 def _fit(run: Prepared, trainer: pl.Trainer, module: TrainingModule) -> None:
@@ -197,15 +219,15 @@ def _fit(run: Prepared, trainer: pl.Trainer, module: TrainingModule) -> None:
     try:
         trainer.fit(module, ckpt_path=run.ckpt, weights_only=True)
     except _BAD_STATE as error:
-        is_told = isinstance(error, ConfigError | RunError) or is_out_of_memory(error)
+        is_explained = isinstance(error, ConfigError | RunError) or is_out_of_memory(error)
         frames = traceback.walk_tb(error.__traceback__)
-        places = {Path(frame.f_code.co_filename).name for frame, _ in frames}
-        is_restoring = not module.has_begun and "checkpoint_connector.py" in places
-        if run.ckpt is None or is_told or not is_restoring:
+        file_names = {Path(frame.f_code.co_filename).name for frame, _ in frames}
+        is_restoring = not module.has_begun and "checkpoint_connector.py" in file_names
+        if run.ckpt is None or is_explained or not is_restoring:
             raise
         raise ConfigError(
-            f"ckpt={run.ckpt} cannot be resumed ({first_line(error)}): what it holds is not what "
-            "this version of xftrain saves; give another one, or none to start afresh."
+            f"ckpt={run.ckpt} cannot be resumed ({first_line(error)}): its content is not what "
+            "this version of xftrain saves; give another one, or none to train from the start."
         ) from error
 
 
@@ -215,41 +237,45 @@ def _finish(
     """Validates after the last step, and returns all metrics and the data's baseline."""
     keys = run.cfg.trainer
     if keys.profiler:
-        with optional("trainer.profiler"):
+        with optional_step("trainer.profiler"):
             end_profile(trainer, run_dir)
     if module.validated_at != trainer.global_step and keys.limit_val_batches != 0:
         trainer.validate(module, verbose=False, weights_only=True)
     # the baseline is over all validation batches, so it is not comparable with fewer
-    is_whole = keys.limit_val_batches is None and not keys.overfit_batches
+    validates_all = keys.limit_val_batches is None and not keys.overfit_batches
     baseline: dict[str, float] = {}
-    if is_whole:
-        with optional("the data's baseline"):
+    if validates_all:
+        with optional_step("the data's baseline"):
             baseline = module.data.baseline()
     for logger in trainer.loggers:
         if baseline:
             logger.log_metrics(baseline, step=trainer.global_step)
         logger.save()
-    return module.latest | baseline
+    return module.latest_metrics | baseline
 
 
-def _so_far(
+def _with_progress(
     result: Mapping[str, Any], trainer: pl.Trainer, module: TrainingModule
 ) -> dict[str, Any]:
-    """Completes the result of a run when it ends, also by an error."""
-    return {**result, "steps": trainer.global_step, "metrics": dict(module.latest)}
+    """Adds the number of steps and the latest metrics to a result."""
+    return {**result, "steps": trainer.global_step, "metrics": dict(module.latest_metrics)}
 
 
-def _reached(
+def _final_progress(
     result: Mapping[str, Any], trainer: pl.Trainer, module: TrainingModule
 ) -> dict[str, Any]:
-    """The number of steps of a run that ends, and its metrics so far if it was cut off."""
-    cut_off = not result["metrics"]
-    return _so_far(result, trainer, module) if cut_off else {"steps": trainer.global_step}
+    """The number of steps of a run that ends, and its latest metrics if it was interrupted."""
+    was_interrupted = not result["metrics"]
+    return (
+        _with_progress(result, trainer, module)
+        if was_interrupted
+        else {"steps": trainer.global_step}
+    )
 
 
 @contextmanager
 def _out_of_memory_explained(run: Prepared) -> Iterator[None]:
-    """Turns an out-of-memory error into one that names remedies."""
+    """Replaces an out-of-memory error by one that names remedies."""
     try:
         yield
     except Exception as error:
@@ -262,12 +288,12 @@ def _out_of_memory_explained(run: Prepared) -> Iterator[None]:
 def _process_restored() -> Iterator[None]:
     """Restores the state of the process after a run, and disconnects its ranks."""
     was_deterministic = torch.are_deterministic_algorithms_enabled()
-    is_whole = False
+    is_complete = False
     try:
         yield
-        is_whole = True
+        is_complete = True
     finally:
-        distributed.disconnect(together=is_whole)
+        distributed.disconnect(together=is_complete)
         torch.use_deterministic_algorithms(was_deterministic)
-        end_compiling()
+        reset_compilation()
         set_autotuner(None)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from xftrain.checkpoint.file import AtomicCheckpointIO
 from xftrain.commands.early_stop import StoppableTrainer, StopReason, TimeLimit
 from xftrain.commands.profilers import build_profiler
 from xftrain.config.run_config import RunConfig
-from xftrain.train.distributed import DDP
+from xftrain.train.distributed import DDP, StartedRanks
 
 
 def build_trainer(
@@ -27,6 +27,7 @@ def build_trainer(
     loggers: list[Logger],
     *,
     show_bar: bool,
+    key_of: Callable[[Callback], str | None],
 ) -> StoppableTrainer:
     """Builds the trainer of a run.
 
@@ -38,6 +39,7 @@ def build_trainer(
         callbacks: in the order in which they are called.
         loggers: loggers such as TensorBoard and CSV.
         show_bar: whether one of the callbacks is a progress bar.
+        key_of: returns the key of a callback in the configuration, or None.
     """
     keys = cfg.trainer
     limits = [TimeLimit(keys.max_time)] if keys.max_time is not None else []
@@ -58,10 +60,10 @@ def build_trainer(
         max_steps=cfg.max_steps,
         max_epochs=-1,
         deterministic=cfg.deterministic,
-        callbacks=[StopReason(), *callbacks, *limits],
+        callbacks=[StopReason(key_of), *callbacks, *limits],
         logger=loggers or False,
-        # ranks already run; under Slurm, Lightning would install signal handlers
-        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        # the ranks are running already; under Slurm, Lightning would install signal handlers
+        plugins=[AtomicCheckpointIO(), StartedRanks()],
         default_root_dir=run_dir,
         # true without a checkpoint callback would add Lightning's own
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
@@ -80,8 +82,8 @@ def build_trainer(
 class _NamedCheckpoints(_CheckpointConnector):
     """Restores only the checkpoint that is given by `ckpt`.
 
-    In a Slurm job Lightning would also restore `hpc_ckpt_*.ckpt` from the run's folder, even for
-    validation, whoever wrote it.
+    In a Slurm job, Lightning would also restore an untrusted `hpc_ckpt_*.ckpt` from the run's
+    folder, even for validation.
     """
 
     @property

@@ -15,12 +15,12 @@ from typing import Any
 from xftrain.config.fields import NonNegativeFloat, Option, PositiveFloat
 from xftrain.config.layer_pattern import layer_options
 from xftrain.config.option_config import OptionConfig
-from xftrain.config.registry import check, declared
+from xftrain.config.registry import check_built_in, declared
 from xftrain.config.run_config import ModelConfig, Options, RunConfig, TrainerConfig
 from xftrain.config.signatures import REQUIRED, Field
 from xftrain.config.values import check_fields
 from xftrain.errors import ConfigError
-from xftrain.utils.files import expanded
+from xftrain.utils.files import expand_home
 from xftrain.utils.processes import check_rank_variables, is_rank, num_ranks
 
 _PARAM_GROUP = {
@@ -31,7 +31,7 @@ _PARAM_GROUP = {
 }
 
 
-def checked_together(cfg: RunConfig) -> RunConfig:
+def cross_checked(cfg: RunConfig) -> RunConfig:
     """Runs all cross-field checks and returns the configuration, completed.
 
     Raises:
@@ -85,7 +85,7 @@ def _checked_group(index: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         if "param_groups" in node:
             raise ConfigError(f"{key} must have no param_groups: add an entry instead.")
         if "_target_" not in node:
-            check(key, str(node.get("name")), node)
+            check_built_in(key, str(node.get("name")), node)
     return values
 
 
@@ -163,12 +163,12 @@ def _with_existing_files(cfg: RunConfig) -> RunConfig:
     data, ckpt = cfg.data, cfg.ckpt
     if data.name is not None and "path" in data.node:
         named = data.node["path"]
-        path = expanded("data.path", named)
+        path = expand_home("data.path", named)
         if not named or not os.path.exists(path):
             raise ConfigError(f"data.path must be an existing file or folder, got {named!r}.")
         data = data.with_options(path=str(path))
     if ckpt not in (None, "auto"):
-        path = expanded("ckpt", ckpt)
+        path = expand_home("ckpt", ckpt)
         if not os.path.isfile(path):
             last = path / "checkpoints" / "last.ckpt"
             near = f"; did you mean {last}?" if os.path.isfile(last) else "."
@@ -179,7 +179,7 @@ def _with_existing_files(cfg: RunConfig) -> RunConfig:
     return replace(cfg, data=data, ckpt=ckpt)
 
 
-def refuse_other_ranks(devices: int) -> None:
+def check_num_processes(devices: int) -> None:
     """Refuses a run whose number of processes differs from `trainer.devices`.
 
     Raises:

@@ -20,21 +20,21 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xftrain.config.checks import check_sizes, checked_together
-from xftrain.config.composed_parts import Composed
+from xftrain.config.checks import check_sizes, cross_checked
+from xftrain.config.composed_parts import ComposedPart
 from xftrain.config.composition_errors import sentence
 from xftrain.config.layer_pattern import checked_layers
 from xftrain.config.lightning_keys import use_instead
 from xftrain.config.merged_options import refuse_merged
-from xftrain.config.optimized import refuse_unreadable
 from xftrain.config.option_checks import checked_option, mapping_at
 from xftrain.config.overrides import (
     all_groups,
-    normalise_argv,
+    normalize_argv,
     refuse_long_names,
     refuse_non_utf8,
 )
-from xftrain.config.registry import ENTRY_GROUPS, GROUPS, conf_dir, literals, words
+from xftrain.config.python_o import refuse_unreadable
+from xftrain.config.registry import ENTRY_GROUPS, GROUPS, conf_dir, literals, public_names
 from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import (
     CommandConfig,
@@ -62,16 +62,16 @@ COMPOSITION_ERRORS = (
 
 
 @cache
-def _public_words() -> frozenset[str]:
+def _public_names() -> frozenset[str]:
     """Words such as `cpu` that are not secret even if an environment variable holds them."""
     configs = (RunConfig, DoctorConfig, SampleConfig, TrainerConfig, GPTConfig)
     known = [schema_of(config) for config in configs]
     keys = {key for fields in known for key in fields}
     choices = [literals(field.annotation) for fields in known for field in fields.values()]
-    return words() | keys.union(*choices)
+    return public_names() | keys.union(*choices)
 
 
-redaction.public_words = _public_words
+redaction.public_names = _public_names
 
 
 def compose(
@@ -96,8 +96,8 @@ def compose(
     refuse_unreadable(overrides)
     groups = all_groups(*own)
     refuse_long_names([config_name, *overrides], groups)
-    typed = normalise_argv(overrides, groups)
-    with _own_hydra(own):
+    typed = normalize_argv(overrides, groups)
+    with _isolated_hydra(own):
         try:
             cfg = hydra_compose(config_name, typed, return_hydra_config=True)
             refuse_merged(cfg.hydra)
@@ -160,7 +160,7 @@ def _validated(cfg: DictConfig | Mapping[str, Any]) -> CommandConfig:
         if group in checked:
             checked[group] = _checked_entries(group, checked[group])
     made = kind(**checked)
-    return checked_together(made) if isinstance(made, RunConfig) else made
+    return cross_checked(made) if isinstance(made, RunConfig) else made
 
 
 def model_of(saved: Mapping[str, Any]) -> ModelConfig:
@@ -233,7 +233,7 @@ def _own_parts(node: Any) -> Options:
 
 
 @contextmanager
-def _own_hydra(config_dirs: list[Path]) -> Iterator[None]:
+def _isolated_hydra(config_dirs: list[Path]) -> Iterator[None]:
     """Clears and restores Hydra's global state, so that composing works inside a Hydra app too."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().hydra = None
@@ -255,15 +255,15 @@ def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        redaction.note_joined(cfg)
+        redaction.record_joined_secrets(cfg)
         raise ConfigError(sentence(error)) from error
-    redaction.note_joined(cfg)
+    redaction.record_joined_secrets(cfg)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if value != MISSING}
 
 
 def _refuse_targets(node: Any) -> None:
-    if isinstance(node, Composed):
+    if isinstance(node, ComposedPart):
         return
     if isinstance(node, Mapping):
         if "_target_" in node:

@@ -10,7 +10,7 @@ from xftrain.errors import ConfigError
 from xftrain.utils.printable import one_line
 
 
-class Composed(dict[str, Any]):
+class ComposedPart(dict[str, Any]):
     """A model part that this command composed, which therefore may name a class."""
 
 
@@ -30,14 +30,14 @@ def with_own_parts(
     model = saved.get("model")
     parts = dict(model) if isinstance(model, Mapping) else {}
     for part, node in own.items():
-        here, there = _as_typed(shown[part]), _as_typed(parts.get(part))
+        here, there = _with_lists(shown[part]), _with_lists(parts.get(part))
         if here != there:
             raise ConfigError(
                 f"model.{part} is {show(here)} here and {show(there)} in the checkpoint: compose "
                 "it as for the training run."
             )
         _refuse_changed(part, parts.get("layers"))
-        parts[part] = Composed(node)
+        parts[part] = ComposedPart(node)
     return {**saved, "model": parts} if own else dict(saved)
 
 
@@ -53,8 +53,8 @@ def _refuse_changed(part: str, layers: Any) -> None:
             )
 
 
-def _as_typed(node: Any) -> Any:
+def _with_lists(node: Any) -> Any:
     """Converts the tuples of a node to lists, as in YAML."""
     if isinstance(node, Mapping):
-        return {str(key): _as_typed(value) for key, value in node.items()}
-    return [_as_typed(value) for value in node] if isinstance(node, list | tuple) else node
+        return {str(key): _with_lists(value) for key, value in node.items()}
+    return [_with_lists(value) for value in node] if isinstance(node, list | tuple) else node

@@ -18,7 +18,7 @@ from omegaconf.errors import (
 )
 
 from xftrain.config.lightning_keys import use_instead
-from xftrain.config.moved_keys import moved
+from xftrain.config.moved_keys import moved_key_error
 from xftrain.config.overrides import all_groups, as_shown, groups_in
 from xftrain.config.registry import GROUPS, conf_dir, group_of
 from xftrain.config.values import describe, show, unknown_key
@@ -55,7 +55,7 @@ def _sentence(error: BaseException, overrides: Iterable[str]) -> str:
     if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'[ \n]", text):
         return f"{_dotted(found[1])} has several values; add -m to run one job for each."
     if found := re.search(r"Could not override '([^']*/[^']*)'", text):
-        return _where(text) + _no_such_group(_dotted(found[1]))
+        return _file_prefix(text) + _no_such_group(_dotted(found[1]))
     if found := re.match(r"Multiple values for ([\w/]+)", text):
         return f"{_dotted(found[1])} is chosen twice; choose one option, without + or a list."
     if found := re.search(r"force-add of config groups is not supported: '(.*)'", text):
@@ -66,12 +66,12 @@ def _sentence(error: BaseException, overrides: Iterable[str]) -> str:
             "choose another hydra.sweeper.study_name."
         )
     if text.startswith("Config group override must be"):
-        return _no_word(overrides) or f"{_line(text)}."
+        return _numeric_option(overrides) or f"{_single_line(text)}."
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
-        return _where(text) + _no_such_key(cause)
+        return _file_prefix(text) + _no_such_key(cause)
     if isinstance(cause, OmegaConfBaseException):
-        return _where(text) + _wrong_value(cause)
-    return f"{_line(text.partition('Config search path:')[0])}."
+        return _file_prefix(text) + _wrong_value(cause)
+    return f"{_single_line(text.partition('Config search path:')[0])}."
 
 
 def _no_such_file(path: str, options: list[str], text: str) -> str:
@@ -100,7 +100,7 @@ def _unreadable(override: str) -> str:
     )
 
 
-def _no_word(overrides: Iterable[str]) -> str | None:
+def _numeric_option(overrides: Iterable[str]) -> str | None:
     """Finds the override that has a number in place of an option, which Hydra does not name."""
     for override in overrides:
         group, _, value = override.lstrip("+").partition("=")
@@ -129,8 +129,8 @@ def _no_such_key(cause: OmegaConfBaseException) -> str:
     is_option = group_of(parent) in GROUPS and "name" in siblings
     owner = f"{parent}={node.name}" if is_option else parent or "the configuration"
     hidden_keys = ("hydra", f"{parent}.name" if is_option else "")
-    known = [one for one in known if one not in hidden_keys]
-    elsewhere = None if moved(key) else _same_name_elsewhere(key, node)
+    known = [name for name in known if name not in hidden_keys]
+    elsewhere = None if moved_key_error(key) else _same_name_elsewhere(key, node)
     if elsewhere is not None:
         return f"{key} is not a key of {owner}; did you mean {elsewhere}?"
     return unknown_key(key, known, owner)
@@ -162,7 +162,7 @@ def _same_name_elsewhere(key: str, node: Any) -> str | None:
 
 
 def _wrong_value(cause: OmegaConfBaseException) -> str:
-    message = _line(str(cause.msg or cause).partition("\n")[0])
+    message = _single_line(str(cause.msg or cause).partition("\n")[0])
     if not cause.full_key:
         return f"{message}."
     schema = cause.object_type  # a class of the schema, or dict or list, which have no hints
@@ -172,7 +172,7 @@ def _wrong_value(cause: OmegaConfBaseException) -> str:
     return f"{cause.full_key} must be {describe(rule)}, got {show(cause.value)}."
 
 
-def _where(text: str) -> str:
+def _file_prefix(text: str) -> str:
     """The file that Hydra's message names, if the error is in a file."""
     found = re.match(r"In '[^']*': ", text)
     return found[0] if found else ""
@@ -183,5 +183,5 @@ def _dotted(text: str) -> str:
     return key.replace("/", ".") + equals + value
 
 
-def _line(text: str) -> str:
+def _single_line(text: str) -> str:
     return " ".join(text.split()).rstrip(".")

@@ -18,9 +18,10 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 Probability = Annotated[float, Ge(0), Lt(1)]
 Seed = Annotated[int, Ge(0), Le(MAX_INTEGER)]  # the range of numpy's seeds
 VocabSize = Annotated[int, Ge(2)]
-ImageSide = Annotated[int, Ge(1), Le(1024)]  # of a square, in pixels or in what takes a pixel
+# The side of a square, in pixels or in matrix elements that are drawn as one pixel.
+ImageSide = Annotated[int, Ge(1), Le(1024)]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-# Entries with `match`, `lr`, `weight_decay` and `optimizer`, which `config_checks` checks.
+# Entries with `match`, `lr`, `weight_decay` and `optimizer`, which `checks` checks.
 ParamGroups = tuple[dict[str, Any], ...]
 Option = str | dict[str, Any]  # an option's name, or a node with a `name` or a `_target_`
 

@@ -21,7 +21,7 @@ import yaml
 
 from xftrain.config.option_checks import checked_option
 from xftrain.config.option_config import OptionConfig
-from xftrain.config.registry import conf_dir, declared, names
+from xftrain.config.registry import conf_dir, declared, option_names
 from xftrain.config.run_config import LayersConfig, ModelConfig, Options
 from xftrain.config.values import show, unknown_key
 from xftrain.errors import ConfigError
@@ -118,9 +118,11 @@ def _checked_entry(key: str, entry: Any, own: Options) -> Options:
     checked: dict[str, OptionConfig] = {}
     for part, given in entry.items():
         if part not in PARTS:
-            raise ConfigError(unknown_key(f"{key}.{part}", [f"{key}.{one}" for one in PARTS], key))
-        place = f"{key}.{part}"
-        checked[part] = checked_option(place, _completed(place, part, given, own[part]))
+            raise ConfigError(
+                unknown_key(f"{key}.{part}", [f"{key}.{name}" for name in PARTS], key)
+            )
+        part_key = f"{key}.{part}"
+        checked[part] = checked_option(part_key, _completed(part_key, part, given, own[part]))
         if part == "pos":
             _check_position(checked[part], own["pos"])
     return MappingProxyType(checked)
@@ -140,7 +142,7 @@ def _completed(key: str, part: str, given: Any, own: OptionConfig) -> Any:
 
 def _file_values(part: str, name: Any) -> dict[str, Any]:
     """The values in an option's YAML file; empty if there is no such option."""
-    if name not in names(f"model/{part}"):
+    if name not in option_names(f"model/{part}"):
         return {}
     text = (conf_dir() / "model" / part / f"{name}.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)

@@ -12,7 +12,7 @@ MOVED = {
 }
 
 
-def moved(key: str) -> str | None:
+def moved_key_error(key: str) -> str | None:
     """The error sentence for a renamed key; None for any other key."""
     if key not in MOVED:
         return None

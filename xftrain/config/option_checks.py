@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from xftrain.config.option_config import OptionConfig
-from xftrain.config.registry import check, conf_dir, group_of, names
+from xftrain.config.registry import check_built_in, conf_dir, group_of, option_names
 from xftrain.config.values import show
 from xftrain.errors import ConfigError
 
@@ -29,8 +29,12 @@ def checked_option(key: str, node: Any) -> OptionConfig:
             )
         return OptionConfig(key, group, node)
     if "name" not in node:
-        raise ConfigError(f"{key}.name has no value; it must be one of {', '.join(names(group))}.")
-    return OptionConfig(key, group, {"name": node["name"], **check(key, node["name"], node)})
+        raise ConfigError(
+            f"{key}.name has no value; it must be one of {', '.join(option_names(group))}."
+        )
+    return OptionConfig(
+        key, group, {"name": node["name"], **check_built_in(key, node["name"], node)}
+    )
 
 
 def mapping_at(key: str, node: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _DOTTED = re.compile(
     r"(?P<sign>\+\+|\+|~|)(?P<key>[A-Za-z_]\w*(?:\.\w+)+)(?P<package>@[^=]*)?(?P<value>=.*)?",
     re.DOTALL,
 )
-_LONGEST = 1000  # characters of a user's text in a message
+_MAX_SHOWN = 1000  # characters of a user's text in a message
 _NAME_BYTES = 240  # file systems allow 255, and .yaml is appended
 _KEY = re.compile(r"(?:(?<=,)|^)[+~]*(?:\w+[./])*(\w+)=")  # the key of each override in a list
 
@@ -43,7 +43,7 @@ def all_groups(*config_dirs: Path) -> set[str]:
     return set(HYDRA_GROUPS).union(*map(groups_in, (conf_dir(), *config_dirs)))
 
 
-def normalise(override: str, groups: Set[str]) -> str:
+def normalize(override: str, groups: Set[str]) -> str:
     """Turns `model.attn=naive` into `model/attn=naive` if `model/attn` is a group.
 
     Otherwise Hydra would silently replace the node by the plain string. A mapping or null is a
@@ -59,12 +59,12 @@ def normalise(override: str, groups: Set[str]) -> str:
     return f"{match['sign']}{group}{match['package'] or ''}{value}"
 
 
-def normalise_argv(argv: Iterable[str], groups: Set[str]) -> list[str]:
+def normalize_argv(argv: Iterable[str], groups: Set[str]) -> list[str]:
     """Writes the dotted group overrides of a command line with slashes; flags are unchanged."""
-    return [arg if arg.startswith("-") else normalise(arg, groups) for arg in argv]
+    return [arg if arg.startswith("-") else normalize(arg, groups) for arg in argv]
 
 
-def as_typed(overrides: Any) -> list[str]:
+def override_strings(overrides: Any) -> list[str]:
     """Hydra's list of overrides as strings, with `${...}` unresolved."""
     plain = OmegaConf.to_container(overrides, resolve=False)
     return [str(override) for override in plain] if isinstance(plain, list) else []
@@ -126,7 +126,11 @@ def as_shown(text: str) -> str:
     Secrets are hidden first, since a secret that is cut in two would not be found.
     """
     text = one_line(hidden(text))
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
+    return (
+        text
+        if len(text) <= _MAX_SHOWN
+        else f"{text[: _MAX_SHOWN // 2]}...{text[-_MAX_SHOWN // 2 :]}"
+    )
 
 
 def quoted(value: Path | str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from xftrain.config.signatures import REQUIRED, Field
-from xftrain.config.values import check_fields
+from xftrain.config.values import AttributeRule, check_attribute, check_fields
 from xftrain.errors import ConfigError, first_line
 
 
@@ -23,16 +23,17 @@ class Contract(NamedTuple):
     Attributes:
         positional: names of the constructor's positional arguments; see `docs/extending.md`.
         methods: names of required methods.
-        attributes: names of required instance attributes.
+        attributes: required instance attributes, with the rule of each.
         base: full name of the required base class, or None.
-        arguments: the arguments of methods that took others in an earlier version.
+        method_arguments: expected arguments of methods whose signature has changed since an earlier
+            version.
     """
 
     positional: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
-    attributes: tuple[str, ...] = ()
+    attributes: Mapping[str, AttributeRule] = {}
     base: str | None = None
-    arguments: Mapping[str, tuple[str, ...]] = {}
+    method_arguments: Mapping[str, tuple[str, ...]] = {}
 
 
 _SAVED = ("saved_optimizer", "saved_lr_scheduler", "optimizer", "lr_scheduler")
@@ -44,10 +45,15 @@ CONTRACTS = {
     ),
     "model/bias": Contract(methods=("build",)),
     "model/pos": Contract(
-        ("dim", "head_dim"), ("embed", "prepare", "apply_to"), ("max_positions",)
+        ("dim", "head_dim"),
+        ("embed", "prepare", "apply_to"),
+        {"max_positions": "an integer >= 1, or None"},
     ),
     "model/heads": Contract(
-        ("dim", "num_heads", "linear_bias"), ("forward",), ("num_kv_heads",), "torch.nn.Module"
+        ("dim", "num_heads", "linear_bias"),
+        ("forward",),
+        {"num_kv_heads": "an integer >= 1"},
+        "torch.nn.Module",
     ),
     "model/ffn": Contract(_LAYER, ("forward",), base="torch.nn.Module"),
     "model/norm": Contract(_LAYER, ("forward",), base="torch.nn.Module"),
@@ -55,18 +61,22 @@ CONTRACTS = {
     "data": Contract(
         ("seq", "batch_size", "seed", "world_size"),
         ("batch", "decode", "num_label_bytes", "baseline"),
-        ("vocab_size", "num_val_batches", "stop_at_accuracy"),
+        {
+            "vocab_size": "an integer >= 1",
+            "num_val_batches": "an integer >= 1",
+            "stop_at_accuracy": "a number, or None",
+        },
     ),
     "optim": Contract(
         methods=("build", "update_saved"),
-        arguments={"build": ("model", "schedule", "max_steps"), "update_saved": _SAVED},
+        method_arguments={"build": ("model", "schedule", "max_steps"), "update_saved": _SAVED},
     ),
-    "schedule": Contract(methods=("factor",), arguments={"factor": ("step", "max_steps")}),
+    "schedule": Contract(methods=("factor",), method_arguments={"factor": ("step", "max_steps")}),
     "callbacks": Contract(base="lightning.pytorch.Callback"),
     "logger": Contract(base="lightning.pytorch.loggers.Logger"),
 }
 # Lightning callbacks that cannot work here, and the end of the sentence that refuses each.
-_UNFIT = {
+_UNSUPPORTED_CALLBACKS = {
     "BatchSizeFinder": "batches are a function of the step; set batch_tokens by the memory that "
     "the log predicts",
     "BackboneFinetuning": "a run has no epochs; no choice is needed where nothing is frozen",
@@ -77,9 +87,9 @@ _UNFIT = {
     "lightning.pytorch.callbacks.EMAWeightAveraging",
     "TQDMProgressBar": "the bar is an option of its own; use callbacks.progress.style=rich",
 }
-_SHARED = {"data": ("batch_size",)}  # keys that the framework removes from a node
+_FRAMEWORK_KEYS = {"data": ("batch_size",)}  # keys that the framework removes from a node
 # Hydra's own keys in a node with _target_.
-_SPECIAL = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+_HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 
 def check_own_class(group: str, key: str, node: Mapping[str, Any]) -> None:
@@ -90,10 +100,10 @@ def check_own_class(group: str, key: str, node: Mapping[str, Any]) -> None:
     """
     contract, target = CONTRACTS[group], str(node["_target_"])
     made = _imported(key, target)
-    _refuse_unfit(key, made)
+    _refuse_unsupported_callback(key, made)
     if "_args_" not in node and not node.get("_partial_"):
-        values = {name: value for name, value in node.items() if name not in _SPECIAL}
-        for name in _SHARED.get(group, ()):
+        values = {name: value for name, value in node.items() if name not in _HYDRA_KEYS}
+        for name in _FRAMEWORK_KEYS.get(group, ()):
             values.pop(name, None)
         _check_arguments(key, target, made, contract.positional, values)
     for name, value in node.items():
@@ -103,10 +113,12 @@ def check_own_class(group: str, key: str, node: Mapping[str, Any]) -> None:
         _check_class(group, key, target, made)
 
 
-def _refuse_unfit(key: str, made: Any) -> None:
+def _refuse_unsupported_callback(key: str, made: Any) -> None:
     kinds = made.__mro__ if isinstance(made, type) else ()
     for kind in kinds:
-        if kind.__module__.startswith("lightning.pytorch.") and (why := _UNFIT.get(kind.__name__)):
+        if kind.__module__.startswith("lightning.pytorch.") and (
+            why := _UNSUPPORTED_CALLBACKS.get(kind.__name__)
+        ):
             raise ConfigError(f"{key}: {kind.__name__} does not work here, as {why}.")
 
 
@@ -117,11 +129,13 @@ def check_instance(group: str, key: str, made: Any) -> None:
         ConfigError: names what the instance lacks.
     """
     contract = CONTRACTS[group]
-    wanted = contract.methods + contract.attributes
+    wanted = (*contract.methods, *contract.attributes)
     if missing := [name for name in wanted if not hasattr(made, name)]:
         raise _lacking(group, key, type(made).__qualname__, missing)
     if contract.base and not _derives(type(made), contract.base):
         raise ConfigError(f"{key} must be a {contract.base}, got {type(made).__qualname__}.")
+    for name, rule in contract.attributes.items():
+        check_attribute(f"{key}: {type(made).__qualname__}.{name}", rule, getattr(made, name))
 
 
 def _imported(key: str, target: str) -> Any:
@@ -147,7 +161,7 @@ def _imported(key: str, target: str) -> Any:
 def _check_nested(key: str, node: Mapping[str, Any]) -> None:
     made = _imported(key, str(node["_target_"]))
     if "_args_" not in node and not node.get("_partial_"):
-        values = {name: value for name, value in node.items() if name not in _SPECIAL}
+        values = {name: value for name, value in node.items() if name not in _HYDRA_KEYS}
         _check_arguments(key, str(node["_target_"]), made, (), values)
 
 
@@ -164,14 +178,14 @@ def _check_arguments(
     except (TypeError, ValueError):  # of a class in C
         return
     kinds = inspect.Parameter
-    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    takes_any_place = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
-    if len(by_place) < len(positional) and not takes_any_place:
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any_position = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+    if len(by_position) < len(positional) and not takes_any_position:
         raise ConfigError(
             f"{key}._target_={target} must take the positional arguments {', '.join(positional)}, "
-            f"and it takes {len(by_place)}: docs/extending.md lists the arguments of each group."
+            f"and it takes {len(by_position)}: docs/extending.md lists the arguments of each group."
         )
-    given = by_place[: len(positional)]
+    given = by_position[: len(positional)]
     for name in (parameter.name for parameter in given):
         if name in values:
             raise ConfigError(
@@ -196,7 +210,7 @@ def _check_arguments(
     loose = {
         name: Field(Any, field.default)
         for name, field in fields.items()
-        if name in checked and (_is_made(checked[name]) or not _is_plain(field.annotation))
+        if name in checked and (_is_instantiated(checked[name]) or not _is_plain(field.annotation))
     }
     check_fields(key, fields | loose, checked, owner=f"{key}, which is {target}")
 
@@ -224,11 +238,11 @@ def _is_plain(annotation: Any) -> bool:
     return annotation in (bool, int, float, str, list, dict, None, type(None))
 
 
-def _is_made(value: Any) -> bool:
+def _is_instantiated(value: Any) -> bool:
     """Whether Hydra instantiates a class in this value."""
     if isinstance(value, Mapping):
-        return "_target_" in value or any(map(_is_made, value.values()))
-    return isinstance(value, list | tuple) and any(map(_is_made, value))
+        return "_target_" in value or any(map(_is_instantiated, value.values()))
+    return isinstance(value, list | tuple) and any(map(_is_instantiated, value))
 
 
 def _check_class(group: str, key: str, target: str, made: type) -> None:
@@ -243,7 +257,7 @@ def _check_class(group: str, key: str, target: str, made: type) -> None:
         missing += ["forward"] if "forward" in contract.methods else []
     if missing:
         raise _lacking(group, key, target, list(dict.fromkeys(missing)))
-    for name, arguments in contract.arguments.items():
+    for name, arguments in contract.method_arguments.items():
         if inspect.isfunction(method := found.get(name)) and not _takes(method, arguments):
             raise ConfigError(
                 f"{key}: {target}.{name} is called with {', '.join(arguments)}, and takes other "

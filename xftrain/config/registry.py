@@ -28,7 +28,7 @@ GROUPS = (
     *("model/attn", "model/bias", "model/pos", "model/heads", "model/ffn", "model/norm"),
     *("loss", "data", "optim", "schedule", "callbacks", "logger"),
 )
-_OF_LAYER = re.compile(r"^model\.layers\.[^.]+\.")
+_LAYER_PREFIX = re.compile(r"^model\.layers\.[^.]+\.")
 ENTRY_GROUPS = ("callbacks", "logger")  # groups that hold several options, each under its own key
 # Fields that all options of a group share, which the framework reads and passes by position.
 SHARED_FIELDS = {"data": {"batch_size": Field(PositiveInt | None, None)}}
@@ -40,7 +40,7 @@ def group_of(key: str) -> str:
     `model.attn` is in `model/attn`, `model.layers.local.bias` in `model/bias`, and `logger.csv`
     in `logger`.
     """
-    group = _OF_LAYER.sub("model.", key).replace(".", "/")
+    group = _LAYER_PREFIX.sub("model.", key).replace(".", "/")
     return group if group in GROUPS else group.partition("/")[0]
 
 
@@ -53,20 +53,20 @@ def conf_dir() -> Path:
     raise FileNotFoundError(f"conf/train.yaml is neither in {package} nor beside it")
 
 
-def names(group: str) -> list[str]:
+def option_names(group: str) -> list[str]:
     """The sorted names of a group's options: those with a YAML file and a class."""
     files = (conf_dir() / group).glob("*.yaml")
     return sorted(file.stem for file in files if _find(group, file.stem))
 
 
 @cache
-def words() -> frozenset[str]:
+def public_names() -> frozenset[str]:
     """All names in a configuration: of groups, options, fields, and literal values."""
     found = {part for group in GROUPS for part in group.split("/")} | {"name", "cpu", "cuda"}
     found |= {path.stem for path in conf_dir().rglob("*.yaml")}
     for group in GROUPS:
-        for name in names(group):
-            for key, field in schema(group, name).items():
+        for name in option_names(group):
+            for key, field in option_schema(group, name).items():
                 found |= {key, *literals(field.annotation)}
     return frozenset(found)
 
@@ -85,7 +85,7 @@ def measures_times(name: str | None) -> bool:
     return is_built_in and bool(declared("callbacks", str(name), "measures_times"))
 
 
-def schema(group: str, name: str) -> dict[str, Field]:
+def option_schema(group: str, name: str) -> dict[str, Field]:
     """The fields of an option, by name, those that its whole group shares included."""
     return SHARED_FIELDS.get(group, {}) | fields_of(*_module_and_class(group, name))
 
@@ -104,27 +104,27 @@ def module_of(group: str, name: str) -> str | None:
     return None if found is None else found[0]
 
 
-def load(group: str, name: str) -> type:
+def load_class(group: str, name: str) -> type:
     """Imports and returns the class of an option."""
     module, class_name = _module_and_class(group, name)
     loaded: type = getattr(importlib.import_module(module), class_name)
     return loaded
 
 
-def check(key: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
+def check_built_in(key: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
     """Checks the node of a built-in option at a dotted key, and fills in the defaults.
 
     Raises:
         ConfigError: unknown name or key, a wrong type, a value out of range, a missing field.
     """
-    known = names(group_of(key))
+    known = option_names(group_of(key))
     if name not in known:
         raise ConfigError(
             f"{key}.name must be one of {', '.join(known)}, got {show(name)}{_nearest(name, known)}"
             " (a class of your own is named by _target_ instead)."
         )
     options = {field: value for field, value in node.items() if field != "name"}
-    return check_fields(key, schema(group_of(key), name), options, owner=f"{key}={name}")
+    return check_fields(key, option_schema(group_of(key), name), options, owner=f"{key}={name}")
 
 
 def build(option: OptionConfig, *positional: Any) -> Any:
@@ -142,7 +142,7 @@ def factory(option: OptionConfig) -> Callable[..., Any]:
     for shared in SHARED_FIELDS.get(option.group, {}):
         arguments.pop(shared, None)
     if option.name is not None:
-        return partial(load(option.group, option.name), **arguments)
+        return partial(load_class(option.group, option.name), **arguments)
     return partial(_instantiate, option, {"_target_": option.target, **arguments})
 
 

@@ -71,9 +71,9 @@ ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 # every config that it loads is a copy anyway.
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 OmegaConf.register_new_resolver(
-    "xf.slug", lambda text: slug(redaction.hidden(str(text))), replace=True
+    "xf.slug", lambda text: slug(redaction.hidden_in_message(str(text))), replace=True
 )
-OmegaConf.register_new_resolver("oc.env", redaction.read, replace=True)
+OmegaConf.register_new_resolver("oc.env", redaction.read_variable, replace=True)
 OmegaConf.register_new_resolver("oc.decode", redaction.decode, replace=True)
 # The next two resolvers only name a folder; `run_folders` makes it when a run starts.
 OmegaConf.register_new_resolver("xf.new_folder", lambda path: path, replace=True)

@@ -123,7 +123,8 @@ class TrainerConfig(Config):
         log_every_n_steps: optimizer steps between records of the training metrics.
         val_check_interval: training batches between validations.
         num_sanity_val_steps: validation batches before the first step.
-        limit_val_batches: validation batches to use; None is all, and 0 disables validation.
+        limit_val_batches: validation batches to use, of all devices together; None is all, and 0
+            disables validation.
         overfit_batches: number of training batches to repeat and to validate on; 0 is no limit.
             The data loaders implement it, since Lightning would replace samplers.
         detect_anomaly: raise an error that names the operation if the backward pass makes NaN.

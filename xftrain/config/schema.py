@@ -34,7 +34,7 @@ def holds_options(annotation: Any) -> bool:
     return any(isinstance(kind, type) and is_dataclass(kind) for kind in kinds)
 
 
-def schemas_of_no_option() -> dict[str, Mapping[str, Field]]:
+def framework_schemas() -> dict[str, Mapping[str, Field]]:
     """The fields that belong to no option: those of the root, `model` and `trainer`."""
     configs = {"": RunConfig, "model": GPTConfig, "trainer": TrainerConfig}
     return {key: schema_of(config) for key, config in configs.items()}

@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 _WIDTH = 100
-_HEADS = ("name", "_target_")  # the keys that name a group's option
+_OPTION_KEYS = ("name", "_target_")  # the keys that name a group's option
 
 
 def config_tree(options: Mapping[str, Any], title: str = "configuration") -> str:
@@ -25,20 +25,20 @@ def config_tree(options: Mapping[str, Any], title: str = "configuration") -> str
         title: the first line.
     """
     tree = Tree(title)
-    _grow(tree, options)
+    _add_branches(tree, options)
     text = io.StringIO()
     Console(file=text, width=_WIDTH).print(tree)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def changes(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+def changes_tree(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """Renders the values that differ from the defaults as a tree."""
-    if differing := changed(options, defaults):
+    if differing := changed_values(options, defaults):
         return config_tree(differing, "configuration, what differs from the defaults:")
     return "configuration: the defaults"
 
 
-def changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def changed_values(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that differs from the defaults.
 
     A group with another option than the default is returned with all its values.
@@ -53,10 +53,10 @@ def changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
             found[key] = value
         elif isinstance(value, Mapping) and isinstance(defaults[key], Mapping):
             there = defaults[key]
-            is_same_option = all(value.get(head) == there.get(head) for head in _HEADS)
-            differing = changed(value, there) if is_same_option else dict(value)
+            is_same_option = all(value.get(head) == there.get(head) for head in _OPTION_KEYS)
+            differing = changed_values(value, there) if is_same_option else dict(value)
             if differing:
-                named = {head: value[head] for head in _HEADS if head in value}
+                named = {head: value[head] for head in _OPTION_KEYS if head in value}
                 found[key] = named | differing
         elif value != defaults[key]:
             found[key] = value
@@ -65,15 +65,15 @@ def changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     return found | left_out
 
 
-def _grow(tree: Tree, node: Mapping[str, Any]) -> None:
+def _add_branches(tree: Tree, node: Mapping[str, Any]) -> None:
     for key, value in node.items():
         if not isinstance(value, Mapping):
             tree.add(_line(key, value))
             continue
         # for example `attn: sdpa`; an entry of callbacks usually has the name of its key
-        head = next((named for named in _HEADS if named in value), None)
+        head = next((name for name in _OPTION_KEYS if name in value), None)
         branch = tree.add(_line(key, value[head]) if head and value[head] != key else _line(key))
-        _grow(branch, {inner: part for inner, part in value.items() if inner != head})
+        _add_branches(branch, {inner: part for inner, part in value.items() if inner != head})
 
 
 def _line(key: str, *values: Any) -> Text:

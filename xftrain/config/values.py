@@ -7,14 +7,19 @@ import json
 import math
 import types
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from xftrain.config.fields import MAX_INTEGER
-from xftrain.config.moved_keys import moved
+from xftrain.config.moved_keys import moved_key_error
 from xftrain.config.signatures import REQUIRED, Field
 from xftrain.errors import ConfigError
+from xftrain.utils.printable import one_line
+
+# Rules of the attributes of a user's own object.
+AttributeRule = Literal["an integer >= 1", "an integer >= 1, or None", "a number, or None"]
 
 
 def check_fields(
@@ -36,6 +41,24 @@ def check_fields(
         given = name in values
         checked[name] = _check_value(f"{prefix}{name}", field.annotation, value) if given else value
     return checked
+
+
+def check_attribute(label: str, rule: AttributeRule, value: Any) -> None:
+    """Checks an attribute of a user's own object, whose numbers may be NumPy's.
+
+    Args:
+        label: the attribute, as the message names it.
+        rule: the rule in words.
+        value: the value.
+
+    Raises:
+        ConfigError: the value breaks the rule.
+    """
+    kind = Real if rule.startswith("a number") else Integral
+    is_none_right = value is None and rule.endswith("or None")
+    is_right = isinstance(value, kind) and not isinstance(value, bool)
+    if not is_none_right and (not is_right or (kind is Integral and value < 1)):
+        raise ConfigError(f"{label} must be {rule}, got {one_line(show(value))}.")
 
 
 def describe(annotation: Any) -> str:
@@ -60,7 +83,7 @@ def describe(annotation: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """Formats a value as it would be typed."""
+    """Formats a value as in an override."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return repr(value)
@@ -68,7 +91,7 @@ def show(value: Any) -> str:
 
 def unknown_key(key: str, known: list[str], owner: str) -> str:
     """The error sentence for a key that does not exist or has been renamed."""
-    if said := moved(key):
+    if said := moved_key_error(key):
         return said
     if near := difflib.get_close_matches(key, known, n=1, cutoff=0.7):
         return f"{key} is not a key of {owner}; did you mean {near[0]}?"

@@ -15,11 +15,11 @@ def cut_pieces(boundaries: Ints, max_tokens: int) -> tuple[Ints, Ints]:
     """Cuts documents into pieces of at most `max_tokens`.
 
     Args:
-        boundaries: begin of each document, then the end of the last one.
+        boundaries: start of each document, then the end of the last one.
         max_tokens: maximum length of a piece.
 
     Returns:
-        The begin and the length of each piece; together they cover every token once.
+        The start and the length of each piece; together they cover every token once.
     """
     sizes = np.diff(boundaries)
     num_pieces = -(-sizes // max_tokens)
@@ -34,7 +34,7 @@ class Layout:
     """Concatenated pieces in a given order, with random access to any range.
 
     Attributes:
-        starts: begin of each piece in the token stream.
+        starts: start of each piece in the token stream.
         ends: end of each piece in the layout (cumulative lengths).
     """
 
@@ -42,11 +42,13 @@ class Layout:
     ends: Ints
 
     @classmethod
-    def of(cls, starts: Ints, lengths: Ints) -> Layout:
+    def from_lengths(cls, starts: Ints, lengths: Ints) -> Layout:
+        """Makes the layout of pieces from their starts and lengths."""
         return cls(starts, np.cumsum(lengths))
 
     @property
     def num_tokens(self) -> int:
+        """The total number of tokens of all pieces."""
         return int(self.ends[-1])
 
     def between(self, begin: int, end: int) -> tuple[Ints, Ints]:
@@ -68,7 +70,7 @@ def positions_in_stream(starts: Ints, lengths: Ints) -> Ints:
 
 
 def epoch_spans(begin: int, end: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """Cuts `[begin, end)` of an endless run of epochs of `size` into (epoch, from, to)."""
+    """Cuts `[begin, end)` of an endless sequence of epochs of `size` into (epoch, from, to)."""
     while begin < end:
         epoch, offset = divmod(begin, size)
         stop = min(size, offset + end - begin)
@@ -77,10 +79,10 @@ def epoch_spans(begin: int, end: int, size: int) -> Iterator[tuple[int, int, int
 
 
 def spread_order(num: int) -> Ints:
-    """A fixed order of `0..num-1` of which every prefix is spread evenly over the range.
+    """A fixed permutation of `0..num-1` whose every prefix is spread evenly over the range.
 
     Its step is the golden ratio of the range, changed to the nearest number coprime to `num`, so
-    that it is a permutation.
+    that no number repeats.
     """
     step = max(1, round(num * 0.6180339887498949))
     while np.gcd(step, num) != 1:

@@ -1,4 +1,4 @@
-"""The synthetic task: the next token is the last plus one, modulo the vocabulary."""
+"""A synthetic task: the next token is the current one plus one, modulo the vocabulary size."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Counting:
         return self.vocabulary.decode(tokens)
 
     def digest(self) -> str:
-        """SHA-256 of the name of the rule, as there is no other content."""
+        """SHA-256 of the name of the task, since the data has no other content."""
         rule = f"{type(self).__name__} below {self.vocab_size}"
         return hashlib.sha256(rule.encode()).hexdigest()
 

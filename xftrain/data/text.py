@@ -94,7 +94,7 @@ class Text:
         self._epochs: dict[int, Layout] = {}
         starts, lengths = self._pieces("val")
         order = spread_order(starts.size)
-        self._val_layout = Layout.of(starts[order], lengths[order])
+        self._val_layout = Layout.from_lengths(starts[order], lengths[order])
         num_available = -(-self._val_layout.num_tokens // self._batch_tokens)
         self.num_val_batches = min(num_val_batches, num_available)
         self.vocabulary = cache.tokenizer
@@ -126,7 +126,7 @@ class Text:
         tokens, labels = stream[positions].astype(np.int64), stream[positions + 1].astype(np.int64)
         # an embedding would read out of bounds
         if max(tokens.max(), labels.max()) >= self.vocab_size:
-            raise self._cache.is_damaged()
+            raise self._cache.damaged_error()
         return Batch(
             tokens_BM=torch.from_numpy(tokens).view(shape_BM),
             labels_BM=torch.from_numpy(labels).view(shape_BM),
@@ -162,7 +162,7 @@ class Text:
         return {"val/bits_per_byte_bigram": bits / num_bytes} if num_bytes else {}
 
     def _pieces(self, split: Split) -> tuple[Ints, Ints]:
-        """The begin and the length of each piece of a split."""
+        """The start and the length of each piece of a split."""
         stream = self._cache.streams[split]
         if self._packing:
             return cut_pieces(stream.boundaries, self._seq)
@@ -175,7 +175,7 @@ class Text:
             if len(self._epochs) == 2:
                 del self._epochs[next(iter(self._epochs))]
             order = generator(self._seed, "train", epoch, rank=0).permutation(self._starts.size)
-            self._epochs[epoch] = Layout.of(self._starts[order], self._lengths[order])
+            self._epochs[epoch] = Layout.from_lengths(self._starts[order], self._lengths[order])
         return self._epochs[epoch]
 
 

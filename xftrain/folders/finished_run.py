@@ -8,6 +8,6 @@ from xftrain.utils.files import read_json
 
 
 def status_of(run_dir: Path) -> str | None:
-    """The status in the folder's `result.json`; None if there is none."""
+    """The status in the folder's `result.json`; None if it records none."""
     status = (read_json(run_dir / "result.json") or {}).get("status")
     return status if isinstance(status, str) else None

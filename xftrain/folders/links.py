@@ -11,22 +11,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xftrain.errors import ConfigError
-from xftrain.utils.files import real_path
+from xftrain.utils.files import real_path, resolution_steps
 
-_REPLACED = (".ckpt", ".safetensors")  # replaced atomically, and read only with open_plain
-_MOST_STEPS = 10_000  # limit for resolving one link
-_MOST_ENTRIES = 500_000  # limit for a folder of runs; more would take long to search
-_WRITTEN = re.compile(  # names that a run writes at the top of its folder
+# Files that a run replaces atomically, and reads only with `open_plain`.
+_REPLACED_ATOMICALLY = (".ckpt", ".safetensors")
+_MAX_ENTRIES = 500_000  # limit for a folder of runs; more would take long to search
+_WRITTEN_NAMES = re.compile(  # names that a run writes at the top of its folder
     r"\.hydra|\.run\.json|\.lock|\..*_said|\..*\.partial|.*\.log|checkpoints|plots|former-.*|"
     r"config\.yaml|hparams\.yaml|"
     r"result\.json|metrics\.csv|events\.out\..*|stacks.*\.txt|fit-.*|.*\.trace\.json|sample\.txt|"
     r"rows\.jsonl|results\.csv|report\.md|environment\.json|"
     r"wandb|mlflow(-\d+)?\.db.*|mlflow(-\d+)?-artifacts"
 ).fullmatch
+_FILE_NAMES = re.compile(  # those of them that are files
+    r"\.run\.json|\.job\.json|\.lock|\..*_said|.*\.log|config\.yaml|hparams\.yaml|result\.json|"
+    r"metrics\.csv|events\.out\..*|stacks.*\.txt|sample\.txt|"
+    r"rows\.jsonl|results\.csv|report\.md|environment\.json|mlflow(-\d+)?\.db.*"
+).fullmatch
 
 
 def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
-    """Refuse a folder with a link that leads out of it, or a FIFO, before anything writes there.
+    """Refuses a folder with a link that leads out of it, or a FIFO, before anything writes there.
 
     Lightning, TensorBoard, Hydra and `logging` open files by name, follow links, and wait for the
     reader of a FIFO.
@@ -44,8 +49,8 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
     name = str(folder)
     if name.startswith("~") or os.path.expandvars(os.path.abspath(name)) != os.path.abspath(name):
         raise ConfigError(
-            f"{key}={name} would be another folder to Lightning, which puts the home folder and "
-            "variables in the place of ~ and $NAME: write the folder out or rename it."
+            f"{key}={name} would be another folder to Lightning, which expands ~ and $NAME in it: "
+            "give the expanded path, or rename the folder."
         )
     top = real_path(folder)
     if top is None:
@@ -74,40 +79,31 @@ def refuse_links(folder: Path, key: str, *, may_hold_data: bool = True) -> None:
                     f"{named.format('a link')}that leads out of that folder: files behind it could "
                     "be overwritten; remove the link or choose another folder."
                 )
-            if is_own and not _WRITTEN("".join(found.relative_to(top).parts[:1])):
+            if is_own and not _WRITTEN_NAMES("".join(found.relative_to(top).parts[:1])):
                 raise ConfigError(
-                    f"{named.format('a link')}that leads to what no run has written: it could be "
-                    "overwritten; remove the link or choose another folder."
+                    f"{named.format('a link')}that leads to what no run has written, which could "
+                    "be overwritten: remove the link or choose another folder."
                 )
             place = found
+        if path.parent == top and _FILE_NAMES(entry.name) and place.is_dir():
+            raise ConfigError(
+                f"{named.format('a folder')}where a run writes a file: remove it or choose another "
+                "folder."
+            )
         # a link of another name to such a file would be written through
-        if not (entry.name.endswith(_REPLACED) and place.name.endswith(_REPLACED)):
+        if not (
+            entry.name.endswith(_REPLACED_ATOMICALLY) and place.name.endswith(_REPLACED_ATOMICALLY)
+        ):
             _refuse_special(place, named, is_link=entry.is_symlink())
 
 
 def _passes_proc(path: Path) -> bool:
-    """Whether a link is resolved by way of /proc, where `self` is another process for each."""
-    todo, at = [*reversed(path.parts[1:])], "/"
-    for _ in range(_MOST_STEPS):
-        if not todo:
-            return False
-        part = todo.pop()
-        if part in ("", "."):
-            continue
-        place = os.path.dirname(at) if part == ".." else os.path.join(at, part)
-        if place == "/proc" or place.startswith("/proc/"):
-            return True
-        if os.path.islink(place):
-            target = os.readlink(place)
-            todo += reversed(target.split("/"))
-            at = "/" if target.startswith("/") else at
-        else:
-            at = place
-    return True
+    """Whether a link is resolved by way of /proc, where `self` differs for each process."""
+    return any(f"{step}/".startswith("/proc/") for step in resolution_steps(path))
 
 
 def _refuse_special(place: Path, named: str, *, is_link: bool) -> None:
-    """Refuse a FIFO, and a file with a hard link.
+    """Refuses a FIFO, and a file with a hard link.
 
     Args:
         place: the resolved path of the file.
@@ -124,7 +120,7 @@ def _refuse_special(place: Path, named: str, *, is_link: bool) -> None:
     if not stat.S_ISREG(status.st_mode):
         what = f"{'a link to ' if is_link else ''}a FIFO, a device or a socket"
         raise ConfigError(
-            f"{named.format(what)}at which a run could wait for ever; remove it or choose another "
+            f"{named.format(what)}at which a run could wait for ever: remove it or choose another "
             "folder."
         )
     if status.st_nlink > 1:
@@ -167,12 +163,16 @@ def _entries(top: Path, *, is_own: bool) -> Iterator[os.DirEntry[str]]:
         with _listed(folders.popleft()) as entries:
             for entry in entries:
                 count += 1
-                if count > _MOST_ENTRIES:
+                if count > _MAX_ENTRIES:
                     raise ConfigError(
-                        f"{top} holds more than {_MOST_ENTRIES:,} files, which is no folder of "
+                        f"{top} holds more than {_MAX_ENTRIES:,} files, which is no folder of "
                         "runs: choose another."
                     )
-                if is_own and entry.path == str(top / entry.name) and not _WRITTEN(entry.name):
+                if (
+                    is_own
+                    and entry.path == str(top / entry.name)
+                    and not _WRITTEN_NAMES(entry.name)
+                ):
                     continue
                 yield entry
                 if entry.is_dir(follow_symlinks=False):

@@ -30,11 +30,11 @@ _NOT_SUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, e
 # The lock files that this process holds for a whole command, by the real path of the folder.
 _reserved: dict[str, IO[bytes]] = {}
 _in_use: set[str] = set()  # folders that a run of this process is writing to
-_open: list[IO[bytes]] = []  # every file whose lock this process holds
+_locked_files: list[IO[bytes]] = []  # every file whose lock this process holds
 
 
 def reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
-    """Lock a folder for the rest of this command, until `release_reserved`.
+    """Locks a folder for the rest of this command, until `release_reserved`.
 
     Args:
         folder: the folder, which is made if it does not exist.
@@ -47,19 +47,19 @@ def reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
     """
     name = os.path.realpath(folder)
     if name not in _reserved:
-        _reserved[name] = _locked(folder, key, wait_s)
+        _reserved[name] = _acquire(folder, key, wait_s)
 
 
 def release_reserved() -> None:
-    """Release the locks that `reserve` took."""
+    """Releases the locks that `reserve` took."""
     while _reserved:
         _, file = _reserved.popitem()
         _release(file)
 
 
 @contextmanager
-def holding(folder: Path, key: str) -> Iterator[None]:
-    """Hold the lock of a folder, whether or not this command has reserved it.
+def folder_lock(folder: Path, key: str) -> Iterator[None]:
+    """Holds the lock of a folder, whether or not this command has reserved it.
 
     Raises:
         ConfigError: another command, or another run in this process, holds it.
@@ -68,7 +68,7 @@ def holding(folder: Path, key: str) -> Iterator[None]:
     name = os.path.realpath(folder)
     file = None
     if name in _in_use or name not in _reserved:
-        file = _locked(folder, key)
+        file = _acquire(folder, key)
     _in_use.add(name)
     try:
         yield
@@ -78,14 +78,14 @@ def holding(folder: Path, key: str) -> Iterator[None]:
             _release(file)
 
 
-def _locked(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
+def _acquire(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     path, deadline = folder / LOCK_FILE, time.monotonic() + wait_s
     try:
         file = open_plain(path, "ab")
     except NotPlainFile as error:
         raise ConfigError(
-            f"{key}={folder} has something else than a plain file at {LOCK_FILE}, the file with "
+            f"{key}={folder} has something other than a plain file at {LOCK_FILE}, the file by "
             "which a run locks its folder: remove it, or choose another folder."
         ) from error
     try:
@@ -103,14 +103,14 @@ def _locked(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         file.flush()
-    _open.append(file)
+    _locked_files.append(file)
     return file
 
 
 def _release(file: IO[bytes]) -> None:
-    if file in _open:  # otherwise this is a forked child, which has closed it
-        _open.remove(file)
-        with suppress(OSError):  # where the file system has no locks
+    if file in _locked_files:  # otherwise this is a forked child process, which has closed the file
+        _locked_files.remove(file)
+        with suppress(OSError):  # the file system has no locks
             fcntl.flock(file, fcntl.LOCK_UN)  # a child that is being forked may hold it open
         file.close()
 
@@ -136,15 +136,15 @@ def _try_lock(file: IO[bytes], folder: Path) -> bool:
 def _owner(path: Path) -> str:
     """The description that the lock's owner wrote into the file, in parentheses."""
     with suppress(OSError):
-        said = one_line(read_plain(path, _OWNER_BYTES).decode("utf-8", "replace").strip())
-        return f" ({said})" if said else ""
+        owner = one_line(read_plain(path, _OWNER_BYTES).decode("utf-8", "replace").strip())
+        return f" ({owner})" if owner else ""
     return ""
 
 
 def _close_in_child() -> None:
     """Closes lock files in a forked child, which would hold the locks after its parent's end."""
-    while _open:
-        _open.pop().close()
+    while _locked_files:
+        _locked_files.pop().close()
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -1,4 +1,4 @@
-"""Finds out whether other users can write to a folder, where they could add links later."""
+"""Checks whether other users can write to a folder, where they could add links later."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from xftrain.utils.files import real_path
 
 
-def written_by_others(folder: Path, probe: Path) -> str | None:
+def writable_by_other_users(folder: Path, probe: Path) -> str | None:
     """Describes the first folder, of this one and its parents, that other users can write to.
 
     Folders with the sticky bit, such as `/tmp`, and those of root are trusted, and so are groups,
-    by which people share folders.
+    which exist to share folders.
 
     Args:
         folder: an existing folder.

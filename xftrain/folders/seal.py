@@ -1,8 +1,8 @@
 """Seals, which prove that this user's xftrain on this machine wrote a record.
 
 The owner of a file proves nothing, since whatever a user unpacks or clones belongs to that user.
-So a secret key stays in the user's state folder, and a record carries an HMAC. The HMAC includes
-the folder, or someone could return a copy of a record together with forged results.
+So a secret key is stored in the user's state folder, and a record carries an HMAC. The HMAC covers
+the folder, as otherwise a copied record would also be valid beside forged results.
 """
 
 from __future__ import annotations

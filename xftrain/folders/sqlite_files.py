@@ -12,15 +12,15 @@ from secrets import token_hex
 
 from xftrain.errors import ConfigError
 from xftrain.folders.seal import has_valid_seal, sealed
-from xftrain.utils.files import read_json, write_json
+from xftrain.utils.files import read_json, refuse_escaping_path, write_json
 from xftrain.utils.printable import one_line
 
 _URL = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?]*)")
-_BESIDE = ("", "-journal", "-wal", "-shm")
+_FILE_ENDINGS = ("", "-journal", "-wal", "-shm")
 # The end of the journal of a transaction over several databases, which names a super-journal:
 # https://www.sqlite.org/fileformat.html#the_super_journal
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
-# A table, an index, or a trigger that can do nothing but refuse a row, as MLflow has one.
+# A table, an index, or a trigger that can only refuse a row, such as MLflow's.
 _HARMLESS = re.compile(
     r"create (table|(unique )?index) .*|"
     r"create trigger \w+ before (insert|update|delete) on \w+( for each row)?( when [\w .!=<>]+)? "
@@ -36,15 +36,15 @@ def database_of(url: str) -> Path | None:
     return None if not match or match[1] in ("", ":memory:") else Path(match[1])
 
 
-def use_own_database(url: str, key: str) -> None:
-    """Makes the database of a URL, or refuses one that this user's xftrain has not made.
+def create_or_check_database(url: str, key: str) -> None:
+    """Creates the database of a URL, or refuses one that this user's xftrain has not created.
 
-    A database says more than rows: which trials wait to be run, where files are written, and by its
-    triggers what else is done. SQLite plays a journal back as soon as it reads the database, and
-    deletes the file that the journal names. So one that is made here gets a seal beside it.
+    A database holds more than results: queued trials, paths of files to write, and triggers, which
+    run SQL. SQLite replays a journal as soon as it reads the database, and deletes the file that
+    the journal names. So a database that is created here gets a seal beside it.
 
     Args:
-        url: of SQLAlchemy; others than SQLite's are left alone.
+        url: an SQLAlchemy URL; databases other than SQLite are not checked.
         key: the override that gives it, for the message.
 
     Raises:
@@ -54,7 +54,7 @@ def use_own_database(url: str, key: str) -> None:
     if database is None:
         return
     try:
-        _refuse_place(database, named)
+        refuse_escaping_path(database.parent, named)
         _refuse_files(database, named)
         if not database.exists():
             _make(database)
@@ -64,8 +64,8 @@ def use_own_database(url: str, key: str) -> None:
         is_own = record is not None and own.items() <= record.items()
         if not is_own or not has_valid_seal(record or {}, database.absolute().parent):
             raise ConfigError(
-                f"{named} was not made by this user's xftrain on this machine, or not there, and a "
-                "database can do more than hold rows: choose a new file, or a server."
+                f"{named} was not made by this user's xftrain on this machine and in this folder, "
+                "and a database can do more than hold rows: choose a new file, or a server."
             )
         with closing(sqlite3.connect(database, timeout=_BUSY_S)) as connection:
             connection.execute("pragma trusted_schema = off")
@@ -80,8 +80,8 @@ def use_own_database(url: str, key: str) -> None:
     for name, sql in found:
         if sql is not None and not _HARMLESS(" ".join(sql.split())):
             raise ConfigError(
-                f"{named} has {one_line(str(name))}, which is no table and no index: choose a new "
-                "file."
+                f"{named} has {one_line(str(name))}, which is neither a table nor an index: "
+                "choose a new file."
             )
 
 
@@ -90,7 +90,7 @@ def _seal_of(database: Path) -> Path:
 
 
 def _make(database: Path) -> None:
-    """Makes an empty database with its seal, which is there first: two may be made at once."""
+    """Creates an empty database after its seal, since two processes may create it at once."""
     folder = database.absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     partial = database.with_name(f".{database.name}.{token_hex(8)}.partial")
@@ -103,17 +103,8 @@ def _make(database: Path) -> None:
         partial.unlink()
 
 
-def _refuse_place(database: Path, named: str) -> None:
-    parent = os.path.realpath(database.parent)
-    if not database.is_absolute() and not Path(parent).is_relative_to(os.path.realpath(".")):
-        raise ConfigError(
-            f"{named} leads out of the working folder by a link, to {one_line(parent)}: write the "
-            "place out if it is meant."
-        )
-
-
 def _refuse_files(database: Path, named: str) -> None:
-    for ending in _BESIDE:
+    for ending in _FILE_ENDINGS:
         path = Path(f"{database}{ending}")
         try:
             status = path.lstat()
@@ -121,8 +112,8 @@ def _refuse_files(database: Path, named: str) -> None:
             continue
         if not stat.S_ISREG(status.st_mode) or (ending and not os.path.lexists(database)):
             raise ConfigError(
-                f"{named} needs plain files, and {path} is none, or belongs to no database: name "
-                "the file itself, remove it, or choose another database."
+                f"{named} needs plain files, and {path} is not one, or belongs to no database: "
+                "name the file itself, remove it, or choose another database."
             )
         if ending == "-journal" and _end(path) == _SUPER_JOURNAL:
             raise ConfigError(

@@ -19,8 +19,8 @@ The definitions are in `batch`, `bias`, `model` (the parts of a model, one per g
 """
 
 from xftrain.interfaces.batch import IGNORED_LABEL, Batch, positions_of
-from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape, layers_in_words
-from xftrain.interfaces.data import DataSource, Split, Vocabulary
+from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape, format_layers
+from xftrain.interfaces.data import DataSource, Split, Vocabulary, load_batch
 from xftrain.interfaces.model import (
     Attention,
     Backend,
@@ -55,6 +55,7 @@ __all__ = [
     "Schedule",
     "Split",
     "Vocabulary",
-    "layers_in_words",
+    "format_layers",
+    "load_batch",
     "positions_of",
 ]

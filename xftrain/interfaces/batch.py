@@ -56,7 +56,7 @@ class Batch:
         )
 
     def copy_(self, other: Batch) -> None:
-        """Copies another batch of the same shape into this one, without waiting for the copy."""
+        """Copies another batch of the same shape into this one, without waiting for the device."""
         self.tokens_BM.copy_(other.tokens_BM, non_blocking=True)
         self.labels_BM.copy_(other.labels_BM, non_blocking=True)
         self.positions_1M.copy_(other.positions_1M, non_blocking=True)

@@ -83,8 +83,8 @@ class AttnBias:
         """A key that is equal for equal biases, to reuse handles; None if they cannot be reused."""
         if self.additive_HMM is not None:
             return None
-        seen = (self.causal, self.window, self.seqlens)
-        return (*seen, self.slopes, self.dense, self.scale, self.softcap)
+        mask = (self.causal, self.window, self.seqlens)
+        return (*mask, self.slopes, self.dense, self.scale, self.softcap)
 
     def segments(self, num_positions: int) -> list[tuple[int, int]]:
         """The half-open ranges of the documents in a row."""
@@ -138,14 +138,14 @@ class AttnBias:
             visible &= document[first_query:, None] == document[None, :]
         return visible
 
-    def scores(self, products: Tensor, head_dim: int) -> Tensor:
+    def scores(self, qk: Tensor, head_dim: int) -> Tensor:
         """The scores before additive terms: q k^T, scaled, then capped.
 
         Args:
-            products: q k^T, of any shape.
+            qk: q k^T, of any shape.
             head_dim: K.
         """
-        scores = products * (head_dim**-0.5 if self.scale is None else self.scale)
+        scores = qk * (head_dim**-0.5 if self.scale is None else self.scale)
         return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
 
     def materialize(
@@ -157,8 +157,8 @@ class AttnBias:
     ) -> Tensor:
         """Returns the term added to the scores, [H or 1, M, M], -inf where hidden.
 
-        It is slow and needs much memory, as it is the specification that every backend is tested
-        against: `softmax(scores(q k^T) + materialize()) v`, where a query that sees nothing gets 0.
+        It is slow and needs much memory. It is the specification against which every backend is
+        tested: `softmax(scores(q k^T) + materialize()) v`, where a query that sees nothing gets 0.
         With `first_query` n, only the rows of queries n, n+1, ... are returned.
         """
         visible_MM = self.visible_MM(num_positions, device, first_query)
@@ -205,13 +205,13 @@ class AttnCase(NamedTuple):
     layers: tuple[int, ...]
 
 
-def layers_in_words(layers: Sequence[int]) -> str:
-    """Indices from 0 as `layer 0` or `layers 0-4, 6`."""
+def format_layers(layers: Sequence[int]) -> str:
+    """Formats layer indices, from 0, as `layer 0` or `layers 0-4, 6`."""
     runs: list[list[int]] = []
     for index in layers:
         if runs and index == runs[-1][-1] + 1:
             runs[-1].append(index)
         else:
             runs.append([index])
-    said = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(said)}"
+    ranges = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(ranges)}"

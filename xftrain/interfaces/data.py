@@ -6,7 +6,9 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from xftrain.interfaces.batch import Batch
+from xftrain.errors import ConfigError
+from xftrain.interfaces.batch import IGNORED_LABEL, Batch
+from xftrain.interfaces.batch_checks import BatchError, check_batch, describe_value, value_reasons
 
 Split = Literal["train", "val"]
 
@@ -90,3 +92,53 @@ class DataSource(Protocol):
     def baseline(self) -> dict[str, float]:
         """Metrics of a trivial model on the validation batches, by metric name; may be empty."""
         ...
+
+
+def load_batch(
+    data: DataSource, split: Split, step: int, rank: int = 0, *, is_first: bool = False
+) -> Batch:
+    """The batch of a micro-step, checked; all batches are read here.
+
+    Args:
+        data: the data source.
+        split: training or validation.
+        step: the micro-step.
+        rank: the rank.
+        is_first: whether to check the values of a batch on a GPU too, which waits for the device;
+            those of a batch on the CPU are checked in any case.
+
+    Raises:
+        ConfigError: the class returns something other than a batch, or a batch with wrong dtypes,
+            shapes or values.
+    """
+    said = f"data: {type(data).__name__}.batch({split!r}, {step})"
+    try:
+        batch = data.batch(split, step, rank)
+        if isinstance(batch, Batch):  # again, since a batch can be changed after it is made
+            check_batch(batch.tokens_BM, batch.labels_BM, batch.positions_1M, batch.seqlens)
+    except BatchError as error:
+        raise ConfigError(f"{said}: {error}") from error
+    except StopIteration as error:
+        raise ConfigError(
+            f"{said} raised StopIteration: a data source must have a batch for every step."
+        ) from error
+    if not isinstance(batch, Batch):
+        raise ConfigError(
+            f"{said} must return an xftrain.interfaces.Batch, got {describe_value(batch)}."
+        )
+    kind = batch.tokens_BM.device.type
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"{said} must return tensors on the CPU, got them on {kind}.")
+    if kind == "cpu" or is_first:
+        host = batch if kind == "cpu" else batch.to("cpu")
+        reasons = value_reasons(
+            host.tokens_BM,
+            host.labels_BM,
+            host.positions_1M,
+            host.seqlens,
+            vocab_size=data.vocab_size,
+            ignored_label=IGNORED_LABEL,
+        )
+        if reasons:
+            raise ConfigError(f"{said}: {'; '.join(reasons)}: correct the data source.")
+    return batch

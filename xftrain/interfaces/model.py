@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xftrain.errors import ConfigError
+from xftrain.interfaces.batch_checks import describe_value
 from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape
 
 # (q_BMHK, k_BMGK, v_BMGK, handle) -> out_BMHK
@@ -106,7 +107,8 @@ class Backend(ABC):
         """Reasons why the call cannot run; empty means that it runs, forward and backward."""
         if found := [*bias.misfits(shape), *self._score_reasons(bias)]:
             return found
-        return self.reasons(AttnCall(bias, shape, dtype, device), needs_grad=needs_grad)
+        found = self.reasons(AttnCall(bias, shape, dtype, device), needs_grad=needs_grad)
+        return checked_reasons(self, "reasons", found)
 
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
@@ -126,16 +128,22 @@ class Backend(ABC):
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> str:
         """The name of the kernel that runs an attention call."""
-        return self.kernel_for(AttnCall(bias, shape, dtype, device))
+        found = self.kernel_for(AttnCall(bias, shape, dtype, device))
+        if not isinstance(found, str):
+            raise ConfigError(
+                f"model.attn: {type(self).__qualname__}.kernel_for must return the kernel's name, "
+                f"got {describe_value(found)}."
+            )
+        return found
 
     def _score_reasons(self, bias: AttnBias) -> list[str]:
         found = []
         if bias.scale is not None and not self.takes_scale:
             found.append(
-                f"it multiplies scores by K**-0.5 alone, and the bias by {bias.scale:g} (scale)"
+                f"it scales scores by K**-0.5 only, and the bias sets scale={bias.scale:g}"
             )
         if bias.softcap is not None and not self.takes_softcap:
-            found.append(f"it cannot cap scores, and the bias does at {bias.softcap:g} (softcap)")
+            found.append(f"it cannot cap scores, and the bias sets softcap={bias.softcap:g}")
         return found
 
 
@@ -163,6 +171,22 @@ class ChoosingBackend(Backend):
         Returns:
             Reasons why that backend cannot run here; empty if it was chosen.
         """
+
+
+def checked_reasons(part: object, method: str, found: Any) -> list[str]:
+    """Checks the reasons that a user's class returned for why it cannot run; None means none.
+
+    Raises:
+        ConfigError: they are not a list of strings.
+    """
+    if found is None:
+        return []
+    if not isinstance(found, list | tuple) or not all(isinstance(reason, str) for reason in found):
+        raise ConfigError(
+            f"{type(part).__qualname__}.{method} must return a list of reasons, empty where it "
+            f"runs, got {describe_value(found)}."
+        )
+    return list(found)
 
 
 class PositionEncoding(Protocol):

@@ -47,9 +47,9 @@ class LossSums(NamedTuple):
         if self.num_correct is None:
             raise ConfigError(
                 "a loss that is called with with_accuracy=True must return the number of correct "
-                "guesses, got num_correct=None."
+                "predictions, got num_correct=None."
             )
-        return torch.stack([one.double() for one in (self.loss, self.num_labels, self.num_correct)])
+        return torch.stack([x.double() for x in (self.loss, self.num_labels, self.num_correct)])
 
 
 class Loss(Protocol):

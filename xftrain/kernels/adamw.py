@@ -14,7 +14,7 @@ _BLOCK, _NUM_WARPS = 2048, 8
 
 
 @dataclass(frozen=True)
-class Held:
+class AdamWTensors:
     """The tensors of one weight: contiguous, on one GPU, float32 unless noted.
 
     Attributes:
@@ -35,11 +35,11 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Settings:
+class AdamWSettings:
     """The settings of a parameter group; tensors are float32 scalars on the GPU.
 
     Attributes:
-        rate: learning rate.
+        lr: learning rate.
         clip: factor by which gradients are multiplied; None for no clipping.
         skip: the step is skipped if it is not 0; None never skips.
         betas: decay of the moments.
@@ -47,7 +47,7 @@ class Settings:
         weight_decay: multiplied by the learning rate.
     """
 
-    rate: Tensor
+    lr: Tensor
     clip: Tensor | None
     skip: Tensor | None
     betas: tuple[float, float]
@@ -55,28 +55,28 @@ class Settings:
     weight_decay: float
 
 
-def adamw_(held: Held, settings: Settings) -> None:
-    """Makes a step of AdamW (Loshchilov, Hutter, 2017, arXiv:1711.05101), as torch fuses it."""
+def adamw_(tensors: AdamWTensors, settings: AdamWSettings) -> None:
+    """Takes one AdamW step (Loshchilov, Hutter, 2017, arXiv:1711.05101), like torch's fused one."""
     from xftrain.kernels.adamw_triton import adamw_kernel  # imports triton
 
-    weight, num_elements = held.weight, held.weight.numel()
-    nothing = weight  # placeholder for a pointer that is not read
+    weight, num_elements = tensors.weight, tensors.weight.numel()
+    unused = weight  # placeholder for a pointer that is not read
     with torch.cuda.device(weight.device):
         adamw_kernel[(-(-num_elements // _BLOCK),)](
             weight,
-            held.grad,
-            held.exp_avg,
-            held.exp_avg_sq,
-            nothing if held.copy is None else held.copy,
-            held.step,
-            settings.rate,
-            nothing if settings.clip is None else settings.clip,
-            nothing if settings.skip is None else settings.skip,
+            tensors.grad,
+            tensors.exp_avg,
+            tensors.exp_avg_sq,
+            unused if tensors.copy is None else tensors.copy,
+            tensors.step,
+            settings.lr,
+            unused if settings.clip is None else settings.clip,
+            unused if settings.skip is None else settings.skip,
             num_elements,
             *settings.betas,
             settings.eps,
             settings.weight_decay,
-            HAS_COPY=held.copy is not None,
+            HAS_COPY=tensors.copy is not None,
             HAS_CLIP=settings.clip is not None,
             HAS_SKIP=settings.skip is not None,
             BLOCK=_BLOCK,
@@ -91,7 +91,7 @@ def has_kernel(device: torch.device) -> bool:
     def launch() -> None:
         weight, grad, exp_avg, exp_avg_sq = torch.ones(4, 8, device=device).unbind()
         one = torch.ones((), device=device)
-        settings = Settings(one, None, None, (0.9, 0.99), 1e-8, 0.0)
-        adamw_(Held(weight, grad, exp_avg, exp_avg_sq, one, None), settings)
+        settings = AdamWSettings(one, None, None, (0.9, 0.99), 1e-8, 0.0)
+        adamw_(AdamWTensors(weight, grad, exp_avg, exp_avg_sq, one, None), settings)
 
     return runs_triton(device, launch, "optim")

@@ -12,7 +12,7 @@ def adamw_kernel(  # type: ignore[no-untyped-def]
     exp_avg_sq,
     copy,
     step,
-    rate,
+    lr,
     clip,
     skip,
     num_elements,
@@ -38,17 +38,17 @@ def adamw_kernel(  # type: ignore[no-untyped-def]
         w = tl.load(weight + at, here)
         m = tl.load(exp_avg + at, here)
         v = tl.load(exp_avg_sq + at, here)
-        lr = tl.load(rate)
+        lr_value = tl.load(lr)
         # 1 - beta^step, which in float32 would lose half of its digits at the first steps
-        made = tl.load(step).to(tl.float64)
-        correction1 = 1.0 - tl.exp(made * tl.log(tl.full([], beta1, tl.float64)))
-        correction2 = 1.0 - tl.exp(made * tl.log(tl.full([], beta2, tl.float64)))
-        rate1 = (lr.to(tl.float64) / correction1).to(tl.float32)
+        num_steps = tl.load(step).to(tl.float64)
+        correction1 = 1.0 - tl.exp(num_steps * tl.log(tl.full([], beta1, tl.float64)))
+        correction2 = 1.0 - tl.exp(num_steps * tl.log(tl.full([], beta2, tl.float64)))
+        step_size = (lr_value.to(tl.float64) / correction1).to(tl.float32)
         root2 = tl.sqrt(correction2).to(tl.float32)
         m = beta1 * m + (1.0 - beta1) * g
         v = beta2 * v + (1.0 - beta2) * g * g
-        w -= lr * weight_decay * w
-        w -= rate1 * m / (tl.sqrt(v) / root2 + eps)
+        w -= lr_value * weight_decay * w
+        w -= step_size * m / (tl.sqrt(v) / root2 + eps)
         tl.store(exp_avg + at, m, here)
         tl.store(exp_avg_sq + at, v, here)
         tl.store(weight + at, w, here)

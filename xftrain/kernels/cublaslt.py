@@ -42,7 +42,7 @@ _ALPHA, _BETA = c_float(1.0), c_float(0.0)  # read from the host at each launch
 
 
 class Epilogue(IntEnum):
-    """What the kernel applies to the result of a matmul before storing it."""
+    """The function that the kernel applies to the result of a matmul before storing it."""
 
     NONE = 1
     GELU = 32 | 128  # tanh form; the second output receives the result before GELU
@@ -86,7 +86,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 @cache
 def library() -> Any:
-    """The library, as torch has loaded it.
+    """The cuBLASLt library that torch has loaded.
 
     Raises:
         OSError: torch has loaded no libcublasLt.
@@ -140,7 +140,7 @@ class Plan:
         num_columns = b.shape[1]
         self._a, self._b = self._layout(*sizes_a), self._layout(*sizes_b)
         self._out = self._layout(num_columns, a.shape[0], num_columns)
-        self._product = self._make("cublasLtMatmulDesc", c_int(_COMPUTE_32F), c_int(_FLOAT32))
+        self._descriptor = self._make("cublasLtMatmulDesc", c_int(_COMPUTE_32F), c_int(_FLOAT32))
         self._set(_TRANSA, c_int32(op_a))
         self._set(_TRANSB, c_int32(op_b))
         self._set(_EPILOGUE, c_uint32(epilogue))
@@ -148,20 +148,20 @@ class Plan:
             self._set(_AUX_LD, c_int64(num_columns))
             self._set(_AUX_TYPE, c_int32(self._type))
             self._set(_AUX_POINTER, c_void_p(_ALIGNMENT))  # the heuristic reads its alignment
-        self.proposals = self._ask()
+        self.proposals = self._query_heuristic()
 
     def __del__(self) -> None:
-        for kind, thing in self._owned:
-            getattr(library(), f"{kind}Destroy")(thing)
+        for kind, descriptor in self._owned:
+            getattr(library(), f"{kind}Destroy")(descriptor)
 
     def name(self, index: int) -> str:
         """The name of a proposed algorithm, which is the same in every process.
 
-        It consists of the fields of the configuration. The raw 64 bytes would not do, since some
-        are uninitialized (seen on an H200 with cuBLASLt 13).
+        It consists of the fields of the configuration. The raw 64 bytes are unsuitable, since
+        some are uninitialized (seen on an H200 with cuBLASLt 13).
 
         Args:
-            index: which of the proposals.
+            index: index of the proposal.
         """
         algorithm, values = self.proposals[index].algorithm, []
         for field, kind in enumerate(_CONFIG):
@@ -176,7 +176,7 @@ class Plan:
         """Launches an algorithm on the current stream.
 
         Args:
-            index: which of the proposals.
+            index: index of the proposal.
             a: [M, K], laid out as the `a` that the plan was made for.
             b: [K, N], likewise.
             out: [M, N], contiguous.
@@ -189,14 +189,14 @@ class Plan:
         workspace = torch.empty(num_bytes, dtype=torch.uint8, device=a.device)
         _call(
             "cublasLtMatmul",
-            *(self._handle, self._product, byref(_ALPHA)),
+            *(self._handle, self._descriptor, byref(_ALPHA)),
             *(b.data_ptr(), self._a, a.data_ptr(), self._b, byref(_BETA)),
             *(out.data_ptr(), self._out, out.data_ptr(), self._out),
             *(byref(proposal.algorithm), workspace.data_ptr(), num_bytes),
             torch.cuda.current_stream(a.device).cuda_stream,
         )
 
-    def _ask(self) -> list[_Proposal]:
+    def _query_heuristic(self) -> list[_Proposal]:
         preference = self._make("cublasLtMatmulPreference")
         limit = c_uint64(_WORKSPACE_BYTES)
         size = ctypes.sizeof(limit)
@@ -205,10 +205,10 @@ class Plan:
         found, count = (_Proposal * _NUM_ALGORITHMS)(), c_int(0)
         _call(
             "cublasLtMatmulAlgoGetHeuristic",
-            *(self._handle, self._product, self._a, self._b, self._out, self._out),
+            *(self._handle, self._descriptor, self._a, self._b, self._out, self._out),
             *(preference, _NUM_ALGORITHMS, byref(found), byref(count)),
         )
-        proposals = [one for one in found[: count.value] if one.state == 0]
+        proposals = [proposal for proposal in found[: count.value] if proposal.state == 0]
         if not proposals:
             raise CublasError("cublasLtMatmulAlgoGetHeuristic: no algorithm")
         return proposals
@@ -217,18 +217,18 @@ class Plan:
         return self._make("cublasLtMatrixLayout", c_int(self._type), rows, columns, leading)
 
     def _make(self, kind: str, *arguments: Any) -> c_void_p:
-        thing = c_void_p()
-        _call(f"{kind}Create", byref(thing), *arguments)
-        self._owned.append((kind, thing))
-        return thing
+        descriptor = c_void_p()
+        _call(f"{kind}Create", byref(descriptor), *arguments)
+        self._owned.append((kind, descriptor))
+        return descriptor
 
     def _set(self, attribute: int, value: Any) -> None:
         size = ctypes.sizeof(value)
         name = "cublasLtMatmulDescSetAttribute"
-        _call(name, self._product, attribute, byref(value), size)
+        _call(name, self._descriptor, attribute, byref(value), size)
 
 
-def can_take(*matrices: Tensor) -> bool:
+def is_supported(*matrices: Tensor) -> bool:
     """Whether dtype, layout and alignment of the matrices allow a plan."""
     return all(
         matrix.is_cuda

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from xftrain.kernels.adamw import Held, Settings, adamw_
+from xftrain.kernels.adamw import AdamWSettings, AdamWTensors, adamw_
 
 _LARGE = 2**19  # number of elements from which a kernel per weight is worth its launch
 
@@ -29,7 +29,7 @@ class FusedAdamW(torch.optim.AdamW):
     saves_as_base = True  # its state is that of torch's AdamW
     copies: Mapping[Tensor, Tensor]
     _clip: Tensor | None  # factor by which the next step multiplies gradients
-    _rates: dict[tuple[int, torch.device], Tensor]
+    _lr_tensors: dict[tuple[int, torch.device], Tensor]
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         super().__init__(groups, fused=True, **settings)
@@ -40,7 +40,7 @@ class FusedAdamW(torch.optim.AdamW):
         super().__setstate__(state)
         self.__dict__.setdefault("copies", {})
         self.__dict__.setdefault("_clip", None)
-        self.__dict__.setdefault("_rates", {})
+        self.__dict__.setdefault("_lr_tensors", {})
 
     def clip(self, limit: float | None) -> Tensor:
         """Makes the next step clip gradients to the norm `limit`; returns their norm."""
@@ -111,8 +111,8 @@ class FusedAdamW(torch.optim.AdamW):
         torch._foreach_add_(steps, 1.0)
         if skip is not None:
             torch._foreach_sub_(steps, [skip] * len(steps))
-        settings = Settings(
-            rate=self._learning_rate(index, device),
+        settings = AdamWSettings(
+            lr=self._learning_rate(index, device),
             clip=self._clip,
             skip=skip,
             betas=group["betas"],
@@ -123,16 +123,16 @@ class FusedAdamW(torch.optim.AdamW):
             assert weight.grad is not None
             moments = state["exp_avg"], state["exp_avg_sq"]
             copy = self.copies.get(weight)
-            adamw_(Held(weight, weight.grad, *moments, state["step"], copy), settings)
+            adamw_(AdamWTensors(weight, weight.grad, *moments, state["step"], copy), settings)
 
     def _learning_rate(self, index: int, device: torch.device) -> Tensor:
         """The learning rate of a group on the device; in graph capture, the group's own tensor."""
-        rate = self.param_groups[index]["lr"]
-        if isinstance(rate, Tensor):
-            return rate
-        if (index, device) not in self._rates:
-            self._rates[index, device] = torch.zeros((), device=device)
-        return self._rates[index, device].fill_(rate)
+        lr = self.param_groups[index]["lr"]
+        if isinstance(lr, Tensor):
+            return lr
+        if (index, device) not in self._lr_tensors:
+            self._lr_tensors[index, device] = torch.zeros((), device=device)
+        return self._lr_tensors[index, device].fill_(lr)
 
     def _state(self, weight: Tensor) -> dict[str, Tensor]:
         """The state of a weight, created as torch does."""
@@ -145,13 +145,13 @@ class FusedAdamW(torch.optim.AdamW):
 
 
 def has_own_kernel(weight: Tensor) -> bool:
-    """Whether the kernel of this project steps the weight: large, and of a supported layout."""
+    """Whether this project's kernel steps the weight: if it is large, float32 and contiguous."""
     is_wide = weight.dtype == torch.float32 and weight.numel() >= _LARGE
     return is_wide and weight.is_contiguous()
 
 
 def _by_size(weights: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Splits weights with a gradient into those for torch and those for the own kernel."""
+    """Splits weights with a gradient into those for torch's kernel and those for this project's."""
     small: list[Tensor] = []
     large: list[Tensor] = []
     for weight in weights:

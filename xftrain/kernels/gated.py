@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from xftrain.kernels.matmul import linear_input_gradient, product_
+from xftrain.kernels.matmul import linear_input_gradient, matmul_
 from xftrain.kernels.probe import runs_triton
 from xftrain.utils.compilation import register_matmuls
 
@@ -36,7 +36,7 @@ def gated_linear(h_NF2: Tensor, weight_OF: Tensor, gate: str) -> Tensor:
     out_NF = h_NF2.new_empty(h_NF2.shape[0], weight_OF.shape[1])
     _gated(h_NF2, None, out_NF, None, gate)
     out_NO = h_NF2.new_empty(h_NF2.shape[0], weight_OF.shape[0])
-    return product_(out_NF, weight_OF.t(), out_NO)
+    return matmul_(out_NF, weight_OF.t(), out_NO)
 
 
 @gated_linear.register_fake
@@ -104,8 +104,8 @@ def _gated(
     h_NF2: Tensor, grad_NF: Tensor | None, out_NF: Tensor, grad_h_NF2: Tensor | None, gate: str
 ) -> None:
     """Fills `out` and, if the gradient of `out` is given, `grad_h`."""
-    make = _with_triton if h_NF2.device.type == "cuda" else _with_torch
-    make(h_NF2, grad_NF, out_NF, grad_h_NF2, gate)
+    run = _with_triton if h_NF2.device.type == "cuda" else _with_torch
+    run(h_NF2, grad_NF, out_NF, grad_h_NF2, gate)
 
 
 def _with_triton(
@@ -133,14 +133,14 @@ def _with_torch(
 ) -> None:
     wide = torch.promote_types(h_NF2.dtype, torch.float32)
     first, value = h_NF2.to(wide).chunk(2, dim=-1)
-    opened = F.silu(first) if gate == "silu" else F.gelu(first, approximate="tanh")
-    out_NF.copy_(opened * value)
+    activated = F.silu(first) if gate == "silu" else F.gelu(first, approximate="tanh")
+    out_NF.copy_(activated * value)
     if grad_NF is None or grad_h_NF2 is None:
         return
     grad = grad_NF.to(wide)
-    by_gate, by_value = grad_h_NF2.chunk(2, dim=-1)
-    by_value.copy_(grad * opened)
+    grad_gate, grad_value = grad_h_NF2.chunk(2, dim=-1)
+    grad_value.copy_(grad * activated)
     if gate == "silu":
-        by_gate.copy_(torch.ops.aten.silu_backward(grad * value, first))
+        grad_gate.copy_(torch.ops.aten.silu_backward(grad * value, first))
     else:
-        by_gate.copy_(torch.ops.aten.gelu_backward(grad * value, first, approximate="tanh"))
+        grad_gate.copy_(torch.ops.aten.gelu_backward(grad * value, first, approximate="tanh"))

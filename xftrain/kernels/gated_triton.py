@@ -30,12 +30,12 @@ def gated_kernel(  # type: ignore[no-untyped-def]
         square = gate * gate
         inner = 1.5957691216057308 * gate * (1.0 + 0.044715 * square)  # twice tanh's argument
         share = 1.0 / (1.0 + tl.exp(-inner))  # (1 + tanh) / 2
-        grown = 1.5957691216057308 * (1.0 + 0.134145 * square)
-        slope = share + gate * share * (1.0 - share) * grown
-    opened = gate * share
-    tl.store(out + row * width + at, (opened * value).to(out.dtype.element_ty), here)
+        inner_slope = 1.5957691216057308 * (1.0 + 0.134145 * square)
+        slope = share + gate * share * (1.0 - share) * inner_slope
+    activated = gate * share
+    tl.store(out + row * width + at, (activated * value).to(out.dtype.element_ty), here)
     if HAS_GRAD:
         g = tl.load(grad + row * width + at, here).to(tl.float32)
         kind = grad_h.dtype.element_ty
         tl.store(grad_h + row * 2 * width + at, (g * value * slope).to(kind), here)
-        tl.store(grad_h + row * 2 * width + width + at, (g * opened).to(kind), here)
+        tl.store(grad_h + row * 2 * width + width + at, (g * activated).to(kind), here)

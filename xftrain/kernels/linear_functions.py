@@ -34,7 +34,7 @@ def should_autotune(x: Tensor, *layers: nn.Linear) -> bool:
     return is_half and large and is_autotuning()
 
 
-def gates(h: Tensor, layer: nn.Linear) -> bool:
+def should_fuse_gate(h: Tensor, layer: nn.Linear) -> bool:
     """Whether the last layer of a gated feed-forward is autotuned, with the gate fused into it.
 
     Args:
@@ -98,7 +98,7 @@ def autotuned_gated_linear(h: Tensor, weight_OF: Tensor, gate: Gate) -> Tensor:
 # torch.compile could not recompute for activation checkpointing.
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
@@ -112,7 +112,7 @@ def _linear_backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
 
 def _linear_gelu_setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[0])  # gelu_linear, its reader, has the gradient of h
-    _keep_inputs(ctx, inputs, output)
+    _save_inputs(ctx, inputs, output)
 
 
 def _linear_gelu_backward(ctx: Any, _: Any, grad_NH: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,6 +129,6 @@ def _gelu_linear_backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...
     )
 
 
-linear.register_autograd(_linear_backward, setup_context=_keep_inputs)
+linear.register_autograd(_linear_backward, setup_context=_save_inputs)
 linear_gelu.register_autograd(_linear_gelu_backward, setup_context=_linear_gelu_setup)
-gelu_linear.register_autograd(_gelu_linear_backward, setup_context=_keep_inputs)
+gelu_linear.register_autograd(_gelu_linear_backward, setup_context=_save_inputs)

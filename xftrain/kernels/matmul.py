@@ -18,17 +18,23 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import register_flop_formula
 
 from xftrain.errors import first_line
-from xftrain.kernels.cublaslt import CublasError, Epilogue, Plan, can_take, library
-from xftrain.kernels.saved_matmul import Choice, Key, described, proposed, saved_form
+from xftrain.kernels.cublaslt import CublasError, Epilogue, Plan, is_supported, library
+from xftrain.kernels.saved_matmul import (
+    Choice,
+    Key,
+    algorithm_names,
+    describe_matmul,
+    find_proposal,
+)
 from xftrain.utils.compilation import register_matmuls
 from xftrain.utils.device_memory import is_out_of_memory
-from xftrain.utils.timing import in_turns
+from xftrain.utils.timing import interleaved_times_ms
 
 log = logging.getLogger(__name__)
 
-_LEAST_FLOP = 1e10  # about 15 us on an H100; below, the overhead of Python shows
-_MOST_CHOICES = 48  # matmuls measured in one run; batches may have ever new sizes
-_GAIN = 0.99  # maximum share of torch's time for another algorithm to be chosen
+_MIN_FLOP = 1e10  # about 15 us on an H100; below, the overhead of Python shows
+_MAX_CHOICES = 48  # measured shapes in one run; packed batches may have new sizes at every step
+_MAX_TIME_RATIO = 0.99  # to torch's time, for another algorithm to be chosen
 _ROUNDS, _LAUNCHES = 3, 5
 
 Call = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
@@ -38,18 +44,18 @@ class Autotuner:
     """The algorithms of one run's matmuls, each measured at its first use.
 
     Args:
-        saved: `names()` of the run that this one resumes, whose matmuls are not measured again.
+        saved: `algorithm_names()` of the resumed run, whose matmuls are not measured again.
     """
 
     def __init__(self, saved: Mapping[str, str | None] | None = None) -> None:
         self.choices: dict[Key, Choice | None] = {}
         self._saved = dict(saved or {})
 
-    def names(self) -> dict[str, str | None]:
-        """The name of the algorithm of each matmul so far, None for torch's, for a checkpoint."""
-        return {**self._saved, **saved_form(self.choices)}
+    def algorithm_names(self) -> dict[str, str | None]:
+        """The algorithm of each matmul so far, by name; None for torch's. A checkpoint saves it."""
+        return {**self._saved, **algorithm_names(self.choices)}
 
-    def call(
+    def fastest_call(
         self, epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None
     ) -> Call:
         """The fastest call for operands like these; measuring it overwrites `out`."""
@@ -57,7 +63,7 @@ class Autotuner:
         key = (epilogue, a.device, a.dtype, a.shape, a.stride(), b.shape, b.stride())
         if key not in self.choices:
             # timing is impossible while a CUDA graph is captured
-            if len(self.choices) >= _MOST_CHOICES or torch.cuda.is_current_stream_capturing():
+            if len(self.choices) >= _MAX_CHOICES or torch.cuda.is_current_stream_capturing():
                 return with_torch
             self.choices[key] = self._first_choice(key, a, b, out, second, with_torch)
         chosen = self.choices[key]
@@ -67,24 +73,27 @@ class Autotuner:
         self, key: Key, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None, with_torch: Call
     ) -> Choice | None:
         """The algorithm of the resumed run, else the fastest one; None means torch."""
-        epilogue, words = key[0], described(key)
-        if words in self._saved:
-            name = self._saved[words]
+        epilogue, description = key[0], describe_matmul(key)
+        if description in self._saved:
+            name = self._saved[description]
             if name is None:
                 return None
-            if (choice := proposed(name, epilogue, a, b, out, second)) is not None:
+            if (choice := find_proposal(name, epilogue, a, b, out, second)) is not None:
                 return choice
-            log.info("matmul: chosen again, as cuBLASLt here has not the checkpoint's: %s", words)
-        return _measured(epilogue, a, b, out, second, with_torch)
+            log.info(
+                "matmul: measured again, as this cuBLASLt lacks the checkpoint's algorithm: %s",
+                description,
+            )
+        return _fastest_algorithm(epilogue, a, b, out, second, with_torch)
 
 
-# The tuner of the process's run. Custom operators take tensors alone, and run in autograd's threads
-# as well, so that it is set for the process, as torch's own settings of matmuls are.
+# The autotuner of this process's run. Custom operators take only tensors, and run in threads of
+# autograd as well, so it is a process-wide setting, like torch's own matmul settings.
 _tuner: Autotuner | None = None
 
 
 def set_autotuner(tuner: Autotuner | None) -> None:
-    """Makes large matmuls of this process use a tuner; None leaves them to torch.
+    """Sets the autotuner of this process's large matmuls; None leaves them to torch.
 
     Compiled code keeps the setting that it was compiled under, until `torch._dynamo.reset()`.
     """
@@ -112,17 +121,19 @@ def has_cublaslt() -> bool:
     except (OSError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        log.warning("matmul: cuBLASLt is not found, torch chooses: %s", first_line(error))
+        log.warning(
+            "matmul: cuBLASLt was not found, so torch chooses the algorithms: %s", first_line(error)
+        )
         return False
     return True
 
 
 def is_large(num_rows: int, num_inner: int, num_columns: int) -> bool:
     """Whether a matmul is large enough to be autotuned."""
-    return 2.0 * num_rows * num_inner * num_columns >= _LEAST_FLOP
+    return 2.0 * num_rows * num_inner * num_columns >= _MIN_FLOP
 
 
-def product_(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+def matmul_(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """Writes `a @ b` to `out`, by the fastest algorithm.
 
     Args:
@@ -138,7 +149,7 @@ def product_(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 def linear(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
     """`x weight^T`, [N, O]."""
     out_NO = x_NI.new_empty(x_NI.shape[0], weight_OI.shape[0])
-    return product_(x_NI, weight_OI.t(), out_NO)
+    return matmul_(x_NI, weight_OI.t(), out_NO)
 
 
 @linear.register_fake
@@ -150,7 +161,7 @@ def _(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
 def linear_input_gradient(grad_NO: Tensor, weight_OI: Tensor) -> Tensor:
     """`grad weight`, [N, I]."""
     out_NI = grad_NO.new_empty(grad_NO.shape[0], weight_OI.shape[1])
-    return product_(grad_NO.contiguous(), weight_OI, out_NI)
+    return matmul_(grad_NO.contiguous(), weight_OI, out_NI)
 
 
 @linear_input_gradient.register_fake
@@ -176,7 +187,7 @@ def _(x_NI: Tensor, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("xftrain::gelu_linear", mutates_args=())
 def gelu_linear(gelu_NI: Tensor, h_NI: Tensor, weight_OI: Tensor) -> Tensor:
     """`gelu weight^T`, [N, O], for both outputs of `linear_gelu`; its gradient goes to h."""
-    return product_(gelu_NI, weight_OI.t(), gelu_NI.new_empty(len(gelu_NI), len(weight_OI)))
+    return matmul_(gelu_NI, weight_OI.t(), gelu_NI.new_empty(len(gelu_NI), len(weight_OI)))
 
 
 @gelu_linear.register_fake
@@ -231,18 +242,18 @@ def _with_torch(
 
 
 def _multiply(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> None:
-    _choice(epilogue, a, b, out, second)(a, b, out, second)
+    _call_for(epilogue, a, b, out, second)(a, b, out, second)
 
 
-def _choice(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> Call:
+def _call_for(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> Call:
     operands = [a, b, out] if second is None else [a, b, out, second]
-    is_tuned = is_large(a.shape[0], *b.shape) and can_take(*operands) and is_autotuning()
+    is_tuned = is_large(a.shape[0], *b.shape) and is_supported(*operands) and is_autotuning()
     if _tuner is None or not is_tuned:
         return partial(_with_torch, epilogue)
-    return _tuner.call(epilogue, a, b, out, second)
+    return _tuner.fastest_call(epilogue, a, b, out, second)
 
 
-def _measured(
+def _fastest_algorithm(
     epilogue: Epilogue,
     a: Tensor,
     b: Tensor,
@@ -266,15 +277,15 @@ def _measured(
         calls.append(partial(plan.launch, index))
         choices.append(Choice(plan, index))
     once = [partial(_time_ms, partial(call, a, b, out, second)) for call in calls]
-    series = in_turns(once, budget_s=0.0, min_repeats=_ROUNDS, max_repeats=_ROUNDS)
+    series = interleaved_times_ms(once, budget_s=0.0, min_repeats=_ROUNDS, max_repeats=_ROUNDS)
     medians = [statistics.median(times) for times in series]
     best = min(range(len(calls)), key=medians.__getitem__)
     log.debug(
-        "matmul: %s by %s, %s: %.3f ms by torch, %.3f by the fastest of %d",
+        "matmul: %s x %s, %s: %.3f ms with torch, %.3f ms with the fastest of %d",
         *(tuple(a.shape), tuple(b.shape), epilogue.name),
         *(medians[0], medians[best], len(calls)),
     )
-    return choices[best] if medians[best] < _GAIN * medians[0] else None
+    return choices[best] if medians[best] < _MAX_TIME_RATIO * medians[0] else None
 
 
 def _time_ms(call: Callable[[], None]) -> float:

@@ -1,4 +1,4 @@
-"""Prepends features to each head's vector by two copies, or by one Triton kernel if faster.
+"""Prepends features to each head's vector by two copies, or one Triton kernel where it is faster.
 
 `torch.cat` is slower than both, since it reads broadcast features as if they were materialized.
 """
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from xftrain.kernels.probe import runs_triton
 
-_HEADS = 32  # maximum number of heads per program
-_LEAST = 2**22  # elements of x; below, launching the kernel takes longer than the copies
+_MAX_HEADS = 32  # heads per program
+_MIN_ELEMENTS = 2**22  # elements of x; below, launching the kernel takes longer than the copies
 
 
 def prepend_features(x_BMHK: Tensor, features_1MHF: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class _PrependFeatures(torch.autograd.Function):
         ctx.width = width = features_1MHF.shape[-1]
         joined = x_BMHK.new_empty(*x_BMHK.shape[:-1], width + x_BMHK.shape[-1])
         # not in compiled code, whose copies are as fast and may fuse with the producer of x
-        large = not torch.compiler.is_compiling() and x_BMHK.numel() >= _LEAST
+        large = not torch.compiler.is_compiling() and x_BMHK.numel() >= _MIN_ELEMENTS
         if large and has_kernel(x_BMHK.device):
             prepend_features_(x_BMHK, features_1MHF, joined)
         else:
@@ -75,7 +75,7 @@ def _with_triton(x_BMHK: Tensor, features_1MHF: Tensor, joined: Tensor) -> None:
     _, f_M, f_H, width = features_1MHF.shape
     if x_BMHK.stride(-1) != 1:
         x_BMHK = x_BMHK.contiguous()
-    heads, block = min(_HEADS, next_power_of_2(H)), next_power_of_2(K)
+    heads, block = min(_MAX_HEADS, next_power_of_2(H)), next_power_of_2(K)
     with torch.cuda.device(x_BMHK.device):
         prepend_features_kernel[(B * M, -(-H // heads))](
             x_BMHK,

@@ -32,7 +32,7 @@ def runs_triton(device: torch.device, launch: Callable[[], object], what: str) -
         if is_out_of_memory(error):
             raise
         log.warning(
-            "%s: Triton does not run here, torch does its part: %s", what, first_line(error)
+            "%s: Triton does not run here, so torch computes instead: %s", what, first_line(error)
         )
         return False
     return True

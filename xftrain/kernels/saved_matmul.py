@@ -26,24 +26,24 @@ class Choice(NamedTuple):
     number: int  # index among the proposals of the plan
 
 
-def described(key: Key) -> str:
+def describe_matmul(key: Key) -> str:
     """A description of a matmul that is the same in every process and for every device index."""
     epilogue, _, *operands = key
     return " ".join([epilogue.name, *map(str, operands)])
 
 
-def saved_form(choices: Mapping[Key, Choice | None]) -> dict[str, str | None]:
+def algorithm_names(choices: Mapping[Key, Choice | None]) -> dict[str, str | None]:
     """The name of the algorithm of each matmul, None for torch's own."""
     return {
-        described(key): None if choice is None else choice.plan.name(choice.number)
+        describe_matmul(key): None if choice is None else choice.plan.name(choice.number)
         for key, choice in choices.items()
     }
 
 
-def proposed(
+def find_proposal(
     name: str, epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None
 ) -> Choice | None:
-    """The algorithm of a name, after a test launch; None if cuBLASLt does not propose it here."""
+    """The algorithm with this name, launched once; None if cuBLASLt does not propose it here."""
     try:
         plan = Plan(a, b, epilogue)
         for number in range(len(plan.proposals)):

@@ -46,11 +46,11 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
         largest = tl.full([groups], LOWEST, tl.float32)  # finite, as -inf - -inf would be NaN
         total = tl.zeros([groups], tl.float32)
         for start in range(0, whole, BLOCK):
-            largest, total = _added(largest, total, tl.load(logits + start + columns))
+            largest, total = _accumulate(largest, total, tl.load(logits + start + columns))
         if whole < vocab_size:
             at = whole + columns
             rest = tl.load(logits + at, at < vocab_size, other=-float("inf"))
-            largest, total = _added(largest, total, rest)
+            largest, total = _accumulate(largest, total, rest)
         top = tl.max(largest, axis=0)
         log_total = top + tl.log(tl.sum(total * tl.exp(largest - top), axis=0))
         # a label out of range makes the row NaN, which the guard against NaN reports
@@ -71,33 +71,33 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
             tl.debug_barrier()  # all reads above precede the writes below
             for start in range(0, whole, BLOCK):
                 here = logits + start + columns
-                tl.store(here, _share(tl.load(here), log_total))
+                tl.store(here, _softmax(tl.load(here), log_total))
             if whole < vocab_size:
                 at = whole + columns
                 rest = tl.load(logits + at, at < vocab_size, other=-float("inf"))
-                tl.store(logits + at, _share(rest, log_total), at < vocab_size)
+                tl.store(logits + at, _softmax(rest, log_total), at < vocab_size)
             tl.debug_barrier()
-            own_share = tl.exp(own - log_total) - 1.0
-            tl.store(logits + label, own_share.to(logits.dtype.element_ty), is_there)
+            own_grad = tl.exp(own - log_total) - 1.0
+            tl.store(logits + label, own_grad.to(logits.dtype.element_ty), is_there)
 
 
 @triton.jit
-def _added(largest, total, x):  # type: ignore[no-untyped-def]
+def _accumulate(largest, total, x):  # type: ignore[no-untyped-def]
     """The maximum and the sum of each group, updated by more logits."""
     new = tl.maximum(largest, tl.max(x.to(tl.float32), axis=1))
-    total = total * tl.exp(largest - new) + tl.sum(_power(x, new[:, None]), axis=1)
+    total = total * tl.exp(largest - new) + tl.sum(_exp_difference(x, new[:, None]), axis=1)
     return new, total
 
 
 @triton.jit
-def _share(x, log_total):  # type: ignore[no-untyped-def]
-    return _power(x, log_total).to(x.dtype)
+def _softmax(x, log_total):  # type: ignore[no-untyped-def]
+    return _exp_difference(x, log_total).to(x.dtype)
 
 
 @triton.jit
-def _power(x, less):  # type: ignore[no-untyped-def]
-    """`exp(x - less)`."""
+def _exp_difference(x, offset):  # type: ignore[no-untyped-def]
+    """`exp(x - offset)`."""
     if x.dtype == tl.float32:
-        return tl.exp(x - less)
-    # one instruction less, at an error of 2^-24 of `less`, far below half precision
-    return tl.exp2(x.to(tl.float32) * _LOG2E - less * _LOG2E)
+        return tl.exp(x - offset)
+    # one instruction fewer, at an error of 2^-24 of `offset`, far below half precision
+    return tl.exp2(x.to(tl.float32) * _LOG2E - offset * _LOG2E)

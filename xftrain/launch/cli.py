@@ -1,6 +1,6 @@
-"""The command line: one sentence and an exit code for every way that a command can end.
+"""The command line: prints one sentence and returns an exit code, however a command ends.
 
-0 done, 1 the run failed, 2 the configuration is wrong, 75 stopped by SIGUSR1 or SIGUSR2,
+0 completed, 1 the run failed, 2 the configuration is wrong, 75 stopped by SIGUSR1 or SIGUSR2,
 129 by SIGHUP, 130 interrupted, 143 stopped by SIGTERM, 152 by SIGXCPU.
 """
 
@@ -22,58 +22,59 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from xftrain.config.checks import refuse_other_ranks
+from xftrain.commands.sweep_data import multirun_dir
+from xftrain.config.checks import check_num_processes
 from xftrain.config.compose import COMPOSITION_ERRORS, validate
 from xftrain.config.composition_errors import sentence
 from xftrain.config.merged_options import refuse_merged
-from xftrain.config.overrides import all_groups, as_typed
+from xftrain.config.overrides import all_groups, override_strings
 from xftrain.config.registry import conf_dir, measures_times
 from xftrain.config.run_config import RunConfig
-from xftrain.config.schema import schemas_of_no_option
+from xftrain.config.schema import framework_schemas
 from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
 from xftrain.folders.run_folder import holds_record
 from xftrain.launch import ranks
-from xftrain.launch.arguments import normalised
+from xftrain.launch.arguments import normalized_arguments
 from xftrain.launch.completion import safe_completion
 from xftrain.launch.dispatch import command_of
 from xftrain.launch.field_values import values_of
-from xftrain.launch.folder_hooks import leave_folders
-from xftrain.launch.garbage import imports_left_out
-from xftrain.launch.help_text import explained
+from xftrain.launch.folder_hooks import release_folders
+from xftrain.launch.gc_freeze import imports_frozen
+from xftrain.launch.help_text import detailed_help
 from xftrain.launch.hydra_errors import errors_raised
 from xftrain.launch.hydra_files import hide_in_files
 from xftrain.multirun import end, jobs, table
 from xftrain.multirun import record as sweep_record
 from xftrain.multirun.completed_jobs import completed
-from xftrain.multirun.job_config import described
+from xftrain.multirun.job_config import job_description
 from xftrain.multirun.sweep import Sweep, sweep_of_command
 from xftrain.utils import search_path
 from xftrain.utils.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.utils.files import replace_text
-from xftrain.utils.plot_settings import ignore_working_folder
 from xftrain.utils.printable import short_line
 from xftrain.utils.processes import (
     check_rank_variables,
     die_with_parent,
     drop_empty_variables,
-    environment,
+    drop_relative_base_folders,
     is_rank,
+    raising_stopped,
     rank,
-    stops_raised,
 )
 from xftrain.utils.redaction import hidden_in_message
+from xftrain.utils.untrusted_folder import protect_libraries, protected_from_working_folder
 from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
 
-# Flags of commands whose output is all there is of them.
-_PRINTING = re.compile(  # as Python's argparse takes them, also shortened
+# Flags of commands that only print.
+_PRINT_ONLY_FLAG = re.compile(  # argparse accepts abbreviations too
     r"--(v|he|hy|cf|i).*|-[hi].*|-c(job|hydra|all)?"
 ).fullmatch
 
 
 class JobFailed(Exception):
-    """A job's end as the sentence to print and the exit code; it travels between processes."""
+    """The sentence to print and the exit code of a failed job; pickled between processes."""
 
     def __init__(self, sentence: str, code: int) -> None:
         super().__init__(sentence, code)
@@ -82,17 +83,18 @@ class JobFailed(Exception):
 
 def main() -> int:
     """Runs the command in `sys.argv` and returns its exit code."""
-    is_printing = any(map(_PRINTING, sys.argv[1:]))
+    is_printing = any(map(_PRINT_ONLY_FLAG, sys.argv[1:]))
     with safe_streams(is_printing=is_printing) as lost, sweep_of_command() as sweep:
         code = _run_command(sweep)
     return code or int(is_printing and bool(lost))
 
 
 def _run_command(sweep: Sweep) -> int:
-    ignore_working_folder()
-    words = os.environ.pop(jobs.JOB, None)  # not for the commands that this one may start
-    ending = _Ending(sweep, Path(words) if words else None)
-    if words:
+    protect_libraries()
+    # popped, since commands that this one starts must not inherit it
+    message_file = os.environ.pop(jobs.MESSAGE_FILE_VARIABLE, None)
+    ending = _Ending(sweep, Path(message_file) if message_file else None)
+    if message_file:
         die_with_parent(signal.SIGTERM)
     if "--version" in sys.argv[1:]:
         sys.stdout.write(f"xftrain {__version__}\n")
@@ -100,100 +102,106 @@ def _run_command(sweep: Sweep) -> int:
     try:
         search_path.find_own_classes()
         drop_empty_variables()
+        for message in drop_relative_base_folders():
+            say(f"warning: {message}")
         check_rank_variables()
         with (
-            environment(search_path.variables_of_children()),
+            protected_from_working_folder(),
             errors_raised(),
-            stops_raised(signal.SIGUSR1, signal.SIGUSR2),
+            raising_stopped(signal.SIGUSR1, signal.SIGUSR2),
         ):
-            sys.argv[1:] = normalised(sys.argv[1:])  # Lightning reads it again
+            sys.argv[1:] = normalized_arguments(sys.argv[1:])  # Lightning reads it again
             decorate = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name="train"
             )
             with (
                 safe_completion(all_groups, values_of),
-                explained(schemas_of_no_option),
-                ranks.following(is_ours=bool(words)) as told,
+                detailed_help(framework_schemas),
+                ranks.rank_overrides(is_ours=bool(message_file)) as overrides,
             ):
-                sys.argv += told
+                sys.argv += overrides
                 decorate(_job)()
-        return ending.of_sweep()
+        return ending.finish_sweep()
     except JobFailed as failure:
-        return ending.says(failure.sentence, failure.code)
+        return ending.report(failure.sentence, failure.code)
     except (ConfigError, SweepRefused) as error:
-        return ending.says(str(error), 2)
+        return ending.report(str(error), 2)
     except COMPOSITION_ERRORS as error:
-        return ending.says(sentence(error, sys.argv[1:]), 2)
+        return ending.report(sentence(error, sys.argv[1:]), 2)
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # as of an option that a variable holds
-            return ending.says(
+        if error.errno == errno.ENAMETOOLONG:  # for example, of an option from a variable
+            return ending.report(
                 f"no file can have that name ({error}): use a shorter option or value.", 2
             )
-        return ending.says(
+        return ending.report(
             f"the run folder cannot be made ({error}): choose another hydra.run.dir.", 1
         )
     except KeyboardInterrupt:
-        return ending.says("interrupted.", 130)
+        return ending.report("interrupted.", 130)
     except Stopped as stop:
-        return ending.says(f"{stop}.", int(stop.code or 1))
+        return ending.report(f"{stop}.", int(stop.code or 1))
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # how Lightning answers Ctrl-C
-            return ending.says("interrupted.", 130)
-        if stop.code is None:  # and SIGTERM
-            return ending.says("stopped by SIGTERM.", 143)
-        if isinstance(stop.code, str):  # Python would print it as it is
-            return ending.says(stop.code, 1)
+        if isinstance(
+            stop.__context__, KeyboardInterrupt
+        ):  # Lightning exits like this after Ctrl-C
+            return ending.report("interrupted.", 130)
+        if stop.code is None:  # and like this after SIGTERM
+            return ending.report("stopped by SIGTERM.", 143)
+        if isinstance(stop.code, str):  # Python would print it without redaction
+            return ending.report(stop.code, 1)
         raise
     except Exception as error:
         if sweep.folder is None:
             show_traceback(error)
             return 1
-        return ending.of_sweep(error)
+        return ending.finish_sweep(error)
     finally:
-        leave_folders()
+        release_folders()
 
 
 def _job(cfg: DictConfig) -> float | None:
-    """One job: the whole of a run, one of many in a sweep. Returns what a sweeper minimizes."""
+    """Runs a single run, or one job of a sweep; returns the metric that a sweeper minimizes."""
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
-    search_path.find_own_classes()  # also where a launcher has started this process
-    ignore_working_folder()
+    search_path.find_own_classes()  # again, as a launcher may have started this process
+    protect_libraries()
     protect_handlers()
     if settings.output_subdir is not None:
         hide_in_files(run_dir / settings.output_subdir)
     if settings.mode == RunMode.MULTIRUN:
-        return _one_of_many(cfg, settings, run_dir)
+        return _multirun_job(cfg, settings, run_dir)
     try:
         result = _checked_run(cfg, settings, run_dir)
     except Exception as error:
-        if rank() and ranks.is_of_another(error):  # which has an error of its own to show
-            said = f"rank {rank()} lost the other ranks ({first_line(error)})."
+        if rank() and ranks.is_caused_by_another_rank(error):  # which reports the cause itself
+            message = f"rank {rank()} lost the other ranks ({first_line(error)})."
         else:
-            said = _report(error, run_dir)
-        raise JobFailed(said, 2 if isinstance(error, ConfigError) else 1) from error
+            message = _report(error, run_dir)
+        raise JobFailed(message, 2 if isinstance(error, ConfigError) else 1) from error
     metrics: dict[str, float] = result.get("metrics", {})
     return metrics.get("val/loss")
 
 
-def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
-    """A job of a sweep: whatever becomes of it, the others go on."""
+def _multirun_job(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
+    """Runs a job of a sweep; if it fails, the sweep continues with the other jobs."""
     run_dir = Path(settings.runtime.cwd) / run_dir
-    table.note_job(jobs.multirun_dir(settings), settings.job.num, run_dir)
+    table.register_job(multirun_dir(settings), settings.job.num, run_dir)
     try:
-        with stops_raised():
-            _refuse_side_by_side(cfg, settings)
+        with raising_stopped():
+            _refuse_parallel_benchmarks(cfg, settings)
             refuse_merged(settings)
-            description = described(cfg, validate(cfg))
+            description = job_description(cfg, validate(cfg))
             is_new = cfg.get("ckpt") is None
             result = jobs.run_job(settings, run_dir, description, is_new=is_new)
     except Exception as error:
-        if sweep_record.is_resumed() and completed(run_dir, as_typed(settings.overrides.task)):
+        if sweep_record.is_resumed() and completed(
+            run_dir, override_strings(settings.overrides.task)
+        ):
             raise SweepRefused(f"job {settings.job.num}: {_report(error, run_dir)}") from error
         status = "refused" if isinstance(error, ConfigError) else "failed"
         result = jobs.write_end(status, _report(error, run_dir), settings, run_dir)
     finally:
-        table.write_summary(jobs.multirun_dir(settings))
+        table.write_summary(multirun_dir(settings))
     val_loss = table.val_loss_of(result)
     if result["status"] != "completed":
         val_loss = None
@@ -201,7 +209,7 @@ def _one_of_many(cfg: DictConfig, settings: Any, run_dir: Path) -> float | None:
     is_search = settings.runtime.choices.get("hydra/sweeper", "basic") != "basic"
     if val_loss is not None or not is_search:
         return val_loss
-    # the worst there is, for a sweeper that learns from it and would end at an error
+    # the worst value, since a sweeper learns from it, and would end the search at an error
     maximizes = "MAXIMIZE" in str(settings.sweeper.get("direction")).upper()
     return -math.inf if maximizes else math.inf
 
@@ -211,47 +219,47 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
         refuse_merged(settings)
         checked = validate(cfg)
         devices = checked.trainer.devices if isinstance(checked, RunConfig) else 1
-        if is_rank():  # else the others are started here
-            refuse_other_ranks(devices)
+        if is_rank():  # otherwise the other ranks are started here
+            check_num_processes(devices)
     except ConfigError as error:
         if rank() == 0 and not holds_record(run_dir):
             jobs.write_end("refused", hidden_in_message(str(error)), settings, run_dir)
         raise
-    with ranks.started(devices, settings, run_dir):
-        if rank() == 0:  # a first line, before seconds of imports
+    with ranks.other_ranks(devices, settings, run_dir):
+        if rank() == 0:  # the first line, before imports that take seconds
             is_below = run_dir.is_relative_to(Path.cwd())
             log.info("run folder: %s", run_dir.relative_to(Path.cwd()) if is_below else run_dir)
             if is_below and not run_dir.resolve().is_relative_to(Path.cwd().resolve()):
-                log.info("which a link leads to: %s", run_dir.resolve())
-        with imports_left_out():
+                log.info("the run folder is behind a link: %s", run_dir.resolve())
+        with imports_frozen():
             command = command_of(cfg)
         return command(cfg, run_dir, checked)
 
 
-def _refuse_side_by_side(cfg: DictConfig, settings: Any) -> None:
+def _refuse_parallel_benchmarks(cfg: DictConfig, settings: Any) -> None:
     launcher = settings.runtime.choices.get("hydra/launcher", "basic")
     for key, node in (cfg.get("callbacks") or {}).items():
         if launcher != "basic" and node and measures_times(node.get("name")):
             raise ConfigError(
-                f"callbacks.{key} measures times, which jobs side by side on one device falsify: "
-                "leave hydra/launcher at basic."
+                f"callbacks.{key} measures times, which jobs in parallel on one device would "
+                "falsify: leave hydra/launcher at basic."
             )
 
 
 def _report(error: Exception, run_dir: Path) -> str:
-    """The sentence for an error; what it leaves out goes to the run's log file."""
+    """Returns the sentence for an error, and writes its traceback to the run's log file."""
     if isinstance(error, ConfigError | RunError):
-        _to_log_file(hidden_in_message(str(error)), None)
+        _write_to_log_file(hidden_in_message(str(error)), None)
         return hidden_in_message(str(error))
-    said = hidden_in_message(first_line(error))
-    if _to_log_file("the run failed", error):
-        return f"{said} (traceback in {run_dir / 'xftrain.log'})"
+    message = hidden_in_message(first_line(error))
+    if _write_to_log_file("the run failed", error):
+        return f"{message} (traceback in {run_dir / 'xftrain.log'})"
     show_traceback(error)
-    return said
+    return message
 
 
-def _to_log_file(message: str, error: Exception | None) -> bool:
-    """Writes to the log file alone, as the console gets a sentence; False if there is none."""
+def _write_to_log_file(message: str, error: Exception | None) -> bool:
+    """Writes to the log file only, not to the console; returns False if there is no log file."""
     info = (type(error), error, error.__traceback__) if error else None
     record = log.makeRecord(log.name, logging.ERROR, __file__, 0, message, (), info)
     files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
@@ -262,25 +270,29 @@ def _to_log_file(message: str, error: Exception | None) -> bool:
 
 @dataclass(frozen=True)
 class _Ending:
-    """How this command ends.
+    """Reports the end of this command.
 
     Attributes:
-        sweep: the sweep that it runs.
-        words: in a job of a sweep, the file for its sentence, which the sweep prints.
+        sweep: the sweep of this command, without a folder in a single run.
+        message_file: in a job of a sweep, the file for its last sentence, which the sweep prints.
     """
 
     sweep: Sweep
-    words: Path | None
+    message_file: Path | None
 
-    def says(self, said: str, code: int) -> int:
+    def report(self, message: str, code: int) -> int:
         """Prints the last sentence, and returns the exit code."""
-        if self.words is None:
-            say(said)
+        if self.message_file is None:
+            say(message)
         else:
-            replace_text(self.words, short_line(hidden_in_message(said)))
+            replace_text(self.message_file, short_line(hidden_in_message(message)))
         return code
 
-    def of_sweep(self, lost: Exception | None = None) -> int:
-        """1 if a job of a sweep failed or was lost; 0 after a single run."""
-        said = end.finish(self.sweep, lost)
-        return 0 if said is None else self.says(said, 1)
+    def finish_sweep(self, lost: Exception | None = None) -> int:
+        """Finishes the sweep, if any; returns 1 if a job failed or was lost, else 0.
+
+        Args:
+            lost: the error of the launcher, if it raised one.
+        """
+        message = end.finish(self.sweep, lost)
+        return 0 if message is None else self.report(message, 1)

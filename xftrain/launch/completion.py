@@ -2,7 +2,7 @@
 
 Hydra completes only `model/attn=`, not `model.attn=`, and returns file names unescaped. Its shell
 function passes every word to `compgen -W`, which would run `$(...)` and backquotes in a file name
-of a foreign folder. It also runs whatever program is first on the line and, after `python`, any
+of a foreign folder. It also runs any program that is first on the line and, after `python`, any
 file; the functions here run only the installed xftrain.
 """
 
@@ -15,13 +15,13 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-# Words that a shell neither expands, splits nor shows differently; `~` must not begin a word.
+# Words that a shell neither expands, splits nor displays differently; `~` must not begin a word.
 # Other names are not completed.
 _HARMLESS = re.compile(r"[\w./=,+@:%-][\w./=,+@:%~-]*").fullmatch
 _QUERY = re.compile(r"query=(bash|zsh|fish)").fullmatch
 _INSTALL = re.compile(r"(install|uninstall)=(bash|zsh|fish)").fullmatch
 
-# Bash gives a function the command and the word that is completed; so does zsh's bashcompinit.
+# Bash passes the command and the word to complete; so does zsh's bashcompinit.
 _BASH = """_xftrain_complete() {
     local line="xftrain${COMP_LINE#*xftrain}" choices
     choices=$(PYTHONSAFEPATH=1 COMP_LINE="$line" command "${@:2}" -sc query=bash 2> /dev/null)
@@ -72,7 +72,7 @@ functions -e _xftrain_complete
 def safe_completion(
     groups: Callable[[], Collection[str]], values_of: Callable[[str], Sequence[str]]
 ) -> Iterator[None]:
-    """Patches Hydra's completion: only harmless words, dotted groups, and all values of a key.
+    """Patches Hydra's completion: harmless words only, dotted groups too, and all values of a key.
 
     For a key, Hydra completes only its current value; here all allowed values are added. For
     `install=`, the shell functions above replace Hydra's.
@@ -95,7 +95,7 @@ def safe_completion(
     group = dotted.replace(".", "/")
     is_dotted = bool(equals) and "." in dotted and group in groups()
     if is_dotted:
-        os.environ["COMP_LINE"] = f"{before}{blank}{group}={rest}"  # of unchanged length
+        os.environ["COMP_LINE"] = f"{before}{blank}{group}={rest}"  # the length stays the same
     answer = io.StringIO()
     try:
         with contextlib.redirect_stdout(answer):

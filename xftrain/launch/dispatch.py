@@ -16,11 +16,11 @@ from omegaconf import DictConfig
 
 from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import DoctorConfig, InfoConfig, SampleConfig
+from xftrain.utils.untrusted_folder import protected_from_working_folder
 
 _PLOTS = "torchmetrics.utilities.plot"
 
-# Arguments: the composed configuration, the run folder, and the checked configuration if there is
-# one.
+# Arguments: the composed configuration, the run folder, and the checked configuration or None.
 Command = Callable[[DictConfig, Path | None, Any], dict[str, Any]]
 
 
@@ -35,7 +35,8 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         ConfigError: the configuration is wrong.
         RunError: the run failed for a reason outside the code.
     """
-    return command_of(cfg)(cfg, run_dir, None)
+    with protected_from_working_folder():
+        return command_of(cfg)(cfg, run_dir, None)
 
 
 def command_of(cfg: DictConfig) -> Command:

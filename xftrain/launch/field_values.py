@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin
 
-from xftrain.config.registry import GROUPS, group_of, names, schema
-from xftrain.config.schema import schemas_of_no_option
+from xftrain.config.registry import GROUPS, group_of, option_names, option_schema
+from xftrain.config.schema import framework_schemas
 
 
 def values_of(key: str) -> list[str]:
     """The allowed values of a dotted key, as typed in an override; empty if they are unlimited.
 
-    In a group, the fields of all options count, since the same line may choose another option.
+    The fields of all options of a group are included, since the command line may choose any option.
     """
     parent, _, name = key.rpartition(".")
-    schemas = [schemas_of_no_option().get(parent, {})]
+    schemas = [framework_schemas().get(parent, {})]
     if parent and (group := group_of(parent)) in GROUPS:
-        schemas += [schema(group, option) for option in names(group)]
+        schemas += [option_schema(group, option) for option in option_names(group)]
     found = [_listed(fields[name].annotation) for fields in schemas if name in fields]
     return list(dict.fromkeys(value for values in found for value in values))
 

@@ -19,7 +19,7 @@ from xftrain.config.run_config import DoctorConfig, InfoConfig, SampleConfig
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.folders.links import refuse_links
 from xftrain.folders.lock import release_reserved, reserve
-from xftrain.folders.run_folder import refuse_trained, remember_hydra, restore_hydra
+from xftrain.folders.run_folder import refuse_training_folder, remember_hydra, restore_hydra
 from xftrain.utils.printable import one_line
 from xftrain.utils.processes import rank
 
@@ -44,7 +44,7 @@ class FolderHooks(Callback):
         _reserve(folder, "hydra.run.dir", wait_s=_ENDING_S if is_job else 0.0)
         if (kind := config_type_of(config)) in _WITHOUT_TRAINING:
             try:
-                refuse_trained(folder, _WITHOUT_TRAINING[kind])
+                refuse_training_folder(folder, _WITHOUT_TRAINING[kind])
             except ConfigError as error:
                 raise SweepRefused(str(error)) from error
         remember_hydra(folder)
@@ -56,7 +56,7 @@ class FolderHooks(Callback):
 
 
 def _folder(config: DictConfig, key: str) -> Path | None:
-    """The folder that Hydra is going to make; None if Hydra will report an error instead.
+    """The folder that Hydra is about to make; None if Hydra will report an error instead.
 
     Raises:
         SweepRefused: Hydra would write to another folder as well.
@@ -96,7 +96,7 @@ def _reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
         raise SweepRefused(str(error)) from error
 
 
-def leave_folders() -> None:
-    """Unlocks folders at the end of a command, and undoes what a refused command overwrote."""
+def release_folders() -> None:
+    """Unlocks folders at the end of a command, and restores files that a refused one overwrote."""
     restore_hydra()
     release_reserved()

@@ -14,8 +14,8 @@ from xftrain.config.registry import (
     conf_dir,
     literals,
     module_of,
+    option_schema,
     packages_of,
-    schema,
 )
 from xftrain.config.signatures import Field, source_of
 from xftrain.config.values import describe
@@ -24,11 +24,11 @@ from xftrain.utils.printable import one_line
 _GROUP = re.compile(r"([\w/]+): (.+)").fullmatch
 _KEY = re.compile(r"( *)([\w]+):( .*)?").fullmatch
 _WIDTH = 100
-_CONFIGURATION = "Configuration."  # begins the second part of our template
+_CONFIGURATION = "Configuration."  # the start of the template's second part
 
 
 @contextlib.contextmanager
-def explained(fields: Callable[[], Mapping[str, Mapping[str, Field]]]) -> Iterator[None]:
+def detailed_help(fields: Callable[[], Mapping[str, Mapping[str, Field]]]) -> Iterator[None]:
     """Patches Hydra's `--help` to describe options and allowed values.
 
     Args:
@@ -43,14 +43,14 @@ def explained(fields: Callable[[], Mapping[str, Mapping[str, Field]]]) -> Iterat
         with contextlib.redirect_stdout(answer):
             yield
     finally:
-        sys.stdout.write(explanation(answer.getvalue(), fields()))
+        sys.stdout.write(with_details(answer.getvalue(), fields()))
 
 
-def explanation(text: str, fields: Mapping[str, Mapping[str, Field]]) -> str:
+def with_details(text: str, fields: Mapping[str, Mapping[str, Field]]) -> str:
     """Adds a line for each option, and the allowed values beside each value, to Hydra's help."""
-    groups, found, values = text.partition(_CONFIGURATION)
+    groups, heading, values = text.partition(_CONFIGURATION)
     listed = [line for whole in groups.split("\n") for line in _options(whole)]
-    return "\n".join(listed) + found + "\n".join(_values(values.split("\n"), fields))
+    return "\n".join(listed) + heading + "\n".join(_values(values.split("\n"), fields))
 
 
 def _options(line: str) -> list[str]:
@@ -60,10 +60,13 @@ def _options(line: str) -> list[str]:
         return [line]
     names = found[2].split(", ")
     width = max(map(len, names)) + 2
-    return [f"{found[1]}:", *(_cut(f"  {name:{width}}{_about(found[1], name)}") for name in names)]
+    return [
+        f"{found[1]}:",
+        *(_cut(f"  {name:{width}}{_summary(found[1], name)}") for name in names),
+    ]
 
 
-def _about(group: str, name: str) -> str:
+def _summary(group: str, name: str) -> str:
     """The first line of an option's docstring or, without a Python file, of its YAML's comment."""
     for package in packages_of(group):
         source = source_of(f"{package}.{name}")
@@ -100,11 +103,11 @@ def _values(lines: list[str], fields: Mapping[str, Mapping[str, Field]]) -> Iter
 def _fields_of_option(group: str, name: str) -> Mapping[str, Field]:
     path = group.replace(".", "/")
     family = path if path in GROUPS else path.partition("/")[0]
-    return schema(family, name) if family in GROUPS and module_of(family, name) else {}
+    return option_schema(family, name) if family in GROUPS and module_of(family, name) else {}
 
 
 def _allowed(annotation: Any) -> str:
-    """The allowed values in words; empty if the default shows as much."""
+    """Describes the allowed values; empty if the default already shows them."""
     is_choice = bool(literals(annotation))
     return describe(annotation) if is_choice or "Annotated" in repr(annotation) else ""
 

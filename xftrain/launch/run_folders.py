@@ -13,8 +13,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from xftrain.config.overrides import literal, path_slug
-from xftrain.utils.files import new_folder
-from xftrain.utils.redaction import hidden
+from xftrain.utils.files import make_new_folder
+from xftrain.utils.redaction import hidden_in_message
 
 # Resolvers of root_schema.py that only name a folder; with the second, the name ends with the
 # overrides.
@@ -33,7 +33,7 @@ class NewFolders(Callback):
         # unresolved: an interpolation in an override may not resolve within Hydra's node
         job = OmegaConf.to_container(config.hydra.job, resolve=False)
         assert isinstance(job, dict)
-        _make(config, config.hydra.run, path_slug(hidden(str(job["override_dirname"]))))
+        _make(config, config.hydra.run, path_slug(hidden_in_message(str(job["override_dirname"]))))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Makes the folder of a sweep before anything is written; each job gets its name."""
@@ -51,7 +51,7 @@ def _make(config: DictConfig, node: DictConfig, ending: str = "") -> str | None:
     if not str(written["dir"]).startswith(_NEW_RUN):
         ending = ""
     with suppress(OSError):  # Hydra gets the same error, and `cli` reports it
-        made = str(new_folder(Path(f"{node.dir}{ending}")))
+        made = str(make_new_folder(Path(f"{node.dir}{ending}")))
         with flag_override(config, ["readonly", "struct"], False):
             node.dir = made
         return made

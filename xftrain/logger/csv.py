@@ -1,4 +1,4 @@
-"""Writes `metrics.csv` in the run folder, each record as soon as it is made."""
+"""Writes `metrics.csv` in the run folder, each row as soon as it is logged."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from xftrain.errors import RunError
+from xftrain.logger._hidden_records import hidden_values
 from xftrain.utils.files import open_plain, replacing
+from xftrain.utils.redaction import hidden_throughout
 
 log = logging.getLogger(__name__)
 
-# Limits for an existing file, which may come from anyone: every row takes time to read.
-_MAX_BYTES, _MAX_ROWS = 256 << 20, 2_000_000
+# Limits of an existing file, which is untrusted: every row takes time to read.
+_MAX_BYTES, _MAX_ROWS, _MAX_COLUMNS = 256 << 20, 2_000_000, 10_000
 _MAX_LINE = 1 << 20  # bytes
 
 Row = Mapping[str, Any]
 
 
 class CSV(CSVLogger):
-    """Lightning's CSV logger, but one that keeps the rows of the resumed run.
+    """Lightning's CSV logger, which here keeps the rows of the resumed run.
 
-    It also writes each row at once, where Lightning would lose buffered rows if the run is killed.
+    It also writes each row at once; Lightning would lose buffered rows if the run is killed.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -81,11 +83,13 @@ class _Writer(ExperimentWriter):
             self.num_rows = sum(1 for _ in rows)
 
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
-        """Writes a row.
+        """Writes a row, with secrets in names of metrics hidden.
 
         If the disk is full, the row is kept, and written with the next one or at the end.
         """
-        super().log_metrics(dict(metrics_dict), self.num_rows if step is None else step)
+        super().log_metrics(
+            hidden_throughout(metrics_dict), self.num_rows if step is None else step
+        )
         self.num_rows += 1
         try:
             self._write()
@@ -96,6 +100,10 @@ class _Writer(ExperimentWriter):
                     *(self.metrics_file_path, error),
                 )
             self._has_failed = True
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Writes `hparams.yaml`, with secrets hidden."""
+        super().log_hparams(hidden_values(params))
 
     def save(self) -> None:
         """Writes the rows that could not be written so far.
@@ -153,6 +161,8 @@ def _cells(path: Path) -> Iterator[list[str]]:
         for number, row in enumerate(csv.reader(_lines(path))):
             if number > _MAX_ROWS:
                 raise csv.Error(f"it has more than {_MAX_ROWS:,} rows")
+            if number == 0 and len(row) > _MAX_COLUMNS:
+                raise csv.Error(f"it has more than {_MAX_COLUMNS:,} columns")
             yield row
     except csv.Error as error:
         raise RunError(
@@ -191,7 +201,7 @@ def _cut_back(path: Path, step: int, num_rows: int | None) -> None:
         return
     num_all, num_kept, written = sum(1 for _ in _read(path)[1]), 0, _Digest()
 
-    def kept() -> Iterator[Row]:
+    def kept_rows() -> Iterator[Row]:
         nonlocal num_kept
         num_kept = 0
         for row in islice(_read(path)[1], num_rows):
@@ -201,15 +211,19 @@ def _cut_back(path: Path, step: int, num_rows: int | None) -> None:
 
     columns = _read(path)[0]
     if columns:
-        _write_rows(written, columns, kept())
-    if _digest_of(path) == written.digest():
+        _write_rows(written, columns, kept_rows())
+    if _file_digest(path) == written.digest():
         return
     if num_kept:
-        _replace(path, columns, kept())
+        _replace(path, columns, kept_rows())
     else:
         path.unlink()
     if removed := num_all - num_kept:
-        log.info("metrics.csv: rows after step %d, which are made again: %d", step, removed)
+        log.info(
+            "metrics.csv: rows removed after step %d, which will be written again: %d",
+            step,
+            removed,
+        )
 
 
 class _Digest:
@@ -223,12 +237,12 @@ class _Digest:
         self._sha256.update(text.encode("utf-8"))
 
 
-def _digest_of(path: Path) -> bytes:
-    found = hashlib.sha256()
+def _file_digest(path: Path) -> bytes:
+    sha256 = hashlib.sha256()
     with open_plain(path) as file:
         while content := file.read(_MAX_LINE):
-            found.update(content)
-    return found.digest()
+            sha256.update(content)
+    return sha256.digest()
 
 
 def _step(row: Row) -> float:

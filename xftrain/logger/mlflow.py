@@ -6,21 +6,26 @@ import logging
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
 
 from xftrain.errors import RunError
-from xftrain.folders.sqlite_files import database_of, use_own_database
+from xftrain.folders.sqlite_files import create_or_check_database, database_of
+from xftrain.logger._mlflow_locations import (
+    TRACKING_KEY,
+    checked_artifact_uri,
+    location_uri,
+    refuse_file_store,
+)
 from xftrain.train.tracker import Tracker
-from xftrain.utils.printable import one_line
 
 log = logging.getLogger(__name__)
 
-_OTHER = re.compile(r"[^\w./ -]", re.ASCII)  # characters not allowed in names
-_KEY = "logger.mlflow.tracking_uri"
+_FORBIDDEN = re.compile(r"[^\w./ -]", re.ASCII)  # characters not allowed in names
 _MAX_NAME = 250  # characters of a name
 _JOURNALS = ("-journal", "-wal", "-shm")  # files beside a database, which SQLite reads and replays
 _MAX_DATABASES = 1000  # per folder
@@ -33,9 +38,12 @@ class MLflow(Tracker):
         run_dir: the run's folder.
         experiment_name: the experiment that the run belongs to.
         run_name: the run's name; None is the name of the run's folder.
-        tracking_uri: the address of a server or of a database, as `sqlite:///outputs/mlflow.db`;
-            None is the variable MLFLOW_TRACKING_URI, or `mlflow.db` in the run's folder, or
+        tracking_uri: the address of a server or of a database, such as `sqlite:///outputs/mlflow.db`;
+            None is the variable MLFLOW_TRACKING_URI, else `mlflow.db` in the run's folder, or
             `mlflow-2.db` if the resumed run has left a database there.
+        artifact_location: the folder or address for the text artifacts of a new experiment, and
+            the only folder of this machine that a server may choose for them; None leaves the
+            choice to a server, and is a folder beside a database.
     """
 
     needs_package = "mlflow"
@@ -47,20 +55,31 @@ class MLflow(Tracker):
         experiment_name: str = "xftrain",
         run_name: str | None = None,
         tracking_uri: str | None = None,
+        artifact_location: str | None = None,
     ) -> None:
         super().__init__(run_dir)
         self.experiment_name, self.run_name = experiment_name, run_name or run_dir.name
-        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+        self.artifact_location = artifact_location
+        self._artifacts: Any = None
 
-    def begin(self, config: Mapping[str, Any]) -> None:
-        """Begins the run, with keys changed to names that MLflow allows."""
-        super().begin({_OTHER.sub("_", key)[:_MAX_NAME]: value for key, value in config.items()})
+    def start_run(self, config: Mapping[str, Any]) -> None:
+        """Starts the run, with keys changed to names that MLflow allows."""
+        super().start_run(
+            {_FORBIDDEN.sub("_", key)[:_MAX_NAME]: value for key, value in config.items()}
+        )
 
     def make(self) -> MLFlowLogger:
-        """Creates Lightning's logger, and begins the run of MLflow."""
+        """Creates Lightning's logger, and starts the run in MLflow."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # on by default
-        uri, place = self._place()
+        # MLflow would print names from the server
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        uri, artifacts = self._store()
+        location = location_uri(self.artifact_location) or (
+            artifacts.as_uri() if artifacts else None
+        )
         from mlflow import MlflowClient
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         for name in ("mlflow", "alembic"):  # which log the creation of a database
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -69,45 +88,53 @@ class MLflow(Tracker):
         if experiment is not None:
             number = experiment.experiment_id
         else:
-            location = place and place.as_uri()
             number = client.create_experiment(self.experiment_name, artifact_location=location)
-        # Lightning would have MLflow ask git about the folder of the program, whose configuration
+        # Lightning would let MLflow run git in the folder of the program, whose git configuration
         # can name commands
         run = client.create_run(number, run_name=self.run_name)
+        # MLflow would ask the server for the location again, which might then be another one
+        artifact_uri = checked_artifact_uri(
+            run.info, location=location, is_own=artifacts is not None
+        )
+        self._artifacts = get_artifact_repository(artifact_uri, tracking_uri=uri)
         logger = MLFlowLogger(self.experiment_name, tracking_uri=uri, run_id=run.info.run_id)
-        if place is not None:
-            _refuse_other_place(
-                run.info.artifact_uri, f"{place.as_uri()}/{logger.run_id}/artifacts"
-            )
-        log.info("mlflow: run %s", logger.run_id)
+        if uri.startswith(("http:", "https:")):
+            log.info("mlflow: %s/#/experiments/%s/runs/%s", uri.rstrip("/"), number, logger.run_id)
+        else:
+            log.info("mlflow: run %s", logger.run_id)
         if self.tracking_uri is None:
             log.info("mlflow ui --backend-store-uri %s", shlex.quote(uri))
         return logger
 
-    def _place(self) -> tuple[str, Path | None]:
-        """The tracking address, and for a database the folder of text files.
+    def _store(self) -> tuple[str, Path | None]:
+        """The tracking URI, and for a database the folder of its artifacts.
 
         Raises:
-            RunError, ConfigError: the place cannot be used safely.
+            RunError, ConfigError: the location cannot be used safely.
         """
         uri = self.tracking_uri
         if uri is None:
             database, artifacts = _new_database(self.run_dir.resolve())
             return f"sqlite:///{database}", artifacts
-        use_own_database(uri, _KEY)
+        create_or_check_database(uri, TRACKING_KEY)
         if (named := database_of(uri)) is None:
+            refuse_file_store(uri)
             return uri, None
         artifacts = named.absolute().with_name(f"{named.stem}-artifacts")
         if os.path.lexists(artifacts) and (artifacts.is_symlink() or not artifacts.is_dir()):
             raise RunError(
-                f"{_KEY}={uri} keeps texts in {artifacts}, which is no folder: remove it."
+                f"{TRACKING_KEY}={uri} keeps texts in {artifacts}, which is no folder: remove it."
             )
         return uri, artifacts
 
     def send_text(self, tag: str, text: str, step: int) -> None:
         """Adds a text file to the run."""
-        client: Any = self._logger.experiment
-        client.log_text(self._logger.run_id, text, f"{_OTHER.sub('_', tag)}.txt")
+        name = PurePosixPath(f"{_FORBIDDEN.sub('_', tag)}.txt")
+        folder = str(name.parent) if name.parent.name else None
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary, name.name)
+            path.write_text(text, encoding="utf-8")
+            self._artifacts.log_artifact(str(path), folder)
 
     def end(self, *, is_whole: bool) -> None:
         """Sets the final status of the run."""
@@ -115,23 +142,10 @@ class MLflow(Tracker):
         client.set_terminated(self._logger.run_id, "FINISHED" if is_whole else "FAILED")
 
 
-def _refuse_other_place(given: str, expected: str) -> None:
-    """Refuses a database that names another folder for texts than this package has given it.
-
-    Raises:
-        RunError: both addresses.
-    """
-    if given != expected:
-        raise RunError(
-            f"{_KEY}: the database keeps the texts of the run in {one_line(given)} instead of "
-            f"{one_line(expected)}: choose another logger.mlflow.experiment_name, or a new file."
-        )
-
-
 def _new_database(folder: Path) -> tuple[Path, Path]:
-    """Creates an empty database, and returns its path and the folder of its texts.
+    """Creates an empty database, and returns its path and the folder of its artifacts.
 
-    An existing database may come from anyone: it determines where MLflow writes texts, and SQLite
+    An existing database is untrusted: it determines where MLflow writes artifacts, and SQLite
     deletes the file that a journal beside it names.
 
     Args:
@@ -140,9 +154,9 @@ def _new_database(folder: Path) -> tuple[Path, Path]:
     Raises:
         RunError: no name is left, or the folder has a name that a URL cannot hold.
     """
-    if found := set("?#%") & set(str(folder)):
+    if special := set("?#%") & set(str(folder)):
         raise RunError(
-            f"logger.mlflow cannot record in {folder}, whose name has {min(found)}, which means "
+            f"logger.mlflow cannot record in {folder}, whose name has {min(special)}, which means "
             "something else in a URL: choose another hydra.run.dir."
         )
     for number in range(1, _MAX_DATABASES + 1):

@@ -9,10 +9,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from xftrain.logger._hidden_records import hidden_values, hiding_writer
 from xftrain.utils.files import NotPlainFile, open_plain
+from xftrain.utils.redaction import hidden_throughout
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +28,26 @@ class TensorBoard(TensorBoardLogger):
     def __init__(self, run_dir: Path) -> None:
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False)
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer of the event file, which hides secrets."""
+        if self._experiment is None:
+            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = hiding_writer()(log_dir=self.log_dir, **self._kwargs)
+        return self._experiment
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: Any, metrics: dict[str, Any] | None = None, step: int | None = None
+    ) -> None:
+        """Records a callback's hyperparameters, also in `hparams.yaml`, with secrets hidden."""
+        shown, measured = hidden_values(params), metrics and hidden_throughout(metrics)
+        super().log_hyperparams(shown, measured, step)
+
     @rank_zero_only
     def save(self) -> None:
-        """Flushes the records; makes no file without records, as in a refused run."""
+        """Flushes the records; creates no file if there are none, as in a refused run."""
         if self._experiment is not None:
             super().save()
 
@@ -61,7 +81,7 @@ class TensorBoard(TensorBoardLogger):
         self._kwargs["purge_step"] = step + 1
         paths = Path(self.log_dir).glob(_EVENTS) if sizes is not None else []
         for path in paths:
-            if (size := (sizes or {}).get(path.name)) is None:  # the file was begun later
+            if (size := (sizes or {}).get(path.name)) is None:  # created after the checkpoint
                 path.unlink()
                 continue
             try:

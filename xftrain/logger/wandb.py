@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from xftrain.errors import RunError
 from xftrain.train.tracker import Tracker
-from xftrain.utils.working_folder import out_of_sight
+from xftrain.utils.working_folder import hidden_working_folder
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class WandB(Tracker):
         run_dir: the run's folder, in which `wandb/` is made.
         project: the project on the server.
         run_name: the name of the run there; None is the name of the run's folder.
-        entity: the user or team on the server; None is the one that is logged in.
+        entity: the user or team on the server; None is the logged-in user.
         group: the name under which the server shows several runs together.
         offline: whether the run is recorded in its folder alone; `wandb sync` uploads it later.
             `WANDB_MODE=offline` does the same.
@@ -58,10 +58,10 @@ class WandB(Tracker):
         super().__init__(run_dir)
         self.project, self.run_name = project, run_name or run_dir.name
         self.entity, self.group, self.offline = entity, group, offline
-        self._made: Path | None = None
+        self._sync_dir: Path | None = None
 
     def make(self) -> WandbLogger:
-        """Creates Lightning's logger, and begins the run, online or offline.
+        """Creates Lightning's logger, and starts the run, online or offline.
 
         Raises:
             RunError: a file in the working folder would change the settings.
@@ -74,7 +74,7 @@ class WandB(Tracker):
         _refuse_settings_file(wandb.Settings().settings_workspace)
         if os.path.lexists(_DEFAULTS):
             log.warning(
-                "wandb: %s in the working folder is not read: the run has values of its own.",
+                "wandb: %s in the working folder is ignored: the run uses its own configuration.",
                 _DEFAULTS,
             )
         settings = wandb.Settings(
@@ -99,12 +99,12 @@ class WandB(Tracker):
             settings=settings,
         )
         logger._wandb_init.pop("anonymous", None)  # wandb warns about it even if None
-        with out_of_sight(_VARIABLES):
+        with hidden_working_folder(_VARIABLES):
             run: Any = logger.experiment
-        self._made = Path(run.settings.sync_dir)
+        self._sync_dir = Path(run.settings.sync_dir)
         self._remove_links()
         if mode in _OFFLINE:
-            log.info("wandb sync %s", shlex.quote(str(self._made)))
+            log.info("wandb sync %s", shlex.quote(str(self._sync_dir)))
         else:
             log.info("wandb: %s", run.url)
         return logger
@@ -123,7 +123,7 @@ class WandB(Tracker):
 
         It does so only in the folder that the package has made for this run.
         """
-        for folder, folders, files in os.walk(self._made) if self._made else ():
+        for folder, folders, files in os.walk(self._sync_dir) if self._sync_dir else ():
             for name in (*folders, *files):
                 path = Path(folder, name)
                 if path.is_symlink():
@@ -133,8 +133,8 @@ class WandB(Tracker):
 def _refuse_settings_file(path: str) -> None:
     """Raises an error for a settings file in the working folder, which the package would read.
 
-    Such a file can set the server that receives the API key, the folders for files, and addresses
-    that are queried for metrics of the machine. The package reads it offline too.
+    Such a file can set the server that receives the API key, the folders of files, and URLs that
+    are queried for metrics of the machine. The package reads it offline too.
 
     Args:
         path: path of the file, as the package spells it.

@@ -14,7 +14,7 @@ from xftrain.utils.device_memory import total_memory_bytes
 
 log = logging.getLogger(__name__)
 
-_SHARE = 8  # logits may take 1/8 of the device's memory
+_MEMORY_DIVISOR = 8  # logits may take 1/8 of the device's memory
 _MAX_LOGITS = 2**30  # maximum number of logits in a chunk of the fused loss
 
 
@@ -61,7 +61,9 @@ class Auto:
         if has_kernel(device):
             return Fused(chunk_tokens=max(1024, min(16384, _MAX_LOGITS // vocab_size)))
         logits_bytes = num_tokens * vocab_size * 4
-        if logits_bytes <= total_memory_bytes(device) // _SHARE:
+        if logits_bytes <= total_memory_bytes(device) // _MEMORY_DIVISOR:
             return Full()
-        log.info("loss: auto takes chunked, the logits alone would be %d MiB", logits_bytes >> 20)
+        log.info(
+            "loss: auto takes chunked, as the logits alone would take %d MiB", logits_bytes >> 20
+        )
         return Chunked()

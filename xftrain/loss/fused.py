@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xftrain.config.fields import PositiveInt
 from xftrain.interfaces import IGNORED_LABEL, LossSums
-from xftrain.kernels.matmul import product_
+from xftrain.kernels.matmul import matmul_
 from xftrain.kernels.softmax_gradient import has_kernel, softmax_gradient_
 
 
@@ -31,7 +31,7 @@ class Fused:
         self.chunk_tokens = chunk_tokens
 
     def unsupported(self, device: torch.device) -> list[str]:
-        """Returns no reasons: it runs on every device, though only a GPU gets faster by it."""
+        """Returns no reasons: this loss runs on every device, though it is faster only on a GPU."""
         return []
 
     def __call__(
@@ -100,14 +100,14 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             grad_x = torch.empty_like(x_ND) if needs_grad else None
             trains_weight = needs_grad and weight_VD.requires_grad
             num_tokens = x_ND.shape[0]
-            make = torch.empty_like if num_tokens else torch.zeros_like
-            grad_weight = make(weight_VD, dtype=torch.float32) if trains_weight else None
+            allocate = torch.empty_like if num_tokens else torch.zeros_like
+            grad_weight = allocate(weight_VD, dtype=torch.float32) if trains_weight else None
             sizes = (min(chunk_tokens, num_tokens), weight.shape[0])
             buffer = torch.empty(sizes, device=x_ND.device, dtype=dtype)
             for start in range(0, num_tokens, chunk_tokens):
                 here = slice(start, start + chunk_tokens)
                 x = x_ND[here].to(dtype)
-                logits = product_(x, weight.t(), buffer[: x.shape[0]])
+                logits = matmul_(x, weight.t(), buffer[: x.shape[0]])
                 losses, correct = softmax_gradient_(logits, labels_N[here], needs_grad=needs_grad)
                 loss += losses.sum()
                 num_correct += correct.sum()
@@ -115,20 +115,20 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
                     continue
                 grad_x[here] = logits @ weight  # `logits` holds their gradient by now
                 if grad_weight is not None:
-                    _sum_up_(grad_weight, logits.t(), x, is_first=start == 0)
+                    _accumulate_matmul_(grad_weight, logits.t(), x, is_first=start == 0)
         if grad_x is not None:
-            kept = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
-            ctx.save_for_backward(grad_x, kept)
-        ctx.is_spent, ctx.chunk_tokens = False, chunk_tokens
+            cast = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
+            ctx.save_for_backward(grad_x, cast)
+        ctx.has_run_backward, ctx.chunk_tokens = False, chunk_tokens
         ctx.mark_non_differentiable(num_correct)
         return loss, num_correct
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.is_spent:
+        if ctx.has_run_backward:
             raise RuntimeError("loss=fused: a second backward pass through one forward pass")
-        ctx.is_spent = True
+        ctx.has_run_backward = True
         grad_x, grad_weight = ctx.saved_tensors
         # in place, as no other pass uses them; in float32, as bfloat16 would round 1 / labels
         weights = [] if grad_weight is None else [grad_weight]
@@ -137,7 +137,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         return grad_x, grad_weight, None, None, None, None
 
 
-def _sum_up_(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
+def _accumulate_matmul_(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
     """Adds `a b` to the total in float32, since the sum may overflow float16 (above 65,504).
 
     Args:

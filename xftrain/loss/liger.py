@@ -63,5 +63,5 @@ class Liger:
     @staticmethod
     def _num_correct(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
         """Counts correct predictions in recomputed chunks, as the kernel returns no logits."""
-        guesses = [F.linear(x, weight_VD).argmax(dim=-1) for x in x_ND.split(4096)]
-        return (torch.cat(guesses) == labels_N).sum()
+        predictions = [F.linear(x, weight_VD).argmax(dim=-1) for x in x_ND.split(4096)]
+        return (torch.cat(predictions) == labels_N).sum()

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from xftrain.interfaces import Attention, AttnCall, Backend, Batch
-from xftrain.memory.saved_tensors import Recorder, SavedBytes
+from xftrain.memory.saved_tensors import SavedBytes, SavedTensorRecorder
 from xftrain.model.gpt import GPT
 
 
@@ -27,14 +27,14 @@ class BlockBytes:
     """Memory of one block, bytes.
 
     Attributes:
-        kept: activations that the block saves for its backward pass.
-        ffn: the part of `kept` that the feed-forward half saves, without its input.
+        saved: activations that the block saves for its backward pass.
+        ffn: the part of `saved` that the feed-forward half saves, without its input.
         input: the block's input.
         backward: gradients during the block's backward pass: of its output, of its largest
             tensor, and the backend's declared workspace.
     """
 
-    kept: SavedBytes
+    saved: SavedBytes
     ffn: int
     input: int
     backward: int
@@ -78,22 +78,24 @@ def run_layers(
     is_bf16 = dtype == torch.bfloat16 and model.residual_dtype == "auto"
     sizes = (*batch.shape_BM, model.embed.embedding_dim)
     cases = model.attention_cases(*batch.shape_BM, batch.seqlens, (device, dtype))
-    call_of = {index: call for call, layers in cases for index in layers}
-    found: dict[int, BlockBytes] = {}
+    call_by_layer = {index: call for call, layers in cases for index in layers}
+    by_layer: dict[int, BlockBytes] = {}
     with _on_fake_tensors(device, dtype if is_mixed else None):
         x_BMD = torch.empty(sizes, dtype=dtype if is_bf16 else wide, device=device)
         x_BMD.requires_grad_()
         for block, layers in model.distinct_blocks():
             pos = model.position_encoding(layers[0])
-            call = call_of[layers[0]]
-            made = _run_block(block, pos, model.backend, x_BMD, call, wide, is_compiled=is_compiled)
-            found |= dict.fromkeys(layers, made)
+            call = call_by_layer[layers[0]]
+            measured = _run_block(
+                block, pos, model.backend, x_BMD, call, wide, is_compiled=is_compiled
+            )
+            by_layer |= dict.fromkeys(layers, measured)
         norm = _copied(model.norm, wide, device)
-        with Recorder(norm.parameters()) as recorder:
+        with SavedTensorRecorder(norm.parameters()) as recorder:
             last_BMD = norm(x_BMD.detach().requires_grad_())
-        kept_by_norm = recorder.kept(last_BMD, compiled=is_compiled)
-    blocks = tuple(found[index] for index in range(len(model.blocks)))
-    return Layers(blocks, kept_by_norm.activations, last_BMD.nbytes)
+        norm_saved = recorder.saved_bytes(last_BMD, compiled=is_compiled)
+    blocks = tuple(by_layer[index] for index in range(len(model.blocks)))
+    return Layers(blocks, norm_saved.activations, last_BMD.nbytes)
 
 
 def _run_block(
@@ -115,16 +117,16 @@ def _run_block(
     if (stand_in := getattr(copied.ffn, "stand_in", None)) is not None:
         copied.ffn = stand_in()
     shared = [leaf for leaf in tree_leaves(positions) if isinstance(leaf, Tensor)]
-    with Recorder(copied.parameters(), shared) as recorder:
+    with SavedTensorRecorder(copied.parameters(), shared) as recorder:
         made = copied(x_BMD, attention, handle, positions)
-        added = copied.fed_forward(x_BMD)  # autocast caches its copies of the weights
-    kept = recorder.kept(made, compiled=is_compiled)
-    kept_by_ffn = recorder.kept(added, compiled=is_compiled)
+        added = copied.feed_forward(x_BMD)  # autocast caches its copies of the weights
+    saved = recorder.saved_bytes(made, compiled=is_compiled)
+    ffn_saved = recorder.saved_bytes(added, compiled=is_compiled)
     return BlockBytes(
-        kept=kept,
-        ffn=max(0, kept_by_ffn.activations - x_BMD.nbytes),
+        saved=saved,
+        ffn=max(0, ffn_saved.activations - x_BMD.nbytes),
         input=x_BMD.nbytes,
-        backward=x_BMD.nbytes + kept.largest + backend.transient_bytes(call),
+        backward=x_BMD.nbytes + saved.largest + backend.transient_bytes(call),
     )
 
 

@@ -1,4 +1,4 @@
-"""Logs the predicted memory of a run, and chooses how much to recompute."""
+"""Logs the predicted memory of a run, and chooses the recompute plan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from xftrain.config.run_config import RunConfig
 from xftrain.errors import first_line
 from xftrain.interfaces import Batch, Loss
-from xftrain.memory.figures import Peak
+from xftrain.memory.peak import Peak
 from xftrain.memory.prediction import predict
 from xftrain.model.block import RecomputePlan
 from xftrain.model.gpt import GPT
@@ -28,7 +28,7 @@ def plan_memory(
     dtype: torch.dtype,
     device: torch.device,
 ) -> float | None:
-    """Predicts the peak, sets `model.recomputed` if recomputation is `auto`, and logs both.
+    """Predicts the peak, sets `model.recompute_plan` if recomputation is `auto`, and logs both.
 
     Args:
         cfg: the checked configuration.
@@ -48,26 +48,26 @@ def plan_memory(
     except Exception as error:  # a user's own layer may raise anything
         log.debug("memory: not predicted: %s", first_line(error))
         if is_auto:
-            model.recomputed = RecomputePlan(blocks=num_blocks)
+            model.recompute_plan = RecomputePlan(blocks=num_blocks)
             log.info("memory: not predicted, so all %d blocks are recomputed", num_blocks)
         return None
     limit = usable_memory_bytes(device)
     if is_auto:
-        model.recomputed = peak.cheapest_fitting_plan(limit)
-    said = _said(peak, model.recomputed, total_memory_bytes(device))
+        model.recompute_plan = peak.cheapest_fitting_plan(limit)
+    summary = _summary(peak, model.recompute_plan, total_memory_bytes(device))
     if not peak.is_optimizer_known:
-        said += "; optim has no state_bytes, so its state is taken to be as large as AdamW's"
+        summary += "; optim has no state_bytes, so its state is assumed to be as large as AdamW's"
     if not peak.is_loss_known:
-        said += "; loss has no peak_bytes, so it is taken to hold the whole logits"
+        summary += "; loss has no peak_bytes, so it is assumed to hold the whole logits"
     if is_auto:
-        said += f"; {_what(model.recomputed, num_blocks)}"
-    log.info("%s", said)
-    if not peak.fits(limit, model.recomputed):
+        summary += f"; {_recomputation(model.recompute_plan, num_blocks)}"
+    log.info("%s", summary)
+    if not peak.fits(limit, model.recompute_plan):
         log.warning("%s", _warning(cfg, peak, model, loss, limit))
-    return peak.total(model.recomputed) / 2**20
+    return peak.total(model.recompute_plan) / 2**20
 
 
-def _what(recomputed: RecomputePlan, num_blocks: int) -> str:
+def _recomputation(recomputed: RecomputePlan, num_blocks: int) -> str:
     blocks, ffns = recomputed
     if blocks:
         others = " and the feed-forwards of the others" if ffns > blocks else ""
@@ -77,14 +77,14 @@ def _what(recomputed: RecomputePlan, num_blocks: int) -> str:
     return "nothing is recomputed"
 
 
-def _said(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
-    total, passing = peak.total(recomputed), peak.transient_bytes(recomputed)
+def _summary(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
+    total, transient = peak.total(recomputed), peak.transient_bytes(recomputed)
     # GiB would show 0 for a small model
     unit, name, digits = (_GIB, "GiB", 1) if total >= _GIB else (2**20, "MiB", 0)
     parts = {
         "weights, gradients and optimizer": peak.state,
         "activations": peak.activations(recomputed),
-        "logits" if passing == peak.loss else "the backward pass of a block": passing,
+        "logits" if transient == peak.loss else "the backward pass of a block": transient,
     }
     listed = ", ".join(f"{part} {size / unit:,.{digits}f}" for part, size in parts.items())
     return (
@@ -96,11 +96,11 @@ def _said(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
 def _warning(cfg: RunConfig, peak: Peak, model: GPT, loss: Loss, limit: int) -> str:
     is_graph = cfg.compile == "cudagraphs"  # excludes some of the remedies
     remedies = []
-    if is_graph and not any(model.recomputed):
+    if is_graph and not any(model.recompute_plan):
         remedies.append("model.activation_checkpointing=ffn")
     if is_graph:
         remedies.append("a smaller model.activation_budget")
-    elif model.recomputed.blocks < peak.num_blocks:
+    elif model.recompute_plan.blocks < peak.num_blocks:
         remedies.append("model.activation_checkpointing=auto")
     accumulated = "" if is_graph else " with more trainer.accumulate_grad_batches"
     remedies.append(f"a smaller data.batch_size{accumulated}")

@@ -1,8 +1,8 @@
 """Predicts the peak memory of a training step from its state, activations and loss.
 
-Gradients count as permanently allocated, though most steps free them. Not counted are M x M masks,
-copies inside kernels, rounding by the allocator, the CUDA context, and on the CPU the process
-itself.
+Gradients count as permanently allocated, though each step frees them. The prediction excludes M x M
+masks, copies inside kernels, rounding by the allocator, the CUDA context, and on the CPU the memory
+of the process itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from xftrain.config import registry
 from xftrain.config.run_config import RunConfig
 from xftrain.interfaces import Batch, Loss
 from xftrain.loss.full import logits_bytes
-from xftrain.memory.figures import LayerBytes, Peak
 from xftrain.memory.layers import BlockBytes, run_layers
+from xftrain.memory.peak import LayerBytes, Peak
 from xftrain.model.gpt import GPT
+from xftrain.train import hardware
 from xftrain.train.bf16_weights import layers_with_copies, weight_modifiers
 
 
@@ -30,7 +31,7 @@ def predict(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Peak:
-    """Predicts the peak of a training step on a batch of this shape.
+    """Predicts the peak memory of a training step on a batch of this shape, in bytes.
 
     Args:
         cfg: the checked configuration.
@@ -40,7 +41,7 @@ def predict(
         dtype: dtype of matmuls and attention.
         device: the device of the run.
     """
-    is_mixed = dtype != torch.float32 and cfg.trainer.precision != "bf16-true"
+    is_mixed = hardware.is_mixed(cfg.trainer.precision, dtype)
     is_compiled = bool(cfg.compile)
     ran = run_layers(model, batch, dtype, device, is_mixed=is_mixed, is_compiled=is_compiled)
     share = cfg.model.activation_budget if is_compiled else 1.0
@@ -48,8 +49,8 @@ def predict(
     with_bf16: set[torch.Tensor] = set()
     if is_mixed and dtype == torch.bfloat16:
         with_bf16 = _with_bf16_gradients(cfg, model, optim, device)
-    ask = getattr(optim, "option_by_parameter", None)
-    group_options = {} if ask is None else ask(model)
+    by_parameter = getattr(optim, "option_by_parameter", None)
+    group_options = {} if by_parameter is None else by_parameter(model)
     is_optimizer_known = True
     weights = trained = state = 0
     for parameter in model.parameters():
@@ -75,18 +76,18 @@ def predict(
         is_loss_known=hasattr(loss, "peak_bytes"),
         head_cast=head if is_mixed else 0,
         layers=tuple(_layer_bytes(block, share, is_mixed=is_mixed) for block in ran.blocks),
-        rest=ran.norm + ran.norm_output,
+        after_layers=ran.norm + ran.norm_output,
         loss=_loss_bytes(loss, batch.num_tokens, model, dtype, device),
     )
 
 
 def _layer_bytes(block: BlockBytes, share: float, *, is_mixed: bool) -> LayerBytes:
     """The memory of a layer that saves a share of its activations and recomputes the others."""
-    whole = block.kept.activations
-    kept = block.input + int(share * (whole - block.input)) if share < 1 else whole
+    whole = block.saved.activations
+    saved = block.input + int(share * (whole - block.input)) if share < 1 else whole
     ffn = int(share * block.ffn) if share < 1 else block.ffn
-    casts = block.kept.casts if is_mixed else 0
-    return LayerBytes(kept, ffn, block.input, block.backward + whole - kept, casts)
+    casts = block.saved.casts if is_mixed else 0
+    return LayerBytes(saved, ffn, block.input, block.backward + whole - saved, casts)
 
 
 def _two_moments(parameter: torch.Tensor) -> int:
@@ -113,7 +114,7 @@ def _loss_bytes(
     loss: Loss, num_tokens: int, model: GPT, dtype: torch.dtype, device: torch.device
 ) -> int:
     """The loss's `peak_bytes`, or an upper bound from the whole logits if it has none."""
-    ask = getattr(loss, "peak_bytes", None)
-    if ask is None:
+    peak_bytes = getattr(loss, "peak_bytes", None)
+    if peak_bytes is None:
         return logits_bytes(num_tokens, model.vocab_size)
-    return int(ask(num_tokens, model.head.weight, dtype, device))
+    return int(peak_bytes(num_tokens, model.head.weight, dtype, device))

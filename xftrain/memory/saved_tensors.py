@@ -31,7 +31,7 @@ _CHEAP = {
     _aten.mean.dim,
     _aten.native_layer_norm.default,
 }
-_PRODUCTS = {f"{name}Backward0" for name in ("Mm", "Addmm", "Bmm", "Baddbmm", "Convolution")}
+_MATMULS = {f"{name}Backward0" for name in ("Mm", "Addmm", "Bmm", "Baddbmm", "Convolution")}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SavedBytes:
     largest: int
 
 
-class Recorder(TorchDispatchMode):
+class SavedTensorRecorder(TorchDispatchMode):
     """Records for each tensor the tensors from which it was computed, while it is active.
 
     Args:
@@ -84,20 +84,20 @@ class Recorder(TorchDispatchMode):
                 self._cast[_key(tensor)] = _key(sources[0])
         return result
 
-    def kept(self, result: Tensor | tuple[Tensor, ...], *, compiled: bool) -> SavedBytes:
+    def saved_bytes(self, result: Tensor | tuple[Tensor, ...], *, compiled: bool) -> SavedBytes:
         """Counts the bytes that the autograd graph of one or several results saves."""
         activations: dict[int, int] = {}
         casts: dict[int, int] = {}
-        for tensor, by_product in _saved(result):
+        for tensor, is_read_by_matmul in _saved_tensors(result):
             self._tensors.setdefault(_key(tensor), tensor)
             keys = {_key(tensor)}
             if compiled:
-                keys = {self._narrow(*keys)} if by_product else self._sources(*keys)
+                keys = {self._narrow(*keys)} if is_read_by_matmul else self._sources(*keys)
             for key in keys:
                 if key in self._weights or key in self._shared:
                     continue
-                found = casts if self._cast.get(key) in self._weights else activations
-                found[key] = self._tensors[key].untyped_storage().nbytes()
+                counted = casts if self._cast.get(key) in self._weights else activations
+                counted[key] = self._tensors[key].untyped_storage().nbytes()
         largest = max(activations.values(), default=0)
         return SavedBytes(sum(activations.values()), sum(casts.values()), largest)
 
@@ -111,10 +111,10 @@ class Recorder(TorchDispatchMode):
         """The tensors from which a tensor is recomputed: no outputs of cheap operations."""
         if key not in self._cheap:
             return {key}
-        return {source for made_of in self._cheap[key] for source in self._sources(made_of)}
+        return {source for input_key in self._cheap[key] for source in self._sources(input_key)}
 
 
-def _saved(result: Tensor | tuple[Tensor, ...]) -> Iterator[tuple[Tensor, bool]]:
+def _saved_tensors(result: Tensor | tuple[Tensor, ...]) -> Iterator[tuple[Tensor, bool]]:
     """Yields each tensor in the graph, and whether a matmul or a custom function reads it."""
     todo, seen = [leaf.grad_fn for leaf in tree_leaves(result)], set()
     while todo:
@@ -123,11 +123,13 @@ def _saved(result: Tensor | tuple[Tensor, ...]) -> Iterator[tuple[Tensor, bool]]
             continue
         seen.add(node)
         todo += [before for before, _ in node.next_functions]
-        is_own = isinstance(node, BackwardCFunction)
-        names = ["saved_tensors"] if is_own else [n for n in dir(node) if n.startswith("_saved_")]
+        is_custom = isinstance(node, BackwardCFunction)
+        names = (
+            ["saved_tensors"] if is_custom else [n for n in dir(node) if n.startswith("_saved_")]
+        )
         for leaf in tree_leaves([getattr(node, name) for name in names]):
             if isinstance(leaf, Tensor):
-                yield leaf, is_own or node.name() in _PRODUCTS
+                yield leaf, is_custom or node.name() in _MATMULS
 
 
 def _key(tensor: Tensor) -> int:

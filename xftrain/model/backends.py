@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xftrain.config import registry
-from xftrain.interfaces import AttnCase, Backend, ChoosingBackend, layers_in_words
+from xftrain.interfaces import AttnCase, Backend, ChoosingBackend, format_layers
 
 
 def all_backends() -> list[Backend]:
     """Every built-in backend that computes attention itself, the most preferred first."""
-    found = [registry.load("model/attn", name)() for name in registry.names("model/attn")]
+    found = [
+        registry.load_class("model/attn", name)() for name in registry.option_names("model/attn")
+    ]
     backends = [backend for backend in found if not isinstance(backend, ChoosingBackend)]
     return sorted(backends, key=lambda backend: (backend.rank, backend.name))
 
@@ -23,4 +25,4 @@ def kernel_name(backend: Backend, cases: Sequence[AttnCase]) -> str:
         layers.setdefault(name, []).extend(case.layers)
     if len(layers) == 1:
         return next(iter(layers))
-    return "; ".join(f"{name} in {layers_in_words(sorted(of))}" for name, of in layers.items())
+    return "; ".join(f"{name} in {format_layers(sorted(n))}" for name, n in layers.items())

@@ -61,9 +61,9 @@ class Block(nn.Module):
 
         Args:
             x_BMD: the residual stream.
-            attention: the backend, or a function in its place.
+            attention: the backend, or a function that replaces it.
             handle: handle that the backend prepared for this layer and batch.
-            positions: what the position encoding of this layer prepared for this batch.
+            positions: the positions that this layer's encoding prepared for this batch.
             recomputes_ffn: whether to recompute the feed-forward in the backward pass.
         """
         q_BMHK, k_BMGK, v_BMGK = self.heads(self.norm_attn(x_BMD))
@@ -71,27 +71,27 @@ class Block(nn.Module):
         out_BMHK = attention(q_BMHK, k_BMGK, v_BMGK, handle)
         x_BMD = x_BMD + self._drop(self.out(out_BMHK.flatten(2)))
         if recomputes_ffn:
-            made = checkpoint(self.fed_forward, x_BMD, use_reentrant=False)
+            out = checkpoint(self.feed_forward, x_BMD, use_reentrant=False)
         else:
-            made = self.fed_forward(x_BMD)
-        if not isinstance(made, tuple):
-            return x_BMD + self._drop(made)
-        added_BMD, aux = self._checked(made)
-        return x_BMD + self._drop(added_BMD), aux
+            out = self.feed_forward(x_BMD)
+        if not isinstance(out, tuple):
+            return x_BMD + self._drop(out)
+        ffn_BMD, aux = self._checked(out)
+        return x_BMD + self._drop(ffn_BMD), aux
 
-    def fed_forward(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The feed-forward of the norm, before dropout; a pair if it has an auxiliary loss."""
-        made: Tensor | tuple[Tensor, Tensor] = self.ffn(self.norm_ffn(x_BMD))
-        return made
+    def feed_forward(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The feed-forward of norm(x), before dropout; a pair if it has an auxiliary loss."""
+        out: Tensor | tuple[Tensor, Tensor] = self.ffn(self.norm_ffn(x_BMD))
+        return out
 
-    def _checked(self, made: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        if len(made) != 2 or made[1].dim() != 0 or not made[1].is_floating_point():
-            shapes = ", ".join(str(tuple(one.shape)) for one in made)
+    def _checked(self, pair: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        if len(pair) != 2 or pair[1].dim() != 0 or not pair[1].is_floating_point():
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in pair)
             raise ConfigError(
                 f"model.ffn: {type(self.ffn).__name__} must return a tensor, or a pair of it and "
                 f"its auxiliary loss, a floating-point scalar; got shapes {shapes}."
             )
-        return made[0], made[1]
+        return pair[0], pair[1]
 
     def _drop(self, x_BMD: Tensor) -> Tensor:
         return F.dropout(x_BMD, self.dropout, self.training) if self.dropout else x_BMD

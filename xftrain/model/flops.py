@@ -34,8 +34,8 @@ class FlopCounter:
     """Computes `flops_per_token` of many batches, and counts the parameters only once."""
 
     def __init__(self, model: GPT) -> None:
-        self._of_weights = 6 * _num_multiplied(model)
-        self._of_a_position = 12 * model.num_heads * model.head_dim
+        self._flops_of_weights = 6 * _num_multiplied(model)
+        self._flops_per_key = 12 * model.num_heads * model.head_dim
         self._windows = Counter(model.windows)
 
     def per_token(self, batch: Batch) -> float:
@@ -45,7 +45,7 @@ class FlopCounter:
         for window, num_layers in self._windows.items():
             seen = (n * (n if window is None else min(n, window)) for n in lengths)
             keys += num_layers * sum(seen) / sum(lengths)
-        return self._of_weights + self._of_a_position * keys
+        return self._flops_of_weights + self._flops_per_key * keys
 
 
 def _num_multiplied(model: GPT) -> int:
@@ -59,9 +59,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """The vendor's dense peak for the dtype, or None for a device that is not listed."""
     if device.type != "cuda":
         return None
-    words = torch.cuda.get_device_name(device).split()
-    if "H200" in words and dtype in (torch.float32, torch.bfloat16, torch.float16):
-        in_float32, in_tf32, in_half = _H200_NVL if "NVL" in words else _H200
+    name_parts = torch.cuda.get_device_name(device).split()
+    if "H200" in name_parts and dtype in (torch.float32, torch.bfloat16, torch.float16):
+        in_float32, in_tf32, in_half = _H200_NVL if "NVL" in name_parts else _H200
         if dtype == torch.float32:
             highest = torch.get_float32_matmul_precision() == "highest"
             return (in_float32 if highest else in_tf32) * 1e12

@@ -7,19 +7,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xftrain.errors import ConfigError
-from xftrain.interfaces import AttnBias, AttnCall, AttnShape, DataSource
+from xftrain.interfaces import AttnBias, AttnCall, AttnShape, DataSource, load_batch
 from xftrain.model.attn._dense import (
     dense_bias,
     masked_attention,
     masked_kernels,
-    written_out_attention,
+    unfused_attention,
 )
 from xftrain.model.gpt import GPT
+from xftrain.model.layer_spec import built_bias
 
 PROMPT_TOKENS = 16  # maximum length of the default prompt
 
 
-def with_marks(prompt: str, continuation: str) -> str:
+def sample_text(prompt: str, continuation: str) -> str:
     """The text of a sample, with headings above the prompt and above its continuation."""
     return f"prompt:\n{prompt}\ncontinuation of the model:\n{continuation}"
 
@@ -52,26 +53,28 @@ def cached_attention(q_BNHK: Tensor, k_BNGK: Tensor, v_BNGK: Tensor, cache: _Lay
     call = AttnCall(cache.bias, shape, q_BNHK.dtype, q_BNHK.device)
     call.bias.check_fits(shape)
     first = num_positions - num_new
-    mask, alive = dense_bias(call.bias, num_positions, call.dtype, call.device, first_query=first)
+    mask, query_mask = dense_bias(
+        call.bias, num_positions, call.dtype, call.device, first_query=first
+    )
     if (softcap := call.bias.softcap) is not None:  # torch's attention has no soft cap
-        return written_out_attention(
-            q_BNHK, k_BMGK, v_BMGK, mask, alive, scale=call.scale, softcap=softcap
+        return unfused_attention(
+            q_BNHK, k_BMGK, v_BMGK, mask, query_mask, scale=call.scale, softcap=softcap
         )
     q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BMGK, v_BMGK))
     with masked_kernels(q.device):
         out = masked_attention(q, k, v, mask, scale=call.scale).transpose(1, 2)
-    return out if alive is None else out * alive
+    return out if query_mask is None else out * query_mask
 
 
-def first_prompt(data: DataSource) -> Tensor:
+def default_prompt(data: DataSource) -> Tensor:
     """The beginning of the first held-out document, [1, M]."""
-    batch = data.batch("val", 0)
+    batch = load_batch(data, "val", 0)
     longest = (batch.seqlens or (batch.tokens_BM.shape[1],))[0]
     return batch.tokens_BM[:1, : max(1, min(PROMPT_TOKENS, longest // 2))]
 
 
-def room_after(model: GPT, tokens_BM: Tensor, num_tokens: int) -> int:
-    """How many tokens to add, at most `num_tokens` and the positions that the model has left."""
+def max_new_tokens(model: GPT, tokens_BM: Tensor, num_tokens: int) -> int:
+    """The number of tokens to add: `num_tokens`, or fewer if the model has fewer positions left."""
     limit = model.pos.max_positions
     return num_tokens if limit is None else min(num_tokens, limit - tokens_BM.shape[1] + 1)
 
@@ -92,7 +95,7 @@ def generate(
     Args:
         model: the GPT; its training mode is restored.
         tokens_BM: the prompt, at least one token.
-        num_tokens: how many to add.
+        num_tokens: number of tokens to add.
         vocab_size: tokens from this id on are padding of the vocabulary and are never sampled.
         temperature: 0 selects the most likely token.
         top_k: sample from the k most likely tokens; None samples from all.
@@ -105,7 +108,7 @@ def generate(
         raise ConfigError("the prompt is empty: give at least one token to continue.")
     model.check_length(tokens_BM.shape[1] + num_tokens - 1)
     generator = torch.Generator(tokens_BM.device).manual_seed(seed)
-    caches = [_LayerCache(spec.bias.build(model.num_heads, None)) for spec in model.specs]
+    caches = [_LayerCache(built_bias(spec.bias, model.num_heads, None)) for spec in model.specs]
     was_training = model.training
     model.eval()
     new_BN, first = tokens_BM, 0
@@ -115,20 +118,20 @@ def generate(
             x_BND = model.hidden(new_BN, positions[None], caches, cached_attention)
             logits_BV = F.linear(x_BND[:, -1], model.head.weight)[:, :vocab_size].float()
             first += new_BN.shape[1]
-            new_BN = _draw(logits_BV, temperature, top_k, generator)
+            new_BN = _sample(logits_BV, temperature, top_k, generator)
             tokens_BM = torch.cat([tokens_BM, new_BN], dim=1)
     finally:
         model.train(was_training)
     return tokens_BM
 
 
-def _draw(
+def _sample(
     logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> Tensor:
     """Samples one token per row, [B, 1]."""
     if not logits_BV.isfinite().all():  # on a GPU, sampling would abort the process
         raise ConfigError(
-            "the logits are not finite, so that no token can be drawn: the model's weights are not "
+            "the logits are not finite, so no token can be sampled: the model's weights are not "
             "finite, or too large for this precision; give another checkpoint."
         )
     if temperature < torch.finfo(torch.float32).tiny:
@@ -136,6 +139,6 @@ def _draw(
     if top_k is not None and top_k < logits_BV.shape[-1]:
         least_B1 = logits_BV.topk(top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
-    # shift the maximum to 0, as a low temperature would make others infinite
+    # shift the maximum to 0, as dividing by a low temperature could overflow
     logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature
     return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)

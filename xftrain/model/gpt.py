@@ -17,10 +17,10 @@ from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, position
 from xftrain.interfaces.batch_checks import check_documents
 from xftrain.model.block import Block, RecomputePlan
 from xftrain.model.initialization import initialize
-from xftrain.model.layer_spec import LayerSpec, distinct_cases
+from xftrain.model.layer_spec import LayerSpec, built_bias, distinct_cases
 from xftrain.model.linear import Linear
 from xftrain.model.tied import MayTieHead
-from xftrain.utils.compilation import begin_compiling
+from xftrain.utils.compilation import configure_compilation
 
 
 class GPT(MayTieHead):
@@ -34,8 +34,8 @@ class GPT(MayTieHead):
             object.
         make_pos: (D, K) -> position encoding of the layers whose spec has none.
         make_norm: (D, linear_bias) -> normalization.
-        config: sizes and settings; for `activation_checkpointing=auto`, the run sets `recomputed`
-            later.
+        config: sizes and settings; for `activation_checkpointing=auto`, the run sets
+            `recompute_plan` later.
         vocab_size: V.
     """
 
@@ -55,18 +55,19 @@ class GPT(MayTieHead):
         self.specs = [layers[index % len(layers)] for index in range(num_layers)]
         self.attention: Attention = backend
         self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.recomputed = RecomputePlan()
+        self.recompute_plan = RecomputePlan()
         if config.activation_checkpointing == "ffn":
-            self.recomputed = RecomputePlan(ffns=num_layers)
+            self.recompute_plan = RecomputePlan(ffns=num_layers)
         elif config.activation_checkpointing:  # all blocks, until a run sets its plan
-            self.recomputed = RecomputePlan(blocks=num_layers)
+            self.recompute_plan = RecomputePlan(blocks=num_layers)
         self.residual_dtype = config.residual_dtype
         self.activation_budget = config.activation_budget
         self.embed = nn.Embedding(vocab_size, dim)
         self.pos = make_pos(dim, self.head_dim)
         own = dict.fromkeys(spec.make_pos for spec in self.specs if spec.make_pos is not None)
         positions = {make: make(dim, self.head_dim) for make in own}
-        for pos in positions.values():  # for built-in options, the configuration was refused before
+        # a configuration of built-in options has been refused already
+        for pos in positions.values():
             if getattr(pos, "changes_embeddings", False):
                 raise ConfigError(
                     f"model.layers gives layers the position encoding {type(pos).__name__}, which "
@@ -99,12 +100,12 @@ class GPT(MayTieHead):
     @property
     def windows(self) -> list[int | None]:
         """The maximum number of keys that a query sees in each layer; None is no limit."""
-        return [spec.bias.build(self.num_heads, None).window for spec in self.specs]
+        return [built_bias(spec.bias, self.num_heads, None).window for spec in self.specs]
 
     def position_encoding(self, layer: int) -> Any:
         """The position encoding of a layer."""
-        place = self._pos_of_layer[layer]
-        return self.pos if place is None else self.layer_pos[place]
+        index = self._pos_of_layer[layer]
+        return self.pos if index is None else self.layer_pos[index]
 
     def distinct_blocks(self) -> list[tuple[Block, tuple[int, ...]]]:
         """The first block of each kind, and the indices of all layers of that kind."""
@@ -123,7 +124,7 @@ class GPT(MayTieHead):
         num_rows: int,
         num_positions: int,
         seqlens: tuple[int, ...] | None,
-        place: tuple[torch.device, torch.dtype] | None = None,
+        device_dtype: tuple[torch.device, torch.dtype] | None = None,
     ) -> list[AttnCase]:
         """The distinct attention calls for a batch of this shape, with their layers.
 
@@ -131,7 +132,7 @@ class GPT(MayTieHead):
             num_rows: B.
             num_positions: M.
             seqlens: lengths of documents packed into the one row.
-            place: device and dtype of q, k and v; None is `compute_device_dtype`.
+            device_dtype: device and dtype of q, k and v; None is `compute_device_dtype`.
 
         Raises:
             ConfigError: the documents do not fill one row, or the bias does not fit the batch.
@@ -140,8 +141,8 @@ class GPT(MayTieHead):
         groups: list[int] = [block.heads.num_kv_heads for block in self.blocks]  # type: ignore[union-attr, misc]
         sizes = (num_rows, num_positions, self.num_heads)
         shapes = {G: AttnShape(*sizes, G, self.head_dim) for G in set(groups)}
-        place = place or self.compute_device_dtype()
-        return distinct_cases(self.specs, [shapes[G] for G in groups], seqlens, *place)
+        device_dtype = device_dtype or self.compute_device_dtype()
+        return distinct_cases(self.specs, [shapes[G] for G in groups], seqlens, *device_dtype)
 
     def prepare(
         self, num_rows: int, num_positions: int, seqlens: tuple[int, ...] | None = None
@@ -154,8 +155,8 @@ class GPT(MayTieHead):
         before, self._handles = self._handles, {}
         handles: list[Any] = [None] * len(self.blocks)
         for call, layers in cases:
-            facts = call.bias.key
-            key = None if facts is None else (facts, *call[1:], is_inference)
+            bias_key = call.bias.key
+            key = None if bias_key is None else (bias_key, *call[1:], is_inference)
             if key is not None and key in before:
                 handle = before[key]
             else:
@@ -172,7 +173,7 @@ class GPT(MayTieHead):
         Attention over packed documents is not compiled, since each batch has another layout and
         would cause a recompilation.
         """
-        begin_compiling(self.activation_budget)
+        configure_compilation(self.activation_budget)
         for block in [*self.blocks, self.norm]:
             block.compile()
         if packed:
@@ -240,28 +241,28 @@ class GPT(MayTieHead):
             x_BMD = x_BMD.to(dtype)  # not to float16, which overflows above 65,504
         positions = self._prepared_positions(positions_1M)
         aux: Tensor | None = None
-        recomputed = self.recomputed if torch.is_grad_enabled() else RecomputePlan()
+        plan = self.recompute_plan if torch.is_grad_enabled() else RecomputePlan()
         for index, block in enumerate(self.blocks):
-            of_layer = (attention, handles[index], positions[index])
+            inputs = (attention, handles[index], positions[index])
             if eager:
-                made = block.forward(x_BMD, *of_layer)
-            elif index < recomputed.blocks:
-                made = checkpoint(block, x_BMD, *of_layer, use_reentrant=False)
+                out = block.forward(x_BMD, *inputs)
+            elif index < plan.blocks:
+                out = checkpoint(block, x_BMD, *inputs, use_reentrant=False)
             else:
-                made = block(x_BMD, *of_layer, index < recomputed.ffns)
-            if isinstance(made, tuple):
-                x_BMD, own = made
+                out = block(x_BMD, *inputs, index < plan.ffns)
+            if isinstance(out, tuple):
+                x_BMD, own = out
                 wide = own.to(torch.promote_types(own.dtype, torch.float32))
                 aux = wide if aux is None else aux + wide
             else:
-                x_BMD = made
+                x_BMD = out
         return self.norm.forward(x_BMD) if eager else self.norm(x_BMD), aux
 
     def _prepared_positions(self, positions_1M: Tensor) -> list[Any]:
         """The prepared positions of each layer."""
         common = self.pos.prepare(positions_1M)
         own = [pos.prepare(positions_1M) for pos in self.layer_pos]  # type: ignore[operator]
-        return [common if place is None else own[place] for place in self._pos_of_layer]
+        return [common if index is None else own[index] for index in self._pos_of_layer]
 
     def forward(self, tokens_BM: Tensor, seqlens: tuple[int, ...] | None = None) -> Tensor:
         """Computes the logits [B, M, V]; `seqlens` are the documents packed into the only row.

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from xftrain.interfaces import AttnCall, AttnCase, AttnShape, BiasRecipe
+from xftrain.errors import ConfigError
+from xftrain.interfaces import AttnBias, AttnCall, AttnCase, AttnShape, BiasRecipe
+from xftrain.interfaces.batch_checks import describe_value, format_lengths
 
 
 class LayerSpec(NamedTuple):
@@ -27,6 +29,32 @@ class LayerSpec(NamedTuple):
     make_pos: Callable[..., Any] | None = None
 
 
+def built_bias(recipe: BiasRecipe, num_heads: int, seqlens: tuple[int, ...] | None) -> AttnBias:
+    """The attention bias of a batch, checked to keep the documents of the batch apart.
+
+    Args:
+        recipe: the bias recipe.
+        num_heads: H.
+        seqlens: lengths of documents packed into the one row.
+
+    Raises:
+        ConfigError: the recipe does not return a bias, or one with other documents.
+    """
+    bias = recipe.build(num_heads, seqlens)
+    said = f"model.bias: {type(recipe).__name__}.build"
+    if not isinstance(bias, AttnBias):
+        raise ConfigError(
+            f"{said} must return an xftrain.interfaces.AttnBias, got {describe_value(bias)}."
+        )
+    if bias.seqlens != seqlens:
+        given, got = format_lengths(seqlens), format_lengths(bias.seqlens)
+        raise ConfigError(
+            f"{said} must return an AttnBias with the seqlens given to it, {given}, got {got}: "
+            "pass them on as AttnBias(seqlens=seqlens), or packed documents attend to each other."
+        )
+    return bias
+
+
 def distinct_cases(
     specs: Sequence[LayerSpec],
     shapes: Sequence[AttnShape],
@@ -40,8 +68,8 @@ def distinct_cases(
         specs: the spec of each layer.
         shapes: the shape of each layer's calls; equal shapes are the same object.
         seqlens: lengths of documents packed into the one row.
-        device: where q, k and v are.
-        dtype: of q, k and v.
+        device: device of q, k and v.
+        dtype: dtype of q, k and v.
 
     Raises:
         ConfigError: a bias does not fit the batch.
@@ -53,7 +81,7 @@ def distinct_cases(
     cases: dict[Any, AttnCase] = {}
     for (recipe, _), layers in alike.items():
         shape = shapes[layers[0]]
-        bias = specs[layers[0]].bias.build(shape.H, seqlens)
+        bias = built_bias(specs[layers[0]].bias, shape.H, seqlens)
         bias.check_fits(shape)
         bias = bias.simplified(shape.M)
         key = (recipe if bias.key is None else bias.key, shape)

@@ -14,7 +14,7 @@ class Linear(nn.Linear):
 
     Attributes:
         bf16_weight: a copy of the weight in the dtype of matmuls, which training reads instead of
-            the weight; None for no copy, see `training.bf16_weights`.
+            the weight; None for no copy, see `train.bf16_weights`.
     """
 
     bf16_weight: Tensor | None = None

@@ -31,7 +31,7 @@ class MayTieHead(nn.Module):
         is_tied = self.head.weight is self.embed.weight
         if strict and is_tied and "embed.weight" in state_dict and "head.weight" not in state_dict:
             state_dict = {**state_dict, "head.weight": state_dict["embed.weight"]}
-        said = super().load_state_dict(state_dict, strict, assign)
+        result = super().load_state_dict(state_dict, strict, assign)
         if is_tied:
             self.tie_head()  # `assign` breaks the tie
-        return said
+        return result

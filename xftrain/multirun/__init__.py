@@ -1,1 +1,1 @@
-"""Hydra's multirun: a process for each job, one table and one plot, and resuming."""
+"""Hydra's multirun: runs each job in a process, tabulates and plots the jobs, resumes sweeps."""

@@ -1,4 +1,4 @@
-"""What a sweep leaves: its table, its picture, and a sentence on the jobs that failed."""
+"""Finishes a sweep: writes its table and plot, and reports the jobs that failed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from xftrain.utils.printable import one_line
 
 
 def finish(sweep: Sweep, lost: Exception | None = None) -> str | None:
-    """Writes the table and the picture of a sweep, where this command is one.
+    """Writes the table and the plot of a sweep, if this command runs one.
 
     Args:
         sweep: the command's sweep, which has no folder in a single run.
-        lost: what its launcher raised, as where a process of the launcher's own was killed.
+        lost: the error of the launcher, for example if one of its processes was killed.
 
     Returns:
-        A sentence on the jobs that failed or were lost; None where there are none.
+        A sentence about the jobs that failed or were lost; None if there are none.
     """
     folder = sweep.folder
     if folder is None or not folder.is_dir():
@@ -33,25 +33,25 @@ def finish(sweep: Sweep, lost: Exception | None = None) -> str | None:
     _draw(rows, folder)
     if lost is not None:
         reason = first_line(lost).rstrip(".")
-        said, which = f"the launcher lost jobs ({reason})", "what is missing"
+        sentence, missing = f"the launcher lost jobs ({reason})", "what is missing"
     elif failed:
         reason = f"job {failed[0]['job']}: " + failed[0]["error"].rstrip(".")
-        said, which = f"{len(failed)} of {len(rows)} jobs failed ({reason})", "them again"
+        sentence, missing = f"{len(failed)} of {len(rows)} jobs failed ({reason})", "them again"
     else:
         return None
-    resume = shlex.quote(f"{record.RESUME}={folder}")
+    resume = shlex.quote(f"{record.RESUME_KEY}={folder}")
     whole = "" if record.is_resumable(folder) else "the same command with "
-    again = f"; {whole}{resume} runs {which}"
-    return f"{said}{'' if sweep.is_stored else again}."
+    again = f"; {whole}{resume} runs {missing}"
+    return f"{sentence}{'' if sweep.is_stored else again}."
 
 
 def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
-    """The picture of a sweep, which has ended whether or not it can be drawn."""
+    """Draws the plot of a sweep; an error is only a warning, since the sweep has ended."""
     try:
         from xftrain.multirun import plot  # imports matplotlib
 
         if path := plot.draw(rows, folder):
             sys.stdout.write(f"{one_line(str(path))}\n")
     except Exception as error:
-        said = " ".join(str(error).split())
-        say(f"warning: no {folder / 'summary.png'} ({type(error).__name__}: {said}).")
+        reason = " ".join(str(error).split())
+        say(f"warning: no {folder / 'summary.png'} ({type(error).__name__}: {reason}).")

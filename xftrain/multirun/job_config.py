@@ -1,6 +1,6 @@
-"""Records the configuration of each sweep job, so that a resumed sweep mixes no configurations.
+"""Records the configuration of each job, so that a resumed sweep does not mix configurations.
 
-The same overrides compose to another configuration once an option file or a default has changed.
+The same overrides compose to another configuration after an option file or a default has changed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from xftrain.config.moved_keys import flat_in_new_keys
+from xftrain.config.own_code import own_code
 from xftrain.config.run_config import CommandConfig
 from xftrain.errors import SweepRefused
+from xftrain.folders.run_folder import JOB_FILE
 from xftrain.utils import redaction
 from xftrain.utils.files import read_json, write_json
 from xftrain.utils.printable import one_line, shortened
@@ -23,12 +25,11 @@ from xftrain.version import __version__
 
 log = logging.getLogger(__name__)
 
-_FILE = ".job.json"  # in a job's folder
 _SHOWN = 3  # largest number of keys in a message
 _MAX_CHARACTERS = 200  # longest key or value in a message
 
 
-def described(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
+def job_description(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
     """The configuration of a job by dotted keys, with a digest of each secret that it reads.
 
     Args:
@@ -42,12 +43,14 @@ def described(cfg: DictConfig, checked: CommandConfig) -> dict[str, Any]:
         for name, digest in redaction.digests().items()
         if f"oc.env:{name}" in text
     }
-    return {"xftrain": __version__, "config": flat, "environment": read}
+    made = {"xftrain": __version__, "config": flat, "environment": read}
+    # imports the user's own classes, if there are any
+    return made | ({"own_code": code} if (code := own_code(checked.to_dict())) else {})
 
 
 def write_job_config(description: Mapping[str, Any], run_dir: Path) -> None:
     """Writes the description into the job's folder."""
-    write_json(description, run_dir / _FILE)
+    write_json(description, run_dir / JOB_FILE)
 
 
 def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
@@ -56,13 +59,21 @@ def refuse_other_config(description: Mapping[str, Any], run_dir: Path) -> None:
     Raises:
         SweepRefused: they differ, so the sweep would mix results of two configurations.
     """
-    saved = read_json(run_dir / _FILE)
+    saved = read_json(run_dir / JOB_FILE)
     if saved is None or not isinstance(saved.get("config"), dict):
         log.warning("%s has no record of its configuration; its result is kept", run_dir)
         return
     if saved.get("xftrain") != description["xftrain"]:
-        said = _cut(str(saved.get("xftrain")))
-        log.warning("%s was run with xftrain %s, and this is %s", run_dir, said, __version__)
+        version = _cut(str(saved.get("xftrain")))
+        log.warning("%s was run with xftrain %s, and this is %s", run_dir, version, __version__)
+    for target, digest in description.get("own_code", {}).items():
+        code = saved.get("own_code")
+        if isinstance(code, dict) and code.get(target, digest) != digest:
+            log.warning(
+                "%s was run with other code of %s: its result is kept, and may not be comparable "
+                "with those of later jobs",
+                *(run_dir, target),
+            )
     environment = saved.get("environment")
     config = flat_in_new_keys(saved["config"])
     before = {**config, **(environment if isinstance(environment, dict) else {})}

@@ -1,4 +1,4 @@
-"""Sorts the jobs of a sweep, the best first; jobs that differ only by seed count by their mean.
+"""Sorts the jobs of a sweep, the best first; jobs that differ only by seed rank by their mean.
 
 Every command imports this module, so it must not import torch.
 """
@@ -17,8 +17,9 @@ LOSS, BITS = "val/loss", "val/bits_per_byte"
 FIGURES = (  # columns of a row that are figures
     *(LOSS, BITS, "val/accuracy", "tokens_per_s", "peak_memory_mib", "parameters", "wall_s"),
 )
-_OTHERS = {"best", "job", "status", *FIGURES, "run_dir", "error"}
+_OTHER_COLUMNS = {"best", "job", "status", *FIGURES, "run_dir", "error"}
 _SEED = "seed"
+_LARGEST = 1e30  # largest figure; the mean of larger ones may be out of range
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,11 @@ class Setting:
 
 def overridden(rows: Sequence[Row]) -> list[str]:
     """The keys that any job overrides."""
-    return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in _OTHERS]
+    return [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key not in _OTHER_COLUMNS
+    ]
 
 
 def changed_keys(rows: Sequence[Row]) -> list[str]:
@@ -78,9 +83,9 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
     return sorted(made, key=lambda setting: setting.mean)
 
 
-def are_over_seeds(found: Sequence[Setting]) -> bool:
+def differ_by_seed(found: Sequence[Setting]) -> bool:
     """Whether some jobs differ only by seed."""
-    return any(len({str(row.get(_SEED)) for row in one.rows}) > 1 for one in found)
+    return any(len({str(row.get(_SEED)) for row in setting.rows}) > 1 for setting in found)
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
@@ -107,7 +112,8 @@ def best_row(rows: Sequence[Row], column: str, *, highest: bool = False) -> Row 
 def _metric(row: Row, column: str) -> float | None:
     """A figure of a completed job; None for a failed job, whose figure is of an earlier step."""
     value = row.get(column)
-    return value if row["status"] == "completed" and isinstance(value, int | float) else None
+    is_figure = isinstance(value, int | float) and abs(value) <= _LARGEST
+    return value if row["status"] == "completed" and is_figure else None
 
 
 def _or_infinite(row: Row, column: str) -> float:

@@ -31,19 +31,19 @@ from xftrain.utils.plot_style import (
     GRAY,
     MARKERS,
     RING,
+    format_number,
     legend_at_right,
-    mark,
+    legend_marker,
     new_figure,
-    number,
     spans_decades,
-    style,
+    style_axis,
     use_log_ticks,
 )
 from xftrain.utils.printable import one_line
 
 _HIGHEST = ("tokens_per_s",)  # columns in which the highest figure is the best
 _TITLES = {"tokens_per_s": "tokens/s"}  # titles that differ from the column's name
-_LONGEST = 20  # longest value, in characters
+_MAX_CHARACTERS = 20  # longest value, in characters
 _EVENTS = "events.out.tfevents.{}.sweep"
 
 
@@ -71,20 +71,20 @@ class _Key:
     def label(self, index: int) -> str:
         """Formats a value for a tick or the legend; drawn numbers have three significant digits."""
         if self.numbers:
-            return number(self.numbers[index])
+            return format_number(self.numbers[index])
         return _shown(self.values[index])
 
     @property
     def are_round(self) -> bool:
-        """Whether the numbers were typed rather than drawn, so that each can be a tick."""
-        return all(float(number(n).replace(",", "")) == n for n in self.numbers or [])
+        """Whether the numbers were typed, not drawn by a search, so that each can be a tick."""
+        return all(float(format_number(n).replace(",", "")) == n for n in self.numbers or [])
 
 
 def draw(rows: Sequence[Row], folder: Path) -> Path | None:
     """Writes `summary.png` into a sweep's folder, and the same picture for TensorBoard.
 
     Args:
-        rows: the jobs, see `sweep_table.read_rows`.
+        rows: the jobs, see `table.read_rows`.
         folder: the sweep's folder; an earlier plot there is removed.
 
     Returns:
@@ -93,20 +93,20 @@ def draw(rows: Sequence[Row], folder: Path) -> Path | None:
     path = folder / "summary.png"
     for earlier in (path, *folder.glob(_EVENTS.format("*"))):
         earlier.unlink(missing_ok=True)
-    made = figure(rows)
-    if made is None:
+    plot = figure(rows)
+    if plot is None:
         return None
     png = io.BytesIO()
-    made.savefig(png, format="png")
+    plot.savefig(png, format="png")
     replace_bytes(path, png.getvalue())
-    records = _records(png.getvalue(), *made.canvas.get_width_height())
-    # a name of its own, as TensorBoard does not read a file from its beginning again
+    records = _records(png.getvalue(), *plot.canvas.get_width_height())
+    # a new name, since TensorBoard does not read a replaced file from its beginning
     replace_bytes(folder / _EVENTS.format(f"{int(time.time()):010d}"), records)
     return path
 
 
 def figure(rows: Sequence[Row]) -> Figure | None:
-    """Draws a row of panels for each changed key, a panel for each figure, a point for each job.
+    """Draws a row of panels for each changed key, a panel for each metric, a point for each job.
 
     One or two other changed keys determine the color and the marker of a point. Returns None if no
     two jobs differ or no job has a figure.
@@ -116,28 +116,28 @@ def figure(rows: Sequence[Row]) -> Figure | None:
     columns = [c for c in wanted if any(_value(row, c) is not None for row in rows)]
     if not keys or not columns:
         return None
-    made = new_figure(2.0 + 3.8 * len(columns), 0.4 + 2.6 * len(keys))
-    panels = made.subplots(len(keys), len(columns), squeeze=False, sharey="col")
+    plot = new_figure(2.0 + 3.8 * len(columns), 0.4 + 2.6 * len(keys))
+    panels = plot.subplots(len(keys), len(columns), squeeze=False, sharey="col")
     for key, line in zip(keys, panels, strict=True):
         others = [o for o in keys if o is not key and len(o.values) <= len(COLORS)]
         if len(others) > 2:
             others = []
         for column, axis in zip(columns, line, strict=True):
-            _panel(made, axis, rows, key, column, others)
+            _panel(plot, axis, rows, key, column, others)
         handles: list[Any] = _legend(others)
         if key is keys[0]:  # the legend is equal for all rows of panels
             has_best = any(best_row(rows, column) for column in columns)
-            handles += [mark("best", RING)] * has_best
-            handles += [mark("not completed", CROSS)] * any(map(_has_failed, rows))
+            handles += [legend_marker("best", RING)] * has_best
+            handles += [legend_marker("not completed", CROSS)] * any(map(_has_failed, rows))
         if handles:
             legend_at_right(line[-1], handles)
     for column, axis in zip(columns, panels[0], strict=True):
         axis.set_title(_TITLES.get(column, column), loc="left", fontsize=10)
-    return made
+    return plot
 
 
 def _panel(
-    made: Figure, axis: Axes, rows: Sequence[Row], key: _Key, column: str, others: Sequence[_Key]
+    plot: Figure, axis: Axes, rows: Sequence[Row], key: _Key, column: str, others: Sequence[_Key]
 ) -> None:
     """Draws one column against one key; a failed job is a cross at the upper edge."""
     values = [value for row in rows if (value := _value(row, column)) is not None]
@@ -159,15 +159,15 @@ def _panel(
             lines += axis.plot(place, value, **RING) if row is best else []
         elif _has_failed(row):
             lines = axis.plot(place, 0.96, transform=axis.get_xaxis_transform(), **CROSS)
-        for line in lines:  # shifted by a few pixels per color, so that equal values stay visible
-            aside = ScaledTranslation(_aside(row, others), 0, made.dpi_scale_trans)
-            line.set_transform(line.get_transform() + aside)
+        for line in lines:  # shift by a few pixels per color, so that equal values stay visible
+            shift = ScaledTranslation(_shift(row, others), 0, plot.dpi_scale_trans)
+            line.set_transform(line.get_transform() + shift)
     _name_values(axis, key)
     axis.margins(0.08, 0.12)
     if key.numbers is None:
         axis.set_xlim(-0.5, len(key.values) - 0.5)
     axis.set_xlabel(_shown(key.name, longest=60), fontsize=9)
-    style(axis)
+    style_axis(axis)
 
 
 def _name_values(axis: Axes, key: _Key) -> None:
@@ -177,7 +177,7 @@ def _name_values(axis: Axes, key: _Key) -> None:
             use_log_ticks(axis.xaxis)
         else:
             axis.locator_params(axis="x", nbins=6)
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
         return
     labels = [key.label(index) for index in range(len(key.values))]
     slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
@@ -192,7 +192,7 @@ def _style(row: Row, others: Sequence[_Key]) -> dict[str, Any]:
     return {"color": COLORS[indices[0]], "marker": MARKERS[indices[1]], "markersize": 7}
 
 
-def _aside(row: Row, others: Sequence[_Key]) -> float:
+def _shift(row: Row, others: Sequence[_Key]) -> float:
     """The horizontal shift of a point, in inches."""
     return 0.1 * (others[0].index(row) - (len(others[0].values) - 1) / 2) if others else 0.0
 
@@ -235,7 +235,7 @@ def _has_failed(row: Row) -> bool:
     return row["status"] != "completed"
 
 
-def _shown(text: str, longest: int = _LONGEST) -> str:
+def _shown(text: str, longest: int = _MAX_CHARACTERS) -> str:
     """Shortens a text and escapes dollar signs, which matplotlib treats as math mode."""
     text = one_line(text)
     short = text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -11,18 +11,18 @@ from pathlib import Path
 
 @dataclass
 class Sweep:
-    """A sweep, or nothing yet.
+    """The state of a sweep, which is empty until the sweep starts.
 
     Attributes:
         folder: the sweep's folder; None before its first job, and in a single run.
-        is_stored: whether a database keeps what the sweep draws, so that it resumes by itself.
+        is_stored: whether a database stores the trials, so that the search resumes by itself.
     """
 
     folder: Path | None = None
     is_stored: bool = False
 
 
-# Hydra builds the callbacks by itself and passes them no object of the command's.
+# A context variable, since Hydra builds its callbacks and passes them no object of the command.
 _of_command: ContextVar[Sweep] = ContextVar("sweep_of_command")
 
 
@@ -37,5 +37,5 @@ def sweep_of_command() -> Iterator[Sweep]:
 
 
 def current_sweep() -> Sweep:
-    """The sweep of the command that runs; one that nobody sees outside of a command."""
+    """The sweep of the running command; a new empty one outside a command."""
     return _of_command.get(Sweep())

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xftrain.commands.sweep_data import JOBS_FOLDER, make_jobs_folder
 from xftrain.errors import SweepRefused
 from xftrain.multirun.order import (
     BITS,
     FIGURES,
     LOSS,
     Row,
-    are_over_seeds,
     changed_keys,
+    differ_by_seed,
     minimized,
     ordered,
     overridden,
@@ -27,47 +28,63 @@ from xftrain.utils.printable import one_line
 from xftrain.utils.redaction import hidden_throughout
 from xftrain.utils.spreadsheet import csv_text
 
-_MAX_CHARACTERS = 1000  # longest cell
+_MAX_CHARACTERS = 1000  # longest text of a cell
 _MAX_OVERRIDES = 1000  # most overrides of a job
 _MAX_INTEGER = 1 << 62
-_JOBS = ".jobs"  # subfolder of a sweep's folder with a file for each job
 _ENTRY = re.compile(r"\d+\.json", re.ASCII)
-_PLACES = {  # by column, the keys of a job's figure in result.json
+_RESULT_KEYS = {  # by column, the keys of a job's figure in result.json
     **{name: ("metrics", name) for name in FIGURES if name.startswith("val/")},
     "parameters": ("num_parameters",),
 }
 _IF_KNOWN = (BITS, "parameters")  # columns that are omitted if no job has them
 _DRAWN = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.ASCII)
-_TYPED = 8  # a longer number is taken for drawn rather than typed
+_MAX_TYPED = 8  # a longer number is assumed to be drawn by a search
 
 
-def forget_jobs(folder: Path) -> None:
+def clear_jobs(folder: Path) -> None:
     """Makes an empty list of jobs in a sweep's folder, in place of an earlier sweep's list.
 
     Raises:
         OSError: the subfolder cannot be made, or its name is taken by something else.
     """
-    place = folder / _JOBS
-    if place.is_symlink():
-        raise NotADirectoryError(f"{place} is a link")
-    place.mkdir(parents=True, exist_ok=True)
-    for path in place.iterdir():
+    for path in make_jobs_folder(folder).iterdir():
         if _ENTRY.fullmatch(path.name):
             path.unlink()
 
 
-def note_job(folder: Path, number: int, run_dir: Path) -> None:
+def register_job(folder: Path, number: int, run_dir: Path) -> None:
     """Adds a job, with its number, to the list of a sweep's jobs.
 
     Raises:
-        SweepRefused: the job's folder is not below the sweep's.
+        SweepRefused: the job's folder is not below the sweep's folder, or is another job's.
     """
     if not _is_below(run_dir, folder):
         raise SweepRefused(
             f"hydra.sweep.subdir must name a folder below hydra.sweep.dir={folder}, got {run_dir}."
         )
+    path = real_path(run_dir)
+    for other, other_dir in _registered_jobs(folder):
+        if other != number and real_path(other_dir) == path:
+            raise SweepRefused(shared_folder(other, number, run_dir))
     entry = {"job": number, "run_dir": str(run_dir.absolute())}
-    write_json(entry, folder / _JOBS / f"{number}.json")
+    write_json(entry, folder / JOBS_FOLDER / f"{number}.json")
+
+
+def shared_folder(first: int, second: int, run_dir: Path) -> str:
+    """The error message for two jobs that would write to the same folder."""
+    return (
+        "hydra.sweep.subdir must name a folder of its own for each job, and jobs "
+        f"{first} and {second} both have {one_line(str(run_dir))}: put ${{hydra.job.num}} into it."
+    )
+
+
+def _registered_jobs(folder: Path) -> Iterator[tuple[int, Path]]:
+    """The numbers and the folders of the jobs that are listed."""
+    for path in (folder / JOBS_FOLDER).iterdir() if (folder / JOBS_FOLDER).is_dir() else ():
+        entry = read_json(path) if _ENTRY.fullmatch(path.name) else None
+        number, run_dir = (entry or {}).get("job"), (entry or {}).get("run_dir")
+        if isinstance(number, int) and isinstance(run_dir, str):
+            yield number, Path(run_dir)
 
 
 def _is_below(path: Path, folder: Path) -> bool:
@@ -89,14 +106,10 @@ def write_summary(folder: Path) -> list[Row]:
 def read_rows(folder: Path) -> list[Row]:
     """Reads a row for each job of the sweep that has a result, in the order of the jobs."""
     rows: list[Row] = []
-    for path in (folder / _JOBS).iterdir() if (folder / _JOBS).is_dir() else ():
-        entry = read_json(path) if _ENTRY.fullmatch(path.name) else None
-        number, run_dir = (entry or {}).get("job"), (entry or {}).get("run_dir")
-        if not isinstance(number, int) or not isinstance(run_dir, str):
+    for number, run_dir in _registered_jobs(folder):
+        if not _is_below(run_dir, folder):
             continue
-        if not _is_below(Path(run_dir), folder):
-            continue
-        result = read_result(Path(run_dir))
+        result = read_result(run_dir)
         if result is None:
             continue
         row: Row = {"job": number, "status": result["status"][:_MAX_CHARACTERS]}
@@ -104,8 +117,8 @@ def read_rows(folder: Path) -> list[Row]:
             key, _, value = override.partition("=")
             row[key.lstrip("+").replace("/", ".")[:_MAX_CHARACTERS]] = value[:_MAX_CHARACTERS]
         for column in FIGURES:
-            row[column] = _figure(result, _PLACES.get(column, (column,)))
-        row["run_dir"] = _short_path(Path(run_dir), folder)[:_MAX_CHARACTERS]
+            row[column] = _figure(result, _RESULT_KEYS.get(column, (column,)))
+        row["run_dir"] = _short_path(run_dir, folder)[:_MAX_CHARACTERS]
         row["error"] = one_line(" ".join(str(result.get("error") or "").split()))[:_MAX_CHARACTERS]
         rows.append(row)
     unknown = [name for name in _IF_KNOWN if all(row[name] is None for row in rows)]
@@ -127,7 +140,7 @@ def table(rows: Sequence[Row], *, is_file: bool = False) -> str:
     If jobs differ only by seed, a table of means over the seeds comes first.
 
     Args:
-        rows: the rows, sorted by `sweep_order.ordered`.
+        rows: the rows, sorted by `order.ordered`.
         is_file: whether the table is for a file, which a browser may show, and is escaped.
     """
 
@@ -147,7 +160,7 @@ def table(rows: Sequence[Row], *, is_file: bool = False) -> str:
 def _over_seeds(rows: Sequence[Row], shown: Callable[[Any], str]) -> list[str]:
     """Tabulates mean and spread of each setting over its seeds; empty if no seeds differ."""
     found, column = settings(rows), minimized(rows)
-    if not are_over_seeds(found):
+    if not differ_by_seed(found):
         return []
     keys = [key for key in changed_keys(rows) if key != "seed"]
     lines = []
@@ -187,7 +200,7 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 def val_loss_of(result: Mapping[str, Any]) -> float | None:
     """The last validation loss; None if it was NaN or the untrusted file has no number there."""
-    return _figure(result, _PLACES[LOSS])
+    return _figure(result, _RESULT_KEYS[LOSS])
 
 
 def _figure(result: Mapping[str, Any], place: Sequence[str]) -> float | None:
@@ -209,5 +222,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     text = one_line(str(value))
-    is_drawn = len(text) > _TYPED and _DRAWN.fullmatch(text)  # a number of a search
+    is_drawn = len(text) > _MAX_TYPED and _DRAWN.fullmatch(text)  # a number of a search
     return f"{float(text):.3g}" if is_drawn else text

@@ -17,25 +17,25 @@ from xftrain.config.option_checks import checked_option
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import Schedule
 from xftrain.train.composite_optimizer import CompositeOptimizer
-from xftrain.train.parameter_groups import ParameterGroup, split
+from xftrain.train.parameter_groups import ParameterGroup, split_parameters
 
 log = logging.getLogger(__name__)
 
 
 class GroupedOptimizer(ABC):
-    """An optimizer whose parameters are in groups, each with a learning rate of its own.
+    """An optimizer option that splits parameters into groups with separate settings.
 
-    Each option repeats the first three arguments, since the fields of an option are read from its
-    own source.
+    Each subclass declares the first three arguments again, since the keys of an option are read
+    from the signature of its own class.
 
     Args:
         lr: base learning rate, which the schedule multiplies by a factor in each step.
         weight_decay: weight decay of matrices; norms, biases and embeddings have none.
         param_groups: entries with `match`, a pattern of parameter names, and optionally `lr`,
             `weight_decay` (of all matching parameters) and `optimizer`, another option of `optim`
-            that steps them. The first matching entry counts.
-        others: the option that steps norms, biases and embeddings, for an optimizer of matrices
-            only; None if this optimizer steps all parameters.
+            that steps them. The first matching entry applies.
+        others: the option that steps norms, biases and embeddings, if this optimizer steps only
+            matrices; None if it steps all parameters.
     """
 
     def __init__(
@@ -60,12 +60,16 @@ class GroupedOptimizer(ABC):
     @property
     def has_several_optimizers(self) -> bool:
         """Whether another option steps some of the parameters."""
-        return self.others is not None or any(one is not self for one in self._steppers)
+        return self.others is not None or any(option is not self for option in self._steppers)
 
     def build(
         self, model: nn.Module, schedule: Schedule, max_steps: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """The optimizer, and the schedule applied to the base learning rate of each group."""
+        """Builds the optimizer, and the schedule applied to the base learning rate of each group.
+
+        Raises:
+            ConfigError: the model has no trained parameter, or a pattern matches nothing.
+        """
         by_option: dict[int, tuple[GroupedOptimizer, list[dict[str, Any]]]] = {}
         for group in self._split(model):
             option = self._option_for(group)
@@ -74,7 +78,9 @@ class GroupedOptimizer(ABC):
             raise ConfigError("optim has no parameters to train: the model has none.")
         parts = [option.make(groups) for option, groups in by_option.values()]
         optimizer = parts[0] if len(parts) == 1 else CompositeOptimizer(parts)
-        return optimizer, LambdaLR(optimizer, lambda step: share(schedule, step, max_steps))
+        return optimizer, LambdaLR(
+            optimizer, lambda step: schedule_factor(schedule, step, max_steps)
+        )
 
     def update_saved(
         self,
@@ -109,7 +115,7 @@ class GroupedOptimizer(ABC):
         }
 
     def _split(self, model: nn.Module) -> list[ParameterGroup]:
-        return split(model, [str(entry["match"]) for entry in self.param_groups])
+        return split_parameters(model, [str(entry["match"]) for entry in self.param_groups])
 
     def _stepper(self, index: int) -> GroupedOptimizer:
         """The option that steps the parameters of an entry of `param_groups`, before `others`."""
@@ -118,44 +124,44 @@ class GroupedOptimizer(ABC):
             return self
         key = f"optim.param_groups[{index}].optimizer"
         node = {"name": node} if isinstance(node, str) else node
-        made = registry.build(checked_option(key, node))
-        if not isinstance(made, GroupedOptimizer):
+        option = registry.build(checked_option(key, node))
+        if not isinstance(option, GroupedOptimizer):
             raise ConfigError(
                 f"{key} must be an option of optim that derives from GroupedOptimizer, got "
-                f"{type(made).__name__}."
+                f"{type(option).__name__}."
             )
-        return made
+        return option
 
     def _option_for(self, group: ParameterGroup) -> GroupedOptimizer:
         option = self if group.entry is None else self._steppers[group.entry]
         return option if group.decays or option.others is None else option.others
 
     def _settings(self, group: ParameterGroup, option: GroupedOptimizer) -> dict[str, Any]:
-        """The parameter group in the form of torch."""
+        """The parameter group as the dict that torch's optimizers take."""
         entry = {} if group.entry is None else self.param_groups[group.entry]
         lr, weight_decay = entry.get("lr"), entry.get("weight_decay")
         if weight_decay is None:
             weight_decay = option.weight_decay if group.decays else 0.0
-        made = {
+        settings = {
             "params": group.parameters,
             "lr": option.lr if lr is None else lr,
             "weight_decay": weight_decay,
         }
         if group.entry is None:
-            return made
+            return settings
         log.info(
             "optim.param_groups[%d], %s: %s, learning rate %g, weight decay %g, tensors: %d",
-            *(group.entry, entry["match"], type(option).__name__, made["lr"], weight_decay),
+            *(group.entry, entry["match"], type(option).__name__, settings["lr"], weight_decay),
             len(group.parameters),
         )
-        return made | {"name": str(group.entry)}
+        return settings | {"name": str(group.entry)}
 
 
-def share(schedule: Schedule, step: int, max_steps: int) -> float:
-    """The schedule's factor.
+def schedule_factor(schedule: Schedule, step: int, max_steps: int) -> float:
+    """The schedule's factor of the base learning rate at a step, checked.
 
     Raises:
-        RunError: it is not a finite number >= 0, and would destroy the weights.
+        RunError: the factor is not a finite number >= 0, and would destroy the weights.
     """
     factor = schedule.factor(step, max_steps)
     if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):

@@ -1,4 +1,4 @@
-"""Adafactor (Shazeer, Stern, 2018, arXiv:1804.04235): next to no optimizer state."""
+"""Adafactor (Shazeer, Stern, 2018, arXiv:1804.04235): hardly any optimizer state."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from xftrain.optim._grouped import GroupedOptimizer
 class Adafactor(GroupedOptimizer):
     """Keeps one number per row and column of a matrix, where AdamW keeps two matrices.
 
-    Steps are relative to the size of the weights. It is not a fused optimizer, so the host waits
-    for the device in each step, to learn whether the step is finite.
+    Updates are relative to the root mean square of the weights. It is not a fused optimizer, so
+    the host waits for the device in each step, to learn whether the step is finite.
 
     Args:
         lr: base learning rate, for weights with a root mean square of 1; at most 1 / sqrt(step).

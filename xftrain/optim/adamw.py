@@ -13,9 +13,10 @@ from xftrain.optim._grouped import GroupedOptimizer
 
 
 class AdamW(GroupedOptimizer):
-    """Builds torch's fused AdamW, or the one of this project with the same state.
+    """Builds torch's fused AdamW, or xftrain's own, which has the same state.
 
-    Fused means few kernels, and that GradScaler need not wait for the device to detect an overflow.
+    A fused optimizer launches few kernels, and GradScaler need not wait for the device to detect an
+    overflow.
 
     Args:
         lr: base learning rate.
@@ -24,8 +25,8 @@ class AdamW(GroupedOptimizer):
         weight_decay: weight decay of matrices; norms, biases and embeddings have none.
         impl: `torch` is torch's fused AdamW. `auto` clips and steps large weights in one kernel if
             Triton runs. In `bf16-mixed` on one GPU, `auto` also keeps bfloat16 copies of large
-            weights in blocks, which matmuls read, and takes bfloat16 gradients, unless a part of
-            the run that is not built in may read them, see `training.bf16_weights`.
+            weights in blocks, which matmuls read, and takes bfloat16 gradients, unless a class
+            of the user's may read them, see `train.bf16_weights`.
         param_groups: settings of parameters by patterns of their names, see `GroupedOptimizer`.
     """
 
@@ -45,19 +46,19 @@ class AdamW(GroupedOptimizer):
         self.betas, self.eps, self.impl = (betas[0], betas[1]), eps, impl
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-        """Creates torch's AdamW, or the fused one of this project with the same state."""
+        """Creates torch's fused AdamW, or xftrain's `FusedAdamW`, which has the same state."""
         settings: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
-        if self.is_own(groups[0]["params"][0].device):
+        if self.uses_fused_adamw(groups[0]["params"][0].device):
             return FusedAdamW(groups, **settings)
         return torch.optim.AdamW(groups, fused=True, **settings)
 
-    def is_own(self, device: torch.device) -> bool:
-        """Whether the optimizer of this project is used on a device."""
+    def uses_fused_adamw(self, device: torch.device) -> bool:
+        """Whether xftrain's `FusedAdamW` is used on a device."""
         return self.impl == "auto" and has_kernel(device)
 
     def takes_bf16_gradients(self, device: torch.device) -> bool:
-        """Whether the step on a device takes bfloat16 gradients: the own kernel does."""
-        return self.is_own(device) and not self.has_several_optimizers
+        """Whether the step on a device reads bfloat16 gradients, as `FusedAdamW` does."""
+        return self.uses_fused_adamw(device) and not self.has_several_optimizers
 
     def state_bytes(self, parameter: torch.Tensor) -> int:
         """The bytes of two moments in the dtype of the parameter."""

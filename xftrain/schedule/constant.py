@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xftrain.config.fields import NonNegativeInt
-from xftrain.schedule._warmup import WarmupSchedule
+from xftrain.schedule._shapes import WarmupSchedule
 
 
 class Constant(WarmupSchedule):

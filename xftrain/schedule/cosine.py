@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xftrain.config.fields import Fraction, NonNegativeInt
-from xftrain.schedule._warmup import WarmupSchedule, cosine, progress
+from xftrain.schedule._shapes import WarmupSchedule, cosine, progress
 
 
 class Cosine(WarmupSchedule):

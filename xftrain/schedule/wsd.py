@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from xftrain.config.fields import Fraction, NonNegativeInt
-from xftrain.schedule._warmup import WarmupSchedule, cosine, progress
+from xftrain.schedule._shapes import WarmupSchedule, cosine, progress
 
 _DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda share: 1.0 - share,

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class BF16Weights:
     """Gives each large linear layer a bfloat16 copy of its weight, which the optimizer updates.
 
-    The gradient of a copy has the dtype of the copy, and is moved to the weight without a cast.
+    The gradient of a copy has the dtype of the copy, and becomes the weight's gradient uncast.
 
     Args:
         model: the model, already on its device.
@@ -41,7 +41,7 @@ class BF16Weights:
         for layer in self._layers:
             copy = layer.weight.detach().to(dtype, copy=True).requires_grad_()
             layer.weight.grad_dtype = None  # accept a gradient of any dtype
-            copy.register_post_accumulate_grad_hook(_hand_over_to(layer.weight))
+            copy.register_post_accumulate_grad_hook(_move_grad_to(layer.weight))
             layer.bf16_weight = self.copies[layer.weight] = copy
 
     @torch.no_grad()
@@ -86,9 +86,10 @@ def weight_modifiers(parts: Iterable[object]) -> list[str]:
     """The names of the classes that may change weights, or read gradients while they are computed.
 
     Args:
-        parts: callbacks, the optimizer's option, or their classes. Each one counts, unless its own
-            class declares `modifies_weights = False`. A subclass does not inherit the declaration,
-            since it may override any method. Lightning's progress bars never count.
+        parts: callbacks, the optimizer's option, or their classes. Each is included unless its
+            class itself declares `modifies_weights = False`. A subclass does not inherit the
+            declaration, since it may override any method. Lightning's progress bars are never
+            included.
     """
     kinds = [part if isinstance(part, type) else type(part) for part in parts]
     return [kind.__name__ for kind in kinds if _may_modify_weights(kind)]
@@ -134,12 +135,14 @@ def _reads_weights(module: nn.Module) -> bool:
     return "reads_weights" not in vars(definer) or bool(module.reads_weights)
 
 
-def _hand_over_to(weight: Tensor) -> Callable[[Tensor], None]:
-    def hand_over(copy: Tensor) -> None:
+def _move_grad_to(weight: Tensor) -> Callable[[Tensor], None]:
+    """Creates a hook that moves the gradient of a copy to the weight."""
+
+    def move_grad(copy: Tensor) -> None:
         grad, copy.grad = copy.grad, None
         assert grad is not None
         if weight.grad is not None:  # of an earlier micro-batch: accumulate in float32
             grad = grad.to(weight.dtype).add_(weight.grad)
         weight.grad = grad
 
-    return hand_over
+    return move_grad

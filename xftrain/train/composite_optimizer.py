@@ -1,4 +1,4 @@
-"""Combines several optimizers, each with parameters of its own, into one."""
+"""Combines several optimizers, each of which steps some of the parameters, into one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class CompositeOptimizer(torch.optim.Optimizer):
-    """An optimizer that steps its parts one after the other.
+    """An optimizer that steps several optimizers, its parts, one after the other.
 
-    Its parameter groups are those of the parts, in their order, and its state is shared with the
-    parts: changing or restoring one changes the other.
+    Its parameter groups are those of the parts, in their order. Its state is shared with the
+    parts: a change to one changes the other.
 
     Args:
         parts: at least one; no parameter is in two of them.

@@ -12,26 +12,28 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.utils.processes import RANKS, rank, rank_died
+from xftrain.utils.processes import RANKS_VARIABLE, rank, rank_died
 
 _POLL_S = 0.2
-_NAMED = 5  # maximum number of parameters named in an error
+_MAX_NAMED = 5  # maximum number of parameters named in an error
 _Value = TypeVar("_Value")
 
 _TIMEOUT = timedelta(minutes=30)  # for the slowest rank, which may be preparing token files
 
 
 class DDP(DDPStrategy):
-    """Lightning's DDP strategy, created on the stream of the steps.
+    """Lightning's DDP strategy, created on the CUDA stream that runs the training steps.
 
-    If DDP is created on a stream of its own, as Lightning does, each gradient may wait for it.
-    Gradients are views of the all-reduce buckets, so they exist once. Buckets are of 100 MiB: with
-    torch's 25 MiB a step on two H200s took 1 to 2 % longer.
+    Lightning would create DDP on a separate stream, for which each gradient might have to wait.
+    Gradients are views of the all-reduce buckets, so each is in memory only once. Buckets have
+    100 MiB: with torch's default of 25 MiB, a step on two H200s took 1 to 2 % longer.
     """
 
     def __init__(self) -> None:
@@ -43,16 +45,19 @@ class DDP(DDPStrategy):
         return DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """Sends what Lightning has other ranks know, such as a folder, as JSON and not pickled."""
+        """Broadcasts Lightning's plain values, such as a folder, as JSON, not pickled."""
         if obj is None or isinstance(obj, str | int | float):
-            return from_all_ranks(obj)[src]
+            return all_gather_values(obj)[src]
         return super().broadcast(obj, src)
 
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Raises an error for parameters without a gradient, for which other ranks would wait.
+        """Checks after the first batch that every trained parameter has a gradient.
 
-        It checks the first batch, as torch would find them only in the next one, after a step with
-        gradients that were not all-reduced.
+        torch would detect a parameter without a gradient only in the next batch, after a step
+        whose gradients were not all-reduced.
+
+        Raises:
+            RunError: a parameter has no gradient; the message names it.
         """
         super().post_backward(closure_loss)
         if self._is_checked or self.lightning_module is None:
@@ -61,31 +66,47 @@ class DDP(DDPStrategy):
         named = self.lightning_module.named_parameters()
         unused = [name for name, weight in named if weight.requires_grad and weight.grad is None]
         if unused:
-            raise _without_gradient(unused)
+            raise _missing_gradient(unused)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Replaces Lightning's advice, which names a key that does not exist here."""
+        """Replaces the advice in torch's error, which names an argument that no key sets."""
         if "finished reduction in the prior iteration" in str(exception):
-            exception.args = (str(_without_gradient(self._unused_in(str(exception)))),)
+            exception.args = (str(_missing_gradient(self._unused_in(str(exception)))),)
 
-    def _unused_in(self, said: str) -> list[str]:
+    def _unused_in(self, message: str) -> list[str]:
         """Names of the parameters that torch's message lists by index."""
         assert self.lightning_module is not None
         named = self.lightning_module.named_parameters()
         names = [name for name, weight in named if weight.requires_grad]
-        listed = re.search(r"did not receive grad for rank \d+: ([\d ]+)", said)
+        listed = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
         numbers = map(int, listed[1].split()) if listed else ()
         return [names[number] for number in numbers if number < len(names)]
 
 
-def _without_gradient(names: list[str]) -> RunError:
-    shown = ", ".join(name.removeprefix("model.") for name in names[:_NAMED])
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+def _missing_gradient(names: list[str]) -> RunError:
+    shown = ", ".join(name.removeprefix("model.") for name in names[:_MAX_NAMED])
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return RunError(
         "with trainer.devices > 1 every parameter must take part in the loss of every batch, and "
         f"{shown or 'some'}{more} got no gradient: use them, remove them, or set their "
         "requires_grad to False."
     )
+
+
+class StartedRanks(LightningEnvironment):
+    """The cluster environment of ranks that `launch.ranks` or torchrun started."""
+
+    def teardown(self) -> None:
+        """Does nothing: Lightning would unset WORLD_SIZE, which a later run reads."""
+
+
+def set_lightning_rank() -> None:
+    """Sets the rank of this process in Lightning, of which only rank 0 writes records.
+
+    Lightning reads the rank at its import from any of four environment variables. One of them is
+    SLURM_PROCID, also in a job whose tasks are not ranks: such a run would lose all its records.
+    """
+    rank_zero_only.rank = rank()  # type: ignore[attr-defined]
 
 
 def world_size() -> int:
@@ -94,10 +115,20 @@ def world_size() -> int:
 
 
 def connect(device: torch.device, num_ranks: int) -> None:
-    """Joins the process group of the ranks; does nothing for a single rank."""
+    """Joins the process group of the ranks; does nothing for a single rank.
+
+    Args:
+        device: the device of this rank.
+        num_ranks: the number of ranks.
+
+    Raises:
+        ConfigError: the environment lacks the address of the rendezvous.
+        ConnectionError: another rank died while this one waited.
+        RunError: the ranks cannot connect.
+    """
     if num_ranks == 1 or dist.is_initialized():
         return
-    place = _meeting_place()
+    address = _rendezvous_address()
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
@@ -105,7 +136,7 @@ def connect(device: torch.device, num_ranks: int) -> None:
     def join() -> None:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=_own_store(num_ranks),
+            store=_file_store(num_ranks),
             rank=rank(),
             world_size=num_ranks,
             timeout=_TIMEOUT,
@@ -118,25 +149,25 @@ def connect(device: torch.device, num_ranks: int) -> None:
         raise
     except (OSError, RuntimeError, ValueError) as error:
         raise RunError(
-            f"the ranks cannot meet at {place} ({first_line(error)}): check MASTER_ADDR and "
+            f"the ranks cannot connect at {address} ({first_line(error)}): check MASTER_ADDR and "
             "MASTER_PORT in the environment, and that all ranks were started."
         ) from error
 
 
-def _own_store(num_ranks: int) -> Any:
-    """The store in a folder of this user, for ranks that `ranks` has started, else None.
+def _file_store(num_ranks: int) -> Any:
+    """A file store in a private folder, for ranks that `launch.ranks` has started.
 
-    torch's own store listens at a port, where another user's process could join as a rank. The
-    result is None if another launcher, such as torchrun, has started the ranks and gives their
-    address.
+    torch's default store listens on a port, where another user's process could join as a rank. The
+    result is None if another launcher, such as torchrun, has started the ranks; it provides the
+    address of a store.
     """
-    if not (folder := os.environ.get(RANKS)):
+    if not (folder := os.environ.get(RANKS_VARIABLE)):
         return None
     return dist.FileStore(os.path.join(folder, "store"), num_ranks)  # type: ignore[attr-defined]
 
 
-def _meeting_place() -> str:
-    """The address of the rendezvous, which torchrun and `ranks` put into the environment."""
+def _rendezvous_address() -> str:
+    """The address of the rendezvous, from the environment that the launcher has set."""
     names = ("MASTER_ADDR", "MASTER_PORT")
     for name in names:
         if not os.environ.get(name, "").strip():
@@ -178,8 +209,8 @@ def disconnect(*, together: bool) -> None:
     """Leaves the process group, so that a later run in this process can join another one.
 
     Args:
-        together: whether all ranks leave, at the end of a complete run. NCCL needs all ranks to
-            destroy a group; a rank that fails aborts it, as the others may wait in a step.
+        together: whether all ranks leave, as at the end of a complete run. NCCL needs all ranks to
+            destroy a group; a rank that fails aborts it, since the others may be waiting in a step.
     """
     if not dist.is_initialized():
         return
@@ -189,12 +220,12 @@ def disconnect(*, together: bool) -> None:
         dist.destroy_process_group()
 
 
-def from_rank_0(value: Any) -> Any:
-    """Broadcasts a value of rank 0 to every rank; it must be plain values of JSON."""
-    return from_all_ranks(value)[0]
+def broadcast_from_rank_0(value: Any) -> Any:
+    """Broadcasts a value of rank 0 to every rank; the value must consist of JSON types."""
+    return all_gather_values(value)[0]
 
 
-def sum_over_ranks(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """All-reduces a tensor by sum, without waiting for the device."""
     if world_size() > 1:
         value = value.clone()
@@ -202,7 +233,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def largest_over_ranks(value: Tensor) -> Tensor:
+def all_reduce_max(value: Tensor) -> Tensor:
     """All-reduces a tensor by elementwise maximum."""
     if world_size() > 1:
         value = value.clone()
@@ -210,27 +241,30 @@ def largest_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def from_all_ranks(value: _Value) -> list[_Value]:
-    """Gathers the value of each rank on every rank; it must be plain values of JSON.
+def all_gather_values(value: _Value) -> list[_Value]:
+    """Gathers the values of all ranks on every rank; each must consist of JSON types.
 
     torch would pickle the values, and unpickling could run code from another process.
     """
     if world_size() == 1:
         return [value]
-    held: list[_Value] = []
-    _interruptible(lambda: held.extend(_exchanged(value)))
-    return held
+    gathered: list[_Value] = []
+    _interruptible(lambda: gathered.extend(_all_gather_json(value)))
+    return gathered
 
 
-def _exchanged(value: Any) -> list[Any]:
+def _all_gather_json(value: Any) -> list[Any]:
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    text = json.dumps(value, default=str, skipkeys=True).encode()
+    content = json.dumps(value, default=str, skipkeys=True).encode()
     sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(text)], device=device))
+    dist.all_gather(sizes, torch.tensor([len(content)], device=device))
     longest = int(torch.cat(sizes).max())
-    sent = torch.tensor([*text, *bytes(longest - len(text))], dtype=torch.uint8, device=device)
-    taken = [torch.empty_like(sent) for _ in sizes]
-    dist.all_gather(taken, sent)
+    sent = torch.tensor(
+        [*content, *bytes(longest - len(content))], dtype=torch.uint8, device=device
+    )
+    received = [torch.empty_like(sent) for _ in sizes]
+    dist.all_gather(received, sent)
     return [
-        json.loads(bytes(one[: int(size)].tolist())) for one, size in zip(taken, sizes, strict=True)
+        json.loads(bytes(text[: int(size)].tolist()))
+        for text, size in zip(received, sizes, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The seed of dropout as a pure function of the step, so that no state needs to be saved."""
+"""The seed of dropout as a pure function of the step, so that no random state is saved."""
 
 import hashlib
 

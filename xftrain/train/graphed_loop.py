@@ -13,7 +13,7 @@ from xftrain.train.module import TrainingModule
 from xftrain.train.step_graphs import StepGraphs
 
 # hooks within a step, which a replayed graph cannot call
-_WITHIN = (
+_HOOKS_WITHIN_STEP = (
     "on_before_zero_grad",
     "on_before_backward",
     "on_after_backward",
@@ -46,15 +46,15 @@ class GraphedLoop(_TrainingEpochLoop):
         """
         super().on_run_start(data_fetcher)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        for name in _WITHIN:
-            if has := [callback for callback in callbacks if _has(callback, name)]:
+        for name in _HOOKS_WITHIN_STEP:
+            if affected := [callback for callback in callbacks if _has_hook(callback, name)]:
                 raise ConfigError(
-                    f"compile=cudagraphs makes a step in one piece, and {type(has[0]).__name__}."
-                    f"{name} would not be called: use compile=true."
+                    "compile=cudagraphs replays a whole step as one graph, and "
+                    f"{type(affected[0]).__name__}.{name} would not be called: use compile=true."
                 )
         self.steps.check()
         self._hooks = {
-            name: [getattr(callback, name) for callback in callbacks if _has(callback, name)]
+            name: [getattr(callback, name) for callback in callbacks if _has_hook(callback, name)]
             for name in ("on_train_batch_start", "on_train_batch_end")
         }
 
@@ -67,7 +67,7 @@ class GraphedLoop(_TrainingEpochLoop):
         module, trainer = self.module, self.trainer
         if trainer.accumulate_grad_batches != 1:
             raise ConfigError(
-                "compile=cudagraphs makes an optimizer step of each batch, and a callback has set "
+                "compile=cudagraphs runs an optimizer step for each batch, and a callback has set "
                 f"accumulate_grad_batches to {trainer.accumulate_grad_batches}: use compile=true."
             )
         if self.restarting or not self.steps.can_capture:
@@ -91,7 +91,7 @@ class GraphedLoop(_TrainingEpochLoop):
         # profilers recognize a training step by the suffix of this name
         with trainer.profiler.profile("graphed.training_step"):  # type: ignore[attr-defined]
             loss, sums, grad_norm = self.steps.replay()
-            module.take(sums, grad_norm)
+            module.finish_step(sums, grad_norm)
         optimizer.zero_grad.increment_completed()
         optimizer.step.increment_completed()
         self.batch_progress.increment_processed()
@@ -109,6 +109,6 @@ class GraphedLoop(_TrainingEpochLoop):
         self.module._current_fx_name = None
 
 
-def _has(callback: Callback, name: str) -> bool:
+def _has_hook(callback: Callback, name: str) -> bool:
     """Whether a callback implements a hook, in its class or, like LambdaCallback, in the object."""
     return getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name)

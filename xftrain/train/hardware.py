@@ -21,7 +21,13 @@ _COMPUTE_DTYPE = {
 def resolve(
     accelerator: str, precision: str, devices: int = 1, rank: int = 0
 ) -> tuple[torch.device, str]:
-    """The device of this rank and the precision that `auto` stands for.
+    """The device of this rank, and the precision with `auto` resolved for that device.
+
+    Args:
+        accelerator: `trainer.accelerator`: `auto`, `cpu` or `gpu`.
+        precision: `trainer.precision`: `auto` or one of `Precision`.
+        devices: the number of ranks, each with one device.
+        rank: this rank, which is also the index of its GPU.
 
     Raises:
         ConfigError: a GPU is configured and there is none, or Lightning would silently use another
@@ -35,9 +41,10 @@ def resolve(
         )
     device = torch.device("cpu")
     if has_gpu and accelerator != "cpu":
-        if (found := torch.cuda.device_count()) < devices:
+        if (num_gpus := torch.cuda.device_count()) < devices:
             raise ConfigError(
-                f"trainer.devices must be at most the GPUs of this machine, {found}, got {devices}."
+                f"trainer.devices must be at most the number of GPUs of this machine, {num_gpus}, "
+                f"got {devices}."
             )
         device = torch.device("cuda", rank) if devices > 1 else torch.device("cuda")
     if precision == "auto":
@@ -55,6 +62,11 @@ def resolve(
 def device_name(device: torch.device) -> str:
     """The name of a device, such as `NVIDIA H100 80GB HBM3`, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def is_mixed(precision: str, dtype: torch.dtype) -> bool:
+    """Whether weights are float32 and autocast copies them to the dtype of matmuls."""
+    return dtype != torch.float32 and precision != "bf16-true"
 
 
 def compute_dtype(precision: str) -> torch.dtype:

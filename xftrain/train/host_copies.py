@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class AsyncHostCopy:
-    """An asynchronous copy of a tensor to the host, of its value at this point of the stream.
+    """An asynchronous copy of a tensor to the host, with its value at this point of the stream.
 
     Args:
         tensor: the tensor to copy; it may be overwritten afterwards.

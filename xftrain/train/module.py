@@ -13,20 +13,20 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from xftrain.checkpoint.plain_values import LATEST
+from xftrain.checkpoint.plain_values import MAX_TIME_NS
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer, Schedule
 from xftrain.kernels.fused_adamw import FusedAdamW
 from xftrain.model.gpt import GPT
 from xftrain.train.bf16_weights import BF16Weights, may_copy_weights
 from xftrain.train.dropout_seed import dropout_seed
 from xftrain.train.loader import TrainStream, ValBatches
-from xftrain.train.nonfinite import NonFiniteGuard, takes_flag
-from xftrain.train.parameter_groups import learning_rates
+from xftrain.train.nonfinite import NonFiniteGuard, skips_if_found_inf
+from xftrain.train.parameter_groups import build_optimizer, learning_rates
 from xftrain.train.restored import (
-    keep_own_scaler,
+    checked_states,
     keep_own_settings,
     refuse_other_groups,
-    states_of,
+    restore_loss_scale,
 )
 from xftrain.train.resume_checks import check_resumable
 from xftrain.train.same_data import DataIdentity
@@ -48,7 +48,7 @@ class TrainingModule(LightningModule):
         loss: computes cross-entropy from hidden states.
         data: the source of batches.
         optim: builds the optimizer.
-        schedule: schedule of the learning rate, as a fraction of that of `optim`.
+        schedule: the learning rate schedule, a factor of the base learning rate of `optim`.
         seed: seed of dropout.
         saved: plain values to store in every checkpoint, such as the configuration.
         guard: handles steps whose loss or gradient is not finite.
@@ -77,15 +77,15 @@ class TrainingModule(LightningModule):
         self.last_sums: LossSums | None = None  # of the last step, over its micro-batches and ranks
         self.label_bytes: int | None = None  # of this rank's micro-batches in a recorded step
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
-        # of the last step, by TensorBoard's names; the optimizer already has those of the next step
+        # of the last step, by TensorBoard tag; the optimizer already has those of the next step
         self.learning_rates: dict[str, float] = {}
-        self.latest: dict[str, float] = {}  # last fetched metrics, by TensorBoard's names
-        self.recorded_at = -1  # optimizer step of the last fetched training metrics; -1 for none
+        self.latest_metrics: dict[str, float] = {}  # on the host, by TensorBoard tag
+        self.recorded_at = -1  # optimizer step of the last recorded training metrics; -1 for none
         self.validated_at = -1  # optimizer step of the last validation
-        self.always_counts = False  # whether to compute accuracy in steps that are not recorded too
+        self.always_computes_accuracy = False  # also in steps that are not recorded
         self.saved_at = 0  # time of the last save in nanoseconds
-        self.data_offset = 0  # added to Lightning's batch index for that of the data
-        self.has_begun = False  # whether training has begun; a checkpoint is restored before
+        self.data_offset = 0  # added to Lightning's batch index to get the micro-step of the data
+        self.has_begun = False  # whether training has begun, after a checkpoint was restored
         self._bf16_weights: BF16Weights | None = None
         self._saved_states: tuple[dict[str, Any], dict[str, Any]] | None = None  # to restore
         self._val_sums = ValSums()
@@ -103,8 +103,11 @@ class TrainingModule(LightningModule):
 
     def val_dataloader(self) -> ValBatches:
         """The validation batches of this rank."""
-        world_size = self.trainer.world_size
-        return ValBatches(self.data, self.global_rank, world_size, self.overfit_batches)
+        world_size, limit = self.trainer.world_size, self.trainer.limit_val_batches
+        return ValBatches(
+            *(self.data, self.global_rank, world_size, self.overfit_batches),
+            limit=limit if isinstance(limit, int) else None,  # Lightning uses 1.0 for no limit
+        )
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -144,8 +147,8 @@ class TrainingModule(LightningModule):
         generator.manual_seed(dropout_seed(self.seed, index, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The share of a micro-batch in the step's mean cross-entropy in nats, see `StepSums`."""
-        counts = self.always_counts or self.logs_this_step()
+        """Returns the loss of a micro-batch for its backward pass, in nats; see `StepSums`."""
+        counts = self.always_computes_accuracy or self.logs_this_step()
         sums = self.forward_loss(batch, with_accuracy=counts)
         return self.step_sums.add(sums, batch_idx)
 
@@ -175,7 +178,7 @@ class TrainingModule(LightningModule):
             RunError: no validation batch has a label.
         """
         metrics = self._val_sums.metrics(self.device)
-        self.latest.update(metrics)
+        self.latest_metrics.update(metrics)
         self.validated_at = self.trainer.global_step
         # read by callbacks that monitor a metric; `self.log` would use float32 and the previous
         # step
@@ -186,7 +189,7 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its learning rate scheduler, stepped once per optimizer step."""
-        built = self.optim.build(self.model, self.schedule, self.trainer.max_steps)
+        built = build_optimizer(self.optim, self.model, self.schedule, self.trainer.max_steps)
         optimizer, lr_scheduler = built
         if type(optimizer) is FusedAdamW and may_copy_weights(self.trainer, self.optim):
             self._bf16_weights = BF16Weights(self.model, torch.bfloat16)
@@ -214,7 +217,7 @@ class TrainingModule(LightningModule):
         """
         sums = self.step_sums.total
         assert sums is not None
-        self.take(sums, self.clip(optimizer, sums))
+        self.finish_step(sums, self.clip(optimizer, sums))
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -231,7 +234,7 @@ class TrainingModule(LightningModule):
         # The fused optimizer would divide by GradScaler's scale itself, but after clipping.
         if self.scaler is not None:
             self.guard.check_step(optimizer, sums, None)
-            if takes_flag(optimizer):
+            if skips_if_found_inf(optimizer):
                 self.scaler.unscale_(optimizer)  # for other optimizers Lightning has done it
         limit = self.trainer.gradient_clip_val
         if isinstance(optimizer, FusedAdamW):
@@ -244,8 +247,8 @@ class TrainingModule(LightningModule):
             self.guard.check_step(optimizer, sums, norm)
         return norm
 
-    def take(self, sums: LossSums, grad_norm: Tensor) -> None:
-        """Stores the results of a step for the logs; may end the run for an earlier step.
+    def finish_step(self, sums: LossSums, grad_norm: Tensor) -> None:
+        """Stores the results of a step for the logs; a non-finite earlier step may raise RunError.
 
         Args:
             sums: loss sums of the step, over all its micro-batches and ranks.
@@ -274,19 +277,19 @@ class TrainingModule(LightningModule):
                 other data or another seed.
         """
         check_resumable(checkpoint, self.trainer, self.saved, self.data_identity, self.state_dict())
-        held = checkpoint["xftrain"]
+        saved = checkpoint["xftrain"]
         self.data_offset = renumber_batches(checkpoint, self.trainer.accumulate_grad_batches)
-        self.guard.num_skipped = held.get("num_skipped", 0)
-        self.saved_at = max(self.saved_at, held.get("saved_at", 0))
-        keep_own_scaler(checkpoint, self.scaler)
-        self._saved_states = states_of(checkpoint)
+        self.guard.num_skipped = saved.get("num_skipped", 0)
+        self.saved_at = max(self.saved_at, saved.get("saved_at", 0))
+        restore_loss_scale(checkpoint, self.scaler)
+        self._saved_states = checked_states(checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration and the identity of the data, as plain values."""
         if self.trainer.is_global_zero:
             self.data_identity.keep_vocabulary(Path(self.trainer.default_root_dir))
-        # the clock may have been set back, and the resumed checkpoint may have any time
-        self.saved_at = max(time.time_ns(), min(self.saved_at + 1, LATEST))
+        # increase even if the clock was set back; a resumed checkpoint may hold any time
+        self.saved_at = max(time.time_ns(), min(self.saved_at + 1, MAX_TIME_NS))
         more = {"num_skipped": self.guard.num_skipped, "saved_at": self.saved_at}
         checkpoint["xftrain"] = {**self.saved, **more, **self.data_identity.saved}
 

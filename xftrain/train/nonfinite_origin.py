@@ -12,34 +12,34 @@ from torch import Tensor, nn
 from xftrain.train.step_sums import mean_labels
 from xftrain.train.trained_module import TrainedModule
 
-NOT_AGAIN = "it did not come again when the step's batches were repeated"
-_NAMED = 3  # maximum number of parameters named in a message
+NOT_REPRODUCED = "it did not recur when the step's batches were run again"
+_MAX_NAMED = 3  # maximum number of parameters named in a message
 
 
 def origin(module: TrainedModule, step: int) -> str:
     """Describes where NaN or inf first appears when the batches of a step run again.
 
     Args:
-        module: the module, with the weights before the step, or similar ones.
+        module: the module, with the weights before the step or near it.
         step: number of the step, from 1.
     """
     parameters = dict(module.model.named_parameters())
-    if named := _named(parameters):
+    if named := _nonfinite_names(parameters):
         return f"weights that are not finite: {named}"
     accumulate = int(module.trainer.accumulate_grad_batches)
     for index in range((step - 1) * accumulate, step * accumulate):
         with module.plain_weights():
-            found = _origin_in_batch(module, parameters, index)
-        if found is not None:
-            return found
-    return NOT_AGAIN
+            text = _origin_in_batch(module, parameters, index)
+        if text is not None:
+            return text
+    return NOT_REPRODUCED
 
 
 def _origin_in_batch(
     module: TrainedModule, parameters: Mapping[str, Tensor], index: int
 ) -> str | None:
     batch = module.stream.batch(index + module.data_offset).to(module.device)
-    module.on_train_batch_start(batch, index)  # the same dropout
+    module.on_train_batch_start(batch, index)  # seeds the same dropout
     with module.model.uncompiled(), _watched(module.model) as bad:  # compiled code calls no hooks
         with module.trainer.precision_plugin.forward_context():
             sums = module.forward_loss(batch, with_accuracy=False)
@@ -50,7 +50,7 @@ def _origin_in_batch(
         return "first in the loss"
     # does not touch the parameters' own gradients nor DDP's hooks
     grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    if named := _named(dict(zip(parameters, grads, strict=True))):
+    if named := _nonfinite_names(dict(zip(parameters, grads, strict=True))):
         return f"the loss is finite; first in the gradient of {named}"
     return None
 
@@ -85,12 +85,12 @@ def _is_finite(values: Any) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in floats)
 
 
-def _named(tensors: Mapping[str, Tensor | None]) -> str:
-    """Those that are not finite; a few of them by name."""
+def _nonfinite_names(tensors: Mapping[str, Tensor | None]) -> str:
+    """Names of the tensors that are not finite, a few of them; empty if all are finite."""
     names = [
         name
         for name, tensor in tensors.items()
         if tensor is not None and not torch.isfinite(tensor).all()
     ]
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

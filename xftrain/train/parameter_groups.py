@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from xftrain.errors import ConfigError
+from xftrain.interfaces import Optimizer, Schedule
+from xftrain.interfaces.batch_checks import describe_value
 
-_NUM_NEAR = 3  # maximum number of similar names in an error
+_MAX_SIMILAR = 3  # maximum number of similar names in an error
 
 
 class ParameterGroup(NamedTuple):
@@ -29,61 +31,83 @@ class ParameterGroup(NamedTuple):
     entry: int | None = None
 
 
-def split(model: nn.Module, patterns: Sequence[str] = ()) -> list[ParameterGroup]:
-    """Splits the trained parameters into groups; tied weights count once, by their first name.
+def split_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> list[ParameterGroup]:
+    """Splits the trained parameters into groups; tied weights are one, by their first name.
 
     Parameters that no pattern matches come first. These, and those of each pattern, are split into
-    one group of matrices and one of all others (embeddings, norms, biases).
+    one group of matrices and one of all other parameters (embeddings, norms, biases).
 
     Args:
         model: the model; parameters are named as in its state dict.
-        patterns: name patterns of `fnmatch`; `*` matches any text, dots included. The first match
-            counts.
+        patterns: name patterns of `fnmatch`; `*` matches any text, dots included. The first
+            matching pattern applies.
 
     Raises:
         ConfigError: a pattern matches no trained parameter, or only those of earlier patterns.
     """
     embeddings = _embedding_weights(model)
-    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    by_key: dict[tuple[int, bool], list[nn.Parameter]] = {}
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     for name, parameter in named:
         first = next((i for i, p in enumerate(patterns) if fnmatchcase(name, p)), -1)
         decays = parameter.ndim >= 2 and id(parameter) not in embeddings
-        found.setdefault((first, decays), []).append(parameter)
-    matched = {first for first, _ in found}
+        by_key.setdefault((first, decays), []).append(parameter)
+    matched = {first for first, _ in by_key}
     for index, pattern in enumerate(patterns):
         if index not in matched:
-            raise _matches_nothing(index, pattern, [name for name, _ in named])
+            raise _unmatched_pattern(index, pattern, [name for name, _ in named])
     return [
-        ParameterGroup(found[key], key[1], None if key[0] < 0 else key[0])
-        for key in sorted(found, key=lambda key: (key[0], not key[1]))
+        ParameterGroup(by_key[key], key[1], None if key[0] < 0 else key[0])
+        for key in sorted(by_key, key=lambda key: (key[0], not key[1]))
     ]
 
 
 def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices, and all others (embeddings, norms, biases); tied weights count once."""
-    by_decay = {group.decays: group.parameters for group in split(model)}
+    """The matrices, and all other parameters (embeddings, norms, biases); tied weights are one."""
+    by_decay = {group.decays: group.parameters for group in split_parameters(model)}
     return by_decay.get(True, []), by_decay.get(False, [])
+
+
+def build_optimizer(
+    optim: Optimizer, model: nn.Module, schedule: Schedule, max_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Builds the optimizer and its learning rate scheduler, and checks their types.
+
+    Raises:
+        ConfigError: the option returns no optimizer with a learning rate scheduler.
+    """
+    built: Any = optim.build(model, schedule, max_steps)
+    is_pair = isinstance(built, tuple | list) and len(built) == 2
+    if (
+        is_pair
+        and isinstance(built[0], torch.optim.Optimizer)
+        and all(hasattr(built[1], name) for name in ("step", "state_dict", "load_state_dict"))
+    ):
+        return built[0], built[1]
+    raise ConfigError(
+        f"optim: {type(optim).__qualname__}.build must return a torch.optim.Optimizer and a "
+        f"learning rate scheduler, got {describe_value(built)}."
+    )
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The learning rates: `optim/lr` of the first group, `optim/lr/<name>` of later named ones."""
-    first, *others = optimizer.param_groups
-    named = {f"optim/lr/{group['name']}": group["lr"] for group in others if "name" in group}
+    first, *later = optimizer.param_groups
+    named = {f"optim/lr/{group['name']}": group["lr"] for group in later if "name" in group}
     return {"optim/lr": first["lr"], **named}
 
 
-def _matches_nothing(index: int, pattern: str, names: list[str]) -> ConfigError:
+def _unmatched_pattern(index: int, pattern: str, names: list[str]) -> ConfigError:
     key = f"optim.param_groups[{index}].match={pattern!r}"
     if any(fnmatchcase(name, pattern) for name in names):
         return ConfigError(
-            f"{key} matches only parameters that an entry before it matches, and the first one "
-            "counts: put it before those."
+            f"{key} matches only parameters that an earlier entry matches, and the first matching "
+            "entry applies: put it before those."
         )
-    near = difflib.get_close_matches(pattern, names, n=_NUM_NEAR, cutoff=0.0)
+    similar = difflib.get_close_matches(pattern, names, n=_MAX_SIMILAR, cutoff=0.0)
     return ConfigError(
         f"{key} matches none of the {len(names)} trained parameters; similar names are "
-        f"{', '.join(near)}."
+        f"{', '.join(similar)}."
     )
 
 

@@ -1,7 +1,7 @@
 """Limits what a run restores from a checkpoint: counts, learning rates and moments.
 
-A checkpoint may come from anyone. Lightning and torch restore whatever it holds, for example the
-flag `maximize` of an optimizer, or an attribute that replaces a method.
+A checkpoint is untrusted. Lightning and torch restore whatever it holds, for example the flag
+`maximize` of an optimizer, or an attribute that replaces a method.
 """
 
 from __future__ import annotations
@@ -20,19 +20,25 @@ from xftrain.errors import ConfigError
 from xftrain.train.composite_optimizer import CompositeOptimizer
 from xftrain.utils.printable import one_line
 
-# The state of torch's optimizers for each weight; the second form of Adafactor is for matrices.
-_NAMES: dict[type[torch.optim.Optimizer], tuple[set[str], ...]] = {
+# Keys of a weight's state in torch's optimizers; Adafactor's second set is for matrices.
+_STATE_KEYS: dict[type[torch.optim.Optimizer], tuple[set[str], ...]] = {
     torch.optim.AdamW: ({"step", "exp_avg", "exp_avg_sq"},),
     torch.optim.Adafactor: ({"step", "variance"}, {"step", "row_var", "col_var"}),
 }
-# Settings of torch's optimizers that always come from this run, also for a user's optimizer.
-_FLAGS = {"amsgrad", "capturable", "centered", "decoupled_weight_decay", "differentiable"}
-_FLAGS |= {"foreach", "fused", "maximize", "nesterov"}
-# Lightning's names for the state of the scaler; it still reads the second, older one.
-_SCALER, _SCALERS = "MixedPrecision", ("MixedPrecision", "native_amp_scaling_state")
+# Settings of torch's optimizers that are never restored, for a user's optimizer neither.
+_UNRESTORED_SETTINGS = {
+    "amsgrad",
+    "capturable",
+    "centered",
+    "decoupled_weight_decay",
+    "differentiable",
+}
+_UNRESTORED_SETTINGS |= {"foreach", "fused", "maximize", "nesterov"}
+# Lightning's keys for GradScaler's state; it still reads the second, older one.
+_SCALER_KEY, _SCALER_KEYS = "MixedPrecision", ("MixedPrecision", "native_amp_scaling_state")
 _LARGEST_SCALE = 2.0**64
-_RATES = {"lr", "initial_lr"}  # keys of a group that `update_saved` sets
-_OF_SCHEDULE = {"last_epoch", "_step_count", "_last_lr", "base_lrs"}
+_LEARNING_RATE_KEYS = {"lr", "initial_lr"}  # keys of a group that `update_saved` sets
+_SCHEDULE_KEYS = {"last_epoch", "_step_count", "_last_lr", "base_lrs"}
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +46,7 @@ State = dict[str, Any]
 
 
 def check_loops(saved: Any, current: Mapping[str, Any]) -> None:
-    """Refuses counts of batches and steps with other names or types than those of this run.
+    """Checks that the saved counts of batches and steps have the keys and types of this run's.
 
     Args:
         saved: the state of Lightning's `fit_loop` in the checkpoint.
@@ -54,37 +60,37 @@ def check_loops(saved: Any, current: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} of its training loop has other counts than Lightning saves")
     loaders = saved["state_dict"]["combined_loader"]
     if not isinstance(loaders, list) or len(loaders) != 1 or not is_count(loaders[0]["next_step"]):
-        raise ValueError("its training loop has not the state of one data loader")
+        raise ValueError("its training loop does not hold the state of one data loader")
     if not is_count(saved["epoch_loop.state_dict"].get("_batches_that_stepped", 0)):
         raise ValueError("the number of steps in its training loop is not a count")
 
 
 def _has_form(saved: Any, own: Any) -> bool:
-    """Whether a value has the same keys as that of this run, with counts and flags as values."""
+    """Whether a value has the keys of this run's value, with counts and flags as values."""
     if isinstance(own, dict):
         is_alike = isinstance(saved, dict) and saved.keys() == own.keys()
         return is_alike and all(_has_form(saved[key], value) for key, value in own.items())
     return type(saved) is bool if isinstance(own, bool) else is_count(saved)
 
 
-def keep_own_scaler(checkpoint: dict[str, Any], scaler: torch.amp.GradScaler | None) -> None:
+def restore_loss_scale(checkpoint: dict[str, Any], scaler: torch.amp.GradScaler | None) -> None:
     """Restores the loss scale of 16-mixed, but keeps the growth settings of this run.
 
     Raises:
         ValueError: the saved scale is not valid.
     """
-    held = [checkpoint.pop(name) for name in _SCALERS if name in checkpoint]
-    if not held or scaler is None:
+    saved = [checkpoint.pop(name) for name in _SCALER_KEYS if name in checkpoint]
+    if not saved or scaler is None:
         return
-    own, scale, tracker = scaler.state_dict(), held[0]["scale"], held[0]["_growth_tracker"]
+    own, scale, tracker = scaler.state_dict(), saved[0]["scale"], saved[0]["_growth_tracker"]
     # with a larger tracker the scale would never grow again
     is_known = is_count(tracker) and tracker < own["growth_interval"]
     if not (is_known and is_number(scale) and 0 < scale <= _LARGEST_SCALE):
-        raise ValueError("the scale of its losses in 16 bits is not one that training comes to")
-    checkpoint[_SCALER] = {**own, "scale": scale, "_growth_tracker": tracker}
+        raise ValueError("the loss scale of its GradScaler is not one that training reaches")
+    checkpoint[_SCALER_KEY] = {**own, "scale": scale, "_growth_tracker": tracker}
 
 
-def states_of(checkpoint: Mapping[str, Any]) -> tuple[State, State]:
+def checked_states(checkpoint: Mapping[str, Any]) -> tuple[State, State]:
     """The states of the optimizer and of its schedule, with the types of numbers checked.
 
     Raises:
@@ -96,13 +102,13 @@ def states_of(checkpoint: Mapping[str, Any]) -> tuple[State, State]:
     if not (is_count(schedule["last_epoch"]) and is_count(schedule["_step_count"])):
         raise ValueError("the number of steps of its learning rate schedule is not a count")
     if schedule["last_epoch"] > checkpoint["global_step"]:
-        raise ValueError("its learning rate schedule is further than the training")
+        raise ValueError("its learning rate schedule has more steps than the training")
     if not all(map(is_number, schedule["_last_lr"])):
         raise ValueError("a learning rate of its schedule is not a number")
     if not isinstance(optimizer["state"], dict):
         raise ValueError("the state of its optimizer is not a mapping")
     if not optimizer["state"] and checkpoint["global_step"]:
-        log.warning("ckpt holds no state of its optimizer: its moments begin anew.")
+        log.warning("ckpt holds no optimizer state: the moments start from zero.")
     for group in optimizer["param_groups"]:
         if not isinstance(group, dict) or not all(type(key) is int for key in group["params"]):
             raise ValueError("a parameter group of its optimizer is not one that torch saves")
@@ -110,7 +116,7 @@ def states_of(checkpoint: Mapping[str, Any]) -> tuple[State, State]:
 
 
 def refuse_other_groups(optimizer: torch.optim.Optimizer, saved: State, ckpt: object) -> None:
-    """Refuses a state whose parameter groups are not those of this run's optimizer.
+    """Checks that a saved state has the parameter groups of this run's optimizer.
 
     Args:
         optimizer: the optimizer of this run.
@@ -125,7 +131,7 @@ def refuse_other_groups(optimizer: torch.optim.Optimizer, saved: State, ckpt: ob
     if held != own:
         raise ConfigError(
             f"ckpt={ckpt} cannot be resumed: its optimizer's parameter groups have {held} "
-            f"parameters, and those of this {type(optimizer).__name__} {own}; set optim as in its "
+            f"parameters, and this run's {type(optimizer).__name__} has {own}; set optim as in its "
             "run's config.yaml, or give another checkpoint."
         )
 
@@ -147,35 +153,41 @@ def keep_own_settings(
     """
     try:
         _reduce_groups(optimizer, saved[0])
-        _take_moments(optimizer, saved[0])
+        _check_moments(optimizer, saved[0])
         _reduce_schedule(schedule, saved[1])
     except ValueError as error:
         raise ConfigError(
-            f"ckpt={ckpt} cannot be resumed: {error}; give another one, or none to start afresh."
+            f"ckpt={ckpt} cannot be resumed: {error}; give another one, or none to train from the "
+            "start."
         ) from error
 
 
 def _reduce_groups(optimizer: torch.optim.Optimizer, saved: State) -> None:
-    """Keeps saved learning rates; for a user's optimizer, also its other values."""
+    """Reduces saved groups to their learning rates; a user's optimizer keeps its other values."""
     reduced = []
     groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
     for part, (own, held) in zip(_parts_by_group(optimizer), groups, strict=True):
         name = type(part).__name__
-        is_built_in = _kind_of(part) is not None and not _is_own(part)
-        kept = held.keys() & _RATES if is_built_in else held.keys() - _FLAGS
+        is_built_in = _torch_class(part) is not None and not _may_save_more(part)
+        kept = (
+            held.keys() & _LEARNING_RATE_KEYS if is_built_in else held.keys() - _UNRESTORED_SETTINGS
+        )
         taken = {key: value for key, value in held.items() if key in kept and key != "params"}
         for key, value in taken.items():
-            if not _is_like(value, own.get(key)):
+            if not _has_type_of(value, own.get(key)):
                 raise ValueError(f"{one_line(str(key))} of its optimizer is not what {name} saves")
         reduced.append({**own, **taken, "params": held["params"]})
     saved["param_groups"] = reduced
 
 
-def _take_moments(optimizer: torch.optim.Optimizer, saved: State) -> None:
-    """Refuses moments that would make the first step fail or corrupt the weights.
+def _check_moments(optimizer: torch.optim.Optimizer, saved: State) -> None:
+    """Checks the moments, which could make the first step fail or corrupt the weights.
 
-    Fused kernels index a moment like its weight, whatever its shape and strides are, so a moment of
-    another layout would make them read and write out of bounds.
+    Fused kernels index a moment with the strides of its weight, so they would read and write out
+    of bounds if the moment had another layout.
+
+    Raises:
+        ValueError: a state has other keys, types or shapes than its weight needs.
     """
     keys = [key for group in saved["param_groups"] for key in group["params"]]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -184,14 +196,14 @@ def _take_moments(optimizer: torch.optim.Optimizer, saved: State) -> None:
     by_key = dict(zip(keys, weights, strict=True))
     part_by_key = dict(zip(keys, parts, strict=True))
     if len(by_key) < len(weights) or not saved["state"].keys() <= by_key.keys():
-        raise ValueError("its optimizer has a state of a weight that this model has not")
+        raise ValueError("its optimizer has a state for a weight that this model lacks")
     for key, state in saved["state"].items():
         part = part_by_key[key]
-        kind = _kind_of(part)
+        kind = _torch_class(part)
         is_right = isinstance(state, dict)
         if is_right and kind is not None:
-            known = set().union(*_NAMES[kind])
-            is_right = (_is_own(part) or state.keys() in _NAMES[kind]) and all(
+            known = set().union(*_STATE_KEYS[kind])
+            is_right = (_may_save_more(part) or state.keys() in _STATE_KEYS[kind]) and all(
                 _fits(name, value, by_key[key]) for name, value in state.items() if name in known
             )
         if not is_right:
@@ -221,14 +233,14 @@ def _parts_by_group(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimi
     return [part for part in parts for _ in part.param_groups]
 
 
-def _kind_of(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | None:
-    return next((kind for kind in _NAMES if isinstance(optimizer, kind)), None)
+def _torch_class(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | None:
+    return next((kind for kind in _STATE_KEYS if isinstance(optimizer, kind)), None)
 
 
-def _is_own(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the class may save more than torch's, which it derives from."""
+def _may_save_more(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a class of the user's may save more keys than the torch class it derives from."""
     kind = type(optimizer)
-    return kind not in _NAMES and not getattr(kind, "saves_as_base", False)
+    return kind not in _STATE_KEYS and not getattr(kind, "saves_as_base", False)
 
 
 def _fits(name: str, value: object, weight: Tensor) -> bool:
@@ -243,21 +255,21 @@ def _fits(name: str, value: object, weight: Tensor) -> bool:
 
 
 def _reduce_schedule(schedule: Any, saved: State) -> None:
-    """Keeps counts and learning rates; for a user's schedule, also its other values."""
+    """Reduces the saved schedule to counts and learning rates; a user's keeps its other values."""
     own = schedule.state_dict()
     if type(schedule) is LambdaLR:
-        taken = {key: value for key, value in saved.items() if key in _OF_SCHEDULE}
+        taken = {key: value for key, value in saved.items() if key in _SCHEDULE_KEYS}
     else:
         taken = {key: value for key, value in saved.items() if key in own}
     for key, value in taken.items():
-        if not _is_like(value, own[key]):
+        if not _has_type_of(value, own[key]):
             raise ValueError(f"{key} of its schedule is not what {type(schedule).__name__} saves")
     saved.clear()
     saved.update({**own, **taken})
 
 
-def _is_like(value: Any, own: Any) -> bool:
-    """Whether a saved value has the type and form of the value `own` of this run."""
+def _has_type_of(value: Any, own: Any) -> bool:
+    """Whether a saved value has the type and structure of this run's value `own`."""
     if own is None:  # not set yet
         return True
     if isinstance(own, bool) or not isinstance(own, int | float | list | tuple | Tensor):

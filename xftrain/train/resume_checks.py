@@ -37,7 +37,7 @@ def check_resumable(
     Args:
         checkpoint: content of the checkpoint, with its layout checked.
         trainer: the trainer of this run.
-        own: the description that this run saves: its configuration, and digests of the environment
+        own: the values that this run saves: its configuration, and digests of the environment
             variables that it has read.
         data: identity of the data of this run.
         weights: weights of this run, by name.
@@ -63,12 +63,26 @@ def check_resumable(
         moved=data.has_content_of(held),
     )
     data.refuse_other_content(held, current)
+    _log_changed_code(held.get("own_code"), own.get("own_code", {}))
     check_loops(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict())
     if changed := differences(saved, current).values():
-        log.info("ckpt: the configuration differs from its own: %s", ", ".join(changed))
+        log.info(
+            "ckpt: this run's configuration differs from the checkpoint's: %s", ", ".join(changed)
+        )
     if checkpoint["global_step"] >= trainer.max_steps:
         log.warning(
             "ckpt is at step %d and max_steps is %d: nothing is left to train",
             checkpoint["global_step"],
             trainer.max_steps,
+        )
+
+
+def _log_changed_code(saved: Any, current: Mapping[str, str]) -> None:
+    """Logs which of a user's own classes have other code than when the checkpoint was saved."""
+    saved = saved if isinstance(saved, Mapping) else {}
+    if changed := [name for name in current if saved.get(name, current[name]) != current[name]]:
+        log.warning(
+            "ckpt: the code of %s has changed since it was saved, so the results may differ from "
+            "those of an uninterrupted run",
+            ", ".join(changed),
         )

@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from xftrain.config.content_options import content_options
 from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES
-from xftrain.data.tokens.vocabulary import FILE, describe, file_of
+from xftrain.data.tokens.vocabulary import TOKENIZER_FILE, describe, tokenizer_json
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import DataSource
-from xftrain.model.generate import first_prompt
-from xftrain.train.distributed import from_all_ranks
+from xftrain.model.generate import default_prompt
+from xftrain.train.distributed import all_gather_values
 from xftrain.train.same_run import allows, flat
 from xftrain.utils.files import read_plain, replace_text
 from xftrain.utils.printable import one_line
@@ -21,16 +22,13 @@ from xftrain.version import code_version
 
 log = logging.getLogger(__name__)
 
-# Keys of `data` that change how batches are cut from the content, not the content.
-_SAME_CONTENT = ("batch_size", "cache_dir", "num_val_batches", "packing", "stop_at_accuracy")
-
 
 def check_data(data: DataSource) -> None:
-    """Refuses data without a valid identity, and data that differs between ranks.
+    """Checks that data has a valid identity and equal content on all ranks.
 
     Raises:
-        ConfigError: a user's class breaks the protocol, or ranks, which may be on several machines,
-            have different content; raised on every rank.
+        ConfigError: a user's class breaks the protocol, or the ranks, which may be on several
+            machines, have different content; raised on every rank.
     """
     name, vocabulary = type(data).__name__, getattr(data, "vocabulary", None)
     if vocabulary is not None:
@@ -45,27 +43,32 @@ def check_data(data: DataSource) -> None:
                 f"data: {name} has vocab_size {data.vocab_size}, and its vocabulary has "
                 f"{vocabulary.vocab_size}: make them the same."
             )
-    digests = from_all_ranks(_digest_of(data) or "")
+    digests = all_gather_values(digest_of(data) or "")
     for number, other in enumerate(digests):
         if other != digests[0]:
             raise ConfigError(
                 f"data must be the same on all ranks, and rank {number} has other content than "
                 f"rank 0 (digests {other[:12]} and {digests[0][:12]}): give all ranks the same "
-                "files, and run again when they are at rest."
+                "files, and run again once nothing writes to them."
             )
 
 
-def _digest_of(data: DataSource) -> str | None:
+def digest_of(data: DataSource) -> str | None:
+    """The digest of the content of data; None if a user's class has none.
+
+    Raises:
+        ConfigError: a user's class breaks the protocol.
+    """
     digest = getattr(data, "digest", None)
     if digest is None:
         return None
-    found = digest() if callable(digest) else None
-    if not isinstance(found, str):
+    content_digest = digest() if callable(digest) else None
+    if not isinstance(content_digest, str):
         raise ConfigError(
-            f"data: digest() of {type(data).__name__} must be a method that returns a text "
+            f"data: digest() of {type(data).__name__} must be a method that returns a string "
             "(docs/extending.md)."
         )
-    return found
+    return content_digest
 
 
 class DataIdentity:
@@ -81,18 +84,18 @@ class DataIdentity:
     @cached_property
     def saved(self) -> dict[str, Any]:
         """The plain values to save in every checkpoint."""
-        vocabulary, digest = getattr(self._data, "vocabulary", None), _digest_of(self._data)
+        vocabulary, digest = getattr(self._data, "vocabulary", None), digest_of(self._data)
         if digest is None:
             log.info(
                 "data: %s has no digest(), so a resumed run cannot tell whether its data has "
                 "changed",
                 type(self._data).__name__,
             )
-        held: dict[str, Any] = {"data_digest": digest, "code_version": code_version()}
+        values: dict[str, Any] = {"data_digest": digest, "code_version": code_version()}
         if vocabulary is not None:
-            held["vocabulary"] = describe(vocabulary)
-            held["prompt"] = first_prompt(self._data)[0].tolist()  # default prompt of a sample
-        return held
+            values["vocabulary"] = describe(vocabulary)
+            values["prompt"] = default_prompt(self._data)[0].tolist()  # default prompt of a sample
+        return values
 
     def keep_vocabulary(self, run_dir: Path) -> None:
         """Writes `tokenizer.json` beside the checkpoints, if the vocabulary needs a file.
@@ -101,9 +104,9 @@ class DataIdentity:
             RunError: the disk is full, or the folder cannot be written.
         """
         vocabulary = getattr(self._data, "vocabulary", None)
-        content = None if vocabulary is None else file_of(vocabulary)
-        path = run_dir / "checkpoints" / FILE
-        if content is None or _holds(path, content):
+        content = None if vocabulary is None else tokenizer_json(vocabulary)
+        path = run_dir / "checkpoints" / TOKENIZER_FILE
+        if content is None or _has_content(path, content):
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,15 +118,15 @@ class DataIdentity:
             ) from error
 
     def refuse_other_vocabulary(self, held: Mapping[str, Any]) -> None:
-        """Refuses another vocabulary, as weights depend on the vocabulary of their training.
+        """Compares the vocabularies, since weights depend on the vocabulary they were trained with.
 
         Args:
             held: the entry `xftrain` of the checkpoint.
 
         Raises:
-            ConfigError: the vocabularies differ, which no key can allow.
+            ConfigError: the vocabularies differ; no key can allow that.
         """
-        there, here = (_vocabulary(one) for one in (held, self.saved))
+        there, here = (_vocabulary(values) for values in (held, self.saved))
         if there and here and there != here:
             raise ConfigError(
                 f"ckpt was trained with another vocabulary, {_described(there)}, and data has "
@@ -133,7 +136,7 @@ class DataIdentity:
             )
 
     def refuse_other_content(self, held: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-        """Refuses other content; the configurations must have been compared before.
+        """Compares the content of data; the configurations must have been compared before.
 
         Args:
             held: the entry `xftrain` of the checkpoint.
@@ -142,11 +145,13 @@ class DataIdentity:
         Raises:
             ConfigError: the content differs, and `ckpt_allow` does not permit it.
         """
-        if (code := _text(held, "code_version")) != self.saved["code_version"]:
+        if (code := _saved_text(held, "code_version")) != self.saved["code_version"]:
             log.info("ckpt: saved by xftrain %s, resumed by %s", code, self.saved["code_version"])
-        there, here = _text(held, "data_digest"), self.saved["data_digest"]
+        there, here = _saved_text(held, "data_digest"), self.saved["data_digest"]
         if there is None or here is None:
-            log.info("ckpt: whether the content of data has changed is not known, without a digest")
+            log.info(
+                "ckpt: without a digest, it is unknown whether the content of data has changed"
+            )
         elif there != here and _is_allowed(held["config"], current):
             log.info("ckpt: data has other content, as ckpt_allow permits")
         elif there != here:
@@ -160,11 +165,11 @@ class DataIdentity:
 
     def has_content_of(self, held: Mapping[str, Any]) -> bool:
         """Whether the content is known to equal that of the checkpoint, at any path."""
-        there = _text(held, "data_digest")
+        there = _saved_text(held, "data_digest")
         return there is not None and there == self.saved["data_digest"]
 
 
-def _holds(path: Path, content: str) -> bool:
+def _has_content(path: Path, content: str) -> bool:
     try:
         return read_plain(path, MAX_FILE_BYTES) == content.encode()
     except OSError:
@@ -176,19 +181,20 @@ def _is_allowed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     allowed = current["ckpt_allow"]
     if allows("data.path", allowed):
         return True
-    before, after = (flat({"data": config.get("data", {})}) for config in (saved, current))
+    before, after = (
+        content_options(flat({"data": config.get("data", {})})) for config in (saved, current)
+    )
     return any(
         before.get(key) != after.get(key) and allows(key, allowed)
         for key in before.keys() | after.keys()
-        if key.removeprefix("data.") not in _SAME_CONTENT
     )
 
 
 def _vocabulary(held: Mapping[str, Any]) -> dict[str, Any] | None:
-    found = held.get("vocabulary")
-    if not isinstance(found, Mapping):
+    vocabulary = held.get("vocabulary")
+    if not isinstance(vocabulary, Mapping):
         return None
-    return {key: found.get(key) for key in ("kind", "vocab_size", "digest")}
+    return {key: vocabulary.get(key) for key in ("kind", "vocab_size", "digest")}
 
 
 def _described(vocabulary: Mapping[str, Any]) -> str:
@@ -199,6 +205,6 @@ def _described(vocabulary: Mapping[str, Any]) -> str:
     return f"{kind} of {size} tokens ({digest[:12]})"
 
 
-def _text(held: Mapping[str, Any], key: str) -> str | None:
+def _saved_text(held: Mapping[str, Any], key: str) -> str | None:
     value = held.get(key)
     return one_line(value)[:100] if isinstance(value, str) else None

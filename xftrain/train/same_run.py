@@ -39,14 +39,15 @@ _VARIABLE = re.compile(r"\$\{oc\.env:([^{}]+)\}")
 _MAX_SHOWN = 200  # characters of a value in a message
 
 
-def refuse_other_model(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Refuses another model by names, shapes and dtypes of tensors; floats may differ in width.
+def refuse_other_model(saved: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> None:
+    """Compares the names, shapes and dtypes of two state dicts; float dtypes may differ.
 
     Raises:
         ConfigError: the state dicts are not of the same model.
     """
-    shapes = [{name: _shape(value) for name, value in weights.items()} for weights in (saved, ours)]
-    differ = [n for n in {**saved, **ours} if shapes[0].get(n) != shapes[1].get(n)]
+    state_dicts = (saved, current)
+    shapes = [{name: _shape(value) for name, value in one.items()} for one in state_dicts]
+    differ = [n for n in {**saved, **current} if shapes[0].get(n) != shapes[1].get(n)]
     if differ:
         there, here = (named.get(differ[0], "absent") for named in shapes)
         name = one_line(differ[0])[:_MAX_SHOWN]
@@ -62,9 +63,7 @@ def _shape(value: Tensor) -> str:
 
 
 def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuses another optimizer, or other parameter groups.
-
-    The state of one optimizer is of no use to another one.
+    """Compares the optimizers and their parameter groups, since a state fits only its own.
 
     Raises:
         ConfigError: they differ; the message names both.
@@ -79,21 +78,21 @@ def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any])
     if there != here:
         raise ConfigError(
             f"ckpt holds the state of an optimizer with optim.param_groups={_shown(there)}, and "
-            f"this run has {_shown(here)}: set match and optimizer of each as there, since a state "
-            "belongs to its group; lr and weight_decay may change."
+            f"this run has {_shown(here)}: set match and optimizer of each as in ckpt, since a "
+            "state belongs to its group; lr and weight_decay may change."
         )
 
 
 def _group_structure(optim: Mapping[str, Any]) -> list[Any]:
     """The settings that determine the parameters of each group and their optimizer."""
-    entries, found = optim.get("param_groups") or (), []
+    entries, groups = optim.get("param_groups") or (), []
     for entry in entries if isinstance(entries, list | tuple) else ():
         entry = entry if isinstance(entry, Mapping) else {}
         node = entry.get("optimizer")
         if isinstance(node, Mapping):
             node = node.get("name", node.get("_target_"))
-        found.append({"match": entry.get("match")} | ({} if node is None else {"optimizer": node}))
-    return found
+        groups.append({"match": entry.get("match")} | ({} if node is None else {"optimizer": node}))
+    return groups
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
@@ -113,7 +112,7 @@ def _shown(value: Any) -> str:
 def refuse_other_run(
     saved: Mapping[str, Any], current: Mapping[str, Any], *, moved: bool = False
 ) -> None:
-    """Refuses a configuration with other keys that affect the batches or the training.
+    """Compares the keys of two configurations that affect the batches or the training.
 
     Args:
         saved: configuration of the checkpoint.
@@ -133,7 +132,7 @@ def refuse_other_run(
     differing = [
         (key, text)
         for key, text in differences(saved, current).items()
-        if _decides(key, there, known, own)
+        if _must_not_change(key, there, known, own)
         and not _is_in(key, allowed)
         and not (moved and key == "data.path")
     ]
@@ -141,11 +140,13 @@ def refuse_other_run(
         keys = ",".join(key for key, _ in differing)
         raise ConfigError(
             f"ckpt is of a run with another configuration: {', '.join(t for _, t in differing)}; "
-            f"set them as there, or allow them to change with ckpt_allow=[{keys}]."
+            f"set them as in ckpt, or allow them to change with ckpt_allow=[{keys}]."
         )
 
 
-def _decides(key: str, there: Mapping[str, Any], here: Mapping[str, Any], own: Set[str]) -> bool:
+def _must_not_change(
+    key: str, there: Mapping[str, Any], here: Mapping[str, Any], own: Set[str]
+) -> bool:
     """Whether a resumed run must not change a key, or add or remove it.
 
     Args:
@@ -161,7 +162,7 @@ def _decides(key: str, there: Mapping[str, Any], here: Mapping[str, Any], own: S
     dots = (at for at, letter in enumerate(key) if letter == ".")
     is_own = bool(own) and any(f"{key[:at]}._target_" in own for at in dots)
     if not is_own and (key not in there or key not in here):
-        return False  # a key of only one version does not tell the runs apart
+        return False  # one version of xftrain lacks the key, which does not make the runs differ
     return _is_in(key, _DECISIVE) and not _is_in(key, _HARMLESS)
 
 
@@ -182,9 +183,9 @@ def with_digests(config: Mapping[str, Any], environment: Mapping[str, str]) -> d
             return _VARIABLE.sub(with_digest, value)
         return value
 
-    def with_digest(found: re.Match[str]) -> str:
-        digest = environment.get(found[1])
-        return found[0] if digest is None else f"{found[0]} ({digest})"
+    def with_digest(variable: re.Match[str]) -> str:
+        digest = environment.get(variable[1])
+        return variable[0] if digest is None else f"{variable[0]} ({digest})"
 
     return {key: annotated(value) for key, value in config.items()}
 
@@ -201,10 +202,10 @@ def _is_in(key: str, names: Sequence[str]) -> bool:
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of a configuration by their dotted keys."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            values |= flat(value, f"{prefix}{key}.")
         else:  # a tuple in Python is a list in YAML
-            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return found
+            values[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return values

@@ -7,19 +7,28 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TypeVar
 
 from xftrain.errors import first_line
+from xftrain.utils.console import plain_output
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _MAX_WAITING = 10_000  # maximum number of queued records
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 600.0  # pause after a failure, doubled by each further one
 
 
+class NoAnswer(Exception):
+    """The receiver has not answered within the time limit."""
+
+
 class SendQueue:
     """Sends records one after another in a separate thread, so that training does not wait.
 
-    Records within the pause after a failure are dropped.
+    Records that are due within the pause after a failure are dropped.
 
     Args:
         name: name of the receiver, for messages.
@@ -32,6 +41,34 @@ class SendQueue:
         self._num_lost, self._pause_s, self._not_before = 0, 0.0, 0.0
         self._thread = threading.Thread(target=self._send_all, daemon=True, name=f"to {name}")
         self._thread.start()
+
+    def call(self, task: Callable[[], T], wait_s: float) -> T:
+        """Runs a task in the thread and returns its result.
+
+        Args:
+            task: the function; an exception that it raises is raised here.
+            wait_s: maximum time to wait for it, in seconds.
+
+        Raises:
+            NoAnswer: the task is still running, and keeps the thread.
+        """
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(task())
+            except BaseException as error:  # it is raised in the other thread
+                answer.set_exception(error)
+
+        self._waiting.put(run)
+        # not `answer.result(wait_s)`: a TimeoutError could be the task's own
+        if not wait([answer], wait_s).done:
+            raise NoAnswer
+        return answer.result()
+
+    def abandon(self) -> None:
+        """Ends the thread once its task ends, for a run of the tracker that did not start."""
+        self._waiting.put(None)
 
     def put(self, send: Callable[[], None]) -> None:
         """Queues a record, and returns at once."""
@@ -56,10 +93,11 @@ class SendQueue:
             log.warning("%s has not received %d records.", self._name, self._num_lost)
 
     def _send_all(self) -> None:
-        while (send := self._waiting.get()) is not None:
-            self._attempt(send)
-        self._not_before = 0.0
-        self._attempt(self._last)
+        with plain_output():
+            while (send := self._waiting.get()) is not None:
+                self._attempt(send)
+            self._not_before = 0.0
+            self._attempt(self._last)
 
     def _attempt(self, send: Callable[[], None]) -> None:
         if time.monotonic() < self._not_before:

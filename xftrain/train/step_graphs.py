@@ -12,14 +12,14 @@ from torch import Tensor
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.interfaces import Batch, LossSums
 from xftrain.train.module import TrainingModule
-from xftrain.train.nonfinite import takes_flag
+from xftrain.train.nonfinite import skips_if_found_inf
 from xftrain.train.step_sums import mean_labels
 from xftrain.utils.device_memory import is_out_of_memory
 
-_PLAIN_STEPS = 2  # before the capture, to compile and to create the optimizer's state
+_EAGER_STEPS = 2  # steps before the capture, which compile and create the optimizer's state
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """The results of a step, which each replay overwrites in the same memory.
 
     Attributes:
@@ -33,17 +33,17 @@ class Outcome(NamedTuple):
     grad_norm: Tensor
 
 
-_Values = dict[tuple[str, int | None], Any]
+_HostValues = dict[tuple[str, int | None], Any]
 
 
-class _Recorded(NamedTuple):
+class _CapturedStep(NamedTuple):
     replay: Callable[[], None]
-    outcome: Outcome
-    handle: Any  # handles of the attention, whose tensors the graph reads
-    values: _Values  # values on the host at the capture
+    outcome: StepOutcome
+    handle: Any  # the attention's handles, kept since the graph reads their tensors
+    values: _HostValues  # values on the host at the capture
 
 
-class Recorder:
+class GraphCapture:
     """Captures the kernels that a function launches in a CUDA graph, without running them."""
 
     def __init__(self) -> None:
@@ -65,34 +65,34 @@ class Recorder:
         finally:
             outer.wait_stream(self._stream)
 
-    def __call__(self, make: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
+    def __call__(self, launch: Callable[[], StepOutcome]) -> tuple[Callable[[], None], StepOutcome]:
         """Captures a function; returns the replay function and the outcome.
 
         Args:
-            make: launches kernels on the current stream, without synchronizing.
+            launch: launches kernels on the current stream, without synchronizing.
         """
         graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         state = generator.clone_state()
-        made: Outcome | RuntimeError | None = None
+        outcome: StepOutcome | RuntimeError | None = None
         # other threads, such as that of autograd, may make calls that a capturing thread may not
-        how: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
+        options: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
         try:
-            with torch.cuda.graph(graph, **how):
+            with torch.cuda.graph(graph, **options):
                 try:
-                    made = make()
+                    outcome = launch()
                 except RuntimeError as error:  # the end of the capture raises another one
-                    made = error
+                    outcome = error
         except RuntimeError as error:
-            made = made if isinstance(made, RuntimeError) else error
+            outcome = outcome if isinstance(outcome, RuntimeError) else error
         finally:
             torch.cuda.set_stream(outer)
-        if not isinstance(made, Outcome):
+        if not isinstance(outcome, StepOutcome):
             # the old state stays in capture mode, and could not be sampled from
             generator.graphsafe_set_state(state)
-            assert made is not None
-            raise made
-        return graph.replay, made
+            assert outcome is not None
+            raise outcome
+        return graph.replay, outcome
 
 
 class StepGraphs:
@@ -100,20 +100,22 @@ class StepGraphs:
 
     The first steps run without the graph, and compile what they need. Values that change between
     steps are in memory that the graph reads: the batch, the learning rates, the seed of dropout.
-    All others keep their values from the capture. The state of the optimizer, and so a checkpoint,
-    is the same as without graphs.
+    All other values stay as they were at the capture. The state of the optimizer, and so a
+    checkpoint, is the same as without graphs.
 
     Args:
         module: the module to train, on one CUDA device, with one batch per step.
     """
 
     def __init__(self, module: TrainingModule) -> None:
-        self.module, self._recorder = module, Recorder()
-        module.always_counts = True  # compute accuracy in each step, as there is only one graph
-        self._num_plain = 0
-        self._recorded: _Recorded | None = None
+        self.module, self._graph_capture = module, GraphCapture()
+        module.always_computes_accuracy = (
+            True  # compute accuracy in each step, as there is only one graph
+        )
+        self._num_eager = 0
+        self._captured: _CapturedStep | None = None
         self._batch: Batch | None = None  # on the device, read by the graph
-        self._rates: list[Tensor] = []  # learning rate of each group, read by the graph
+        self._learning_rates: list[Tensor] = []  # learning rate of each group, read by the graph
 
     def check(self) -> None:
         """Refuses an optimizer whose step cannot be captured.
@@ -122,7 +124,7 @@ class StepGraphs:
             ConfigError: the optimizer cannot be captured; the message names it.
         """
         optimizer = self._optimizer()
-        if not takes_flag(optimizer) or "capturable" not in optimizer.defaults:
+        if not skips_if_found_inf(optimizer) or "capturable" not in optimizer.defaults:
             raise ConfigError(
                 f"compile=cudagraphs replays the optimizer's step, and {type(optimizer).__name__} "
                 "cannot read the learning rate and the skip flag from the device: use "
@@ -131,8 +133,8 @@ class StepGraphs:
 
     @property
     def can_capture(self) -> bool:
-        """Whether the eager steps before the capture are done."""
-        return self._num_plain >= _PLAIN_STEPS
+        """Whether all eager steps before the capture have run."""
+        return self._num_eager >= _EAGER_STEPS
 
     @contextmanager
     def eager_step(self) -> Iterator[None]:
@@ -143,13 +145,13 @@ class StepGraphs:
         for group, rate in zip(groups, narrow, strict=True):
             group["lr"] = rate
         try:
-            with self._recorder.warming_up():
+            with self._graph_capture.warming_up():
                 yield
         finally:
             for group, before, rate in zip(groups, rates, narrow, strict=True):
                 if group["lr"] == rate:  # the schedule has not changed it
                     group["lr"] = before
-        self._num_plain += self.module.trainer.global_step - step
+        self._num_eager += self.module.trainer.global_step - step
 
     def load_batch(self, batch: Batch) -> Batch:
         """Copies a batch to the memory that the graph reads, and returns that batch.
@@ -170,48 +172,48 @@ class StepGraphs:
         self._batch.copy_(batch)
         return self._batch
 
-    def replay(self) -> Outcome:
+    def replay(self) -> StepOutcome:
         """Runs an optimizer step on the last loaded batch, without waiting for it.
 
         Raises:
             RunError: the step cannot be captured, or must differ from the captured one.
         """
-        if self._recorded is None:
-            self._recorded = self._record()
-        recorded, values = self._recorded, self._values()
-        if values != recorded.values:
-            key = next(key for key in values if values[key] != recorded.values.get(key))
+        if self._captured is None:
+            self._captured = self._capture()
+        captured, values = self._captured, self._host_values()
+        if values != captured.values:
+            key = next(key for key in values if values[key] != captured.values.get(key))
             name, group_index = key
-            of = "" if group_index is None else f" of the optimizer's group {group_index}"
+            where = "" if group_index is None else f" of the optimizer's group {group_index}"
             raise RunError(
-                f"compile=cudagraphs replays a step as it was recorded, with {name}{of} = "
-                f"{recorded.values.get(key)}, which is {values[key]} by now: use compile=true."
+                f"compile=cudagraphs replays a step that was captured with {name}{where} = "
+                f"{captured.values.get(key)}, which is now {values[key]}: use compile=true."
             )
-        for rate, group in zip(self._rates, self._optimizer().param_groups, strict=True):
+        for rate, group in zip(self._learning_rates, self._optimizer().param_groups, strict=True):
             rate.fill_(group["lr"])
-        recorded.replay()
-        return recorded.outcome
+        captured.replay()
+        return captured.outcome
 
-    def _record(self) -> _Recorded:
+    def _capture(self) -> _CapturedStep:
         module, batch, groups = self.module, self._batch, self._optimizer().param_groups
         assert batch is not None
         with module.trainer.precision_plugin.forward_context():
             handle = module.model.prepare(*batch.shape_BM)  # it may be copied from the host
-        self._rates = [torch.zeros((), device=module.device) for _ in groups]
-        values = self._values()
+        self._learning_rates = [torch.zeros((), device=module.device) for _ in groups]
+        values = self._host_values()
         try:
-            with self._rates_on_device():
-                replay, outcome = self._recorder(self._launch)
+            with self._learning_rates_on_device():
+                replay, outcome = self._graph_capture(self._launch)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             raise RunError(
-                f"compile=cudagraphs cannot record this step ({first_line(error)}): use "
+                f"compile=cudagraphs cannot capture this step ({first_line(error)}): use "
                 "compile=true."
             ) from error
-        return _Recorded(replay, outcome, handle, values)
+        return _CapturedStep(replay, outcome, handle, values)
 
-    def _launch(self) -> Outcome:
+    def _launch(self) -> StepOutcome:
         """Runs the parts of a Lightning step on the batch that the graph reads."""
         module, optimizer, batch = self.module, self._optimizer(), self._batch
         assert batch is not None
@@ -228,25 +230,25 @@ class StepGraphs:
         else:
             scaler.step(optimizer)
             scaler.update()
-        return Outcome(loss.detach(), sums, grad_norm)
+        return StepOutcome(loss.detach(), sums, grad_norm)
 
-    def _values(self) -> _Values:
+    def _host_values(self) -> _HostValues:
         """Values set on the host, which a replay would not see, by name and parameter group."""
-        found: _Values = {
+        values: _HostValues = {
             (name, index): value
             for index, group in enumerate(self._optimizer().param_groups)
             for name, value in group.items()
             if name not in ("params", "lr", "initial_lr")
         }
-        found["trainer.gradient_clip_val", None] = self.module.trainer.gradient_clip_val
-        return found
+        values["trainer.gradient_clip_val", None] = self.module.trainer.gradient_clip_val
+        return values
 
     @contextmanager
-    def _rates_on_device(self) -> Iterator[None]:
+    def _learning_rates_on_device(self) -> Iterator[None]:
         """Within this context, the optimizer reads learning rates from device memory."""
         groups = self._optimizer().param_groups
         before = [{key: group[key] for key in ("lr", "capturable")} for group in groups]
-        for group, rate in zip(groups, self._rates, strict=True):
+        for group, rate in zip(groups, self._learning_rates, strict=True):
             group.update(lr=rate, capturable=True)
         try:
             yield

@@ -19,18 +19,18 @@ class StepSums:
 
         loss = sum of all s_ir / N,  N = sum of all n_ir
 
-    Where feed-forwards have an auxiliary loss a_ir, s_ir has n_ir a_ir added to it.
+    If feed-forwards have an auxiliary loss a_ir, n_ir a_ir is added to s_ir.
 
     Lightning divides what `add` returns by k, and DDP averages gradients over the R ranks. So:
 
-    * k = 1: N is known before the backward pass, which is of s_1r / (N / R).
-    * k > 1: N is known after the last forward pass only, and earlier micro-batches have had their
-      backward pass by then. Each one is of s_ir / T, where T is a constant, the number of tokens of
-      the run's first micro-batch. After the last backward pass `rescale` multiplies the gradients
-      by T k R / N on the device: one pass over them a step, and no wait. The factor is exactly 1
-      where every token has a label. In float16, where GradScaler's scale is still in the
-      gradients, a label weighs as much as in a batch whose tokens all have one, so there is no
-      overflow that such a batch would not have.
+    * k = 1: N is known before the backward pass, which differentiates s_1r / (N / R).
+    * k > 1: N is known only after the last forward pass, when earlier micro-batches have had their
+      backward pass. Each of these differentiates s_ir / T, where T is a constant, the number of
+      tokens of the run's first micro-batch. After the last backward pass `rescale` multiplies the
+      gradients by T k R / N on the device: one pass over them per step, and no wait. The factor is
+      exactly 1 if every token has a label. In float16, GradScaler's scale is still in the
+      gradients; each label has the weight that it has in a batch whose tokens all have labels, so
+      there is no overflow that such a batch would not have.
 
     A step without labels has the loss 0 / 1 and gradients of 0; `NonFiniteGuard` skips it. The sums
     are all-reduced once per step.
@@ -42,7 +42,9 @@ class StepSums:
     def __init__(self, module: TrainedModule) -> None:
         self.module = module
         self.total: LossSums | None = None  # of the last complete step, over all ranks
-        self._so_far: LossSums | None = None  # of this rank's micro-batches of the current step
+        self._accumulated: LossSums | None = (
+            None  # of this rank's micro-batches of the current step
+        )
         self._factor: Tensor | None = None  # factor of the gradients of the last complete step
         self._full_tokens: int | None = None  # T
 
@@ -56,15 +58,17 @@ class StepSums:
         trainer, num_ranks = self.module.trainer, distributed.world_size()
         num_batches = trainer.accumulate_grad_batches
         if batch_idx % num_batches == 0:  # Lightning zeroes the gradients here
-            self._so_far = None
-        elif self._so_far is None:  # a callback changed the accumulation, so Lightning does not
+            self._accumulated = None
+        elif (
+            self._accumulated is None
+        ):  # a callback changed the accumulation, so Lightning does not
             trainer.optimizers[0].zero_grad()
         own = sums.detached()
-        self._so_far = own if self._so_far is None else _added(self._so_far, own)
+        self._accumulated = own if self._accumulated is None else _added(self._accumulated, own)
         self._factor = None
         is_last = (batch_idx + 1) % num_batches == 0
         if is_last:
-            self.total, self._so_far = over_ranks(self._so_far), None
+            self.total, self._accumulated = all_reduce_sums(self._accumulated), None
         if num_batches == 1:
             assert self.total is not None
             return sums.minimized / mean_labels(self.total.num_labels, num_ranks)
@@ -91,7 +95,7 @@ class StepSums:
         """Returns T, the maximum over ranks, equal on all ranks and after a resume."""
         if self._full_tokens is None:
             own = on_device([self.module.stream.batch(0).num_tokens], self.module.device)
-            self._full_tokens = int(distributed.largest_over_ranks(own))
+            self._full_tokens = int(distributed.all_reduce_max(own))
         return self._full_tokens
 
 
@@ -106,23 +110,23 @@ def mean_labels(num_labels: Tensor, num_ranks: int = 1) -> Tensor:
     return at_least_one if num_ranks == 1 else at_least_one / num_ranks
 
 
-def over_ranks(sums: LossSums) -> LossSums:
+def all_reduce_sums(sums: LossSums) -> LossSums:
     """All-reduces loss sums, without waiting for the device."""
     if distributed.world_size() == 1:
         return sums
-    known = {name: one.double() for name, one in sums._asdict().items() if one is not None}
-    totals = distributed.sum_over_ranks(torch.stack(list(known.values()))).unbind()
+    known = {name: value.double() for name, value in sums._asdict().items() if value is not None}
+    totals = distributed.all_reduce_sum(torch.stack(list(known.values()))).unbind()
     total = sums._replace(**dict(zip(known, totals, strict=True)))
     return total._replace(num_labels=total.num_labels.long())
 
 
-def _added(one: LossSums, other: LossSums) -> LossSums:
-    def both(of_one: Tensor | None, of_other: Tensor | None) -> Tensor | None:
-        return None if of_one is None or of_other is None else of_one + of_other
+def _added(first: LossSums, second: LossSums) -> LossSums:
+    def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else a + b
 
     return LossSums(
-        one.loss + other.loss,
-        one.num_labels + other.num_labels,
-        both(one.num_correct, other.num_correct),
-        both(one.aux, other.aux),
+        first.loss + second.loss,
+        first.num_labels + second.num_labels,
+        added(first.num_correct, second.num_correct),
+        added(first.aux, second.aux),
     )

@@ -18,7 +18,7 @@ class TrainedModule(Protocol):
     Attributes:
         model: the GPT.
         stream: this rank's training batches.
-        data_offset: added to Lightning's batch index for that of the data.
+        data_offset: added to Lightning's batch index to get the micro-step of the data.
     """
 
     model: GPT

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xftrain.errors import RunError
 from xftrain.interfaces import LossSums
-from xftrain.train.distributed import sum_over_ranks
+from xftrain.train.distributed import all_reduce_sum
 
 NO_LABEL = (
     "val/loss cannot be computed, as no validation batch has a label that counts (all are "
@@ -49,7 +49,7 @@ class ValSums:
             total[:3] += sums
         total[3] = self._num_bytes
         self._sums, self._num_bytes = [], 0
-        loss_sum, num_labels, num_correct, num_bytes = sum_over_ranks(total).tolist()
+        loss_sum, num_labels, num_correct, num_bytes = all_reduce_sum(total).tolist()
         if not num_labels:
             raise RunError(NO_LABEL)
         loss = loss_sum / num_labels

@@ -1,7 +1,7 @@
 """Renumbers the batches of a checkpoint if gradient accumulation has changed.
 
-Lightning saves the number of batches of a run, and finds the boundaries of steps by its remainder
-modulo `accumulate_grad_batches`. After a change of that number, the first step would have only part
+Lightning saves the number of batches of a run; steps end where that number is divisible by
+`accumulate_grad_batches`. If `accumulate_grad_batches` changes, the first step would have only part
 of its batches.
 """
 
@@ -23,7 +23,7 @@ def renumber_batches(checkpoint: dict[str, Any], batches_per_step: int) -> int:
         batches_per_step: `trainer.accumulate_grad_batches`.
 
     Returns:
-        The offset to add to a batch index for the index in the data.
+        The offset to add to Lightning's batch index to get the micro-step of the data.
     """
     loop = checkpoint["loops"]["fit_loop"]
     num_batches = int(checkpoint["global_step"]) * batches_per_step

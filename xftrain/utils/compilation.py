@@ -17,7 +17,7 @@ Shape = Sequence[int]
 _matmul_operators: list[Any] = []  # this package's own matmul operators
 
 
-def begin_compiling(activation_budget: float = 1.0) -> None:
+def configure_compilation(activation_budget: float = 1.0) -> None:
     """Applies the settings of torch.compile, which hold for the whole process.
 
     Args:
@@ -31,7 +31,7 @@ def begin_compiling(activation_budget: float = 1.0) -> None:
     torch._functorch.config.activation_memory_budget = activation_budget
 
 
-def end_compiling() -> None:
+def reset_compilation() -> None:
     """Resets the activation budget, so that later compilations save all activations."""
     torch._functorch.config.activation_memory_budget = 1.0
 
@@ -51,23 +51,23 @@ def _recompute_own_matmuls_last() -> None:
     known: Callable[[], Any] | None = getattr(partitioners, "get_default_op_list", None)
     if known is None:
         log.warning(
-            "model.activation_budget: xftrain's matmuls are recomputed first in torch %s",
+            "model.activation_budget: torch %s recomputes xftrain's matmuls first",
             torch.__version__,
         )
-    if known is None or getattr(known, "has_ours", False):
+    if known is None or getattr(known, "has_own_matmuls", False):
         return
 
-    def with_ours() -> Any:
+    def with_own_matmuls() -> Any:
         found = known()
         found.compute_intensive_ops.update(_matmul_operators)
         return found
 
-    with_ours.has_ours = True  # type: ignore[attr-defined]
-    partitioners.get_default_op_list = with_ours
+    with_own_matmuls.has_own_matmuls = True  # type: ignore[attr-defined]
+    partitioners.get_default_op_list = with_own_matmuls
 
 
 def _count_grouped_attention_flops() -> None:
-    """Teaches torch's FLOP counter attention with fewer K/V heads, which torch 2.11 lacks.
+    """Makes torch's FLOP counter accept attention with fewer K/V heads, which torch 2.11 rejects.
 
     The activation budget weighs operators by their FLOPs.
     """

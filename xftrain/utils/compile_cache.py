@@ -17,37 +17,37 @@ _VARIABLE, _TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 def use_private_compile_cache() -> None:
     """Makes torch.compile cache its code in a folder that only this user can write to.
 
-    torch's default is a folder with a predictable name in the temporary folder, whoever made it,
-    and torch unpickles its content. The default is kept if it is private, else replaced. A folder
-    that TORCHINDUCTOR_CACHE_DIR names is the user's choice.
+    torch's default is a folder with a predictable name in the temporary folder, which any user
+    can make first, and torch unpickles its content. The default is kept if it is private, else
+    replaced. A folder that TORCHINDUCTOR_CACHE_DIR names is the user's choice.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    usual = Path(default_cache_dir())
+    default = Path(default_cache_dir())
     # torch sets the variable to its own folder when its compiler is imported
-    if os.environ.get(_VARIABLE, str(usual)) != str(usual):
+    if os.environ.get(_VARIABLE, str(default)) != str(default):
         return
-    for folder in (usual, *_others()):
+    for folder in (default, *_private_candidates()):
         if _is_private(folder):
             break
     else:
         folder = Path(tempfile.mkdtemp(prefix="torchinductor_"))
-    if folder != usual:
+    if folder != default:
         log.info(
             "other users can write to %s: torch.compile caches its code in %s instead.",
-            *(usual, folder),
+            *(default, folder),
         )
     os.environ[_VARIABLE] = str(folder)
-    if Path(os.environ.get(_TRITON, "")).is_relative_to(usual) and folder != usual:
-        del os.environ[_TRITON]  # which torch has set, and sets anew
-    if folder != usual:
+    if Path(os.environ.get(_TRITON, "")).is_relative_to(default) and folder != default:
+        del os.environ[_TRITON]  # torch has set it, and sets it again
+    if folder != default:
         import torch._inductor.config
 
-        # torch keeps these in the usual folder whatever the variable says
+        # torch stores these in its default folder even if the variable is set
         torch._inductor.config.cpp_cache_precompile_headers = False
 
 
-def _others() -> Iterator[Path]:
+def _private_candidates() -> Iterator[Path]:
     for name, below in (("XDG_CACHE_HOME", ""), ("HOME", ".cache")):
         if os.path.isabs(os.environ.get(name, "")):
             yield Path(os.environ[name], below, "xftrain", "torchinductor")

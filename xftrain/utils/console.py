@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import sys
+import threading
 import traceback
 import unicodedata
 import warnings
@@ -28,6 +29,10 @@ from xftrain.utils.redaction import hidden, hidden_in_message
 _ASCII = "xftrain.ascii"  # the name of a codec error handler
 # Errors of a closed pipe and of a closed terminal.
 _NO_READER = (errno.EPIPE, errno.EIO)
+
+
+# Threads whose output is plain text, by `plain_output`.
+_thread = threading.local()
 
 
 class SafeFormatter(logging.Formatter):
@@ -70,9 +75,9 @@ class _Handler(logging.StreamHandler[TextIO]):
             super().handleError(record)
         elif not self._failed:
             self._failed = True
-            say(f"warning: {self.place()} cannot be written ({error.strerror or error}).")
+            say(f"warning: {self.destination()} cannot be written ({error.strerror or error}).")
 
-    def place(self) -> str:
+    def destination(self) -> str:
         return "the log on the console"
 
 
@@ -102,7 +107,7 @@ class LogFile(_Handler, logging.FileHandler):
         file = open_plain(Path(self.baseFilename), "ab")
         return io.TextIOWrapper(file, encoding=self.encoding, errors=self.errors)
 
-    def place(self) -> str:
+    def destination(self) -> str:
         return self.baseFilename
 
 
@@ -118,8 +123,11 @@ class _Stream:
         self.error: OSError | None = None
 
     def write(self, text: str) -> int:
+        # a stream that wraps this one, such as a progress bar's, writes its own control codes
+        is_direct = sys.stdout is cast(TextIO, self) or sys.stderr is cast(TextIO, self)
+        is_plain = self._is_printing or (_is_plain() and is_direct)
         try:
-            self._stream.write(printable(hidden(text)) if self._is_printing else hidden(text))
+            self._stream.write(printable(hidden(text)) if is_plain else hidden(text))
         except OSError as error:
             self._give_up(error)
         return len(text)
@@ -127,6 +135,9 @@ class _Stream:
     def writelines(self, lines: list[str]) -> None:
         for line in lines:
             self.write(line)
+
+    def isatty(self) -> bool:
+        return not _is_plain() and self._stream.isatty()
 
     def flush(self) -> None:
         try:
@@ -148,6 +159,24 @@ class _Stream:
         return getattr(self._stream, name)
 
 
+def _is_plain() -> bool:
+    return getattr(_thread, "is_plain", False)
+
+
+@contextmanager
+def plain_output() -> Iterator[None]:
+    """Escapes control characters in what this thread writes to the safe streams.
+
+    It is for libraries that print a server's messages. `isatty` is false for them, so that they
+    print neither colors nor prompts.
+    """
+    before, _thread.is_plain = _is_plain(), True
+    try:
+        yield
+    finally:
+        _thread.is_plain = before
+
+
 @contextmanager
 def safe_streams(*, is_printing: bool = False) -> Iterator[list[OSError]]:
     """Makes standard output and error safe; yields a list that collects their write errors.
@@ -159,7 +188,7 @@ def safe_streams(*, is_printing: bool = False) -> Iterator[list[OSError]]:
             characters can be escaped.
     """
     _open_closed()
-    lost: list[OSError] = []
+    errors: list[OSError] = []
     before = sys.stdout, sys.stderr
     out = _Stream(sys.stdout, "standard output", is_printing=is_printing)
     err = _Stream(sys.stderr, "standard error")
@@ -169,12 +198,12 @@ def safe_streams(*, is_printing: bool = False) -> Iterator[list[OSError]]:
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     shown_before, warnings.showwarning = warnings.showwarning, _show_warning
     try:
-        yield lost
+        yield errors
     finally:
         warnings.showwarning = shown_before
         for stream in (out, err):
             stream.flush()
-        lost += [out.error] if out.error and out.error.errno not in _NO_READER else []
+        errors += [out.error] if out.error and out.error.errno not in _NO_READER else []
         sys.stdout, sys.stderr = before
 
 
@@ -206,8 +235,8 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Replaces `warnings.showwarning`, since a warning's text may hold a secret."""
-    said = warnings.formatwarning(message, category, filename, lineno, line)
-    (file or sys.stderr).write(f"{block(hidden_in_message(said.rstrip()))}\n")
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(f"{block(hidden_in_message(text.rstrip()))}\n")
 
 
 @contextmanager
@@ -242,10 +271,10 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return "".join(map(_likeness, text)), error.end
+    return "".join(map(_ascii_likeness, text)), error.end
 
 
-def _likeness(letter: str) -> str:
+def _ascii_likeness(letter: str) -> str:
     name = unicodedata.name(letter, "")
     if name.startswith("BOX DRAWINGS"):
         turns = " AND " in name or "ARC" in name

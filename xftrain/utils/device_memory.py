@@ -63,9 +63,9 @@ def total_memory_bytes(device: torch.device) -> int:
 
 def _container_limits() -> Iterator[int]:
     """Yields the memory limits of the control groups (v2 and v1) of this process."""
-    for place in ("memory.max", "memory/memory.limit_in_bytes"):
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):
-            yield int(Path("/sys/fs/cgroup", place).read_text(encoding="utf-8"))
+            yield int(Path("/sys/fs/cgroup", name).read_text(encoding="utf-8"))
 
 
 def usable_memory_bytes(device: torch.device) -> int:
@@ -84,9 +84,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means that a GPU or CPU allocation failed for lack of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    said = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, RuntimeError) and (
-        "out of memory" in said or "can't allocate memory" in said
+        "out of memory" in message or "can't allocate memory" in message
     )
 
 

@@ -1,8 +1,8 @@
 """Atomic writes, and safe reads of untrusted files.
 
-Whoever can write to a folder can leave a link, a FIFO or a device under any name in it. So files
+Users who can write to a folder can leave a link, a FIFO or a device under any name in it. So files
 are opened here without following a link, are checked to be plain files before they are read, and
-are read up to a size limit; `folder_links` checks a folder before libraries write to it.
+are read up to a size limit; `folders.links` checks a folder before libraries write to it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import json
 import os
 import secrets
 import stat
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from xftrain.errors import ConfigError
+from xftrain.utils.printable import one_line
 
 _JSON_BYTES = 1 << 20  # limit of the record of a run, a job or a sweep
 _TEXT_BYTES = 64 << 20  # limit of a log
+_MAX_LINKS, _MAX_STEPS = 40, 10_000  # of a path; Linux follows at most 40 links
 
 
 class NotPlainFile(OSError):
@@ -28,11 +31,11 @@ class NotPlainFile(OSError):
 
 
 def open_plain(path: Path, mode: str = "rb") -> IO[bytes]:
-    """Open a plain file without following a link and without waiting for a FIFO's writer.
+    """Opens a plain file without following a link and without waiting for a FIFO's writer.
 
     Args:
         path: the last part is never followed as a link; for the parts before it, see
-            `folder_links`.
+            `folders.links`.
         mode: `rb`, or `ab` to append to a file or make it.
 
     Raises:
@@ -47,12 +50,12 @@ def open_plain(path: Path, mode: str = "rb") -> IO[bytes]:
             raise NotPlainFile(error.errno, "not a plain file", str(path)) from error
         raise
     status = os.fstat(descriptor)
-    said = None if stat.S_ISREG(status.st_mode) else "not a plain file"
+    fault = None if stat.S_ISREG(status.st_mode) else "not a plain file"
     if mode == "ab" and status.st_nlink > 1:
-        said = "a file with another name, which would change as well"
-    if said:
+        fault = "a file with a hard link, whose other name would change as well"
+    if fault:
         os.close(descriptor)
-        raise NotPlainFile(errno.EINVAL, said, str(path))
+        raise NotPlainFile(errno.EINVAL, fault, str(path))
     return os.fdopen(descriptor, mode)
 
 
@@ -74,21 +77,72 @@ def real_path(path: Path) -> Path | None:
     """Resolves all links of a path.
 
     Returns:
-        None for a longer chain of links than the system follows, 40 on Linux; Python would follow
-        such a chain recursively.
+        None for more links than the system follows, all of which `os.path.realpath` would follow,
+        and for loops after a missing name, which the system itself does not find.
     """
     try:
-        path.stat()
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return None
-    try:
-        return Path(os.path.realpath(path))
-    except RecursionError:
+        (resolved,) = deque(resolution_steps(path), maxlen=1)
+    except TooManyLinks:
         return None
+    return Path(resolved)
 
 
-def expanded(key: str, path: str) -> Path:
+class TooManyLinks(OSError):
+    """A path has more links than the system follows, or takes too many steps to resolve."""
+
+
+def resolution_steps(path: Path) -> Iterator[str]:
+    """Yields the paths, without links, through which a path is resolved; the last is the result.
+
+    Raises:
+        TooManyLinks: the path has more links than the system follows.
+    """
+    todo = [*reversed(path.parts if path.is_absolute() else (*Path.cwd().parts, *path.parts))]
+    at, num_links = "/", 0
+    for _ in range(_MAX_STEPS):
+        yield at
+        if not todo:
+            return
+        part = todo.pop()
+        if part in ("", ".", ".."):
+            at = os.path.dirname(at) if part == ".." else at
+            continue
+        step = os.path.join(at, part)
+        try:
+            target = os.readlink(step)
+        except OSError:  # not a link, or missing
+            at = step
+            continue
+        num_links += 1
+        if num_links > _MAX_LINKS:
+            break
+        todo += reversed(target.split("/"))
+        at = "/" if target.startswith("/") else at
+    raise TooManyLinks(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def refuse_escaping_path(path: Path, named: str) -> None:
+    """Refuses a relative path that leads out of the working folder by a link.
+
+    The working folder may be untrusted, and the link may lead to any of the user's files.
+
+    Args:
+        path: path of a file or folder that will be written.
+        named: the override that gives it, for the message.
+
+    Raises:
+        ConfigError: says where the path leads.
+    """
+    real = real_path(path)
+    is_inside = real is not None and real.is_relative_to(os.path.realpath("."))
+    if not path.is_absolute() and not is_inside and str(real) != os.path.abspath(path):
+        raise ConfigError(
+            f"{named} leads out of the working folder by a link, to {one_line(str(real))}: give "
+            "that path itself if it is meant."
+        )
+
+
+def expand_home(key: str, path: str) -> Path:
     """Replaces a leading `~` or `~user` of a path by that home folder.
 
     Args:
@@ -96,7 +150,7 @@ def expanded(key: str, path: str) -> Path:
         path: the path; if the home folder is unknown, Python alone would use a folder named `~`.
 
     Raises:
-        ConfigError: there is no such home folder, or the path is longer than any file's.
+        ConfigError: there is no such home folder, or the path is longer than the system allows.
     """
     name = path.partition("/")[0]
     if name.startswith("~"):
@@ -145,17 +199,17 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def new_folder(path: Path) -> Path:
+def make_new_folder(path: Path) -> Path:
     """Makes a folder that did not exist, with `-2` and so on appended if the name is taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    place, number = path, 1
+    folder, number = path, 1
     while True:
         try:
-            place.mkdir()
-            return place
+            folder.mkdir()
+            return folder
         except FileExistsError:
             number += 1
-            place = path.with_name(f"{path.name}-{number}")
+            folder = path.with_name(f"{path.name}-{number}")
 
 
 def sync(path: Path) -> None:

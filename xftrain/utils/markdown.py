@@ -17,21 +17,21 @@ def table(
     Args:
         header: titles of the columns.
         rows: their cells.
-        figures: words that may replace a figure in a column of figures.
-        left: left-align all columns.
+        figures: cells that count as figures, such as `n/a`.
+        left: whether to left-align all columns.
     """
-    words = ("", "-", *figures)
+    replacements = ("", "-", *figures)
 
     def is_figure(cell: str) -> bool:
-        return cell in words or cell[0].isdigit() or cell[0] == "-"
+        return cell in replacements or cell[0].isdigit() or cell[0] == "-"
 
     columns = [[row[n] for row in rows] for n in range(len(header))]
     widths = [max(3, *map(len, (title, *c))) for title, c in zip(header, columns, strict=True)]
     right = [not left and any(column) and all(map(is_figure, column)) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
-        places = zip(cells, widths, right, strict=True)
-        padded = [f"{c:>{w}}" if r else f"{c:<{w}}" for c, w, r in places]
+        columns = zip(cells, widths, right, strict=True)
+        padded = [f"{c:>{w}}" if r else f"{c:<{w}}" for c, w, r in columns]
         return f"| {' | '.join(padded)} |"
 
     rule = [f"{'-' * (w - 1)}:" if r else "-" * w for w, r in zip(widths, right, strict=True)]
@@ -40,6 +40,12 @@ def table(
 
 def escaped(text: str) -> str:
     """Escapes untrusted text, so that Markdown sees no column, HTML, link or image in it."""
-    for mark, entity in (("&", "&amp;"), ("|", "&#124;"), ("<", "&lt;"), ("](", "]&#40;")):
+    for mark, entity in (
+        ("&", "&amp;"),
+        ("|", "&#124;"),
+        ("<", "&lt;"),
+        ("[", "&#91;"),
+        ("]", "&#93;"),
+    ):
         text = text.replace(mark, entity)
     return text

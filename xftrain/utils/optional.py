@@ -12,8 +12,8 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def optional(what: str) -> Iterator[None]:
-    """Within this context, turns an error into a warning.
+def optional_step(what: str) -> Iterator[None]:
+    """Turns an error within this context into a warning.
 
     Args:
         what: name of the step, with which the warning begins.

@@ -7,51 +7,53 @@ could exhaust memory. This module imports nothing slow.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.abc import Loader
+from importlib.util import find_spec
 from types import ModuleType
 
-from xftrain.utils.working_folder import out_of_sight
+from xftrain.errors import ConfigError, first_line
+from xftrain.utils.import_hooks import Finder
+from xftrain.utils.processes import environment
+from xftrain.utils.working_folder import hidden_working_folder
 
-_NAME = "matplotlib"
-# Variables that name matplotlib's files; a relative path in one means the user's working folder.
+_BACKEND = "MPLBACKEND"
+# Variables that name matplotlib's files; relative paths are below the user's working folder.
 _VARIABLES = ("MATPLOTLIBRC", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
 
 
 def ignore_working_folder() -> None:
     """Makes later imports of matplotlib ignore the working folder's settings."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.insert(0, _Finder(("matplotlib",), _execute_in_root))
 
 
-class _Finder(MetaPathFinder):
+class _Finder(Finder):
     """Finds the installed matplotlib, and imports it in the root folder."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Called by Python before its own finders."""
-        spec = PathFinder.find_spec(name, path, target) if name == _NAME else None
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
-        return spec
+
+def _execute_in_root(loader: Loader, module: ModuleType) -> None:
+    """Executes the module, which reads its settings only then."""
+    with hidden_working_folder(_VARIABLES), environment(_importable_backend()):
+        try:
+            loader.exec_module(module)
+        except ValueError as error:
+            if _BACKEND not in os.environ:
+                raise
+            raise ConfigError(
+                f"{_BACKEND}={os.environ[_BACKEND]} is refused by matplotlib "
+                f"({first_line(error)}): unset the variable."
+            ) from error
 
 
-class _Loader(Loader):
-    """Runs a module in the root folder; a file named `matplotlibrc` there is the system's."""
+def _importable_backend() -> dict[str, str]:
+    """Another value for `MPLBACKEND` if its module is missing, which would end every import.
 
-    def __init__(self, inner: Loader) -> None:
-        self._inner = inner
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Creates the module without executing it."""
-        return self._inner.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Executes the module, which reads its settings only then."""
-        if module.__spec__ is not None:
-            module.__spec__.loader = module.__loader__ = self._inner  # as without this package
-        with out_of_sight(_VARIABLES):
-            self._inner.exec_module(module)
+    A notebook's kernel passes its own backend on to all child processes, whatever Python they run.
+    """
+    name = os.environ.get(_BACKEND, "")
+    prefix, _, module = name.partition("module://")
+    if prefix or not module or find_spec(module.partition(".")[0]) is not None:
+        return {}
+    return {_BACKEND: "agg"}

@@ -33,14 +33,14 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=110)
 
 
-def pixels(made: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def pixels(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Renders the figure to an array [height, width, 3]."""
-    canvas = FigureCanvasAgg(made)
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def style(axis: Axes, title: str = "") -> None:
+def style_axis(axis: Axes, title: str = "") -> None:
     """Gives an axis its title, a light grid, and no lines above and to the right."""
     if title:
         axis.set_title(title, loc="left", fontsize=10)
@@ -56,7 +56,7 @@ def legend_at_right(axis: Axes, handles: Sequence[Any]) -> None:
     axis.legend(handles=handles, frameon=False, fontsize=8, **place)
 
 
-def mark(label: str, look: dict[str, Any]) -> Line2D:
+def legend_marker(label: str, look: dict[str, Any]) -> Line2D:
     """Makes a legend entry for a marker."""
     return Line2D([], [], label=label, **{**look, "markersize": 7})
 
@@ -74,10 +74,10 @@ def use_log_ticks(axis: Any) -> None:
     """
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Formats a number with three significant digits, or all digits of an integer below 10**7."""
     if value == int(value) and abs(value) < 1e7:
         return f"{value:,.0f}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 
-# Control characters move the cursor, change colors or the window's title; the others reorder or
-# hide what is read. Surrogates stand for bytes of a file name and cannot be encoded.
+# Control characters move the cursor, change colors or the window's title; format characters reorder
+# or hide text. Surrogates stand for bytes of a file name and cannot be encoded.
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
-_MAX_LINE, _MAX_BLOCK = 20_000, 1_000_000  # longest messages, in characters
+_MAX_LINE, _MAX_BLOCK = 20_000, 1_000_000  # maximum length of a line and of a block, in characters
 
 
 def printable(text: str, keep: str = "\n\t") -> str:

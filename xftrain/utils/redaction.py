@@ -17,16 +17,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
 
 from xftrain.utils.spellings import as_paths, folded, spellings
+from xftrain.utils.url_passwords import without_passwords
 
-READ: dict[str, str] = {}  # the values of the variables that were read, by name
+READ_VALUES: dict[str, str] = {}  # values of the environment variables that were read, by name
 _DECODED: dict[str, tuple[str, ...]] = {}  # strings that `oc.decode` parsed from a variable
 _WORDS: dict[str, str] = {}  # words that contain a short value, and their redacted form
-_READ_NOW: set[str] = set()  # variables that were read since the set was last cleared
+_READ_RECENTLY: set[str] = set()  # variables read since the set was last cleared
 # Words of the configuration, such as option names, which are no secrets; set by `config.compose`.
-public_words: Callable[[], Collection[str]] = frozenset
+public_names: Callable[[], Collection[str]] = frozenset
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?<=://)\S{1,300}(?=@)")  # with the user name
 _READS = re.compile(r"\$\{oc\.env:\s*(\w+)[^${}]*\}")
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _CONSTANTS = {"true", "false", "null", "none", "yes", "no", "on", "off", "inf", "nan"}
@@ -44,7 +44,7 @@ class _Form(NamedTuple):
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """The (start, end) of all matches in the text, overlapping ones included."""
         for start, end in self._places(text):
-            if not self.is_word or not (_joins(text, start) or _joins(text, end)):
+            if not self.is_word or not (_is_inside_word(text, start) or _is_inside_word(text, end)):
                 yield start, end
 
     def _places(self, text: str) -> Iterator[tuple[int, int]]:
@@ -61,20 +61,20 @@ class _Form(NamedTuple):
             found = pattern.search(text, found.start() + 1)
 
 
-def read(name: str, *default: str | None, _node_: Any = None) -> str | None:
+def read_variable(name: str, *default: str | None, _node_: Any = None) -> str | None:
     """OmegaConf's `oc.env`, which also records the value as a secret; a default is no secret."""
     value: str | None = oc.env(name, *default)
     if name in os.environ:
-        READ[name] = os.environ[name]
-        _READ_NOW.add(name)
+        READ_VALUES[name] = os.environ[name]
+        _READ_RECENTLY.add(name)
         source = _node_._value() if _node_ is not None else None  # the text with the interpolation
         if isinstance(source, str):
             known = _READS.sub(lambda found: os.environ.get(found[1], "\0"), source)
-            _note_words(_INTERPOLATION.sub("\0", known), READ)
+            _record_words(_INTERPOLATION.sub("\0", known), READ_VALUES)
     return value
 
 
-def note_joined(cfg: DictConfig) -> None:
+def record_joined_secrets(cfg: DictConfig) -> None:
     """Records the words of a configuration that contain a short secret.
 
     A value may contain a secret through another key or a resolver: `/a/pre${tags[0]}suf`.
@@ -82,44 +82,43 @@ def note_joined(cfg: DictConfig) -> None:
     Args:
         cfg: the composed configuration, whose values are resolved one by one.
     """
-    if any(_is_secret(value) and _is_short(value) for value in READ.values()):
-        _note_joined(cfg)
+    if any(_is_secret(value) and _is_short(value) for value in READ_VALUES.values()):
+        _record_joined(cfg)
 
 
-def _note_joined(node: DictConfig | ListConfig) -> None:
+def _record_joined(node: DictConfig | ListConfig) -> None:
     for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
         if OmegaConf.is_missing(node, key):
             continue
         if not OmegaConf.is_interpolation(node, key):
             if OmegaConf.is_config(child := node[key]):
-                _note_joined(child)
+                _record_joined(child)
             continue
-        _READ_NOW.clear()
+        _READ_RECENTLY.clear()
         try:
             text = str(node[key])
         except Exception as error:  # any resolver may raise; `config.compose` reports it
             text = str(error)
-        _note_words(text, _READ_NOW)
+        _record_words(text, _READ_RECENTLY)
 
 
 def decode(expr: str | None, *, _parent_: Any, _node_: Any) -> Any:
     """OmegaConf's `oc.decode`, which also records the strings in a variable's value as secrets."""
     value = oc.decode(expr, _parent_=_parent_, _node_=_node_)
-    for name, held in READ.items():
-        if expr == held:
+    for name, text in READ_VALUES.items():
+        if expr == text:
             plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
             _DECODED[name] = tuple(_texts(plain))
     return value
 
 
 def digests() -> dict[str, str]:
-    """A 12-bit digest of each variable's value, by which a later run detects another value.
+    """A 12-bit digest of each variable's value, by which a later run detects a changed value.
 
     A value cannot be recovered from 12 bits, and one change in 4096 is not detected.
     """
-    return {
-        name: sha256(f"xftrain {value}".encode()).hexdigest()[:3] for name, value in READ.items()
-    }
+    hashes = {name: sha256(f"xftrain {value}".encode()) for name, value in READ_VALUES.items()}
+    return {name: found.hexdigest()[:3] for name, found in hashes.items()}
 
 
 def hidden(text: str, *, is_value: bool = False) -> str:
@@ -135,15 +134,15 @@ def hidden(text: str, *, is_value: bool = False) -> str:
             then the value of every variable is hidden.
     """
     decoded = [(name, text) for name, texts in _DECODED.items() for text in texts]
-    forms = _forms((*READ.items(), *decoded), tuple(_WORDS.items()), is_value)
+    forms = _forms((*READ_VALUES.items(), *decoded), tuple(_WORDS.items()), is_value)
     if not forms:
         return text
-    names = [place.span() for place in re.finditer(r"\$\{oc\.env:\w+\}", text)]
+    ends = {at: n.end() for n in re.finditer(r"\$\{oc\.env:\w+\}", text) for at in range(*n.span())}
     found = [
         (start, end, form.shown)
         for form in forms
         for start, end in form.spans(text)
-        if not any(first <= start and end <= last for first, last in names)
+        if end > ends.get(start, 0)  # not within the name of a variable
     ]
     return _replaced(text, found)
 
@@ -157,17 +156,17 @@ def hidden_in_message(text: str) -> str:
     Args:
         text: a sentence, a message or a traceback.
     """
-    return hidden(_PASSWORD.sub("***", text))
+    return hidden(without_passwords(text))
 
 
-def hidden_throughout(value: Any) -> Any:
-    """Applies `hidden` to each string of a plain structure, keys included."""
+def hidden_throughout(value: Any, hide: Callable[[str], str] = hidden) -> Any:
+    """Applies a function such as `hidden` to each string of a plain structure, keys included."""
     if isinstance(value, str):
-        return hidden(value)
+        return hide(value)
     if isinstance(value, Mapping):
-        return {hidden_throughout(key): hidden_throughout(child) for key, child in value.items()}
+        return dict(hidden_throughout(pair, hide) for pair in value.items())
     if isinstance(value, list | tuple):
-        return [hidden_throughout(child) for child in value]
+        return [hidden_throughout(child, hide) for child in value]
     return value
 
 
@@ -182,33 +181,33 @@ def without_secrets(cfg: DictConfig, options: Mapping[str, Any]) -> dict[str, An
         options: its checked or plain values.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
-    return _cleared(options, raw) if READ else dict(options)
+    return _redacted(options, raw) if READ_VALUES else dict(options)
 
 
-def _cleared(value: Any, source: Any) -> Any:
+def _redacted(value: Any, source: Any) -> Any:
     """Redacts a value according to its source, the unresolved node of the configuration."""
     if isinstance(value, Mapping):
         children = source if isinstance(source, Mapping) else dict.fromkeys(value, source)
-        return {key: _cleared(child, children.get(key)) for key, child in value.items()}
+        return {key: _redacted(child, children.get(key)) for key, child in value.items()}
     if isinstance(value, list | tuple):
         parts = source if isinstance(source, list) else [source] * len(value)
-        return [_cleared(child, part) for child, part in zip(value, parts, strict=False)]
+        return [_redacted(child, part) for child, part in zip(value, parts, strict=False)]
     if not isinstance(source, str) or "${" not in source:
         return value
     if isinstance(value, str):
         shown = hidden(value, is_value=True)
         # a path from a variable may have been normalized
-        is_other = shown == value and any(READ.get(name) for name in _READS.findall(source))
+        is_other = shown == value and any(READ_VALUES.get(name) for name in _READS.findall(source))
         return source if is_other else shown
     # a number that was parsed from a variable's text
-    return source if "oc." in source or str(value) in READ.values() else value
+    return source if "oc." in source or str(value) in READ_VALUES.values() else value
 
 
-def _named(word: str) -> str:
+def _word_without_secrets(word: str) -> str:
     """Replaces each secret in a word that is composed of several values."""
     forms = [
         _Form(value, f"${{oc.env:{name}}}", is_word=False)
-        for name, value in READ.items()
+        for name, value in READ_VALUES.items()
         if _is_secret(value)
     ]
     return _replaced(word, [(*span, form.shown) for form in forms for span in form.spans(word)])
@@ -256,20 +255,20 @@ def _forms(
     return sorted(forms)
 
 
-def _note_words(text: str, names: Iterable[str]) -> None:
+def _record_words(text: str, names: Iterable[str]) -> None:
     """Records each word of a configuration value that contains a short secret."""
     for name in names:
-        value = READ[name]
+        value = READ_VALUES[name]
         if not (_is_secret(value) and _is_short(value)):
             continue
         for found in re.finditer(re.escape(value), text):
             start, end = found.span()
-            while _joins(text, start):
+            while _is_inside_word(text, start):
                 start -= 1
-            while _joins(text, end):
+            while _is_inside_word(text, end):
                 end += 1
             if (start, end) != found.span():
-                _WORDS[text[start:end]] = _named(text[start:end])
+                _WORDS[text[start:end]] = _word_without_secrets(text[start:end])
 
 
 def _is_short(value: str) -> bool:
@@ -282,10 +281,10 @@ def _is_secret(value: str) -> bool:
         return len(value.strip()) >= _SHORT  # excludes the path `/`
     if _NUMBER.fullmatch(value):
         return sum(letter.isdigit() for letter in value) >= _LONG_NUMBER
-    return value.lower() not in _CONSTANTS and value not in public_words()
+    return value.lower() not in _CONSTANTS and value not in public_names()
 
 
-def _joins(text: str, at: int) -> bool:
+def _is_inside_word(text: str, at: int) -> bool:
     """Whether a position in a text is inside a word."""
     return 0 < at < len(text) and text[at - 1].isalnum() and text[at].isalnum()
 

@@ -1,8 +1,8 @@
 """Python's module search path: the working folder is last, and only for the user's own classes.
 
 `python -m` puts the working folder first, so that a `lightning.py` in it, or a library's plug-in,
-would shadow the installed module, whoever wrote it. This module imports only what Python has
-loaded at startup, not even `__future__` or `typing`, which could come from that folder as well.
+would shadow the installed module, even in an untrusted folder. This module imports only what Python
+has loaded at startup, not even `__future__` or `typing`, which could come from that folder as well.
 """
 
 import os
@@ -19,6 +19,17 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _HOME = os.path.dirname(_PACKAGE)  # the entry of `sys.path` by which this package is found
 _SAFE = "PYTHONSAFEPATH"  # keeps the working folder off the path of Python processes
 _OURS = "XFTRAIN_SAFE_PATH"  # set if this package, rather than the user, set PYTHONSAFEPATH
+# Variables whose empty entries programs take for the working folder.
+_SEARCH_PATHS = (
+    "PYTHONPATH",
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "LIBRARY_PATH",
+    "CPATH",
+    "C_INCLUDE_PATH",
+    "CPLUS_INCLUDE_PATH",
+    "COMPILER_PATH",
+)
 _IS_REFUSED = bool(sys.flags.safe_path) and _OURS not in os.environ  # the user set it, or -P
 
 # The modules that import what a configuration names: `_target_`, and the handlers of a log.
@@ -47,7 +58,42 @@ def leave_out_working_folder() -> None:
     module = sys.orig_argv[-len(sys.argv)] if len(sys.orig_argv) >= len(sys.argv) else ""
     if sys.flags.safe_path or not module.partition(".")[0].endswith("xftrain"):
         return
-    folder = sys.path.pop(0)
+    _put_back(sys.path.pop(0))
+
+
+def leave_out_empty_entries() -> None:
+    """Removes empty entries, which mean the working folder, from variables with search paths.
+
+    They are rarely intended: `PYTHONPATH=$PYTHONPATH:/mine` has one if the variable was unset,
+    and Python, the shell, the linker and the compiler then look in the working folder, also in
+    child processes. Python's path in this process loses the entry as well.
+    """
+    for name in _SEARCH_PATHS:
+        entries = os.environ.get(name, "").split(os.pathsep)
+        named = [entry for entry in entries if entry]
+        if "" not in entries or not os.environ.get(name):
+            continue
+        if named:
+            os.environ[name] = os.pathsep.join(named)
+        else:
+            del os.environ[name]
+        if name == "PYTHONPATH" and not sys.flags.ignore_environment:
+            _remove_unnamed(named)
+
+
+def _remove_unnamed(named: "list[str]") -> None:
+    """Removes the working folder from `sys.path` unless PYTHONPATH names it."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it was deleted
+        return
+    if here in sys.path and here not in map(os.path.abspath, named):
+        sys.path.remove(here)
+        _put_back(here)
+
+
+def _put_back(folder: str) -> None:
+    """Puts a folder that was removed last in `sys.path` if this package was found in it."""
     if os.path.abspath(folder) != _HOME:
         return
     other = PathFinder.find_spec("xftrain", sys.path)
@@ -74,7 +120,7 @@ class _OwnClasses:
         self.folder, self.modules = folder, set(modules)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> "Any":
-        """Called by Python after all other finders; `path` is set for submodules."""
+        """Finds a module after all other finders of Python; `path` is set for submodules."""
         if path is not None or not self._may_import(*_importer()):
             return None
         spec = PathFinder.find_spec(name, [self.folder])
@@ -96,17 +142,19 @@ class _OwnClasses:
 def find_own_classes() -> None:
     """Allows a configuration's classes to be in the working folder, unless `-P` forbids it."""
     if _IS_REFUSED:
-        sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, _OwnClasses)]
+        sys.meta_path[:] = [
+            finder for finder in sys.meta_path if not isinstance(finder, _OwnClasses)
+        ]
     else:
         _add_finder(os.getcwd())
 
 
 def _add_finder(folder: str, modules: "Iterable[str]" = ()) -> None:
-    """Installs a finder for this folder in place of earlier ones, and keeps what these found."""
-    others = [finder for finder in sys.meta_path if isinstance(finder, _OwnClasses)]
-    known = {name for finder in others if finder.folder == folder for name in finder.modules}
+    """Installs a finder for this folder in place of earlier ones, and keeps their modules."""
+    earlier = [finder for finder in sys.meta_path if isinstance(finder, _OwnClasses)]
+    known = {name for finder in earlier if finder.folder == folder for name in finder.modules}
     finder = _OwnClasses(folder, known.union(modules))
-    sys.meta_path[:] = [*(one for one in sys.meta_path if one not in others), finder]
+    sys.meta_path[:] = [*(other for other in sys.meta_path if other not in earlier), finder]
     if finder.modules:
         pass_on_to_processes()
 
@@ -118,13 +166,13 @@ def pass_on_to_processes() -> None:
     """
     from multiprocessing import spawn
 
-    made = spawn.get_preparation_data
-    if hasattr(made, "has_finder"):
+    original = spawn.get_preparation_data
+    if hasattr(original, "has_finder"):
         return
 
     def with_finder(name: str) -> dict[str, object]:
         finders = [finder for finder in sys.meta_path if isinstance(finder, _OwnClasses)]
-        return {**made(name), "xftrain_finders": finders}
+        return {**original(name), "xftrain_finders": finders}
 
     with_finder.has_finder = True  # type: ignore[attr-defined]
     spawn.get_preparation_data = with_finder

@@ -62,13 +62,13 @@ def folded(text: str) -> re.Pattern[str] | None:
     if not text.strip() or not re.search(r"[\s\\]", text):
         return None
     pieces = []
-    for blank, escape, other in _PIECE.findall(text):
+    for blank, escape, plain in _PIECE.findall(text):
         if blank:
             pieces.append(r"(?:\\?\s)+")
         elif escape:
             pieces.append(rf"{_FOLD}{re.escape(escape)}{_FOLD}")
         else:
-            pieces.append(re.escape(other))
+            pieces.append(re.escape(plain))
     return re.compile("".join(pieces))
 
 
@@ -85,5 +85,5 @@ def _in_yaml(text: str) -> Iterator[str]:
     if text.isascii() and text.isprintable() and not {'"', "\\"} & set(text):
         return
     for is_unicode in (True, False):
-        made = yaml.dump(text, default_style='"', allow_unicode=is_unicode, width=math.inf)
-        yield made.rstrip("\n")[1:-1]
+        dumped = yaml.dump(text, default_style='"', allow_unicode=is_unicode, width=math.inf)
+        yield dumped.rstrip("\n")[1:-1]

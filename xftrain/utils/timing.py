@@ -1,4 +1,4 @@
-"""Times several calls in turns, so that clock drift affects all alike."""
+"""Times several calls with interleaved repetitions, so that drift affects all alike."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable, Sequence
 import torch
 
 
-def in_turns(
-    once: Sequence[Callable[[], float]], *, budget_s: float, min_repeats: int, max_repeats: int
+def interleaved_times_ms(
+    calls: Sequence[Callable[[], float]], *, budget_s: float, min_repeats: int, max_repeats: int
 ) -> list[list[float]]:
-    """Times calls in turns, and returns the milliseconds of every repetition of every call.
+    """Times calls in turns, and returns the milliseconds of each repetition, one list per call.
 
     Args:
-        once: functions that make one call and return its time in ms; each is first warmed up.
+        calls: functions that each time one call, in ms; a first call of each is a warm-up.
         budget_s: time to spend on each call, within the limits below.
-        min_repeats: fewest repetitions of a call.
-        max_repeats: most repetitions of a call.
+        min_repeats: minimum number of repetitions of a call.
+        max_repeats: maximum number of repetitions of a call.
     """
-    for call in once:
+    for call in calls:
         call()  # warm-up: loads kernels, so it must not set the number of repetitions
-    series = [[call()] for call in once]
+    series = [[call()] for call in calls]
     fits = [int(budget_s * 1e3 / max(first[0], 1e-3)) for first in series]
     repeats = [min(max(count, min_repeats), max_repeats) for count in fits]
     for turn in range(1, max(repeats, default=0)):
-        for index, call in enumerate(once):
+        for index, call in enumerate(calls):
             if turn < repeats[index]:
                 series[index].append(call())
     return series

@@ -1,4 +1,4 @@
-"""Copies numbers from the host to a device without synchronizing with the device."""
+"""Copies numbers from the host to a device without a device synchronization."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from contextlib import chdir, contextmanager
 
 
 @contextmanager
-def out_of_sight(variables: Sequence[str]) -> Iterator[None]:
+def hidden_working_folder(variables: Sequence[str]) -> Iterator[None]:
     """Makes `/`, whose files are the system's, the working folder for the duration of a block.
 
     Args:

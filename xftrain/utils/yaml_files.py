@@ -1,4 +1,7 @@
-"""Refuses option files that would exhaust memory or time when Hydra reads them."""
+"""Refuses option files that would exhaust memory or time when Hydra reads them.
+
+Importing this module makes Hydra check each file that it reads.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult
 
 from xftrain.errors import ConfigError
 
-_MAX_BYTES = 16 << 20  # largest file
+_MAX_BYTES = 16 << 20  # maximum size of a file
 # A number that PyYAML parses in time quadratic in its length.
 _LONG_NUMBER = re.compile(rb"[0-9](?:[0-9_]{0,99}:[0-9_]){20}").search
-_MAX_VALUES = 100_000  # most values of a file, with its aliases expanded
+_MAX_VALUES = 100_000  # maximum number of values of a file, with its aliases expanded
 
 
 def refuse_yaml_bombs(folders: Sequence[Path]) -> None:
-    """Refuse pipes, huge files, and files whose aliases expand to a huge value.
+    """Refuses pipes, huge files, and files whose aliases expand to a huge value.
 
     Args:
         folders: the folders of `--config-dir` and `--config-path`; missing ones are ignored.
@@ -35,14 +41,14 @@ def refuse_yaml_bombs(folders: Sequence[Path]) -> None:
 def _option_files(folder: Path) -> Iterator[Path]:
     """Yields the files that Hydra could read; like Hydra, it follows links to folders."""
     known: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(place)
+    for path, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(path)
         if (status.st_dev, status.st_ino) in known:  # visited already, or a link to a parent folder
             folders.clear()
             continue
         known.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from (Path(place, name) for name in sorted(files) if name.endswith((".yaml", ".yml")))
+        yield from (Path(path, name) for name in sorted(files) if name.endswith((".yaml", ".yml")))
 
 
 def _check(path: Path) -> None:
@@ -91,3 +97,18 @@ def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
         children = node.value
     known[id(node)] = 1 + sum(_num_values(child, known) for child in children)
     return known[id(node)]
+
+
+_load = ConfigRepository.load_config
+
+
+def _load_checked(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+    """Hydra's reader of option files, also of the folders that `hydra.searchpath` names."""
+    name = config_path if config_path.endswith(".yaml") else f"{config_path}.yaml"
+    source = self._find_object_source(config_path, ObjectType.CONFIG)
+    if source is not None and source.scheme() == "file":
+        _check(Path(source.path, name))
+    return _load(self, config_path)
+
+
+setattr(ConfigRepository, "load_config", _load_checked)  # noqa: B010

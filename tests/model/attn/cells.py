@@ -20,8 +20,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "alibi-dense": ("alibi", {"impl": "dense"}),
     "alibi-window": ("alibi", {"window": WINDOW}),
 }
-BIASES = sorted({*registry.names("model/bias"), *VARIANTS})
-BACKENDS = [name for name in registry.names("model/attn") if name != "auto"]
+BIASES = sorted({*registry.option_names("model/bias"), *VARIANTS})
+BACKENDS = [name for name in registry.option_names("model/attn") if name != "auto"]
 NUM_HEADS = 8
 NUM_KV_HEADS = {"mha": 8, "gqa": 2, "mqa": 1}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -46,7 +46,7 @@ class Cell:
 
     def facts(self) -> AttnBias:
         name, options = VARIANTS.get(self.bias, (self.bias, {}))
-        recipe = registry.load("model/bias", name)(**options)
+        recipe = registry.load_class("model/bias", name)(**options)
         return recipe.build(NUM_HEADS, PACKED_LENGTHS if self.packed else None)
 
     def call(self, device: str, head_dim: int) -> AttnCall:
@@ -65,7 +65,7 @@ CELLS = [
 
 @cache
 def backend_named(name: str) -> Backend:
-    loaded: Backend = registry.load("model/attn", name)()
+    loaded: Backend = registry.load_class("model/attn", name)()
     return loaded
 
 

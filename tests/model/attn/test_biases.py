@@ -150,8 +150,8 @@ def test_equal_facts_have_equal_keys():
         ({"causal": False, "slopes": (0.5,)}, "need causal=True"),
         ({"window": 0}, "at least 1, got 0"),
         ({"window": 2.5}, "at least 1, got 2.5"),
-        ({"additive_HMM": torch.zeros(3, 3)}, r"got torch.float32 of \(3, 3\)"),
-        ({"additive_HMM": torch.ones(1, 3, 3, dtype=torch.bool)}, "got torch.bool"),
+        ({"additive_HMM": torch.zeros(3, 3)}, r"got a float32 tensor of \[3, 3\]"),
+        ({"additive_HMM": torch.ones(1, 3, 3, dtype=torch.bool)}, "got a bool tensor"),
     ],
 )
 def test_facts_that_contradict_each_other_are_refused(bad: dict[str, Any], said: str) -> None:

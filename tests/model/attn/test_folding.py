@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
-from xftrain.model.attn._folding import fold, folding_reasons, folds, num_features, unfolded
+from xftrain.model.attn._folding import (
+    fold,
+    folding_reasons,
+    is_folded,
+    num_features,
+    without_folded_slopes,
+)
 
 CPU = torch.device("cpu")
 # Bits that a factor may have (in float32 those of TF32, in float64 half of them), and pieces.
@@ -90,7 +96,7 @@ def test_a_feature_is_as_large_as_the_range_of_float16_and_no_larger() -> None:
 def test_only_slopes_that_are_folded_leave_the_mask(dense: bool) -> None:
     # else ALiBi is added twice, or not at all
     bias = AttnBias(window=3, seqlens=(2, 3), slopes=(0.5,), dense=dense)
-    rest = unfolded(bias)
-    assert folds(bias) == (not dense) and not folds(AttnBias(dense=dense))
+    rest = without_folded_slopes(bias)
+    assert is_folded(bias) == (not dense) and not is_folded(AttnBias(dense=dense))
     assert rest.slopes == ((0.5,) if dense else None)
     assert (rest.window, rest.seqlens, rest.dense) == (3, (2, 3), dense)

@@ -8,7 +8,7 @@ import torch
 from tests.model.attn.cells import backend_named
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
 from xftrain.model.attn._folding import fold, num_features
-from xftrain.model.attn._limits import MOST_NUMBERS
+from xftrain.model.attn._limits import MAX_ELEMENTS
 
 CUDA, CPU, HALF = torch.device("cuda"), torch.device("cpu"), torch.bfloat16
 SLOPES = AttnBias(slopes=(0.5,) * 64)
@@ -42,7 +42,7 @@ def test_more_numbers_than_32_bits_count_are_refused(name: str) -> None:
 
 def test_the_largest_number_of_numbers_is_taken() -> None:
     sdpa, fits = backend_named("sdpa"), AttnShape(511, 1024, 64, 64, 64)
-    assert 512 * 1024 * 64 * 64 == MOST_NUMBERS + 1
+    assert 512 * 1024 * 64 * 64 == MAX_ELEMENTS + 1
     assert not sdpa.unsupported(AttnBias(), fits, HALF, CUDA)
     assert sdpa.unsupported(AttnBias(), AttnShape(512, 1024, 64, 64, 64), HALF, CUDA)
     assert not sdpa.unsupported(SLOPES, AttnShape(400, 1024, 64, 64, 64), HALF, CUDA)

@@ -43,7 +43,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 def test_features_go_in_front_of_a_vector_of_any_strides(
     device, least, heads, head_dim, width, positions_and_heads, dtype, launches, monkeypatch
 ):
-    monkeypatch.setattr(module, "_LEAST", least)
+    monkeypatch.setattr(module, "_MIN_ELEMENTS", least)
     qkv = torch.randn(2, 37, 3, heads, head_dim, device=device, dtype=dtype)
     features = torch.randn(1, *positions_and_heads, width, device=device, dtype=dtype)
     heads_first = qkv[:, :, 2].transpose(1, 2).contiguous().transpose(1, 2)
@@ -59,7 +59,7 @@ def test_features_go_in_front_of_a_vector_of_any_strides(
 
 @pytest.mark.cuda
 def test_a_fake_tensor_launches_nothing(launches, monkeypatch):
-    monkeypatch.setattr(module, "_LEAST", 0)
+    monkeypatch.setattr(module, "_MIN_ELEMENTS", 0)
     with FakeTensorMode():
         x, features = (torch.empty(1, 4, 2, n, device=CUDA) for n in (16, 8))
         assert prepend_features(x, features).shape == (1, 4, 2, 24)
@@ -70,6 +70,6 @@ def test_a_fake_tensor_launches_nothing(launches, monkeypatch):
 def test_compiled_code_copies(launches):
     x = torch.randn(4, 512, 32, 64, device=CUDA)
     features = torch.randn(1, 1, 32, 16, device=CUDA)
-    assert x.numel() >= module._LEAST
+    assert x.numel() >= module._MIN_ELEMENTS
     joined = torch.compile(prepend_features, fullgraph=True)(x, features)
     assert torch.equal(joined, prepend_features(x, features)) and len(launches) == 1

@@ -70,7 +70,7 @@ def test_attention_is_right_where_it_is_not_refused(
 
 @pytest.mark.parametrize("slopes", [(math.nan,), (0.5, math.inf), (-math.inf,)])
 def test_slopes_that_are_no_numbers_are_refused(slopes: tuple[float, ...]) -> None:
-    with pytest.raises(ConfigError, match="slopes must be finite numbers"):
+    with pytest.raises(ConfigError, match="slopes must be a tuple of finite numbers"):
         AttnBias(slopes=slopes)
 
 

@@ -62,7 +62,7 @@ def test_a_library_that_did_not_load_is_told_where_a_gpu_needs_it(
     cpp_lib = importlib.import_module("xformers._cpp_lib")
     monkeypatch.setattr(cpp_lib, "_cpp_library_load_exception", error)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    loading._say_what_is_missing()
+    loading._warn_about_cpp_library()
     assert ("C++ library did not load" in caplog.text) == (has_gpu and error is not None)
 
 

@@ -1,1 +1,1 @@
-"""The benchmarks of the benchmark, one per file: callbacks that measure after training."""
+"""Benchmarks, one per file: callbacks that measure after training."""

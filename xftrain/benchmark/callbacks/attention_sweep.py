@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LENGTHS_CUDA = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 _LENGTHS_CPU = (128, 256, 512, 1024)
 _MB = 2**20 / 1e6
-_LONGEST = "The longest length that fits; backends that compile for each length are left out:"
+_LONGEST = "The longest length that fits, without backends that compile for each length:"
 _TUTORIAL = ("naive", "xformers")  # the backends of the tutorial's table, without a mask
 # The output of the tutorial's script on an H100 80GB (torch 2.11, xformers 0.0.35): MB, MB, ms, ms.
 _TUTORIAL_H100 = {
@@ -214,7 +214,7 @@ def tutorial_table(rows: Sequence[Row]) -> str:
     return (
         "As in the tutorial: not causal, a loop of `attention(q, k, v).sum().backward()` (on a CPU "
         "the time of single calls), peak memory in MB (10^6 bytes). Short calls take Python longer "
-        "than a GPU, so their ms say more of the host's processor; the GPU's own time is below.\n\n"
+        "than a GPU, so their ms depend more on the host's CPU; the GPU's own time is below.\n\n"
         + tables.table(header, lines)
     )
 
@@ -229,12 +229,15 @@ def _fastest(rows: Sequence[Row]) -> str:
     if not ran:
         return ""
     columns = list(dict.fromkeys((row["bias"], row["heads"]) for row in rows))
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in ran:
+        place = (row["M"], row["bias"], row["heads"])
+        found[place] = min(found.get(place, row), row, key=lambda row: row["ms"])
     lines = []
     for length in sorted({row["M"] for row in rows}):
         line = [f"{length:,}"]
-        for column in columns:
-            at = [r for r in ran if r["M"] == length and (r["bias"], r["heads"]) == column]
-            best = min(at, key=lambda row: row["ms"], default=None)
+        for bias, heads in columns:
+            best = found.get((length, bias, heads))
             line.append("-" if best is None else f"{best['backend']} {figure(best['ms'])} ms")
         lines.append(line)
     several = len({heads for _, heads in columns}) > 1

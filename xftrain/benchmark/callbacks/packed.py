@@ -118,7 +118,7 @@ def draw_lengths(kind: str, number: int, longest: int, seed: int) -> tuple[int, 
     draw = random.Random(seed)
     if kind == "uniform":
         return tuple(draw.randint(1, longest) for _ in range(number))
-    center = longest / 8  # so that only one document in fifty is drawn too long and clipped
+    center = longest / 8  # so that only one document in fifty is too long and is clipped
     drawn = [draw.lognormvariate(0.0, _SIGMA) * center for _ in range(number)]
     return tuple(min(max(round(length), 1), longest) for length in drawn)
 

@@ -139,8 +139,8 @@ class Parity(Benchmark):
         header = ["backend", "right", "worst x torch's", "refused", "lost"]
         said = [
             f"Relative errors of out, dq, dk and dv against float64. Right is at most {LIMIT:g} x "
-            "the error of torch's own attention at the same dtype, of its least exact way to run "
-            "the same, and within xFormers' tolerances.",
+            "the error of torch's own attention at the same dtype, by its least accurate kernel, "
+            "and within xFormers' tolerances.",
             tables.table(header, lines),
             *(f"- WRONG: {_name(row)}: {row['faults']}" for row in wrong),
             tables.reasons(rows, _name),

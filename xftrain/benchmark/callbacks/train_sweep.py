@@ -109,7 +109,7 @@ def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> st
     ran.sort(key=lambda row: -row["tokens_per_s"])
     parts = [
         "The run's own model, data, optimizer and precision, the fastest first. MFU is against "
-        "the vendor's peak, `of peak` against the matrix product measured here.",
+        "the vendor's peak, `of peak` against the matmul measured here.",
         tables.columns_of(ran, {**{name: name for name in _NAMES}, **shown}) if ran else "",
         tables.reasons(rows, lambda row: " ".join(row[n] for n in _NAMES)),
     ]

@@ -1,20 +1,18 @@
 """A file or a folder of text: its files, those that are held out, and their bytes in pieces.
 
-A file is text if it is valid UTF-8 without NUL bytes. Reading stops at the first NUL byte, so a
-sparse file of terabytes is skipped quickly. Hidden files, hidden folders and `__pycache__` are
-skipped. No file is read twice, as a second name of a file could put held-out text into the training
-files. Links within the folder are followed, but links that lead out of it only if configured, as in
-a folder from someone else they could lead to private files.
+Hidden files, hidden folders and `__pycache__` are skipped. No file is read twice, as a second name
+of a file could put held-out text into the training files; `content` skips copies. Links within the
+folder are followed, but links that lead out of it only if configured, as in a folder from someone
+else they could lead to private files.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,6 @@ from xftrain.utils.printable import one_line
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 64 << 10
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,11 @@ class SourceFile:
         name: its path below the folder, with slashes.
         path: its full path, without links below the folder.
         size: size in bytes.
-        mtime_ns: time of the last change in nanoseconds.
     """
 
     name: str
     path: Path
     size: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -75,12 +70,10 @@ def list_files(
     status = _status(root)
     skipped = Skipped()
     top = Path(os.path.realpath(root))
-    as_typed = os.path.normpath(os.path.join(os.path.realpath("."), root))
-    by_link = root.is_symlink() or not root.is_absolute() and str(top) != as_typed
-    if by_link and not follow_links:
-        log.warning("data.path=%s is a link: the files of %s are read", root, one_line(str(top)))
+    if not follow_links:
+        _check_links(Path(os.path.abspath(root)), top)
     if stat.S_ISREG(status.st_mode):
-        return [SourceFile(root.name, top, status.st_size, status.st_mtime_ns)], skipped
+        return [SourceFile(root.name, top, status.st_size)], skipped
 
     files: list[SourceFile] = []
     seen = {_identity(status)}
@@ -102,11 +95,11 @@ def list_files(
                 continue
             name, path = prefix + entry.name, folder / entry.name
             if entry.is_symlink():
-                place = real_path(path)
-                if place is None:  # a cycle, or more links than the system follows
+                target = real_path(path)
+                if target is None:  # a cycle, or more links than the system follows
                     skipped.add("unreadable", name)
                     continue
-                path = place
+                path = target
                 if not follow_links and not path.is_relative_to(top):
                     skipped.add("outside", name)
                     continue
@@ -130,30 +123,15 @@ def list_files(
             elif not os.access(path, os.R_OK):
                 skipped.add("unreadable", name)
             else:
-                files.append(SourceFile(name, path, status.st_size, status.st_mtime_ns))
+                files.append(SourceFile(name, path, status.st_size))
             seen.add(_identity(status))
     return sorted(files, key=lambda file: file.name), skipped
 
 
-def is_text(path: Path) -> bool:
-    """Whether the file is valid UTF-8 without NUL bytes; holes of sparse files are NUL bytes."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with _opened(path) as file:
-            while block := file.read(_BLOCK_BYTES):
-                if b"\0" in block:
-                    return False
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return True
-
-
-def split_documents(files: list[SourceFile], val_fraction: float) -> dict[Split, list[Document]]:
-    """Splits files by a hash of their names, or a single file into begin and end.
+def split_documents(
+    files: Sequence[SourceFile], val_fraction: float
+) -> dict[Split, list[Document]]:
+    """Splits files by a hash of their names, or a single file into its beginning and its end.
 
     A file is held out if its hash is below the fraction. This does not depend on other files, so a
     file stays in its split if others are added or removed. If no hash is below the fraction, the
@@ -167,12 +145,12 @@ def split_documents(files: list[SourceFile], val_fraction: float) -> dict[Split,
             "train": [Document(file.path, 0, cut)],
             "val": [Document(file.path, cut, file.size)],
         }
-    by_share = sorted(files, key=lambda file: _share(file.name))
-    num_below = sum(_share(file.name) < val_fraction for file in files)
+    by_share = sorted(files, key=lambda file: _name_fraction(file.name))
+    num_below = sum(_name_fraction(file.name) < val_fraction for file in files)
     if num_below in (0, len(files)):
         log.info(
-            "data.val_fraction: %s of the files has a hash below %g, so %s is %s all the same; it "
-            "changes sides once a file comes that belongs there",
+            "data.val_fraction: %s of the files has a hash below %g, so %s is %s nonetheless; it "
+            "changes sides if a file that belongs there is added",
             "none" if num_below == 0 else "each",
             val_fraction,
             one_line(by_share[0 if num_below == 0 else -1].name),
@@ -195,23 +173,23 @@ def read_pieces(document: Document) -> Iterator[bytes]:
     rest = b""
     missing = document.end - document.begin
     try:
-        with _opened(document.path) as file:
+        with open_listed(document.path) as file:
             file.seek(document.begin)
             while missing:
                 block = file.read(min(missing, PIECE_BYTES))
                 if not block:
-                    raise changed(document.path)
+                    raise changed_error(document.path)
                 missing -= len(block)
                 block = rest + block
                 cut = _piece_end(block) if missing else len(block)
                 yield block[:cut]
                 rest = block[cut:]
     except OSError as error:
-        raise _unreadable(document.path, error) from error
+        raise unreadable_error(document.path, error) from error
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def open_listed(path: Path) -> Iterator[IO[bytes]]:
     """Opens a listed file, after checking that its path has not changed.
 
     Raises:
@@ -220,15 +198,15 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     with open_plain(path) as file:
         with suppress(FileNotFoundError):  # the system has no /proc
             if os.readlink(f"/proc/self/fd/{file.fileno()}") != str(path):
-                raise changed(path)
+                raise changed_error(path)
         yield file
 
 
-def changed(path: Path) -> RunError:
+def changed_error(path: Path) -> RunError:
     """The error for a file that changed while it was read."""
     return RunError(
         f"data.path: files must not change while they are read, but under {str(path)!r} some did; "
-        "run again when they are at rest."
+        "run again when they no longer change."
     )
 
 
@@ -256,11 +234,34 @@ def _status(root: Path) -> os.stat_result:
     return status
 
 
+def _check_links(named: Path, top: Path) -> None:
+    """Refuses a path that leads out of the working folder by a link, and names any other link.
+
+    The working folder may be untrusted, and its links may lead to private files.
+
+    Args:
+        named: the absolute path as the user names it, with links.
+        top: the same path with links resolved.
+
+    Raises:
+        ConfigError: it is below the working folder, and the resolved path is not.
+    """
+    here = Path.cwd()
+    if named.is_relative_to(here) and not top.is_relative_to(os.path.realpath(here)):
+        raise ConfigError(
+            f"data.path leads out of the working folder by a link, to {one_line(str(top))}: give "
+            "that path itself, or set data.follow_links=true."
+        )
+    if named != top:
+        how = "is a link" if named.is_symlink() else "leads through a link"
+        log.warning("data.path=%s %s: the files of %s are read", named, how, one_line(str(top)))
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _share(name: str) -> float:
+def _name_fraction(name: str) -> float:
     """A number in [0, 1) that depends only on the name."""
     digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
@@ -268,11 +269,11 @@ def _share(name: str) -> float:
 
 def _character_boundary(path: Path, position: int) -> int:
     try:
-        with _opened(path) as file:
+        with open_listed(path) as file:
             file.seek(position)
             following = file.read(4)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     # Bytes 10xxxxxx continue a character; at most three of them follow its first byte.
     while following and following[0] & 0xC0 == 0x80:
         following, position = following[1:], position + 1
@@ -289,8 +290,9 @@ def _piece_end(block: bytes) -> int:
     return last or len(block)
 
 
-def _unreadable(path: Path, error: OSError) -> RunError:
+def unreadable_error(path: Path, error: OSError) -> RunError:
+    """The error for a listed file that cannot be read."""
     return RunError(
         f"data.path: every listed file must stay readable, but {str(path)!r} is not "
-        f"({error.strerror}); restore it or take it out, then run again."
+        f"({error.strerror}); restore it or remove it, then run again."
     )

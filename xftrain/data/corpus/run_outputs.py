@@ -12,7 +12,7 @@ from pathlib import Path
 
 from xftrain.utils.files import read_json, read_plain
 
-# Any of these, or all of a group, in a folder makes it one of a run, a sweep or a benchmark.
+# A folder that holds all files of one of these sets belongs to a run, a sweep or a benchmark.
 _MARKS = (
     {".hydra"},
     {".sweep.json"},

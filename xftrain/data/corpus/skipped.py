@@ -6,7 +6,7 @@ from collections import Counter
 
 from xftrain.utils.printable import one_line
 
-NUM_NAMED = 3  # names kept per reason
+_NUM_NAMED = 3  # recorded names per reason
 
 
 class Skipped(Counter[str]):
@@ -22,13 +22,10 @@ class Skipped(Counter[str]):
 
     def add(self, reason: str, name: str) -> None:
         """Counts one file or folder."""
-        self.extend(reason, 1, [name])
-
-    def extend(self, reason: str, number: int, names: list[str]) -> None:
-        """Counts several files or folders, with the names of some."""
-        self[reason] += number
+        self[reason] += 1
         named = self.names.setdefault(reason, [])
-        named += names[: NUM_NAMED - len(named)]
+        if len(named) < _NUM_NAMED:
+            named.append(name)
 
     def __str__(self) -> str:
         """A text such as `312 binary files, 1 empty file : a.png, b.png, c.png, ..., notes.txt`."""

@@ -1,7 +1,7 @@
 """The baseline of a text run: a byte-bigram model with add-one smoothing.
 
-It sees only the previous byte. A language model that is not better has learned almost nothing, for
-any value of its loss. With a BPE it is scored on the bytes that the label tokens spell.
+It sees only the previous byte. A language model that is not better has learned almost nothing,
+whatever its loss. With a BPE it is scored on the bytes that the label tokens spell.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 NUM_SYMBOLS = 257  # the byte values, and 256 as document separator
 _SEPARATOR = 256
-_COUNTED_AT_ONCE = 1 << 20
+_BLOCK_SYMBOLS = 1 << 20
 
 
 class BigramCounts:
@@ -26,29 +26,29 @@ class BigramCounts:
 
     def __init__(self) -> None:
         self.counts = np.zeros((NUM_SYMBOLS, NUM_SYMBOLS), dtype=np.int64)
-        self._waiting: list[npt.NDArray[np.int32]] = []
-        self._num_waiting = 0
+        self._pending: list[npt.NDArray[np.int32]] = []
+        self._num_pending = 0
 
-    def watch(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def count_pieces(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """Yields the pieces and counts their symbols; an empty piece separates documents."""
         separator = np.array([_SEPARATOR], dtype=np.int32)
         for piece in pieces:
             symbols = np.frombuffer(piece, np.uint8).astype(np.int32) if piece else separator
-            self._waiting.append(symbols)
-            self._num_waiting += symbols.size
-            if self._num_waiting >= _COUNTED_AT_ONCE:
+            self._pending.append(symbols)
+            self._num_pending += symbols.size
+            if self._num_pending >= _BLOCK_SYMBOLS:
                 self._count()
             yield piece
         self._count()
 
     def _count(self) -> None:
-        if not self._waiting:
+        if not self._pending:
             return
-        symbols = np.concatenate(self._waiting)
+        symbols = np.concatenate(self._pending)
         pairs = symbols[:-1] * NUM_SYMBOLS + symbols[1:]
         self.counts += np.bincount(pairs, minlength=self.counts.size).reshape(self.counts.shape)
-        self._waiting = [symbols[-1:]]  # the left half of the next pair
-        self._num_waiting = 1
+        self._pending = [symbols[-1:]]  # the left half of the next pair
+        self._num_pending = 1
 
 
 class Bigram:
@@ -63,13 +63,13 @@ class Bigram:
         totals = counts.sum(axis=1, keepdims=True) + NUM_SYMBOLS
         self._bits = np.log2(totals) - np.log2(counts + 1)
         symbols = [spelling or (_SEPARATOR,) for spelling in spellings]
-        self._first = np.array([spelled[0] for spelled in symbols])
-        self._last = np.array([spelled[-1] for spelled in symbols])
-        self._inside = np.array(
+        self._first_symbols = np.array([spelled[0] for spelled in symbols])
+        self._last_symbols = np.array([spelled[-1] for spelled in symbols])
+        self._inner_bits = np.array(
             [sum(float(self._bits[pair]) for pair in pairwise(spelled)) for spelled in symbols]
         )
 
     def bits(self, tokens: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> float:
         """Total bits of the labels, each after the token that precedes it."""
-        into = self._bits[self._last[tokens], self._first[labels]]
-        return float(into.sum() + self._inside[labels].sum())
+        into = self._bits[self._last_symbols[tokens], self._first_symbols[labels]]
+        return float(into.sum() + self._inner_bits[labels].sum())

@@ -1,9 +1,9 @@
-"""Token files of a corpus on disk, which are made once and memory-mapped.
+"""Token files of a corpus on disk, which are written once and memory-mapped.
 
-The folder of a corpus is named by a hash of everything that its content depends on. It is made
-under a temporary name and renamed when complete, so a killed preparation never looks complete. It
-belongs to one user, who alone can read it, as the corpus may be private; in a shared cache folder,
-nobody trains on token files of another user.
+The folder of a corpus is named by a hash of everything that determines its content: the name and
+content of each text, and the options. It is made under a temporary name and renamed when complete,
+so that a killed preparation never looks complete. It belongs to one user, and only that user can
+read it, as the corpus may be private; in a shared cache folder, no user trains on another's files.
 """
 
 from __future__ import annotations
@@ -21,10 +21,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xftrain.data.corpus.files import SourceFile, changed, is_text, list_files, split_documents
-from xftrain.data.corpus.skipped import NUM_NAMED, Skipped
-from xftrain.data.tokens.cache_folder import alone, cache_folder, is_own_folder
-from xftrain.data.tokens.files import SPLITS, TokenizerName, seal, write_token_files
+from xftrain.data.corpus.files import changed_error, list_files, split_documents
+from xftrain.data.corpus.skipped import Skipped
+from xftrain.data.tokens.cache_folder import cache_folder, exclusive_lock, is_own_folder
+from xftrain.data.tokens.content import (
+    MAX_RECORDED_FILES,
+    ContentCheck,
+    DigestRecord,
+    TextFile,
+    distinct_texts,
+)
+from xftrain.data.tokens.files import SPLITS, TokenizerName, write_meta, write_token_files
 from xftrain.data.tokens.stream import (
     Meta,
     TokenStream,
@@ -36,12 +43,12 @@ from xftrain.data.tokens.stream import (
 from xftrain.data.tokens.tokenizer import NUM_BYTES_VOCAB, Tokenizer
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import Split
-from xftrain.utils.files import expanded, sync
+from xftrain.utils.files import expand_home, sync
 
 log = logging.getLogger(__name__)
 
 _BPE_VOCAB = 8192
-_FORMAT = 3  # increase it if the same files would give other content
+_FORMAT = 4  # increase it whenever the same files would give different tokens
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class TokenCache:
     summary: str
     digest: str
 
-    def is_damaged(self) -> RunError:
+    def damaged_error(self) -> RunError:
         """The error for a batch with tokens outside the vocabulary."""
         return RunError(
             f"data.cache_dir: the token files in {str(self.folder)!r} are damaged: a token is "
@@ -105,29 +112,36 @@ def prepare(
         raise ConfigError(
             "data.path must name a file or folder of text, got ''; for this folder write ."
         )
-    root = Path(os.path.abspath(expanded("data.path", path)))
+    root = Path(os.path.abspath(expand_home("data.path", path)))
     cache = cache_folder(cache_dir)
     files, skipped = list_files(root, leave_out=cache, follow_links=follow_links)
-    settings = (tokenizer, vocab_size, val_fraction, follow_links)
-    key = _key(root, files, settings)
+    record = DigestRecord(_record_path(cache, root), 2 * len(files) + MAX_RECORDED_FILES)
+    texts = distinct_texts(files, record, skipped)
+    if not texts:
+        raise ConfigError(
+            "data.path must hold text (valid UTF-8 without NUL bytes), got "
+            f"{str(root)!r} with none (skipped {skipped}); give a file or folder of text"
+            + (", or set data.follow_links=true." if skipped["outside"] else ".")
+        )
+    key = _key(texts, (tokenizer, vocab_size, val_fraction))
     folder = cache / key
-    opened = _open(folder, tokenizer, files, skipped)
+    opened = _open(folder, tokenizer, vocab_size, texts, skipped)
     if opened is None:
-        with alone(cache / f".{key}.lock") as is_alone:
+        with exclusive_lock(cache / f".{key}.lock") as is_alone:
             # another process may have made it meanwhile
-            opened = _open(folder, tokenizer, files, skipped)
+            opened = _open(folder, tokenizer, vocab_size, texts, skipped)
             if opened is None:
                 if folder.exists():
                     log.warning("data.path: %s is damaged and is made again", folder)
                 leftovers = cache.glob(f".{key}-*") if is_alone else ()
                 for leftover in [folder, *leftovers]:
                     shutil.rmtree(leftover, ignore_errors=True)
-                _make(folder, root, files, skipped, tokenizer, vocab_size, val_fraction)
-                opened = _open(folder, tokenizer, files, skipped)
+                _make(folder, root, texts, tokenizer, vocab_size, val_fraction)
+                opened = _open(folder, tokenizer, vocab_size, texts, skipped)
     if opened is None:
         raise RunError(
-            f"data.cache_dir: what was written to {str(folder)!r} does not read back; "
-            "check that disk or choose another folder."
+            f"data.cache_dir: the token files written to {str(folder)!r} cannot be read "
+            "back; check that disk or choose another folder."
         )
     log.info("data.path: %s", opened.summary)
     return opened
@@ -150,43 +164,38 @@ def _checked_vocab_size(tokenizer: TokenizerName, vocab_size: int | None) -> int
     return vocab_size or _BPE_VOCAB
 
 
-def _key(root: Path, files: list[SourceFile], settings: Any) -> str:
+def _record_path(cache: Path, root: Path) -> Path:
+    """The path of the recorded digests of a corpus, which differs for each user."""
+    name = hashlib.blake2b(repr((os.geteuid(), os.fsencode(root))).encode(), digest_size=16)
+    return cache / f".{name.hexdigest()}.digests"
+
+
+def _key(texts: list[TextFile], settings: Any) -> str:
     """The name of the folder, which depends on the user, as no user trusts others' token files."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((_FORMAT, os.geteuid(), os.fsencode(root), settings)).encode())
-    for file in files:
-        digest.update(repr((os.fsencode(file.name), file.size, file.mtime_ns)).encode())
+    digest.update(repr((_FORMAT, os.geteuid(), settings)).encode())
+    for text in texts:
+        digest.update(repr((os.fsencode(text.name), text.size, text.sha256)).encode())
     return digest.hexdigest()
 
 
 def _make(
     folder: Path,
     root: Path,
-    files: list[SourceFile],
-    skipped: Skipped,
+    texts: list[TextFile],
     tokenizer: TokenizerName,
     vocab_size: int,
     val_fraction: float,
 ) -> None:
-    log.info("data.path: preparing %d files of %s", len(files), root)
-    began = time.monotonic()
-    are_text = [is_text(file.path) for file in files]
-    texts = [file for file, is_one in zip(files, are_text, strict=True) if is_one]
-    binary = [file.name for file, is_one in zip(files, are_text, strict=True) if not is_one]
-    if not texts:
-        skipped.extend("binary", len(binary), binary)
-        raise ConfigError(
-            "data.path must hold text (valid UTF-8 without NUL bytes), got "
-            f"{str(root)!r} with none (skipped {skipped}); give a file or folder of text"
-            + (", or set data.follow_links=true." if skipped["outside"] else ".")
-        )
+    log.info("data.path: preparing %d files of %s", len(texts), root)
+    start = time.monotonic()
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(16)}")
     try:
         temporary.mkdir(mode=0o700)
         documents = split_documents(texts, val_fraction)
-        facts = write_token_files(temporary, documents, tokenizer, vocab_size)
-        named = {"binary": len(binary), "binary_names": binary[:NUM_NAMED]}
-        seal(temporary, {**named, **facts}, tokenizer)
+        check = ContentCheck(texts)
+        facts = write_token_files(temporary, documents, tokenizer, vocab_size, check)
+        write_meta(temporary, facts, tokenizer)
         try:
             temporary.rename(folder)
         except OSError:
@@ -195,7 +204,7 @@ def _make(
                 raise
         sync(folder.parent)
     except UnicodeDecodeError as error:
-        raise changed(root) from error
+        raise changed_error(root) from error
     except OSError as error:
         raise RunError(
             f"data.cache_dir: the token files could not be written to {str(folder.parent)!r} "
@@ -203,11 +212,11 @@ def _make(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log.info("data.path: prepared in %.1f s, kept in %s", time.monotonic() - began, folder)
+    log.info("data.path: prepared in %.1f s, stored in %s", time.monotonic() - start, folder)
 
 
 def _open(
-    folder: Path, name: TokenizerName, files: list[SourceFile], skipped: Skipped
+    folder: Path, name: TokenizerName, vocab_size: int, texts: list[TextFile], skipped: Skipped
 ) -> TokenCache | None:
     """The opened token files, or None if they are missing or damaged.
 
@@ -217,8 +226,8 @@ def _open(
     if not is_own_folder(folder):
         return None
     try:
-        meta = read_meta(folder, files)
-        tokenizer = read_tokenizer(folder, name, meta)
+        meta = read_meta(folder, texts)
+        tokenizer = read_tokenizer(folder, name, meta, vocab_size)
         return TokenCache(
             folder=folder,
             tokenizer=tokenizer,
@@ -228,7 +237,7 @@ def _open(
             digest=_digest(meta, tokenizer),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        log.debug("data.path: %s does not read back: %s", folder, error)
+        log.debug("data.path: %s cannot be read: %s", folder, error)
         return None
 
 
@@ -239,7 +248,6 @@ def _digest(meta: Meta, tokenizer: Tokenizer) -> str:
 
 def _summary(meta: Meta, skipped: Skipped) -> str:
     train, val = meta.splits["train"], meta.splits["val"]
-    skipped.extend("binary", meta.num_binary, meta.binary_names)
     return (
         f"{train.files:,} files to train on ({train.bytes:,} bytes, {train.tokens:,} tokens), "
         f"{val.files:,} held out ({val.bytes:,} bytes, {val.tokens:,} tokens); skipped {skipped}"

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from xftrain.errors import ConfigError
-from xftrain.utils.files import expanded, open_plain
+from xftrain.utils.files import expand_home, open_plain, refuse_escaping_path
+from xftrain.utils.printable import one_line
+from xftrain.utils.processes import ignored_variable
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,9 @@ def cache_folder(cache_dir: str | None) -> Path:
     Raises:
         ConfigError: the folder cannot be created, or the user has no home folder.
     """
-    folder = expanded("data.cache_dir", cache_dir) if cache_dir else _default_cache_folder()
+    folder = expand_home("data.cache_dir", cache_dir) if cache_dir else _default_cache_folder()
+    if cache_dir:
+        refuse_escaping_path(folder, f"data.cache_dir={one_line(cache_dir)}")
     folder = Path(os.path.abspath(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,10 +45,12 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 def _default_cache_folder() -> Path:
     variable = "XDG_CACHE_HOME"
-    if home := os.environ.get(variable):
-        return expanded(variable, home) / "xftrain"
+    if named := os.environ.get(variable):
+        if (home := expand_home(variable, named)).is_absolute():
+            return home / "xftrain"
+        log.warning("%s", ignored_variable(variable, named))
     try:
-        return expanded("data.cache_dir", "~/.cache/xftrain")
+        return expand_home("data.cache_dir", "~/.cache/xftrain")
     except ConfigError as error:  # for example in a container, whose user has no passwd entry
         raise ConfigError(
             "data.cache_dir must be set to a folder for token files, because this user has no home "
@@ -53,8 +59,8 @@ def _default_cache_folder() -> Path:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[bool]:
-    """Holds a lock, so that one process runs at a time; yields false without lock support.
+def exclusive_lock(path: Path) -> Iterator[bool]:
+    """Holds a lock that excludes other processes; yields false if the file system has no locks.
 
     Args:
         path: path of the lock file.
@@ -71,11 +77,10 @@ def alone(path: Path) -> Iterator[bool]:
             f"({error.strerror}); choose another."
         ) from error
     with file:
-        owner = os.fstat(file.fileno()).st_uid
-        if owner != os.geteuid() and owner != _owner_of_new_files(path.parent):
+        if not is_owner(os.fstat(file.fileno()), path.parent):
             raise ConfigError(
-                f"data.cache_dir: the lock {str(path)!r} is another user's, who could keep this "
-                "one waiting; remove it or choose another data.cache_dir."
+                f"data.cache_dir: the lock {str(path)!r} is another user's, who could block "
+                "this one; remove it or choose another data.cache_dir."
             )
         with suppress(OSError):  # the file system has no permissions
             os.fchmod(file.fileno(), 0o600)  # so that no other user can hold the lock
@@ -103,13 +108,22 @@ def is_own_folder(folder: Path) -> bool:
         status = folder.lstat()
     except OSError:
         return False
-    is_own = status.st_uid == os.geteuid() or status.st_uid == _owner_of_new_files(folder.parent)
-    if not stat.S_ISDIR(status.st_mode) or not is_own:
+    if not stat.S_ISDIR(status.st_mode) or not is_owner(status, folder.parent):
         raise ConfigError(
             f"data.cache_dir: {str(folder)!r} must be a folder that this user has made, and is a "
             "link, a file or another user's; remove it or choose another data.cache_dir."
         )
     return True
+
+
+def is_owner(status: os.stat_result, folder: Path) -> bool:
+    """Whether a file or folder belongs to this user.
+
+    Args:
+        status: the file's `os.stat` result.
+        folder: the folder that it is in.
+    """
+    return status.st_uid == os.geteuid() or status.st_uid == _owner_of_new_files(folder)
 
 
 def _owner_of_new_files(folder: Path) -> int:

@@ -6,7 +6,7 @@
     bigram.npy      byte-bigram counts of the training text
     tokenizer.json  the BPE vocabulary, in the form of `tokenizers`; not with bytes
 
-`token_stream` reads it.
+`stream` reads it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 
 from xftrain.data.corpus.files import PIECE_BYTES, Document, read_pieces
 from xftrain.data.tokens.bigram import BigramCounts
+from xftrain.data.tokens.content import ContentCheck
 from xftrain.data.tokens.tokenizer import Bpe, Bytes, Tokenizer
 from xftrain.interfaces import Split
 from xftrain.utils.files import sync
@@ -42,9 +43,17 @@ def file_names(tokenizer: TokenizerName) -> list[str]:
 
 
 def write_token_files(
-    folder: Path, documents: dict[Split, list[Document]], name: TokenizerName, vocab_size: int
+    folder: Path,
+    documents: dict[Split, list[Document]],
+    name: TokenizerName,
+    vocab_size: int,
+    check: ContentCheck,
 ) -> dict[str, Any]:
-    """Writes all files but meta.json, and returns the facts for meta.json."""
+    """Writes all files except meta.json, and returns the counts and checksums for meta.json.
+
+    Raises:
+        RunError: a text has changed since its digest was computed.
+    """
     tokenizer = Bytes() if name == "bytes" else _train_bpe(documents["train"], vocab_size)
     if isinstance(tokenizer, Bpe):
         with open(folder / "tokenizer.json", "x", encoding="utf-8") as text:
@@ -52,12 +61,12 @@ def write_token_files(
     counts = BigramCounts()
     facts: dict[str, Any] = {}
     for split in SPLITS:
-        pieces = _separated(documents[split])
+        pieces = _separated(documents[split], check)
         boundaries = []
         num_tokens = 0
         checksum = hashlib.sha256()
         with open(folder / f"{split}.bin", "xb") as file:
-            watched = counts.watch(pieces) if split == "train" else pieces
+            watched = counts.count_pieces(pieces) if split == "train" else pieces
             for tokens in tokenizer.encode_pieces(watched):
                 if tokens[0] == tokenizer.separator:
                     boundaries.append(num_tokens)
@@ -78,10 +87,10 @@ def write_token_files(
     return facts
 
 
-def _separated(documents: list[Document]) -> Iterator[bytes]:
+def _separated(documents: list[Document], check: ContentCheck) -> Iterator[bytes]:
     yield b""
     for document in documents:
-        yield from read_pieces(document)
+        yield from check.verify_pieces(document, read_pieces(document))
         yield b""
 
 
@@ -113,24 +122,31 @@ def dtype_of(tokenizer: Tokenizer) -> str:
     return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
 
 
-def seal(folder: Path, facts: dict[str, Any], name: TokenizerName) -> None:
+def write_meta(folder: Path, facts: dict[str, Any], name: TokenizerName) -> None:
     """Writes meta.json: the facts, checksums of the small files, and times of the others."""
     names = file_names(name)
-    for path in [*(folder / one for one in names), folder]:
+    for path in [*(folder / file for file in names), folder]:
         sync(path)  # otherwise a power failure may leave a renamed folder of empty files
-    small = [one for one in names if not one.endswith(".bin")]
+    small = [file for file in names if not file.endswith(".bin")]
     meta = {
         **facts,
-        "sha256": {one: hashlib.sha256((folder / one).read_bytes()).hexdigest() for one in small},
-        "mtime_ns": {split: os.stat(folder / f"{split}.bin").st_mtime_ns for split in SPLITS},
+        "sha256": {
+            file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in small
+        },
+        "times_ns": {split: times_of(os.stat(folder / f"{split}.bin")) for split in SPLITS},
     }
-    sealed = {"meta": meta, "sha256": hashlib.sha256(canonical(meta)).hexdigest()}
+    sealed = {"meta": meta, "sha256": hashlib.sha256(canonical_bytes(meta)).hexdigest()}
     with open(folder / "meta.json", "x", encoding="utf-8") as file:
         json.dump(sealed, file, indent=1)
     for path in (folder / "meta.json", folder):
         sync(path)
 
 
-def canonical(meta: dict[str, Any]) -> bytes:
+def times_of(status: os.stat_result) -> tuple[int, int]:
+    """The mtime and ctime of a file in nanoseconds; no copy has the same ones."""
+    return status.st_mtime_ns, status.st_ctime_ns
+
+
+def canonical_bytes(meta: dict[str, Any]) -> bytes:
     """The bytes over which the checksum of meta.json is computed."""
     return json.dumps(meta, sort_keys=True).encode()

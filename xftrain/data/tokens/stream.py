@@ -12,6 +12,7 @@ import logging
 import math
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xftrain.data.corpus.files import SourceFile
-from xftrain.data.corpus.skipped import NUM_NAMED
 from xftrain.data.tokens.bigram import NUM_SYMBOLS
-from xftrain.data.tokens.files import SPLITS, TokenizerName, canonical, dtype_of
+from xftrain.data.tokens.files import SPLITS, TokenizerName, canonical_bytes, dtype_of, times_of
 from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, Bpe, Bytes, Tokenizer
 from xftrain.interfaces import Split
 from xftrain.utils.files import open_plain, read_json, read_plain
@@ -44,14 +44,15 @@ class SplitFacts:
         bytes: number of bytes of text.
         tokens: number of tokens, with separators before and after each file.
         sha256: checksum of the tokens.
-        mtime_ns: time at which the tokens were written, in nanoseconds.
+        times_ns: times of the file's last modification and change (mtime, ctime) after the tokens
+            were written, in nanoseconds.
     """
 
     files: int
     bytes: int
     tokens: int
     sha256: str
-    mtime_ns: int
+    times_ns: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,10 @@ class Meta:
 
     Attributes:
         splits: facts about each split.
-        num_binary: number of files of the corpus that are not text.
-        binary_names: the first few of them.
         sha256: checksums of the small files, by name.
     """
 
     splits: dict[Split, SplitFacts]
-    num_binary: int
-    binary_names: list[str]
     sha256: dict[str, str]
 
 
@@ -101,9 +98,9 @@ class TokenStream:
     ) -> None:
         self._arguments = (folder, split, dtype, num_tokens, num_documents, boundaries_sha256)
         with open_plain(folder / f"{split}.bin") as file:
-            self.mtime_ns = os.fstat(file.fileno()).st_mtime_ns
+            self.times_ns = times_of(os.fstat(file.fileno()))
             if os.fstat(file.fileno()).st_size != num_tokens * np.dtype(dtype).itemsize:
-                raise ValueError(f"{split}.bin has not {num_tokens} tokens")
+                raise ValueError(f"{split}.bin does not hold {num_tokens} tokens")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.tokens = np.frombuffer(mapped, dtype)
         boundaries = folder / f"{split}.npy"
@@ -117,7 +114,7 @@ class TokenStream:
 
     def check(self, tokenizer: Tokenizer, facts: SplitFacts) -> None:
         """Raises ValueError if the tokens are not those that were written."""
-        if self.mtime_ns != facts.mtime_ns:  # copied or changed
+        if self.times_ns != facts.times_ns:  # copied or changed
             log.info("data.cache_dir: checking the tokens of a copied or changed %s", self.name)
             if hashlib.sha256(self.tokens.data).hexdigest() != facts.sha256:
                 raise ValueError(f"{self.name} does not match its checksum")
@@ -134,7 +131,7 @@ class TokenStream:
         return str(self._arguments[0] / f"{self._arguments[1]}.bin")
 
 
-def read_meta(folder: Path, files: list[SourceFile]) -> Meta:
+def read_meta(folder: Path, files: Sequence[SourceFile]) -> Meta:
     """Reads what `seal` wrote, and checks its numbers against the files of the corpus.
 
     Raises:
@@ -144,7 +141,7 @@ def read_meta(folder: Path, files: list[SourceFile]) -> Meta:
     if sealed is None:
         raise ValueError("meta.json cannot be read")
     meta: dict[str, Any] = sealed["meta"]
-    if sealed["sha256"] != hashlib.sha256(canonical(meta)).hexdigest():
+    if sealed["sha256"] != hashlib.sha256(canonical_bytes(meta)).hexdigest():
         raise ValueError("meta.json does not match its checksum")
     num_bytes = sum(file.size for file in files)
     splits: dict[Split, SplitFacts] = {}
@@ -156,26 +153,30 @@ def read_meta(folder: Path, files: list[SourceFile]) -> Meta:
             # a token stands for at least one byte, or for a separator
             tokens=_count(facts["tokens"], 2, num_bytes + len(files) + 1),
             sha256=_text(facts["sha256"]),
-            mtime_ns=_count(meta["mtime_ns"][split], -(1 << 63), 1 << 63),
+            times_ns=_times(meta["times_ns"][split]),
         )
-    names = [_text(name) for name in meta["binary_names"][:NUM_NAMED]]
     sha256 = {_text(name): _text(checksum) for name, checksum in meta["sha256"].items()}
-    return Meta(splits, _count(meta["binary"], 0, len(files)), names, sha256)
+    return Meta(splits, sha256)
 
 
 def _count(value: Any, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"meta.json says {value!r} where {least} to {most} can be")
+        raise ValueError(f"meta.json has {value!r} in place of an integer from {least} to {most}")
     return value
+
+
+def _times(value: Any) -> tuple[int, int]:
+    mtime_ns, ctime_ns = (_count(time_ns, -(1 << 63), 1 << 63) for time_ns in value)
+    return mtime_ns, ctime_ns
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("meta.json has no text where one must be")
+        raise ValueError("meta.json has a value that is not a string where a string is expected")
     return value
 
 
-def read_tokenizer(folder: Path, name: TokenizerName, meta: Meta) -> Tokenizer:
+def read_tokenizer(folder: Path, name: TokenizerName, meta: Meta, vocab_size: int) -> Tokenizer:
     """The vocabulary of the token files.
 
     Raises:
@@ -185,7 +186,10 @@ def read_tokenizer(folder: Path, name: TokenizerName, meta: Meta) -> Tokenizer:
         return Bytes()
     content = read_plain(folder / "tokenizer.json", MAX_FILE_BYTES)
     _check_sum("tokenizer.json", content, meta.sha256["tokenizer.json"])
-    return Bpe.from_json(content.decode("utf-8"))
+    tokenizer = Bpe.from_json(content.decode("utf-8"), vocab_size)
+    if tokenizer.vocab_size > vocab_size:  # the model has one embedding per token
+        raise ValueError(f"tokenizer.json has a vocabulary of more than {vocab_size} tokens")
+    return tokenizer
 
 
 def open_stream(folder: Path, split: Split, tokenizer: Tokenizer, meta: Meta) -> TokenStream:

@@ -26,15 +26,16 @@ from xftrain.utils.printable import one_line
 SEPARATOR_TEXT = "<|end|>"
 NUM_BYTES_VOCAB = 257  # the byte values and the separator; a BPE starts from the same
 _PIECES_AT_ONCE = 64  # pieces that `tokenizers` encodes in parallel
-# Merging inside one word costs its length for every merge: 4 MiB of DNA without a space trained
-# for 68 s as 64 KiB words and for 10 s as words of 256 characters.
-_LONG_WORD = re.compile(r"\S{256}")
+# A merge inside a word costs the length of that word: 4 MiB of DNA without a space trained for 68 s
+# as words of 64 KiB and for 10 s as words of 256 bytes. Only the pre-tokenizer can tell the words,
+# since a sequence of blanks, line breaks or control characters is a word too.
+_LONG_WORD = tokenizers.Regex(".{256}")
 MAX_FILE_BYTES = 64 << 20  # maximum size of tokenizer.json; a million tokens take 40 MiB
-# Commas and brackets of its JSON, each before a value that may take 30 times its bytes once it is
-# parsed: one of each token, three of the merge that makes it.
+# Commas and brackets in its JSON. Each precedes a value that may take 30 times its size in memory;
+# a token has one of them, and the merge that makes the token has three.
 _PARTS_OF_TOKEN, _OTHER_PARTS, _MAX_PARTS = 4, 1000, 8_000_000
 _STRING = re.compile('"[^"]*"')
-_LONGEST_TOKEN = 4096  # bytes; a word of 256 characters has at most 1,024
+_MAX_TOKEN_BYTES = 4096  # bytes; a word of training has at most 256
 # Parts of a tokenizer.json, each of which must be null, absent or one of these.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncation": (),
@@ -68,10 +69,12 @@ class Tokenizer(ABC):
 
     @property
     def vocab_size(self) -> int:
+        """V, the separator included."""
         return len(self.spellings)
 
     @property
     def separator(self) -> int:
+        """The token id of the document separator."""
         return len(self.spellings) - 1
 
     @abstractmethod
@@ -80,7 +83,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 of all that decides how text is encoded and decoded."""
+        """SHA-256 of everything that determines how text is encoded and decoded."""
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text.
@@ -121,7 +124,7 @@ class Bytes(Tokenizer):
             yield np.frombuffer(piece, dtype=np.uint8) if piece else separator
 
     def digest(self) -> str:
-        """SHA-256 of the name of the rule."""
+        """SHA-256 of the vocabulary's name, since all byte vocabularies are equal."""
         return hashlib.sha256(b"bytes and a separator").hexdigest()
 
 
@@ -142,11 +145,11 @@ class Bpe(Tokenizer):
         byte_of = _byte_of_character()
         ids = {text: token for token, text in enumerate(texts)}
         if len(ids) != len(texts):
-            raise ValueError("a token stands twice in the vocabulary")
+            raise ValueError("a token appears twice in the vocabulary")
         if not byte_of.keys() <= ids.keys():
             raise ValueError("a byte has no token")
-        if not all(0 < len(text) <= _LONGEST_TOKEN for text in texts):
-            raise ValueError(f"a token is empty or longer than {_LONGEST_TOKEN} bytes")
+        if not all(0 < len(text) <= _MAX_TOKEN_BYTES for text in texts):
+            raise ValueError(f"a token is empty or longer than {_MAX_TOKEN_BYTES} bytes")
         if not byte_of.keys() >= set().union(*texts):
             raise ValueError("a token has a character that stands for no byte")
         if not all(a in ids and b in ids and a + b in ids for a, b in merges):
@@ -161,20 +164,22 @@ class Bpe(Tokenizer):
     def train(cls, pieces: Iterable[bytes], vocab_size: int) -> Bpe:
         """Trains at most `vocab_size` tokens, the separator included; small texts give fewer."""
         model = tokenizers.Tokenizer(models.BPE())
-        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        pieces_of_words = pre_tokenizers.Split(_LONG_WORD, "isolated")
+        model.pre_tokenizer = pre_tokenizers.Sequence([words, pieces_of_words])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1,
             min_frequency=2,
             show_progress=False,
             initial_alphabet=sorted(_byte_of_character()),
         )
-        texts = (_LONG_WORD.sub("\\g<0>\0", piece.decode()).split("\0") for piece in pieces)
-        model.train_from_iterator(texts, trainer)
+        model.train_from_iterator((piece.decode() for piece in pieces), trainer)
+        model.pre_tokenizer = words
         return cls.from_json(model.to_str())
 
     @classmethod
     def from_json(cls, text: str, vocab_size: int | None = None) -> Bpe:
-        """Read what `to_json` wrote; raises ValueError on anything else.
+        """Reads what `to_json` wrote; raises ValueError on anything else.
 
         The file may come from anyone: `tokenizers` receives only its tokens and merges, never a
         regular expression, a template or a size from the file.
@@ -187,11 +192,11 @@ class Bpe(Tokenizer):
             _check_extent(text, vocab_size)
             return cls(*_tokens_and_merges(json.loads(text)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            said = one_line(str(error))[:200]
-            raise ValueError(f"not a byte-level vocabulary: {said}") from error
+            reason = one_line(str(error))[:200]
+            raise ValueError(f"not a byte-level vocabulary: {reason}") from error
 
     def to_json(self) -> str:
-        """The form of `tokenizers` itself, readable by any of its users."""
+        """The JSON format of the `tokenizers` library, which other programs can read."""
         return self._model.to_str()
 
     def encode_pieces(self, pieces: Iterable[bytes]) -> Iterator[npt.NDArray[Any]]:
@@ -203,7 +208,7 @@ class Bpe(Tokenizer):
                 yield np.array(encoding.ids, dtype=np.uint32) if piece else separator
 
     def digest(self) -> str:
-        """SHA-256 of the tokens and merges, in whichever form they were written down."""
+        """SHA-256 of the tokens and merges, whatever the formatting of their file."""
         return self._digest
 
     @cached_property
@@ -213,7 +218,7 @@ class Bpe(Tokenizer):
 
 
 def _check_extent(text: str, vocab_size: int | None) -> None:
-    """Refuse JSON that has far more values than the tokens and merges of a vocabulary."""
+    """Refuses JSON that has far more values than the tokens and merges of a vocabulary."""
     limit = _MAX_PARTS
     if vocab_size is not None:
         limit = min(limit, _OTHER_PARTS + _PARTS_OF_TOKEN * vocab_size)
@@ -237,7 +242,7 @@ def _tokens_and_merges(content: dict[str, Any]) -> tuple[list[str], list[tuple[s
         if part.get("type") != "ByteLevel" or any(part.get(k, v) != v for k, v in wanted.items()):
             raise ValueError(f"{key} is {part!r}")
     ids = sorted((token, text) for text, token in model["vocab"].items())
-    if any(type(token) is not int or token != place for place, (token, _) in enumerate(ids)):
+    if any(type(token) is not int or token != index for index, (token, _) in enumerate(ids)):
         raise ValueError("the token ids are not 0, 1, 2, ...")
     merges = []
     for merge in model["merges"]:
@@ -251,5 +256,5 @@ def _tokens_and_merges(content: dict[str, Any]) -> tuple[list[str], list[tuple[s
 def _byte_of_character() -> dict[str, int]:
     """The 256 characters in which a byte-level BPE writes bytes (GPT-2's `bytes_to_unicode`)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = sorted(set(range(256)) - set(printable))
-    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+    rest = sorted(set(range(256)) - set(printable))
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(rest)}

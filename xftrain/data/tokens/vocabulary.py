@@ -16,7 +16,7 @@ from xftrain.errors import ConfigError
 from xftrain.interfaces import Vocabulary
 from xftrain.utils.files import read_plain
 
-FILE = "tokenizer.json"  # beside the checkpoints of a run
+TOKENIZER_FILE = "tokenizer.json"  # beside the checkpoints of a run
 _MAX_VOCAB = 1 << 31
 
 
@@ -47,7 +47,7 @@ class Integers:
         return tokens
 
     def digest(self) -> str:
-        """SHA-256 of the name of the rule."""
+        """SHA-256 of the kind and the size, which determine this vocabulary."""
         return hashlib.sha256(f"integers below {self.vocab_size}".encode()).hexdigest()
 
 
@@ -60,13 +60,13 @@ def describe(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def file_of(vocabulary: Vocabulary) -> str | None:
+def tokenizer_json(vocabulary: Vocabulary) -> str | None:
     """The content of `tokenizer.json`; None if the description is complete without it."""
     return vocabulary.to_json() if isinstance(vocabulary, Bpe) else None
 
 
 def rebuild(description: Any, folder: Path) -> Vocabulary:
-    """Rebuilds the vocabulary that `describe` has described.
+    """Rebuilds a vocabulary from the description that `describe` returned.
 
     Args:
         description: description in the checkpoint.
@@ -75,13 +75,13 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
     Raises:
         ConfigError: the description is damaged, or the file is missing, damaged or another one.
     """
-    held = description if isinstance(description, Mapping) else {}
-    kind, size = held.get("kind"), held.get("vocab_size")
+    saved = description if isinstance(description, Mapping) else {}
+    kind, size = saved.get("kind"), saved.get("vocab_size")
     if type(kind) is not str or type(size) is not int or not 0 < size < _MAX_VOCAB:
         raise ConfigError("ckpt holds a damaged description of its vocabulary: give another one.")
     found: Vocabulary
     if kind == "bpe":
-        found = _read_bpe(folder / FILE, size)
+        found = _read_bpe(folder / TOKENIZER_FILE, size)
     elif kind == "bytes":
         found = Bytes()
     elif kind == "integers":
@@ -92,8 +92,10 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
             "checkpoint: a data source of your own can be sampled from where its vocabulary is one "
             "of integers, bytes or bpe (docs/extending.md)."
         )
-    if describe(found) != {key: held.get(key) for key in ("kind", "vocab_size", "digest")}:
-        where = f"{folder / FILE} is" if kind == "bpe" else f"the vocabulary {kind} here is"
+    if describe(found) != {key: saved.get(key) for key in ("kind", "vocab_size", "digest")}:
+        where = (
+            f"{folder / TOKENIZER_FILE} is" if kind == "bpe" else f"the vocabulary {kind} here is"
+        )
         raise ConfigError(
             f"{where} not the vocabulary that ckpt was trained with: take both from the folder of "
             "the same run."
@@ -101,8 +103,8 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
     return found
 
 
-def without_description(config: Mapping[str, Any], num_steps: int) -> Vocabulary:
-    """The vocabulary of a checkpoint of an old version without vocabulary, by its configuration.
+def old_checkpoint_vocabulary(config: Mapping[str, Any], num_steps: int) -> Vocabulary:
+    """The vocabulary of a checkpoint that an old version saved without one, by its configuration.
 
     Args:
         config: the checkpoint's configuration; no path in it is opened.
@@ -125,9 +127,9 @@ def without_description(config: Mapping[str, Any], num_steps: int) -> Vocabulary
             f"max_steps={num_steps + 1} or more."
         )
     raise ConfigError(
-        "ckpt holds no vocabulary, because it was saved before vocabularies were kept with runs: "
-        f"resume its run with max_steps={num_steps + 1} or more, which saves {FILE} beside the "
-        "checkpoints, and sample from the new one."
+        "ckpt holds no vocabulary, because it was saved before vocabularies were saved with runs: "
+        f"resume its run with max_steps={num_steps + 1} or more, which saves {TOKENIZER_FILE} "
+        "beside the checkpoints, and sample from the new one."
     )
 
 
@@ -140,8 +142,8 @@ def _read_bpe(path: Path, vocab_size: int) -> Bpe:
             "checkpoints folder of its run."
         ) from error
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{path} must be the BPE vocabulary of ckpt, and cannot be read ({said}): copy it from "
-            "the checkpoints folder of its run."
+            f"{path} must be the BPE vocabulary of ckpt, and cannot be read ({reason}): copy it "
+            "from the checkpoints folder of its run."
         ) from error

@@ -1,4 +1,4 @@
-"""Biases as one tensor, for kernels that take no other form, and attention with such a tensor."""
+"""Biases as one tensor, for kernels that need one, and attention with such a tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xftrain.interfaces import AttnBias
 _ALIGN = 16
 # It computes row index times row length in 32 bits: past 2^32 the forward pass reads the masks of
 # other rows (pytorch#187227), past 2^31 the backward pass reads out of bounds (pytorch#150054).
-_LARGEST_MASK = 2**31 - 1
+_MAX_MASK_ELEMENTS = 2**31 - 1
 # All kernels but cuDNN. Its backward pass with a mask gives NaN if the length modulo 128 is 64 and
 # the scores of a query are far below zero (pytorch#196678); without a mask tensor it is correct.
 _MASKED_KERNELS = [
@@ -33,12 +33,12 @@ class DenseDocument:
     Attributes:
         length: number of positions.
         bias_1HMM: term added to the scores; None adds nothing.
-        alive: mask of the queries that see a key, see `dense_bias`.
+        query_mask: mask of the queries that see a key, see `dense_bias`.
     """
 
     length: int
     bias_1HMM: Tensor | None
-    alive: Tensor | None
+    query_mask: Tensor | None
 
 
 def dense_documents(
@@ -53,10 +53,10 @@ def dense_documents(
         return tuple(DenseDocument(length, None, None) for length in lengths)
     shared: dict[int, DenseDocument] = {}
     documents = []
-    for length, facts in bias.documents(num_positions):
-        document = shared.get(length) if facts.additive_HMM is None else None
+    for length, own_bias in bias.documents(num_positions):
+        document = shared.get(length) if own_bias.additive_HMM is None else None
         if document is None:
-            document = DenseDocument(length, *dense_bias(facts, length, dtype, device))
+            document = DenseDocument(length, *dense_bias(own_bias, length, dtype, device))
             shared[length] = document
         documents.append(document)
     return tuple(documents)
@@ -75,22 +75,22 @@ def dense_bias(
     are then precise where attention is large, and do not overflow, whatever the sign of the slopes.
 
     Softmax over a row of -inf is NaN, and its gradient too. Such a row can only come from
-    `additive_HMM`; it is set to 0 here, and the second result, [1, M, H or 1, 1] in {0, 1}, is to
-    be multiplied into the output, so that a query that sees nothing gets 0. None means that every
+    `additive_HMM`; it is set to 0 here, and the output must be multiplied by the second result,
+    [1, M, H or 1, 1] in {0, 1}, so that a query that sees nothing gets 0. None means that every
     query sees itself.
 
-    With `first_query` n, the rows of the queries n, n+1, ... only.
+    With `first_query` n, only the rows of the queries n, n+1, ... are returned.
     """
     wide = torch.promote_types(dtype, torch.float32)
     bias_1HMM = bias.materialize(num_positions, device, wide, first_query)[None]
     highest_1HM1 = bias_1HMM.detach().amax(dim=-1, keepdim=True)
     empty_1HM1 = torch.isneginf(highest_1HM1)
     bias_1HMM = bias_1HMM - highest_1HM1.masked_fill(empty_1HM1, 0.0)
-    alive = None
+    query_mask = None
     if bias.additive_HMM is not None:
         bias_1HMM = bias_1HMM.masked_fill(empty_1HM1, 0.0)
-        alive = (~empty_1HM1).transpose(1, 2).to(dtype)
-    return _aligned(bias_1HMM.to(dtype)), alive
+        query_mask = (~empty_1HM1).transpose(1, 2).to(dtype)
+    return _aligned(bias_1HMM.to(dtype)), query_mask
 
 
 def _aligned(bias_1HMM: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def _aligned(bias_1HMM: Tensor) -> Tensor:
 
 def mask_reasons(longest: int, device: torch.device) -> list[str]:
     """Reasons why GPU kernels misread a mask tensor of this length; empty if they do not."""
-    if device.type == "cuda" and longest * (longest + -longest % _ALIGN) > _LARGEST_MASK:
+    if device.type == "cuda" and longest * (longest + -longest % _ALIGN) > _MAX_MASK_ELEMENTS:
         return [
             f"a mask tensor of {longest} x {longest} elements is read incorrectly by torch's "
             "kernels, which index it in 32 bits"
@@ -127,12 +127,12 @@ def masked_attention(
     )
 
 
-def written_out_attention(
+def unfused_attention(
     q_BNHK: Tensor,
     k_BMGK: Tensor,
     v_BMGK: Tensor,
     bias_1HNM: Tensor | None,
-    alive: Tensor | None,
+    query_mask: Tensor | None,
     *,
     scale: float,
     softcap: float | None,
@@ -146,7 +146,7 @@ def written_out_attention(
         k_BMGK: keys.
         v_BMGK: values.
         bias_1HNM: term added to the scores, -inf where hidden; None adds nothing.
-        alive: see `dense_bias`.
+        query_mask: see `dense_bias`.
         scale: factor of q k^T.
         softcap: see `AttnBias`.
     """
@@ -167,8 +167,8 @@ def written_out_attention(
             scores_BHNM = scores_BHNM + bias_1HNM
         probs = scores_BHNM.softmax(dim=-1).view(B, G, H // G * N, -1)
         out_BNHK = (probs @ v).view(B, H, N, K).transpose(1, 2)
-        if alive is not None:
-            out_BNHK = out_BNHK * alive
+        if query_mask is not None:
+            out_BNHK = out_BNHK * query_mask
     return out_BNHK.to(q_BNHK.dtype)
 
 

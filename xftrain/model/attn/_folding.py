@@ -1,4 +1,4 @@
-"""Folds ALiBi into extra features of q and k: any kernel computes it in linear memory.
+"""Folds ALiBi into extra features of q and k, so that any kernel computes it in linear memory.
 
 Softmax over the keys does not change when a constant is added per query, so ALiBi's
 `-slope * (i - j)` may be replaced by `slope * j`, which is a dot product of a query feature (the
@@ -33,10 +33,13 @@ _PIECES: dict[torch.dtype, tuple[int, int, float]] = {
     torch.float32: (11, 3, 2.0**-11),  # 11 bits: exact in kernels that use TF32 too
     torch.float64: (26, 2, 2.0**-30),
 }
-_LESS_OWN = (torch.float32, torch.float64)  # dtypes in which the query's own position is subtracted
+_OWN_SUBTRACTED = (
+    torch.float32,
+    torch.float64,
+)  # dtypes in which the query's own position is subtracted
 _ALIGN = 16  # head widths are multiples: 80 is faster than 72 or 96, 144 than 136 or 160
-# distance of a product and its opposite; blocks after the first one are of 16 features
-_SUMS = 8
+# features between a product and its opposite; blocks after the first have 16 features
+_CANCEL_DISTANCE = 8
 
 
 @dataclass(frozen=True)
@@ -62,20 +65,20 @@ class Fold:
         return prepend_features(q_BMHK, self.q_1MHF), prepend_features(k_BMGK, self.k_1M1F)
 
 
-def folds(bias: AttnBias) -> bool:
-    """Whether ALiBi is folded: the bias has slopes and is not to be dense."""
+def is_folded(bias: AttnBias) -> bool:
+    """Whether ALiBi is folded: the bias has slopes and does not ask for a dense tensor."""
     return bias.slopes is not None and not bias.dense
 
 
-def unfolded(bias: AttnBias) -> AttnBias:
-    """The bias that is left for the kernel's mask, which is the bias without folded slopes."""
-    return replace(bias, slopes=None) if folds(bias) else bias
+def without_folded_slopes(bias: AttnBias) -> AttnBias:
+    """The bias for the kernel's mask, without slopes that are folded into q and k."""
+    return replace(bias, slopes=None) if is_folded(bias) else bias
 
 
 def folding_reasons(
     bias: AttnBias, num_positions: int, dtype: torch.dtype, head_dim: int | None = None
 ) -> list[str]:
-    """Why this bias cannot be folded at this length and dtype; empty means that it can.
+    """Reasons why this bias cannot be folded at this length and dtype; empty means that it can.
 
     Args:
         bias: the bias.
@@ -115,15 +118,17 @@ def _num_digits(longest: int, bits: int) -> int:
 
 
 def num_features(call: AttnCall) -> int:
-    """How many features `fold` prepends to q and k; 0 if nothing is folded."""
+    """The number of features that `fold` prepends to q and k; 0 if nothing is folded."""
     bias, shape, dtype, _ = call
-    if not folds(bias) or dtype not in _PIECES:
+    if not is_folded(bias) or dtype not in _PIECES:
         return 0
     bits, num_pieces, _ = _PIECES[dtype]
     num_digits = _num_digits(max(bias.seqlens or (shape.M,)), bits)
     count = num_pieces * num_digits
-    if dtype in _LESS_OWN:
-        count = _SUMS + sum(2 * (n + -n % _SUMS) for n in (*[1] * num_digits, count - num_digits))
+    if dtype in _OWN_SUBTRACTED:
+        count = _CANCEL_DISTANCE + sum(
+            2 * (n + -n % _CANCEL_DISTANCE) for n in (*[1] * num_digits, count - num_digits)
+        )
     return count + -(count + shape.K) % _ALIGN
 
 
@@ -142,19 +147,19 @@ def fold(call: AttnCall) -> Fold:
     positions_M = torch.arange(shape.M, device=device) - first_M
     num_digits = _num_digits(max(bias.seqlens or (shape.M,)), bits)
     digits_M = [(positions_M >> (bits * n)) & (2**bits - 1) for n in range(num_digits)]
-    subtract_own = dtype in _LESS_OWN
+    subtract_own = dtype in _OWN_SUBTRACTED
 
     scale = _kernel_scale(call)
     rest_H = torch.tensor(bias.slopes, dtype=torch.float64) / scale
-    products: list[_Product] = []  # the largest first
+    products: list[_FeaturePair] = []  # the largest first
     for _ in range(num_pieces):
         piece_H = _round_to_bits(rest_H, bits)
         rest_H = rest_H - piece_H
         for n in reversed(range(num_digits)):
             slope_1H = (piece_H * 2.0 ** (bits * n)).to(device, dtype, non_blocking=True)[None]
             products.append((slope_1H, digits_M[n].to(dtype)))
-    zero: _Product = torch.zeros_like(products[0][0]), torch.zeros_like(products[0][1])
-    features = _less_own(products, num_digits, zero) if subtract_own else products
+    zero: _FeaturePair = torch.zeros_like(products[0][0]), torch.zeros_like(products[0][1])
+    features = _subtract_own_position(products, num_digits, zero) if subtract_own else products
     features = features + [zero] * (-(len(features) + shape.K) % _ALIGN)
     q_feats, k_feats = zip(*features, strict=True)
     return Fold(
@@ -171,25 +176,27 @@ def _kernel_scale(call: AttnCall) -> float:
     The backward pass of torch's CPU kernel multiplies by the scale within the dot product, before
     features have cancelled: they stay exact only if the scale is a power of two.
     """
-    if call.device.type != "cpu" or call.dtype not in _LESS_OWN:
+    if call.device.type != "cpu" or call.dtype not in _OWN_SUBTRACTED:
         return call.scale
     return float(2.0 ** round(math.log2(call.scale)))
 
 
-_Product = tuple[Tensor, Tensor]  # a feature of the query, [1 or M, H], and of the key, [M]
+_FeaturePair = tuple[Tensor, Tensor]  # a feature of the query, [1 or M, H], and of the key, [M]
 
 
-def _less_own(products: list[_Product], num_large: int, zero: _Product) -> list[_Product]:
-    """Products, each with the product of the query's own position subtracted `_SUMS` later.
+def _subtract_own_position(
+    products: list[_FeaturePair], num_large: int, zero: _FeaturePair
+) -> list[_FeaturePair]:
+    """Products, each with the product of the query's own position subtracted further on.
 
     The sum of two large products would be rounded, so each cancels before the next is added.
     """
     groups = [[product] for product in products[:num_large]] + [products[num_large:]]
-    found = [zero] * _SUMS  # CUTLASS sums these separately
+    found = [zero] * _CANCEL_DISTANCE  # CUTLASS sums these separately
     for group in groups:
-        assert len(group) <= _SUMS
+        assert len(group) <= _CANCEL_DISTANCE
         own = [(-q_1H * k_M[:, None], torch.ones_like(k_M)) for q_1H, k_M in group]
-        filler = [zero] * (-len(group) % _SUMS)
+        filler = [zero] * (-len(group) % _CANCEL_DISTANCE)
         found += [*group, *filler, *own, *filler]
     return found
 

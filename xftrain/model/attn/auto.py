@@ -23,7 +23,7 @@ from xftrain.interfaces import (
     ChoosingBackend,
 )
 from xftrain.model.backends import all_backends, kernel_name
-from xftrain.utils.timing import in_turns, wall_ms
+from xftrain.utils.timing import interleaved_times_ms, wall_ms
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ class Auto(ChoosingBackend):
         for backend in _candidates():
             reasons = _reasons(backend, cases)
             if not reasons:
-                said = (why for case in cases for why in backend.too_slow_to_time(case.call))
-                if reasons := list(dict.fromkeys(said)):
+                slowness = (why for case in cases for why in backend.too_slow_to_time(case.call))
+                if reasons := list(dict.fromkeys(slowness)):
                     slow.append(backend)
             if reasons:
                 trials[backend.name] = Trial(backend.name, "", None, "; ".join(reasons))
@@ -108,7 +108,7 @@ class Auto(ChoosingBackend):
         if torch.are_deterministic_algorithms_enabled() or len(runnable) == 1:
             self.chosen = runnable[0]
             self.trials = list(trials.values())
-            log.info("attention: auto takes %s, the first that runs", self.chosen.name)
+            log.info("attention: auto takes %s, the first backend that runs", self.chosen.name)
             return
         num_layers = sum(len(case.layers) for case in cases)
         totals = [0.0] * len(runnable)
@@ -125,13 +125,13 @@ class Auto(ChoosingBackend):
 
     def stand_in(self, call: AttnCall) -> Attention | None:
         """See `Backend`; delegates to the chosen backend."""
-        return self._memory_of(call).stand_in(call)
+        return self._backend_for_memory(call).stand_in(call)
 
     def transient_bytes(self, call: AttnCall) -> int:
         """See `Backend`; delegates to the chosen backend."""
         return 0 if self.chosen is None else self.chosen.transient_bytes(call)
 
-    def _memory_of(self, call: AttnCall) -> Backend:
+    def _backend_for_memory(self, call: AttnCall) -> Backend:
         """The chosen backend; before the choice, the most preferred one that can run."""
         runs = (b for b in _candidates() if not b.unsupported(*call))
         return self.chosen or next(runs)
@@ -148,7 +148,7 @@ class Auto(ChoosingBackend):
         """
         backends = {backend.name: backend for backend in _candidates()}
         if name not in backends:
-            return ["there is no such backend to choose"]
+            return ["there is no such backend to choose from"]
         reasons = _reasons(backends[name], cases)
         if not reasons:
             self.chosen = backends[name]
@@ -168,7 +168,7 @@ class Auto(ChoosingBackend):
             lines.append(f"  {'->' if taken else '  '} {trial.name:9}{result}")
         for backend in all_backends():
             if backend.needs_compilation:
-                lines.append(f"     {backend.name:9}  not tried: it would have to be compiled")
+                lines.append(f"     {backend.name:9}  not timed: it would have to be compiled")
         return "\n".join(lines)
 
 
@@ -203,18 +203,18 @@ def times_ms(
     B, M, H, G, K = shape.B, shape.M, shape.H, shape.G, shape.K
     generator = torch.Generator(device).manual_seed(seed)  # not the run's own random state
 
-    def fresh(heads: int) -> Tensor:
+    def random_input(heads: int) -> Tensor:
         x = torch.randn(B, M, heads, K, generator=generator, device=device, dtype=torch.float32)
         return x.to(dtype).requires_grad_()
 
-    q, k, v, grad = fresh(H), fresh(G), fresh(G), fresh(H).detach()
+    q, k, v, grad = random_input(H), random_input(G), random_input(G), random_input(H).detach()
     handles = [backend.prepare(*call) for backend in backends]
 
     def run(index: int) -> None:
         torch.autograd.grad(backends[index](q, k, v, handles[index]), (q, k, v), grad)
 
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        times = in_turns(
+        times = interleaved_times_ms(
             [partial(wall_ms, partial(run, index), device) for index in range(len(backends))],
             budget_s=_BUDGET_S,
             min_repeats=_MIN_REPEATS,

@@ -22,7 +22,7 @@ from xftrain.utils.transfer import on_device
 
 _ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 _BLOCK = 128
-_LARGEST_TENSOR = 2**31 - 1
+_MAX_ELEMENTS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Flex(Backend):
             reasons.append("FlexAttention has no float64 kernel")
         if shape.K < 16:
             reasons.append(f"FlexAttention needs a head width of at least 16, got {shape.K}")
-        if _is_tensor(bias) and _numbers(bias, shape) > _LARGEST_TENSOR:
+        if _is_tensor(bias) and _num_elements(bias, shape) > _MAX_ELEMENTS:
             reasons.append(
-                f"FlexAttention indexes a bias tensor, of {_numbers(bias, shape)} elements here, "
-                "in 32 bits"
+                f"FlexAttention indexes a bias tensor, of {_num_elements(bias, shape)} elements "
+                "here, in 32 bits"
             )
         return reasons
 
@@ -151,7 +151,7 @@ def padded(bias: AttnBias, num_positions: int, padding: int) -> AttnBias:
     return replace(bias, seqlens=seqlens, additive_HMM=additive_HMM)
 
 
-def _numbers(bias: AttnBias, shape: AttnShape) -> int:
+def _num_elements(bias: AttnBias, shape: AttnShape) -> int:
     """Number of elements of the tensor that the score function reads."""
     per_head = bias.slopes is not None
     if bias.additive_HMM is not None:
@@ -198,15 +198,15 @@ def _ranges(bias: AttnBias, num_positions: int, device: torch.device) -> tuple[T
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """The number of key blocks of each query block, and their indices first: [1, 1, n(, n)]."""
+    """The number of key blocks per query block [1, 1, n], and their indices first [1, 1, n, n]."""
     counts = blocks.sum(dim=-1, dtype=torch.int32)
     order = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
     return counts[None, None], order.to(torch.int32)[None, None]
 
 
 def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
-    """The score function, which caps the scaled scores and then adds the bias; None if neither."""
-    add, softcap = _added(bias, num_positions, device), bias.softcap
+    """The score function, which caps the scaled scores and adds the bias; None without either."""
+    add, softcap = _additive_score_mod(bias, num_positions, device), bias.softcap
     if softcap is None:
         return add
 
@@ -217,7 +217,9 @@ def _score_mod(bias: AttnBias, num_positions: int, device: torch.device) -> _Sco
     return score_capped
 
 
-def _added(bias: AttnBias, num_positions: int, device: torch.device) -> _ScoreMod | None:
+def _additive_score_mod(
+    bias: AttnBias, num_positions: int, device: torch.device
+) -> _ScoreMod | None:
     """Adds ALiBi slopes times the distance, or one bias tensor; None adds nothing."""
     if _is_tensor(bias):
         # the block mask already hides the keys at which this tensor is -inf

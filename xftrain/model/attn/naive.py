@@ -15,11 +15,11 @@ from xftrain.interfaces import Attention, AttnCall, Backend
 from xftrain.model.attn._dense import (
     DenseDocument,
     dense_documents,
-    written_out_attention,
+    unfused_attention,
 )
 from xftrain.model.attn._stand_in import materialized_scores
 
-_TIMED_MIB = 4096  # larger scores are slow to time, or do not fit into memory
+_MAX_TIMED_MIB = 4096  # larger scores are slow to time, or do not fit into memory
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Naive(Backend):
     def too_slow_to_time(self, call: AttnCall) -> list[str]:
         """Names scores of more than 4 GiB as a reason."""
         scores_mib = call.shape.B * call.shape.H * call.shape.M**2 * 4 / 2**20
-        if scores_mib > _TIMED_MIB:
-            return [f"its scores alone would take {scores_mib:,.0f} MiB a layer; not tried"]
+        if scores_mib > _MAX_TIMED_MIB:
+            return [f"its scores alone would take {scores_mib:,.0f} MiB per layer; not timed"]
         return []
 
     def stand_in(self, call: AttnCall) -> Attention:
@@ -91,12 +91,12 @@ def _attend(
     q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, document: DenseDocument, handle: _Handle
 ) -> Tensor:
     """Computes the attention of one document."""
-    return written_out_attention(
+    return unfused_attention(
         q_BMHK,
         k_BMGK,
         v_BMGK,
         document.bias_1HMM,
-        document.alive,
+        document.query_mask,
         scale=handle.scale,
         softcap=handle.softcap,
     )

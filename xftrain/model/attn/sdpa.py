@@ -27,11 +27,11 @@ from xftrain.model.attn._folding import (
     Fold,
     fold,
     folding_reasons,
-    folds,
+    is_folded,
     num_features,
-    unfolded,
+    without_folded_slopes,
 )
-from xftrain.model.attn._limits import number_reasons, row_reasons
+from xftrain.model.attn._limits import element_reasons, row_reasons
 from xftrain.model.attn._stand_in import folded, fused_kernel
 
 _KERNELS = {
@@ -69,24 +69,26 @@ class SDPA(Backend):
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """Reasons why ALiBi cannot be folded, or sizes exceed the limits of the kernels."""
         bias, shape, dtype, device = call
-        reasons = folding_reasons(bias, shape.M, dtype, shape.K) if folds(bias) else []
+        reasons = folding_reasons(bias, shape.M, dtype, shape.K) if is_folded(bias) else []
         longest = max(bias.seqlens or (shape.M,))  # each document is one call
         if needs_mask(bias):
             reasons += mask_reasons(longest, device)
         width = shape.K + num_features(call)
         reasons += row_reasons(shape.B, "rows", device)
-        return reasons + number_reasons((shape.B, longest, shape.H, width), device)
+        return reasons + element_reasons((shape.B, longest, shape.H, width), device)
 
     def handle_for(self, call: AttnCall) -> _Handle:
         """The documents, their masks if needed, and the ALiBi features."""
         bias, num_positions = call.bias, call.shape.M
         is_masked = needs_mask(bias)
         if is_masked:
-            documents = dense_documents(unfolded(bias), num_positions, call.dtype, call.device)
+            documents = dense_documents(
+                without_folded_slopes(bias), num_positions, call.dtype, call.device
+            )
         else:
             lengths = [length for length, _ in bias.documents(num_positions)]
             documents = tuple(DenseDocument(length, None, None) for length in lengths)
-        features = fold(call) if folds(bias) else None
+        features = fold(call) if is_folded(bias) else None
         return _Handle(
             scale=call.scale if features is None else features.scale,
             is_causal=bias.causal and not is_masked,
@@ -146,13 +148,13 @@ class SDPA(Backend):
             "mask tensor" if mask is not None else "",
             "one call a document" if bias.seqlens is not None else "",
         ]
-        said = ", ".join(note for note in notes if note)
-        return f"sdpa-{name} ({said})" if said else f"sdpa-{name}"
+        details = ", ".join(note for note in notes if note)
+        return f"sdpa-{name} ({details})" if details else f"sdpa-{name}"
 
     def stand_in(self, call: AttnCall) -> Attention:
         """A fused kernel; a mask on a GPU needs K and V expanded to all query heads."""
         bias, shape = call.bias, call.shape
-        features = fold(call) if folds(bias) else None
+        features = fold(call) if is_folded(bias) else None
         expands = call.device.type == "cuda" and needs_mask(bias) and shape.G != shape.H
 
         def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
@@ -190,7 +192,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, handle: _Handle, document: DenseDoc
     """Computes the attention of one document."""
     if document.bias_1HMM is not None:
         out = masked_attention(q, k, v, document.bias_1HMM, scale=handle.scale).transpose(1, 2)
-        return out if document.alive is None else out * document.alive
+        return out if document.query_mask is None else out * document.query_mask
     return F.scaled_dot_product_attention(
         q,
         k,

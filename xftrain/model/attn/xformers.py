@@ -20,11 +20,11 @@ from xftrain.model.attn._folding import (
     Fold,
     fold,
     folding_reasons,
-    folds,
+    is_folded,
     num_features,
-    unfolded,
+    without_folded_slopes,
 )
-from xftrain.model.attn._limits import number_reasons, row_reasons
+from xftrain.model.attn._limits import element_reasons, row_reasons
 from xftrain.model.attn._stand_in import folded, fused_kernel
 from xftrain.model.attn.xformers_ops.loading import xformers_ops
 
@@ -38,7 +38,7 @@ class _Handle:
     scale: float
     mask: Any  # None, a tensor, or one of xFormers' bias classes
     fold: Fold | None
-    alive: Tensor | None
+    query_mask: Tensor | None
     op: Any
 
 
@@ -61,12 +61,12 @@ class XFormers(Backend):
             return [str(error)]
         if device.type not in ("cpu", "cuda"):
             return [f"xFormers has no kernel for {device.type}"]
-        reasons = folding_reasons(bias, shape.M, dtype, shape.K) if folds(bias) else []
+        reasons = folding_reasons(bias, shape.M, dtype, shape.K) if is_folded(bias) else []
         if _is_tensor(bias):
             reasons += mask_reasons(shape.M, device)
         reasons += row_reasons(max(shape.B, len(bias.seqlens or ())), "rows or documents", device)
         width = shape.K + num_features(call)
-        reasons += number_reasons((shape.B, shape.M, shape.H, width), device)
+        reasons += element_reasons((shape.B, shape.M, shape.H, width), device)
         if reasons:
             return reasons
         try:
@@ -106,20 +106,20 @@ class XFormers(Backend):
     def _expanded(self, call: AttnCall) -> _Handle:
         """The handle for K/V expanded to as many heads as q."""
         bias, shape, device = call.bias, call.shape, call.device
-        alive = None
+        query_mask = None
         mask: Any
         if _is_tensor(bias):
-            mask, alive = self._tensor_mask(call._replace(bias=unfolded(bias)))
+            mask, query_mask = self._tensor_mask(call._replace(bias=without_folded_slopes(bias)))
         else:
-            mask = _mask(unfolded(bias), device)
-        features = fold(call) if folds(bias) else None
+            mask = _mask(without_folded_slopes(bias), device)
+        features = fold(call) if is_folded(bias) else None
         return _Handle(
             attend=xformers_ops().memory_efficient_attention,
             expands=shape.G != shape.H,
             scale=call.scale if features is None else features.scale,
             mask=mask,
             fold=features,
-            alive=alive,
+            query_mask=query_mask,
             op=_cpu_op() if device.type == "cpu" else None,
         )
 
@@ -142,7 +142,7 @@ class XFormers(Backend):
         )
         if handle.fold is not None:
             out_BMHK = out_BMHK[..., :width]
-        return out_BMHK if handle.alive is None else out_BMHK * handle.alive
+        return out_BMHK if handle.query_mask is None else out_BMHK * handle.query_mask
 
     def kernel_for(self, call: AttnCall) -> str:
         """The operator that xFormers dispatches to, with the form of bias and heads."""
@@ -152,16 +152,16 @@ class XFormers(Backend):
         if backward.NAME.replace("B", "F", 1) != name and not name.startswith("cpu"):
             name += f"+{backward.NAME}"
         notes = [
-            "folded ALiBi" if folds(call.bias) else "",
+            "folded ALiBi" if is_folded(call.bias) else "",
             "bias tensor" if _is_tensor(call.bias) else "",
             "expanded K/V" if call.shape.G > 1 and handle.expands else "",
         ]
-        said = ", ".join(note for note in notes if note)
-        return f"{name} ({said})" if said else name
+        details = ", ".join(note for note in notes if note)
+        return f"{name} ({details})" if details else name
 
     def stand_in(self, call: AttnCall) -> Attention:
         """A fused kernel, with v padded to the width of q and k."""
-        features = fold(call) if folds(call.bias) else None
+        features = fold(call) if is_folded(call.bias) else None
 
         def attend(q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: object) -> Tensor:
             width = v_BMGK.shape[-1]
@@ -193,9 +193,9 @@ class XFormers(Backend):
     def _tensor_mask(self, call: AttnCall) -> tuple[Tensor, Tensor | None]:
         """The whole bias as [B, H, M, M], with rows aligned as cutlass requires."""
         bias, shape, dtype, device = call
-        dense_1HMM, alive = dense_bias(bias, shape.M, dtype, device)
+        dense_1HMM, query_mask = dense_bias(bias, shape.M, dtype, device)
         aligned = F.pad(dense_1HMM, (0, -shape.M % _ALIGN))[..., : shape.M]
-        return aligned.expand(shape.B, shape.H, -1, -1), alive
+        return aligned.expand(shape.B, shape.H, -1, -1), query_mask
 
 
 def _is_tensor(bias: AttnBias) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from xftrain.config.fields import PositiveInt
 from xftrain.kernels.gated import Gate
-from xftrain.kernels.linear_functions import autotuned_gated_linear, gates
+from xftrain.kernels.linear_functions import autotuned_gated_linear, should_fuse_gate
 from xftrain.model.linear import Linear, is_plain
 
 
@@ -84,7 +84,7 @@ class GatedFeedForward(nn.Module, ABC):
     def forward(self, x_BMD: Tensor) -> Tensor:
         """Maps [B, M, D] to [B, M, D]; for large matmuls on a GPU, the gate is fused."""
         h_BMF2, gate = self.up(x_BMD), self.fused_gate
-        if gate is not None and is_plain(self.down) and gates(h_BMF2, self.down):
+        if gate is not None and is_plain(self.down) and should_fuse_gate(h_BMF2, self.down):
             return autotuned_gated_linear(h_BMF2, self.down.read_for(h_BMF2), gate)
         first, value = h_BMF2.chunk(2, dim=-1)
         return self.down(self.activation(first) * value)

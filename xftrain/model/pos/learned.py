@@ -11,7 +11,7 @@ class Learned(nn.Module):
     Args:
         dim: D.
         head_dim: K; unused here.
-        max_positions: longest document.
+        max_positions: maximum length of a document.
     """
 
     changes_embeddings = True

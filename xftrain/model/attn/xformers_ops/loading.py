@@ -1,4 +1,4 @@
-"""Imports xFormers, and works around problems of the import.
+"""Imports xFormers, and works around problems of that import.
 
 There are three problems, each seen with xformers 0.0.35:
 - its C++ library is linked to the CUDA 12 runtime, which a torch for CUDA 13 does not include; if
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _RUNTIME_PACKAGE = "nvidia-cuda-runtime-cu12"
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     """Whether xFormers is installed, without importing it."""
     return importlib.util.find_spec("xformers") is not None
 
@@ -41,7 +41,7 @@ def xformers_ops() -> ModuleType:
     Raises:
         ImportError: xFormers is missing or too new; the message says what to install.
     """
-    if not installed():
+    if not is_installed():
         raise ImportError("xFormers is not installed: pip install xformers==0.0.35")
     _preload_cuda12_runtime()
     with _without_namespace_flash_attn(), quiet("xformers", logging.ERROR):
@@ -51,7 +51,7 @@ def xformers_ops() -> ModuleType:
             "this xFormers has no memory_efficient_attention (it left the package after 0.0.35): "
             "pip install xformers==0.0.35"
         )
-    _say_what_is_missing()
+    _warn_about_cpp_library()
     return ops
 
 
@@ -66,8 +66,8 @@ def _preload_cuda12_runtime() -> None:
             return
 
 
-def _say_what_is_missing() -> None:
-    """Logs one line in place of xFormers' block of warnings."""
+def _warn_about_cpp_library() -> None:
+    """Logs one line in place of xFormers' warnings if its C++ library did not load."""
     cpp_lib = importlib.import_module("xformers._cpp_lib")
     if torch.cuda.is_available() and cpp_lib._cpp_library_load_exception is not None:
         log.warning(

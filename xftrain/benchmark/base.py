@@ -1,4 +1,4 @@
-"""The base class of benchmarks: what is measured and reported, independent of a training run."""
+"""The base class of benchmarks: the cells to measure, and their section of the report."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ class Context:
     options: Mapping[str, Any]
     loggers: Sequence[Logger]
 
-    def dtype_for(self, asked: str) -> str:
+    def dtype_for(self, configured: str) -> str:
         """Resolves the dtype `auto` to the dtype of the run."""
-        return self.dtype if asked == "auto" else asked
+        return self.dtype if configured == "auto" else configured
 
     def backends(
-        self, asked: list[str | dict[str, Any]] | None, *, compiled: bool = True
+        self, configured: list[str | dict[str, Any]] | None, *, compiled: bool = True
     ) -> list[dict[str, Any]]:
         """The nodes of the requested backends, by default all built-in ones and the run's own.
 
         Args:
-            asked: options of `model/attn`, or None for the default.
+            configured: options of `model/attn`, or None for the default.
             compiled: whether the default includes backends that need compilation.
         """
-        if asked is not None:
-            return nodes_of("model/attn", asked)
+        if configured is not None:
+            return nodes_of("model/attn", configured)
         own = self.options.get("model", {}).get("attn", {})
         built_in: list[str | dict[str, Any]] = [
             backend.name
@@ -71,9 +71,9 @@ class BenchmarkPlan(ABC):
     be resumed.
 
     Args:
-        timeout_s: longest time without a message from a cell.
-        resume: keep the rows that are in the run folder already, except those that failed,
-            crashed or timed out.
+        timeout_s: maximum time without a message from a cell, in seconds.
+        resume: whether to keep the rows that are already in the run folder, except those that
+            failed, crashed or timed out.
     """
 
     name: ClassVar[str]
@@ -114,7 +114,7 @@ class BenchmarkPlan(ABC):
         for cell in (cell for job in jobs for cell in job.cells):
             if cell.key in seen:
                 raise ConfigError(
-                    f"callbacks.{self.name} lists {cell.label!r} twice: leave one out."
+                    f"callbacks.{self.name} lists {cell.label!r} twice: remove one of them."
                 )
             seen.add(cell.key)
         return jobs

@@ -12,7 +12,7 @@ from xftrain.errors import ConfigError
 from xftrain.optim.adafactor import Adafactor
 from xftrain.optim.adamw import AdamW
 from xftrain.schedule.constant import Constant
-from xftrain.train.parameter_groups import split
+from xftrain.train.parameter_groups import split_parameters
 
 FFN = "{match:'blocks.*.ffn.*',lr:0.01,optimizer:adafactor}"
 EMBED = "{match:'embed.*',lr:0.001,weight_decay:0.2}"
@@ -25,7 +25,7 @@ def named_groups(model, patterns):
     by_id = {id(parameter): name for name, parameter in model.named_parameters()}
     return [
         (group.entry, group.decays, {by_id[id(p)] for p in group.parameters})
-        for group in split(model, patterns)
+        for group in split_parameters(model, patterns)
     ]
 
 
@@ -52,7 +52,7 @@ def test_the_first_pattern_that_matches_counts():
 )
 def test_a_pattern_that_matches_nothing_is_refused(patterns, said):
     with pytest.raises(ConfigError, match=said):
-        split(gpt(num_layers=1), patterns)
+        split_parameters(gpt(num_layers=1), patterns)
 
 
 def test_fields_that_are_left_out_are_those_of_the_option_that_steps_the_group():

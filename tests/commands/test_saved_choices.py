@@ -20,7 +20,7 @@ STEPS = ("model.attn=auto", "data.stop_at_accuracy=null", "max_steps=4")
 
 @pytest.fixture
 def fastest(monkeypatch) -> Any:
-    """Decides in place of the clock which backend is the fastest; None is that nobody may ask."""
+    """Selects the fastest backend instead of timing; with None, a measurement fails the test."""
 
     def choose(name: str | None) -> None:
         def times(backends: list[Any], *_: Any, **__: Any) -> list[float]:
@@ -128,18 +128,18 @@ class Plan:
 
 @pytest.fixture
 def measured(monkeypatch) -> list[tuple[Any, ...]]:
-    """The matmuls that are measured, in which the algorithm `fast` is found."""
+    """Records the measured matmuls, and makes the algorithm `fast` the fastest."""
     found: list[tuple[Any, ...]] = []
 
     def measure(epilogue: Any, a: Any, b: Any, *_: Any) -> Choice:
         found.append((a.shape, b.shape))
         return Choice(Plan(), 1)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(matmul, "_measured", measure)
+    monkeypatch.setattr(matmul, "_fastest_algorithm", measure)
     monkeypatch.setattr("xftrain.kernels.saved_matmul.Plan", Plan)
     monkeypatch.setattr(matmul, "has_cublaslt", lambda: True)
-    monkeypatch.setattr(matmul, "can_take", lambda *matrices: True)
-    monkeypatch.setattr(matmul, "_LEAST_FLOP", 1)
+    monkeypatch.setattr(matmul, "is_supported", lambda *matrices: True)
+    monkeypatch.setattr(matmul, "_MIN_FLOP", 1)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     yield found
     matmul.set_autotuner(None)
@@ -153,23 +153,23 @@ def tuned(saved: dict[str, str | None] | None = None) -> matmul.Autotuner:
 
 def multiply(rows: int) -> None:
     a, b = torch.ones(rows, 8), torch.ones(8, 8)
-    out = matmul.product_(a, b, torch.empty(rows, 8))
+    out = matmul.matmul_(a, b, torch.empty(rows, 8))
     torch.testing.assert_close(out, a @ b)
 
 
 def test_saved_algorithms_are_taken_up_and_new_products_measured(measured, caplog):
     tuner = tuned()
     multiply(4)
-    saved = tuner.names()
+    saved = tuner.algorithm_names()
     assert list(saved.values()) == ["fast"] and len(measured) == 1
     tuner = tuned(saved)
     multiply(4)
-    assert len(measured) == 1 and tuner.names() == saved
+    assert len(measured) == 1 and tuner.algorithm_names() == saved
     multiply(5)
-    assert len(measured) == 2 and len(tuner.names()) == 2
+    assert len(measured) == 2 and len(tuner.algorithm_names()) == 2
     tuner = tuned(dict.fromkeys(saved, None))  # torch's own was the fastest
     multiply(4)
-    assert len(measured) == 2 and list(tuner.names().values()) == [None]
+    assert len(measured) == 2 and list(tuner.algorithm_names().values()) == [None]
     assert not caplog.text
 
 
@@ -177,13 +177,13 @@ def test_saved_algorithms_are_taken_up_and_new_products_measured(measured, caplo
 def test_an_algorithm_that_is_not_here_is_measured_again_with_a_word(measured, caplog, name):
     tuner = tuned()
     multiply(4)
-    saved = dict.fromkeys(tuner.names(), name)
+    saved = dict.fromkeys(tuner.algorithm_names(), name)
     with caplog.at_level("INFO"):
         tuner = tuned(saved)
         multiply(4)
         multiply(4)
-    assert len(measured) == 2 and list(tuner.names().values()) == ["fast"]
-    assert caplog.text.count("matmul: chosen again") == 1
+    assert len(measured) == 2 and list(tuner.algorithm_names().values()) == ["fast"]
+    assert caplog.text.count("matmul: measured again") == 1
 
 
 def test_the_choices_are_in_the_checkpoint(tmp_path, monkeypatch):

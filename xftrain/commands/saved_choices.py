@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedChoices:
     """The choices in the checkpoint of the resumed run; empty if no run is resumed.
 
     Attributes:
         attn: the backend that `model.attn=auto` chose.
-        attn_at: the sizes at which it was chosen, if the choice holds only for these.
+        attn_at: the sizes for which `attn` was chosen, if the choice is valid only for these.
         matmul: the algorithm that `matmul=auto` chose on this rank for each matmul.
         ran_as: other properties that change results in the last digits, by name.
     """
@@ -47,38 +47,40 @@ class Saved:
     ran_as: Mapping[str, str] = field(default_factory=dict)
 
 
-def saved_choices(ckpt: Path | None, asked: str | None, folder: RunFolder) -> Saved:
+def saved_choices(ckpt: Path | None, configured: str | None, folder: RunFolder) -> SavedChoices:
     """The choices of the resumed run, which rank 0 reads for all ranks.
 
     Args:
         ckpt: the checkpoint; None resumes nothing.
-        asked: the configured value of `ckpt`; `auto` also restarts a run that was killed in this
+        configured: the value of `ckpt`; `auto` also restarts a run that was killed in this
             folder before its first save.
         folder: the folder of the run.
     """
-    held: Any = None
+    saved: Any = None
     if ckpt is not None and rank() == 0:
-        held = (header(ckpt) or {}).get("callbacks", {}).get("Choices")
-    elif asked == "auto" and rank() == 0 and not holds_run(folder.path):
-        held = {name: note_of(folder.path, name) for name in ("attn", "attn_at")}
-    held = distributed.from_rank_0(held)
-    if not isinstance(held, Mapping):
-        return Saved()
-    attn, of_ranks, ran_as = (held.get(key) for key in ("attn", "matmul", "ran_as"))
-    same_ranks = isinstance(of_ranks, list) and len(of_ranks) == distributed.world_size()
-    own = of_ranks[rank()] if isinstance(of_ranks, list) and same_ranks else {}
-    return Saved(
+        saved = (header(ckpt) or {}).get("callbacks", {}).get("Choices")
+    elif configured == "auto" and rank() == 0 and not holds_run(folder.path):
+        saved = {name: note_of(folder.path, name) for name in ("attn", "attn_at")}
+    saved = distributed.broadcast_from_rank_0(saved)
+    if not isinstance(saved, Mapping):
+        return SavedChoices()
+    attn, matmul_by_rank, ran_as = (saved.get(key) for key in ("attn", "matmul", "ran_as"))
+    same_ranks = isinstance(matmul_by_rank, list) and (
+        len(matmul_by_rank) == distributed.world_size()
+    )
+    own = matmul_by_rank[rank()] if isinstance(matmul_by_rank, list) and same_ranks else {}
+    return SavedChoices(
         attn if _is_name(attn) else None,
-        at if _is_name(at := held.get("attn_at")) else None,
-        {k: v for k, v in _named(own).items() if v is None or isinstance(v, str)},
-        {k: v for k, v in _named(ran_as).items() if _is_name(v)},
+        at if _is_name(at := saved.get("attn_at")) else None,
+        {k: v for k, v in _string_keyed(own).items() if v is None or isinstance(v, str)},
+        {k: v for k, v in _string_keyed(ran_as).items() if _is_name(v)},
     )
 
 
-def _named(held: Any) -> dict[str, Any]:
-    """The entries with a text as key; empty if the checkpoint holds no mapping."""
-    held = held if isinstance(held, Mapping) else {}
-    return {key: value for key, value in held.items() if isinstance(key, str)}
+def _string_keyed(saved: Any) -> dict[str, Any]:
+    """The entries with a string as key; empty if the checkpoint holds no mapping."""
+    saved = saved if isinstance(saved, Mapping) else {}
+    return {key: value for key, value in saved.items() if isinstance(key, str)}
 
 
 def _is_name(value: Any) -> bool:
@@ -90,7 +92,7 @@ def choose_kernel(
     batch: Batch,
     device: torch.device,
     dtype: torch.dtype,
-    saved: Saved,
+    saved: SavedChoices,
     folder: RunFolder,
 ) -> str:
     """The name of the attention kernel that will run; `auto` chooses here.
@@ -101,7 +103,7 @@ def choose_kernel(
         device: device of q, k and v.
         dtype: dtype of q, k and v.
         saved: choices of the resumed run, which are repeated if they can run here.
-        folder: folder of the run, in which the choice is noted.
+        folder: folder of the run, in which the choice is recorded.
     """
     cases = model.attention_cases(*batch.shape_BM, batch.seqlens, (device, dtype))
     if isinstance(model.backend, ChoosingBackend):
@@ -117,7 +119,7 @@ def choose_kernel(
             folder.notes = {"attn": made.name, "attn_at": at}
         if distributed.world_size() > 1:  # timings differ by rank, and so would the choice
             chosen = model.backend.chosen
-            model.backend.choose_by_name(distributed.from_rank_0(chosen and chosen.name))
+            model.backend.choose_by_name(distributed.broadcast_from_rank_0(chosen and chosen.name))
     kernel = kernel_name(model.backend, cases)
     log.info("attention kernel: %s", kernel)
     return kernel
@@ -137,19 +139,19 @@ def _repeats_choice(backend: ChoosingBackend, name: str | None, cases: Sequence[
     return False
 
 
-def kind_of(loss: Loss, batch: Batch, vocab_size: int, device: torch.device) -> str:
+def loss_name(loss: Loss, batch: Batch, vocab_size: int, device: torch.device) -> str:
     """The class name of the loss that runs; `loss=auto` chooses it by device and memory."""
     if (choice := getattr(loss, "choice", None)) is not None:
         loss = choice(batch.labels_BM.numel(), vocab_size, device)
     return type(loss).__name__
 
 
-def on_machine(device: torch.device) -> dict[str, str]:
+def machine_properties(device: torch.device) -> dict[str, str]:
     """The properties of the machine that change results in the last digits."""
-    found = {"device": hardware.device_name(device), "torch": str(torch.__version__)}
+    properties = {"device": hardware.device_name(device), "torch": str(torch.__version__)}
     if device.type == "cpu":
-        found["number of threads"] = str(torch.get_num_threads())
-    return found
+        properties["number of threads"] = str(torch.get_num_threads())
+    return properties
 
 
 class Choices(Callback):
@@ -168,7 +170,7 @@ class Choices(Callback):
         self,
         attn: object,
         ran_as: Mapping[str, str],
-        saved: Saved,
+        saved: SavedChoices,
         tuner: Autotuner | None = None,
     ) -> None:
         self.attn, self.ran_as, self.tuner = attn, dict(ran_as), tuner
@@ -184,6 +186,8 @@ class Choices(Callback):
         chosen = self.attn.chosen if isinstance(self.attn, ChoosingBackend) else None
         return {
             "attn": None if chosen is None else chosen.name,
-            "matmul": distributed.from_all_ranks(self.tuner.names() if self.tuner else {}),
+            "matmul": distributed.all_gather_values(
+                self.tuner.algorithm_names() if self.tuner else {}
+            ),
             "ran_as": self.ran_as,
         }

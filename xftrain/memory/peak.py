@@ -13,14 +13,14 @@ class LayerBytes:
     """Memory of one layer, bytes.
 
     Attributes:
-        kept: activations that the layer saves for its backward pass.
-        ffn: the part of `kept` that is freed if the layer's feed-forward is recomputed.
+        saved: activations that the layer saves for its backward pass.
+        ffn: the part of `saved` that is freed if the layer's feed-forward is recomputed.
         input: the layer's input, all that is saved if the whole layer is recomputed.
         backward: peak of the gradients inside the layer during its backward pass.
         casts: copies of the layer's weights in the dtype of matmuls.
     """
 
-    kept: int
+    saved: int
     ffn: int
     input: int
     backward: int
@@ -34,12 +34,12 @@ class Peak:
     Attributes:
         weights: the parameters.
         gradients: gradients of trained parameters; twice if several ranks accumulate batches.
-        optimizer: the optimizer's state, such as the two moments of AdamW.
+        optimizer: the optimizer's state, such as AdamW's two moments.
         is_optimizer_known: whether the optimizer declares its state (`state_bytes`).
         is_loss_known: whether the loss declares its peak (`peak_bytes`).
         head_cast: copy of the output matrix in the dtype of matmuls.
         layers: the memory of each layer, from the first.
-        rest: activations saved between the last layer and the loss.
+        after_layers: activations saved between the last layer and the loss.
         loss: peak of the logits and of the tensors computed from them.
     """
 
@@ -50,7 +50,7 @@ class Peak:
     is_loss_known: bool
     head_cast: int
     layers: tuple[LayerBytes, ...]
-    rest: int
+    after_layers: int
     loss: int
 
     @property
@@ -70,7 +70,10 @@ class Peak:
 
     def activations(self, recomputed: RecomputePlan) -> int:
         """Bytes of all activations that are saved for the backward pass."""
-        return sum(self._kept(index, recomputed) for index in range(self.num_blocks)) + self.rest
+        return (
+            sum(self._saved_bytes(index, recomputed) for index in range(self.num_blocks))
+            + self.after_layers
+        )
 
     def transient_bytes(self, recomputed: RecomputePlan) -> int:
         """The largest temporary memory, in the loss or in the backward pass of a layer.
@@ -78,23 +81,23 @@ class Peak:
         The recomputed activations of a layer exist during its backward pass, but by then the
         activations of later layers are free.
         """
-        most, freed = self.loss, 0
+        peak, freed = self.loss, 0
         for index in reversed(range(self.num_blocks)):
             layer = self.layers[index]
-            again = 0
+            recomputed_bytes = 0
             if index < recomputed.blocks:
-                again = layer.kept
+                recomputed_bytes = layer.saved
             elif index < recomputed.ffns:
-                again = layer.ffn
-            most = max(most, again + layer.backward - freed)
-            freed += self._kept(index, recomputed)
-        return most
+                recomputed_bytes = layer.ffn
+            peak = max(peak, recomputed_bytes + layer.backward - freed)
+            freed += self._saved_bytes(index, recomputed)
+        return peak
 
-    def _kept(self, index: int, recomputed: RecomputePlan) -> int:
+    def _saved_bytes(self, index: int, recomputed: RecomputePlan) -> int:
         layer = self.layers[index]
         if index < recomputed.blocks:
             return layer.input
-        return layer.kept - (layer.ffn if index < recomputed.ffns else 0)
+        return layer.saved - (layer.ffn if index < recomputed.ffns else 0)
 
     def total(self, recomputed: RecomputePlan) -> int:
         """The peak of a step under a recompute plan, bytes."""

@@ -1,4 +1,4 @@
-"""The linear warm-up with which all schedules begin."""
+"""The linear warm-up with which all schedules begin, and the shapes of their decay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 class WarmupSchedule(ABC):
     """A schedule that rises linearly for `warmup_steps` steps.
 
-    Each schedule repeats this argument, since the fields of an option are read from its own source.
+    Each schedule declares this argument too, since an option's fields are read from its own source.
     """
 
     def __init__(self, warmup_steps: int) -> None:
@@ -36,6 +36,6 @@ def progress(step: int, start: int, end: int) -> float:
     return min(1.0, max(0, step - start) / max(1, end - start))
 
 
-def cosine(share: float) -> float:
+def cosine(fraction: float) -> float:
     """Half a cosine wave, which falls from 1 at 0 to 0 at 1."""
-    return 0.5 * (1.0 + math.cos(math.pi * share))
+    return 0.5 * (1.0 + math.cos(math.pi * fraction))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.train.runs import last, run, weights_of
 from tests.train.test_step_sums import with_half
 from xftrain.train.composite_optimizer import CompositeOptimizer
-from xftrain.train.nonfinite import takes_flag
+from xftrain.train.nonfinite import skips_if_found_inf
 
 
 def model_and(kind) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -79,7 +79,7 @@ def test_an_overflow_keeps_every_part_from_its_step():
     model, optimizer = model_and(CompositeOptimizer)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    assert takes_flag(optimizer)
+    assert skips_if_found_inf(optimizer)
     loss = model(torch.ones(4, 3)).sum() * float("inf")
     scaler.scale(loss).backward()
     scaler.step(optimizer)
@@ -102,7 +102,7 @@ def test_a_scaled_step_is_that_of_one_optimizer():
 def test_the_flag_is_taken_only_where_every_part_takes_it():
     layers = nn.Linear(3, 3), nn.Linear(3, 3)
     parts = adamw(layers[0].parameters()), torch.optim.Adafactor(layers[1].parameters())
-    assert not takes_flag(CompositeOptimizer(parts))
+    assert not skips_if_found_inf(CompositeOptimizer(parts))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
