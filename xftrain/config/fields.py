@@ -23,6 +23,7 @@ ImageSide = Annotated[int, Ge(1), Le(1024)]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 # Entries with `match`, `lr`, `weight_decay` and `optimizer`, which `checks` checks.
 ParamGroups = tuple[dict[str, Any], ...]
+Packing = bool | Literal["best_fit"]
 Option = str | dict[str, Any]  # an option's name, or a node with a `name` or a `_target_`
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "NonNegativeFloat",
     "NonNegativeInt",
     "Option",
+    "Packing",
     "ParamGroups",
     "PositiveFloat",
     "PositiveInt",
