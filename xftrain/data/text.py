@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -66,7 +64,7 @@ class Text:
         world_size: int,
         *,
         path: str,
-        tokenizer: Literal["bytes", "bpe"] = "bytes",
+        tokenizer: str = "bytes",
         vocab_size: VocabSize | None = None,
         packing: bool = False,
         val_fraction: Probability = 0.1,
