@@ -13,6 +13,7 @@ import pytest
 from xftrain.data.text import Text
 from xftrain.data.tokens import stream
 from xftrain.data.tokens.cache import prepare
+from xftrain.data.tokens.choice import choose_tokenizer
 from xftrain.data.tokens.files import times_of
 from xftrain.data.tokens.stream import read_tokenizer
 from xftrain.data.tokens.tokenizer import Bpe
@@ -178,10 +179,10 @@ def test_a_vocabulary_has_no_more_tokens_than_were_asked_for(folder, cache_dir):
     content = (made.folder / "tokenizer.json").read_bytes()
     meta = SimpleNamespace(sha256={"tokenizer.json": hashlib.sha256(content).hexdigest()})
     size = made.tokenizer.vocab_size
-    assert read_tokenizer(made.folder, "bpe", meta, size).vocab_size == size
+    assert read_tokenizer(made.folder, choose_tokenizer("bpe", size), meta).vocab_size == size
     for smaller in (size - 1, 257):  # one by its number, one by the extent of the file
         with pytest.raises(ValueError, match="vocabulary"):
-            read_tokenizer(made.folder, "bpe", meta, smaller)
+            read_tokenizer(made.folder, choose_tokenizer("bpe", smaller), meta)
 
 
 def test_no_file_is_opened_because_meta_names_it(folder, cache_dir, caplog):

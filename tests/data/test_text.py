@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xftrain.data.text import Text
-from xftrain.data.tokens import files
+from xftrain.data.tokens import choice
 from xftrain.interfaces import IGNORED_LABEL, positions_of
 
 SEPARATOR = 256
@@ -258,7 +258,7 @@ def test_a_large_corpus_trains_its_vocabulary_on_a_sample_and_says_so(
     text, tmp_path, monkeypatch, caplog
 ):
     whole = text(tokenizer="bpe")
-    monkeypatch.setattr(files, "BPE_SAMPLE_BYTES", 5000)
+    monkeypatch.setattr(choice, "BPE_SAMPLE_BYTES", 5000)
     caplog.set_level("INFO")
     data = text(tokenizer="bpe", cache_dir=str(tmp_path))
     assert data.vocab_size < whole.vocab_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class Text:
         world_size: int,
         *,
         path: str,
-        tokenizer: Literal["bytes", "bpe"] = "bytes",
+        tokenizer: str = "bytes",
         vocab_size: VocabSize | None = None,
         packing: Packing | None = None,
         val_fraction: Probability = 0.1,

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from xftrain.data.corpus.files import changed_error, list_files, split_documents
 from xftrain.data.corpus.skipped import Skipped
 from xftrain.data.tokens.cache_folder import cache_folder, exclusive_lock, is_own_folder
+from xftrain.data.tokens.choice import TokenizerSpec, choose_tokenizer
 from xftrain.data.tokens.content import (
     MAX_RECORDED_FILES,
     ContentCheck,
@@ -31,7 +32,7 @@ from xftrain.data.tokens.content import (
     TextFile,
     distinct_texts,
 )
-from xftrain.data.tokens.files import SPLITS, TokenizerName, write_meta, write_token_files
+from xftrain.data.tokens.files import SPLITS, write_meta, write_token_files
 from xftrain.data.tokens.stream import (
     Meta,
     TokenStream,
@@ -40,14 +41,13 @@ from xftrain.data.tokens.stream import (
     read_meta,
     read_tokenizer,
 )
-from xftrain.data.tokens.tokenizer import NUM_BYTES_VOCAB, Tokenizer
+from xftrain.data.tokens.tokenizer import Tokenizer
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import Split
 from xftrain.utils.files import expand_home, sync
 
 log = logging.getLogger(__name__)
 
-_BPE_VOCAB = 8192
 _FORMAT = 4  # increase it whenever the same files would give different tokens
 
 
@@ -82,7 +82,7 @@ class TokenCache:
 def prepare(
     path: str,
     *,
-    tokenizer: TokenizerName = "bytes",
+    tokenizer: str = "bytes",
     vocab_size: int | None = None,
     val_fraction: float = 0.1,
     follow_links: bool = False,
@@ -102,7 +102,7 @@ def prepare(
         ConfigError: the options contradict each other, or there is no text.
         RunError: a file changed or the disk was full during preparation.
     """
-    vocab_size = _checked_vocab_size(tokenizer, vocab_size)
+    spec = choose_tokenizer(tokenizer, vocab_size)
     if not 0 < val_fraction < 1:
         raise ConfigError(
             "data.val_fraction must be above 0 and below 1, because some text is held out and some "
@@ -123,21 +123,21 @@ def prepare(
             f"{str(root)!r} with none (skipped {skipped}); give a file or folder of text"
             + (", or set data.follow_links=true." if skipped["outside"] else ".")
         )
-    key = _key(texts, (tokenizer, vocab_size, val_fraction))
+    key = _key(texts, (*spec.key(), val_fraction))
     folder = cache / key
-    opened = _open(folder, tokenizer, vocab_size, texts, skipped)
+    opened = _open(folder, spec, texts, skipped)
     if opened is None:
         with exclusive_lock(cache / f".{key}.lock") as is_alone:
             # another process may have made it meanwhile
-            opened = _open(folder, tokenizer, vocab_size, texts, skipped)
+            opened = _open(folder, spec, texts, skipped)
             if opened is None:
                 if folder.exists():
                     log.warning("data.path: %s is damaged and is made again", folder)
                 leftovers = cache.glob(f".{key}-*") if is_alone else ()
                 for leftover in [folder, *leftovers]:
                     shutil.rmtree(leftover, ignore_errors=True)
-                _make(folder, root, texts, tokenizer, vocab_size, val_fraction)
-                opened = _open(folder, tokenizer, vocab_size, texts, skipped)
+                _make(folder, root, texts, spec, val_fraction)
+                opened = _open(folder, spec, texts, skipped)
     if opened is None:
         raise RunError(
             f"data.cache_dir: the token files written to {str(folder)!r} cannot be read "
@@ -145,23 +145,6 @@ def prepare(
         )
     log.info("data.path: %s", opened.summary)
     return opened
-
-
-def _checked_vocab_size(tokenizer: TokenizerName, vocab_size: int | None) -> int:
-    if tokenizer == "bytes":
-        if vocab_size not in (None, NUM_BYTES_VOCAB):
-            raise ConfigError(
-                f"data.vocab_size must be {NUM_BYTES_VOCAB} with data.tokenizer=bytes (the byte "
-                f"values and the document separator), got {vocab_size}; leave it null or choose "
-                "data.tokenizer=bpe."
-            )
-        return NUM_BYTES_VOCAB
-    if vocab_size is not None and vocab_size < NUM_BYTES_VOCAB:
-        raise ConfigError(
-            f"data.vocab_size must be at least {NUM_BYTES_VOCAB} with data.tokenizer=bpe (the byte "
-            f"values and the document separator), got {vocab_size}; null is {_BPE_VOCAB}."
-        )
-    return vocab_size or _BPE_VOCAB
 
 
 def _record_path(cache: Path, root: Path) -> Path:
@@ -183,8 +166,7 @@ def _make(
     folder: Path,
     root: Path,
     texts: list[TextFile],
-    tokenizer: TokenizerName,
-    vocab_size: int,
+    spec: TokenizerSpec,
     val_fraction: float,
 ) -> None:
     log.info("data.path: preparing %d files of %s", len(texts), root)
@@ -194,8 +176,8 @@ def _make(
         temporary.mkdir(mode=0o700)
         documents = split_documents(texts, val_fraction)
         check = ContentCheck(texts)
-        facts = write_token_files(temporary, documents, tokenizer, vocab_size, check)
-        write_meta(temporary, facts, tokenizer)
+        facts = write_token_files(temporary, documents, spec, check)
+        write_meta(temporary, facts, spec)
         try:
             temporary.rename(folder)
         except OSError:
@@ -216,7 +198,7 @@ def _make(
 
 
 def _open(
-    folder: Path, name: TokenizerName, vocab_size: int, texts: list[TextFile], skipped: Skipped
+    folder: Path, spec: TokenizerSpec, texts: list[TextFile], skipped: Skipped
 ) -> TokenCache | None:
     """The opened token files, or None if they are missing or damaged.
 
@@ -226,8 +208,8 @@ def _open(
     if not is_own_folder(folder):
         return None
     try:
-        meta = read_meta(folder, texts)
-        tokenizer = read_tokenizer(folder, name, meta, vocab_size)
+        meta = read_meta(folder, texts, spec)
+        tokenizer = read_tokenizer(folder, spec, meta)
         return TokenCache(
             folder=folder,
             tokenizer=tokenizer,

@@ -13,40 +13,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from xftrain.data.corpus.files import PIECE_BYTES, Document, read_pieces
+from xftrain.data.corpus.files import Document, read_pieces
 from xftrain.data.tokens.bigram import BigramCounts
+from xftrain.data.tokens.choice import TokenizerSpec
 from xftrain.data.tokens.content import ContentCheck
-from xftrain.data.tokens.tokenizer import Bpe, Bytes, Tokenizer
+from xftrain.data.tokens.tokenizer import Tokenizer
 from xftrain.interfaces import Split
 from xftrain.utils.files import sync
 
-log = logging.getLogger(__name__)
-
-TokenizerName = Literal["bytes", "bpe"]
 SPLITS: tuple[Split, Split] = ("train", "val")
-BPE_SAMPLE_BYTES = 64 << 20  # of training text; more takes longer without a better vocabulary
 
 
-def file_names(tokenizer: TokenizerName) -> list[str]:
+def file_names(spec: TokenizerSpec) -> list[str]:
     """The files of a cache folder besides meta.json; no other file in it is ever opened."""
     streams = [f"{split}.{ending}" for split in SPLITS for ending in ("bin", "npy")]
-    return [*streams, "bigram.npy", *(["tokenizer.json"] if tokenizer == "bpe" else [])]
+    return [*streams, "bigram.npy", *spec.file_names()]
 
 
 def write_token_files(
     folder: Path,
     documents: dict[Split, list[Document]],
-    name: TokenizerName,
-    vocab_size: int,
+    spec: TokenizerSpec,
     check: ContentCheck,
 ) -> dict[str, Any]:
     """Writes all files except meta.json, and returns the counts and checksums for meta.json.
@@ -54,10 +48,12 @@ def write_token_files(
     Raises:
         RunError: a text has changed since its digest was computed.
     """
-    tokenizer = Bytes() if name == "bytes" else _train_bpe(documents["train"], vocab_size)
-    if isinstance(tokenizer, Bpe):
-        with open(folder / "tokenizer.json", "x", encoding="utf-8") as text:
-            text.write(tokenizer.to_json())
+    text = (piece for document in documents["train"] for piece in read_pieces(document))
+    num_bytes = sum(document.end - document.begin for document in documents["train"])
+    tokenizer = spec.build(text, num_bytes)
+    for name, content in spec.files(tokenizer).items():
+        with open(folder / name, "xb") as file:
+            file.write(content)
     counts = BigramCounts()
     facts: dict[str, Any] = {}
     for split in SPLITS:
@@ -94,37 +90,14 @@ def _separated(documents: list[Document], check: ContentCheck) -> Iterator[bytes
         yield b""
 
 
-def _train_bpe(documents: list[Document], vocab_size: int) -> Bpe:
-    num_bytes = sum(document.end - document.begin for document in documents)
-    step = -(-num_bytes // BPE_SAMPLE_BYTES)
-    if step > 1:
-        log.info(
-            "data.tokenizer: the vocabulary is trained on one piece of text in every %d, of %d KiB "
-            "each, because the training text has %d MiB",
-            step,
-            PIECE_BYTES >> 10,
-            num_bytes >> 20,
-        )
-    pieces = (piece for document in documents for piece in read_pieces(document))
-    tokenizer = Bpe.train(islice(pieces, 0, None, step), vocab_size)
-    if tokenizer.vocab_size < vocab_size:
-        log.info(
-            "data.vocab_size: the training text gives %d tokens, not %d: no further pair of tokens "
-            "occurs twice in it",
-            tokenizer.vocab_size,
-            vocab_size,
-        )
-    return tokenizer
-
-
 def dtype_of(tokenizer: Tokenizer) -> str:
     """The dtype in which tokens are stored."""
     return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
 
 
-def write_meta(folder: Path, facts: dict[str, Any], name: TokenizerName) -> None:
+def write_meta(folder: Path, facts: dict[str, Any], spec: TokenizerSpec) -> None:
     """Writes meta.json: the facts, checksums of the small files, and times of the others."""
-    names = file_names(name)
+    names = file_names(spec)
     for path in [*(folder / file for file in names), folder]:
         sync(path)  # otherwise a power failure may leave a renamed folder of empty files
     small = [file for file in names if not file.endswith(".bin")]

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from xftrain.data.corpus.files import SourceFile
 from xftrain.data.tokens.bigram import NUM_SYMBOLS
-from xftrain.data.tokens.files import SPLITS, TokenizerName, canonical_bytes, dtype_of, times_of
-from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, Bpe, Bytes, Tokenizer
+from xftrain.data.tokens.choice import TokenizerSpec
+from xftrain.data.tokens.files import SPLITS, canonical_bytes, dtype_of, times_of
+from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, Tokenizer
 from xftrain.interfaces import Split
 from xftrain.utils.files import open_plain, read_json, read_plain
 
@@ -131,7 +132,7 @@ class TokenStream:
         return str(self._arguments[0] / f"{self._arguments[1]}.bin")
 
 
-def read_meta(folder: Path, files: Sequence[SourceFile]) -> Meta:
+def read_meta(folder: Path, files: Sequence[SourceFile], spec: TokenizerSpec) -> Meta:
     """Reads what `seal` wrote, and checks its numbers against the files of the corpus.
 
     Raises:
@@ -150,8 +151,7 @@ def read_meta(folder: Path, files: Sequence[SourceFile]) -> Meta:
         splits[split] = SplitFacts(
             files=_count(facts["files"], 1, len(files)),
             bytes=_count(facts["bytes"], 0, num_bytes),
-            # a token stands for at least one byte, or for a separator
-            tokens=_count(facts["tokens"], 2, num_bytes + len(files) + 1),
+            tokens=_count(facts["tokens"], 2, spec.max_tokens(num_bytes, len(files))),
             sha256=_text(facts["sha256"]),
             times_ns=_times(meta["times_ns"][split]),
         )
@@ -176,20 +176,16 @@ def _text(value: Any) -> str:
     return value
 
 
-def read_tokenizer(folder: Path, name: TokenizerName, meta: Meta, vocab_size: int) -> Tokenizer:
+def read_tokenizer(folder: Path, spec: TokenizerSpec, meta: Meta) -> Tokenizer:
     """The vocabulary of the token files.
 
     Raises:
         OSError, ValueError, KeyError: it is damaged.
     """
-    if name == "bytes":
-        return Bytes()
-    content = read_plain(folder / "tokenizer.json", MAX_FILE_BYTES)
-    _check_sum("tokenizer.json", content, meta.sha256["tokenizer.json"])
-    tokenizer = Bpe.from_json(content.decode("utf-8"), vocab_size)
-    if tokenizer.vocab_size > vocab_size:  # the model has one embedding per token
-        raise ValueError(f"tokenizer.json has a vocabulary of more than {vocab_size} tokens")
-    return tokenizer
+    files = {name: read_plain(folder / name, MAX_FILE_BYTES) for name in spec.file_names()}
+    for name, content in files.items():
+        _check_sum(name, content, meta.sha256[name])
+    return spec.read(files)
 
 
 def open_stream(folder: Path, split: Split, tokenizer: Tokenizer, meta: Meta) -> TokenStream:
