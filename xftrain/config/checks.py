@@ -14,6 +14,7 @@ from typing import Any
 
 from xftrain.config.fields import NonNegativeFloat, Option, PositiveFloat
 from xftrain.config.layer_pattern import layer_options
+from xftrain.config.mixture_sources import with_checked_sources
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.registry import check_built_in, declared
 from xftrain.config.run_config import ModelConfig, Options, RunConfig, TrainerConfig
@@ -38,7 +39,7 @@ def cross_checked(cfg: RunConfig) -> RunConfig:
         ConfigError: the first fault found, as one sentence.
     """
     check_sizes(cfg.model)
-    cfg = replace(cfg, optim=_with_checked_groups(cfg.optim))
+    cfg = replace(cfg, optim=_with_checked_groups(cfg.optim), data=with_checked_sources(cfg.data))
     check_compile(cfg)
     check_trainer(cfg.trainer)
     check_packages(cfg.logger)

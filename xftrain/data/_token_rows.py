@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from xftrain.config.fields import Packing
 from xftrain.data._fitted_rows import FittedRows
@@ -12,6 +11,7 @@ from xftrain.data._packing import Ints, positions_in_stream
 from xftrain.data._rows import PADDING, Pieces, Rows, packed_rows, pieces_of, plain_rows
 from xftrain.data._seeding import Shuffle
 from xftrain.data.tokens.cache import TokenCache
+from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL, Batch, Split, positions_of
 
 
@@ -21,9 +21,10 @@ class TokenRows:
     Args:
         cache: the prepared corpus.
         seq: tokens of a row.
-        batch_tokens: number of tokens of a batch.
+        batch_size: rows of a batch.
         packing: how documents become rows, see `Text`.
         shuffle: the random orders of the epochs.
+        share: share of the rows of a training batch that are of this corpus.
 
     Attributes:
         train: the rows to train on.
@@ -31,13 +32,19 @@ class TokenRows:
     """
 
     def __init__(
-        self, cache: TokenCache, seq: int, batch_tokens: int, packing: Packing, shuffle: Shuffle
+        self,
+        cache: TokenCache,
+        seq: int,
+        batch_size: int,
+        packing: Packing,
+        shuffle: Shuffle,
+        share: float = 1.0,
     ) -> None:
         self.cache = cache
-        self._seq, self._batch_tokens, self._packing = seq, batch_tokens, packing
-        self.train = self._rows("train", shuffle)
-        self.val = self._rows("val", None)
-        self.num_val_batches = -(-self.val.num_tokens // batch_tokens)
+        self._seq, self._batch_tokens, self._packing = seq, batch_size * seq, packing
+        self.train = self._rows("train", max(1, round(batch_size * share)) * seq, shuffle)
+        self.val = self._rows("val", self._batch_tokens, None)
+        self.num_val_batches = -(-self.val.num_tokens // self._batch_tokens)
 
     def summary(self) -> str:
         """What share of the training text is padding, and of the short documents cut."""
@@ -75,12 +82,12 @@ class TokenRows:
             labels[padding] = IGNORED_LABEL
         return tokens, labels
 
-    def _rows(self, split: Split, shuffle: Shuffle | None) -> Rows:
+    def _rows(self, split: Split, batch_tokens: int, shuffle: Shuffle | None) -> Rows:
         boundaries = self.cache.streams[split].boundaries
         if self._packing == "best_fit":
             return FittedRows(boundaries, self._seq, shuffle)
         if self._packing:
-            return packed_rows(boundaries, self._seq, self._batch_tokens, shuffle)
+            return packed_rows(boundaries, self._seq, batch_tokens, shuffle)
         return plain_rows(boundaries, self._seq, shuffle)
 
 
@@ -102,7 +109,22 @@ def batch_of(tokens: Ints, labels: Ints, pieces: Pieces, seq: int, packing: Pack
     )
 
 
-def num_label_bytes(labels_BM: Tensor, bytes_of_token: Tensor) -> int:
-    """Number of bytes that the labels spell; separators and ignored labels spell none."""
-    labels = labels_BM[labels_BM != IGNORED_LABEL].cpu()
-    return int(bytes_of_token[labels].sum())
+def check_sizes(cache: TokenCache, seq: int, key: str, path: str | list[str]) -> None:
+    """Refuses a corpus that has less than a row to train on, or less than a row held out.
+
+    Args:
+        cache: the prepared corpus.
+        seq: tokens of a row.
+        key: the dotted key of its path.
+        path: the path.
+    """
+    needed = max(seq + 1, 3)  # two separators are not text yet
+    purposes: dict[Split, str] = {"train": "to train on", "val": "held out for validation"}
+    for split, purpose in purposes.items():
+        num_tokens = cache.streams[split].tokens.size
+        if num_tokens < needed:
+            raise ConfigError(
+                f"{key} must give at least {needed} tokens {purpose} with seq={seq}, got "
+                f"{num_tokens} from {path!r}; give more text, a smaller seq or another "
+                "data.val_fraction."
+            )

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 
-import torch
-from torch import Tensor
-
 from xftrain.config.fields import Packing, PositiveInt, Probability, VocabSize
 from xftrain.data._seeding import Shuffle
-from xftrain.data._token_rows import TokenRows, batch_of, num_label_bytes, packing_name
+from xftrain.data._text_source import TextSource, bits_per_byte, sum_scores
+from xftrain.data._token_rows import TokenRows, batch_of, check_sizes, packing_name
 from xftrain.data.tokens.bigram import Bigram
-from xftrain.data.tokens.cache import TokenCache, prepare
-from xftrain.errors import ConfigError
-from xftrain.interfaces import IGNORED_LABEL, Batch, Split
+from xftrain.data.tokens.cache import prepare
+from xftrain.interfaces import Batch, Split
 
 log = logging.getLogger(__name__)
 
 
-class Text:
+class Text(TextSource):
     """Next-token prediction on the text of a file or folder.
 
     The token stream is cut into pieces. Without packing, a row is one piece of `seq` consecutive
@@ -57,8 +54,6 @@ class Text:
             damaged.
     """
 
-    stop_at_accuracy: float | None = None
-
     def __init__(
         self,
         seq: int,
@@ -83,17 +78,15 @@ class Text:
             follow_links=follow_links,
             cache_dir=cache_dir,
         )
-        _check_sizes(cache, seq, path)
+        check_sizes(cache, seq, "data.path", path)
         self._cache = cache
         self._seq, self._batch_tokens, self._world_size = seq, batch_size * seq, world_size
         self._packing = packing or False
-        self._rows = TokenRows(cache, seq, self._batch_tokens, self._packing, Shuffle(seed))
+        self._rows = TokenRows(cache, seq, batch_size, self._packing, Shuffle(seed))
         self.share_padding = self._rows.train.share_padding
         self.share_cut = self._rows.train.share_cut
         self.num_val_batches = min(num_val_batches, self._rows.num_val_batches)
-        self.vocabulary = cache.tokenizer
-        self.vocab_size = self.vocabulary.vocab_size
-        self._bytes_of_token = torch.tensor([len(s) for s in cache.tokenizer.spellings])
+        self.set_vocabulary(cache.tokenizer)
         log.info("data.packing=%s: %s", packing_name(self._packing), self._rows.summary())
 
     def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
@@ -108,17 +101,9 @@ class Text:
         tokens, labels = self._rows.tokens_and_labels(split, pieces)
         return batch_of(tokens, labels, pieces, self._seq, self._packing)
 
-    def decode(self, tokens: list[int]) -> str:
-        """Readable text; the separator shows as `<|end|>`, bytes that are no text as U+FFFD."""
-        return self.vocabulary.decode(tokens)
-
     def digest(self) -> str:
         """SHA-256 of the tokens of both splits and of the vocabulary."""
         return self._cache.digest
-
-    def num_label_bytes(self, labels_BM: Tensor) -> int:
-        """Number of bytes that the labels spell; separators and ignored labels spell none."""
-        return num_label_bytes(labels_BM, self._bytes_of_token)
 
     def baseline(self) -> dict[str, float]:
         """Bits per byte of a byte-bigram model of the training text, on the validation batches.
@@ -127,24 +112,5 @@ class Text:
         that it compares with the bits per byte of a language model with any vocabulary.
         """
         bigram = Bigram(self._cache.bigram_counts, self._cache.tokenizer.spellings)
-        bits, num_bytes = 0.0, 0
-        for step in range(self.num_val_batches):
-            batch = self.batch("val", step)
-            is_scored = batch.labels_BM != IGNORED_LABEL
-            tokens, labels = (x[is_scored].numpy() for x in (batch.tokens_BM, batch.labels_BM))
-            bits += bigram.bits(tokens, labels)
-            num_bytes += self.num_label_bytes(batch.labels_BM)
-        return {"val/bits_per_byte_bigram": bits / num_bytes} if num_bytes else {}
-
-
-def _check_sizes(cache: TokenCache, seq: int, path: str) -> None:
-    needed = max(seq + 1, 3)  # two separators are not text yet
-    purposes: dict[Split, str] = {"train": "to train on", "val": "held out for validation"}
-    for split, purpose in purposes.items():
-        num_tokens = cache.streams[split].tokens.size
-        if num_tokens < needed:
-            raise ConfigError(
-                f"data.path must give at least {needed} tokens {purpose} with seq={seq}, got "
-                f"{num_tokens} from {path!r}; give more text, a smaller seq or another "
-                "data.val_fraction."
-            )
+        batches = (self.batch("val", step) for step in range(self.num_val_batches))
+        return bits_per_byte({"": sum_scores(self.bigram_score(bigram, b) for b in batches)})

@@ -28,6 +28,8 @@ class Batch:
             packed. Packed implies B = 1.
         num_padding: number of tokens without a label that only fill rows; speed does not count
             them.
+        source: the source of a validation batch, by whose name its loss is recorded too; None if
+            the data has only one.
     """
 
     tokens_BM: Tensor
@@ -35,6 +37,7 @@ class Batch:
     positions_1M: Tensor
     seqlens: tuple[int, ...] | None = None
     num_padding: int = 0
+    source: str | None = None
 
     def __post_init__(self) -> None:
         check_batch(self.tokens_BM, self.labels_BM, self.positions_1M, self.seqlens)
