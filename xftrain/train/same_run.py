@@ -35,6 +35,7 @@ _HARMLESS = (
     "model.ffn.impl",
 )
 _IMPL_OF_LAYER = re.compile(r"model\.layers\..+\.(bias|ffn)\.impl")
+_DATA_PATH = re.compile(r"data\.(sources\..+\.)?path")
 _VARIABLE = re.compile(r"\$\{oc\.env:([^{}]+)\}")
 _MAX_SHOWN = 200  # characters of a value in a message
 
@@ -134,7 +135,7 @@ def refuse_other_run(
         for key, text in differences(saved, current).items()
         if _must_not_change(key, there, known, own)
         and not _is_in(key, allowed)
-        and not (moved and key == "data.path")
+        and not (moved and _DATA_PATH.fullmatch(key))
     ]
     if differing:
         keys = ",".join(key for key, _ in differing)
