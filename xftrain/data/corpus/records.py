@@ -41,10 +41,20 @@ class _Counted:
         counts = self.skipped if skipped is None else skipped
         counts.add(reason, f"{self.name}:{self.number}")
 
-    def remember(self, keys: Any) -> None:
+    def remember(self, record: Any) -> None:
         """Remembers the keys of a record, unless it has those of an earlier one."""
         if not self.keys:
-            self.keys += [str(key)[:100] for key in keys][:_MAX_KEYS]
+            self.keys += [key[:100] for key in _dotted_keys(record)][:_MAX_KEYS]
+
+
+def _dotted_keys(record: Any) -> Iterator[str]:
+    """The keys of a record, and those of mappings in it, or the names of columns."""
+    for key in record:
+        value = record[key] if isinstance(record, Mapping) else None
+        if isinstance(value, Mapping) and value:
+            yield from (f"{key}.{inner}" for inner in value)
+        else:
+            yield str(key)
 
 
 class _NoColumn(ValueError):
@@ -258,7 +268,7 @@ def _texts_of(batch: pa.RecordBatch, text_key: str, counted: _Counted) -> Iterat
             counted.number += 1
             found = value if root == text_key else value_at({root: value}, text_key)
             if found is None:
-                counted.remember(value if isinstance(value, Mapping) else names)
+                counted.remember({**dict.fromkeys(names), root: value})
             yield found
 
 
