@@ -18,7 +18,9 @@ def main() -> int:
     """Prints files, skipped files and tokens; returns 2 for wrong options and 1 for a failure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("path", help="a file or a folder (data.path)")
-    parser.add_argument("--tokenizer", choices=("bytes", "bpe"), default="bytes")
+    parser.add_argument(
+        "--tokenizer", default="bytes", help="bytes, bpe, or a tokenizer.json or its folder"
+    )
     parser.add_argument("--vocab-size", type=int, help="default: 257 for bytes, 8192 for bpe")
     parser.add_argument("--val-fraction", type=float, default=0.1)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Any file or folder of text, as bytes or in a BPE vocabulary, in plain or packed rows."""
+"""Any file or folder of text, in bytes or tokens, in plain or packed rows."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ class Text:
         seed: seed of the training order.
         world_size: number of ranks.
         path: a file or a folder.
-        tokenizer: bytes, or bpe (byte-level, trained once on the training files).
-        vocab_size: null is 257 for bytes and 8192 for bpe, the document separator included.
+        tokenizer: bytes; bpe (byte-level, trained once on the training files); or the path of a
+            tokenizer.json, or of a Hugging Face folder that holds one.
+        vocab_size: null is 257 for bytes, 8192 for bpe, and that of a tokenizer.json, the document
+            separator included.
         packing: whether rows are packed.
         val_fraction: fraction of the files held out, or of the bytes of a single file.
         follow_links: whether links that lead out of the folder are followed.
