@@ -20,7 +20,9 @@ def main() -> int:
     parser.add_argument("path", nargs="+", help="files, folders and globs (data.path)")
     parser.add_argument("--val-path", nargs="+", help="the same for validation (data.val_path)")
     parser.add_argument("--text-key", default="text", help="of the text in a record")
-    parser.add_argument("--tokenizer", choices=("bytes", "bpe"), default="bytes")
+    parser.add_argument(
+        "--tokenizer", default="bytes", help="bytes, bpe, or a tokenizer.json or its folder"
+    )
     parser.add_argument("--vocab-size", type=int, help="default: 257 for bytes, 8192 for bpe")
     parser.add_argument("--val-fraction", type=float, default=0.1)
     parser.add_argument(

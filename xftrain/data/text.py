@@ -1,4 +1,4 @@
-"""Any file or folder of text, as bytes or in a BPE vocabulary, in plain or packed rows."""
+"""Any file or folder of text, in bytes or tokens, in plain or packed rows."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ class Text:
         path: files, folders and globs of text and of records.
         val_path: those that are held out; null holds out a part of `path`.
         text_key: the key of the text in a record; dots lead into nested records.
-        tokenizer: bytes, or bpe (byte-level, trained once on the training files).
-        vocab_size: null is 257 for bytes and 8192 for bpe, the document separator included.
+        tokenizer: bytes; bpe (byte-level, trained once on the training files); or the path of a
+            tokenizer.json, or of a Hugging Face folder that holds one.
+        vocab_size: null is 257 for bytes, 8192 for bpe, and that of a tokenizer.json, the document
+            separator included.
         packing: whether rows are packed.
         val_fraction: fraction of the documents held out, or of the bytes of a single text file.
         follow_links: whether links that lead out of the folder are followed.

@@ -135,7 +135,7 @@ def refuse_other_run(
         for key, text in differences(saved, current).items()
         if _must_not_change(key, there, known, own)
         and not _is_in(key, allowed)
-        and not (moved and key in ("data.path", "data.val_path"))
+        and not (moved and key in ("data.path", "data.val_path", "data.tokenizer"))
     ]
     if differing:
         keys = ",".join(key for key, _ in differing)
