@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xftrain.data.tokens.tokenizer import Bpe, Bytes, _byte_of_character
+from xftrain.data.tokens.tokenizer import Bpe, Bytes, byte_of_character
 
 WORDS = "the cat sat on the mat and the dog sat on the log, naïve façade 漢字 \U0001f600\n"
 
@@ -46,7 +46,7 @@ def test_a_vocabulary_that_is_no_byte_level_bpe_is_refused():
 
 @pytest.mark.parametrize("merge", [("ab", "c"), ("a", "bc"), ("a", "b"), ("abc", "")])
 def test_each_part_of_a_merge_and_what_it_makes_has_a_token(merge):
-    letters = sorted(_byte_of_character())
+    letters = sorted(byte_of_character())
     assert Bpe([*letters, "bb", "abb"], [("b", "b"), ("a", "bb")]).encode("xabb")[1:] == [257]
     with pytest.raises(ValueError, match="a merge has no token"):
         Bpe([*letters, "abc"], [merge])
@@ -60,7 +60,7 @@ def test_merges_may_be_written_as_older_files_have_them():
 
 
 def test_a_token_has_at_most_4096_bytes():
-    letters = sorted(_byte_of_character())
+    letters = sorted(byte_of_character())
     assert Bpe([*letters, "a" * 4096], []).spellings[256] == b"a" * 4096
     for text in ("a" * 4097, ""):
         with pytest.raises(ValueError, match="a token is empty or longer than 4096 bytes"):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from xftrain.config.existing_paths import existing_paths
 from xftrain.config.fields import NonNegativeFloat, Option, PositiveFloat
 from xftrain.config.layer_pattern import layer_options
 from xftrain.config.mixture_sources import with_checked_sources
@@ -162,12 +163,9 @@ def check_trainer(trainer: TrainerConfig) -> None:
 def _with_existing_files(cfg: RunConfig) -> RunConfig:
     """Expands a quoted `~` in paths, and refuses paths of files that do not exist."""
     data, ckpt = cfg.data, cfg.ckpt
-    if data.name is not None and "path" in data.node:
-        named = data.node["path"]
-        path = expand_home("data.path", named)
-        if not named or not os.path.exists(path):
-            raise ConfigError(f"data.path must be an existing file or folder, got {named!r}.")
-        data = data.with_options(path=str(path))
+    for key in ("path", "val_path"):
+        if data.name is not None and data.node.get(key) is not None:
+            data = data.with_options(**{key: existing_paths(f"data.{key}", data.node[key])})
     if ckpt not in (None, "auto"):
         path = expand_home("ckpt", ckpt)
         if not os.path.isfile(path):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import glob
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from xftrain.config.existing_paths import existing_paths
 from xftrain.config.fields import PositiveFloat
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.signatures import REQUIRED, Field
 from xftrain.config.values import check_fields, show
 from xftrain.errors import ConfigError
-from xftrain.utils.files import expand_home
 from xftrain.utils.printable import one_line
 
 _SOURCE = {
@@ -62,14 +60,5 @@ def _checked_source(key: str, source: Any) -> dict[str, Any]:
     values = check_fields(key, _SOURCE, source, owner=key)
     for name in ("path", "val_path"):
         if values[name] is not None:
-            values[name] = _existing(f"{key}.{name}", values[name])
+            values[name] = existing_paths(f"{key}.{name}", values[name])
     return values
-
-
-def _existing(key: str, named: str | list[str]) -> str | list[str]:
-    if not isinstance(named, str):
-        return [str(_existing(key, one)) for one in named]
-    path = expand_home(key, named)
-    if not named or not (os.path.exists(path) or glob.has_magic(named)):
-        raise ConfigError(f"{key} must be an existing file or folder, got {named!r}.")
-    return str(path)

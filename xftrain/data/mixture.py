@@ -7,7 +7,14 @@ import logging
 
 import numpy as np
 
-from xftrain.config.fields import Packing, PositiveInt, Probability, Sources, VocabSize
+from xftrain.config.fields import (
+    NonNegativeInt,
+    Packing,
+    PositiveInt,
+    Probability,
+    Sources,
+    VocabSize,
+)
 from xftrain.config.mixture_sources import checked_sources
 from xftrain.data._joint_tokenizer import prepare_jointly
 from xftrain.data._rows import concatenated
@@ -38,12 +45,13 @@ class Mixture(TextSource):
         world_size: number of ranks.
         sources: for each name a `path`, a `weight`, and optionally `text_key` and `val_path`.
         tokenizer: as for `Text`; a BPE is trained on all sources, by weight.
-        vocab_size: null is 257 for bytes and 8192 for bpe, the document separator included.
+        vocab_size: as for `Text`.
         packing: as for `Text`.
-        val_fraction: fraction of each source's files held out, or of the bytes of a single file.
+        val_fraction: as for `Text`, of each source.
         follow_links: whether links that lead out of a source's folder are followed.
         num_val_batches: maximum number of validation batches of each source.
         cache_dir: the user's folder of token files and vocabularies; null is ~/.cache/xftrain.
+        num_workers: processes that tokenize, 0 being this one alone; null is one for each CPU.
 
     Attributes:
         val_sources: the name of the source of each validation batch.
@@ -72,6 +80,7 @@ class Mixture(TextSource):
         follow_links: bool = False,
         num_val_batches: PositiveInt = 8,
         cache_dir: str | None = None,
+        num_workers: NonNegativeInt | None = None,
     ) -> None:
         checked = checked_sources(sources)
         shares = _shares([source["weight"] for source in checked.values()])
@@ -82,6 +91,7 @@ class Mixture(TextSource):
             val_fraction=val_fraction,
             follow_links=follow_links,
             cache_dir=cache_dir,
+            num_workers=num_workers,
         )
         self._seq, self._batch_size, self._world_size = seq, batch_size, world_size
         self._packing = packing or False

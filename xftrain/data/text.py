@@ -1,10 +1,10 @@
-"""Any file or folder of text, as bytes or in a BPE vocabulary, in plain or packed rows."""
+"""Any file or folder of text, in bytes or tokens, in plain or packed rows."""
 
 from __future__ import annotations
 
 import logging
 
-from xftrain.config.fields import Packing, PositiveInt, Probability, VocabSize
+from xftrain.config.fields import NonNegativeInt, Packing, PositiveInt, Probability, VocabSize
 from xftrain.data._seeding import Shuffle
 from xftrain.data._text_source import TextSource, bits_per_byte, sum_scores
 from xftrain.data._token_rows import TokenRows, batch_of, check_sizes, packing_name
@@ -34,15 +34,20 @@ class Text(TextSource):
         batch_size: rows per micro-batch and rank; with packing, their tokens form one row.
         seed: seed of the training order.
         world_size: number of ranks.
-        path: a file or a folder.
-        tokenizer: bytes, or bpe (byte-level, trained once on the training files).
-        vocab_size: null is 257 for bytes and 8192 for bpe, the document separator included.
+        path: files, folders and globs of text and of records.
+        val_path: those that are held out; null holds out a part of `path`.
+        text_key: the key of the text in a record; dots lead into nested records.
+        tokenizer: bytes; bpe (byte-level, trained once on the training files); or the path of a
+            tokenizer.json, or of a Hugging Face folder that holds one.
+        vocab_size: null is 257 for bytes, 8192 for bpe, and that of a tokenizer.json, the document
+            separator included.
         packing: false, true or best_fit. A run replaces null by true where the attention backend
             computes packed rows at full speed; otherwise null is false.
-        val_fraction: fraction of the files held out, or of the bytes of a single file.
+        val_fraction: fraction of the documents held out, or of the bytes of a single text file.
         follow_links: whether links that lead out of the folder are followed.
         num_val_batches: maximum number of validation batches, limited by the held-out text.
         cache_dir: the user's folder of token files and vocabularies; null is ~/.cache/xftrain.
+        num_workers: processes that tokenize, 0 being this one alone; null is one for each CPU.
 
     Attributes:
         share_padding: share of padding in the tokens of an epoch.
@@ -61,7 +66,9 @@ class Text(TextSource):
         seed: int,
         world_size: int,
         *,
-        path: str,
+        path: str | list[str],
+        val_path: str | list[str] | None = None,
+        text_key: str = "text",
         tokenizer: str = "bytes",
         vocab_size: VocabSize | None = None,
         packing: Packing | None = None,
@@ -69,14 +76,18 @@ class Text(TextSource):
         follow_links: bool = False,
         num_val_batches: PositiveInt = 8,
         cache_dir: str | None = None,
+        num_workers: NonNegativeInt | None = None,
     ) -> None:
         cache = prepare(
             path,
+            val_path=val_path,
+            text_key=text_key,
             tokenizer=tokenizer,
             vocab_size=vocab_size,
             val_fraction=val_fraction,
             follow_links=follow_links,
             cache_dir=cache_dir,
+            num_workers=num_workers,
         )
         check_sizes(cache, seq, "data.path", path)
         self._cache = cache

@@ -138,8 +138,8 @@ class DataIdentity:
             raise ConfigError(
                 f"ckpt was trained with another vocabulary, {_described(there)}, and data has "
                 f"{_described(here)} now: the same token would mean something else, so this cannot "
-                "be allowed; set data as in its run's config.yaml, and restore the files below "
-                "data.path if they have changed."
+                "be allowed; set data as in its run's config.yaml, and restore the files of "
+                "data.tokenizer, or those below data.path, if they have changed."
             )
 
     def refuse_other_content(self, held: Mapping[str, Any], current: Mapping[str, Any]) -> None:

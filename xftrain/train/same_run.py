@@ -27,6 +27,7 @@ _DECISIVE = (
 _HARMLESS = (
     "data.cache_dir",
     "data.num_val_batches",
+    "data.num_workers",
     "data.stop_at_accuracy",
     "model.activation_budget",
     "model.activation_checkpointing",
@@ -35,7 +36,7 @@ _HARMLESS = (
     "model.ffn.impl",
 )
 _IMPL_OF_LAYER = re.compile(r"model\.layers\..+\.(bias|ffn)\.impl")
-_DATA_PATH = re.compile(r"data\.(sources\..+\.)?path")
+_PLACE = re.compile(r"data\.(?:(?:sources\..+\.)?(?:val_)?path|tokenizer)")  # of content
 _VARIABLE = re.compile(r"\$\{oc\.env:([^{}]+)\}")
 _MAX_SHOWN = 200  # characters of a value in a message
 
@@ -119,7 +120,7 @@ def refuse_other_run(
         saved: configuration of the checkpoint.
         current: configuration of the resumed run; its `ckpt_allow` names keys or groups of keys
             that may differ.
-        moved: whether the data is known to have the same content, so that its path may differ.
+        moved: whether the data is known to have the same content, so that its paths may differ.
 
     Raises:
         ConfigError: keys differ; the message names them and how to allow them.
@@ -135,7 +136,7 @@ def refuse_other_run(
         for key, text in differences(saved, current).items()
         if _must_not_change(key, there, known, own)
         and not _is_in(key, allowed)
-        and not (moved and _DATA_PATH.fullmatch(key))
+        and not (moved and _PLACE.fullmatch(key))
     ]
     if differing:
         keys = ",".join(key for key, _ in differing)

@@ -10,14 +10,16 @@ from itertools import islice
 from typing import Any
 
 from xftrain.data.corpus.files import PIECE_BYTES
+from xftrain.data.tokens.pretrained import Pretrained
 from xftrain.data.tokens.tokenizer import NUM_BYTES_VOCAB, Bpe, Bytes, Tokenizer
+from xftrain.data.tokens.tokenizer_files import log_facts, read_pretrained
 from xftrain.errors import ConfigError
-from xftrain.utils.printable import one_line
 
 log = logging.getLogger(__name__)
 
 BPE_SAMPLE_BYTES = 64 << 20  # of training text; more takes longer without a better vocabulary
 _BPE_VOCAB = 8192
+_MAX_TOKENS_OF_BYTE = 64
 _TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -119,15 +121,42 @@ class _BpeSpec(TokenizerSpec):
         return tokenizer
 
 
+@dataclass(frozen=True)
+class _PretrainedSpec(TokenizerSpec):
+    tokenizer: Pretrained
+
+    def key(self) -> tuple[Any, ...]:
+        return "pretrained", self.tokenizer.digest(), self.tokenizer.vocab_size
+
+    def build(self, pieces: Iterable[bytes], num_bytes: int) -> Tokenizer:
+        return self.tokenizer
+
+    def file_names(self) -> list[str]:
+        return [_TOKENIZER_FILE]
+
+    def files(self, tokenizer: Tokenizer) -> dict[str, bytes]:
+        return {_TOKENIZER_FILE: self.tokenizer.to_json().encode()}
+
+    def read(self, files: Mapping[str, bytes]) -> Tokenizer:
+        if files[_TOKENIZER_FILE] != self.tokenizer.to_json().encode():
+            raise ValueError(f"{_TOKENIZER_FILE} is not the tokenizer of data.tokenizer")
+        return self.tokenizer
+
+    def max_tokens(self, num_bytes: int, num_documents: int) -> int:
+        # normalizers may write one character as several
+        return _MAX_TOKENS_OF_BYTE * super().max_tokens(num_bytes, num_documents)
+
+
 def choose_tokenizer(tokenizer: str, vocab_size: int | None = None) -> TokenizerSpec:
     """Checks data.tokenizer and data.vocab_size, and returns what they choose.
 
     Args:
-        tokenizer: bytes, or bpe, a byte-level BPE trained on the training text.
-        vocab_size: None is 257 for bytes and 8192 for a BPE.
+        tokenizer: bytes; bpe, a byte-level BPE trained on the training text; or the path of a
+            tokenizer.json, or of a folder that holds one.
+        vocab_size: None is 257 for bytes, 8192 for a BPE, and the largest id and one for a file.
 
     Raises:
-        ConfigError: the tokenizer is unknown, or the size does not suit it.
+        ConfigError: the size does not suit the tokenizer, or its file cannot be read.
     """
     if tokenizer == "bytes":
         if vocab_size not in (None, NUM_BYTES_VOCAB):
@@ -144,4 +173,6 @@ def choose_tokenizer(tokenizer: str, vocab_size: int | None = None) -> Tokenizer
                 f"byte values and the document separator), got {vocab_size}; null is {_BPE_VOCAB}."
             )
         return _BpeSpec(vocab_size or _BPE_VOCAB)
-    raise ConfigError(f"data.tokenizer must be bytes or bpe, got {one_line(tokenizer)}.")
+    pretrained = read_pretrained(tokenizer, vocab_size)
+    log_facts(pretrained)
+    return _PretrainedSpec(pretrained)

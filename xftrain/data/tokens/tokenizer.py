@@ -61,7 +61,8 @@ class Tokenizer(ABC):
 
     Attributes:
         kind: name of the kind of vocabulary in checkpoints.
-        spellings: the bytes each token stands for; the last token is the separator and has none.
+        spellings: the bytes each token stands for; the separator has none. If the size of the
+            vocabulary is rounded up, the additional tokens have no entry.
     """
 
     kind: ClassVar[str]
@@ -95,8 +96,8 @@ class Tokenizer(ABC):
             content = text.encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f"prompt must be valid UTF-8, got {text!r}.") from error
-        (tokens,) = self.encode_pieces([content])
-        return [int(token) for token in tokens]
+        tokens = [int(token) for part in self.encode_pieces([content]) for token in part]
+        return tokens or [self.separator]  # some tokenizers encode no blanks
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Readable text; invalid UTF-8 and tokens outside the vocabulary show as U+FFFD."""
@@ -142,7 +143,7 @@ class Bpe(Tokenizer):
     kind = "bpe"
 
     def __init__(self, texts: list[str], merges: list[tuple[str, str]]) -> None:
-        byte_of = _byte_of_character()
+        byte_of = byte_of_character()
         ids = {text: token for token, text in enumerate(texts)}
         if len(ids) != len(texts):
             raise ValueError("a token appears twice in the vocabulary")
@@ -171,7 +172,7 @@ class Bpe(Tokenizer):
             vocab_size=vocab_size - 1,
             min_frequency=2,
             show_progress=False,
-            initial_alphabet=sorted(_byte_of_character()),
+            initial_alphabet=sorted(byte_of_character()),
         )
         model.train_from_iterator((piece.decode() for piece in pieces), trainer)
         model.pre_tokenizer = words
@@ -253,7 +254,7 @@ def _tokens_and_merges(content: dict[str, Any]) -> tuple[list[str], list[tuple[s
     return [text for _, text in ids], merges
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """The 256 characters in which a byte-level BPE writes bytes (GPT-2's `bytes_to_unicode`)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = sorted(set(range(256)) - set(printable))

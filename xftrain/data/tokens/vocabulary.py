@@ -1,16 +1,18 @@
 """Saves the vocabulary with a run, so that sampling needs no training data.
 
 A checkpoint holds the kind, the size and a digest, all of them plain values. The tokens of a BPE
-are in `tokenizer.json` beside it. Both may come from anyone, so all of it is checked.
+and of a tokenizer from a file are in `tokenizer.json` beside it. Both may come from anyone, so all
+of it is checked.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from xftrain.data.tokens.pretrained import Pretrained
 from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, NUM_BYTES_VOCAB, Bpe, Bytes
 from xftrain.errors import ConfigError
 from xftrain.interfaces import Vocabulary
@@ -18,6 +20,7 @@ from xftrain.utils.files import read_plain
 
 TOKENIZER_FILE = "tokenizer.json"  # beside the checkpoints of a run
 _MAX_VOCAB = 1 << 31
+_DAMAGED = "ckpt holds a damaged description of its vocabulary: give another one."
 
 
 class Integers:
@@ -53,16 +56,19 @@ class Integers:
 
 def describe(vocabulary: Vocabulary) -> dict[str, Any]:
     """The description of a vocabulary for checkpoints, as plain values; `rebuild` reads it."""
-    return {
+    description: dict[str, Any] = {
         "kind": str(vocabulary.kind),
         "vocab_size": int(vocabulary.vocab_size),
         "digest": str(vocabulary.digest()),
     }
+    if isinstance(vocabulary, Pretrained):
+        description["separator"] = vocabulary.separator  # another file of its folder may name it
+    return description
 
 
 def tokenizer_json(vocabulary: Vocabulary) -> str | None:
     """The content of `tokenizer.json`; None if the description is complete without it."""
-    return vocabulary.to_json() if isinstance(vocabulary, Bpe) else None
+    return vocabulary.to_json() if isinstance(vocabulary, Bpe | Pretrained) else None
 
 
 def rebuild(description: Any, folder: Path) -> Vocabulary:
@@ -70,7 +76,8 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
 
     Args:
         description: description in the checkpoint.
-        folder: folder of the checkpoint; a BPE is read from `tokenizer.json` in it.
+        folder: folder of the checkpoint; a BPE or a tokenizer from a file is read from
+            `tokenizer.json` in it.
 
     Raises:
         ConfigError: the description is damaged, or the file is missing, damaged or another one.
@@ -78,10 +85,15 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
     saved = description if isinstance(description, Mapping) else {}
     kind, size = saved.get("kind"), saved.get("vocab_size")
     if type(kind) is not str or type(size) is not int or not 0 < size < _MAX_VOCAB:
-        raise ConfigError("ckpt holds a damaged description of its vocabulary: give another one.")
+        raise ConfigError(_DAMAGED)
     found: Vocabulary
     if kind == "bpe":
-        found = _read_bpe(folder / TOKENIZER_FILE, size)
+        found = _read_vocabulary(folder, lambda text: Bpe.from_json(text, size))
+    elif kind == "pretrained":
+        separator = saved.get("separator")
+        if type(separator) is not int:
+            raise ConfigError(_DAMAGED)
+        found = _read_vocabulary(folder, lambda text: Pretrained.from_json(text, separator, size))
     elif kind == "bytes":
         found = Bytes()
     elif kind == "integers":
@@ -90,12 +102,12 @@ def rebuild(description: Any, folder: Path) -> Vocabulary:
         raise ConfigError(
             f"ckpt has a vocabulary of the kind {kind[:40]!r}, which cannot be rebuilt from a "
             "checkpoint: a data source of your own can be sampled from where its vocabulary is one "
-            "of integers, bytes or bpe (docs/extending.md)."
+            "of integers, bytes, bpe or pretrained (docs/extending.md)."
         )
-    if describe(found) != {key: saved.get(key) for key in ("kind", "vocab_size", "digest")}:
-        where = (
-            f"{folder / TOKENIZER_FILE} is" if kind == "bpe" else f"the vocabulary {kind} here is"
-        )
+    description = describe(found)
+    if description != {key: saved.get(key) for key in description}:
+        in_file = tokenizer_json(found) is not None
+        where = f"{folder / TOKENIZER_FILE} is" if in_file else f"the vocabulary {kind} here is"
         raise ConfigError(
             f"{where} not the vocabulary that ckpt was trained with: take both from the folder of "
             "the same run."
@@ -133,17 +145,18 @@ def old_checkpoint_vocabulary(config: Mapping[str, Any], num_steps: int) -> Voca
     )
 
 
-def _read_bpe(path: Path, vocab_size: int) -> Bpe:
+def _read_vocabulary(folder: Path, read: Callable[[str], Vocabulary]) -> Vocabulary:
+    path = folder / TOKENIZER_FILE
     try:
-        return Bpe.from_json(read_plain(path, MAX_FILE_BYTES).decode("utf-8"), vocab_size)
+        return read(read_plain(path, MAX_FILE_BYTES).decode("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{path} is missing, which holds the BPE vocabulary of ckpt: copy it from the "
+            f"{path} is missing, which holds the vocabulary of ckpt: copy it from the "
             "checkpoints folder of its run."
         ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{path} must be the BPE vocabulary of ckpt, and cannot be read ({reason}): copy it "
+            f"{path} must be the vocabulary of ckpt, and cannot be read ({reason}): copy it "
             "from the checkpoints folder of its run."
         ) from error
