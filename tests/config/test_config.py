@@ -66,6 +66,8 @@ def test_every_option_composes_and_passes_the_checks(group, tmp_path, monkeypatc
     assert options
     for option in options:
         overrides = [f"data.path={tmp_path}"] if option.startswith("text") else []
+        if option == "mixture":
+            overrides = [f"data.sources.a.path={tmp_path}", "data.sources.a.weight=1"]
         if (group, option) == ("model/bias", "full"):
             continue  # refused for training, as another test says
         validate(compose(f"{group}={option}", *overrides))
