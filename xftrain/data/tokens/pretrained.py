@@ -179,8 +179,15 @@ class Pretrained(Tokenizer):
         return _BYTE_TOKEN.split(text) if self._has_byte_tokens else [text]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Readable text, without the blank that the tokenizer puts before a document."""
-        shown, begins = [], self._has_prefix
+        """Readable text, without the blank that the tokenizer puts before each document."""
+        return self._decoded(tokens, begins=self._has_prefix)
+
+    def decode_rest(self, tokens: Iterable[int]) -> str:
+        """Readable text of tokens that continue others, whose first blank is part of the text."""
+        return self._decoded(tokens, begins=False)
+
+    def _decoded(self, tokens: Iterable[int], *, begins: bool) -> str:
+        shown = []
         for token in tokens:
             text = self._shown(token)
             shown.append(text.removeprefix(b" ") if begins else text)
