@@ -17,7 +17,9 @@ from xftrain.errors import ConfigError, RunError  # noqa: E402
 def main() -> int:
     """Prints files, skipped files and tokens; returns 2 for wrong options and 1 for a failure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("path", help="a file or a folder (data.path)")
+    parser.add_argument("path", nargs="+", help="files, folders and globs (data.path)")
+    parser.add_argument("--val-path", nargs="+", help="the same for validation (data.val_path)")
+    parser.add_argument("--text-key", default="text", help="of the text in a record")
     parser.add_argument(
         "--tokenizer", default="bytes", help="bytes, bpe, or a tokenizer.json or its folder"
     )
@@ -27,6 +29,7 @@ def main() -> int:
         "--follow-links", action="store_true", help="also follow links that lead out of the folder"
     )
     parser.add_argument("--cache-dir", help="default: ~/.cache/xftrain")
+    parser.add_argument("--num-workers", type=int, help="default: one for each CPU")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

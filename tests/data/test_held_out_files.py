@@ -6,11 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xftrain.data.corpus import files as corpus
-from xftrain.data.corpus.files import (
-    SourceFile,
-    split_documents,
-)
+from xftrain.data.corpus import split as corpus
+from xftrain.data.corpus.files import SourceFile
+from xftrain.data.corpus.split import split_documents
 
 
 def documents_of(names, val_fraction):

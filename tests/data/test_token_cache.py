@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tests.forked import Forked
 from xftrain.data.tokens import cache as token_cache
-from xftrain.data.tokens import cache_folder, files
+from xftrain.data.tokens import cache_folder, shards
 from xftrain.data.tokens.cache import prepare
-from xftrain.data.tokens.files import dtype_of
+from xftrain.data.tokens.shards import dtype_of
 from xftrain.data.tokens.tokenizer import Bytes
 from xftrain.errors import RunError
 
@@ -129,7 +129,7 @@ def test_the_last_token_fits_how_tokens_are_kept(num_tokens, dtype):
 def _prepare(folder, cache_dir, slow=False):
     """Of a process; a slow one says `writing` and stays in the middle of it."""
     if slow:
-        files.BigramCounts.count_pieces = lambda *_: print("writing", flush=True) or time.sleep(60)
+        shards.BigramCounts.count_pieces = lambda *_: print("writing", flush=True) or time.sleep(60)
     print(prepare(str(folder), cache_dir=str(cache_dir)).folder)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import re
@@ -161,12 +162,9 @@ def check_trainer(trainer: TrainerConfig) -> None:
 def _with_existing_files(cfg: RunConfig) -> RunConfig:
     """Expands a quoted `~` in paths, and refuses paths of files that do not exist."""
     data, ckpt = cfg.data, cfg.ckpt
-    if data.name is not None and "path" in data.node:
-        named = data.node["path"]
-        path = expand_home("data.path", named)
-        if not named or not os.path.exists(path):
-            raise ConfigError(f"data.path must be an existing file or folder, got {named!r}.")
-        data = data.with_options(path=str(path))
+    for key in ("path", "val_path"):
+        if data.name is not None and data.node.get(key) is not None:
+            data = data.with_options(**{key: _existing(f"data.{key}", data.node[key])})
     if ckpt not in (None, "auto"):
         path = expand_home("ckpt", ckpt)
         if not os.path.isfile(path):
@@ -177,6 +175,16 @@ def _with_existing_files(cfg: RunConfig) -> RunConfig:
             )
         ckpt = str(path)
     return replace(cfg, data=data, ckpt=ckpt)
+
+
+def _existing(key: str, named: str | list[str]) -> str | list[str]:
+    """Expands `~` in a path, a glob or each path of a list, and refuses paths that do not exist."""
+    if not isinstance(named, str):
+        return [str(_existing(key, one)) for one in named]
+    path = expand_home(key, named)
+    if not named or not (os.path.exists(path) or glob.has_magic(named)):
+        raise ConfigError(f"{key} must be an existing file or folder, got {named!r}.")
+    return str(path)
 
 
 def check_num_processes(devices: int) -> None:

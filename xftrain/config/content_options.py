@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 # Keys of `data` that change how batches are cut from the content, not the content.
-_SAME_CONTENT = ("batch_size", "cache_dir", "num_val_batches", "packing", "stop_at_accuracy")
+_SAME_CONTENT = (
+    "batch_size",
+    "cache_dir",
+    "num_val_batches",
+    "num_workers",
+    "packing",
+    "stop_at_accuracy",
+)
 
 
 def content_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xftrain.config.fields import PositiveInt, Probability, VocabSize
+from xftrain.config.fields import NonNegativeInt, PositiveInt, Probability, VocabSize
 from xftrain.data._packing import (
     Ints,
     Layout,
@@ -39,16 +39,19 @@ class Text:
         batch_size: rows per micro-batch and rank; with packing, their tokens form one row.
         seed: seed of the training order.
         world_size: number of ranks.
-        path: a file or a folder.
+        path: files, folders and globs of text and of records.
+        val_path: those that are held out; null holds out a part of `path`.
+        text_key: the key of the text in a record; dots lead into nested records.
         tokenizer: bytes; bpe (byte-level, trained once on the training files); or the path of a
             tokenizer.json, or of a Hugging Face folder that holds one.
         vocab_size: null is 257 for bytes, 8192 for bpe, and that of a tokenizer.json, the document
             separator included.
         packing: whether rows are packed.
-        val_fraction: fraction of the files held out, or of the bytes of a single file.
+        val_fraction: fraction of the documents held out, or of the bytes of a single text file.
         follow_links: whether links that lead out of the folder are followed.
         num_val_batches: maximum number of validation batches, limited by the held-out text.
         cache_dir: the user's folder of token files and vocabularies; null is ~/.cache/xftrain.
+        num_workers: processes that tokenize, 0 being this one alone; null is one for each CPU.
 
     Raises:
         ConfigError: there is no text or too little, or the options contradict each other.
@@ -65,7 +68,9 @@ class Text:
         seed: int,
         world_size: int,
         *,
-        path: str,
+        path: str | list[str],
+        val_path: str | list[str] | None = None,
+        text_key: str = "text",
         tokenizer: str = "bytes",
         vocab_size: VocabSize | None = None,
         packing: bool = False,
@@ -73,14 +78,18 @@ class Text:
         follow_links: bool = False,
         num_val_batches: PositiveInt = 8,
         cache_dir: str | None = None,
+        num_workers: NonNegativeInt | None = None,
     ) -> None:
         cache = prepare(
             path,
+            val_path=val_path,
+            text_key=text_key,
             tokenizer=tokenizer,
             vocab_size=vocab_size,
             val_fraction=val_fraction,
             follow_links=follow_links,
             cache_dir=cache_dir,
+            num_workers=num_workers,
         )
         _check_sizes(cache, seq, path)
         self._cache = cache
@@ -179,7 +188,7 @@ class Text:
         return self._epochs[epoch]
 
 
-def _check_sizes(cache: TokenCache, seq: int, path: str) -> None:
+def _check_sizes(cache: TokenCache, seq: int, path: str | list[str]) -> None:
     needed = max(seq + 1, 3)  # two separators are not text yet
     purposes: dict[Split, str] = {"train": "to train on", "val": "held out for validation"}
     for split, purpose in purposes.items():

@@ -27,6 +27,7 @@ _DECISIVE = (
 _HARMLESS = (
     "data.cache_dir",
     "data.num_val_batches",
+    "data.num_workers",
     "data.stop_at_accuracy",
     "model.activation_budget",
     "model.activation_checkpointing",
@@ -118,7 +119,7 @@ def refuse_other_run(
         saved: configuration of the checkpoint.
         current: configuration of the resumed run; its `ckpt_allow` names keys or groups of keys
             that may differ.
-        moved: whether the data is known to have the same content, so that its path may differ.
+        moved: whether the data is known to have the same content, so that its paths may differ.
 
     Raises:
         ConfigError: keys differ; the message names them and how to allow them.
@@ -134,7 +135,7 @@ def refuse_other_run(
         for key, text in differences(saved, current).items()
         if _must_not_change(key, there, known, own)
         and not _is_in(key, allowed)
-        and not (moved and key in ("data.path", "data.tokenizer"))
+        and not (moved and key in ("data.path", "data.val_path", "data.tokenizer"))
     ]
     if differing:
         keys = ",".join(key for key, _ in differing)

@@ -1,31 +1,17 @@
-"""A file or a folder of text: its files, those that are held out, and their bytes in pieces.
-
-Hidden files, hidden folders and `__pycache__` are skipped. No file is read twice, as a second name
-of a file could put held-out text into the training files; `content` skips copies. Links within the
-folder are followed, but links that lead out of it only if configured, as in a folder from someone
-else they could lead to private files.
-"""
+"""The files of a corpus, and the bytes of whole-text documents in pieces."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from xftrain.data.corpus.run_outputs import is_output_folder, outputs_of_this_process
-from xftrain.data.corpus.skipped import Skipped
-from xftrain.errors import ConfigError, RunError
-from xftrain.interfaces import Split
-from xftrain.utils.files import open_plain, real_path
-from xftrain.utils.printable import one_line
-
-log = logging.getLogger(__name__)
+from xftrain.data.corpus.formats import Compression, damaged_errors, decompressed
+from xftrain.errors import RunError
+from xftrain.utils.files import open_plain
 
 PIECE_BYTES = 64 << 10
 
@@ -47,145 +33,92 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Document:
-    """Bytes `[begin, end)` of a file."""
+    """Bytes `[begin, end)` of the text of a file.
+
+    Attributes:
+        path: the file.
+        begin: where the document begins in the text.
+        end: where it ends; None is the end of the text.
+        compression: how the file holds the text.
+    """
 
     path: Path
     begin: int
-    end: int
-
-
-def list_files(
-    root: Path, *, leave_out: Path, follow_links: bool = False
-) -> tuple[list[SourceFile], Skipped]:
-    """Every file that may be text, sorted by name, and the skipped files by reason.
-
-    Args:
-        root: a file or a folder.
-        leave_out: a folder to skip, as the token cache may lie inside the corpus.
-        follow_links: whether links that lead out of the folder are followed.
-
-    Raises:
-        ConfigError: `root` is no readable file or folder, or an empty file.
-    """
-    status = _status(root)
-    skipped = Skipped()
-    top = Path(os.path.realpath(root))
-    if not follow_links:
-        _check_links(Path(os.path.abspath(root)), top)
-    if stat.S_ISREG(status.st_mode):
-        return [SourceFile(root.name, top, status.st_size)], skipped
-
-    files: list[SourceFile] = []
-    seen = {_identity(status)}
-    left_out = {_identity(leave_out.stat())} if leave_out.exists() else set()
-    own_outputs = outputs_of_this_process()
-    folders = [("", top)]
-    while folders:
-        prefix, folder = folders.pop()
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            skipped.add("unreadable", prefix or ".")
-            continue
-        if is_output_folder(folder, [entry.name for entry in entries]):
-            skipped.add("run folder", prefix or ".")
-            continue
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__pycache__":
-                continue
-            name, path = prefix + entry.name, folder / entry.name
-            if entry.is_symlink():
-                target = real_path(path)
-                if target is None:  # a cycle, or more links than the system follows
-                    skipped.add("unreadable", name)
-                    continue
-                path = target
-                if not follow_links and not path.is_relative_to(top):
-                    skipped.add("outside", name)
-                    continue
-            try:
-                status = entry.stat()
-            except OSError:  # a broken link
-                skipped.add("unreadable", name)
-                continue
-            if _identity(status) in left_out:
-                continue
-            if _identity(status) in seen:
-                skipped.add("repeated", name)
-            elif stat.S_ISDIR(status.st_mode):
-                folders.append((f"{name}/", path))
-            elif not stat.S_ISREG(status.st_mode):
-                skipped.add("special", name)
-            elif _identity(status) in own_outputs:
-                skipped.add("run output", name)
-            elif not status.st_size:
-                skipped.add("empty", name)
-            elif not os.access(path, os.R_OK):
-                skipped.add("unreadable", name)
-            else:
-                files.append(SourceFile(name, path, status.st_size))
-            seen.add(_identity(status))
-    return sorted(files, key=lambda file: file.name), skipped
-
-
-def split_documents(
-    files: Sequence[SourceFile], val_fraction: float
-) -> dict[Split, list[Document]]:
-    """Splits files by a hash of their names, or a single file into its beginning and its end.
-
-    A file is held out if its hash is below the fraction. This does not depend on other files, so a
-    file stays in its split if others are added or removed. If no hash is below the fraction, the
-    file with the lowest hash is held out; if all are, the file with the highest hash is trained on.
-    Only that file may change its split later.
-    """
-    if len(files) == 1:
-        (file,) = files
-        cut = _character_boundary(file.path, file.size - round(file.size * val_fraction))
-        return {
-            "train": [Document(file.path, 0, cut)],
-            "val": [Document(file.path, cut, file.size)],
-        }
-    by_share = sorted(files, key=lambda file: _name_fraction(file.name))
-    num_below = sum(_name_fraction(file.name) < val_fraction for file in files)
-    if num_below in (0, len(files)):
-        log.info(
-            "data.val_fraction: %s of the files has a hash below %g, so %s is %s nonetheless; it "
-            "changes sides if a file that belongs there is added",
-            "none" if num_below == 0 else "each",
-            val_fraction,
-            one_line(by_share[0 if num_below == 0 else -1].name),
-            "held out" if num_below == 0 else "trained on",
-        )
-    held_out = set(by_share[: min(max(num_below, 1), len(files) - 1)])
-    documents: dict[Split, list[Document]] = {"train": [], "val": []}
-    for file in files:
-        split: Split = "val" if file in held_out else "train"
-        documents[split].append(Document(file.path, 0, file.size))
-    return documents
+    end: int | None
+    compression: Compression | None = None
 
 
 def read_pieces(document: Document) -> Iterator[bytes]:
     """The bytes of a document in bounded pieces, cut after a newline or else between characters.
 
     Raises:
-        RunError: the file cannot be read, or has become shorter.
+        RunError: the file cannot be read, or has become shorter or damaged.
     """
-    rest = b""
-    missing = document.end - document.begin
+    return cut_pieces(_read_blocks(document))
+
+
+def cut_pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cuts blocks of at most `PIECE_BYTES` after a newline or else between characters."""
+    rest, block = b"", b""
+    for following in blocks:
+        if block:
+            joined = rest + block
+            cut = _piece_end(joined)
+            yield joined[:cut]
+            rest = joined[cut:]
+        block = following
+    if rest or block:
+        yield rest + block
+
+
+def text_pieces(text: bytes) -> Iterator[bytes]:
+    """The pieces of a text in memory, which are those of a file with this text."""
+    if len(text) <= PIECE_BYTES:
+        return iter((text,) if text else ())
+    starts = range(0, len(text), PIECE_BYTES)
+    return cut_pieces(text[start : start + PIECE_BYTES] for start in starts)
+
+
+def _read_blocks(document: Document) -> Iterator[bytes]:
     try:
         with open_listed(document.path) as file:
-            file.seek(document.begin)
-            while missing:
-                block = file.read(min(missing, PIECE_BYTES))
-                if not block:
-                    raise changed_error(document.path)
-                missing -= len(block)
-                block = rest + block
-                cut = _piece_end(block) if missing else len(block)
-                yield block[:cut]
-                rest = block[cut:]
-    except OSError as error:
-        raise unreadable_error(document.path, error) from error
+            if document.compression is None:
+                file.seek(document.begin)
+                yield from blocks_of(file, document.end, document.begin, document.path)
+                return
+            stream = decompressed(file, document.compression)
+            for _ in blocks_of(stream, document.begin, 0, document.path):
+                pass
+            yield from blocks_of(stream, document.end, document.begin, document.path)
+    except damaged_errors() as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable_error(document.path, error) from error
+        raise changed_error(document.path) from error  # it was whole when its digest was computed
+
+
+def blocks_of(
+    stream: IO[bytes], end: int | None, begin: int, path: Path, size: int | None = None
+) -> Iterator[bytes]:
+    """Blocks from `begin` to `end`, of `size` bytes whatever `stream.read` returns at once.
+
+    Raises:
+        RunError: the stream ends before `end`.
+    """
+    size = size or PIECE_BYTES
+    missing = None if end is None else end - begin
+    while missing is None or missing:
+        wanted = size if missing is None else min(missing, size)
+        block = stream.read(wanted)
+        while 0 < len(block) < wanted and (more := stream.read(wanted - len(block))):
+            block += more  # a decompressor may return less
+        if missing is not None:
+            missing -= len(block)
+        if block:
+            yield block
+        if len(block) < wanted:
+            if missing:
+                raise changed_error(path)
+            return
 
 
 @contextmanager
@@ -210,74 +143,12 @@ def changed_error(path: Path) -> RunError:
     )
 
 
-def _status(root: Path) -> os.stat_result:
-    try:
-        status = root.stat()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ConfigError(
-            f"data.path must be an existing file or folder of text, got {str(root)!r} "
-            f"({getattr(error, 'strerror', None) or error}); check the spelling."
-        ) from error
-    is_file = stat.S_ISREG(status.st_mode)
-    problem = None
-    if not (is_file or stat.S_ISDIR(status.st_mode)):
-        problem = "which is neither a file nor a folder"
-    elif not os.access(root, os.R_OK):
-        problem = "which this user may not read"
-    elif is_file and not status.st_size:
-        problem = "which is empty"
-    if problem:
-        raise ConfigError(
-            f"data.path must be a readable file or folder of text, got {str(root)!r}, {problem}; "
-            "give another path."
-        )
-    return status
-
-
-def _check_links(named: Path, top: Path) -> None:
-    """Refuses a path that leads out of the working folder by a link, and names any other link.
-
-    The working folder may be untrusted, and its links may lead to private files.
-
-    Args:
-        named: the absolute path as the user names it, with links.
-        top: the same path with links resolved.
-
-    Raises:
-        ConfigError: it is below the working folder, and the resolved path is not.
-    """
-    here = Path.cwd()
-    if named.is_relative_to(here) and not top.is_relative_to(os.path.realpath(here)):
-        raise ConfigError(
-            f"data.path leads out of the working folder by a link, to {one_line(str(top))}: give "
-            "that path itself, or set data.follow_links=true."
-        )
-    if named != top:
-        how = "is a link" if named.is_symlink() else "leads through a link"
-        log.warning("data.path=%s %s: the files of %s are read", named, how, one_line(str(top)))
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _name_fraction(name: str) -> float:
-    """A number in [0, 1) that depends only on the name."""
-    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
-def _character_boundary(path: Path, position: int) -> int:
-    try:
-        with open_listed(path) as file:
-            file.seek(position)
-            following = file.read(4)
-    except OSError as error:
-        raise unreadable_error(path, error) from error
-    # Bytes 10xxxxxx continue a character; at most three of them follow its first byte.
-    while following and following[0] & 0xC0 == 0x80:
-        following, position = following[1:], position + 1
-    return position
+def unreadable_error(path: Path, error: OSError) -> RunError:
+    """The error for a listed file that cannot be read."""
+    return RunError(
+        f"data.path: every listed file must stay readable, but {str(path)!r} is not "
+        f"({error.strerror}); restore it or remove it, then run again."
+    )
 
 
 def _piece_end(block: bytes) -> int:
@@ -288,11 +159,3 @@ def _piece_end(block: bytes) -> int:
     while last and block[last] & 0xC0 == 0x80:
         last -= 1
     return last or len(block)
-
-
-def unreadable_error(path: Path, error: OSError) -> RunError:
-    """The error for a listed file that cannot be read."""
-    return RunError(
-        f"data.path: every listed file must stay readable, but {str(path)!r} is not "
-        f"({error.strerror}); restore it or remove it, then run again."
-    )

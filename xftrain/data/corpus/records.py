@@ -18,28 +18,56 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xftrain.data.corpus.formats import Format, damaged_errors, decompressed
-from xftrain.data.corpus.skipped import Skipped
+from xftrain.data.corpus.skipped import WITHOUT_KEY, WITHOUT_LINES, Skipped
 
 MAX_RECORD_BYTES = 64 << 20  # of a line or a document; more would take memory without a bound
-_ROWS = 256  # of a table, read at a time
-_SPOOLED_BYTES = 64 << 20  # of a compressed table, kept in memory before it goes to a file
+_ROWS = 1024  # of a table, read at a time
+_PYTHON_BYTES = 4 << 20  # of a table's column, converted to Python's objects at a time
+_BUFFER_BYTES = 1 << 20  # of each column of a Parquet file
+_SPOOLED_BYTES = 16 << 20  # of a compressed table, kept in memory before it goes to a file
+_MAX_KEYS = 20  # of a record, to be named
 
 _Read = Callable[[IO[bytes], Format, str, "_Counted"], Iterator[Any]]
 
 
 class _Counted:
-    """Counts skipped records of one file."""
+    """Counts skipped records of one file, and remembers the keys of the first without text."""
 
-    def __init__(self, name: str, skipped: Skipped) -> None:
-        self.name, self.skipped, self.number = name, skipped, 0
+    def __init__(self, name: str, skipped: Skipped, keys: list[str]) -> None:
+        self.name, self.skipped, self.keys, self.number = name, skipped, keys, 0
 
-    def add(self, reason: str) -> None:
+    def add(self, reason: str, skipped: Skipped | None = None) -> None:
         """Counts the current record."""
-        self.skipped.add(reason, f"{self.name}:{self.number}")
+        counts = self.skipped if skipped is None else skipped
+        counts.add(reason, f"{self.name}:{self.number}")
+
+    def remember(self, record: Any) -> None:
+        """Remembers the keys of a record, unless it has those of an earlier one."""
+        if not self.keys:
+            self.keys += [key[:100] for key in _dotted_keys(record)][:_MAX_KEYS]
+
+
+def _dotted_keys(record: Any) -> Iterator[str]:
+    """The keys of a record, and those of mappings in it, or the names of columns."""
+    for key in record:
+        value = record[key] if isinstance(record, Mapping) else None
+        if isinstance(value, Mapping) and value:
+            yield from (f"{key}.{inner}" for inner in value)
+        else:
+            yield str(key)
+
+
+class _NoColumn(ValueError):
+    """A table has no column of the text."""
 
 
 def read_records(
-    file: IO[bytes], form: Format, text_key: str, name: str, skipped: Skipped
+    file: IO[bytes],
+    form: Format,
+    text_key: str,
+    name: str,
+    skipped: Skipped,
+    keys: list[str] | None = None,
 ) -> Iterator[str]:
     """The text of each record of a file, in order.
 
@@ -49,23 +77,44 @@ def read_records(
         text_key: the key of the text in a record; dots lead into nested records.
         name: the file's name, for what is skipped.
         skipped: gets the number of skipped records and damaged files.
+        keys: if it is empty, it gets the keys of the first record without text.
     """
-    counted = _Counted(name, skipped)
+    counted = _Counted(name, skipped, [] if keys is None else keys)
     try:
         for value in _READERS[form.kind](file, form, text_key, counted):
             if isinstance(value, str) and _is_text(value):
-                yield value
+                if len(value) <= MAX_RECORD_BYTES:
+                    yield value
+                else:
+                    counted.add("record that is too long")
             elif value is None:
                 counted.add("record without text")
             else:
                 counted.add("record whose text is no text")
-    except (*damaged_errors(), pa.ArrowException, ValueError) as error:
+    except _NoColumn:
+        skipped.add(WITHOUT_KEY, name)
+    except (
+        *damaged_errors(),
+        pa.ArrowException,
+        ValueError,  # also of pyarrow, for content that contradicts itself
+        KeyError,
+        IndexError,
+        TypeError,
+        NotImplementedError,
+        MemoryError,  # a damaged size asks for more than there is
+        OverflowError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, not the content
         skipped.add("damaged", f"{name} after {counted.number} records ({type(error).__name__})")
 
 
 def _is_text(value: str) -> bool:
     """Whether it can be written as UTF-8: JSON may hold half of a surrogate pair."""
-    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    try:
+        return value.isascii() or bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def value_at(record: Any, text_key: str) -> Any:
@@ -80,30 +129,61 @@ def value_at(record: Any, text_key: str) -> Any:
 
 
 def _lines(stream: IO[bytes], counted: _Counted) -> Iterator[bytes]:
-    """The lines of a stream in bounded memory; a line that is too long is skipped."""
+    """The lines of a stream in bounded memory; one that is too long is cut to its beginning."""
     while line := stream.readline(MAX_RECORD_BYTES):
         counted.number += 1
         if not line.endswith(b"\n") and len(line) == MAX_RECORD_BYTES:
-            counted.add("record that is too long")
-            while line and not line.endswith(b"\n"):
-                line = stream.readline(MAX_RECORD_BYTES)
-            continue
+            while (rest := stream.readline(MAX_RECORD_BYTES)) and not rest.endswith(b"\n"):
+                pass
         yield line
 
 
 def _json_lines(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> Iterator[Any]:
+    """The texts of a file of JSON lines.
+
+    A file with one JSON value over all its lines is skipped as a whole: its first line begins a
+    list or is a brace alone, and no other line is a mapping.
+    """
+    first, has_records = b"", False
+    broken = Skipped()  # before the first record; of a whole file, it is not told
     for line in _lines(decompressed(file, form.compression), counted):
-        if not line.strip():
+        line = line.removeprefix(b"\xef\xbb\xbf") if counted.number == 1 else line
+        start = line[:2].strip()
+        if not start and not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            counted.add("record that is no JSON")
+        first = first or line[:100].strip()
+        if first == b"[":
+            break
+        record, reason = _json_record(line)
+        if reason is not None:
+            counted.add(reason, None if has_records else broken)
             continue
-        if isinstance(record, Mapping):
-            yield value_at(record, text_key)
-        else:
-            counted.add("record that is no JSON mapping")
+        if not has_records:
+            counted.skipped.add_all(broken)
+            has_records = True
+        value = value_at(record, text_key)
+        if value is None:
+            counted.remember(record)
+        yield value
+    if has_records:
+        return
+    if first.startswith(b"[") or first == b"{":
+        counted.skipped.add(WITHOUT_LINES, counted.name)
+    else:
+        counted.skipped.add_all(broken)
+
+
+def _json_record(line: bytes) -> tuple[Mapping[str, Any], None] | tuple[None, str]:
+    """The record of a line, or the reason why there is none."""
+    if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
+        return None, "record that is too long"
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None, "record that is no JSON"
+    if isinstance(record, Mapping):
+        return record, None
+    return None, "record that is no JSON mapping"
 
 
 def _csv_rows(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> Iterator[Any]:
@@ -117,7 +197,8 @@ def _csv_rows(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -
     rows = csv.reader(stream, delimiter=form.delimiter)
     header = next(rows, [])
     if text_key not in header:
-        raise ValueError(f"no column {text_key}")
+        counted.remember(header)
+        raise _NoColumn
     column = header.index(text_key)
     while True:
         counted.number += 1
@@ -148,9 +229,9 @@ def _seekable(file: IO[bytes], form: Format) -> Iterator[IO[bytes]]:
 
 def _parquet(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> Iterator[Any]:
     with _seekable(file, form) as content:
-        table = pq.ParquetFile(content)
-        root = _column(table.schema_arrow.names, text_key)
-        for batch in table.iter_batches(_ROWS, columns=[root]):
+        table = pq.ParquetFile(content, buffer_size=_BUFFER_BYTES)
+        root = _column(table.schema_arrow.names, text_key, counted)
+        for batch in table.iter_batches(_ROWS, columns=[root], use_threads=False):
             yield from _texts_of(batch, text_key, counted)
 
 
@@ -164,24 +245,31 @@ def _arrow(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> I
         else:
             batches = iter(pa.ipc.open_stream(content))
         for batch in batches:
-            for start in range(0, batch.num_rows, _ROWS):
-                yield from _texts_of(batch.slice(start, _ROWS), text_key, counted)
+            yield from _texts_of(batch, text_key, counted)
 
 
-def _column(names: list[str], text_key: str) -> str:
+def _column(names: list[str], text_key: str, counted: _Counted) -> str:
     """The column of a table in which the text is."""
     root = text_key if text_key in names else text_key.partition(".")[0]
     if root not in names:
-        raise ValueError(f"no column {text_key}")
+        counted.remember(names)
+        raise _NoColumn
     return root
 
 
 def _texts_of(batch: pa.RecordBatch, text_key: str, counted: _Counted) -> Iterator[Any]:
     names = batch.schema.names
-    root = _column(names, text_key)
-    for value in batch.column(names.index(root)).to_pylist():
-        counted.number += 1
-        yield value if root == text_key else value_at({root: value}, text_key)
+    root = _column(names, text_key, counted)
+    column = batch.column(names.index(root))
+    column.validate(full=True)  # offsets of a damaged file would be read outside its memory
+    rows = max(1, len(column) * _PYTHON_BYTES // max(column.nbytes, 1))
+    for start in range(0, len(column), rows):
+        for value in column.slice(start, rows).to_pylist():
+            counted.number += 1
+            found = value if root == text_key else value_at({root: value}, text_key)
+            if found is None:
+                counted.remember({**dict.fromkeys(names), root: value})
+            yield found
 
 
 _READERS: dict[str, _Read] = {

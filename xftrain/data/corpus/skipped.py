@@ -1,38 +1,91 @@
-"""Counts the skipped files of a corpus by reason, with the names of the first few."""
+"""Counts the skipped files and records of a corpus by reason, with the names of the first few."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from xftrain.utils.printable import one_line
 
 _NUM_NAMED = 3  # recorded names per reason
+# Reasons for which a file or record is skipped, other than an adjective of a file.
+WITHOUT_LINES = "JSON without lines"
+WITHOUT_KEY = "without the key"
+_NOUNS = {
+    "outside": ("link out of the folder", "links out of the folder"),
+    "run folder": ("run folder", "run folders"),
+    "run output": ("output file of this command", "output files of this command"),
+    "indexed dataset": ("dataset with indices", "datasets with indices"),
+    "outside dataset": (
+        "file name that leads out of its dataset",
+        "file names that lead out of their dataset",
+    ),
+    WITHOUT_LINES: (
+        "JSON file with one value instead of one a line",
+        "JSON files with one value instead of one a line",
+    ),
+    WITHOUT_KEY: (
+        "file without the column data.text_key",
+        "files without the column data.text_key",
+    ),
+    "record without text": ("record without text", "records without text"),
+    "record whose text is no text": (
+        "record whose text is no valid Unicode string",
+        "records whose text is no valid Unicode string",
+    ),
+    "record that is too long": ("record that is too long", "records that are too long"),
+    "record that is no JSON": ("line that is no JSON", "lines that are no JSON"),
+    "record that is no JSON mapping": (
+        "line that is no JSON mapping",
+        "lines that are no JSON mappings",
+    ),
+    "row that is no CSV": ("row that is no CSV", "rows that are no CSV"),
+    "empty record": ("empty record", "empty records"),
+}
 
 
 class Skipped(Counter[str]):
-    """The number of files or folders by the reason why they were skipped.
+    """The number of files, folders or records by the reason why they were skipped.
+
+    Args:
+        counts: the numbers so far.
+        names: the names so far.
 
     Attributes:
         names: the first few of each reason.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: dict[str, list[str]] = {}
+    def __init__(
+        self,
+        counts: Mapping[str, int] | None = None,
+        names: Mapping[str, list[str]] | None = None,
+    ) -> None:
+        super().__init__(counts or {})
+        self.names = dict(names or {})
+
+    def __reduce__(self) -> tuple[type[Skipped], tuple[dict[str, int], dict[str, list[str]]]]:
+        return Skipped, (dict(self), self.names)  # that of a Counter leaves out the names
 
     def add(self, reason: str, name: str) -> None:
-        """Counts one file or folder."""
+        """Counts one file, folder or record."""
         self[reason] += 1
         named = self.names.setdefault(reason, [])
         if len(named) < _NUM_NAMED:
             named.append(name)
+
+    def add_all(self, other: Skipped) -> None:
+        """Counts what another one has counted."""
+        self.update(other)
+        for reason, names in other.names.items():
+            named = self.names.setdefault(reason, [])
+            named += names[: _NUM_NAMED - len(named)]
 
     def __str__(self) -> str:
         """A text such as `312 binary files, 1 empty file : a.png, b.png, c.png, ..., notes.txt`."""
         reasons = [reason for reason in sorted(self) if self[reason]]
         if not reasons:
             return "no files"
-        counts = [f"{self[r]:,} {_noun(r, 's' * (self[r] > 1))}" for r in reasons]
+        counts = [f"{self[r]:,} {_noun(r, self[r])}" for r in reasons]
         named = [
             ", ".join(map(one_line, self.names[r])) + ", ..." * (self[r] > len(self.names[r]))
             for r in reasons
@@ -41,10 +94,6 @@ class Skipped(Counter[str]):
         return ", ".join(counts) + (f": {', '.join(named)}" if named else "")
 
 
-def _noun(reason: str, s: str) -> str:
-    nouns = {
-        "outside": f"link{s} out of the folder",
-        "run folder": f"run folder{s}",
-        "run output": f"output file{s} of this command",
-    }
-    return nouns.get(reason, f"{reason} file{s}")
+def _noun(reason: str, number: int) -> str:
+    one, many = _NOUNS.get(reason, (f"{reason} file", f"{reason} files"))
+    return one if number == 1 else many

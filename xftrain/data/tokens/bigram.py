@@ -20,14 +20,18 @@ _BLOCK_SYMBOLS = 1 << 20
 class BigramCounts:
     """Counts how often a symbol follows another, over a stream of text pieces.
 
+    Args:
+        previous: the symbol before the first piece, if there is one.
+
     Attributes:
         counts: int64 [symbol, next symbol].
     """
 
-    def __init__(self) -> None:
+    def __init__(self, previous: int | None = None) -> None:
         self.counts = np.zeros((NUM_SYMBOLS, NUM_SYMBOLS), dtype=np.int64)
-        self._pending: list[npt.NDArray[np.int32]] = []
-        self._num_pending = 0
+        before = [] if previous is None else [np.array([previous], dtype=np.int32)]
+        self._pending: list[npt.NDArray[np.int32]] = before
+        self._num_pending = len(before)
 
     def count_pieces(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """Yields the pieces and counts their symbols; an empty piece separates documents."""

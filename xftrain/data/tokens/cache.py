@@ -16,23 +16,20 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from xftrain.data.corpus.files import changed_error, list_files, split_documents
+from xftrain.data.corpus.files import changed_error
 from xftrain.data.corpus.skipped import Skipped
 from xftrain.data.tokens.cache_folder import cache_folder, exclusive_lock, is_own_folder
 from xftrain.data.tokens.choice import TokenizerSpec, choose_tokenizer
-from xftrain.data.tokens.content import (
-    MAX_RECORDED_FILES,
-    ContentCheck,
-    DigestRecord,
-    TextFile,
-    distinct_texts,
-)
-from xftrain.data.tokens.files import SPLITS, write_meta, write_token_files
+from xftrain.data.tokens.chunks import SPLITS
+from xftrain.data.tokens.documents import Corpus
+from xftrain.data.tokens.files import SEAL, write_meta, write_token_files
+from xftrain.data.tokens.find_texts import absolute_paths, find_texts
+from xftrain.data.tokens.pool import usable_cpus
 from xftrain.data.tokens.stream import (
     Meta,
     TokenStream,
@@ -43,12 +40,15 @@ from xftrain.data.tokens.stream import (
 )
 from xftrain.data.tokens.tokenizer import Tokenizer
 from xftrain.errors import ConfigError, RunError
-from xftrain.interfaces import Split
-from xftrain.utils.files import expand_home, sync
+from xftrain.utils.files import sync
+
+if TYPE_CHECKING:  # it would import torch
+    from xftrain.interfaces import Split
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 4  # increase it whenever the same files would give different tokens
+_FORMAT = 5  # increase it whenever the same files would give different tokens
+_PARALLEL_BYTES = 16 << 20  # of files; fewer are tokenized before processes have started
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class TokenCache:
         bigram_counts: byte-bigram counts of the training text.
         summary: text with the numbers of files, skipped files and tokens.
         digest: SHA-256 of the tokens of both splits and of the vocabulary.
+        documents: number of documents of each split.
+        num_duplicates: number of documents that are copies of earlier ones.
+        skipped: the skipped files and records by reason.
     """
 
     folder: Path
@@ -70,6 +73,9 @@ class TokenCache:
     bigram_counts: npt.NDArray[np.int64]
     summary: str
     digest: str
+    documents: dict[Split, int]
+    num_duplicates: int
+    skipped: Skipped
 
     def damaged_error(self) -> RunError:
         """The error for a batch with tokens outside the vocabulary."""
@@ -80,23 +86,30 @@ class TokenCache:
 
 
 def prepare(
-    path: str,
+    path: str | list[str],
     *,
+    val_path: str | list[str] | None = None,
+    text_key: str = "text",
     tokenizer: str = "bytes",
     vocab_size: int | None = None,
     val_fraction: float = 0.1,
     follow_links: bool = False,
     cache_dir: str | None = None,
+    num_workers: int | None = None,
 ) -> TokenCache:
     """Opens the token files of a corpus, and makes them first if needed.
 
     Args:
-        path: a file or a folder.
+        path: files, folders and globs.
+        val_path: files, folders and globs that are held out; None holds out a part of `path`.
+        text_key: the key of the text in a record; dots lead into nested records.
         tokenizer: bytes, or a BPE trained on the training files.
         vocab_size: None is 257 for bytes and 8192 for a BPE.
-        val_fraction: fraction of the files held out, or of the bytes of a single file.
+        val_fraction: fraction of the documents held out, or of the bytes of a single text file.
         follow_links: whether links that lead out of the folder are followed.
         cache_dir: None is `xftrain` under `$XDG_CACHE_HOME`, else under `~/.cache`.
+        num_workers: number of processes that tokenize a corpus; 0 is this process alone, and None
+            is one for each CPU, or none for a small corpus.
 
     Raises:
         ConfigError: the options contradict each other, or there is no text.
@@ -108,36 +121,26 @@ def prepare(
             "data.val_fraction must be above 0 and below 1, because some text is held out and some "
             f"is trained on, got {val_fraction}; 0.1 is the default."
         )
-    if not path:
-        raise ConfigError(
-            "data.path must name a file or folder of text, got ''; for this folder write ."
-        )
-    root = Path(os.path.abspath(expand_home("data.path", path)))
+    roots = absolute_paths("data.path", path)
+    val_roots = absolute_paths("data.val_path", val_path) if val_path is not None else []
     cache = cache_folder(cache_dir)
-    files, skipped = list_files(root, leave_out=cache, follow_links=follow_links)
-    record = DigestRecord(_record_path(cache, root), 2 * len(files) + MAX_RECORDED_FILES)
-    texts = distinct_texts(files, record, skipped)
-    if not texts:
-        raise ConfigError(
-            "data.path must hold text (valid UTF-8 without NUL bytes), got "
-            f"{str(root)!r} with none (skipped {skipped}); give a file or folder of text"
-            + (", or set data.follow_links=true." if skipped["outside"] else ".")
-        )
-    key = _key(texts, (*spec.key(), val_fraction))
+    texts, held_out, skipped = find_texts(roots, val_roots, cache, follow_links=follow_links)
+    corpus = Corpus(texts, held_out, text_key, val_fraction)
+    key = _key(corpus, spec)
     folder = cache / key
-    opened = _open(folder, spec, texts, skipped)
+    opened = _open(folder, spec, corpus, skipped)
     if opened is None:
         with exclusive_lock(cache / f".{key}.lock") as is_alone:
             # another process may have made it meanwhile
-            opened = _open(folder, spec, texts, skipped)
+            opened = _open(folder, spec, corpus, skipped)
             if opened is None:
                 if folder.exists():
                     log.warning("data.path: %s is damaged and is made again", folder)
                 leftovers = cache.glob(f".{key}-*") if is_alone else ()
                 for leftover in [folder, *leftovers]:
                     shutil.rmtree(leftover, ignore_errors=True)
-                _make(folder, root, texts, spec, val_fraction)
-                opened = _open(folder, spec, texts, skipped)
+                _make(folder, roots[0], corpus, spec, num_workers, is_alone=is_alone)
+                opened = _open(folder, spec, corpus, skipped)
     if opened is None:
         raise RunError(
             f"data.cache_dir: the token files written to {str(folder)!r} cannot be read "
@@ -147,37 +150,44 @@ def prepare(
     return opened
 
 
-def _record_path(cache: Path, root: Path) -> Path:
-    """The path of the recorded digests of a corpus, which differs for each user."""
-    name = hashlib.blake2b(repr((os.geteuid(), os.fsencode(root))).encode(), digest_size=16)
-    return cache / f".{name.hexdigest()}.digests"
-
-
-def _key(texts: list[TextFile], settings: Any) -> str:
+def _key(corpus: Corpus, spec: TokenizerSpec) -> str:
     """The name of the folder, which depends on the user, as no user trusts others' token files."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((_FORMAT, os.geteuid(), settings)).encode())
-    for text in texts:
+    fraction = None if corpus.held_out else corpus.val_fraction
+    text_key = corpus.text_key if corpus.has_records else None
+    digest.update(repr((_FORMAT, os.geteuid(), *spec.key(), fraction, text_key)).encode())
+    for text in corpus.files:
         digest.update(repr((os.fsencode(text.name), text.size, text.sha256)).encode())
+    digest.update(repr(len(corpus.held_out)).encode())
     return digest.hexdigest()
 
 
 def _make(
     folder: Path,
     root: Path,
-    texts: list[TextFile],
+    corpus: Corpus,
     spec: TokenizerSpec,
-    val_fraction: float,
+    num_workers: int | None,
+    *,
+    is_alone: bool,
 ) -> None:
-    log.info("data.path: preparing %d files of %s", len(texts), root)
+    log.info("data.path: preparing %d files of %s", len(corpus.files), root)
     start = time.monotonic()
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(16)}")
+    # the name can be predicted, so that a preparation that is killed is resumed; without a lock, a
+    # second process would use the same folder
+    shards = folder.with_name(f".{folder.name}.shards") if is_alone else temporary / "shards"
+    if num_workers is None:
+        num_bytes = sum(file.size for file in corpus.files)
+        num_workers = usable_cpus() if num_bytes >= _PARALLEL_BYTES else 0
     try:
         temporary.mkdir(mode=0o700)
-        documents = split_documents(texts, val_fraction)
-        check = ContentCheck(texts)
-        facts = write_token_files(temporary, documents, spec, check)
+        if not is_own_folder(shards):
+            shards.mkdir(mode=0o700)
+        facts = write_token_files(temporary, shards, corpus, spec, num_workers)
         write_meta(temporary, facts, spec)
+        if not is_alone:
+            shutil.rmtree(shards)
         try:
             temporary.rename(folder)
         except OSError:
@@ -185,9 +195,19 @@ def _make(
             if not folder.is_dir():
                 raise
         sync(folder.parent)
+        shutil.rmtree(shards, ignore_errors=True)
+    except ConfigError:
+        shutil.rmtree(shards, ignore_errors=True)
+        raise
+    except RunError:
+        # the vocabulary may have been trained on text that has changed; shards name their text
+        (shards / SEAL).unlink(missing_ok=True)
+        raise
     except UnicodeDecodeError as error:
+        shutil.rmtree(shards, ignore_errors=True)
         raise changed_error(root) from error
     except OSError as error:
+        shutil.rmtree(shards, ignore_errors=True)  # the disk may be full
         raise RunError(
             f"data.cache_dir: the token files could not be written to {str(folder.parent)!r} "
             f"({error.strerror or error}); make room there or choose another folder."
@@ -197,9 +217,7 @@ def _make(
     log.info("data.path: prepared in %.1f s, stored in %s", time.monotonic() - start, folder)
 
 
-def _open(
-    folder: Path, spec: TokenizerSpec, texts: list[TextFile], skipped: Skipped
-) -> TokenCache | None:
+def _open(folder: Path, spec: TokenizerSpec, corpus: Corpus, skipped: Skipped) -> TokenCache | None:
     """The opened token files, or None if they are missing or damaged.
 
     Raises:
@@ -208,15 +226,21 @@ def _open(
     if not is_own_folder(folder):
         return None
     try:
-        meta = read_meta(folder, texts, spec)
+        meta = read_meta(folder, corpus.files, spec)
+        all_skipped = Skipped()
+        all_skipped.add_all(skipped)
+        all_skipped.add_all(meta.skipped)
         tokenizer = read_tokenizer(folder, spec, meta)
         return TokenCache(
             folder=folder,
             tokenizer=tokenizer,
             streams={split: open_stream(folder, split, tokenizer, meta) for split in SPLITS},
             bigram_counts=read_bigram_counts(folder, meta),
-            summary=_summary(meta, skipped),
+            summary=_summary(corpus, meta, all_skipped),
             digest=_digest(meta, tokenizer),
+            documents={split: meta.splits[split].documents for split in SPLITS},
+            num_duplicates=meta.num_duplicates,
+            skipped=all_skipped,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.debug("data.path: %s cannot be read: %s", folder, error)
@@ -228,9 +252,15 @@ def _digest(meta: Meta, tokenizer: Tokenizer) -> str:
     return hashlib.sha256(" ".join([*checksums, tokenizer.digest()]).encode()).hexdigest()
 
 
-def _summary(meta: Meta, skipped: Skipped) -> str:
+def _summary(corpus: Corpus, meta: Meta, skipped: Skipped) -> str:
     train, val = meta.splits["train"], meta.splits["val"]
+    if corpus.has_records:
+        counts = f"{train.documents:,} documents", f"{val.documents:,}"
+        copies = f" {meta.num_duplicates:,} documents are copies of earlier ones;"
+    else:
+        counts, copies = (f"{train.files:,} files", f"{val.files:,}"), ""
     return (
-        f"{train.files:,} files to train on ({train.bytes:,} bytes, {train.tokens:,} tokens), "
-        f"{val.files:,} held out ({val.bytes:,} bytes, {val.tokens:,} tokens); skipped {skipped}"
+        f"{counts[0]} to train on ({train.bytes:,} bytes, {train.tokens:,} tokens), "
+        f"{counts[1]} held out ({val.bytes:,} bytes, {val.tokens:,} tokens);{copies} "
+        f"skipped {skipped}"
     )

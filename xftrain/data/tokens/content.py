@@ -1,9 +1,11 @@
 """Classifies the files of a corpus by content: which are text, copies, or changed.
 
-A file is text if it is valid UTF-8 without NUL bytes. Reading stops at the first NUL byte, so a
-sparse file of terabytes is skipped quickly. A digest of each file's content decides which token
-files belong to a corpus. Digests are recorded, so that a large corpus is not read at every start;
-a record is used only where `change_times` proves that the file has not changed since.
+A whole-text file is text if it is valid UTF-8 without NUL bytes. Reading stops at the first NUL
+byte, so a sparse file of terabytes is skipped quickly. A record file is not looked into here.
+
+A digest of each file's content decides which token files belong to a corpus. Digests are recorded,
+so that a large corpus is not read at every start; a record is used only where `change_times` proves
+that the file has not changed since.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import codecs
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +23,12 @@ from typing import IO
 from xftrain.data.corpus.files import (
     Document,
     SourceFile,
+    blocks_of,
     changed_error,
     open_listed,
     unreadable_error,
 )
+from xftrain.data.corpus.formats import Format, damaged_errors, decompressed, format_of
 from xftrain.data.corpus.skipped import Skipped
 from xftrain.data.tokens.cache_folder import is_owner
 from xftrain.utils.change_times import has_change_times, is_settled
@@ -37,6 +41,12 @@ _KEY_BYTES, _SHA256_BYTES = 16, 32
 _ENTRY_BYTES = _KEY_BYTES + _SHA256_BYTES
 MAX_RECORDED_FILES = 100_000  # of a record, in addition to those of a larger corpus
 _NOT_TEXT = bytes(_SHA256_BYTES)  # in place of a digest
+_REASONS = {
+    _NOT_TEXT: "binary",
+    _NOT_TEXT[1:] + b"\1": "damaged",  # compressed text that cannot be decompressed
+    hashlib.sha256().digest(): "empty",  # compressed text
+}
+_DAMAGED = list(_REASONS)[1]
 _LOGGED_BYTES = 1 << 30  # the log reports it if more was read again
 
 
@@ -45,14 +55,27 @@ class TextFile(SourceFile):
     """A file that is text.
 
     Attributes:
-        sha256: digest of its content.
+        sha256: digest of its text, or of the bytes of a record file.
     """
 
     sha256: bytes
 
+    @property
+    def has_records(self) -> bool:
+        """Whether it holds a document in each record."""
+        return format_of(self.name).kind != "text"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its bytes are one document."""
+        return format_of(self.name) == Format("text")
+
 
 def distinct_texts(
-    files: Iterable[SourceFile], record: DigestRecord, skipped: Skipped
+    files: Iterable[SourceFile],
+    record: DigestRecord,
+    skipped: Skipped,
+    known: Collection[bytes] = (),
 ) -> list[TextFile]:
     """The files that are text; of several copies of one text, only the first.
 
@@ -62,20 +85,20 @@ def distinct_texts(
         files: the listed files, sorted by name.
         record: the digests recorded by an earlier run, which are updated.
         skipped: counts the other files.
+        known: digests of texts that count as copies.
 
     Raises:
         RunError: a file cannot be read, or changes meanwhile.
     """
     texts: dict[bytes, TextFile] = {}
     for file in files:
-        sha256 = record.digest_of(file)
-        if sha256 is None:
-            skipped.add("binary", file.name)
-        elif sha256 in texts:
+        sha256 = record.digest_or_fault(file)
+        if reason := _REASONS.get(sha256):
+            skipped.add(reason, file.name)
+        elif sha256 in texts or sha256 in known:
             skipped.add("repeated", file.name)
         else:
             texts[sha256] = TextFile(file.name, file.path, file.size, sha256)
-    record.save()
     return list(texts.values())
 
 
@@ -103,6 +126,15 @@ class DigestRecord:
         Raises:
             RunError: the file cannot be read, or changes meanwhile.
         """
+        found = self.digest_or_fault(file)
+        return None if found in (_NOT_TEXT, _DAMAGED) else found
+
+    def digest_or_fault(self, file: SourceFile) -> bytes:
+        """The SHA-256 of a file's content, or a key of `_REASONS`.
+
+        Raises:
+            RunError: the file cannot be read, or changes meanwhile.
+        """
         try:
             # opened before fstat, since NFS then asks the server for current values
             with open_listed(file.path) as stream:
@@ -110,7 +142,7 @@ class DigestRecord:
         except OSError as error:
             raise unreadable_error(file.path, error) from error
 
-    def _digest_of(self, file: SourceFile, stream: IO[bytes]) -> bytes | None:
+    def _digest_of(self, file: SourceFile, stream: IO[bytes]) -> bytes:
         status = os.fstat(stream.fileno())
         is_reliable = self._is_reliable.get(status.st_dev)
         if is_reliable is None:
@@ -122,9 +154,9 @@ class DigestRecord:
             found = _digest(file, stream)
             self._num_bytes += 0 if is_reliable else file.size
             if not can_be_recorded or _key(file, os.fstat(stream.fileno())) != key:
-                return None if found == _NOT_TEXT else found
+                return found
         self._current[key] = found
-        return None if found == _NOT_TEXT else found
+        return found
 
     def save(self) -> None:
         """Saves the digests that were requested, unless the record already holds exactly these."""
@@ -169,30 +201,37 @@ def _key(file: SourceFile, status: os.stat_result) -> bytes:
     The device number is left out, as it may change when the machine reboots.
     """
     facts = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    content = repr((os.fsencode(file.path), *facts)).encode()
+    form = format_of(file.name)
+    # an earlier version took every file for whole text
+    how = () if form == Format("text") else (form.kind, form.compression)
+    content = repr((os.fsencode(file.path), *facts, *how)).encode()
     return hashlib.blake2b(content, digest_size=_KEY_BYTES).digest()
 
 
 def _digest(file: SourceFile, stream: IO[bytes]) -> bytes:
-    """The SHA-256 of the listed bytes of a file, or `_NOT_TEXT`."""
+    """The SHA-256 of the listed bytes of a file or of its text, or a key of `_REASONS`."""
+    form = format_of(file.name)
     checksum, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
-    missing = file.size
+    end = None if form.compression and form.kind == "text" else file.size
     try:
-        while missing:
-            block = stream.read(min(missing, _BLOCK_BYTES))
-            if not block:
-                raise changed_error(file.path)
-            if b"\0" in block:  # a hole of a sparse file, too
-                return _NOT_TEXT
-            decoder.decode(block)
+        if end is None:
+            stream = decompressed(stream, form.compression)
+        for block in blocks_of(stream, end, 0, file.path, _BLOCK_BYTES):
+            if form.kind == "text":
+                if b"\0" in block:  # a hole of a sparse file, too
+                    return _NOT_TEXT
+                decoder.decode(block)
             checksum.update(block)
-            missing -= len(block)
     except UnicodeDecodeError:
         return _NOT_TEXT
+    except damaged_errors() as error:
+        if end is not None or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        return _DAMAGED
     try:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        if os.fstat(stream.fileno()).st_size != file.size:  # cut within a character
+        if end is not None and os.fstat(stream.fileno()).st_size != end:  # cut within a character
             raise changed_error(file.path) from None
         return _NOT_TEXT
     return checksum.digest()
@@ -219,5 +258,5 @@ class ContentCheck:
         for piece in pieces:
             checksum.update(piece)
             yield piece
-        if document.end == text.size and checksum.digest() != text.sha256:
+        if document.end in (None, text.size) and checksum.digest() != text.sha256:
             raise changed_error(document.path)

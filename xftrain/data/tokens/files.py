@@ -13,22 +13,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from xftrain.data.corpus.files import Document, read_pieces
-from xftrain.data.tokens.bigram import BigramCounts
 from xftrain.data.tokens.choice import TokenizerSpec
-from xftrain.data.tokens.content import ContentCheck
-from xftrain.data.tokens.tokenizer import Tokenizer
-from xftrain.interfaces import Split
-from xftrain.utils.files import sync
+from xftrain.data.tokens.chunks import SPLITS, chunks_of
+from xftrain.data.tokens.documents import Corpus, DocumentReader
+from xftrain.data.tokens.faults import check_documents, log_record_faults
+from xftrain.data.tokens.pool import Pool
+from xftrain.data.tokens.progress import Progress
+from xftrain.data.tokens.sample import training_text
+from xftrain.data.tokens.shards import Joined, dtype_of, read_shard, shard_path
+from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, Tokenizer
+from xftrain.errors import ConfigError, RunError
+from xftrain.utils.files import read_plain, replace_bytes, sync
 
-SPLITS: tuple[Split, Split] = ("train", "val")
+log = logging.getLogger(__name__)
+
+SEAL = "tokenizer.seal"  # in a folder of shards, the checksum of the tokenizer's files beside it
 
 
 def file_names(spec: TokenizerSpec) -> list[str]:
@@ -38,61 +44,124 @@ def file_names(spec: TokenizerSpec) -> list[str]:
 
 
 def write_token_files(
-    folder: Path,
-    documents: dict[Split, list[Document]],
-    spec: TokenizerSpec,
-    check: ContentCheck,
+    folder: Path, shards: Path, corpus: Corpus, spec: TokenizerSpec, num_workers: int
 ) -> dict[str, Any]:
     """Writes all files except meta.json, and returns the counts and checksums for meta.json.
 
+    Args:
+        folder: an empty folder, for the token files.
+        shards: a folder of shards, in which those of an earlier preparation are used.
+        corpus: what is read.
+        spec: how it is tokenized.
+        num_workers: number of processes that tokenize; 0 is this one alone.
+
     Raises:
-        RunError: a text has changed since its digest was computed.
+        ConfigError: there are no documents, or no two different ones.
+        RunError: a text has changed since its digest was computed, or a process ended too early.
     """
-    text = (piece for document in documents["train"] for piece in read_pieces(document))
-    num_bytes = sum(document.end - document.begin for document in documents["train"])
-    tokenizer = spec.build(text, num_bytes)
+    tokenizer = _tokenizer_of(corpus, shards, spec)
+    reader = DocumentReader(corpus)
+    digests = _write_shards(reader, shards, tokenizer, num_workers)
+    check_documents(reader)
+    if (threshold := _threshold_for_both(reader)) is not None:
+        for path in shards.iterdir():  # also the tokenizer, whose training text has changed
+            path.unlink()
+        corpus = replace(corpus, threshold=threshold)
+        return write_token_files(folder, shards, corpus, spec, num_workers)
+    joined = Joined(folder, dtype_of(tokenizer))
+    for number, digest in enumerate(digests):
+        shard = read_shard(shard_path(shards, number), joined.dtype, digest)
+        if shard is None:
+            raise RunError(
+                f"data.cache_dir: a shard in {str(shards)!r} has changed since it was written; "
+                "check that disk, and run again, which makes that shard again."
+            )
+        joined.add(shard)
     for name, content in spec.files(tokenizer).items():
         with open(folder / name, "xb") as file:
             file.write(content)
-    counts = BigramCounts()
-    facts: dict[str, Any] = {}
-    for split in SPLITS:
-        pieces = _separated(documents[split], check)
-        boundaries = []
-        num_tokens = 0
-        checksum = hashlib.sha256()
-        with open(folder / f"{split}.bin", "xb") as file:
-            watched = counts.count_pieces(pieces) if split == "train" else pieces
-            for tokens in tokenizer.encode_pieces(watched):
-                if tokens[0] == tokenizer.separator:
-                    boundaries.append(num_tokens)
-                num_tokens += tokens.size
-                content = tokens.astype(dtype_of(tokenizer)).tobytes()
-                checksum.update(content)
-                file.write(content)
-        with open(folder / f"{split}.npy", "xb") as file:
-            np.save(file, np.array(boundaries, dtype="<i8"))
-        facts[split] = {
-            "files": len(documents[split]),
-            "bytes": sum(document.end - document.begin for document in documents[split]),
-            "tokens": num_tokens,
-            "sha256": checksum.hexdigest(),
-        }
-    with open(folder / "bigram.npy", "xb") as file:
-        np.save(file, counts.counts.astype("<i8"))
+    facts: dict[str, Any] = {
+        split: {**asdict(reader.counts[split]), **found} for split, found in joined.finish().items()
+    }
+    log_record_faults(reader)
+    facts["num_duplicates"] = reader.duplicates.count()
+    facts["skipped"] = dict(reader.skipped)
     return facts
 
 
-def _separated(documents: list[Document], check: ContentCheck) -> Iterator[bytes]:
-    yield b""
-    for document in documents:
-        yield from check.verify_pieces(document, read_pieces(document))
-        yield b""
+def _write_shards(
+    reader: DocumentReader, shards: Path, tokenizer: Tokenizer, num_workers: int
+) -> list[bytes]:
+    """Writes the shard of each chunk that has none; returns the digests of all chunks."""
+    of_tokenizer, dtype = tokenizer.digest(), dtype_of(tokenizer)
+    progress = Progress(sum(file.size for file in reader.corpus.files))
+    digests: list[bytes] = []
+    num_kept = 0
+    with Pool(num_workers, tokenizer) as pool:
+        for chunk in chunks_of(reader.pieces()):
+            digest = chunk.digest(of_tokenizer)
+            path = shard_path(shards, len(digests))
+            is_new = read_shard(path, dtype, digest) is None
+            if is_new:
+                pool.submit(path, chunk, digest)
+            num_kept += not is_new
+            digests.append(digest)
+            num_bytes = sum(counts.bytes for counts in reader.counts.values())
+            progress.update(reader.position, num_bytes, is_new=is_new)
+        pool.finish()
+    if num_kept:
+        log.info("data.path: %d of %d shards were there already", num_kept, len(digests))
+    return digests
 
 
-def dtype_of(tokenizer: Tokenizer) -> str:
-    """The dtype in which tokens are stored."""
-    return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+def _threshold_for_both(reader: DocumentReader) -> int | None:
+    """Another threshold if one split would have no document; None if both have one.
+
+    Raises:
+        ConfigError: all documents have one text.
+    """
+    empty = [split for split in SPLITS if not reader.counts[split].documents]
+    if not empty:
+        return None
+    corpus = reader.corpus
+    low, high = reader.hashes or (0, 0)
+    if corpus.held_out or low == high:
+        what = "data.val_path" if corpus.held_out and empty == ["val"] else "data.path"
+        raise ConfigError(
+            f"{what} must hold text for {'validation' if empty == ['val'] else 'training'}, got "
+            + ("none; " if corpus.held_out else "one document alone, or copies of one; ")
+            + "give more documents, or other files as data.val_path."
+        )
+    log.info(
+        "data.val_fraction: %s of the documents has a hash below %g, so the one with the %s hash "
+        "is %s nonetheless; it changes sides if a document that belongs there is added",
+        *("none", corpus.val_fraction, "lowest", "held out")
+        if empty == ["val"]
+        else ("each", corpus.val_fraction, "highest", "trained on"),
+    )
+    return low + 1 if empty == ["val"] else high
+
+
+def _tokenizer_of(corpus: Corpus, shards: Path, spec: TokenizerSpec) -> Tokenizer:
+    """Builds the tokenizer, or reads the one that an earlier preparation has kept."""
+    seal = shards / SEAL
+    try:
+        files = {name: read_plain(shards / name, MAX_FILE_BYTES) for name in spec.file_names()}
+        if files and read_plain(seal, 100) == _seal(files):
+            return spec.read(files)
+    except (OSError, ValueError, KeyError):
+        pass
+    tokenizer = spec.build(*training_text(corpus))
+    files = spec.files(tokenizer)
+    for name, content in files.items():
+        replace_bytes(shards / name, content)
+    replace_bytes(seal, _seal(files))
+    return tokenizer
+
+
+def _seal(files: Mapping[str, bytes]) -> bytes:
+    digests = [(name, hashlib.sha256(files[name]).hexdigest()) for name in sorted(files)]
+    return hashlib.sha256(repr(digests).encode()).hexdigest().encode()
 
 
 def write_meta(folder: Path, facts: dict[str, Any], spec: TokenizerSpec) -> None:
@@ -103,9 +172,7 @@ def write_meta(folder: Path, facts: dict[str, Any], spec: TokenizerSpec) -> None
     small = [file for file in names if not file.endswith(".bin")]
     meta = {
         **facts,
-        "sha256": {
-            file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in small
-        },
+        "sha256": {file: _sha256_of(folder / file) for file in small},
         "times_ns": {split: times_of(os.stat(folder / f"{split}.bin")) for split in SPLITS},
     }
     sealed = {"meta": meta, "sha256": hashlib.sha256(canonical_bytes(meta)).hexdigest()}
@@ -113,6 +180,11 @@ def write_meta(folder: Path, facts: dict[str, Any], spec: TokenizerSpec) -> None
         json.dump(sealed, file, indent=1)
     for path in (folder / "meta.json", folder):
         sync(path)
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def times_of(status: os.stat_result) -> tuple[int, int]:

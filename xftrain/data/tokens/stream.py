@@ -7,7 +7,6 @@ against the corpus before memory is allocated for them, and nothing is unpickled
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import math
 import mmap
@@ -15,22 +14,31 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xftrain.data.corpus.files import SourceFile
+from xftrain.data.corpus.skipped import Skipped
 from xftrain.data.tokens.bigram import NUM_SYMBOLS
 from xftrain.data.tokens.choice import TokenizerSpec
-from xftrain.data.tokens.files import SPLITS, canonical_bytes, dtype_of, times_of
+from xftrain.data.tokens.chunks import SPLITS
+from xftrain.data.tokens.content import TextFile
+from xftrain.data.tokens.files import canonical_bytes, times_of
+from xftrain.data.tokens.shards import dtype_of, npy_header
 from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, Tokenizer
-from xftrain.interfaces import Split
 from xftrain.utils.files import open_plain, read_json, read_plain
+from xftrain.utils.printable import shortened
+
+if TYPE_CHECKING:  # it would import torch
+    from xftrain.interfaces import Split
 
 log = logging.getLogger(__name__)
 
 _META_BYTES = 1 << 20
+_MAX_COUNT = 1 << 48
+_REASON_CHARACTERS = 100
+_BLOCK = 1 << 20  # boundaries that are checked at a time
 # Up to this size all tokens are checked at each start, in 40 ms if the files are cached in memory.
 # For any size, each batch is checked too.
 _CHECKED_BYTES = 1 << 30
@@ -41,7 +49,8 @@ class SplitFacts:
     """The facts about a split in meta.json.
 
     Attributes:
-        files: number of files; 1 for a part of a single file.
+        files: number of whole-text files; 1 for a part of a single file.
+        documents: number of documents.
         bytes: number of bytes of text.
         tokens: number of tokens, with separators before and after each file.
         sha256: checksum of the tokens.
@@ -50,6 +59,7 @@ class SplitFacts:
     """
 
     files: int
+    documents: int
     bytes: int
     tokens: int
     sha256: str
@@ -63,10 +73,14 @@ class Meta:
     Attributes:
         splits: facts about each split.
         sha256: checksums of the small files, by name.
+        num_duplicates: number of documents that are copies of earlier ones.
+        skipped: number of skipped records and of files that were found damaged, by reason.
     """
 
     splits: dict[Split, SplitFacts]
     sha256: dict[str, str]
+    num_duplicates: int
+    skipped: Skipped
 
 
 class TokenStream:
@@ -104,10 +118,11 @@ class TokenStream:
                 raise ValueError(f"{split}.bin does not hold {num_tokens} tokens")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.tokens = np.frombuffer(mapped, dtype)
-        boundaries = folder / f"{split}.npy"
-        self.boundaries = _read_npy(boundaries, (num_documents + 1,), boundaries_sha256)
+        self.boundaries = _map_boundaries(
+            folder / f"{split}.npy", num_documents + 1, boundaries_sha256
+        )
         is_whole = self.boundaries[0] == 0 and self.boundaries[-1] == num_tokens - 1
-        if not is_whole or not (np.diff(self.boundaries) > 0).all():
+        if not is_whole or not _is_increasing(self.boundaries):
             raise ValueError(f"{split}.npy has boundaries out of order")
 
     def __reduce__(self) -> tuple[type[TokenStream], tuple[Any, ...]]:
@@ -132,7 +147,25 @@ class TokenStream:
         return str(self._arguments[0] / f"{self._arguments[1]}.bin")
 
 
-def read_meta(folder: Path, files: Sequence[SourceFile], spec: TokenizerSpec) -> Meta:
+def _map_boundaries(path: Path, num_boundaries: int, sha256: str) -> npt.NDArray[np.int64]:
+    """Memory-maps boundaries, as a corpus of records may have a hundred million documents."""
+    begin = npy_header((num_boundaries,))
+    with open_plain(path) as file:
+        if os.fstat(file.fileno()).st_size != len(begin) + 8 * num_boundaries:
+            raise ValueError(f"{path.name} does not hold {num_boundaries} boundaries")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if mapped[: len(begin)] != begin:
+        raise ValueError(f"{path.name} is no array of {num_boundaries} integers")
+    _check_sum(path.name, mapped, sha256)
+    return np.frombuffer(mapped, "<i8", offset=len(begin))
+
+
+def _is_increasing(boundaries: npt.NDArray[np.int64]) -> bool:
+    blocks = range(0, boundaries.size, _BLOCK)
+    return all(bool((np.diff(boundaries[n : n + _BLOCK + 1]) > 0).all()) for n in blocks)
+
+
+def read_meta(folder: Path, files: Sequence[TextFile], spec: TokenizerSpec) -> Meta:
     """Reads what `seal` wrote, and checks its numbers against the files of the corpus.
 
     Raises:
@@ -144,19 +177,26 @@ def read_meta(folder: Path, files: Sequence[SourceFile], spec: TokenizerSpec) ->
     meta: dict[str, Any] = sealed["meta"]
     if sealed["sha256"] != hashlib.sha256(canonical_bytes(meta)).hexdigest():
         raise ValueError("meta.json does not match its checksum")
-    num_bytes = sum(file.size for file in files)
+    if all(file.is_plain for file in files):
+        most_documents, most_bytes = len(files), sum(file.size for file in files)
+    else:  # nobody knows without reading them; the sizes of the token files limit both
+        most_documents = most_bytes = _MAX_COUNT
     splits: dict[Split, SplitFacts] = {}
     for split in SPLITS:
         facts = meta[split]
         splits[split] = SplitFacts(
-            files=_count(facts["files"], 1, len(files)),
-            bytes=_count(facts["bytes"], 0, num_bytes),
-            tokens=_count(facts["tokens"], 2, spec.max_tokens(num_bytes, len(files))),
+            files=_count(facts["files"], 0, len(files)),
+            documents=_count(facts["documents"], 1, most_documents),
+            bytes=_count(facts["bytes"], 0, most_bytes),
+            tokens=_count(facts["tokens"], 2, spec.max_tokens(most_bytes, most_documents)),
             sha256=_text(facts["sha256"]),
             times_ns=_times(meta["times_ns"][split]),
         )
     sha256 = {_text(name): _text(checksum) for name, checksum in meta["sha256"].items()}
-    return Meta(splits, sha256)
+    skipped = Skipped()
+    for reason, number in meta["skipped"].items():
+        skipped[shortened(_text(reason), _REASON_CHARACTERS)] += _count(number, 1, _MAX_COUNT)
+    return Meta(splits, sha256, _count(meta["num_duplicates"], 0, most_documents * 2), skipped)
 
 
 def _count(value: Any, least: int, most: int) -> int:
@@ -197,7 +237,7 @@ def open_stream(folder: Path, split: Split, tokenizer: Tokenizer, meta: Meta) ->
     facts = meta.splits[split]
     boundaries = meta.sha256[f"{split}.npy"]
     dtype = dtype_of(tokenizer)
-    stream = TokenStream(folder, split, dtype, facts.tokens, facts.files, boundaries)
+    stream = TokenStream(folder, split, dtype, facts.tokens, facts.documents, boundaries)
     stream.check(tokenizer, facts)
     return stream
 
@@ -215,17 +255,14 @@ def read_bigram_counts(folder: Path, meta: Meta) -> npt.NDArray[np.int64]:
     return counts
 
 
-def _check_sum(name: str, content: bytes, sha256: str) -> None:
+def _check_sum(name: str, content: bytes | mmap.mmap, sha256: str) -> None:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{name} does not match its checksum")
 
 
 def _read_npy(path: Path, shape: tuple[int, ...], sha256: str) -> npt.NDArray[np.int64]:
     """The int64 array of that shape, as `numpy.save` writes it; the file does not set the size."""
-    header = io.BytesIO()
-    facts = {"descr": "<i8", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, facts)
-    begin, num_bytes = header.getvalue(), 8 * math.prod(shape)
+    begin, num_bytes = npy_header(shape), 8 * math.prod(shape)
     content = read_plain(path, len(begin) + num_bytes)
     _check_sum(path.name, content, sha256)
     if not content.startswith(begin) or len(content) != len(begin) + num_bytes:

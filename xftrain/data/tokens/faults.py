@@ -1,0 +1,55 @@
+"""What a corpus has told about its faults while it was read: errors, warnings and log lines."""
+
+from __future__ import annotations
+
+import logging
+
+from xftrain.data.corpus.skipped import WITHOUT_KEY, WITHOUT_LINES
+from xftrain.data.tokens.documents import DocumentReader
+from xftrain.errors import ConfigError
+from xftrain.utils.printable import one_line, shortened
+
+log = logging.getLogger(__name__)
+
+
+def check_documents(reader: DocumentReader) -> None:
+    """Checks that there are documents, and that records have the key that is configured.
+
+    A corpus of text with a table that is no text, as a folder of source code has, only warns.
+
+    Raises:
+        ConfigError: there are none, or the text of most files is under another key.
+    """
+    corpus, skipped = reader.corpus, reader.skipped
+    num_without = skipped[WITHOUT_KEY] + skipped["record without text"]
+    if num_without and not reader.num_records:
+        message = (
+            "data.text_key must be the key of the text in a record, got "
+            f"{one_line(corpus.text_key)!r}, which no record has; the first record has the keys "
+            f"{shortened(', '.join(map(one_line, reader.keys)), 500) or 'of an empty record'}."
+        )
+        if _bytes_of_records(reader) >= sum(c.bytes for c in reader.counts.values()):
+            raise ConfigError(message)
+        log.warning("%s", message)
+    if not any(counts.documents for counts in reader.counts.values()):
+        raise ConfigError(
+            "data.path must hold text, got files without a document (skipped "
+            f"{skipped}); give a file or folder of text."
+        )
+
+
+def _bytes_of_records(reader: DocumentReader) -> int:
+    return sum(text.size for text in reader.corpus.files if text.has_records)
+
+
+def log_record_faults(reader: DocumentReader) -> None:
+    """Names the first records and files that were skipped while reading."""
+    if reader.skipped.total():
+        log.warning("data.path: skipped %s", reader.skipped)
+    if reader.skipped[WITHOUT_LINES]:
+        log.warning(
+            "data.path: a JSON file must hold one record a line; for a file that holds a list of "
+            "records, `jq -c '.[]' records.json > records.jsonl` writes these lines"
+        )
+    if reader.duplicates.is_full:
+        log.info("data.path: copies were counted among the first documents only, as memory allows")
