@@ -18,8 +18,9 @@ from xftrain.data._packing import (
 from xftrain.data._seeding import generator
 from xftrain.data.tokens.bigram import Bigram
 from xftrain.data.tokens.cache import TokenCache, prepare
+from xftrain.data.tokens.facts import source_facts
 from xftrain.errors import ConfigError
-from xftrain.interfaces import IGNORED_LABEL, Batch, Split, positions_of
+from xftrain.interfaces import IGNORED_LABEL, Batch, SourceFacts, Split, positions_of
 
 
 class Text:
@@ -150,6 +151,10 @@ class Text:
     def digest(self) -> str:
         """SHA-256 of the tokens of both splits and of the vocabulary."""
         return self._cache.digest
+
+    def facts(self) -> list[SourceFacts]:
+        """The documents of both splits, and how many are copies."""
+        return [source_facts(self._cache)]
 
     def num_label_bytes(self, labels_BM: Tensor) -> int:
         """Number of bytes that the labels spell; separators and ignored labels spell none."""
