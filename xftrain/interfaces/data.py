@@ -64,6 +64,9 @@ class DataSource(Protocol):
         vocabulary: maps the tokens to text.
         num_val_batches: number of validation batches.
         stop_at_accuracy: validation accuracy at which the task counts as solved, or None.
+
+    A class with several sources may have `val_sources`, a tuple with the name of the source of each
+    validation batch: the loss is then recorded for each source too, as `val/<source>/loss`.
     """
 
     vocab_size: int

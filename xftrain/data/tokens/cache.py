@@ -92,7 +92,7 @@ def prepare(
     *,
     val_path: str | list[str] | None = None,
     text_key: str = "text",
-    tokenizer: str = "bytes",
+    tokenizer: str | TokenizerSpec = "bytes",
     vocab_size: int | None = None,
     val_fraction: float = 0.1,
     follow_links: bool = False,
@@ -117,7 +117,9 @@ def prepare(
         ConfigError: the options contradict each other, or there is no text.
         RunError: a file changed or the disk was full during preparation.
     """
-    spec = choose_tokenizer(tokenizer, vocab_size)
+    spec = tokenizer
+    if not isinstance(spec, TokenizerSpec):
+        spec = choose_tokenizer(spec, vocab_size)
     if not 0 < val_fraction < 1:
         raise ConfigError(
             "data.val_fraction must be above 0 and below 1, because some text is held out and some "
