@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
 import io
 import json
-import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.data.corpus_formats import COMPRESS, MAKE, jsonl
 from xftrain.data.corpus.formats import format_of
 from xftrain.data.corpus.records import read_records
 from xftrain.data.corpus.skipped import Skipped
 
 TEXTS = ["one", 'zwei\nZeilen, "quoted"', "", "drei \U0001f600", "x" * 3000]
-COMPRESS = {
-    "": lambda content: content,
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    # two frames, as `cat` of two files makes them
-    ".zst": lambda c: zstandard.compress(c[: len(c) // 2]) + zstandard.compress(c[len(c) // 2 :]),
-}
-
-
-def _jsonl(texts: list[str]) -> bytes:
-    return "".join(json.dumps({"meta": {"text": text}}) + "\n" for text in texts).encode()
-
-
-def _csv(texts: list[str]) -> bytes:
-    made = io.StringIO(newline="")
-    rows = csv.writer(made)
-    rows.writerows([["id", "meta.text"], *([n, text] for n, text in enumerate(texts))])
-    return made.getvalue().encode()
-
-
-def _table(texts: list[str]) -> pa.Table:
-    return pa.table({"id": list(range(len(texts))), "meta": [{"text": text} for text in texts]})
-
-
-def _parquet(texts: list[str]) -> bytes:
-    made = io.BytesIO()
-    pq.write_table(_table(texts), made)
-    return made.getvalue()
-
-
-def _arrow(texts: list[str], new=pa.ipc.new_file) -> bytes:
-    made, table = io.BytesIO(), _table(texts)
-    with new(made, table.schema) as file:
-        file.write_table(table)
-    return made.getvalue()
-
-
-def _arrow_stream(texts: list[str]) -> bytes:
-    return _arrow(texts, pa.ipc.new_stream)
-
-
-MAKE = {
-    "a.jsonl": _jsonl,
-    "a.json": _jsonl,
-    "a.csv": _csv,
-    "a.parquet": _parquet,
-    "a.arrow": _arrow,
-    "stream.arrow": _arrow_stream,
-}
 
 
 def read(name: str, content: bytes, key: str = "meta.text") -> tuple[list[str], Skipped]:
@@ -106,7 +52,7 @@ def test_no_content_ends_a_run(content: bytes, name: str) -> None:
 
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]))), seed=st.randoms())
 def test_a_damaged_line_changes_no_other_document(texts: list[str], seed) -> None:
-    lines = _jsonl(texts).splitlines(keepends=True)
+    lines = jsonl(texts).splitlines(keepends=True)
     bad = [b"{\n", b"[1]\n", b"\xff\xfe\n", b'{"meta": 3}\n', b'{"meta": {"text": 3}}\n', b"null\n"]
     bad.append(b'{"meta": {"text": "\\ud800"}}\n')
     for line in bad:
@@ -136,8 +82,30 @@ def test_a_row_in_another_encoding_is_skipped_alone() -> None:
 
 def test_a_line_that_is_too_long_is_skipped_alone(monkeypatch) -> None:
     monkeypatch.setattr("xftrain.data.corpus.records.MAX_RECORD_BYTES", 100)
-    found, skipped = read("a.jsonl", _jsonl(["a", "b" * 1000, "c"]))
+    found, skipped = read("a.jsonl", jsonl(["a", "b" * 1000, "c"]))
     assert found == ["a", "c"] and skipped == {"record that is too long": 1}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("value", [[{"meta": {"text": "a"}}] * 3, [1], {"meta": [1, 2]}, []])
+def test_a_file_that_is_one_json_value_is_skipped_as_a_whole(value, indent) -> None:
+    found, skipped = read("a.json", json.dumps(value, indent=indent).encode())
+    is_record = isinstance(value, dict) and indent is None
+    expected = "record without text" if is_record else "JSON without lines"
+    assert found == [] and skipped == {expected: 1}
+
+
+def test_a_list_with_a_record_a_line_is_skipped_as_a_whole() -> None:
+    content = b'[\n{"meta": {"text": "a"}},\n{"meta": {"text": "b"}}\n]\n'
+    assert read("a.json", content) == ([], {"JSON without lines": 1})
+
+
+def test_the_keys_of_the_first_record_without_text_are_found() -> None:
+    for name, make in MAKE.items():
+        keys: list[str] = []
+        file = io.BytesIO(make(TEXTS))
+        list(read_records(file, format_of(name), "other", name, Skipped(), keys))
+        assert "meta.text" in keys or keys == ["id", "meta"], name
 
 
 def test_formats_by_name() -> None:

@@ -36,15 +36,12 @@ def prepare_jointly(
     Raises:
         ConfigError, RunError: see `prepare`; the message names the source.
     """
-    if tokenizer != "bpe" or len(sources) == 1:
-        choice: str | TokenizerSpec = tokenizer
-    else:
-        spec = choose_tokenizer(tokenizer, vocab_size)  # refuses a wrong size first
-        texts = _prepared(sources, "bytes", None, options)
+    choice = choose_tokenizer(tokenizer, vocab_size)  # once, as its file may change meanwhile
+    if tokenizer == "bpe" and len(sources) > 1:
+        texts = _prepared(sources, choose_tokenizer("bytes"), options)
         weights = {name: source["weight"] for name, source in sources.items()}
-        choice = _JointSpec(spec, texts, weights)
-        vocab_size = None
-    caches = _prepared(sources, choice, vocab_size, options)
+        choice = _JointSpec(choice, texts, weights)
+    caches = _prepared(sources, choice, options)
     digests = {cache.tokenizer.digest() for cache in caches.values()}
     if len(digests) > 1:
         raise RunError(
@@ -57,17 +54,14 @@ def prepare_jointly(
 
 def _prepared(
     sources: Mapping[str, Mapping[str, Any]],
-    tokenizer: str | TokenizerSpec,
-    vocab_size: int | None,
+    tokenizer: TokenizerSpec,
     options: Mapping[str, Any],
 ) -> dict[str, TokenCache]:
     caches = {}
     for name, source in sources.items():
         own = {key: source[key] for key in ("text_key", "val_path") if source[key] is not None}
         try:
-            caches[name] = prepare(
-                source["path"], tokenizer=tokenizer, vocab_size=vocab_size, **own, **options
-            )
+            caches[name] = prepare(source["path"], tokenizer=tokenizer, **own, **options)
         except (ConfigError, RunError) as error:
             raise type(error)(f"data.sources.{name}: {error}") from error
     return caches

@@ -23,7 +23,8 @@ from xftrain.data._seeding import Shuffle
 from xftrain.data._text_source import TextSource, bits_per_byte, sum_scores
 from xftrain.data._token_rows import TokenRows, batch_of, check_sizes, packing_name
 from xftrain.data.tokens.bigram import Bigram
-from xftrain.interfaces import Batch, Split
+from xftrain.data.tokens.facts import source_facts
+from xftrain.interfaces import Batch, SourceFacts, Split
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,10 @@ class Mixture(TextSource):
         """SHA-256 of the names of all sources, of their tokens and of the vocabulary."""
         digests = [(name, rows.cache.digest) for name, rows in self._rows.items()]
         return hashlib.sha256(repr(digests).encode()).hexdigest()
+
+    def facts(self) -> list[SourceFacts]:
+        """The documents of each source, and how many are copies within it."""
+        return [source_facts(rows.cache, name) for name, rows in self._rows.items()]
 
     def baseline(self) -> dict[str, float]:
         """Bits per byte of a byte-bigram model of the training text of all sources.

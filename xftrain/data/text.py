@@ -10,7 +10,8 @@ from xftrain.data._text_source import TextSource, bits_per_byte, sum_scores
 from xftrain.data._token_rows import TokenRows, batch_of, check_sizes, packing_name
 from xftrain.data.tokens.bigram import Bigram
 from xftrain.data.tokens.cache import prepare
-from xftrain.interfaces import Batch, Split
+from xftrain.data.tokens.facts import source_facts
+from xftrain.interfaces import Batch, SourceFacts, Split
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,10 @@ class Text(TextSource):
     def digest(self) -> str:
         """SHA-256 of the tokens of both splits and of the vocabulary."""
         return self._cache.digest
+
+    def facts(self) -> list[SourceFacts]:
+        """The documents of both splits, and how many are copies."""
+        return [source_facts(self._cache)]
 
     def baseline(self) -> dict[str, float]:
         """Bits per byte of a byte-bigram model of the training text, on the validation batches.

@@ -116,6 +116,9 @@ class Listing:
         walked: set[Path] = set()
         for match in matches:
             name = os.path.relpath(match, base)
+            if name == ".":  # as ** matches
+                self._walk([("", top)], top)
+                return
             above = list(Path(name).parents)
             if "__pycache__" in Path(name).parts or not walked.isdisjoint(above):
                 continue

@@ -107,7 +107,7 @@ def _write_shards(
             num_kept += not is_new
             digests.append(digest)
             num_bytes = sum(counts.bytes for counts in reader.counts.values())
-            progress.update(reader.position, num_bytes, is_new=is_new)
+            progress.update(reader.position, num_bytes, pool.num_done, is_new=is_new)
         pool.finish()
     if num_kept:
         log.info("data.path: %d of %d shards were there already", num_kept, len(digests))

@@ -25,6 +25,7 @@ from xftrain.utils.processes import Process, describe_exit
 
 _QUEUED = 2  # chunks that wait for a process
 _WAIT_S = 0.1
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of the control group, as in a container
 _CODE = "import sys; sys.path[:] = {path!r}; from xftrain.data.tokens.worker import main; main()"
 # One thread each: the processes already use all CPUs.
 _VARIABLES = {
@@ -41,7 +42,7 @@ def usable_cpus() -> int:
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = float(found or 1)
     with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = _CPU_LIMIT.read_text().split()
         limit = min(limit, int(quota) / int(period))
     return max(1, round(limit))
 
@@ -52,10 +53,15 @@ class Pool:
     Args:
         num_workers: number of processes; 0 tokenizes in this one.
         tokenizer: tokenizes the chunks.
+
+    Attributes:
+        num_done: number of shards that have been written.
     """
 
     def __init__(self, num_workers: int, tokenizer: Tokenizer) -> None:
+        self.num_done = 0
         self._num_workers, self._tokenizer = num_workers, tokenizer
+        self._lock = threading.Lock()
         self._queue: queue.Queue[tuple[Path, Chunk, bytes] | None] = queue.Queue(_QUEUED)
         self._errors: list[Exception] = []
         self._processes: list[Process] = []
@@ -87,6 +93,7 @@ class Pool:
         """
         if not self._num_workers:
             write_shard(path, chunk, self._tokenizer, digest)
+            self.num_done += 1
             return
         if not self._processes:
             self._start()
@@ -137,6 +144,8 @@ class Pool:
                 del request
                 if (error := pickle.load(process.stdout)) is not None:
                     raise error
+                with self._lock:
+                    self.num_done += 1
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             self._errors.append(_death(process))
         except Exception as error:

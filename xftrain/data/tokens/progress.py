@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 
 log = logging.getLogger(__name__)
 
@@ -20,23 +21,32 @@ class Progress:
     def __init__(self, total: int) -> None:
         self._total = max(total, 1)
         self._start: tuple[float, int, int] | None = None  # of what is not yet tokenized
-        self._begin = time.monotonic()
+        self._read: deque[tuple[int, int]] = deque()  # ends of chunks that are not yet tokenized
+        self._last = (0, 0)  # the end of the last one that is
+        self._num_done = 0
         self._interval_s = _FIRST_S
-        self._next_s = self._begin + _FIRST_S
+        self._next_s = time.monotonic() + _FIRST_S
 
-    def update(self, position: int, text_bytes: int, *, is_new: bool) -> None:
-        """Tells the progress.
+    def update(self, position: int, text_bytes: int, num_done: int, *, is_new: bool) -> None:
+        """Tells that a chunk has been read.
 
         Args:
             position: number of bytes of files that have been read.
             text_bytes: number of bytes of text that have been read.
-            is_new: whether the last chunk has no shard from an earlier preparation.
+            num_done: number of chunks that have been tokenized.
+            is_new: whether this chunk has to be tokenized.
         """
         now = time.monotonic()
-        if self._start is None and is_new:
-            self._start = now, position, text_bytes
-        if now < self._next_s or self._start is None:
+        if not is_new and not self._read:  # it has a shard of an earlier preparation
+            self._last = position, text_bytes
+        if is_new:
+            self._start = self._start or (now, *self._last)
+            self._read.append((position, text_bytes))
+        while self._num_done < num_done:
+            self._num_done, self._last = self._num_done + 1, self._read.popleft()
+        if now < self._next_s or self._start is None or not self._num_done:
             return
+        position, text_bytes = self._last
         self._interval_s = min(1.5 * self._interval_s, _MOST_S)
         self._next_s = now + self._interval_s
         begin, first_position, first_bytes = self._start
