@@ -77,8 +77,8 @@ def _encode(
     parts: list[npt.NDArray[Any]] = [np.zeros(0, dtype)]
     places, num_tokens = [], 0
     for group in _groups(pieces):
-        for tokens in tokenizer.encode_pieces(group):
-            if tokens[0] == tokenizer.separator:
+        for piece, tokens in zip(group, tokenizer.encode_pieces(group), strict=True):
+            if not piece:
                 places.append(num_tokens)
             num_tokens += tokens.size
             parts.append(tokens.astype(dtype))
