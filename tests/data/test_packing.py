@@ -13,7 +13,7 @@ sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 @given(sizes, st.integers(1, 12))
 def test_pieces_cover_every_token_once_and_stay_inside_their_document(sizes, max_tokens):
     boundaries = np.cumsum([0, *sizes])
-    starts, lengths = cut_pieces(boundaries, max_tokens)
+    starts, lengths = cut_pieces(boundaries[:-1], np.array(sizes), max_tokens)
     assert positions_in_stream(starts, lengths).tolist() == list(range(sum(sizes)))
     assert lengths.min() >= 1 and lengths.max() <= max_tokens
     first, last = (np.searchsorted(boundaries, p, "right") for p in (starts, starts + lengths - 1))

@@ -124,6 +124,7 @@ def test_without_an_eos_the_separator_is_one_more_token():
 def test_special_tokens_are_shown_by_their_names(tokenizers):
     tokenizer = tokenizers["llama2"]
     assert tokenizer.decode([1, *tokenizer.encode("fox"), 2]) == "<s> fox<|end|>"
+    assert tokenizer.decode_rest(tokenizer.encode("fox")) == " fox"
     assert tokenizer.decode([*tokenizer.encode("fox"), 2, *tokenizer.encode("a")]) == "fox<|end|>a"
 
 

@@ -31,6 +31,7 @@ OPTIONS = {"tokenizer": "bpe", "vocab_size": 300}
 def corpus(tmp_path, monkeypatch):
     """A corpus of ten or so small chunks, with documents that are longer than one."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(chunks, "WHOLE_BYTES", 20_000)
     folder = tmp_path / "corpus"
     folder.mkdir()
     texts = [f"document {number} of the corpus\n" * (1 + number * 37 % 90) for number in range(60)]

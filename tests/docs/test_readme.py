@@ -18,6 +18,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import xftrain
+from tests.data.built_tokenizers import built_json
 from tests.page_commands import kernel_in, printed_by, result_in, without_figures
 from tests.pages import (
     COMMANDS,
@@ -121,6 +122,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "corpus" / "text.txt").write_text(
         "".join(f"line {number} of a text\n" for number in range(4000))
     )
+    (tmp_path / "models" / "gpt2").mkdir(parents=True)
+    (tmp_path / "models" / "gpt2" / "tokenizer.json").write_text(built_json("gpt2"))
     for name, text in files(*PAGES.values()).items():
         if name.startswith(OF_THE_PACKAGE):
             continue

@@ -96,8 +96,9 @@ class Metrics(Callback):
         module = training_module(pl_module)
         self._record(module)
         self._counter = self._counter or FlopCounter(module.model)
-        self._tokens += batch.num_tokens
-        self._flops += batch.num_tokens * self._counter.per_token(batch)
+        num_tokens = batch.num_tokens - batch.num_padding
+        self._tokens += num_tokens
+        self._flops += num_tokens * self._counter.per_token(batch)
         step = trainer.global_step
         if module.logs(step) and step != self._steps_at_record:
             self._pending = self._start_copy(module)

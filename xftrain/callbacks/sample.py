@@ -53,7 +53,9 @@ class Sample(Callback):
                 top_k=self.top_k,
             )
         prompt = module.data.decode(prompt_BM[0].tolist())
-        added = module.data.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
+        vocabulary = getattr(module.data, "vocabulary", None)
+        decode_rest = getattr(vocabulary, "decode_rest", module.data.decode)
+        added = decode_rest(tokens_BM[0, prompt_BM.shape[1] :].tolist())
         text = sample_text(prompt, added)
         log.info("sample of the model:\n%s", printable(text))
         log_text(trainer.loggers, "sample", text, trainer.global_step)

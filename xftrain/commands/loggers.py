@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,22 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
+from xftrain.commands.data_report import DataReport
 from xftrain.commands.description import hyperparameters
 from xftrain.commands.neighboring_runs import differing_keys
 from xftrain.commands.result_file import changed_overrides, is_multirun_job
 from xftrain.config import registry
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import Options
+from xftrain.interfaces import DataSource
 from xftrain.logger.tensorboard import TensorBoard
 from xftrain.train.log_text import log_text
 from xftrain.train.same_run import flat
 from xftrain.train.tracker import Tracker
 from xftrain.utils.optional import optional_step
 from xftrain.utils.redaction import hidden_in_message, hidden_throughout
+
+log = logging.getLogger(__name__)
 
 _HPARAM_METRICS = (
     "val/loss",
@@ -49,17 +54,22 @@ class RunLoggers:
         # a user's own logger chooses its own files
         return registry.build(option, *([] if option.name is None else [self.run_dir]))
 
-    def start(self, shown: Mapping[str, Any], kernel: str) -> None:
+    def start(self, shown: Mapping[str, Any], kernel: str, data: DataSource) -> None:
         """Starts trackers and records the configuration, after earlier files were moved away.
 
         Args:
             shown: the plain configuration with secrets hidden.
             kernel: name of the attention kernel.
+            data: the data source, which is described.
         """
         shown = hidden_throughout(dict(shown), hidden_in_message)
         for tracker in self.trackers:
             tracker.start_run(flat(shown))
         log_text(self.all, "kernel", kernel)
+        report = DataReport(data)
+        log.info("data: %s", report.line())
+        with optional_step("the report of the data"):
+            report.log(self.all)
         log_text(self.all, "config", OmegaConf.to_yaml(OmegaConf.create(dict(shown))))
         typed = hidden_throughout(changed_overrides(), hidden_in_message)
         for tensorboard in self.tensorboards:

@@ -12,6 +12,7 @@ import torch
 
 from xftrain.checkpoint.newest import checkpoint_to_load
 from xftrain.commands import builder
+from xftrain.commands.packing_choice import with_packing
 from xftrain.commands.preflight import check_labels, check_runnable, first_batch
 from xftrain.config import registry
 from xftrain.config.run_config import RunConfig
@@ -28,7 +29,7 @@ class Prepared:
     """Everything that is resolved about a run before memory is allocated.
 
     Attributes:
-        cfg: the checked configuration.
+        cfg: the checked configuration, with `data.packing` decided.
         shown: its plain values with secrets hidden.
         device: the device of this rank.
         precision: Lightning's name of the precision.
@@ -77,6 +78,7 @@ def prepare(cfg: RunConfig, shown: dict[str, Any], run_dir: Path) -> Prepared:
     ckpt = checkpoint_to_load(cfg.ckpt, run_dir) if own_rank == 0 else None
     name = distributed.broadcast_from_rank_0(ckpt and str(ckpt))
     ckpt = None if name is None else Path(name)
+    cfg, shown = with_packing(cfg, shown, ckpt, device, dtype)
     data = builder.build_data(cfg, devices)
     check_data(data)
     if data.num_val_batches < devices:

@@ -88,7 +88,8 @@ def sample(
                 seed=config.seed,
             )
         prompt = vocabulary.decode(prompt_BM[0].tolist())
-        added = vocabulary.decode(tokens_BM[0, prompt_BM.shape[1] :].tolist())
+        decode_rest = getattr(vocabulary, "decode_rest", vocabulary.decode)
+        added = decode_rest(tokens_BM[0, prompt_BM.shape[1] :].tolist())
         shown = redaction.hidden(printable(sample_text(prompt, added)))
         log.info("step %d of %s:\n%s", checkpoint["global_step"], one_line(str(config.ckpt)), shown)
         folder.start_new_run()

@@ -126,7 +126,7 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
         run.ckpt,
         loggers.all,
         is_same=adds_rows(run.cfg.callbacks, run_dir),
-        on_start=partial(loggers.start, run.shown, result["kernel"]),
+        on_start=partial(loggers.start, run.shown, result["kernel"], run.data),
     )
     own = [start, _choices(run, model, saved, tuner, result["kernel"]), LastSave()]
     in_order = [*own, *callbacks.all, *callbacks.bars, stop]

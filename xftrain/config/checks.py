@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 import os
 import re
@@ -13,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from xftrain.config.existing_paths import existing_paths
 from xftrain.config.fields import NonNegativeFloat, Option, PositiveFloat
 from xftrain.config.layer_pattern import layer_options
+from xftrain.config.mixture_sources import with_checked_sources
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.registry import check_built_in, declared
 from xftrain.config.run_config import ModelConfig, Options, RunConfig, TrainerConfig
@@ -39,7 +40,7 @@ def cross_checked(cfg: RunConfig) -> RunConfig:
         ConfigError: the first fault found, as one sentence.
     """
     check_sizes(cfg.model)
-    cfg = replace(cfg, optim=_with_checked_groups(cfg.optim))
+    cfg = replace(cfg, optim=_with_checked_groups(cfg.optim), data=with_checked_sources(cfg.data))
     check_compile(cfg)
     check_trainer(cfg.trainer)
     check_packages(cfg.logger)
@@ -164,7 +165,7 @@ def _with_existing_files(cfg: RunConfig) -> RunConfig:
     data, ckpt = cfg.data, cfg.ckpt
     for key in ("path", "val_path"):
         if data.name is not None and data.node.get(key) is not None:
-            data = data.with_options(**{key: _existing(f"data.{key}", data.node[key])})
+            data = data.with_options(**{key: existing_paths(f"data.{key}", data.node[key])})
     if ckpt not in (None, "auto"):
         path = expand_home("ckpt", ckpt)
         if not os.path.isfile(path):
@@ -175,16 +176,6 @@ def _with_existing_files(cfg: RunConfig) -> RunConfig:
             )
         ckpt = str(path)
     return replace(cfg, data=data, ckpt=ckpt)
-
-
-def _existing(key: str, named: str | list[str]) -> str | list[str]:
-    """Expands `~` in a path, a glob or each path of a list, and refuses paths that do not exist."""
-    if not isinstance(named, str):
-        return [str(_existing(key, one)) for one in named]
-    path = expand_home(key, named)
-    if not named or not (os.path.exists(path) or glob.has_magic(named)):
-        raise ConfigError(f"{key} must be an existing file or folder, got {named!r}.")
-    return str(path)
 
 
 def check_num_processes(devices: int) -> None:

@@ -38,6 +38,7 @@ from xftrain.config.registry import ENTRY_GROUPS, GROUPS, conf_dir, literals, pu
 from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import (
     CommandConfig,
+    DataConfig,
     DoctorConfig,
     GPTConfig,
     InfoConfig,
@@ -53,7 +54,7 @@ from xftrain.errors import ConfigError
 from xftrain.utils import redaction
 from xftrain.utils.yaml_files import refuse_yaml_bombs
 
-ConfigT = TypeVar("ConfigT", RunConfig, InfoConfig, DoctorConfig, SampleConfig)
+ConfigT = TypeVar("ConfigT", RunConfig, InfoConfig, DataConfig, DoctorConfig, SampleConfig)
 # the errors of composing and reading a configuration, whatever it holds
 COMPOSITION_ERRORS = (
     *(HydraException, OmegaConfBaseException, yaml.YAMLError),

@@ -5,9 +5,18 @@ class without importing it, so the annotations there are built-in types, `Litera
 the names below.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
+
+
+@dataclass(frozen=True)
+class Described:
+    """Words for a type that is checked beyond its annotation."""
+
+    text: str
+
 
 MAX_INTEGER = 2**32 - 1  # limit of every integer; far below what torch and the kernels can hold
 PositiveInt = Annotated[int, Ge(1)]
@@ -23,6 +32,11 @@ ImageSide = Annotated[int, Ge(1), Le(1024)]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 # Entries with `match`, `lr`, `weight_decay` and `optimizer`, which `checks` checks.
 ParamGroups = tuple[dict[str, Any], ...]
+# Each entry has the keys that `mixture_sources` checks.
+Sources = Annotated[
+    dict[str, Any], Described("a mapping of names to sources, each with path and weight")
+]
+Packing = bool | Literal["best_fit"]
 Option = str | dict[str, Any]  # an option's name, or a node with a `name` or a `_target_`
 
 __all__ = [
@@ -33,10 +47,12 @@ __all__ = [
     "NonNegativeFloat",
     "NonNegativeInt",
     "Option",
+    "Packing",
     "ParamGroups",
     "PositiveFloat",
     "PositiveInt",
     "Probability",
     "Seed",
+    "Sources",
     "VocabSize",
 ]

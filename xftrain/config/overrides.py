@@ -27,6 +27,7 @@ _DOTTED = re.compile(
     r"(?P<sign>\+\+|\+|~|)(?P<key>[A-Za-z_]\w*(?:\.\w+)+)(?P<package>@[^=]*)?(?P<value>=.*)?",
     re.DOTALL,
 )
+_OPEN_KEY = re.compile(r"data\.sources(?:\.[\w.-]+)?=")
 _MAX_SHOWN = 1000  # characters of a user's text in a message
 _NAME_BYTES = 240  # file systems allow 255, and .yaml is appended
 _KEY = re.compile(r"(?:(?<=,)|^)[+~]*(?:\w+[./])*(\w+)=")  # the key of each override in a list
@@ -48,7 +49,11 @@ def normalize(override: str, groups: Set[str]) -> str:
 
     Otherwise Hydra would silently replace the node by the plain string. A mapping or null is a
     value of the node rather than an option, so such an override is unchanged.
+
+    A key below a mapping with names of the user's own gets `++`, so that it need not exist.
     """
+    if _OPEN_KEY.match(override):
+        return f"++{override}"
     match = _DOTTED.fullmatch(override)
     if match is None:
         return override

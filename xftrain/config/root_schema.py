@@ -15,6 +15,7 @@ from xftrain.config.registry import literals
 from xftrain.config.run_config import (
     CommandConfig,
     Config,
+    DataConfig,
     DoctorConfig,
     InfoConfig,
     RunConfig,
@@ -48,10 +49,12 @@ def _omegaconf_schema(name: str, config: type[Config], *bases: type) -> type:
 # The ConfigStore holds only these schemas; any other entry would be listed as an option.
 Root = _omegaconf_schema("Root", RunConfig)
 InfoRoot = _omegaconf_schema("InfoRoot", InfoConfig, Root)
+DataRoot = _omegaconf_schema("DataRoot", DataConfig, Root)
 SampleRoot = _omegaconf_schema("SampleRoot", SampleConfig)
 DoctorRoot = _omegaconf_schema("DoctorRoot", DoctorConfig)
 _CONFIGS: dict[type | None, type[CommandConfig]] = {
     InfoRoot: InfoConfig,
+    DataRoot: DataConfig,
     SampleRoot: SampleConfig,
     DoctorRoot: DoctorConfig,
 }
@@ -65,6 +68,7 @@ def config_type_of(cfg: DictConfig | Mapping[str, Any]) -> type[CommandConfig]:
 
 ConfigStore.instance().store(name="root_schema", node=Root)
 ConfigStore.instance().store(name="info_schema", node=InfoRoot)
+ConfigStore.instance().store(name="data_schema", node=DataRoot)
 ConfigStore.instance().store(name="sample_schema", node=SampleRoot)
 ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 # Hydra deep-copies the whole store for each group that it lists, half of the time of --help, though

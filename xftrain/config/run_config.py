@@ -192,6 +192,11 @@ class InfoConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig(RunConfig):
+    """The configuration of `--config-name data`: the configuration of the run it describes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorConfig(Config):
     """The configuration of `--config-name doctor`, which trains nothing."""
 
@@ -218,7 +223,7 @@ class SampleConfig(Config):
     model: Options = field(default_factory=dict)
 
 
-CommandConfig = RunConfig | InfoConfig | DoctorConfig | SampleConfig
+CommandConfig = RunConfig | InfoConfig | DataConfig | DoctorConfig | SampleConfig
 
 
 def _plain(value: Any) -> Any:

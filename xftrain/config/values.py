@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from xftrain.config.fields import MAX_INTEGER
+from xftrain.config.fields import MAX_INTEGER, Described
 from xftrain.config.moved_keys import moved_key_error
 from xftrain.config.signatures import REQUIRED, Field
 from xftrain.errors import ConfigError
@@ -64,6 +64,8 @@ def check_attribute(label: str, rule: AttributeRule, value: Any) -> None:
 def describe(annotation: Any) -> str:
     """A type and its rules in words: `an integer >= 1 or null`."""
     origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated and isinstance(args[1], Described):
+        return args[1].text
     if origin is Annotated:
         signs = {Ge: ("ge", ">="), Gt: ("gt", ">"), Le: ("le", "<="), Lt: ("lt", "<")}
         rules = [(getattr(rule, signs[type(rule)][0]), signs[type(rule)][1]) for rule in args[1:]]

@@ -11,22 +11,22 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 
-def cut_pieces(boundaries: Ints, max_tokens: int) -> tuple[Ints, Ints]:
-    """Cuts documents into pieces of at most `max_tokens`.
+def cut_pieces(begins: Ints, sizes: Ints, max_tokens: int) -> tuple[Ints, Ints]:
+    """Cuts documents into pieces of `max_tokens` and a remainder.
 
     Args:
-        boundaries: start of each document, then the end of the last one.
+        begins: start of each document.
+        sizes: length of each document.
         max_tokens: maximum length of a piece.
 
     Returns:
         The start and the length of each piece; together they cover every token once.
     """
-    sizes = np.diff(boundaries)
     num_pieces = -(-sizes // max_tokens)
     document = np.repeat(np.arange(sizes.size), num_pieces)
     first_piece = np.cumsum(num_pieces) - num_pieces
     offset = (np.arange(document.size) - first_piece[document]) * max_tokens
-    return boundaries[document] + offset, np.minimum(max_tokens, sizes[document] - offset)
+    return begins[document] + offset, np.minimum(max_tokens, sizes[document] - offset)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from xftrain.config.fields import Fraction, PositiveInt, VocabSize
 from xftrain.data._seeding import generator
 from xftrain.data.tokens.vocabulary import Integers
-from xftrain.interfaces import Batch, Split, positions_of
+from xftrain.interfaces import Batch, SourceFacts, Split, positions_of
 
 
 class Counting:
@@ -62,6 +62,10 @@ class Counting:
         """SHA-256 of the name of the task, since the data has no other content."""
         rule = f"{type(self).__name__} below {self.vocab_size}"
         return hashlib.sha256(rule.encode()).hexdigest()
+
+    def facts(self) -> list[SourceFacts]:
+        """Returns none, as there are no documents: each batch is made when it is needed."""
+        return []
 
     def num_label_bytes(self, labels_BM: Tensor) -> int | None:
         """Returns None, as numbers are not text."""

@@ -15,12 +15,14 @@ and then through every block: `backend(q_BMHK, k_BMGK, v_BMGK, handle) -> out_BM
 M backends share only `AttnBias`, so that a new bias changes no backend and a new backend no bias.
 
 The definitions are in `batch`, `bias`, `model` (the parts of a model, one per group), `training`
-(losses, schedules, optimizers) and `data`; all are imported from here.
+(losses, schedules, optimizers) `data` and `facts`
+(what a data source holds); all are imported from here.
 """
 
 from xftrain.interfaces.batch import IGNORED_LABEL, Batch, positions_of
 from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape, format_layers
 from xftrain.interfaces.data import DataSource, Split, Vocabulary, load_batch
+from xftrain.interfaces.facts import SourceFacts, SplitContent
 from xftrain.interfaces.model import (
     Attention,
     Backend,
@@ -53,7 +55,9 @@ __all__ = [
     "Optimizer",
     "PositionEncoding",
     "Schedule",
+    "SourceFacts",
     "Split",
+    "SplitContent",
     "Vocabulary",
     "format_layers",
     "load_batch",

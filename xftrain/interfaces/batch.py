@@ -26,12 +26,18 @@ class Batch:
         seqlens: lengths of the documents packed into the one row (they sum to M), as host
             integers so that reading them never waits for the device; None where rows are not
             packed. Packed implies B = 1.
+        num_padding: number of tokens without a label that only fill rows; speed does not count
+            them.
+        source: the source of a validation batch, by whose name its loss is recorded too; None if
+            the data has only one.
     """
 
     tokens_BM: Tensor
     labels_BM: Tensor
     positions_1M: Tensor
     seqlens: tuple[int, ...] | None = None
+    num_padding: int = 0
+    source: str | None = None
 
     def __post_init__(self) -> None:
         check_batch(self.tokens_BM, self.labels_BM, self.positions_1M, self.seqlens)

@@ -9,6 +9,7 @@ from torch import Tensor
 from xftrain.errors import ConfigError
 from xftrain.interfaces.batch import IGNORED_LABEL, Batch
 from xftrain.interfaces.batch_checks import BatchError, check_batch, describe_value, value_reasons
+from xftrain.interfaces.facts import SourceFacts
 
 Split = Literal["train", "val"]
 
@@ -54,14 +55,18 @@ class DataSource(Protocol):
     Every batch is a pure function of (seed, split, step, rank), so there is no state to save.
     Constructor: `(seq, batch_size, seed, world_size, *, <options>)`.
 
-    A class of your own may leave out `vocabulary` and `digest`. Then its checkpoints cannot be
-    sampled from, and a resumed run cannot tell whether its data has changed.
+    A class of your own may leave out `vocabulary`, `digest` and `facts`. Then its checkpoints
+    cannot be sampled from, a resumed run cannot tell whether its data has changed, and the report
+    before training does not say what it holds.
 
     Attributes:
         vocab_size: V; every token is below it.
         vocabulary: maps the tokens to text.
         num_val_batches: number of validation batches.
         stop_at_accuracy: validation accuracy at which the task counts as solved, or None.
+
+    A class with several sources may have `val_sources`, a tuple with the name of the source of each
+    validation batch: the loss is then recorded for each source too, as `val/<source>/loss`.
     """
 
     vocab_size: int
@@ -83,6 +88,10 @@ class DataSource(Protocol):
         A resumed run compares it. Moving or copying the files must not change it; changing one byte
         must.
         """
+        ...
+
+    def facts(self) -> list[SourceFacts]:
+        """What is known of its documents; empty if it has none, as batches are made on demand."""
         ...
 
     def num_label_bytes(self, labels_BM: Tensor) -> int | None:

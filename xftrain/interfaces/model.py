@@ -78,6 +78,10 @@ class Backend(ABC):
         """Reasons why `auto` does not time this backend at these sizes; empty means it does."""
         return []
 
+    def packs_at_full_speed(self, device: torch.device) -> bool:
+        """Whether packed rows are as fast as plain rows, so that `data.packing=null` is true."""
+        return False
+
     def stand_in(self, call: AttnCall) -> Attention | None:
         """Attention that saves the tensors that this backend saves for its backward pass.
 

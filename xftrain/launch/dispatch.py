@@ -1,4 +1,4 @@
-"""Dispatches a configuration to its command: a training run, the doctor, info or a sample."""
+"""Dispatches a configuration to its command: a training run, the doctor, info, data or a sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from xftrain.config.root_schema import config_type_of
-from xftrain.config.run_config import DoctorConfig, InfoConfig, SampleConfig
+from xftrain.config.run_config import DataConfig, DoctorConfig, InfoConfig, SampleConfig
 from xftrain.utils.untrusted_folder import protected_from_working_folder
 
 _PLOTS = "torchmetrics.utilities.plot"
@@ -51,6 +51,10 @@ def command_of(cfg: DictConfig) -> Command:
             from xftrain.commands.info import info
 
             return info
+        if kind is DataConfig:
+            from xftrain.commands.data import describe_data
+
+            return describe_data
         if kind is SampleConfig:
             from xftrain.commands.sample import sample
 

@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from xftrain.config.root_schema import config_type_of
-from xftrain.config.run_config import DoctorConfig, InfoConfig, SampleConfig
+from xftrain.config.run_config import DataConfig, DoctorConfig, InfoConfig, SampleConfig
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.folders.links import refuse_links
 from xftrain.folders.lock import release_reserved, reserve
@@ -29,6 +29,7 @@ _WITHOUT_TRAINING = {
     SampleConfig: "a sample",
     DoctorConfig: "the doctor",
     InfoConfig: "a description",
+    DataConfig: "a description",
 }
 
 

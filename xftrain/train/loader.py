@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,5 +95,8 @@ class ValBatches:
             batch = load_batch(self.data, "val", 0, 0, is_first=True)
             labels = torch.full_like(batch.labels_BM, IGNORED_LABEL)  # so that no label counts
             yield replace(batch, labels_BM=labels)
+        sources: Sequence[str] = getattr(self.data, "val_sources", ())
         for index, (split, step, rank) in enumerate(self._batch_ids):
-            yield load_batch(self.data, split, step, rank, is_first=index == 0)
+            batch = load_batch(self.data, split, step, rank, is_first=index == 0)
+            has_source = sources and split == "val"
+            yield replace(batch, source=sources[step]) if has_source else batch

@@ -88,7 +88,7 @@ class TrainingModule(LightningModule):
         self.has_begun = False  # whether training has begun, after a checkpoint was restored
         self._bf16_weights: BF16Weights | None = None
         self._saved_states: tuple[dict[str, Any], dict[str, Any]] | None = None  # to restore
-        self._val_sums = ValSums()
+        self._val_sums = ValSums(getattr(data, "val_sources", ()))
 
     def on_train_start(self) -> None:
         """Marks the end of restoring a checkpoint."""
@@ -169,7 +169,7 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the sums of this validation pass."""
         sums = self.forward_loss(batch, with_accuracy=True)
-        self._val_sums.add(sums, self.data.num_label_bytes(batch.labels_BM))
+        self._val_sums.add(sums, self.data.num_label_bytes(batch.labels_BM), batch.source)
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss`, `val/accuracy`, and perplexity or bits per byte.

@@ -43,6 +43,13 @@ def check_data(data: DataSource) -> None:
                 f"data: {name} has vocab_size {data.vocab_size}, and its vocabulary has "
                 f"{vocabulary.vocab_size}: make them the same."
             )
+    sources = getattr(data, "val_sources", ())
+    is_named = isinstance(sources, tuple) and all(isinstance(source, str) for source in sources)
+    if not is_named or len(sources) not in (0, data.num_val_batches):
+        raise ConfigError(
+            f"data: val_sources of {name} must be a tuple with the name of the source of each of "
+            f"its {data.num_val_batches} validation batches."
+        )
     digests = all_gather_values(digest_of(data) or "")
     for number, other in enumerate(digests):
         if other != digests[0]:

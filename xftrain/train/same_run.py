@@ -36,6 +36,7 @@ _HARMLESS = (
     "model.ffn.impl",
 )
 _IMPL_OF_LAYER = re.compile(r"model\.layers\..+\.(bias|ffn)\.impl")
+_PLACE = re.compile(r"data\.(?:(?:sources\..+\.)?(?:val_)?path|tokenizer)")  # of content
 _VARIABLE = re.compile(r"\$\{oc\.env:([^{}]+)\}")
 _MAX_SHOWN = 200  # characters of a value in a message
 
@@ -135,7 +136,7 @@ def refuse_other_run(
         for key, text in differences(saved, current).items()
         if _must_not_change(key, there, known, own)
         and not _is_in(key, allowed)
-        and not (moved and key in ("data.path", "data.val_path", "data.tokenizer"))
+        and not (moved and _PLACE.fullmatch(key))
     ]
     if differing:
         keys = ",".join(key for key, _ in differing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -19,24 +20,32 @@ NO_LABEL = (
 
 
 class ValSums:
-    """Adds up the sums of this rank's batches; `metrics` covers all batches of all ranks."""
+    """Adds up the sums of this rank's batches; `metrics` covers all batches of all ranks.
 
-    def __init__(self) -> None:
-        self._sums: list[Tensor] = []  # summed loss, labels, correct predictions
-        self._num_bytes = 0
+    Args:
+        sources: the sources of the validation batches by name, the same on all ranks; a name may
+            occur several times.
+    """
 
-    def add(self, sums: LossSums, num_bytes: int | None) -> None:
+    def __init__(self, sources: Iterable[str] = ()) -> None:
+        self._sources = tuple(dict.fromkeys(sources))
+        self._sums: list[tuple[int, Tensor, int]] = []  # source, LossSums.stacked(), bytes
+
+    def add(self, sums: LossSums, num_bytes: int | None, source: str | None = None) -> None:
         """Adds a batch.
 
         Args:
             sums: loss sums of the batch.
             num_bytes: bytes of text that its labels spell; None if the data is not text.
+            source: the source of the batch, if there are several.
         """
-        self._sums.append(sums.stacked())
-        self._num_bytes += num_bytes or 0
+        index = 0 if source is None else 1 + self._sources.index(source)
+        self._sums.append((index, sums.stacked(), num_bytes or 0))
 
     def metrics(self, device: torch.device) -> dict[str, float]:
         """Returns `val/loss`, `val/accuracy`, and bits per byte or perplexity, and resets the sums.
+
+        The loss and the bits per byte of each source that has labels are added.
 
         Args:
             device: device of the batches.
@@ -44,16 +53,26 @@ class ValSums:
         Raises:
             RunError: no batch of any rank has a label.
         """
-        total = torch.zeros(4, dtype=torch.float64, device=device)
-        for sums in self._sums:
-            total[:3] += sums
-        total[3] = self._num_bytes
-        self._sums, self._num_bytes = [], 0
-        loss_sum, num_labels, num_correct, num_bytes = all_reduce_sum(total).tolist()
+        # a row for each source: loss, labels, correct predictions, bytes
+        total = torch.zeros(1 + len(self._sources), 4, dtype=torch.float64, device=device)
+        for index, sums, num_bytes in self._sums:
+            total[index, :3] += sums
+            total[index, 3] += num_bytes
+        self._sums = []
+        by_source = all_reduce_sum(total).cpu()
+        loss_sum, num_labels, num_correct, num_bytes = by_source.sum(dim=0).tolist()
         if not num_labels:
             raise RunError(NO_LABEL)
         loss = loss_sum / num_labels
         metrics = {"val/loss": loss, "val/accuracy": num_correct / num_labels}
         if num_bytes:
-            return metrics | {"val/bits_per_byte": loss_sum / math.log(2) / num_bytes}
-        return metrics | {"val/perplexity": math.exp(min(loss, 700.0))}
+            metrics["val/bits_per_byte"] = loss_sum / math.log(2) / num_bytes
+        else:
+            metrics["val/perplexity"] = math.exp(min(loss, 700.0))
+        for name, row in zip(self._sources, by_source[1:].tolist(), strict=True):
+            loss_sum, num_labels, _, num_bytes = row
+            if num_labels:
+                metrics[f"val/{name}/loss"] = loss_sum / num_labels
+            if num_bytes:
+                metrics[f"val/{name}/bits_per_byte"] = loss_sum / math.log(2) / num_bytes
+        return metrics

@@ -63,6 +63,7 @@ class TokenCache:
         summary: text with the numbers of files, skipped files and tokens.
         digest: SHA-256 of the tokens of both splits and of the vocabulary.
         documents: number of documents of each split.
+        num_bytes: bytes of text of each split.
         num_duplicates: number of documents that are copies of earlier ones.
         skipped: the skipped files and records by reason.
     """
@@ -74,6 +75,7 @@ class TokenCache:
     summary: str
     digest: str
     documents: dict[Split, int]
+    num_bytes: dict[Split, int]
     num_duplicates: int
     skipped: Skipped
 
@@ -90,7 +92,7 @@ def prepare(
     *,
     val_path: str | list[str] | None = None,
     text_key: str = "text",
-    tokenizer: str = "bytes",
+    tokenizer: str | TokenizerSpec = "bytes",
     vocab_size: int | None = None,
     val_fraction: float = 0.1,
     follow_links: bool = False,
@@ -115,7 +117,9 @@ def prepare(
         ConfigError: the options contradict each other, or there is no text.
         RunError: a file changed or the disk was full during preparation.
     """
-    spec = choose_tokenizer(tokenizer, vocab_size)
+    spec = tokenizer
+    if not isinstance(spec, TokenizerSpec):
+        spec = choose_tokenizer(spec, vocab_size)
     if not 0 < val_fraction < 1:
         raise ConfigError(
             "data.val_fraction must be above 0 and below 1, because some text is held out and some "
@@ -239,6 +243,7 @@ def _open(folder: Path, spec: TokenizerSpec, corpus: Corpus, skipped: Skipped) -
             summary=_summary(corpus, meta, all_skipped),
             digest=_digest(meta, tokenizer),
             documents={split: meta.splits[split].documents for split in SPLITS},
+            num_bytes={split: meta.splits[split].bytes for split in SPLITS},
             num_duplicates=meta.num_duplicates,
             skipped=all_skipped,
         )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tokenizers
 
 from xftrain.data.tokens.spellings import spelled_tokens
-from xftrain.data.tokens.tokenizer import SEPARATOR_TEXT, Tokenizer
+from xftrain.data.tokens.tokenizer import SEPARATOR_TEXT, WHOLE_BYTES, Tokenizer, batches
 from xftrain.data.tokens.tokenizer_json import (
     added_tokens,
     parse_tokenizer,
@@ -27,9 +27,6 @@ from xftrain.data.tokens.tokenizer_json import (
 from xftrain.errors import ConfigError
 from xftrain.utils.printable import one_line
 
-WHOLE_BYTES = 1 << 20  # a document up to this size is encoded as a whole
-_TEXTS_AT_ONCE = 64  # segments that `tokenizers` encodes in parallel
-_BYTES_AT_ONCE = 2 << 20  # of them; an encoding takes up to 100 times the size of its text
 _BYTE_TOKEN = re.compile(rb"(?<=<0x)(?=[0-9A-F]{2}>)")  # within a text that spells one
 _UNUSED = ("version", "truncation", "padding", "post_processor")  # never change how text is encoded
 # Texts that a tokenizer without losses gives back: blanks, line breaks, capitals, accents of both
@@ -47,8 +44,8 @@ _PROBES = (
 class Pretrained(Tokenizer):
     """A tokenizer from a file; text that spells a special token stays text.
 
-    A document of at most 1 MiB is encoded as a whole. A longer one is cut after the last line
-    break of each MiB, or between two characters where there is none.
+    A document of at most 256 KiB is encoded as a whole. A longer one is cut into parts of at
+    most this size, after a line break if there is one.
 
     Args:
         content: content of the file, as `parse_tokenizer` returns it.
@@ -109,20 +106,11 @@ class Pretrained(Tokenizer):
         """The text of the document separator in the file, or `<|end|>` for a new token."""
         return self._special.get(self._separator, SEPARATOR_TEXT)
 
-    def encode_pieces(self, pieces: Iterable[bytes]) -> Iterator[npt.NDArray[Any]]:
-        """Tokens of the documents, lazily and in order; an empty piece separates them.
-
-        An array holds a separator, or tokens of a document: all of them, or of a part of it.
-        """
-        batch: list[_Segment] = []
-        num_bytes = 0
-        for segment in self._segments(pieces):
-            batch.append(segment)
-            num_bytes += len(segment.text)
-            if num_bytes >= _BYTES_AT_ONCE or len(batch) == _TEXTS_AT_ONCE:
-                yield from self._encode_batch(batch)
-                batch, num_bytes = [], 0
-        yield from self._encode_batch(batch)
+    def encode_pieces(
+        self, pieces: Iterable[bytes], *, continues: bool = False
+    ) -> Iterator[npt.NDArray[Any]]:
+        for batch in batches(self._segments(pieces, continues), _Segment.num_bytes):
+            yield from self._encode_batch(batch)
 
     def _encode_batch(self, batch: list[_Segment]) -> Iterator[npt.NDArray[Any]]:
         separator = np.array([self._separator], dtype=np.uint32)
@@ -159,9 +147,9 @@ class Pretrained(Tokenizer):
         never = with_prefix_scheme(self._plain.content, "never")
         return self._model if never is None else _load(never)
 
-    def _segments(self, pieces: Iterable[bytes]) -> Iterator[_Segment]:
+    def _segments(self, pieces: Iterable[bytes], continues: bool) -> Iterator[_Segment]:
         """The texts to encode; `pieces` may be cut anywhere between two characters."""
-        text, begins = b"", True
+        text, begins = b"", not continues
         for piece in chain(pieces, (None,)):
             text += piece or b""
             while len(text) > WHOLE_BYTES or (text and not piece):
@@ -179,8 +167,15 @@ class Pretrained(Tokenizer):
         return _BYTE_TOKEN.split(text) if self._has_byte_tokens else [text]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Readable text, without the blank that the tokenizer puts before a document."""
-        shown, begins = [], self._has_prefix
+        """Readable text, without the blank that the tokenizer puts before each document."""
+        return self._decoded(tokens, begins=self._has_prefix)
+
+    def decode_rest(self, tokens: Iterable[int]) -> str:
+        """Readable text of tokens that continue others, whose first blank is part of the text."""
+        return self._decoded(tokens, begins=False)
+
+    def _decoded(self, tokens: Iterable[int], *, begins: bool) -> str:
+        shown = []
         for token in tokens:
             text = self._shown(token)
             shown.append(text.removeprefix(b" ") if begins else text)
@@ -219,6 +214,10 @@ class _Segment(NamedTuple):
 
     text: bytes
     begins: bool | None
+
+    def num_bytes(self) -> int:
+        """The size of the text."""
+        return len(self.text)
 
 
 def _end_of_part(text: bytes) -> int:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:  # it would import torch
 _FORMAT = b"xftrain shard 1\n"
 _HEADER = struct.Struct("<16s32s32s4q")
 _BIGRAM_BYTES = 4 * NUM_SYMBOLS**2
-_GROUP_BYTES = 256 << 10  # of pieces that are tokenized at a time; encodings take 30 times as much
-_GROUP_PIECES = 512
 # A shard has at most this many bytes for each token; a chunk with 128 bytes a piece is the largest.
 _MAX_BYTES = 64 * CHUNK_BYTES
 
@@ -52,7 +50,9 @@ def write_shard(path: Path, chunk: Chunk, tokenizer: Tokenizer, digest: bytes) -
     for split in SPLITS:
         pieces = iter(chunk.pieces[split])
         found, places = _encode(
-            counts.count_pieces(pieces) if split == "train" else pieces, tokenizer
+            counts.count_pieces(pieces) if split == "train" else pieces,
+            tokenizer,
+            continues=chunk.continues == split,
         )
         tokens.append(found)
         boundaries.append(places)
@@ -70,32 +70,18 @@ def write_shard(path: Path, chunk: Chunk, tokenizer: Tokenizer, digest: bytes) -
 
 
 def _encode(
-    pieces: Iterator[bytes], tokenizer: Tokenizer
+    pieces: Iterator[bytes], tokenizer: Tokenizer, *, continues: bool
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """The tokens of pieces, and the places of separators among them."""
     dtype = dtype_of(tokenizer)
     parts: list[npt.NDArray[Any]] = [np.zeros(0, dtype)]
     places, num_tokens = [], 0
-    for group in _groups(pieces):
-        for piece, tokens in zip(group, tokenizer.encode_pieces(group), strict=True):
-            if not piece:
-                places.append(num_tokens)
-            num_tokens += tokens.size
-            parts.append(tokens.astype(dtype))
+    for tokens in tokenizer.encode_pieces(pieces, continues=continues):
+        if tokens[0] == tokenizer.separator:
+            places.append(num_tokens)
+        num_tokens += tokens.size
+        parts.append(tokens.astype(dtype))
     return np.concatenate(parts), np.array(places, dtype="<i8")
-
-
-def _groups(pieces: Iterator[bytes]) -> Iterator[list[bytes]]:
-    group: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        group.append(piece)
-        size += len(piece)
-        if size >= _GROUP_BYTES or len(group) == _GROUP_PIECES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,9 @@ from xftrain.utils.printable import one_line
 
 SEPARATOR_TEXT = "<|end|>"
 NUM_BYTES_VOCAB = 257  # the byte values and the separator; a BPE starts from the same
-_PIECES_AT_ONCE = 64  # pieces that `tokenizers` encodes in parallel
+WHOLE_BYTES = 256 << 10  # a document up to this size is encoded as a whole, if pieces matter
+BATCH_BYTES = 256 << 10  # of texts that are encoded at a time; encodings take 30 times as much
+BATCH_TEXTS = 512
 # A merge inside a word costs the length of that word: 4 MiB of DNA without a space trained for 68 s
 # as words of 64 KiB and for 10 s as words of 256 bytes. Only the pre-tokenizer can tell the words,
 # since a sequence of blanks, line breaks or control characters is a word too.
@@ -56,6 +57,9 @@ _NEUTRAL_MODEL: dict[str, tuple[Any, ...]] = {
 }
 
 
+_T = TypeVar("_T")
+
+
 class Tokenizer(ABC):
     """A vocabulary of text.
 
@@ -79,8 +83,17 @@ class Tokenizer(ABC):
         return len(self.spellings) - 1
 
     @abstractmethod
-    def encode_pieces(self, pieces: Iterable[bytes]) -> Iterator[npt.NDArray[Any]]:
-        """Tokens of each piece of valid UTF-8, lazily and in order; an empty piece separates."""
+    def encode_pieces(
+        self, pieces: Iterable[bytes], *, continues: bool = False
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Tokens of the pieces of documents, lazily and in order.
+
+        No array is empty, and one holds either a separator alone or tokens of one document.
+
+        Args:
+            pieces: valid UTF-8; an empty piece separates documents.
+            continues: whether the first piece continues a document.
+        """
 
     @abstractmethod
     def digest(self) -> str:
@@ -119,7 +132,9 @@ class Bytes(Tokenizer):
     def __init__(self) -> None:
         self.spellings = [*(bytes([byte]) for byte in range(256)), b""]
 
-    def encode_pieces(self, pieces: Iterable[bytes]) -> Iterator[npt.NDArray[Any]]:
+    def encode_pieces(
+        self, pieces: Iterable[bytes], *, continues: bool = False
+    ) -> Iterator[npt.NDArray[Any]]:
         separator = np.array([self.separator], dtype=np.uint16)
         for piece in pieces:
             yield np.frombuffer(piece, dtype=np.uint8) if piece else separator
@@ -200,10 +215,11 @@ class Bpe(Tokenizer):
         """The JSON format of the `tokenizers` library, which other programs can read."""
         return self._model.to_str()
 
-    def encode_pieces(self, pieces: Iterable[bytes]) -> Iterator[npt.NDArray[Any]]:
+    def encode_pieces(
+        self, pieces: Iterable[bytes], *, continues: bool = False
+    ) -> Iterator[npt.NDArray[Any]]:
         separator = np.array([self.separator], dtype=np.uint32)
-        remaining = iter(pieces)
-        while batch := list(islice(remaining, _PIECES_AT_ONCE)):
+        for batch in batches(pieces, len):
             encodings = self._model.encode_batch_fast([piece.decode() for piece in batch])
             for piece, encoding in zip(batch, encodings, strict=True):
                 yield np.array(encoding.ids, dtype=np.uint32) if piece else separator
@@ -216,6 +232,25 @@ class Bpe(Tokenizer):
     def _digest(self) -> str:
         content = json.dumps(["byte-level bpe", self._texts, self._merges])
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def batches(items: Iterable[_T], num_bytes: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Groups texts so that the encodings of a group take little memory.
+
+    Args:
+        items: texts, or what holds one.
+        num_bytes: gives the size of an item.
+    """
+    batch: list[_T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += num_bytes(item)
+        if size >= BATCH_BYTES or len(batch) == BATCH_TEXTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _check_extent(text: str, vocab_size: int | None) -> None:

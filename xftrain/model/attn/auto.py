@@ -80,6 +80,10 @@ class Auto(ChoosingBackend):
         assert self.chosen is not None
         return self.chosen.kernel(*call)
 
+    def packs_at_full_speed(self, device: torch.device) -> bool:
+        """Whether a candidate does; it is chosen only later, for the first batch."""
+        return any(backend.packs_at_full_speed(device) for backend in _candidates())
+
     def choose(self, cases: Sequence[AttnCase]) -> None:
         """Times forward plus backward of each candidate, and chooses the fastest.
 

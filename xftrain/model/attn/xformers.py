@@ -75,6 +75,10 @@ class XFormers(Backend):
             return [_one_line(error)]
         return []
 
+    def packs_at_full_speed(self, device: torch.device) -> bool:
+        """Whether the device is a GPU."""
+        return device.type == "cuda"
+
     def handle_for(self, call: AttnCall) -> _Handle:
         """The mask in xFormers' own form, and the ALiBi features."""
         handle = self._expanded(call)
