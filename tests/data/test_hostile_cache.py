@@ -150,6 +150,12 @@ META = {
     "a checksum that is a number": lambda m: m["train"].update(sha256=7),
     "a name that is a number": lambda m: m["sha256"].update({"train.npy": 7}),
     "a time that is a text": lambda m: m["times_ns"].update(train="ab"),
+    "more documents than files": lambda m: m["train"].update(documents=21),
+    "fewer documents than files": lambda m: m["train"].update(documents=1),
+    "no count of documents": lambda m: m["train"].pop("documents"),
+    "a reason that is no text": lambda m: m.update(skipped=["binary"]),
+    "a number of skipped files that is none": lambda m: m.update(skipped={"binary": "9"}),
+    "a negative number of copies": lambda m: m.update(num_duplicates=-1),
     "one time of two": lambda m: m["times_ns"].update(train=[1]),
 }
 NAMES = ("meta.json", "train.bin", "train.npy", "bigram.npy", "tokenizer.json")
@@ -172,6 +178,16 @@ def test_token_files_that_are_not_as_written_are_made_again(folder, cache_dir, c
     assert contents_of(again.folder) == sound and again.digest == first.digest
     assert caplog.text.count("is damaged and is made again") == 1
     assert not (folder.parent / "sprung").exists()
+
+
+@pytest.mark.parametrize("documents", [2**40, 2**60, 1])
+def test_a_number_of_records_is_checked_against_the_boundaries(tmp_path, cache_dir, documents):
+    lines = "".join(json.dumps({"text": f"record {number}"}) + "\n" for number in range(30))
+    (tmp_path / "a.jsonl").write_text(lines)
+    first = prepare(str(tmp_path / "a.jsonl"), cache_dir=str(cache_dir))
+    reseal(first.folder, lambda meta: meta["train"].update(documents=documents))
+    again = prepare(str(tmp_path / "a.jsonl"), cache_dir=str(cache_dir))
+    assert again.documents == first.documents and again.digest == first.digest
 
 
 def test_a_vocabulary_has_no_more_tokens_than_were_asked_for(folder, cache_dir):

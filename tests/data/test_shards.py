@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.forked import Forked
-from xftrain.data.tokens import chunks, pool, shards
+from xftrain.data.tokens import cache, chunks, pool, shards
 from xftrain.data.tokens.cache import prepare
 from xftrain.data.tokens.progress import Progress
 from xftrain.data.tokens.tokenizer import Bytes
-from xftrain.errors import RunError
+from xftrain.errors import ConfigError, RunError
 
 OPTIONS = {"tokenizer": "bpe", "vocab_size": 300}
 
@@ -31,6 +31,7 @@ OPTIONS = {"tokenizer": "bpe", "vocab_size": 300}
 def corpus(tmp_path, monkeypatch):
     """A corpus of ten or so small chunks, with documents that are longer than one."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(chunks, "WHOLE_BYTES", 20_000)
     folder = tmp_path / "corpus"
     folder.mkdir()
     texts = [f"document {number} of the corpus\n" * (1 + number * 37 % 90) for number in range(60)]
@@ -61,22 +62,22 @@ def written(monkeypatch, kill_after=None):
 
 def test_a_killed_preparation_is_resumed_to_the_same_files(corpus, tmp_path, monkeypatch, caplog):
     whole = prepare(str(corpus), cache_dir=str(tmp_path / "whole"), **OPTIONS)
-    cache = tmp_path / "cache"
+    cache_dir = tmp_path / "cache"
     done = []
     for kill_after in (0, 3, 1, 2):
         numbers = written(monkeypatch, kill_after)
         with pytest.raises(KeyboardInterrupt):
-            prepare(str(corpus), cache_dir=str(cache), **OPTIONS)
+            prepare(str(corpus), cache_dir=str(cache_dir), **OPTIONS)
         done += numbers
-        assert len(list(cache.glob(".*.shards/*.shard"))) == len(done)
+        assert len(list(cache_dir.glob(".*.shards/*.shard"))) == len(done)
     numbers = written(monkeypatch)
     caplog.set_level(logging.INFO)
-    resumed = prepare(str(corpus), cache_dir=str(cache), **OPTIONS)
+    resumed = prepare(str(corpus), cache_dir=str(cache_dir), **OPTIONS)
     assert done == list(range(6)) and numbers == list(range(6, len(numbers) + 6))
     assert f"6 of {len(numbers) + 6} shards were there already" in caplog.text
     assert contents_of(resumed.folder) == contents_of(whole.folder)
     assert resumed.digest == whole.digest and resumed.summary == whole.summary
-    assert [path.name for path in cache.iterdir() if path.is_dir()] == [resumed.folder.name]
+    assert [path.name for path in cache_dir.iterdir() if path.is_dir()] == [resumed.folder.name]
 
 
 def test_a_vocabulary_is_trained_once_although_killed(corpus, tmp_path, monkeypatch):
@@ -139,6 +140,38 @@ def test_a_shard_that_is_not_as_written_is_made_again(corpus, tmp_path, monkeypa
     assert contents_of(resumed.folder) == contents_of(whole.folder)
     remade = [number for number in numbers if number < 5]
     assert remade == {"another chunk's": [2, 3], "a vocabulary": [], "a seal": []}.get(damage, [2])
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_folder_of_shards_that_is_none_is_refused(corpus, tmp_path, monkeypatch, kind):
+    written(monkeypatch, kill_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(str(corpus), cache_dir=str(tmp_path / "cache"), **OPTIONS)
+    (folder,) = (tmp_path / "cache").glob(".*.shards")
+    moved = folder.rename(tmp_path / "moved")
+    folder.symlink_to(moved) if kind == "link" else folder.touch()
+    with pytest.raises(ConfigError, match="must be a folder that this user has made"):
+        prepare(str(corpus), cache_dir=str(tmp_path / "cache"), **OPTIONS)
+    assert len(list(moved.iterdir())) == 3
+
+
+def test_text_that_changes_meanwhile_leaves_no_wrong_tokens(corpus, tmp_path, monkeypatch):
+    whole = prepare(str(corpus), cache_dir=str(tmp_path / "whole"), **OPTIONS)
+    lines = (corpus / "a.jsonl").read_text()
+    find = cache.find_texts
+    with monkeypatch.context() as patch:
+
+        def find_and_change(*arguments, **options):
+            found = find(*arguments, **options)
+            (corpus / "a.jsonl").write_text(lines.replace("document", "imposter"))
+            return found
+
+        patch.setattr(cache, "find_texts", find_and_change)
+        with pytest.raises(RunError, match="files must not change while they are read"):
+            prepare(str(corpus), cache_dir=str(tmp_path / "cache"), **OPTIONS)
+    (corpus / "a.jsonl").write_text(lines)
+    again = prepare(str(corpus), cache_dir=str(tmp_path / "cache"), **OPTIONS)
+    assert contents_of(again.folder) == contents_of(whole.folder)
 
 
 def test_processes_make_the_same_files_as_one(corpus, tmp_path):

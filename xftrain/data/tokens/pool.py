@@ -61,7 +61,7 @@ class Pool:
     def __init__(self, num_workers: int, tokenizer: Tokenizer) -> None:
         self.num_done = 0
         self._num_workers, self._tokenizer = num_workers, tokenizer
-        self._lock = threading.Lock()
+        self._lock, self._is_closed = threading.Lock(), threading.Event()
         self._queue: queue.Queue[tuple[Path, Chunk, bytes] | None] = queue.Queue(_QUEUED)
         self._errors: list[Exception] = []
         self._processes: list[Process] = []
@@ -76,6 +76,7 @@ class Pool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_closed.set()
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -139,7 +140,7 @@ class Pool:
         try:
             assert process.stdin is not None and process.stdout is not None
             self._send(process, self._tokenizer)
-            while (request := self._queue.get()) is not None:
+            while (request := self._next()) is not None:
                 self._send(process, request)
                 del request
                 if (error := pickle.load(process.stdout)) is not None:
@@ -150,6 +151,13 @@ class Pool:
             self._errors.append(_death(process))
         except Exception as error:
             self._errors.append(error)
+
+    def _next(self) -> tuple[Path, Chunk, bytes] | None:
+        """The next request; None if there are no more, or the context has ended."""
+        while not self._is_closed.is_set():
+            with suppress(queue.Empty):
+                return self._queue.get(timeout=10 * _WAIT_S)
+        return None
 
     @staticmethod
     def _send(process: Process, content: Any) -> None:

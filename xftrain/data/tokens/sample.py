@@ -52,8 +52,8 @@ def _sample(corpus: Corpus) -> Iterator[bytes]:
             size = sum(map(len, sample))
     if step > 1 or share < 1:
         log.info(
-            "data.tokenizer: the vocabulary is trained on %d KiB of text, one document in every %d "
-            "of the first %d KiB of the files",
+            "data.tokenizer: the vocabulary is trained on %d KiB of text, one piece in every %d of "
+            "the first %d KiB of the files",
             size >> 10,
             step,
             num_read >> 10,

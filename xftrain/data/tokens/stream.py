@@ -11,7 +11,7 @@ import logging
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _META_BYTES = 1 << 20
 _MAX_COUNT = 1 << 48
 _REASON_CHARACTERS = 100
-_BLOCK = 1 << 20  # boundaries that are checked at a time
+_BLOCK = 1 << 20  # tokens or boundaries that are checked at a time
 # Up to this size all tokens are checked at each start, in 40 ms if the files are cached in memory.
 # For any size, each batch is checked too.
 _CHECKED_BYTES = 1 << 30
@@ -116,8 +116,8 @@ class TokenStream:
             self.times_ns = times_of(os.fstat(file.fileno()))
             if os.fstat(file.fileno()).st_size != num_tokens * np.dtype(dtype).itemsize:
                 raise ValueError(f"{split}.bin does not hold {num_tokens} tokens")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.tokens = np.frombuffer(mapped, dtype)
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.tokens = np.frombuffer(self._mapped, dtype)
         self.boundaries = _map_boundaries(
             folder / f"{split}.npy", num_documents + 1, boundaries_sha256
         )
@@ -132,14 +132,30 @@ class TokenStream:
         """Raises ValueError if the tokens are not those that were written."""
         if self.times_ns != facts.times_ns:  # copied or changed
             log.info("data.cache_dir: checking the tokens of a copied or changed %s", self.name)
-            if hashlib.sha256(self.tokens.data).hexdigest() != facts.sha256:
+            checksum = hashlib.sha256()
+            for block in self._blocks():
+                checksum.update(block.data)
+            if checksum.hexdigest() != facts.sha256:
                 raise ValueError(f"{self.name} does not match its checksum")
         if self.tokens.nbytes > _CHECKED_BYTES:
             return
-        if self.tokens.max() >= tokenizer.vocab_size:
+        if any(block.max() >= tokenizer.vocab_size for block in self._blocks()):
             raise ValueError(f"{self.name} has tokens outside its vocabulary")
-        if (self.tokens[self.boundaries] != tokenizer.separator).any():
+        if any(
+            (self.tokens[places] != tokenizer.separator).any()
+            for places in self._blocks(self.boundaries)
+        ):
             raise ValueError(f"{self.name} has documents without a separator")
+
+    def _blocks(self, array: npt.NDArray[Any] | None = None) -> Iterator[npt.NDArray[Any]]:
+        """Blocks of the tokens, or of an array of places in them.
+
+        The pages of a block leave this process's memory when the next one is read.
+        """
+        array = self.tokens if array is None else array
+        for begin in range(0, array.size, _BLOCK):
+            yield array[begin : begin + _BLOCK]
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     @property
     def name(self) -> str:
