@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -78,15 +79,15 @@ def _tokenize_alone(tokenizer: str, seed: int, barrier: Any, seconds: Any) -> No
     documents = list(texts(_ALONE_BYTES, seed))
     model.encode_batch_fast(documents[:_AT_ONCE])
     barrier.wait()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for begin in range(0, len(documents), _AT_ONCE):
         for encoding in model.encode_batch_fast(documents[begin : begin + _AT_ONCE]):
             _ = encoding.ids
-    seconds.put(time.perf_counter() - start)
+    seconds.put((time.perf_counter() - start, time.process_time() - cpu))
 
 
-def measure_alone(tokenizer: Path, num_workers: int) -> float:
-    """MB/s of `tokenizers` in `num_workers` processes."""
+def measure_alone(tokenizer: Path, num_workers: int) -> tuple[float, float]:
+    """MB/s of `tokenizers` in `num_workers` processes, and MB for each second of CPU time."""
     context = multiprocessing.get_context("spawn")
     barrier, seconds = context.Barrier(num_workers), context.Queue()
     arguments = [(str(tokenizer), seed, barrier, seconds) for seed in range(num_workers)]
@@ -96,7 +97,10 @@ def measure_alone(tokenizer: Path, num_workers: int) -> float:
     taken = [seconds.get() for _ in processes]
     for process in processes:
         process.join()
-    return sum(_ALONE_BYTES / 1e6 / one for one in taken)
+    megabytes = _ALONE_BYTES / 1e6
+    return sum(megabytes / wall for wall, _ in taken), sum(megabytes / cpu for _, cpu in taken) / (
+        num_workers
+    )
 
 
 def start(corpus: Path, tokenizer: Path, cache: Path, num_workers: int) -> subprocess.Popen[bytes]:
@@ -118,6 +122,12 @@ def watch(process: subprocess.Popen[bytes]) -> tuple[float, float, float]:
     if process.returncode:
         raise SystemExit(f"the preparation failed with {process.returncode}")
     return time.perf_counter() - begin, peaks[0], peaks[1]
+
+
+def cpu_seconds() -> float:
+    """CPU time of all processes that this one has started and waited for, and theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def family(number: int) -> list[int]:
@@ -194,14 +204,22 @@ def measure(folder: Path, options: argparse.Namespace) -> int:
     bpe = Bpe.train((text.encode() for text in texts(_TRAINED_BYTES)), 8192)
     tokenizer.write_text(bpe.to_json())
     print(f"corpus: {num_bytes / 1e6:.0f} MB of text, {corpus.stat().st_size / 1e6:.0f} MB of file")
-    alone = measure_alone(tokenizer, workers)
-    print(f"tokenizers alone in {workers} processes: {alone:.2f} MB/s")
     args = corpus, tokenizer, folder / "cache", workers
+    before = measure_alone(tokenizer, workers)
+    cpu = cpu_seconds()
     seconds, resident, proportional = watch(start(*args))
-    speed = num_bytes / 1e6 / seconds
+    cpu = cpu_seconds() - cpu
+    after = measure_alone(tokenizer, workers)  # on a machine with other work, they differ
+    alone = (before[0] + after[0]) / 2
+    speed, per_cpu = num_bytes / 1e6 / seconds, num_bytes / 1e6 / cpu
+    print(
+        f"tokenizers alone in {workers} processes: {before[0]:.2f} MB/s before and {after[0]:.2f} "
+        f"after; {before[1]:.2f} and {after[1]:.2f} MB for each second of CPU time"
+    )
     print(
         f"preparation with {workers} processes, start included: {speed:.2f} MB/s, "
-        f"{speed / alone:.3f} of tokenizers alone; peak memory {resident:.0f} MiB resident, "
+        f"{speed / alone:.3f} of tokenizers alone; {per_cpu:.2f} MB for each second of CPU time, "
+        f"reading included; peak memory {resident:.0f} MiB resident, "
         f"{proportional:.0f} MiB proportional"
     )
     if not options.kills:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:  # it would import torch
     from xftrain.interfaces import Split
 
 SPLITS: tuple[Split, Split] = ("train", "val")
-CHUNK_BYTES = 8 << 20
+# A second of work: a killed process loses no more, and none waits long for the last one.
+CHUNK_BYTES = 2 << 20
 _PIECE_BYTES = 128  # what a piece costs besides its text
 _SEPARATOR = 256
 
