@@ -10,7 +10,9 @@ import pytest
 from tests.command_line import Ended, one_sentence
 from xftrain.config.compose import compose, validate
 from xftrain.config.mixture_sources import checked_sources
+from xftrain.config.overrides import slug
 from xftrain.errors import ConfigError
+from xftrain.multirun.recorded_overrides import plain_overrides
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_a_wrong_source_is_refused_in_one_sentence(
 def test_sources_must_be_named() -> None:
     with pytest.raises(ConfigError, match=r"data\.sources must name a source, as "):
         validate(compose("data=mixture"))
-    for name in ("", "a b", "a/b", "\x1b[31m", 3, "x" * 65):
+    for name in ("", "a-b", "_target_", "a b", "a/b", "\x1b[31m", 3, "x" * 65):
         with pytest.raises(ConfigError, match=r"must have names of at most 64 letters") as refused:
             checked_sources({name: {"path": ".", "weight": 1}})
         assert str(refused.value).isprintable()
@@ -91,3 +93,9 @@ def test_help_and_a_command_know_sources(command: Callable[..., Ended], words: l
     ended = command(*words, "data.sources.code.weight=-1")
     said = "data.sources.code.weight must be a number > 0, got -1."
     assert one_sentence(ended, 2) == said
+
+
+def test_a_sweep_of_weights_can_be_resumed() -> None:
+    recorded = ["data=mixture", "++data.sources.code.path=a", "++data.sources.code.weight=1,2"]
+    assert plain_overrides("train", recorded) == recorded
+    assert slug("++data.sources.code.weight=1") == "_weight=1"

@@ -47,8 +47,9 @@ def with_packing(
     packing = _saved_packing(ckpt, data.name)
     reason = "as the resumed run has it"
     if packing is None:
-        refusal = _reason_against(cfg, device, dtype)
-        packing = not refusal
+        # of rank 0, as the ranks must have the same rows even if their devices differ
+        refusal = distributed.broadcast_from_rank_0(_reason_against(cfg, device, dtype))
+        packing = refusal is None
         reason = refusal or (
             f"because model.attn={cfg.model.attn.label} computes packed rows at full speed on "
             f"{device.type}"

@@ -20,7 +20,7 @@ _SOURCE = {
     "text_key": Field(str | None, None),
     "val_path": Field(str | list[str] | None, None),
 }
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")  # part of a metric's name
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")  # part of a key and of a metric's name
 
 
 def with_checked_sources(data: OptionConfig) -> OptionConfig:
@@ -48,7 +48,7 @@ def checked_sources(sources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name in given:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(
-                "data.sources must have names of at most 64 letters, digits, _ and -, got "
+                "data.sources must have names of at most 64 letters, digits and _, got "
                 f"{one_line(show(name))[:100]}."
             )
     return {name: _checked_source(f"data.sources.{name}", given[name]) for name in sorted(given)}
