@@ -45,7 +45,7 @@ def check_data(data: DataSource) -> None:
             )
     sources = getattr(data, "val_sources", ())
     is_named = isinstance(sources, tuple) and all(isinstance(source, str) for source in sources)
-    if not is_named or len(sources) not in (0, data.num_val_batches):
+    if not is_named or (sources and len(sources) != data.num_val_batches):
         raise ConfigError(
             f"data: val_sources of {name} must be a tuple with the name of the source of each of "
             f"its {data.num_val_batches} validation batches."
