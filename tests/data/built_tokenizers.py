@@ -97,11 +97,13 @@ def llama2():
 
 
 def _merge_to(model, token):
-    """Adds merges that make a token from its letters."""
+    """Adds merges, before all others, that make a token from its letters."""
+    merges = []
     for length in range(2, len(token) + 1):
         for part in (token[:length], token[length - 1]):
             model["vocab"].setdefault(part, len(model["vocab"]))
-        model["merges"].append([token[: length - 1], token[length - 1]])
+        merges.append([token[: length - 1], token[length - 1]])
+    model["merges"] = merges + model["merges"]
 
 
 def unigram():

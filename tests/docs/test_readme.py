@@ -18,7 +18,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import xftrain
-from tests.data.built_tokenizers import built_json
+from tests.docs.corpora import write_corpora
 from tests.page_commands import kernel_in, printed_by, result_in, without_figures
 from tests.pages import (
     COMMANDS,
@@ -118,12 +118,7 @@ def _check(command: str) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory of a reader: some text, and the files of the examples."""
-    (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "text.txt").write_text(
-        "".join(f"line {number} of a text\n" for number in range(4000))
-    )
-    (tmp_path / "models" / "gpt2").mkdir(parents=True)
-    (tmp_path / "models" / "gpt2" / "tokenizer.json").write_text(built_json("gpt2"))
+    write_corpora(tmp_path)
     for name, text in files(*PAGES.values()).items():
         if name.startswith(OF_THE_PACKAGE):
             continue

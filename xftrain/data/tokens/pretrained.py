@@ -63,6 +63,8 @@ class Pretrained(Tokenizer):
     ) -> None:
         with _as_value_error():
             texts = token_ids(content)
+            self._json = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+            self._json.encode()  # raises if it has half of a surrogate pair
             plain = plain_tokenizer(content, separator)
             size = max(max(texts), separator) + 1
             if not 0 <= separator <= max(texts) + 1 or (vocab_size or size) < size:
@@ -89,7 +91,7 @@ class Pretrained(Tokenizer):
 
     def to_json(self) -> str:
         """The content of the file, which other programs can read."""
-        return json.dumps(self._content, ensure_ascii=False)
+        return self._json
 
     @property
     def vocab_size(self) -> int:

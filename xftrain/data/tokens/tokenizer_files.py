@@ -44,7 +44,7 @@ def read_pretrained(path: str, vocab_size: int | None = None) -> Pretrained:
         content = parse_tokenizer(_read(file, MAX_FILE_BYTES))
         separator = _separator(file.parent, token_ids(content))
         tokenizer = Pretrained(content, separator)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or shortened(one_line(str(error)), 200)
         raise ConfigError(
             f"data.tokenizer must be a tokenizer.json of Hugging Face's tokenizers, and "
