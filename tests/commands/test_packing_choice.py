@@ -35,10 +35,11 @@ def packing(run_dir: Path) -> Any:
     return read_checkpoint(last(run_dir))["xftrain"]["config"]["data"]["packing"]
 
 
-def test_built_in_backends_declare_it_for_gpus_but_naive() -> None:
+def test_the_backend_that_was_measured_declares_it_for_gpus() -> None:
+    # on an H200, 124M packed best_fit: xformers 603, sdpa 72 thousand tokens/s
     assert not any(b.packs_at_full_speed(torch.device("cpu")) for b in all_backends())
     fast = {b.name for b in all_backends() if b.packs_at_full_speed(torch.device("cuda"))}
-    assert fast == {"sdpa", "xformers", "flex"}
+    assert fast == {"xformers"}
 
 
 def test_on_a_cpu_rows_are_plain(tmp_path: Path, text: str, caplog: Any) -> None:

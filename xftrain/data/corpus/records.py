@@ -12,13 +12,13 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import IO, TYPE_CHECKING, Any
 
 from xftrain.data.corpus.formats import Format, damaged_errors, decompressed
 from xftrain.data.corpus.skipped import WITHOUT_KEY, WITHOUT_LINES, Skipped
+
+if TYPE_CHECKING:  # it takes a while to import, and few corpora have tables
+    import pyarrow as pa
 
 MAX_RECORD_BYTES = 64 << 20  # of a line or a document; more would take memory without a bound
 _ROWS = 1024  # of a table, read at a time
@@ -93,20 +93,22 @@ def read_records(
                 counted.add("record whose text is no text")
     except _NoColumn:
         skipped.add(WITHOUT_KEY, name)
-    except (
-        *damaged_errors(),
-        pa.ArrowException,
-        ValueError,  # also of pyarrow, for content that contradicts itself
-        KeyError,
-        IndexError,
-        TypeError,
-        NotImplementedError,
-        MemoryError,  # a damaged size asks for more than there is
-        OverflowError,
-    ) as error:
+    except _errors_of_damage(form) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the content
         skipped.add("damaged", f"{name} after {counted.number} records ({type(error).__name__})")
+
+
+def _errors_of_damage(form: Format) -> tuple[type[Exception], ...]:
+    """What reading a damaged file of this format raises."""
+    errors: list[type[Exception]] = [ValueError, KeyError, IndexError, TypeError]
+    errors += [NotImplementedError, OverflowError]
+    errors.append(MemoryError)  # a damaged size asks for more than there is
+    if form.kind in ("parquet", "arrow"):
+        import pyarrow as pa
+
+        errors.append(pa.ArrowException)
+    return (*damaged_errors(), *errors)
 
 
 def _is_text(value: str) -> bool:
@@ -228,6 +230,8 @@ def _seekable(file: IO[bytes], form: Format) -> Iterator[IO[bytes]]:
 
 
 def _parquet(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
     with _seekable(file, form) as content:
         table = pq.ParquetFile(content, buffer_size=_BUFFER_BYTES)
         root = _column(table.schema_arrow.names, text_key, counted)
@@ -236,14 +240,16 @@ def _parquet(file: IO[bytes], form: Format, text_key: str, counted: _Counted) ->
 
 
 def _arrow(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> Iterator[Any]:
+    from pyarrow import ipc
+
     with _seekable(file, form) as content:
         is_file = content.read(6) == b"ARROW1"
         content.seek(0)
         if is_file:
-            table = pa.ipc.open_file(content)
+            table = ipc.open_file(content)
             batches = (table.get_batch(n) for n in range(table.num_record_batches))
         else:
-            batches = iter(pa.ipc.open_stream(content))
+            batches = iter(ipc.open_stream(content))
         for batch in batches:
             yield from _texts_of(batch, text_key, counted)
 

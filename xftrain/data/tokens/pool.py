@@ -6,6 +6,7 @@ again, and which a daemonic process may not start.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import queue
@@ -24,6 +25,8 @@ from xftrain.errors import RunError
 from xftrain.utils.processes import Process, describe_exit
 
 _QUEUED = 2  # chunks that wait for a process
+_AHEAD = 2  # chunks that a process has: one that it tokenizes, and the next
+_PIPE_BYTES = 1 << 20  # of a pipe to a process
 _WAIT_S = 0.1
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of the control group, as in a container
 _CODE = "import sys; sys.path[:] = {path!r}; from xftrain.data.tokens.worker import main; main()"
@@ -130,6 +133,9 @@ class Pool:
                 stdout=subprocess.PIPE,
                 env={**os.environ, **_VARIABLES},
             )
+            assert process.stdin is not None
+            with suppress(OSError, AttributeError):  # fewer turns of the threads for each chunk
+                fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             self._processes.append(process)
             thread = threading.Thread(target=self._serve, args=(process,), daemon=True)
             self._threads.append(thread)
@@ -140,17 +146,28 @@ class Pool:
         try:
             assert process.stdin is not None and process.stdout is not None
             self._send(process, self._tokenizer)
+            num_sent = 0
             while (request := self._next()) is not None:
                 self._send(process, request)
                 del request
-                if (error := pickle.load(process.stdout)) is not None:
-                    raise error
-                with self._lock:
-                    self.num_done += 1
+                num_sent += 1
+                if num_sent == _AHEAD:
+                    self._receive(process)
+                    num_sent -= 1
+            for _ in range(num_sent):
+                self._receive(process)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             self._errors.append(_death(process))
         except Exception as error:
             self._errors.append(error)
+
+    def _receive(self, process: Process) -> None:
+        """Waits until the process has written a shard."""
+        assert process.stdout is not None
+        if (error := pickle.load(process.stdout)) is not None:
+            raise error
+        with self._lock:
+            self.num_done += 1
 
     def _next(self) -> tuple[Path, Chunk, bytes] | None:
         """The next request; None if there are no more, or the context has ended."""

@@ -1,18 +1,31 @@
 """A process that tokenizes chunks for `pool`: it imports numpy and tokenizers, and not torch.
 
 It reads a pickled tokenizer and then pickled requests from standard input, which only its parent
-writes, and answers each with None or an exception. It ends when its parent does.
+writes, and answers each with None or an exception. A thread reads the next request while a chunk is
+tokenized. The process ends when its parent does.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import queue
 import signal
 import sys
+import threading
+from typing import Any
 
 from xftrain.data.tokens.shards import write_shard
 from xftrain.utils.processes import die_with_parent
+
+
+def _read(requests: queue.Queue[Any]) -> None:
+    """Reads requests until standard input ends, and then None."""
+    try:
+        while True:
+            requests.put(pickle.load(sys.stdin.buffer))
+    except (EOFError, pickle.UnpicklingError):  # cut off by the end of the parent
+        requests.put(None)
 
 
 def main() -> None:
@@ -22,16 +35,15 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no reply
     tokenizer = pickle.load(sys.stdin.buffer)
-    while True:
-        try:
-            path, chunk, digest = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
+    requests: queue.Queue[Any] = queue.Queue(1)
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    while (request := requests.get()) is not None:
+        path, chunk, digest = request
         error: Exception | None = None
         try:
             write_shard(path, chunk, tokenizer, digest)
         except Exception as raised:
             error = raised
-        del chunk
+        del request, chunk
         pickle.dump(error, replies)
         replies.flush()

@@ -70,10 +70,6 @@ class Flex(Backend):
             )
         return reasons
 
-    def packs_at_full_speed(self, device: torch.device) -> bool:
-        """Whether the device is a GPU."""
-        return device.type == "cuda"
-
     def handle_for(self, call: AttnCall) -> _Handle:
         """The block mask and the score function."""
         bias, shape, device = call.bias, call.shape, call.device

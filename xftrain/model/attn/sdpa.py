@@ -77,10 +77,6 @@ class SDPA(Backend):
         reasons += row_reasons(shape.B, "rows", device)
         return reasons + element_reasons((shape.B, longest, shape.H, width), device)
 
-    def packs_at_full_speed(self, device: torch.device) -> bool:
-        """Whether the device is a GPU."""
-        return device.type == "cuda"
-
     def handle_for(self, call: AttnCall) -> _Handle:
         """The documents, their masks if needed, and the ALiBi features."""
         bias, num_positions = call.bias, call.shape.M
