@@ -34,6 +34,15 @@ def is_installed() -> bool:
     return importlib.util.find_spec("xformers") is not None
 
 
+def reason_missing() -> str | None:
+    """Why xFormers cannot be used, and what to install; None if it can."""
+    try:
+        xformers_ops()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
 @cache
 def xformers_ops() -> ModuleType:
     """The module `xformers.ops`, imported once.
