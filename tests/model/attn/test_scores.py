@@ -135,7 +135,7 @@ def test_a_backend_that_does_not_say_that_it_takes_them_is_refused(backend, scor
 def test_auto_takes_a_backend_that_caps() -> None:
     auto = Auto()
     auto.choose([AttnCase(call_of(AttnBias(softcap=5.0)), (0,))])
-    assert auto.chosen is not None and auto.chosen.name == "naive"
+    assert auto.chosen is not None and auto.chosen.takes_softcap
     assert not auto.unsupported(*call_of(AttnBias(softcap=5.0, scale=1.0)))
 
 
