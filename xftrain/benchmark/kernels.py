@@ -44,9 +44,9 @@ def _backend(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     backend = registry.build(checked_option("model.attn", {"name": name}))
     shape = AttnShape(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.shape[3])
     call = AttnCall(AttnBias(), shape, q.dtype, q.device)
-    if reasons := backend.unsupported(*call):
+    if reasons := backend.unsupported_reasons(call):
         raise NotImplementedError("; ".join(reasons))
-    out: Tensor = backend(q, k, v, backend.prepare(*call))
+    out: Tensor = backend(q, k, v, backend.prepare_handle(call))
     return out
 
 

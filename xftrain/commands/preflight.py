@@ -103,10 +103,10 @@ def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
 def _check_backend(model: ModelConfig, backend: Backend, cases: Iterable[AttnCase]) -> None:
     """Checks that the backend runs every attention call of the model."""
     for call, layers in cases:
-        reasons = backend.unsupported(*call)
+        reasons = backend.unsupported_reasons(call)
         if not reasons:
             continue
-        works = [other.name for other in all_backends() if not other.unsupported(*call)]
+        works = [other.name for other in all_backends() if not other.unsupported_reasons(call)]
         raise ConfigError(
             f"model.attn={model.attn.label} cannot run "
             f"{_described(model, layers[0])} in {str(call.dtype).removeprefix('torch.')} "

@@ -242,7 +242,7 @@ def _show_warning(
 
 
 @contextmanager
-def quiet(name: str = "xftrain", level: int = logging.WARNING) -> Iterator[None]:
+def raised_log_level(name: str = "xftrain", level: int = logging.WARNING) -> Iterator[None]:
     """Raises the level of a logger and its children, for scripts that print their own figures."""
     logger = logging.getLogger(name)
     before = logger.level
