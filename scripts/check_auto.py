@@ -21,7 +21,7 @@ from xftrain.interfaces import AttnBias, AttnCall, AttnCase, AttnShape
 from xftrain.model.attn.auto import Auto, times_ms
 from xftrain.model.backends import all_backends
 from xftrain.model.bias.alibi import Alibi
-from xftrain.utils.console import quiet
+from xftrain.utils.console import raised_log_level
 from xftrain.utils.markdown import table
 
 
@@ -102,7 +102,7 @@ def measure(case: Case, device: torch.device, dtype: torch.dtype, *, flex: bool)
     }
 
 
-@quiet()
+@raised_log_level()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.pairs.runs import make_corpus  # noqa: E402
 from tests.reliability.kill_cases import Case, kinds  # noqa: E402
 from tests.reliability.kills import Harness  # noqa: E402
-from xftrain.utils.console import quiet  # noqa: E402
+from xftrain.utils.console import raised_log_level  # noqa: E402
 from xftrain.utils.markdown import table  # noqa: E402
 
 HEADER = (
@@ -55,7 +55,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-@quiet()
+@raised_log_level()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kind", default="one,ranks,text,sweep,benchmark")

@@ -29,7 +29,7 @@ from xftrain.config.run_config import RunConfig
 from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource
 from xftrain.model.gpt import GPT
 from xftrain.train.hardware import compute_dtype, resolve
-from xftrain.utils.console import quiet
+from xftrain.utils.console import raised_log_level
 from xftrain.utils.device_memory import peak_memory_mib, reset_peak_memory
 from xftrain.utils.markdown import table
 from xftrain.utils.timing import wall_ms
@@ -92,7 +92,7 @@ def train(cfg: RunConfig, data: DataSource, batches: list[Batch]) -> list[list[f
     return [times, torch.stack(means[3:]).tolist(), [peak_memory_mib(device)]]
 
 
-@quiet()
+@raised_log_level()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--corpus", default=sysconfig.get_path("stdlib"))

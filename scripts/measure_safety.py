@@ -26,7 +26,7 @@ import xftrain
 from xftrain.commands.signals import StopSignals
 from xftrain.interfaces import LossSums
 from xftrain.train.nonfinite import NonFiniteGuard
-from xftrain.utils.console import quiet
+from xftrain.utils.console import raised_log_level
 
 WITHOUT = ("callbacks.checkpoint=null", "callbacks.watchdog=null")
 
@@ -61,7 +61,7 @@ def unchecked() -> Any:
     return mock.patch.multiple(NonFiniteGuard, check_step=check_step, record=lambda *_: None)
 
 
-@quiet()
+@raised_log_level()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=1000)

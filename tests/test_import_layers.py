@@ -145,6 +145,18 @@ def _circle(imports: dict[str, set[str]]) -> list[str]:
     return next((found for module in imports if (found := search(module, []))), [])
 
 
+def _uses_xformers(text: str) -> bool:
+    """Whether code names the module `xformers.ops` or a part of it."""
+    names = {"xformers_ops", "fmha", "memory_efficient_attention", "_dispatch_fw", "_dispatch_bw"}
+    used = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Name | ast.Attribute):
+            used.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return bool(used & names)
+
+
 MODULES = _modules(ROOT / "xftrain")
 
 
@@ -242,6 +254,37 @@ def test_xformers_is_imported_in_one_unit_only():
     }
     assert importers
     assert {module for module in importers if not _within(module, XFORMERS_UNIT)} == set()
+
+
+def test_the_names_of_xformers_are_used_in_one_unit_only():
+    users = {module for module, path in MODULES.items() if _uses_xformers(path.read_text("utf-8"))}
+    assert users
+    assert {module for module in users if not _within(module, XFORMERS_UNIT)} == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from xftrain.model.attn.xformers_ops.loading import xformers_ops",
+        "loading.xformers_ops().swiglu",
+        "ops.fmha.attn_bias.LowerTriangularMask()",
+        "_dispatch_fw(inputs)",
+    ],
+)
+def test_a_use_of_xformers_is_found(text):
+    assert _uses_xformers(text)
+    assert not _uses_xformers("from xftrain.model.attn.xformers_ops.attention import mask_for")
+
+
+def test_no_function_of_the_commands_and_the_launch_is_long():
+    lengths = {
+        f"{path.relative_to(ROOT)}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for folder in ("commands", "launch")
+        for path in (ROOT / "xftrain" / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert lengths and {name: lines for name, lines in lengths.items() if lines > 40} == {}
 
 
 def test_no_file_is_long():

@@ -193,9 +193,7 @@ def test_a_job_of_a_sweep_in_a_used_folder_sets_its_former_run_aside(command, jo
 
 
 def test_a_benchmark_that_is_repeated_keeps_its_rows_in_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "xftrain.commands.train.registry.measures_times", lambda name: name == "metrics"
-    )
+    monkeypatch.setattr("xftrain.config.registry.measures_times", lambda name: name == "metrics")
     run(tmp_path, *KEPT)
     (tmp_path / "rows.jsonl").write_text("")
     run(tmp_path, *KEPT)

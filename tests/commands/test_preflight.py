@@ -66,8 +66,8 @@ def test_an_xformers_that_is_missing_is_said_and_what_to_install(monkeypatch):
     def missing():
         raise ImportError("xFormers is not installed: pip install xformers==0.0.35")
 
-    monkeypatch.setattr("xftrain.model.ffn.swiglu.xformers_ops", missing)
-    monkeypatch.setattr("xftrain.model.attn.xformers.xformers_ops", missing)
+    monkeypatch.setattr("xftrain.model.attn.xformers_ops.loading.xformers_ops", missing)
+    monkeypatch.setattr("xftrain.model.attn.xformers_ops.swiglu.xformers_ops", missing)
     assert SwiGLU(8, False, impl="xformers").unsupported(CPU)
     said = refusal(options(ffn={"name": "swiglu", "impl": "xformers"}))
     assert said == (

@@ -44,6 +44,20 @@ def _refusal(*overrides: str) -> str:
         ("nope=1", "nope is not a key of the configuration, which has seq, batch_tokens, "),
         ("+nope=1", "nope is not a key of the configuration, which has seq, batch_tokens, "),
         ("model.atn=naive", "model.atn is not a key of model; did you mean model.attn?"),
+        (
+            "learning_rate=1",
+            "learning_rate is not a key of the configuration: use optim.lr=<value>.",
+        ),
+        (
+            "epochs=3",
+            "epochs is not a key of the configuration: a run has no epochs; use "
+            "max_steps=<optimizer steps>.",
+        ),
+        (
+            "model.layers.local.window=8",
+            "model.layers describes no local: name it in model.layers.pattern, and add it, as in "
+            "+model.layers.local.bias={name:window,window:16}.",
+        ),
         ("+model.nope=1", "model.nope is not a key of model, which has dim, "),
         ("model/atn=naive", "model.atn is not a group; did you mean model.attn?"),
         ("model.attn@x=naive", "model.attn@x is not a group; did you mean model.attn?"),

@@ -209,6 +209,14 @@ def test_the_peak_is_the_sum_of_the_layers():
 # ---- who has to know
 
 
+@pytest.mark.parametrize(
+    ("key", "right"), [("window", "bias.window"), ("num_kv_heads", "heads.num_kv_heads")]
+)
+def test_a_field_without_its_part_is_shown_with_it(key, right):
+    with pytest.raises(ConfigError, match=rf"did you mean model\.layers\.local\.{right}\?"):
+        options(*TWO, f"+model.layers.local.{key}=2")
+
+
 def test_a_layer_that_cannot_run_is_named():
     chosen = options(*TWO, "model.num_layers=2", "model.attn=flex")
     tokens_BM = random_tokens(4, 24)

@@ -41,6 +41,7 @@ def test_values_say_what_they_may_be(command: Callable[..., Ended]) -> None:
         "    impl: folded  # one of folded, dense",
         "    window: null  # an integer >= 1 or null",
         "  clip_threshold: 1.0  # a number > 0",
+        "    pattern: null  # names, as [near,far] with +model.layers.near.bias=window and so on",
         "  precision: auto  # one of auto, 32-true, 16-mixed, bf16-mixed, bf16-true",
         "    style: auto  # one of auto, rich, line, none",
     ):

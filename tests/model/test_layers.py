@@ -17,6 +17,7 @@ from xftrain.model.ffn.swiglu import SwiGLU
 from xftrain.model.pos.learned import Learned
 from xftrain.model.pos.rope import RoPE, rotate
 
+GATED = ("swiglu", "geglu")
 WIDTHS = {"gelu": 512, "relu2": 512, "swiglu": 384, "geglu": 384}  # of a model of width 128
 
 
@@ -100,7 +101,7 @@ def test_positions_reach_the_model_or_do_not(pos):
 # ---- head groupings
 
 
-@pytest.mark.parametrize("name", registry.option_names("model/heads"))
+@pytest.mark.parametrize("name", ["mha", "gqa", "mqa"])
 def test_query_heads_share_key_heads_in_order(name):
     """Query head h reads K/V head h * G // H; the projection holds q, then k, then v."""
     torch.manual_seed(0)
@@ -139,7 +140,7 @@ def test_the_model_pairs_heads_as_an_explicit_loop_does():
 
 def by_formula(name: str, layer: nn.Module, x: Tensor) -> Tensor:
     inner = F.linear(x, layer.up.weight, layer.up.bias)
-    gate, value = inner.chunk(2, -1) if name in ("swiglu", "geglu") else (inner, inner)
+    gate, value = inner.chunk(2, -1) if name in GATED else (inner, inner)
     cube = gate + 0.044715 * gate**3
     gelu = 0.5 * gate * (1 + torch.tanh(math.sqrt(2 / math.pi) * cube))
     inner = {
@@ -153,10 +154,22 @@ def by_formula(name: str, layer: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("linear_bias", [False, True])
 @pytest.mark.parametrize("name", registry.option_names("model/ffn"))
+def test_feed_forward_maps_each_position_by_itself(name, linear_bias):
+    torch.manual_seed(0)
+    layer = registry.load_class("model/ffn", name)(128, linear_bias)
+    x = 3 * torch.randn(2, 5, 128)
+    outs = [layer(part) for part in (x, x[:, 2:3])]
+    whole, alone = (out[0] if isinstance(out, tuple) else out for out in outs)
+    assert whole.shape == x.shape and whole.dtype == x.dtype
+    assert torch.allclose(whole[:, 2:3], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("linear_bias", [False, True])
+@pytest.mark.parametrize("name", WIDTHS)
 def test_feed_forward_is_its_formula_with_its_paper_width(name, linear_bias):
     torch.manual_seed(0)
     layer = registry.load_class("model/ffn", name)(128, linear_bias)
-    gated = name in ("swiglu", "geglu")
+    gated = name in GATED
     assert layer.down.weight.shape == (128, WIDTHS[name])
     assert layer.up.weight.shape == ((1 + gated) * WIDTHS[name], 128)
     assert (layer.up.bias is not None) == (layer.down.bias is not None) == linear_bias

@@ -53,6 +53,11 @@ def test_a_block_of_lines_keeps_them(message, secret):
     assert said.endswith("a\n  \tb ${oc.env:PIN}\\x1b[2J")
 
 
+def test_hydras_line_about_a_job_is_indented_by_blanks():
+    line = logging.LogRecord("hydra._internal", logging.INFO, "", 0, "\t#3 : seq=\t8", (), None)
+    assert SafeFormatter("%(message)s").format(line) == "  #3 : seq=\\t8"
+
+
 def test_a_traceback_has_no_secret_in_any_of_its_exceptions(secret):
     try:
         try:

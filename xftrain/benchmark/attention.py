@@ -86,7 +86,7 @@ def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
     """Measures all fields of a row except the times."""
     call, backend = cell.call(), cell.build_backend()
     device = call.device
-    if reasons := backend.unsupported(*call):
+    if reasons := backend.unsupported_reasons(call):
         raise Unsupported("; ".join(reasons))
     prepare = partial(backend.prepare, *call)
     bound = _BoundCall(backend, prepare(), *_inputs(call))
@@ -96,7 +96,7 @@ def _memory_and_errors(cell: AttentionCell) -> dict[str, Any]:
     mask_times = [wall_ms(prepare, device) for _ in range(5)]
     pairs = visible_pairs(call.bias, cell.shape.M)
     row = {
-        "kernel": backend.kernel(*call),
+        "kernel": backend.kernel_name(call),
         "inputs_mib": sum(x.nbytes for x in (*bound.inputs, bound.grad)) / 2**20,
         "extra_mib": memory.extra_mib,
         "peak_mib": memory.peak_mib,
@@ -129,7 +129,7 @@ def _loop_peak_mib(call: _BoundCall, device: torch.device) -> float | None:
 
 def fits(cell: AttentionCell) -> bool:
     """Whether the call runs, forward and backward, within memory."""
-    if reasons := cell.build_backend().unsupported(*cell.call()):
+    if reasons := cell.build_backend().unsupported_reasons(cell.call()):
         raise Unsupported("; ".join(reasons))
     try:
         build_call(cell).both()
@@ -205,7 +205,7 @@ def _loop_times(stopwatch: Stopwatch, call: _BoundCall, estimate_ms: float) -> d
 def build_call(cell: AttentionCell) -> _BoundCall:
     """Builds a cell's call with new random inputs."""
     call, backend = cell.call(), cell.build_backend()
-    return _BoundCall(backend, backend.prepare(*call), *_inputs(call))
+    return _BoundCall(backend, backend.prepare_handle(call), *_inputs(call))
 
 
 def _inputs(call: AttnCall) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
@@ -217,7 +217,7 @@ def _inputs(call: AttnCall) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
 def errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
     """Measures relative errors of the output and of each gradient against float64."""
     qkv, grad = _random_qkv(call)
-    handle = backend.prepare(*call)
+    handle = backend.prepare_handle(call)
     results = output_and_grads(_bound(backend, handle), qkv, grad)
     truth = output_and_grads(
         lambda q, k, v: exact(q, k, v, call.bias), tuple(x.double() for x in qkv), grad.double()
@@ -230,11 +230,11 @@ def _segment_errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
     """Measures the largest error of packed documents, and of the same documents run one by one."""
     bias, shape, dtype, device = call
     qkv, grad = _random_qkv(call)
-    handle = backend.prepare(*call)
+    handle = backend.prepare_handle(call)
     packed = output_and_grads(_bound(backend, handle), qkv, grad)
     single = backend
     if backend.needs_compilation:  # it would compile for every length: use another backend
-        single = Naive() if SDPA().unsupported(*call) else SDPA()
+        single = Naive() if SDPA().unsupported_reasons(call) else SDPA()
     truths, alone_results = [], []
     documents = zip(bias.segments(shape.M), bias.documents(shape.M), strict=True)
     for (start, end), (_, alone_bias) in documents:
@@ -243,7 +243,7 @@ def _segment_errors(backend: Backend, call: AttnCall) -> dict[str, Any]:
         wide = tuple(x.double() for x in part)
         truths.append(output_and_grads(exactly, wide, part_grad.double()))
         alone_shape = AttnShape(1, end - start, shape.H, shape.G, shape.K)
-        alone_handle = single.prepare(alone_bias, alone_shape, dtype, device)
+        alone_handle = single.prepare_handle(AttnCall(alone_bias, alone_shape, dtype, device))
         alone_results.append(output_and_grads(_bound(single, alone_handle), part, part_grad))
     worst_packed = worst_alone = 0.0
     for index, mine in enumerate(packed):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xftrain.config import registry
 from xftrain.config.option_checks import checked_option
 from xftrain.interfaces import AttnBias, AttnCall, AttnShape
-from xftrain.model.attn.xformers_ops.loading import xformers_ops
-from xftrain.model.attn.xformers_ops.operators import operator_pairs
+from xftrain.model.attn.xformers_ops.operators import causal_kernels
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal, [B, M, H, K] each
 
@@ -34,21 +32,21 @@ def kernels(device: torch.device) -> dict[str, Kernel]:
     found: dict[str, Kernel] = {name: partial(_backend, name) for name in _SINGLE_KERNEL_BACKENDS}
     found |= {name: partial(_sdpa, backend) for name, backend in _SDPA.items()}
     try:
-        pairs = operator_pairs()
+        operators = causal_kernels()
     except ImportError:
         return found | {"xformers": partial(_backend, "xformers")}  # raises with what is missing
     if device.type == "cpu":
         return found | {"xformers cpu-flash": partial(_backend, "xformers")}
-    return found | {f"xformers {name}": partial(_xformers, pair) for name, pair in pairs.items()}
+    return found | {f"xformers {name}": kernel for name, kernel in operators.items()}
 
 
 def _backend(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     backend = registry.build(checked_option("model.attn", {"name": name}))
     shape = AttnShape(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.shape[3])
     call = AttnCall(AttnBias(), shape, q.dtype, q.device)
-    if reasons := backend.unsupported(*call):
+    if reasons := backend.unsupported_reasons(call):
         raise NotImplementedError("; ".join(reasons))
-    out: Tensor = backend(q, k, v, backend.prepare(*call))
+    out: Tensor = backend(q, k, v, backend.prepare_handle(call))
     return out
 
 
@@ -67,15 +65,3 @@ def _torch_reasons(caught: list[warnings.WarningMessage]) -> str:
     lines = [" ".join(str(w.message).partition("(Triggered")[0].split()) for w in caught]
     kept = [line for line in lines if "not used because" not in line and "disabled" not in line]
     return "; ".join(dict.fromkeys(kept))
-
-
-def _xformers(pair: tuple[Any, Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    ops = xformers_ops()
-    mask = ops.fmha.attn_bias.LowerTriangularMask()
-    if pair[1] is None:  # an operator for inference
-        q, k, v = q.detach(), k.detach(), v.detach()
-    try:
-        out: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=mask, op=pair)
-    except ValueError as error:  # raised for inputs that the operator does not support
-        raise NotImplementedError(str(error)) from error
-    return out

@@ -147,9 +147,9 @@ def bars(rows: Sequence[Row], field: str, label: str, names: Sequence[str]) -> F
         names: fields that name a bar; those that are equal in all rows are put into the title.
     """
     ran = sorted((r for r in rows if r["status"] == "ok" and r.get(field)), key=lambda r: -r[field])
-    varied = [name for name in names if len({str(row[name]) for row in rows}) > 1]
-    varied = varied or [names[0]]
-    same = " ".join(str(rows[0][name]) for name in names if name not in varied)
+    differing = [name for name in names if len({str(row[name]) for row in rows}) > 1]
+    differing = differing or [names[0]]
+    same = " ".join(str(rows[0][name]) for name in names if name not in differing)
     left_out = f", the first {_MAX_BARS} of {len(ran)}" if len(ran) > _MAX_BARS else ""
     ran = ran[:_MAX_BARS]
     made = new_figure(7.0, 1.1 + 0.32 * max(len(ran), 1))
@@ -165,7 +165,7 @@ def bars(rows: Sequence[Row], field: str, label: str, names: Sequence[str]) -> F
         highest = max([row[field], *(end for end in ends if end is not None)])
         weight = "bold" if is_best else "normal"
         axis.text(highest, place, text, va="center", fontsize=8, fontweight=weight)
-    axis.set_yticks(range(len(ran)), [" ".join(str(row[n]) for n in varied) for row in ran])
+    axis.set_yticks(range(len(ran)), [" ".join(str(row[n]) for n in differing) for row in ran])
     axis.invert_yaxis()
     axis.margins(x=0.2)
     axis.set_xlim(left=0)

@@ -44,8 +44,10 @@ def exact(q: Tensor, k: Tensor, v: Tensor, bias: AttnBias) -> Tensor:
     outs = []
     for head in range(num_heads):
         group = head * num_groups // num_heads
-        products = q[:, :, head] @ k[:, :, group].transpose(1, 2)
-        scores = bias.scores(products, q.shape[-1]) + bias_HMM[head if bias_HMM.shape[0] > 1 else 0]
+        dot_products = q[:, :, head] @ k[:, :, group].transpose(1, 2)
+        scores = (
+            bias.scores(dot_products, q.shape[-1]) + bias_HMM[head if bias_HMM.shape[0] > 1 else 0]
+        )
         outs.append(scores.softmax(dim=-1) @ v[:, :, group])
     return torch.stack(outs, dim=2)
 

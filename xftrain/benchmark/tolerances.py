@@ -68,7 +68,7 @@ def check_parity(
     truth = output_and_grads(
         lambda q, k, v: exact(q, k, v, bias), tuple(x.double() for x in qkv), grad.double()
     )
-    handle = backend.prepare(*call)
+    handle = backend.prepare_handle(call)
     results = output_and_grads(lambda q, k, v: backend(q, k, v, handle), qkv, grad)
     baseline = torch_errors(qkv, grad, bias, truth)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,12 @@ from xftrain.config.option_checks import checked_option
 from xftrain.errors import RunError
 from xftrain.interfaces import Batch
 from xftrain.memory.prediction import predict
-from xftrain.utils.device_memory import peak_memory_mib, total_memory_bytes, usable_memory_bytes
+from xftrain.utils.device_memory import (
+    is_out_of_memory,
+    peak_memory_mib,
+    total_memory_bytes,
+    usable_memory_bytes,
+)
 
 _BUDGET = 0.5  # the suggested model.activation_budget
 
@@ -108,3 +114,14 @@ def _peak_bytes(run: Prepared) -> int:
     if run.cfg.model.activation_checkpointing == "auto":
         return peak.total(peak.cheapest_fitting_plan(usable_memory_bytes(run.device)))
     return peak.total(model.recompute_plan)
+
+
+@contextmanager
+def out_of_memory_explained(run: Prepared) -> Iterator[None]:
+    """Replaces an out-of-memory error by one that names remedies."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, run) from error

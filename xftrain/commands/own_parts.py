@@ -233,7 +233,7 @@ def _check_backend(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
     backend, shape = trial.build(option), call.shape
     if backend.needs_compilation:  # uncompiled, it may need far more memory than a step has
         return
-    made = backend(*_random_qkv(trial, call), backend.prepare(*call))
+    made = backend(*_random_qkv(trial, call), backend.prepare_handle(call))
     label = _method_label(option, backend, "__call__")
     trial.expect(label, made, "B, M, H, K", shape.B, shape.M, shape.H, shape.K)
 

@@ -85,7 +85,7 @@ def _reason_against(cfg: RunConfig, device: torch.device, dtype: torch.dtype) ->
         model = assemble(cfg.model, num_tokens=1)
     seqlens = (cfg.seq,) * cfg.batch_size
     cases = model.attention_cases(1, sum(seqlens), seqlens, (device, dtype))
-    reasons = [why for case in cases for why in model.backend.unsupported(*case.call)]
+    reasons = [why for case in cases for why in model.backend.unsupported_reasons(case.call)]
     return f"because {name} cannot compute packed rows ({reasons[0]})" if reasons else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -15,7 +15,15 @@ from xftrain.config import registry
 from xftrain.config.layer_pattern import layer_names, layer_options
 from xftrain.config.run_config import ModelConfig, RunConfig, TrainerConfig
 from xftrain.errors import ConfigError
-from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss, load_batch
+from xftrain.interfaces import (
+    IGNORED_LABEL,
+    AttnCase,
+    Backend,
+    Batch,
+    DataSource,
+    Loss,
+    load_batch,
+)
 from xftrain.interfaces.batch_checks import describe_value
 from xftrain.interfaces.model import checked_reasons
 from xftrain.model.backends import all_backends
@@ -49,27 +57,12 @@ def check_runnable(
     if batch.seqlens is not None:
         # later batches may have a document as long as the whole row
         cases += model.attention_cases(1, cfg.seq, (cfg.seq,), target)
-    for call, layers in cases:
-        reasons = model.backend.unsupported(*call)
-        if not reasons:
-            continue
-        works = [backend.name for backend in all_backends() if not backend.unsupported(*call)]
-        raise ConfigError(
-            f"model.attn={cfg.model.attn.label} cannot run "
-            f"{_described(cfg.model, layers[0])} in {str(dtype).removeprefix('torch.')} "
-            f"on {device.type}: {'; '.join(reasons)}. Nearest choice that works: "
-            f"model.attn={works[0]}."
-        )
+    _check_backend(cfg.model, model.backend, cases)
     optim = registry.build(cfg.optim)
     _check_graphs(cfg, {"loss": loss, "optim": optim}, batch, device)
     if hasattr(optim, "option_by_parameter"):
         optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
-    for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
-        unsupported = getattr(part, "unsupported", None)
-        if unsupported is None:
-            continue
-        if reasons := checked_reasons(part, "unsupported", unsupported(device)):
-            raise ConfigError(f"{'; '.join(reasons)}.")
+    _check_device([*(block.ffn for block, _ in model.distinct_blocks()), loss], device)
     for call, _ in cases:
         model.check_length(max(call.bias.seqlens or (call.shape.M,)))
     is_mixed = hardware.is_mixed(cfg.trainer.precision, dtype)
@@ -105,6 +98,31 @@ def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
     validated = (ValBatches(data, rank, devices, overfit_batches, limit) for rank in range(devices))
     if not any((batch.labels_BM != IGNORED_LABEL).any() for batch in chain(*validated)):
         raise ConfigError(NO_LABEL)
+
+
+def _check_backend(model: ModelConfig, backend: Backend, cases: Iterable[AttnCase]) -> None:
+    """Checks that the backend runs every attention call of the model."""
+    for call, layers in cases:
+        reasons = backend.unsupported_reasons(call)
+        if not reasons:
+            continue
+        works = [other.name for other in all_backends() if not other.unsupported_reasons(call)]
+        raise ConfigError(
+            f"model.attn={model.attn.label} cannot run "
+            f"{_described(model, layers[0])} in {str(call.dtype).removeprefix('torch.')} "
+            f"on {call.device.type}: {'; '.join(reasons)}. Nearest choice that works: "
+            f"model.attn={works[0]}."
+        )
+
+
+def _check_device(parts: Iterable[object], device: torch.device) -> None:
+    """Checks that the feed-forwards and the loss run on the device."""
+    for part in parts:
+        unsupported = getattr(part, "unsupported", None)
+        if unsupported is None:
+            continue
+        if reasons := checked_reasons(part, "unsupported", unsupported(device)):
+            raise ConfigError(f"{'; '.join(reasons)}.")
 
 
 def _check_graphs(

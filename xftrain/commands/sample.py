@@ -67,33 +67,14 @@ def sample(
         result["device"] = hardware.device_name(device)
         reset_peak_memory(device)
         vocabulary = _vocabulary(checkpoint, path.parent)
-        own = config.to_dict()
-        shown = redaction.without_secrets(cfg, own)["model"]
-        saved = with_own_parts(checkpoint["xftrain"]["config"], own["model"], shown)
-        model = _model(model_of(saved), checkpoint["state_dict"], vocabulary).to(device)
+        model = _model(_model_config(cfg, config, checkpoint), checkpoint, vocabulary).to(device)
         prompt_BM = _prompt(checkpoint, vocabulary, config.prompt).to(device)
-        model.check_length(prompt_BM.shape[1])
-        num_tokens = max_new_tokens(model, prompt_BM, config.num_tokens)
-        if num_tokens < config.num_tokens:
-            log.warning("num_tokens: the model has positions for only %d more tokens", num_tokens)
         dtype = hardware.compute_dtype(precision)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            tokens_BM = generate(
-                model,
-                prompt_BM,
-                num_tokens,
-                vocab_size=vocabulary.vocab_size,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                seed=config.seed,
-            )
-        prompt = vocabulary.decode(prompt_BM[0].tolist())
-        decode_rest = getattr(vocabulary, "decode_rest", vocabulary.decode)
-        added = decode_rest(tokens_BM[0, prompt_BM.shape[1] :].tolist())
-        shown = redaction.hidden(printable(sample_text(prompt, added)))
-        log.info("step %d of %s:\n%s", checkpoint["global_step"], one_line(str(config.ckpt)), shown)
+        tokens_BM = _sampled(config, model, prompt_BM, vocabulary.vocab_size, dtype)
+        text = _decoded(vocabulary, tokens_BM[0].tolist(), prompt_BM.shape[1])
+        log.info("step %d of %s:\n%s", checkpoint["global_step"], one_line(str(config.ckpt)), text)
         folder.start_new_run()
-        replace_text(run_dir / "sample.txt", shown + "\n")
+        replace_text(run_dir / "sample.txt", text + "\n")
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
         log.info("sample: %s", run_dir / "sample.txt")
     return result
@@ -116,8 +97,18 @@ def _vocabulary(checkpoint: Mapping[str, Any], folder: Path) -> Vocabulary:
     return old_checkpoint_vocabulary(saved["config"], checkpoint["global_step"])
 
 
-def _model(config: ModelConfig, state: Mapping[str, Tensor], vocabulary: Vocabulary) -> GPT:
+def _model_config(
+    cfg: DictConfig, config: SampleConfig, checkpoint: Mapping[str, Any]
+) -> ModelConfig:
+    """The checkpoint's model, with the user's own classes that this command composes again."""
+    own = config.to_dict()
+    shown = redaction.without_secrets(cfg, own)["model"]
+    return model_of(with_own_parts(checkpoint["xftrain"]["config"], own["model"], shown))
+
+
+def _model(config: ModelConfig, checkpoint: Mapping[str, Any], vocabulary: Vocabulary) -> GPT:
     """Builds the checkpoint's model, after checking its sizes against those of the weights."""
+    state = checkpoint["state_dict"]
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     if config.num_layers > len(weights):
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
@@ -179,6 +170,33 @@ def _planned(config: ModelConfig, num_tokens: int) -> dict[str, Tensor]:
         weights = weights_by_kind[names[number % len(names)]].items()
         planned |= {f"{_BLOCKS}{number}.{rest}": weight for rest, weight in weights}
     return planned
+
+
+def _sampled(
+    config: SampleConfig, model: GPT, prompt_BM: Tensor, vocab_size: int, dtype: torch.dtype
+) -> Tensor:
+    """The prompt and the tokens that the model adds to it, [1, M + new tokens]."""
+    model.check_length(prompt_BM.shape[1])
+    num_tokens = max_new_tokens(model, prompt_BM, config.num_tokens)
+    if num_tokens < config.num_tokens:
+        log.warning("num_tokens: the model has positions for only %d more tokens", num_tokens)
+    with torch.autocast(prompt_BM.device.type, dtype, enabled=dtype != torch.float32):
+        return generate(
+            model,
+            prompt_BM,
+            num_tokens,
+            vocab_size=vocab_size,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            seed=config.seed,
+        )
+
+
+def _decoded(vocabulary: Vocabulary, tokens: list[int], prompt_tokens: int) -> str:
+    """The sample as printable text, which marks where the prompt ends."""
+    prompt = vocabulary.decode(tokens[:prompt_tokens])
+    decode_rest = getattr(vocabulary, "decode_rest", vocabulary.decode)
+    return redaction.hidden(printable(sample_text(prompt, decode_rest(tokens[prompt_tokens:]))))
 
 
 def _prompt(checkpoint: Mapping[str, Any], vocabulary: Vocabulary, text: str | None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -14,12 +13,14 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig
 
-from xftrain.commands import builder
 from xftrain.commands.callbacks import RunCallbacks
-from xftrain.commands.description import adds_rows, log_model_and_batch, resolved_yaml
+from xftrain.commands.description import adds_rows, resolved_yaml
+from xftrain.commands.early_stop import StoppableTrainer
+from xftrain.commands.fit import fit
 from xftrain.commands.last_save import LastSave
 from xftrain.commands.loggers import RunLoggers
-from xftrain.commands.out_of_memory import out_of_memory
+from xftrain.commands.model import build_model, build_module
+from xftrain.commands.out_of_memory import out_of_memory_explained
 from xftrain.commands.prepare import Prepared, prepare
 from xftrain.commands.profilers import end_profile, stop_profiling
 from xftrain.commands.quiet_lightning import quiet_lightning
@@ -32,7 +33,6 @@ from xftrain.commands.result_file import (
 from xftrain.commands.saved_choices import (
     Choices,
     SavedChoices,
-    choose_kernel,
     loss_name,
     machine_properties,
     saved_choices,
@@ -41,31 +41,24 @@ from xftrain.commands.signals import StopSignals
 from xftrain.commands.start import RunStart
 from xftrain.commands.sweep_job import compare_in_sweep
 from xftrain.commands.trainer import build_trainer
-from xftrain.config import registry
 from xftrain.config.checks import check_num_processes
 from xftrain.config.compose import default_options, validate_as
-from xftrain.config.own_code import own_code
 from xftrain.config.run_config import RunConfig
 from xftrain.config.tree import changes_tree
-from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.folders.run_folder import RunFolder
 from xftrain.kernels.matmul import Autotuner, set_autotuner
-from xftrain.memory.plan import plan_memory
 from xftrain.model.gpt import GPT
-from xftrain.train import distributed, hardware
+from xftrain.train import distributed
 from xftrain.train.graphed_loop import GraphedLoop
 from xftrain.train.module import TrainingModule
-from xftrain.train.nonfinite import NonFiniteGuard
 from xftrain.train.same_data import digest_of
 from xftrain.utils import redaction
 from xftrain.utils.compilation import reset_compilation
-from xftrain.utils.device_memory import is_out_of_memory, peak_memory_mib
+from xftrain.utils.device_memory import peak_memory_mib
 from xftrain.utils.optional import optional_step
 from xftrain.utils.processes import rank
 
 log = logging.getLogger(__name__)
-
-_BAD_STATE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def run(
@@ -93,23 +86,39 @@ def run(
     folder = RunFolder(run_dir, is_writer=rank() == 0)
     with recorded(folder) as result, _process_restored():
         checked = checked or validate_as(RunConfig, cfg)
-        shown = redaction.without_secrets(cfg, checked.to_dict())
         check_num_processes(checked.trainer.devices)
         distributed.set_lightning_rank()
-        folder.write_config(resolved_yaml(cfg))
-        log.info("%s", changes_tree(shown, default_options()))
+        shown = _record_config(cfg, checked, folder)
         with StopSignals() as stop:
             prepared = prepare(checked, shown, run_dir)
-            result["data_digest"] = digest_of(prepared.data)
-            # under torchrun, Hydra made a folder for each rank
-            result["run_dir"] = distributed.broadcast_from_rank_0(str(run_dir))
-            compare_in_sweep(Path(result["run_dir"]), result["data_digest"])
-            with _out_of_memory_explained(prepared):
+            _record_data(prepared, run_dir, result)
+            with out_of_memory_explained(prepared):
                 _train(prepared, folder, result, stop)
+    _log_summary(checked, result)
+    return result
+
+
+def _record_config(cfg: DictConfig, checked: RunConfig, folder: RunFolder) -> dict[str, Any]:
+    """Writes the configuration, logs what differs from the defaults, and returns it to be shown."""
+    shown = redaction.without_secrets(cfg, checked.to_dict())
+    folder.write_config(resolved_yaml(cfg))
+    log.info("%s", changes_tree(shown, default_options()))
+    return shown
+
+
+def _record_data(run: Prepared, run_dir: Path, result: dict[str, Any]) -> None:
+    """Records the digest of the data and the run folder, and compares the data within a sweep."""
+    result["data_digest"] = digest_of(run.data)
+    # under torchrun, Hydra made a folder for each rank
+    result["run_dir"] = distributed.broadcast_from_rank_0(str(run_dir))
+    compare_in_sweep(Path(result["run_dir"]), result["data_digest"])
+
+
+def _log_summary(checked: RunConfig, result: dict[str, Any]) -> None:
+    """Logs the result of the run, on rank 0."""
     if rank() == 0:
         kinds = [logger.name for logger in checked.logger.values()]
         log_summary(result, with_tensorboard="tensorboard" in kinds)
-    return result
 
 
 def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals) -> None:
@@ -117,25 +126,38 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
     run_dir = Path(result["run_dir"])
     saved = saved_choices(run.ckpt, run.cfg.ckpt, folder)
     tuner = Autotuner(saved.matmul) if run.cfg.matmul == "auto" else None
-    model = _build_model(run, folder, result, saved, tuner)
-    module = _build_module(run, model)
+    model = build_model(run, folder, result, saved, tuner)
+    module = build_module(run, model)
     loggers = RunLoggers(run.cfg.logger, run_dir)
     callbacks = RunCallbacks(run.cfg.callbacks)
-    start = RunStart(
-        folder,
-        run.ckpt,
-        loggers.all,
-        is_same=adds_rows(run.cfg.callbacks, run_dir),
-        on_start=partial(loggers.start, run.shown, result["kernel"], run.data),
-    )
+    start = _build_start(run, folder, loggers, run_dir, result["kernel"])
     own = [start, _choices(run, model, saved, tuner, result["kernel"]), LastSave()]
-    in_order = [*own, *callbacks.all, *callbacks.bars, stop]
-    bars, place = bool(callbacks.bars), (run_dir, run.device, run.precision)
     trainer = build_trainer(
-        *(run.cfg, *place, in_order, start.early_loggers), show_bar=bars, key_of=callbacks.key_of
+        run.cfg,
+        run_dir,
+        run.device,
+        run.precision,
+        [*own, *callbacks.all, *callbacks.bars, stop],
+        start.early_loggers,
+        show_bar=bool(callbacks.bars),
+        key_of=callbacks.key_of,
     )
     if run.cfg.compile == "cudagraphs":
         trainer.fit_loop.epoch_loop = GraphedLoop(trainer, module)
+    _fit_and_validate(run, trainer, module, loggers, callbacks, stop, result)
+
+
+def _fit_and_validate(
+    run: Prepared,
+    trainer: StoppableTrainer,
+    module: TrainingModule,
+    loggers: RunLoggers,
+    callbacks: RunCallbacks,
+    stop: StopSignals,
+    result: dict[str, Any],
+) -> None:
+    """Trains and validates; closes the loggers and records the figures, however training ends."""
+    run_dir = Path(result["run_dir"])
     if rank() == 0:
         callbacks.watch(
             lambda message: write_failed_result(
@@ -144,7 +166,7 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
         )
     is_complete = False
     try:
-        _fit(run, trainer, module)
+        fit(run, trainer, module)
         result["stop_reason"] = trainer.stop_reason()
         stop.end_if_received()
         result["metrics"] = _finish(run, trainer, module, run_dir)
@@ -159,49 +181,16 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
         result["tokens_per_s"] = callbacks.tokens_per_s()
 
 
-def _build_model(
-    run: Prepared,
-    folder: RunFolder,
-    result: dict[str, Any],
-    saved: SavedChoices,
-    tuner: Autotuner | None,
-) -> GPT:
-    """Builds the model: chooses the attention kernel, plans memory and compiles the blocks."""
-    cfg, batch, device = run.cfg, run.batch, run.device
-    torch.manual_seed(cfg.seed)
-    model = builder.assemble(cfg.model, run.vocab_size)
-    log_model_and_batch(model, cfg, batch, device, run.precision)
-    result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    result["device"] = hardware.device_name(device)
-    result["kernel"] = choose_kernel(model, batch, device, run.dtype, saved, folder)
-    set_autotuner(tuner)  # before planning: autotuned matmuls save less
-    predicted = plan_memory(cfg, model, run.loss, batch, run.dtype, device)
-    result["predicted_peak_mib"] = predicted and round(predicted, 1)
-    if cfg.compile:
-        torch._dynamo.reset()  # drops the compiled blocks of an earlier run in this process
-        model.compile_blocks(packed=batch.seqlens is not None)
-    return model
-
-
-def _build_module(run: Prepared, model: GPT) -> TrainingModule:
-    """Builds the LightningModule."""
-    cfg = run.cfg
-    return TrainingModule(
-        model,
-        run.loss,
-        run.data,
-        registry.build(cfg.optim),
-        registry.build(cfg.schedule),
-        seed=cfg.seed,
-        saved={
-            "config": run.shown,
-            "environment": redaction.digests(),
-            "own_code": own_code(cfg.to_dict()),
-        },
-        guard=NonFiniteGuard(
-            on_nonfinite=cfg.on_nonfinite, max_skipped_steps=cfg.max_skipped_steps
-        ),
-        overfit_batches=cfg.trainer.overfit_batches,
+def _build_start(
+    run: Prepared, folder: RunFolder, loggers: RunLoggers, run_dir: Path, kernel: str
+) -> RunStart:
+    """Builds the callback that prepares the folder and the loggers once training starts."""
+    return RunStart(
+        folder,
+        run.ckpt,
+        loggers.all,
+        is_same=adds_rows(run.cfg.callbacks, run_dir),
+        on_start=partial(loggers.start, run.shown, kernel, run.data),
     )
 
 
@@ -212,23 +201,6 @@ def _choices(
     loss = loss_name(run.loss, run.batch, run.vocab_size, run.device)
     ran_as = {"precision": run.precision, "attention kernel": kernel, "loss": loss}
     return Choices(model.backend, ran_as | machine_properties(run.device), saved, tuner)
-
-
-def _fit(run: Prepared, trainer: pl.Trainer, module: TrainingModule) -> None:
-    """Trains; errors while the checkpoint is restored are reported as errors of the checkpoint."""
-    try:
-        trainer.fit(module, ckpt_path=run.ckpt, weights_only=True)
-    except _BAD_STATE as error:
-        is_explained = isinstance(error, ConfigError | RunError) or is_out_of_memory(error)
-        frames = traceback.walk_tb(error.__traceback__)
-        file_names = {Path(frame.f_code.co_filename).name for frame, _ in frames}
-        is_restoring = not module.has_begun and "checkpoint_connector.py" in file_names
-        if run.ckpt is None or is_explained or not is_restoring:
-            raise
-        raise ConfigError(
-            f"ckpt={run.ckpt} cannot be resumed ({first_line(error)}): its content is not what "
-            "this version of xftrain saves; give another one, or none to train from the start."
-        ) from error
 
 
 def _finish(
@@ -271,17 +243,6 @@ def _final_progress(
         if was_interrupted
         else {"steps": trainer.global_step}
     )
-
-
-@contextmanager
-def _out_of_memory_explained(run: Prepared) -> Iterator[None]:
-    """Replaces an out-of-memory error by one that names remedies."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory(error, run) from error
 
 
 @contextmanager

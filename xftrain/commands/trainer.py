@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -16,6 +17,18 @@ from xftrain.commands.early_stop import StoppableTrainer, StopReason, TimeLimit
 from xftrain.commands.profilers import build_profiler
 from xftrain.config.run_config import RunConfig
 from xftrain.train.distributed import DDP, StartedRanks
+
+# Keys under `trainer` that Lightning has too, with the same meaning.
+_SHARED_KEYS = (
+    "accumulate_grad_batches",
+    "devices",
+    "gradient_clip_val",
+    "log_every_n_steps",
+    "val_check_interval",
+    "num_sanity_val_steps",
+    "limit_val_batches",
+    "detect_anomaly",
+)
 
 
 def build_trainer(
@@ -41,25 +54,12 @@ def build_trainer(
         show_bar: whether one of the callbacks is a progress bar.
         key_of: returns the key of a callback in the configuration, or None.
     """
-    keys = cfg.trainer
-    limits = [TimeLimit(keys.max_time)] if keys.max_time is not None else []
+    limits = [TimeLimit(time)] if (time := cfg.trainer.max_time) is not None else []
     trainer = StoppableTrainer(
+        **_settings(cfg),
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=keys.devices,
-        strategy=DDP() if keys.devices > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]
-        accumulate_grad_batches=keys.accumulate_grad_batches,
-        gradient_clip_val=keys.gradient_clip_val,
-        log_every_n_steps=keys.log_every_n_steps,
-        val_check_interval=keys.val_check_interval,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=keys.num_sanity_val_steps,
-        limit_val_batches=keys.limit_val_batches,
-        detect_anomaly=keys.detect_anomaly,
-        profiler=build_profiler(keys.profiler, run_dir),
-        max_steps=cfg.max_steps,
-        max_epochs=-1,
-        deterministic=cfg.deterministic,
+        profiler=build_profiler(cfg.trainer.profiler, run_dir),
         callbacks=[StopReason(key_of), *callbacks, *limits],
         logger=loggers or False,
         # the ranks are running already; under Slurm, Lightning would install signal handlers
@@ -68,15 +68,32 @@ def build_trainer(
         # true without a checkpoint callback would add Lightning's own
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         enable_progress_bar=show_bar,
-        enable_model_summary=False,  # xftrain logs one line instead
-        use_distributed_sampler=False,  # the data source takes the rank
-        inference_mode=False,  # validation shares the training step's compiled code
     )
+    _replace_slow_and_unsafe_parts(trainer)
+    return trainer
+
+
+def _settings(cfg: RunConfig) -> dict[str, Any]:
+    """Lightning's arguments that need nothing but the configuration."""
+    return {
+        **{key: getattr(cfg.trainer, key) for key in _SHARED_KEYS},
+        "max_steps": cfg.max_steps,
+        "max_epochs": -1,
+        "deterministic": cfg.deterministic,
+        "strategy": DDP() if cfg.trainer.devices > 1 else "auto",
+        "check_val_every_n_epoch": None,
+        "enable_model_summary": False,  # xftrain logs one line instead
+        "use_distributed_sampler": False,  # the data source takes the rank
+        "inference_mode": False,  # validation shares the training step's compiled code
+    }
+
+
+def _replace_slow_and_unsafe_parts(trainer: StoppableTrainer) -> None:
+    """Replaces parts of Lightning that wait in each step, or restore untrusted checkpoints."""
     trainer._checkpoint_connector = _NamedCheckpoints(trainer)
     # Lightning's own handling of SIGTERM makes several ranks wait for the device in each step; see
     # `signals`
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    return trainer
 
 
 class _NamedCheckpoints(_CheckpointConnector):

@@ -124,6 +124,11 @@ def _no_such_key(cause: OmegaConfBaseException) -> str:
     parent, node = key.rpartition(".")[0], cause.parent_node
     if said := use_instead(key):
         return said
+    if parent == "model.layers":
+        return (
+            f"model.layers describes no {key.rpartition('.')[2]}: name it in model.layers.pattern, "
+            f"and add it, as in +{key}.bias={{name:window,window:16}}."
+        )
     siblings = [str(name) for name in node] if isinstance(node, DictConfig) else []
     known = [f"{parent}.{name}" if parent else name for name in siblings]
     is_option = group_of(parent) in GROUPS and "name" in siblings

@@ -118,14 +118,21 @@ def _checked_entry(key: str, entry: Any, own: Options) -> Options:
     checked: dict[str, OptionConfig] = {}
     for part, given in entry.items():
         if part not in PARTS:
-            raise ConfigError(
-                unknown_key(f"{key}.{part}", [f"{key}.{name}" for name in PARTS], key)
-            )
+            raise ConfigError(_unknown_part(key, str(part)))
         part_key = f"{key}.{part}"
         checked[part] = checked_option(part_key, _completed(part_key, part, given, own[part]))
         if part == "pos":
             _check_position(checked[part], own["pos"])
     return MappingProxyType(checked)
+
+
+def _unknown_part(key: str, part: str) -> str:
+    """The error sentence for a key of a layer; a field of an option is shown in its place."""
+    for group in PARTS:
+        for name in option_names(f"model/{group}"):
+            if part in _file_values(group, name):
+                return f"{key}.{part} is not a key of {key}; did you mean {key}.{group}.{part}?"
+    return unknown_key(f"{key}.{part}", [f"{key}.{name}" for name in PARTS], key)
 
 
 def _completed(key: str, part: str, given: Any, own: OptionConfig) -> Any:

@@ -36,8 +36,18 @@ USE_INSTEAD = {
 }
 
 
+# Root keys by the names that other programs use, each with the end of the same message.
+_OTHER_NAMES = {
+    "learning_rate": "use optim.lr=<value>",
+    "epochs": "a run has no epochs; use max_steps=<optimizer steps>",
+}
+_OTHER_NAMES |= dict.fromkeys(("num_epochs", "max_epochs"), _OTHER_NAMES["epochs"])
+
+
 def use_instead(key: str) -> str | None:
-    """The error message that refuses a dotted key; None if Lightning does not have the key."""
+    """The error message that refuses a key of Lightning or of other programs; None for others."""
+    if (reason := _OTHER_NAMES.get(key)) is not None:
+        return f"{key} is not a key of the configuration: {reason}."
     group, _, name = key.partition(".")
     reason = USE_INSTEAD.get(name) if group == "trainer" else None
     return reason and f"{key} is a key of Lightning's Trainer that xftrain does not have: {reason}."

@@ -54,8 +54,8 @@ class Backend(ABC):
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """Reasons why its kernel cannot run a call; empty means that it can.
 
-        `unsupported` checks beforehand, for every backend, whether the bias fits the batch, and
-        whether the class declares that it takes a scale or a soft cap.
+        `unsupported_reasons` checks beforehand, for every backend, whether the bias fits the batch,
+        and whether the class declares that it takes a scale or a soft cap.
 
         Args:
             call: the attention call.
@@ -96,8 +96,40 @@ class Backend(ABC):
         """Temporary bytes of the backward pass, beside the gradient of one tensor."""
         return 0
 
-    # The rest of the package calls these, as `backend.unsupported(*call)`: they run the checks that
-    # all backends share, and then the backend's own method.
+    # The rest of the package calls these: they run the checks that all backends share, and then the
+    # backend's own method.
+
+    def unsupported_reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
+        """Reasons why the call cannot run; empty means that it runs, forward and backward."""
+        if found := [*call.bias.misfits(call.shape), *self._score_reasons(call.bias)]:
+            return found
+        found = self.reasons(call, needs_grad=needs_grad)
+        return checked_reasons(self, "reasons", found)
+
+    def prepare_handle(self, call: AttnCall) -> Any:
+        """The handle of an attention call.
+
+        Raises:
+            ConfigError: the bias does not fit the batch, or the backend does not take its scale or
+                cap.
+        """
+        call.bias.check_fits(call.shape)
+        if found := self._score_reasons(call.bias):
+            raise ConfigError(f"model.attn cannot compute model.bias: {'; '.join(found)}.")
+        return self.handle_for(call)
+
+    def kernel_name(self, call: AttnCall) -> str:
+        """The name of the kernel that runs an attention call."""
+        found = self.kernel_for(call)
+        if not isinstance(found, str):
+            raise ConfigError(
+                f"model.attn: {type(self).__qualname__}.kernel_for must return the kernel's name, "
+                f"got {describe_value(found)}."
+            )
+        return found
+
+    # The same with the parts of the call as four arguments, for programs written for earlier
+    # versions; new code passes an AttnCall.
 
     def unsupported(
         self,
@@ -108,37 +140,21 @@ class Backend(ABC):
         *,
         needs_grad: bool = True,
     ) -> list[str]:
-        """Reasons why the call cannot run; empty means that it runs, forward and backward."""
-        if found := [*bias.misfits(shape), *self._score_reasons(bias)]:
-            return found
-        found = self.reasons(AttnCall(bias, shape, dtype, device), needs_grad=needs_grad)
-        return checked_reasons(self, "reasons", found)
+        """The same as `unsupported_reasons`."""
+        call = AttnCall(bias, shape, dtype, device)
+        return self.unsupported_reasons(call, needs_grad=needs_grad)
 
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> Any:
-        """The handle of an attention call.
-
-        Raises:
-            ConfigError: the bias does not fit the batch, or the backend does not take its scale or
-                cap.
-        """
-        bias.check_fits(shape)
-        if found := self._score_reasons(bias):
-            raise ConfigError(f"model.attn cannot compute model.bias: {'; '.join(found)}.")
-        return self.handle_for(AttnCall(bias, shape, dtype, device))
+        """The same as `prepare_handle`."""
+        return self.prepare_handle(AttnCall(bias, shape, dtype, device))
 
     def kernel(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> str:
-        """The name of the kernel that runs an attention call."""
-        found = self.kernel_for(AttnCall(bias, shape, dtype, device))
-        if not isinstance(found, str):
-            raise ConfigError(
-                f"model.attn: {type(self).__qualname__}.kernel_for must return the kernel's name, "
-                f"got {describe_value(found)}."
-            )
-        return found
+        """The same as `kernel_name`."""
+        return self.kernel_name(AttnCall(bias, shape, dtype, device))
 
     def _score_reasons(self, bias: AttnBias) -> list[str]:
         found = []

@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
 import re
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +22,32 @@ from omegaconf import DictConfig
 
 from xftrain.commands.sweep_data import multirun_dir
 from xftrain.config.checks import check_num_processes
-from xftrain.config.compose import COMPOSITION_ERRORS, validate
-from xftrain.config.composition_errors import sentence
+from xftrain.config.compose import validate
 from xftrain.config.merged_options import refuse_merged
 from xftrain.config.overrides import all_groups, override_strings
 from xftrain.config.registry import conf_dir, measures_times
 from xftrain.config.run_config import RunConfig
 from xftrain.config.schema import framework_schemas
-from xftrain.errors import ConfigError, RunError, Stopped, SweepRefused, first_line
+from xftrain.errors import ConfigError, RunError, SweepRefused, first_line
 from xftrain.folders.run_folder import holds_record
 from xftrain.launch import ranks
 from xftrain.launch.arguments import normalized_arguments
 from xftrain.launch.completion import safe_completion
 from xftrain.launch.dispatch import command_of
+from xftrain.launch.ending import Ending, JobFailed
 from xftrain.launch.field_values import values_of
 from xftrain.launch.folder_hooks import release_folders
 from xftrain.launch.gc_freeze import imports_frozen
 from xftrain.launch.help_text import detailed_help
 from xftrain.launch.hydra_errors import errors_raised
 from xftrain.launch.hydra_files import hide_in_files
-from xftrain.multirun import end, jobs, table
+from xftrain.multirun import jobs, table
 from xftrain.multirun import record as sweep_record
 from xftrain.multirun.completed_jobs import completed
 from xftrain.multirun.job_config import job_description
 from xftrain.multirun.sweep import Sweep, sweep_of_command
 from xftrain.utils import search_path
 from xftrain.utils.console import protect_handlers, safe_streams, say, show_traceback
-from xftrain.utils.files import replace_text
-from xftrain.utils.printable import short_line
 from xftrain.utils.processes import (
     check_rank_variables,
     die_with_parent,
@@ -73,14 +69,6 @@ _PRINT_ONLY_FLAG = re.compile(  # argparse accepts abbreviations too
 ).fullmatch
 
 
-class JobFailed(Exception):
-    """The sentence to print and the exit code of a failed job; pickled between processes."""
-
-    def __init__(self, sentence: str, code: int) -> None:
-        super().__init__(sentence, code)
-        self.sentence, self.code = sentence, code
-
-
 def main() -> int:
     """Runs the command in `sys.argv` and returns its exit code."""
     is_printing = any(map(_PRINT_ONLY_FLAG, sys.argv[1:]))
@@ -90,10 +78,11 @@ def main() -> int:
 
 
 def _run_command(sweep: Sweep) -> int:
+    """Runs the command, and returns its exit code, however it ends."""
     protect_libraries()
     # popped, since commands that this one starts must not inherit it
     message_file = os.environ.pop(jobs.MESSAGE_FILE_VARIABLE, None)
-    ending = _Ending(sweep, Path(message_file) if message_file else None)
+    ending = Ending(sweep, Path(message_file) if message_file else None)
     if message_file:
         die_with_parent(signal.SIGTERM)
     if "--version" in sys.argv[1:]:
@@ -105,58 +94,30 @@ def _run_command(sweep: Sweep) -> int:
         for message in drop_relative_base_folders():
             say(f"warning: {message}")
         check_rank_variables()
-        with (
-            protected_from_working_folder(),
-            errors_raised(),
-            raising_stopped(signal.SIGUSR1, signal.SIGUSR2),
-        ):
-            sys.argv[1:] = normalized_arguments(sys.argv[1:])  # Lightning reads it again
-            decorate = hydra.main(
-                version_base="1.3", config_path=str(conf_dir()), config_name="train"
-            )
-            with (
-                safe_completion(all_groups, values_of),
-                detailed_help(framework_schemas),
-                ranks.rank_overrides(is_ours=bool(message_file)) as overrides,
-            ):
-                sys.argv += overrides
-                decorate(_job)()
+        _run_hydra(is_sweep_job=bool(message_file))
         return ending.finish_sweep()
-    except JobFailed as failure:
-        return ending.report(failure.sentence, failure.code)
-    except (ConfigError, SweepRefused) as error:
-        return ending.report(str(error), 2)
-    except COMPOSITION_ERRORS as error:
-        return ending.report(sentence(error, sys.argv[1:]), 2)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # for example, of an option from a variable
-            return ending.report(
-                f"no file can have that name ({error}): use a shorter option or value.", 2
-            )
-        return ending.report(
-            f"the run folder cannot be made ({error}): choose another hydra.run.dir.", 1
-        )
-    except KeyboardInterrupt:
-        return ending.report("interrupted.", 130)
-    except Stopped as stop:
-        return ending.report(f"{stop}.", int(stop.code or 1))
-    except SystemExit as stop:
-        if isinstance(
-            stop.__context__, KeyboardInterrupt
-        ):  # Lightning exits like this after Ctrl-C
-            return ending.report("interrupted.", 130)
-        if stop.code is None:  # and like this after SIGTERM
-            return ending.report("stopped by SIGTERM.", 143)
-        if isinstance(stop.code, str):  # Python would print it without redaction
-            return ending.report(stop.code, 1)
-        raise
-    except Exception as error:
-        if sweep.folder is None:
-            show_traceback(error)
-            return 1
-        return ending.finish_sweep(error)
+    except BaseException as error:
+        return ending.report_error(error)
     finally:
         release_folders()
+
+
+def _run_hydra(*, is_sweep_job: bool) -> None:
+    """Composes the configuration of `sys.argv`, and runs its jobs by `_job`."""
+    with (
+        protected_from_working_folder(),
+        errors_raised(),
+        raising_stopped(signal.SIGUSR1, signal.SIGUSR2),
+    ):
+        sys.argv[1:] = normalized_arguments(sys.argv[1:])  # Lightning reads it again
+        decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
+        with (
+            safe_completion(all_groups, values_of),
+            detailed_help(framework_schemas),
+            ranks.rank_overrides(is_ours=is_sweep_job) as overrides,
+        ):
+            sys.argv += overrides
+            decorate(_job)()
 
 
 def _job(cfg: DictConfig) -> float | None:
@@ -266,33 +227,3 @@ def _write_to_log_file(message: str, error: Exception | None) -> bool:
     for handler in files:
         handler.handle(record)
     return bool(files)
-
-
-@dataclass(frozen=True)
-class _Ending:
-    """Reports the end of this command.
-
-    Attributes:
-        sweep: the sweep of this command, without a folder in a single run.
-        message_file: in a job of a sweep, the file for its last sentence, which the sweep prints.
-    """
-
-    sweep: Sweep
-    message_file: Path | None
-
-    def report(self, message: str, code: int) -> int:
-        """Prints the last sentence, and returns the exit code."""
-        if self.message_file is None:
-            say(message)
-        else:
-            replace_text(self.message_file, short_line(hidden_in_message(message)))
-        return code
-
-    def finish_sweep(self, lost: Exception | None = None) -> int:
-        """Finishes the sweep, if any; returns 1 if a job failed or was lost, else 0.
-
-        Args:
-            lost: the error of the launcher, if it raised one.
-        """
-        message = end.finish(self.sweep, lost)
-        return 0 if message is None else self.report(message, 1)

@@ -103,13 +103,17 @@ def safe_completion(
     finally:
         os.environ["COMP_LINE"] = line
         text = answer.getvalue()
-        text = text.replace(f"{group}=", f"{dotted}=") if is_dotted else text
-        words = [word for word in re.split(r"[ \t\n]+", text) if _HARMLESS(word)]
+        words = _words(text.replace(f"{group}=", f"{dotted}=") if is_dotted else text)
         if equals and group not in groups():
-            key = dotted.lstrip("+~").replace("/", ".")
-            more = [f"{dotted}={value}" for value in values_of(key) if value.startswith(rest)]
+            values = values_of(dotted.lstrip("+~").replace("/", "."))
+            more = [f"{dotted}={value}" for value in values if value.startswith(rest)]
             words = list(dict.fromkeys([*words, *filter(_HARMLESS, more)]))
         sys.stdout.write(("\n" if "query=fish" in sys.argv else " ").join(words) + "\n")
+
+
+def _words(answer: str) -> list[str]:
+    """The words of Hydra's answer that a shell cannot run as code."""
+    return [word for word in re.split(r"[ \t\n]+", answer) if _HARMLESS(word)]
 
 
 def _script(action: str, shell: str) -> str:

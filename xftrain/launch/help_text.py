@@ -24,6 +24,9 @@ from xftrain.utils.printable import one_line
 _GROUP = re.compile(r"([\w/]+): (.+)").fullmatch
 _KEY = re.compile(r"( *)([\w]+):( .*)?").fullmatch
 _WIDTH = 100
+_NOTES = {  # on keys whose values have a spelling of their own
+    "model.layers.pattern": "names, as [near,far] with +model.layers.near.bias=window and so on",
+}
 _CONFIGURATION = "Configuration."  # the start of the template's second part
 
 
@@ -97,6 +100,7 @@ def _values(lines: list[str], fields: Mapping[str, Mapping[str, Field]]) -> Iter
             options[group] = _fields_of_option(group, value)
         field = options.get(group, {}).get(key)
         allowed = _allowed(field.annotation) if field is not None and value else ""
+        allowed = _NOTES.get(f"{group}.{key}", allowed)
         yield _cut(f"{line}  # {allowed}") if allowed else line
 
 

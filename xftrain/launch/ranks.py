@@ -127,14 +127,14 @@ def _run_with_other_ranks(num_ranks: int, settings: Any, run_dir: Path) -> Itera
 
 def _start(rank: int, settings: Any, run_dir: Path, message_file: Path) -> Process:
     command = jobs.job_command(settings, run_dir, override_strings(settings.overrides.task))
-    quiet = [*command, *_SILENT]
+    silent = [*command, *_SILENT]
     own = {
         "LOCAL_RANK": str(rank),
         "RANK": str(rank),
         jobs.MESSAGE_FILE_VARIABLE: str(message_file.absolute()),
     }
     environment = {**os.environ, **own}
-    return subprocess.Popen(quiet, cwd=settings.runtime.cwd, env=environment)
+    return subprocess.Popen(silent, cwd=settings.runtime.cwd, env=environment)
 
 
 def _watch(

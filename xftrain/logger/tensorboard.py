@@ -93,7 +93,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def begin_hparams(
-        self, options: Mapping[str, Any], metrics: Sequence[str], varied: Collection[str]
+        self, options: Mapping[str, Any], metrics: Sequence[str], differing: Collection[str]
     ) -> None:
         """Writes the options of the run for the HParams tab; killed runs are shown there too.
 
@@ -106,7 +106,8 @@ class TensorBoard(TensorBoardLogger):
         Args:
             options: values of options by dotted keys.
             metrics: names of metrics.
-            varied: keys declared to differ between runs; `model.attn` for the choice of an option.
+            differing: keys declared to differ between runs; `model.attn` for the choice of its
+                option.
         """
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams  # a slow import of TensorBoard
@@ -115,7 +116,7 @@ class TensorBoard(TensorBoardLogger):
         plugin_data = experiment.value[0].metadata.plugin_data
         described = HParamsPluginData.FromString(plugin_data.content)
         for option in described.experiment.hparam_infos:
-            option.differs = option.name.removesuffix(".name") in varied
+            option.differs = option.name.removesuffix(".name") in differing
         plugin_data.content = described.SerializeToString()
         for record in (experiment, start):
             self.experiment._get_file_writer().add_summary(record)

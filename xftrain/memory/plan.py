@@ -42,33 +42,28 @@ def plan_memory(
         The peak in MiB, or None if a user's own layer cannot run on fake tensors.
     """
     is_auto = cfg.model.activation_checkpointing == "auto"
-    num_blocks = len(model.blocks)
     try:
         peak = predict(cfg, model, loss, batch, dtype, device)
     except Exception as error:  # a user's own layer may raise anything
         log.debug("memory: not predicted: %s", first_line(error))
         if is_auto:
-            model.recompute_plan = RecomputePlan(blocks=num_blocks)
-            log.info("memory: not predicted, so all %d blocks are recomputed", num_blocks)
+            model.recompute_plan = RecomputePlan(blocks=len(model.blocks))
+            log.info("memory: not predicted, so all %d blocks are recomputed", len(model.blocks))
         return None
     limit = usable_memory_bytes(device)
     if is_auto:
         model.recompute_plan = peak.cheapest_fitting_plan(limit)
     summary = _summary(peak, model.recompute_plan, total_memory_bytes(device))
-    if not peak.is_optimizer_known:
-        summary += "; optim has no state_bytes, so its state is assumed to be as large as AdamW's"
-    if not peak.is_loss_known:
-        summary += "; loss has no peak_bytes, so it is assumed to hold the whole logits"
     if is_auto:
-        summary += f"; {_recomputation(model.recompute_plan, num_blocks)}"
+        summary += f"; {_recomputation(model)}"
     log.info("%s", summary)
     if not peak.fits(limit, model.recompute_plan):
         log.warning("%s", _warning(cfg, peak, model, loss, limit))
     return peak.total(model.recompute_plan) / 2**20
 
 
-def _recomputation(recomputed: RecomputePlan, num_blocks: int) -> str:
-    blocks, ffns = recomputed
+def _recomputation(model: GPT) -> str:
+    (blocks, ffns), num_blocks = model.recompute_plan, len(model.blocks)
     if blocks:
         others = " and the feed-forwards of the others" if ffns > blocks else ""
         return f"{blocks} of {num_blocks} blocks{others} are recomputed to fit"
@@ -89,8 +84,18 @@ def _summary(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
     listed = ", ".join(f"{part} {size / unit:,.{digits}f}" for part, size in parts.items())
     return (
         f"memory: about {total / unit:,.{digits}f} {name} at the peak ({listed}), "
-        f"of {memory / _GIB:.1f} GiB"
+        f"of {memory / _GIB:.1f} GiB{_assumptions(peak)}"
     )
+
+
+def _assumptions(peak: Peak) -> str:
+    """What is assumed about options that do not declare the memory that they need."""
+    said = ""
+    if not peak.is_optimizer_known:
+        said += "; optim has no state_bytes, so its state is assumed to be as large as AdamW's"
+    if not peak.is_loss_known:
+        said += "; loss has no peak_bytes, so it is assumed to hold the whole logits"
+    return said
 
 
 def _warning(cfg: RunConfig, peak: Peak, model: GPT, loss: Loss, limit: int) -> str:

@@ -21,7 +21,7 @@ def kernel_name(backend: Backend, cases: Sequence[AttnCase]) -> str:
     """The name of the kernel that runs; if layers differ, each kernel with its layers."""
     layers: dict[str, list[int]] = {}
     for case in cases:
-        name = backend.kernel(*case.call)
+        name = backend.kernel_name(case.call)
         layers.setdefault(name, []).extend(case.layers)
     if len(layers) == 1:
         return next(iter(layers))

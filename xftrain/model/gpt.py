@@ -160,7 +160,7 @@ class GPT(MayTieHead):
             if key is not None and key in before:
                 handle = before[key]
             else:
-                handle = self.backend.prepare(*call)
+                handle = self.backend.prepare_handle(call)
             if key is not None:
                 self._handles[key] = handle
             for index in layers:

@@ -140,16 +140,17 @@ class StepGraphs:
     def eager_step(self) -> Iterator[None]:
         """Within this context, one step runs without the graph."""
         step, groups = self.module.trainer.global_step, self._optimizer().param_groups
-        rates = [group["lr"] for group in groups]
-        narrow = [float(torch.tensor(rate)) for rate in rates]  # float32, as the graph reads them
-        for group, rate in zip(groups, narrow, strict=True):
-            group["lr"] = rate
+        before_step = [group["lr"] for group in groups]
+        # float32, as the graph reads them
+        rounded = [float(torch.tensor(learning_rate)) for learning_rate in before_step]
+        for group, learning_rate in zip(groups, rounded, strict=True):
+            group["lr"] = learning_rate
         try:
             with self._graph_capture.warming_up():
                 yield
         finally:
-            for group, before, rate in zip(groups, rates, narrow, strict=True):
-                if group["lr"] == rate:  # the schedule has not changed it
+            for group, before, learning_rate in zip(groups, before_step, rounded, strict=True):
+                if group["lr"] == learning_rate:  # the schedule has not changed it
                     group["lr"] = before
         self._num_eager += self.module.trainer.global_step - step
 
@@ -189,8 +190,9 @@ class StepGraphs:
                 f"compile=cudagraphs replays a step that was captured with {name}{where} = "
                 f"{captured.values.get(key)}, which is now {values[key]}: use compile=true."
             )
-        for rate, group in zip(self._learning_rates, self._optimizer().param_groups, strict=True):
-            rate.fill_(group["lr"])
+        groups = self._optimizer().param_groups
+        for learning_rate, group in zip(self._learning_rates, groups, strict=True):
+            learning_rate.fill_(group["lr"])
         captured.replay()
         return captured.outcome
 
@@ -248,8 +250,8 @@ class StepGraphs:
         """Within this context, the optimizer reads learning rates from device memory."""
         groups = self._optimizer().param_groups
         before = [{key: group[key] for key in ("lr", "capturable")} for group in groups]
-        for group, rate in zip(groups, self._learning_rates, strict=True):
-            group.update(lr=rate, capturable=True)
+        for group, learning_rate in zip(groups, self._learning_rates, strict=True):
+            group.update(lr=learning_rate, capturable=True)
         try:
             yield
         finally:

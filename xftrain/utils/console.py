@@ -52,6 +52,8 @@ class SafeFormatter(logging.Formatter):
         template = str(record.msg)
         is_block = template == "%s" or "\n" in template
         text = hidden_in_message(record.getMessage())
+        if record.name.startswith("hydra") and text.startswith("\t"):  # a job of a sweep
+            text = f"  {text[1:]}"
         safe.msg, safe.args = block(text) if is_block else short_line(text), ()
         if record.exc_info and record.exc_info[0] is not None:
             lines = traceback.format_exception(*record.exc_info)
@@ -240,7 +242,7 @@ def _show_warning(
 
 
 @contextmanager
-def quiet(name: str = "xftrain", level: int = logging.WARNING) -> Iterator[None]:
+def raised_log_level(name: str = "xftrain", level: int = logging.WARNING) -> Iterator[None]:
     """Raises the level of a logger and its children, for scripts that print their own figures."""
     logger = logging.getLogger(name)
     before = logger.level

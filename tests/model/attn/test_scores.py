@@ -132,10 +132,19 @@ def test_a_backend_that_does_not_say_that_it_takes_them_is_refused(backend, scor
     assert not backend.unsupported(*call_of(AttnBias()))
 
 
+def test_a_call_in_four_arguments_is_the_same_call() -> None:
+    naive, call = backend_named("naive"), call_of(AttnBias(window=9))
+    assert naive.unsupported(*call) == naive.unsupported_reasons(call) == []
+    assert naive.kernel(*call) == naive.kernel_name(call)
+    q, k, v = torch.randn(1, M, H, K), *torch.randn(2, 1, M, G, K)
+    outs = [naive(q, k, v, handle) for handle in (naive.prepare(*call), naive.prepare_handle(call))]
+    assert torch.equal(*outs)
+
+
 def test_auto_takes_a_backend_that_caps() -> None:
     auto = Auto()
     auto.choose([AttnCase(call_of(AttnBias(softcap=5.0)), (0,))])
-    assert auto.chosen is not None and auto.chosen.name == "naive"
+    assert auto.chosen is not None and auto.chosen.takes_softcap
     assert not auto.unsupported(*call_of(AttnBias(softcap=5.0, scale=1.0)))
 
 

@@ -83,7 +83,7 @@ def test_a_missing_xformers_is_a_reason_not_a_crash(monkeypatch):
     def absent() -> None:
         raise ImportError("xFormers is not installed: pip install xformers==0.0.35")
 
-    monkeypatch.setattr("xftrain.model.attn.xformers.xformers_ops", absent)
+    monkeypatch.setattr("xftrain.model.attn.xformers_ops.loading.xformers_ops", absent)
     reasons = XFormers().unsupported(AttnBias(), AttnShape(1, 8, 2, 2, 8), torch.float32, CPU)
     assert len(reasons) == 1 and "pip install xformers==0.0.35" in reasons[0]
 

@@ -174,13 +174,13 @@ def measure_parity(cells: Sequence[AttentionCell], reporter: Reporter) -> None:
 
 def _compare(cell: AttentionCell) -> dict[str, Any]:
     call, backend = cell.call(), cell.build_backend()
-    if reasons := backend.unsupported(*call):
+    if reasons := backend.unsupported_reasons(call):
         raise Unsupported("; ".join(reasons))
     seed = secrets.randbelow(2**31)  # a new seed for each run, recorded in the row
     generator = torch.Generator().manual_seed(seed)
     verdict = check_parity(backend, call, generator)
     return {
-        "kernel": backend.kernel(*call),
+        "kernel": backend.kernel_name(call),
         **{f"error_{name}": error for name, error in verdict.errors.items()},
         **{f"torch_error_{name}": error for name, error in verdict.torch_errors.items()},
         "worst": verdict.worst,

@@ -101,12 +101,13 @@ def _aligned(bias_1HMM: Tensor) -> Tensor:
     return F.pad(bias_1HMM, (0, padding))[..., :-padding]
 
 
-def mask_reasons(longest: int, device: torch.device) -> list[str]:
+def mask_reasons(num_positions: int, device: torch.device) -> list[str]:
     """Reasons why GPU kernels misread a mask tensor of this length; empty if they do not."""
-    if device.type == "cuda" and longest * (longest + -longest % _ALIGN) > _MAX_MASK_ELEMENTS:
+    num_elements = num_positions * (num_positions + -num_positions % _ALIGN)
+    if device.type == "cuda" and num_elements > _MAX_MASK_ELEMENTS:
         return [
-            f"a mask tensor of {longest} x {longest} elements is read incorrectly by torch's "
-            "kernels, which index it in 32 bits"
+            f"a mask tensor of {num_positions} x {num_positions} elements is read incorrectly by "
+            "torch's kernels, which index it in 32 bits"
         ]
     return []
 

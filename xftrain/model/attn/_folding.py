@@ -112,9 +112,9 @@ def folding_reasons(
     return []
 
 
-def _num_digits(longest: int, bits: int) -> int:
+def _num_digits(num_positions: int, bits: int) -> int:
     """Number of digits, of `bits` bits each, of the last position of a document."""
-    return max(1, math.ceil((longest - 1).bit_length() / bits))
+    return max(1, math.ceil((num_positions - 1).bit_length() / bits))
 
 
 def num_features(call: AttnCall) -> int:
@@ -151,15 +151,15 @@ def fold(call: AttnCall) -> Fold:
 
     scale = _kernel_scale(call)
     rest_H = torch.tensor(bias.slopes, dtype=torch.float64) / scale
-    products: list[_FeaturePair] = []  # the largest first
+    pairs: list[_FeaturePair] = []  # the largest first
     for _ in range(num_pieces):
         piece_H = _round_to_bits(rest_H, bits)
         rest_H = rest_H - piece_H
         for n in reversed(range(num_digits)):
             slope_1H = (piece_H * 2.0 ** (bits * n)).to(device, dtype, non_blocking=True)[None]
-            products.append((slope_1H, digits_M[n].to(dtype)))
-    zero: _FeaturePair = torch.zeros_like(products[0][0]), torch.zeros_like(products[0][1])
-    features = _subtract_own_position(products, num_digits, zero) if subtract_own else products
+            pairs.append((slope_1H, digits_M[n].to(dtype)))
+    zero: _FeaturePair = torch.zeros_like(pairs[0][0]), torch.zeros_like(pairs[0][1])
+    features = _subtract_own_position(pairs, num_digits, zero) if subtract_own else pairs
     features = features + [zero] * (-(len(features) + shape.K) % _ALIGN)
     q_feats, k_feats = zip(*features, strict=True)
     return Fold(
@@ -185,13 +185,13 @@ _FeaturePair = tuple[Tensor, Tensor]  # a feature of the query, [1 or M, H], and
 
 
 def _subtract_own_position(
-    products: list[_FeaturePair], num_large: int, zero: _FeaturePair
+    pairs: list[_FeaturePair], num_large: int, zero: _FeaturePair
 ) -> list[_FeaturePair]:
     """Products, each with the product of the query's own position subtracted further on.
 
     The sum of two large products would be rounded, so each cancels before the next is added.
     """
-    groups = [[product] for product in products[:num_large]] + [products[num_large:]]
+    groups = [[pair] for pair in pairs[:num_large]] + [pairs[num_large:]]
     found = [zero] * _CANCEL_DISTANCE  # CUTLASS sums these separately
     for group in groups:
         assert len(group) <= _CANCEL_DISTANCE

@@ -55,7 +55,7 @@ class Auto(ChoosingBackend):
         """The reasons of all candidates; empty if any candidate can run the call."""
         reasons: list[str] = []
         for backend in [self.chosen] if self.chosen else _candidates():
-            why = backend.unsupported(*call, needs_grad=needs_grad)
+            why = backend.unsupported_reasons(call, needs_grad=needs_grad)
             if not why:
                 return []
             reasons += [f"{backend.name}: {reason}" for reason in why]
@@ -66,7 +66,7 @@ class Auto(ChoosingBackend):
         if self.chosen is None:
             self.choose([AttnCase(call, (0,))])
         assert self.chosen is not None
-        return self.chosen.prepare(*call)
+        return self.chosen.prepare_handle(call)
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: Any) -> Tensor:
         """Runs the attention of the chosen backend."""
@@ -78,7 +78,7 @@ class Auto(ChoosingBackend):
         if self.chosen is None:
             self.choose([AttnCase(call, (0,))])
         assert self.chosen is not None
-        return self.chosen.kernel(*call)
+        return self.chosen.kernel_name(call)
 
     def packs_at_full_speed(self, device: torch.device) -> bool:
         """Whether a candidate does; it is chosen only later, for the first batch."""
@@ -137,7 +137,7 @@ class Auto(ChoosingBackend):
 
     def _backend_for_memory(self, call: AttnCall) -> Backend:
         """The chosen backend; before the choice, the most preferred one that can run."""
-        runs = (b for b in _candidates() if not b.unsupported(*call))
+        runs = (b for b in _candidates() if not b.unsupported_reasons(call))
         return self.chosen or next(runs)
 
     def choose_by_name(self, name: str) -> None:
@@ -183,7 +183,7 @@ def _candidates() -> list[Backend]:
 
 def _reasons(backend: Backend, cases: Sequence[AttnCase]) -> list[str]:
     """Reasons why a backend cannot compute all layers; empty if it can."""
-    return [why for case in cases for why in backend.unsupported(*case.call)]
+    return [why for case in cases for why in backend.unsupported_reasons(case.call)]
 
 
 def times_ms(
@@ -212,7 +212,7 @@ def times_ms(
         return x.to(dtype).requires_grad_()
 
     q, k, v, grad = random_input(H), random_input(G), random_input(G), random_input(H).detach()
-    handles = [backend.prepare(*call) for backend in backends]
+    handles = [backend.prepare_handle(call) for backend in backends]
 
     def run(index: int) -> None:
         torch.autograd.grad(backends[index](q, k, v, handles[index]), (q, k, v), grad)

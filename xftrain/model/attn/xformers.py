@@ -26,7 +26,15 @@ from xftrain.model.attn._folding import (
 )
 from xftrain.model.attn._limits import element_reasons, row_reasons
 from xftrain.model.attn._stand_in import folded, fused_kernel
-from xftrain.model.attn.xformers_ops.loading import xformers_ops
+from xftrain.model.attn.xformers_ops.attention import (
+    Operators,
+    attention_function,
+    cpu_operators,
+    mask_for,
+    operators_for,
+    operators_name,
+)
+from xftrain.model.attn.xformers_ops.loading import reason_missing
 
 _ALIGN = 8  # cutlass needs rows of a bias aligned to 16 bytes
 
@@ -39,7 +47,7 @@ class _Handle:
     mask: Any  # None, a tensor, or one of xFormers' bias classes
     fold: Fold | None
     query_mask: Tensor | None
-    op: Any
+    op: Operators | None
 
 
 class XFormers(Backend):
@@ -55,10 +63,8 @@ class XFormers(Backend):
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """The reasons that xFormers gives for these inputs, forward and backward."""
         bias, shape, dtype, device = call
-        try:
-            xformers_ops()
-        except ImportError as error:
-            return [str(error)]
+        if (missing := reason_missing()) is not None:
+            return [missing]
         if device.type not in ("cpu", "cuda"):
             return [f"xFormers has no kernel for {device.type}"]
         reasons = folding_reasons(bias, shape.M, dtype, shape.K) if is_folded(bias) else []
@@ -72,7 +78,7 @@ class XFormers(Backend):
         try:
             self._ops(call, needs_grad=needs_grad)
         except NotImplementedError as error:
-            return [_one_line(error)]
+            return [str(error)]
         return []
 
     def packs_at_full_speed(self, device: torch.device) -> bool:
@@ -101,8 +107,7 @@ class XFormers(Backend):
             from xftrain.model.attn.xformers_ops.grouped import runs_grouped
 
             try:
-                ops = self._ops(call, needs_grad=True)
-                self._grouped[key] = runs_grouped(*ops)
+                self._grouped[key] = runs_grouped(*self._ops(call, needs_grad=True))
             except NotImplementedError:  # only the forward pass runs, as in validation
                 self._grouped[key] = False
         return self._grouped[key]
@@ -115,16 +120,17 @@ class XFormers(Backend):
         if _is_tensor(bias):
             mask, query_mask = self._tensor_mask(call._replace(bias=without_folded_slopes(bias)))
         else:
-            mask = _mask(without_folded_slopes(bias), device)
+            causal, window, seqlens = bias.causal, bias.window, bias.seqlens
+            mask = mask_for(device, causal=causal, window=window, seqlens=seqlens)
         features = fold(call) if is_folded(bias) else None
         return _Handle(
-            attend=xformers_ops().memory_efficient_attention,
+            attend=attention_function(),
             expands=shape.G != shape.H,
             scale=call.scale if features is None else features.scale,
             mask=mask,
             fold=features,
             query_mask=query_mask,
-            op=_cpu_op() if device.type == "cpu" else None,
+            op=cpu_operators() if device.type == "cpu" else None,
         )
 
     def __call__(self, q_BMHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor, handle: _Handle) -> Tensor:
@@ -150,11 +156,8 @@ class XFormers(Backend):
 
     def kernel_for(self, call: AttnCall) -> str:
         """The operator that xFormers dispatches to, with the form of bias and heads."""
-        forward, backward = self._ops(call, needs_grad=True)
+        name = operators_name(self._ops(call, needs_grad=True))
         handle = self.handle_for(call)
-        name = forward.NAME
-        if backward.NAME.replace("B", "F", 1) != name and not name.startswith("cpu"):
-            name += f"+{backward.NAME}"
         notes = [
             "folded ALiBi" if is_folded(call.bias) else "",
             "bias tensor" if _is_tensor(call.bias) else "",
@@ -174,25 +177,19 @@ class XFormers(Backend):
 
         return attend
 
-    def _ops(self, call: AttnCall, *, needs_grad: bool) -> tuple[Any, Any]:
+    def _ops(self, call: AttnCall, *, needs_grad: bool) -> Operators:
         """The forward and backward operators that would run; raises NotImplementedError."""
-        fmha = xformers_ops().fmha
-        bias, shape, dtype, device = call
-        handle = self._expanded(call)
+        shape, handle = call.shape, self._expanded(call)
         pad = 0 if handle.fold is None else handle.fold.k_1M1F.shape[-1]
-        q, k, v = (
-            torch.empty(shape.B, shape.M, shape.H, shape.K + pad, dtype=dtype, device=device)
-            for _ in range(3)
+        return operators_for(
+            (shape.B, shape.M, shape.H, shape.K + pad),
+            call.dtype,
+            call.device,
+            mask=handle.mask,
+            scale=handle.scale,
+            is_packed=call.bias.seqlens is not None,
+            needs_grad=needs_grad,
         )
-        inputs = fmha.Inputs(q, k, v, handle.mask, scale=handle.scale)
-        if handle.op is not None:
-            for op in handle.op:
-                if reasons := op.not_supported_reasons(inputs):
-                    raise NotImplementedError("; ".join(reasons))
-            return handle.op
-        forward = fmha._dispatch_fw(inputs, needs_gradient=needs_grad)
-        packed_lse = forward.VARLEN_LSE_PACKED if bias.seqlens is not None else None
-        return forward, fmha._dispatch_bw(inputs, varlen_lse_packed=packed_lse)
 
     def _tensor_mask(self, call: AttnCall) -> tuple[Tensor, Tensor | None]:
         """The whole bias as [B, H, M, M], with rows aligned as cutlass requires."""
@@ -207,20 +204,6 @@ def _is_tensor(bias: AttnBias) -> bool:
     return bias.dense or bias.additive_HMM is not None
 
 
-def _mask(bias: AttnBias, device: torch.device) -> Any:
-    """The xFormers bias class with the same meaning; None if everything is visible."""
-    masks = xformers_ops().fmha.attn_bias
-    if bias.seqlens is not None:
-        kind = masks.BlockDiagonalCausalMask if bias.causal else masks.BlockDiagonalMask
-        mask = kind.from_seqlens(list(bias.seqlens), device=device)
-        return mask if bias.window is None else mask.make_local_attention(bias.window)
-    if not bias.causal:
-        return None
-    if bias.window is None:
-        return masks.LowerTriangularMask()
-    return masks.LowerTriangularFromBottomRightMask().make_local_attention(bias.window)
-
-
 def _expand(x_BMGK: Tensor, num_heads: int) -> Tensor:
     """Expands K or V to all query heads; a single head is expanded without a copy."""
     num_groups = x_BMGK.shape[2]
@@ -229,15 +212,3 @@ def _expand(x_BMGK: Tensor, num_heads: int) -> Tensor:
     if num_groups == 1:
         return x_BMGK.expand(-1, -1, num_heads, -1)
     return x_BMGK.repeat_interleave(num_heads // num_groups, dim=2)
-
-
-def _cpu_op() -> Any:
-    from xftrain.model.attn.xformers_ops.cpu import CPUBackward, CPUForward
-
-    return (CPUForward, CPUBackward)
-
-
-def _one_line(error: Exception) -> str:
-    """xFormers' list of operators and reasons as one line."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return "; ".join(line for line in lines if line and not line.startswith(("query", "key ")))

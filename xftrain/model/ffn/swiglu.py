@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +11,8 @@ from torch.nn import functional as F
 
 from xftrain.config.fields import PositiveInt
 from xftrain.kernels.gated import Gate
-from xftrain.model.attn.xformers_ops.loading import xformers_ops
+from xftrain.model.attn.xformers_ops.loading import reason_missing
+from xftrain.model.attn.xformers_ops.swiglu import swiglu_function
 from xftrain.model.ffn._feedforward import GatedFeedForward
 
 
@@ -39,7 +39,7 @@ class SwiGLU(GatedFeedForward):
     ) -> None:
         super().__init__(dim, linear_bias, hidden_dim=hidden_dim)
         self.impl = impl
-        self._swiglu = _xformers_swiglu() if impl == "xformers" else None
+        self._swiglu = swiglu_function() if impl == "xformers" else None
 
     def unsupported(self, device: torch.device) -> list[str]:
         """Reasons why `impl` cannot run on this device; empty means that it runs."""
@@ -47,11 +47,8 @@ class SwiGLU(GatedFeedForward):
             return [f"model.ffn.impl=liger needs a CUDA GPU, got {device.type}: use auto"]
         if self.impl == "liger" and importlib.util.find_spec("liger_kernel") is None:
             return ["model.ffn.impl=liger needs the package: pip install liger-kernel"]
-        if self.impl == "xformers":
-            try:
-                xformers_ops()
-            except ImportError as error:
-                return [f"model.ffn.impl=xformers cannot run: {error}, or use auto"]
+        if self.impl == "xformers" and (missing := reason_missing()) is not None:
+            return [f"model.ffn.impl=xformers cannot run: {missing}, or use auto"]
         return []
 
     @property
@@ -92,16 +89,6 @@ class SwiGLU(GatedFeedForward):
         w_gate, w_value = self.up.weight.chunk(2)
         b_gate, b_value = (None, None) if self.up.bias is None else self.up.bias.chunk(2)
         assert self._swiglu is not None, "`unsupported` refuses such a model"
-        out_BMD: Tensor = self._swiglu(
+        return self._swiglu(
             x_BMD, w_gate, b_gate, w_value, b_value, self.down.weight, self.down.bias
         )
-        return out_BMD
-
-
-def _xformers_swiglu() -> Callable[..., Any] | None:
-    """xFormers' `swiglu`, looked up outside compiled code; None if it cannot be imported."""
-    try:
-        found: Callable[..., Any] = xformers_ops().swiglu
-        return found
-    except ImportError:
-        return None  # `unsupported` reports it

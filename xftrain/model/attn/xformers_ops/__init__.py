@@ -1,1 +1,1 @@
-"""Operators for the `op=` argument of xFormers, and the import of xFormers."""
+"""All that uses xFormers, which the rest of the package calls through this folder's functions."""

@@ -22,7 +22,7 @@ from types import ModuleType
 
 import torch
 
-from xftrain.utils.console import quiet
+from xftrain.utils.console import raised_log_level
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,15 @@ _RUNTIME_PACKAGE = "nvidia-cuda-runtime-cu12"
 def is_installed() -> bool:
     """Whether xFormers is installed, without importing it."""
     return importlib.util.find_spec("xformers") is not None
+
+
+def reason_missing() -> str | None:
+    """Why xFormers cannot be used, and what to install; None if it can."""
+    try:
+        xformers_ops()
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 @cache
@@ -44,7 +53,7 @@ def xformers_ops() -> ModuleType:
     if not is_installed():
         raise ImportError("xFormers is not installed: pip install xformers==0.0.35")
     _preload_cuda12_runtime()
-    with _without_namespace_flash_attn(), quiet("xformers", logging.ERROR):
+    with _without_namespace_flash_attn(), raised_log_level("xformers", logging.ERROR):
         ops = importlib.import_module("xformers.ops")
     if not hasattr(ops, "memory_efficient_attention"):
         raise ImportError(
