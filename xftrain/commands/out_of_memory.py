@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,25 @@ from xftrain.config.option_checks import checked_option
 from xftrain.errors import RunError
 from xftrain.interfaces import Batch
 from xftrain.memory.prediction import predict
-from xftrain.utils.device_memory import peak_memory_mib, total_memory_bytes, usable_memory_bytes
+from xftrain.utils.device_memory import (
+    is_out_of_memory,
+    peak_memory_mib,
+    total_memory_bytes,
+    usable_memory_bytes,
+)
 
 _BUDGET = 0.5  # the suggested model.activation_budget
+
+
+@contextmanager
+def out_of_memory_explained(run: Prepared) -> Iterator[None]:
+    """Replaces an out-of-memory error by one that names remedies."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, run) from error
 
 
 def out_of_memory(error: BaseException, run: Prepared) -> RunError:

@@ -19,7 +19,7 @@ from xftrain.commands.callbacks import RunCallbacks
 from xftrain.commands.description import adds_rows, log_model_and_batch, resolved_yaml
 from xftrain.commands.last_save import LastSave
 from xftrain.commands.loggers import RunLoggers
-from xftrain.commands.out_of_memory import out_of_memory
+from xftrain.commands.out_of_memory import out_of_memory_explained
 from xftrain.commands.prepare import Prepared, prepare
 from xftrain.commands.profilers import end_profile, stop_profiling
 from xftrain.commands.quiet_lightning import quiet_lightning
@@ -48,8 +48,9 @@ from xftrain.config.own_code import own_code
 from xftrain.config.run_config import RunConfig
 from xftrain.config.tree import changes_tree
 from xftrain.errors import ConfigError, RunError, first_line
+from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder
-from xftrain.kernels.matmul import Autotuner, set_autotuner
+from xftrain.kernels.matmul import Autotuner, autotuner_set
 from xftrain.memory.plan import plan_memory
 from xftrain.model.gpt import GPT
 from xftrain.train import distributed, hardware
@@ -69,7 +70,10 @@ _BAD_STATE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeEr
 
 
 def run(
-    cfg: DictConfig, run_dir: Path | None = None, checked: RunConfig | None = None
+    cfg: DictConfig,
+    run_dir: Path | None = None,
+    checked: RunConfig | None = None,
+    reserved: ReservedFolders | None = None,
 ) -> dict[str, Any]:
     """Trains what the configuration describes.
 
@@ -77,6 +81,7 @@ def run(
         cfg: what `xftrain.compose` returns.
         run_dir: the run folder; None makes one under `outputs/`.
         checked: the checked configuration, if `compose.validate` has been called.
+        reserved: the folders that the command line has locked.
 
     Returns:
         The content of `result.json` in the run folder: `status`, `error`, `stop_reason`, `kernel`,
@@ -90,7 +95,7 @@ def run(
     """
     quiet_lightning()
     run_dir = run_dir_for(run_dir)
-    folder = RunFolder(run_dir, is_writer=rank() == 0)
+    folder = RunFolder(run_dir, is_writer=rank() == 0, reserved=reserved)
     with recorded(folder) as result, _process_restored():
         checked = checked or validate_as(RunConfig, cfg)
         shown = redaction.without_secrets(cfg, checked.to_dict())
@@ -104,20 +109,27 @@ def run(
             # under torchrun, Hydra made a folder for each rank
             result["run_dir"] = distributed.broadcast_from_rank_0(str(run_dir))
             compare_in_sweep(Path(result["run_dir"]), result["data_digest"])
-            with _out_of_memory_explained(prepared):
-                _train(prepared, folder, result, stop)
+            saved = saved_choices(prepared.ckpt, checked.ckpt, folder)
+            tuner = Autotuner(saved.matmul) if checked.matmul == "auto" else None
+            with out_of_memory_explained(prepared), autotuner_set(tuner):
+                _train(prepared, folder, result, stop, saved, tuner)
     if rank() == 0:
         kinds = [logger.name for logger in checked.logger.values()]
         log_summary(result, with_tensorboard="tensorboard" in kinds)
     return result
 
 
-def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals) -> None:
+def _train(
+    run: Prepared,
+    folder: RunFolder,
+    result: dict[str, Any],
+    stop: StopSignals,
+    saved: SavedChoices,
+    tuner: Autotuner | None,
+) -> None:
     """Builds everything and trains; each figure is added to `result` as soon as it is known."""
     run_dir = Path(result["run_dir"])
-    saved = saved_choices(run.ckpt, run.cfg.ckpt, folder)
-    tuner = Autotuner(saved.matmul) if run.cfg.matmul == "auto" else None
-    model = _build_model(run, folder, result, saved, tuner)
+    model = _build_model(run, folder, result, saved)
     module = _build_module(run, model)
     loggers = RunLoggers(run.cfg.logger, run_dir)
     callbacks = RunCallbacks(run.cfg.callbacks)
@@ -160,11 +172,7 @@ def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopS
 
 
 def _build_model(
-    run: Prepared,
-    folder: RunFolder,
-    result: dict[str, Any],
-    saved: SavedChoices,
-    tuner: Autotuner | None,
+    run: Prepared, folder: RunFolder, result: dict[str, Any], saved: SavedChoices
 ) -> GPT:
     """Builds the model: chooses the attention kernel, plans memory and compiles the blocks."""
     cfg, batch, device = run.cfg, run.batch, run.device
@@ -174,7 +182,6 @@ def _build_model(
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["device"] = hardware.device_name(device)
     result["kernel"] = choose_kernel(model, batch, device, run.dtype, saved, folder)
-    set_autotuner(tuner)  # before planning: autotuned matmuls save less
     predicted = plan_memory(cfg, model, run.loss, batch, run.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
     if cfg.compile:
@@ -274,17 +281,6 @@ def _final_progress(
 
 
 @contextmanager
-def _out_of_memory_explained(run: Prepared) -> Iterator[None]:
-    """Replaces an out-of-memory error by one that names remedies."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory(error, run) from error
-
-
-@contextmanager
 def _process_restored() -> Iterator[None]:
     """Restores the state of the process after a run, and disconnects its ranks."""
     was_deterministic = torch.are_deterministic_algorithms_enabled()
@@ -296,4 +292,3 @@ def _process_restored() -> Iterator[None]:
         distributed.disconnect(together=is_complete)
         torch.use_deterministic_algorithms(was_deterministic)
         reset_compilation()
-        set_autotuner(None)

@@ -52,6 +52,7 @@ from xftrain.config.schema import schema_of
 from xftrain.config.values import check_fields
 from xftrain.errors import ConfigError
 from xftrain.utils import redaction
+from xftrain.utils.read_variables import register_public_names
 from xftrain.utils.yaml_files import refuse_yaml_bombs
 
 ConfigT = TypeVar("ConfigT", RunConfig, InfoConfig, DataConfig, DoctorConfig, SampleConfig)
@@ -72,7 +73,7 @@ def _public_names() -> frozenset[str]:
     return public_names() | keys.union(*choices)
 
 
-redaction.public_names = _public_names
+register_public_names(_public_names)
 
 
 def compose(
