@@ -92,6 +92,6 @@ def _reason_against(cfg: RunConfig, device: torch.device, dtype: torch.dtype) ->
 def _own_bias(model: ModelConfig) -> str | None:
     """The key of a bias whose class is the user's own; None if all are built in."""
     for options in layer_options(model).values():
-        if options["bias"].name is None:
-            return options["bias"].key
+        if options.bias.name is None:
+            return options.bias.key
     return None

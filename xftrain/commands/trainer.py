@@ -72,6 +72,7 @@ def build_trainer(
         use_distributed_sampler=False,  # the data source takes the rank
         inference_mode=False,  # validation shares the training step's compiled code
     )
+    trainer.run_config = cfg
     trainer._checkpoint_connector = _NamedCheckpoints(trainer)
     # Lightning's own handling of SIGTERM makes several ranks wait for the device in each step; see
     # `signals`

@@ -57,7 +57,7 @@ def check_sizes(model: ModelConfig) -> None:
         )
     for name, options in layer_options(model).items():
         key = f"model.layers.{name}" if name else "model"
-        heads, bias = options["heads"], options["bias"]
+        heads, bias = options.heads, options.bias
         num_kv_heads = heads.node.get("num_kv_heads") or 1
         if heads.name is not None and num_heads % num_kv_heads:
             raise ConfigError(
