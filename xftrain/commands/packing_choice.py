@@ -42,7 +42,7 @@ def with_packing(
         dtype: dtype of attention.
     """
     data = cfg.data
-    if data.name is None or data.node.get("packing", False) is not None:
+    if data.name is None or getattr(data, "packing", False) is not None:
         return cfg, shown
     packing = _saved_packing(ckpt, data.name)
     reason = "as the resumed run has it"

@@ -149,7 +149,7 @@ def _completed(key: str, part: str, given: Any, own: OptionConfig) -> Any:
     if "_target_" in node:
         return dict(node)
     if "name" not in node or node["name"] == own.name:
-        return {**own.node, **node}
+        return {**own.to_dict(), **node}
     return {**_file_values(part, node["name"]), **node}
 
 
