@@ -138,7 +138,7 @@ def test_a_run_does_not_check_again_what_was_checked(
 ) -> None:
     from xftrain.commands.train import run
 
-    composing.default_options()  # which is checked once in a process
+    composing.default_options.cache_clear()
     cfg = small("max_steps=1", "callbacks=none", "logger=none")
     checked = validate_as(RunConfig, cfg)
     monkeypatch.setattr(composing, "_validated", lambda cfg: pytest.fail("it is checked again"))

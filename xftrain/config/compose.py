@@ -114,8 +114,11 @@ def compose(
 
 @cache
 def default_options() -> Mapping[str, Any]:
-    """The plain values of `python -m xftrain` without an override, checked."""
-    return validate(compose()).to_dict()
+    """The plain values of `python -m xftrain` without an override, as its YAML files have them.
+
+    They need no check, which would only turn lists into tuples.
+    """
+    return _plain(compose())
 
 
 def validate(cfg: DictConfig | Mapping[str, Any]) -> CommandConfig:
