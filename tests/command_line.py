@@ -43,7 +43,7 @@ class Runner:
         self.calls: list[tuple[int, Path]] = []
         self.errors: dict[int, BaseException] = {}  # by seq
 
-    def run(self, cfg: DictConfig, run_dir: Path, checked: Any) -> dict[str, Any]:
+    def run(self, cfg: DictConfig, run_dir: Path, checked: Any, reserved: Any) -> dict[str, Any]:
         assert isinstance(checked, RunConfig)  # so that a run does not check it again
         self.calls.append((cfg.seq, run_dir))
         if cfg.seq in self.errors:

@@ -14,7 +14,7 @@ from peers.loop import PeerModel, run_config, train
 from peers.setup import Setup
 from xftrain.commands import builder
 from xftrain.interfaces import positions_of
-from xftrain.kernels.matmul import Autotuner, set_autotuner
+from xftrain.kernels.matmul import Autotuner, autotuner_set
 from xftrain.model.backends import kernel_name
 from xftrain.train.hardware import compute_dtype
 
@@ -29,7 +29,6 @@ def measure(setup: Setup) -> dict[str, Any]:
     device_and_dtype = (torch.device(setup.device), compute_dtype(setup.precision))
     cases = model.attention_cases(*sizes, None, device_and_dtype)
     kernel = kernel_name(model.backend, cases)
-    set_autotuner(Autotuner() if cfg.matmul == "auto" else None)
     if setup.compile:
         model.compile_blocks(packed=False)
     positions_1M = positions_of(setup.sizes.seq, None).to(setup.device)
@@ -42,4 +41,5 @@ def measure(setup: Setup) -> dict[str, Any]:
         return sums.loss / sums.num_labels
 
     peer = PeerModel(loss, model, model.head.weight, setup.sizes.form, kernel)
-    return train(setup, peer, data)
+    with autotuner_set(Autotuner() if cfg.matmul == "auto" else None):
+        return train(setup, peer, data)

@@ -17,15 +17,8 @@ from xftrain.checkpoint.newest import checkpoint_to_load
 from xftrain.checkpoint.plain_values import MAX_TIME_NS
 from xftrain.commands.sample import sample
 from xftrain.errors import ConfigError, RunError
-from xftrain.folders import run_folder
-from xftrain.folders.run_folder import (
-    HYDRA,
-    RunFolder,
-    holds_run,
-    remember_hydra,
-    restore_hydra,
-    run_id_of,
-)
+from xftrain.folders.reserved import HYDRA, ReservedFolders
+from xftrain.folders.run_folder import RunFolder, holds_run, restore_hydra, run_id_of
 from xftrain.multirun import jobs as sweeps
 
 KEPT = ("callbacks.checkpoint=null", "logger=csv")
@@ -168,12 +161,13 @@ def test_what_hydra_wrote_for_a_run_that_has_begun_stays(tmp_path, is_new):
     overrides = tmp_path / ".hydra" / "overrides.yaml"
     overrides.write_text("- seq=32\n")
     (tmp_path / "result.json").write_text(json.dumps({"status": "completed"}))
-    remember_hydra(tmp_path)
+    reserved = ReservedFolders()
+    reserved.remember_hydra(tmp_path)
     overrides.write_text("- seq=64\n")
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(tmp_path, reserved=reserved)
     folder.start_new_run() if is_new else folder.resume_run()
     (tmp_path / "result.json").write_text(json.dumps({"status": "completed"}))
-    restore_hydra()
+    restore_hydra(reserved)
     assert overrides.read_text() == "- seq=64\n"
     former = tmp_path / "former-1" / ".hydra" / "overrides.yaml"
     assert not is_new or former.read_text() == "- seq=32\n"
@@ -208,9 +202,9 @@ def test_of_a_foreign_folder_hydras_own_files_alone_are_kept_in_memory(tmp_path)
     (tmp_path / HYDRA / "overrides.yaml").write_text("[]")
     with (tmp_path / HYDRA / "config.yaml").open("wb") as file:
         file.truncate(2 << 20)
-    remember_hydra(tmp_path)
-    held = run_folder._earlier_hydra_files.pop(str(tmp_path.resolve()))
-    assert held == {"overrides.yaml": b"[]"}
+    reserved = ReservedFolders()
+    reserved.remember_hydra(tmp_path)
+    assert reserved.pop_hydra_files(tmp_path) == {"overrides.yaml": b"[]"}
 
 
 def test_no_record_is_lost_by_a_changed_copy_of_a_checkpoint(tmp_path):

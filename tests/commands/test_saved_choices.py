@@ -141,13 +141,13 @@ def measured(monkeypatch) -> list[tuple[Any, ...]]:
     monkeypatch.setattr(matmul, "is_supported", lambda *matrices: True)
     monkeypatch.setattr(matmul, "_MIN_FLOP", 1)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    yield found
-    matmul.set_autotuner(None)
+    with matmul.autotuner_set(None):
+        yield found
 
 
 def tuned(saved: dict[str, str | None] | None = None) -> matmul.Autotuner:
     tuner = matmul.Autotuner(saved)
-    matmul.set_autotuner(tuner)
+    matmul._setting.tuner = tuner  # until the fixture `measured` ends
     return tuner
 
 

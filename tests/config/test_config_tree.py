@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from xftrain import compose
 from xftrain.config.compose import default_options, validate
 from xftrain.config.tree import changed_values, changes_tree, config_tree
+from xftrain.config.values import with_lists
 from xftrain.train.same_run import flat
 
 
@@ -45,6 +46,10 @@ def test_a_long_value_is_cut_and_none_spills_over():
 def _changes(*overrides: str) -> list[str]:
     said = changes_tree(validate(compose(*overrides)).to_dict(), default_options())
     return [line.rstrip() for line in said.splitlines()]
+
+
+def test_the_defaults_are_complete_without_a_check():
+    assert with_lists(validate(compose()).to_dict()) == default_options()
 
 
 def test_a_run_with_the_defaults_shows_a_line():

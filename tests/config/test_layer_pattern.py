@@ -64,10 +64,10 @@ def test_a_part_is_a_word_a_mapping_or_a_change_of_the_models_own():
         "+model.layers.c.bias={window:4}",
     )
     parts = layer_options(chosen.model)
-    assert parts["a"]["bias"].node == {"name": "alibi", "impl": "folded", "window": None}
-    assert parts["b"]["bias"].node == {"name": "window", "window": 3}
-    assert parts["c"]["bias"].node == {"name": "window", "window": 4}
-    assert parts["c"]["pos"] == chosen.model.pos
+    assert parts["a"].bias.node == {"name": "alibi", "impl": "folded", "window": None}
+    assert parts["b"].bias.node == {"name": "window", "window": 3}
+    assert parts["c"].bias.node == {"name": "window", "window": 4}
+    assert parts["c"].pos == chosen.model.pos
 
 
 def test_a_checked_configuration_is_checked_to_itself():

@@ -14,7 +14,7 @@ from tests.command_line import one_sentence
 from xftrain import interfaces
 from xftrain.config import registry
 from xftrain.config.option_checks import checked_option
-from xftrain.config.own_classes import CONTRACTS, check_own_class
+from xftrain.config.own_classes import CONTRACTS, _derives, check_own_class
 from xftrain.errors import ConfigError
 
 OWN = """
@@ -209,6 +209,16 @@ def test_an_instance_without_the_attributes_of_its_group_is_refused():
     node = {"_target_": "mine.Source"}
     with pytest.raises(ConfigError, match="data: Source has no vocab_size and no num_val_batches"):
         registry.build(checked_option("data", node), 8, 2, 0, 1)
+
+
+def test_a_base_is_known_by_the_class_and_not_by_its_names():
+    named = type("Backend", (), {"__module__": "xftrain.interfaces.mine"})
+    own_bar = type("TQDMProgressBar", (), {"__module__": "lightning.pytorch.callbacks_of_mine"})
+    assert not _derives(named, "xftrain.interfaces.Backend")
+    assert not _derives(own_bar, "lightning.pytorch.callbacks.TQDMProgressBar")
+    assert not _derives(named, "a_package.that_is_not_loaded.Backend")
+    derived = type("Mine", (interfaces.Backend,), {})
+    assert _derives(derived, "xftrain.interfaces.Backend")
 
 
 def test_the_contracts_are_those_of_the_protocols():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+import re
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from xftrain.commands.builder import build_model
 from xftrain.config import compose as composing
 from xftrain.config import root_schema
 from xftrain.config.compose import compose, validate, validate_as
+from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import (
     DoctorConfig,
     InfoConfig,
@@ -25,6 +28,7 @@ from xftrain.config.run_config import (
 )
 from xftrain.errors import ConfigError
 
+ROOT = Path(__file__).parents[2]
 KINDS = {"train": RunConfig, "info": InfoConfig, "doctor": DoctorConfig, "sample": SampleConfig}
 
 
@@ -52,6 +56,37 @@ def test_nothing_of_it_can_be_changed() -> None:
             mapping["x"] = None  # type: ignore[index]
     cfg.optim.options["lr"] = 7.0  # a copy
     assert cfg.optim.options["lr"] == 3e-3 and cfg.tags == ("a",)
+
+
+def test_an_option_is_read_by_attributes_and_is_read_only_at_any_depth() -> None:
+    groups = "optim.param_groups=[{match: norm, weight_decay: 0.0}]"
+    cfg = validate_as(RunConfig, compose("data=counting", groups))
+    assert (cfg.data.batch_size, cfg.optim.lr) == (None, 3e-3)
+    with pytest.raises(AttributeError, match="no attribute or field batchsize"):
+        cfg.data.batchsize  # noqa: B018
+    entry = cfg.optim.param_groups[0]
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        entry["lr"] = 7.0
+    cfg.optim.to_dict()["param_groups"][0]["lr"] = 7.0  # a copy
+    assert cfg.optim.to_dict()["param_groups"][0]["lr"] is None
+    assert copy.copy(cfg.model.bias) == cfg.model.bias
+
+
+def test_an_option_is_saved_with_the_lists_and_tuples_that_it_was_given() -> None:
+    # keys of rows on disk depend on it
+    node = {"_target_": "x", "a": [1, {"b": (2, [3])}], "c": ()}
+    option = OptionConfig("optim", "optim", node)
+    assert repr(option.to_dict()) == repr(node)
+    assert repr(option.with_options(d=1).to_dict()) == repr({**node, "d": 1})
+    assert option.a == (1, {"b": (2, (3,))})
+
+
+def test_no_module_reads_a_checked_configuration_by_the_names_of_keys() -> None:
+    # cfg.trainer.precision is checked by mypy, and options["trainer"]["precision"] by nobody
+    read = re.compile(r"options\[[\"']|\.node(\[|\.get\()")
+    files = (ROOT / "xftrain").rglob("*.py")
+    found = [path.name for path in files if read.search(path.read_text("utf-8"))]
+    assert found == ["option_config.py"]  # which gives access by attributes
 
 
 def test_parts_are_typed() -> None:
@@ -103,7 +138,7 @@ def test_a_run_does_not_check_again_what_was_checked(
 ) -> None:
     from xftrain.commands.train import run
 
-    composing.default_options()  # which is checked once in a process
+    composing.default_options.cache_clear()
     cfg = small("max_steps=1", "callbacks=none", "logger=none")
     checked = validate_as(RunConfig, cfg)
     monkeypatch.setattr(composing, "_validated", lambda cfg: pytest.fail("it is checked again"))

@@ -14,15 +14,17 @@ from tests.command_line import one_sentence
 from tests.train.runs import run
 from xftrain.errors import ConfigError
 from xftrain.folders import lock
-from xftrain.folders.lock import LOCK_FILE, folder_lock, release_reserved, reserve
+from xftrain.folders.lock import LOCK_FILE
+from xftrain.folders.reserved import ReservedFolders
 
 KEY = "hydra.run.dir"
 
 
-@pytest.fixture(autouse=True)
-def _released() -> Iterator[None]:
-    yield
-    release_reserved()
+@pytest.fixture
+def reserved() -> Iterator[ReservedFolders]:
+    folders = ReservedFolders()
+    yield folders
+    folders.release()
 
 
 @pytest.fixture
@@ -39,9 +41,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_in_use_is_refused_with_who_uses_it(other_process):
+def test_a_folder_in_use_is_refused_with_who_uses_it(reserved, other_process):
     with pytest.raises(ConfigError, match=r"in use by another command \(process 7 on \\x1b\[31m"):
-        reserve(other_process, KEY)
+        reserved.reserve(other_process, KEY)
 
 
 def test_a_run_in_a_folder_in_use_changes_nothing_there(other_process):
@@ -82,25 +84,25 @@ def test_printing_a_configuration_needs_no_lock(command, other_process):
     assert command("--cfg", "job", f"hydra.run.dir={other_process}").code == 0
 
 
-def test_a_reserved_folder_is_used_by_one_run_of_the_process_at_a_time(tmp_path):
-    reserve(tmp_path, KEY)
-    reserve(tmp_path, KEY)
-    with folder_lock(tmp_path, KEY), pytest.raises(ConfigError), folder_lock(tmp_path, KEY):
+def test_a_reserved_folder_is_used_by_one_run_of_the_process_at_a_time(reserved, tmp_path):
+    reserved.reserve(tmp_path, KEY)
+    reserved.reserve(tmp_path, KEY)
+    with reserved.locked(tmp_path, KEY), pytest.raises(ConfigError), reserved.locked(tmp_path, KEY):
         pass
-    with folder_lock(tmp_path, KEY):
+    with reserved.locked(tmp_path, KEY):
         pass
 
 
-def test_a_lock_ends_with_its_holder(tmp_path):
-    with folder_lock(tmp_path, KEY):
+def test_a_lock_ends_with_its_holder(reserved, tmp_path):
+    with reserved.locked(tmp_path, KEY):
         pass
-    with folder_lock(tmp_path, KEY):
+    with reserved.locked(tmp_path, KEY):
         assert (tmp_path / LOCK_FILE).read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_a_forked_child_does_not_hold_the_lock_of_its_parent(tmp_path):
+def test_a_forked_child_does_not_hold_the_lock_of_its_parent(reserved, tmp_path):
     # it would be held until the child ends, which may outlive a run that is killed
-    reserve(tmp_path, KEY)
+    reserved.reserve(tmp_path, KEY)
     (ready, say_ready), (over, say_over) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:  # pragma: no cover
@@ -119,26 +121,26 @@ def test_a_forked_child_does_not_hold_the_lock_of_its_parent(tmp_path):
             os.close(pipe)
 
 
-def test_a_job_waits_for_the_end_of_the_one_before(tmp_path, monkeypatch):
+def test_a_job_waits_for_the_end_of_the_one_before(reserved, tmp_path, monkeypatch):
     file = (tmp_path / LOCK_FILE).open("ab")
     fcntl.flock(file, fcntl.LOCK_EX)
     monkeypatch.setattr("xftrain.folders.lock.time.sleep", lambda s: file.close())
-    reserve(tmp_path, KEY, wait_s=5.0)
+    reserved.reserve(tmp_path, KEY, wait_s=5.0)
 
 
-def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_said_and_used(reserved, tmp_path, monkeypatch, caplog):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("xftrain.folders.lock.fcntl.flock", no_locks)
-    reserve(tmp_path, KEY)
-    with folder_lock(tmp_path, KEY):
+    reserved.reserve(tmp_path, KEY)
+    with reserved.locked(tmp_path, KEY):
         pass
     assert caplog.text.count("has no locks (No locks available)") == 1
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
-def test_a_lock_that_is_no_plain_file_is_refused(tmp_path, kind):
+def test_a_lock_that_is_no_plain_file_is_refused(reserved, tmp_path, kind):
     place, target = tmp_path / "r" / LOCK_FILE, tmp_path / "target"
     place.parent.mkdir()
     target.write_text("of somebody else")
@@ -146,5 +148,5 @@ def test_a_lock_that_is_no_plain_file_is_refused(tmp_path, kind):
         kind, place.mkdir
     )()
     with pytest.raises((ConfigError, OSError)):
-        reserve(place.parent, KEY)
+        reserved.reserve(place.parent, KEY)
     assert target.read_text() == "of somebody else"

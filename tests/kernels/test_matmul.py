@@ -18,6 +18,7 @@ from xftrain.kernels.linear_functions import (
     autotuned_gelu_mlp,
     autotuned_linear,
 )
+from xftrain.kernels.operators import MATMULS
 from xftrain.utils.compilation import configure_compilation, reset_compilation
 
 
@@ -111,7 +112,7 @@ def test_a_budget_drops_first_what_saves_most_for_its_price():
     wide, kept = (2 * N, 4 * D), {}  # gelu(h) and h
     for budget in (1.0, 0.5, 0.1):
         torch._dynamo.reset()
-        configure_compilation(budget)
+        configure_compilation(budget, MATMULS)
         try:
             out = torch.compile(Half())(torch.randn(2, N, D, requires_grad=True))
         finally:
@@ -148,12 +149,9 @@ def test_on_a_gpu_they_are_as_exact_as_torchs(dtype):
     halves = [tensor.to(dtype) for tensor in exact]
     exact = [tensor.double() for tensor in halves]
     tuner = matmul.Autotuner()
-    matmul.set_autotuner(tuner)
-    try:
+    with matmul.autotuner_set(tuner):
         ours = gradients(autotuned_gelu_mlp, *halves)
         ours += gradients(autotuned_linear, *halves[:2])
-    finally:
-        matmul.set_autotuner(None)
     # up, down and their gradients; the linear layer's input gradient is that of up
     assert len(tuner.choices) == 5, "each product is measured once"
     torchs = gradients(mlp, *halves) + gradients(F.linear, *halves[:2])

@@ -79,14 +79,11 @@ def test_what_is_chosen(monkeypatch, change, chosen):
     n, d, h = case["sizes"]
     monkeypatch.setattr(matmul, "has_cublaslt", lambda: True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: case["exact"])
-    matmul.set_autotuner(matmul.Autotuner() if case["how"] == "auto" else None)
-    try:
+    with matmul.autotuner_set(matmul.Autotuner() if case["how"] == "auto" else None):
         layer = Linear(d, h, bias=case["bias"])
         x = torch.empty(n, d, dtype=case["dtype"])
         monkeypatch.setattr(linear_functions, "_on_gpu", lambda tensor: True)
         assert linear_functions.should_autotune(x, layer) is chosen
-    finally:
-        matmul.set_autotuner(None)
 
 
 def test_batches_of_ever_new_sizes_are_measured_no_more(monkeypatch):
@@ -101,13 +98,10 @@ def test_batches_of_ever_new_sizes_are_measured_no_more(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(matmul, "_MAX_CHOICES", 2)
     monkeypatch.setattr(matmul, "_MIN_FLOP", 2 * 4 * D * H)
-    matmul.set_autotuner(matmul.Autotuner())
-    try:
+    with matmul.autotuner_set(matmul.Autotuner()):
         for n in (3, 4, 5, 6, 3, 4, 5, 6):  # 3 is small
             x, weight = torch.randn(n, D), torch.randn(H, D)
             torch.testing.assert_close(matmul.linear(x, weight), F.linear(x, weight))
-    finally:
-        matmul.set_autotuner(None)
     assert len(measured) == 2
 
 
@@ -139,4 +133,4 @@ def test_a_frozen_layer_has_no_gradient():
 
 def test_a_run_ends_choosing(tmp_path):
     run(tmp_path, "max_steps=1")
-    assert not matmul.is_autotuning() and matmul._tuner is None
+    assert not matmul.is_autotuning() and matmul._setting.tuner is None

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xftrain.launch import cli
+from xftrain.multirun.command_state import Sweep
 from xftrain.multirun.end import finish
-from xftrain.multirun.sweep import Sweep
 from xftrain.utils import console
 from xftrain.utils.console import SafeFormatter, safe_streams
 

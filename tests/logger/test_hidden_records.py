@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.train.runs import rows_of, run
 from xftrain.logger._hidden_records import hidden_values, hiding_writer
 from xftrain.train.tracker import Tracker
-from xftrain.utils import redaction
+from xftrain.utils.read_variables import READ
 
 SECRET = "hunter2-hunter2"
 NAME = "${oc.env:XFTRAIN_TEST_TOKEN}"
@@ -23,7 +23,7 @@ NAME = "${oc.env:XFTRAIN_TEST_TOKEN}"
 
 @pytest.fixture(autouse=True)
 def secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "READ_VALUES", {})
+    monkeypatch.setattr(READ, "values", {})
     monkeypatch.setenv("XFTRAIN_TEST_TOKEN", SECRET)
 
 
@@ -78,7 +78,7 @@ def test_no_logger_writes_a_secret(tmp_path: Path) -> None:
 
 
 def test_the_writer_alone_hides_what_torch_writes_elsewhere(tmp_path: Path) -> None:
-    redaction.READ_VALUES["XFTRAIN_TEST_TOKEN"] = SECRET
+    READ.values["XFTRAIN_TEST_TOKEN"] = SECRET
     writer = hiding_writer()(log_dir=str(tmp_path))
     tell(writer, SECRET)
     writer.close()
@@ -105,7 +105,7 @@ class OwnTracker(Tracker):
 
 
 def test_records_of_a_tracker_have_no_secret_in_their_names(tmp_path: Path) -> None:
-    redaction.READ_VALUES["XFTRAIN_TEST_TOKEN"] = SECRET
+    READ.values["XFTRAIN_TEST_TOKEN"] = SECRET
 
     class Lightnings:
         def log_metrics(self, metrics: dict[str, float], step: int | None) -> None:
@@ -118,7 +118,7 @@ def test_records_of_a_tracker_have_no_secret_in_their_names(tmp_path: Path) -> N
 
 
 def test_other_values_stay_as_they_are() -> None:
-    redaction.READ_VALUES["XFTRAIN_TEST_TOKEN"] = SECRET
+    READ.values["XFTRAIN_TEST_TOKEN"] = SECRET
     tensor, path = torch.ones(2), Path("/x")
     held = hidden_values({"a": tensor, "b": path, "c": (1, None, True), "d": 0.5})
     assert held["a"] is tensor and held["b"] is path

@@ -13,7 +13,7 @@ from tests.command_line import Ended, one_sentence
 from xftrain.config.compose import compose, validate
 from xftrain.errors import SweepRefused
 from xftrain.multirun.job_config import job_description, refuse_other_config, write_job_config
-from xftrain.utils import redaction
+from xftrain.utils.read_variables import READ
 
 Command = Callable[..., Ended]
 Jobs = list[list[str]]
@@ -40,7 +40,7 @@ def test_another_value_of_the_same_overrides_is_told(tmp_path: Path) -> None:
 def test_a_secret_is_compared_and_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redaction, "READ_VALUES", {})
+    monkeypatch.setattr(READ, "values", {})
     typed = ["tags=['${oc.env:TOKEN}']", "seed='${oc.decode:${oc.env:SEED}}'"]
     monkeypatch.setenv("TOKEN", "hunter2secret")
     monkeypatch.setenv("SEED", "5")

@@ -59,7 +59,7 @@ import types
 from ends import end
 
 
-def run(cfg, run_dir, checked):
+def run(cfg, run_dir, checked, reserved):
     from xftrain.config.overrides import override_strings
     from hydra.core.hydra_config import HydraConfig
 

@@ -63,7 +63,7 @@ class _Words:
         patch.setattr(cli, "command_of", lambda cfg: self._run)
         patch.setattr("xftrain.multirun.jobs.start", self._started)
 
-    def _run(self, cfg: Any, run_dir: Path, checked: Any) -> dict[str, Any]:
+    def _run(self, cfg: Any, run_dir: Path, checked: Any, reserved: Any) -> dict[str, Any]:
         validate(cfg)
         return {"metrics": {}}
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.train.runs import run
 from xftrain.errors import ConfigError
-from xftrain.utils import redaction
+from xftrain.utils.read_variables import READ
 
 
 @pytest.mark.fault("secret in the environment")
@@ -26,7 +26,7 @@ def test_a_secret_of_the_environment_is_never_written_down(tmp_path, monkeypatch
 @pytest.mark.fault("secret in the environment")
 def test_a_short_value_in_a_secret_leaves_nothing_of_it(tmp_path, monkeypatch):
     # that of the seed was replaced first, and hunter${...} written down
-    monkeypatch.setattr(redaction, "READ_VALUES", {})
+    monkeypatch.setattr(READ, "values", {})
     monkeypatch.setenv("XFTRAIN_TEST_SEED", "2")
     monkeypatch.setenv("XFTRAIN_TEST_TOKEN", "hunter2-hunter2")
     run(

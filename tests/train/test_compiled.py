@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._functorch import partitioners
 from torch.utils import flop_counter
 
 from tests.train.runs import model_and_data, run
 from xftrain.errors import ConfigError
+from xftrain.kernels.operators import MATMULS
 from xftrain.model.attn.naive import Naive
 from xftrain.model.ffn.swiglu import SwiGLU
 from xftrain.model.gpt import GPT
 from xftrain.utils import compilation
-from xftrain.utils.compilation import configure_compilation
+from xftrain.utils.compilation import configure_compilation, reset_compilation
 
 CPU = torch.device("cpu")
 
@@ -126,3 +128,11 @@ def test_compiled_xformers_feed_forwards_look_nothing_up():
     compiled = torch.compile(ffn, backend="eager")
     torch.testing.assert_close(compiled(x), ffn(x))
     torch._dynamo.reset()
+
+
+def test_a_budget_recomputes_the_matmuls_of_this_package_last():
+    # torch takes operators that it does not know for cheap ones
+    model, _ = model_and_data("model.activation_budget=0.5", "compile=true")
+    model.compile_blocks(packed=False)
+    reset_compilation()
+    assert partitioners.get_default_op_list().compute_intensive_ops >= set(MATMULS)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from xftrain.utils import console, redaction
+from xftrain.utils import console
 from xftrain.utils.console import (
     ConsoleHandler,
     LogFile,
@@ -23,6 +23,7 @@ from xftrain.utils.console import (
     safe_streams,
 )
 from xftrain.utils.files import NotPlainFile
+from xftrain.utils.read_variables import READ
 
 ROOT = Path(__file__).parents[2]
 EVIL = "\x1b]0;PWNED\x07\nxftrain: done, all is well\r\u202e"
@@ -30,7 +31,7 @@ EVIL = "\x1b]0;PWNED\x07\nxftrain: done, all is well\r\u202e"
 
 @pytest.fixture
 def secret(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(redaction, "READ_VALUES", {"PIN": "pw7q9"})
+    monkeypatch.setattr(READ, "values", {"PIN": "pw7q9"})
     return "pw7q9"
 
 

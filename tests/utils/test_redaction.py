@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 from xftrain.config.compose import compose
 from xftrain.utils import redaction
 from xftrain.utils.printable import one_line
+from xftrain.utils.read_variables import READ
 from xftrain.utils.redaction import hidden, hidden_throughout
 
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch):
     """Sets what the configuration read."""
-    monkeypatch.setattr(redaction, "READ_VALUES", {})
-    monkeypatch.setattr(redaction, "_DECODED", {})
+    monkeypatch.setattr(READ, "values", {})
+    monkeypatch.setattr(READ, "decoded", {})
 
     def hold(**values: str) -> None:
-        redaction.READ_VALUES.clear()
-        redaction.READ_VALUES.update(values)
+        READ.values.clear()
+        READ.values.update(values)
 
     return hold
 
@@ -80,7 +81,7 @@ def test_each_line_of_a_value_is_hidden(held):
 @given(st.text(min_size=4, max_size=30))
 def test_no_spelling_of_a_value_gets_through(value: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(redaction, "READ_VALUES", {"SECRET": value})
+        patch.setattr(READ, "values", {"SECRET": value})
         if not redaction._is_secret(value):
             return
         for spell in (

@@ -12,14 +12,14 @@ from xftrain.benchmark.pool import _sanitized as shown_row
 from xftrain.benchmark.worker import outcome
 from xftrain.config.composition_errors import sentence
 from xftrain.multirun.record import _short
-from xftrain.utils import redaction
+from xftrain.utils.read_variables import READ
 
 KEY = "H" + "".join(f"{number}kZ" for number in range(900))
 
 
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "READ_VALUES", {})
+    monkeypatch.setattr(READ, "values", {})
     monkeypatch.setenv("XFTRAIN_TEST_KEY", KEY)
 
 
@@ -58,7 +58,7 @@ def test_a_path_that_is_too_long_is_refused_without_its_text(
 
 
 def test_each_text_that_is_cut_is_cleared_before() -> None:
-    redaction.READ_VALUES["XFTRAIN_TEST_KEY"] = KEY
+    READ.values["XFTRAIN_TEST_KEY"] = KEY
     assert not _is_in(sentence(ValueError(f"no {KEY}")))
     assert not _is_in(_short(f"a={KEY}"))
     status, reason = outcome(ValueError(f"no {KEY}"))

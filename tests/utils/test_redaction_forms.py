@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from tests.command_line import Ended
 from xftrain.config.compose import compose, validate
 from xftrain.errors import ConfigError
-from xftrain.utils import redaction
+from xftrain.utils.read_variables import READ
 from xftrain.utils.redaction import hidden, without_secrets
 
 SHOWN = "${oc.env:XFTRAIN_TEST_SECRET}"
@@ -21,9 +21,8 @@ SHOWN = "${oc.env:XFTRAIN_TEST_SECRET}"
 
 @pytest.fixture(autouse=True)
 def _nothing_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("READ_VALUES", "_DECODED", "_WORDS"):
-        if hasattr(redaction, name):
-            monkeypatch.setattr(redaction, name, {})
+    for name in ("values", "decoded", "words"):
+        monkeypatch.setattr(READ, name, {})
     yield
 
 
@@ -67,7 +66,7 @@ def test_a_path_is_hidden_in_any_form_of_it(
 def test_a_path_of_public_words_hides_no_other_text(
     secret: Callable[[str], str], value: str
 ) -> None:
-    redaction.READ_VALUES["XFTRAIN_TEST_SECRET"] = value
+    READ.values["XFTRAIN_TEST_SECRET"] = value
     assert hidden("step 1 of sdpa in .. at 1.0") == "step 1 of sdpa in .. at 1.0"
 
 
@@ -150,7 +149,7 @@ def test_the_folder_of_a_job_is_not_named_by_a_secret(secret: Callable[[str], st
 def test_a_line_that_yaml_breaks_after_an_escape_hides_a_secret(
     monkeypatch: pytest.MonkeyPatch, value: str, is_unicode: bool
 ) -> None:
-    monkeypatch.setitem(redaction.READ_VALUES, "XFTRAIN_TEST_SECRET", value)
+    monkeypatch.setitem(READ.values, "XFTRAIN_TEST_SECRET", value)
     for length in range(50, 84):
         written = yaml.dump(["a" * length + " " + value], allow_unicode=is_unicode)
         assert value[-2:] not in hidden(written), written

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from xftrain.benchmark.cells import Row, nodes_of
 from xftrain.benchmark.matmul import peak_job
 from xftrain.benchmark.worker import Job
+from xftrain.config.run_config import RunConfig
 from xftrain.errors import ConfigError
 from xftrain.model.backends import all_backends
 
@@ -29,9 +30,10 @@ class Context:
         run_dir: the folder for the rows and the report.
         device: the device to measure.
         dtype: dtype of the run's matmuls, such as `bfloat16`.
-        options: the run's configuration as in its checkpoints, of which each cell trains a
-            variant; empty for `--config-name doctor`.
+        options: the plain values of the configuration, as in checkpoints and with secrets hidden;
+            they are part of the keys of rows on disk, and nothing else is read from them.
         loggers: the loggers of the run.
+        cfg: the checked configuration of the run; None for `--config-name doctor`, which has none.
     """
 
     run_dir: Path
@@ -39,6 +41,16 @@ class Context:
     dtype: str
     options: Mapping[str, Any]
     loggers: Sequence[Logger]
+    cfg: RunConfig | None = None
+
+    def run_config(self) -> RunConfig:
+        """The configuration of the run, for a benchmark with `needs_model`."""
+        assert self.cfg is not None, "the benchmark lacks needs_model = True"
+        return self.cfg
+
+    def model_node(self) -> dict[str, Any]:
+        """The plain values of the run's model, as in its checkpoints, for the keys of rows."""
+        return dict(self.options.get("model", {}))
 
     def dtype_for(self, configured: str) -> str:
         """Resolves the dtype `auto` to the dtype of the run."""
@@ -55,13 +67,15 @@ class Context:
         """
         if configured is not None:
             return nodes_of("model/attn", configured)
-        own = self.options.get("model", {}).get("attn", {})
+        own = None if self.cfg is None else self.cfg.model.attn
+        is_own_class = own is not None and own.target is not None
         built_in: list[str | dict[str, Any]] = [
             backend.name
             for backend in all_backends()
-            if compiled or not backend.needs_compilation or backend.name == own.get("name")
+            if compiled or not backend.needs_compilation or (own and backend.name == own.name)
         ]
-        return nodes_of("model/attn", built_in) + ([dict(own)] if "_target_" in own else [])
+        nodes = nodes_of("model/attn", built_in)
+        return [*nodes, dict(self.model_node()["attn"])] if is_own_class else nodes
 
 
 class BenchmarkPlan(ABC):

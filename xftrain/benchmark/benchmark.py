@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from xftrain.benchmark.base import BenchmarkPlan, Context
 from xftrain.benchmark.session import run_suite
+from xftrain.commands.early_stop import StoppableTrainer
 from xftrain.train.hardware import compute_dtype
 from xftrain.train.module import training_module
 
@@ -39,4 +40,5 @@ def _context(trainer: Trainer, pl_module: LightningModule) -> Context:
         dtype=str(compute_dtype(str(trainer.precision))).removeprefix("torch."),
         options=training_module(pl_module).saved["config"],
         loggers=trainer.loggers,
+        cfg=trainer.run_config if isinstance(trainer, StoppableTrainer) else None,
     )

@@ -18,6 +18,7 @@ from xftrain.config.compose import validate_as
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import DoctorConfig
 from xftrain.errors import ConfigError
+from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder
 from xftrain.train import hardware
 
@@ -25,7 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def run_doctor(
-    cfg: DictConfig, run_dir: Path | None = None, checked: DoctorConfig | None = None
+    cfg: DictConfig,
+    run_dir: Path | None = None,
+    checked: DoctorConfig | None = None,
+    reserved: ReservedFolders | None = None,
 ) -> dict[str, Any]:
     """Runs the doctor and returns the content of `result.json`.
 
@@ -33,6 +37,7 @@ def run_doctor(
         cfg: what `xftrain.compose(config_name="doctor")` returns.
         run_dir: the run folder; None makes one under `outputs/`.
         checked: the checked configuration, if `compose.validate` has been called.
+        reserved: the folders that the command line has locked.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -40,7 +45,7 @@ def run_doctor(
     """
     run_dir = run_dir_for(run_dir)
     refuse_training_folder(run_dir, "the doctor")
-    folder = RunFolder(run_dir)
+    folder = RunFolder(run_dir, reserved=reserved)
     with recorded(folder) as result:
         checked = checked or validate_as(DoctorConfig, cfg)
         device, precision = hardware.resolve(checked.accelerator, "auto")

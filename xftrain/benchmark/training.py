@@ -15,7 +15,9 @@ from xftrain.benchmark.cells import Cell
 from xftrain.benchmark.measure import settle, spread
 from xftrain.benchmark.worker import Reporter
 from xftrain.commands import train
+from xftrain.config.compose import validate_as
 from xftrain.config.own_code import own_code
+from xftrain.config.run_config import RunConfig
 from xftrain.train import hardware
 
 _INTERVALS = 3  # timed intervals of a round, after one for warm-up
@@ -31,7 +33,9 @@ class TrainCell(Cell):
     """A short training run.
 
     Attributes:
-        options: the run's whole configuration.
+        options: the plain values of the run's whole configuration, as in checkpoints and with
+            secrets hidden, which are the cell's key on disk; the process that trains it checks
+            them into a RunConfig.
         interval_steps: optimizer steps of one timed interval.
     """
 
@@ -62,23 +66,20 @@ def measure_training(cells: Sequence[TrainCell], reporter: Reporter) -> None:
 
 def _run(cell: TrainCell) -> dict[str, Any]:
     """Runs one round of a cell."""
-    trainer = cell.options["trainer"]
-    device, _ = hardware.resolve(trainer["accelerator"], trainer["precision"])
-    settle(device)
-    options = {
-        **cell.options,
+    changed = {
         "max_steps": (_INTERVALS + 1) * cell.interval_steps,
         "ckpt": None,
         "callbacks": {"metrics": {"name": "metrics"}},
         "logger": {"csv": {"name": "csv"}},
-        "trainer": {
-            **trainer,
-            "log_every_n_steps": cell.interval_steps,
-            "val_check_interval": 10**9,
-        },
     }
+    composed = OmegaConf.create({**cell.options, **changed})
+    composed.trainer.log_every_n_steps = cell.interval_steps
+    composed.trainer.val_check_interval = 10**9
+    cfg = validate_as(RunConfig, composed)
+    device, _ = hardware.resolve(cfg.trainer.accelerator, cfg.trainer.precision)
+    settle(device)
     with tempfile.TemporaryDirectory() as folder:
-        result = train.run(OmegaConf.create(options), Path(folder))
+        result = train.run(composed, Path(folder), cfg)
         with (Path(folder) / "metrics.csv").open(newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
 

@@ -80,8 +80,9 @@ class AtomicCheckpointIO(CheckpointIO):
                     written.flush()
                     os.fsync(written.fileno())
                 _check_readable(partial)
-                if storage_options and path.exists():
-                    _link(path, path.with_name(storage_options["previous"]))
+                previous = storage_options and storage_options.get("previous")
+                if previous and path.exists():
+                    _link(path, path.with_name(previous))
             sync(path.parent)  # the rename must survive a power failure
         except NotPlain as error:
             raise UnsavableState(

@@ -77,10 +77,10 @@ def _layer_specs(model: ModelConfig) -> list[LayerSpec]:
 
     specs = {
         name: LayerSpec(
-            part(options["bias"]),
-            part(options["heads"]),
-            part(options["ffn"]),
-            None if options["pos"] == model.pos else part(options["pos"]),
+            part(options.bias),
+            part(options.heads),
+            part(options.ffn),
+            None if options.pos == model.pos else part(options.pos),
         )
         for name, options in layer_options(model).items()
     }

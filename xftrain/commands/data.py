@@ -15,6 +15,7 @@ from xftrain.commands.shown_rows import shown_rows
 from xftrain.config.compose import validate_as
 from xftrain.config.run_config import DataConfig
 from xftrain.errors import ConfigError
+from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder
 from xftrain.train.same_data import digest_of
 from xftrain.utils import redaction
@@ -26,7 +27,10 @@ PICTURE = "document_lengths.png"
 
 
 def describe_data(
-    cfg: DictConfig, run_dir: Path | None = None, checked: DataConfig | None = None
+    cfg: DictConfig,
+    run_dir: Path | None = None,
+    checked: DataConfig | None = None,
+    reserved: ReservedFolders | None = None,
 ) -> dict[str, Any]:
     """Describes the data and returns the content of `result.json`; `metrics` has the figures.
 
@@ -34,13 +38,14 @@ def describe_data(
         cfg: what `xftrain.compose(config_name="data")` returns.
         run_dir: the run folder; None makes one under `outputs/`.
         checked: the checked configuration, if `compose.validate` has been called.
+        reserved: the folders that the command line has locked.
 
     Raises:
         ConfigError: the configuration is wrong, or cannot run on this machine.
     """
     run_dir = run_dir_for(run_dir)
     refuse_training_folder(run_dir, "a description")
-    with recorded(RunFolder(run_dir)) as result:
+    with recorded(RunFolder(run_dir, reserved=reserved)) as result:
         checked = checked or validate_as(DataConfig, cfg)
         if checked.trainer.devices > 1:
             raise ConfigError(

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule
 
 from xftrain.callbacks.checkpoint import within_step
 from xftrain.config.moved_keys import in_new_keys
+from xftrain.config.run_config import RunConfig
 from xftrain.train import distributed
 from xftrain.train.module import training_module
 from xftrain.train.same_run import differences, with_digests
@@ -51,6 +52,7 @@ class StoppableTrainer(pl.Trainer):
     A callback gives its reason in the attribute `stopping_reason_message`, like `EarlyStopping`.
     """
 
+    run_config: RunConfig | None = None  # of this run, for callbacks that measure variants of it
     stopped_by: str | None = None  # class name of the callback
     _should_stop = False
     _stopping: Callback | None = None

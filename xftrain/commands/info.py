@@ -17,9 +17,10 @@ from xftrain.commands.saved_choices import SavedChoices, choose_kernel
 from xftrain.config.compose import validate_as
 from xftrain.config.run_config import InfoConfig
 from xftrain.errors import ConfigError
+from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder
 from xftrain.interfaces import Batch
-from xftrain.kernels.matmul import Autotuner, set_autotuner
+from xftrain.kernels.matmul import Autotuner, autotuner_set
 from xftrain.memory.plan import plan_memory
 from xftrain.model.flops import flops_per_token, peak_flops
 from xftrain.model.gpt import GPT
@@ -32,7 +33,10 @@ log = logging.getLogger(__name__)
 
 
 def info(
-    cfg: DictConfig, run_dir: Path | None = None, checked: InfoConfig | None = None
+    cfg: DictConfig,
+    run_dir: Path | None = None,
+    checked: InfoConfig | None = None,
+    reserved: ReservedFolders | None = None,
 ) -> dict[str, Any]:
     """Describes the run and returns the content of `result.json`; `metrics` has the figures.
 
@@ -40,13 +44,14 @@ def info(
         cfg: what `xftrain.compose(config_name="info")` returns.
         run_dir: the run folder; None makes one under `outputs/`.
         checked: the checked configuration, if `compose.validate` has been called.
+        reserved: the folders that the command line has locked.
 
     Raises:
         ConfigError: the configuration is wrong, or cannot run on this machine.
     """
     run_dir = run_dir_for(run_dir)
     refuse_training_folder(run_dir, "a description")
-    folder = RunFolder(run_dir)
+    folder = RunFolder(run_dir, reserved=reserved)
     with recorded(folder) as result:
         checked = checked or validate_as(InfoConfig, cfg)
         if checked.trainer.devices > 1:
@@ -57,10 +62,9 @@ def info(
             )
         prepared = prepare(checked, redaction.without_secrets(cfg, checked.to_dict()), run_dir)
         result["device"] = hardware.device_name(prepared.device)
-        try:
+        # autotuned matmuls save less memory
+        with autotuner_set(Autotuner() if checked.matmul == "auto" else None):
             _describe(prepared, folder, result)
-        finally:
-            set_autotuner(None)
     return result
 
 
@@ -69,7 +73,6 @@ def _describe(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> None:
     with torch.device("meta"):  # nothing is allocated
         model = builder.assemble(cfg.model, run.vocab_size)
     kernel = choose_kernel(model, batch, run.device, run.dtype, SavedChoices(), folder)
-    set_autotuner(Autotuner() if cfg.matmul == "auto" else None)
     peak_mib = plan_memory(cfg, model, run.loss, batch, run.dtype, run.device)
     figures = _sizes(model, batch, cfg.trainer.accumulate_grad_batches)
     result["kernel"], result["metrics"] = kernel, figures

@@ -13,7 +13,6 @@ from xftrain.commands.saved_choices import SavedChoices, choose_kernel
 from xftrain.config import registry
 from xftrain.config.own_code import own_code
 from xftrain.folders.run_folder import RunFolder
-from xftrain.kernels.matmul import Autotuner, set_autotuner
 from xftrain.memory.plan import plan_memory
 from xftrain.model.gpt import GPT
 from xftrain.train import hardware
@@ -23,11 +22,7 @@ from xftrain.utils import redaction
 
 
 def build_model(
-    run: Prepared,
-    folder: RunFolder,
-    result: dict[str, Any],
-    saved: SavedChoices,
-    tuner: Autotuner | None,
+    run: Prepared, folder: RunFolder, result: dict[str, Any], saved: SavedChoices
 ) -> GPT:
     """Builds the model: chooses the attention kernel, plans memory and compiles the blocks."""
     cfg, batch, device = run.cfg, run.batch, run.device
@@ -37,7 +32,6 @@ def build_model(
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["device"] = hardware.device_name(device)
     result["kernel"] = choose_kernel(model, batch, device, run.dtype, saved, folder)
-    set_autotuner(tuner)  # before planning: autotuned matmuls save less
     predicted = plan_memory(cfg, model, run.loss, batch, run.dtype, device)
     result["predicted_peak_mib"] = predicted and round(predicted, 1)
     if cfg.compile:

@@ -26,6 +26,17 @@ from xftrain.utils.device_memory import (
 _BUDGET = 0.5  # the suggested model.activation_budget
 
 
+@contextmanager
+def out_of_memory_explained(run: Prepared) -> Iterator[None]:
+    """Replaces an out-of-memory error by one that names remedies."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, run) from error
+
+
 def out_of_memory(error: BaseException, run: Prepared) -> RunError:
     """The allocator's error as one sentence, with the three settings that would save the most."""
     rows, tokens = run.batch.shape_BM
@@ -114,14 +125,3 @@ def _peak_bytes(run: Prepared) -> int:
     if run.cfg.model.activation_checkpointing == "auto":
         return peak.total(peak.cheapest_fitting_plan(usable_memory_bytes(run.device)))
     return peak.total(model.recompute_plan)
-
-
-@contextmanager
-def out_of_memory_explained(run: Prepared) -> Iterator[None]:
-    """Replaces an out-of-memory error by one that names remedies."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory(error, run) from error

@@ -149,7 +149,7 @@ def _own_checks(
     for call, layers in cases:
         for name in dict.fromkeys(names[layer % len(names)] for layer in layers):
             for part, check in checks.items():
-                item = (options[name][part], check, call)
+                item = (getattr(options[name], part), check, call)
                 if item not in found:
                     found.append(item)
     return ((option, check, call) for option, check, call in found if option.name is None)

@@ -42,7 +42,7 @@ def with_packing(
         dtype: dtype of attention.
     """
     data = cfg.data
-    if data.name is None or data.node.get("packing", False) is not None:
+    if data.name is None or getattr(data, "packing", False) is not None:
         return cfg, shown
     packing = _saved_packing(ckpt, data.name)
     reason = "as the resumed run has it"
@@ -92,6 +92,6 @@ def _reason_against(cfg: RunConfig, device: torch.device, dtype: torch.dtype) ->
 def _own_bias(model: ModelConfig) -> str | None:
     """The key of a bias whose class is the user's own; None if all are built in."""
     for options in layer_options(model).values():
-        if options["bias"].name is None:
-            return options["bias"].key
+        if options.bias.name is None:
+            return options.bias.key
     return None

@@ -147,4 +147,4 @@ def _described(model: ModelConfig, layer: int) -> str:
     names = layer_names(model)
     name = names[layer % len(names)]
     options, key = layer_options(model)[name], f"model.layers.{name}" if name else "model"
-    return f"{key}.bias={options['bias'].label} with {key}.heads={options['heads'].label}"
+    return f"{key}.bias={options.bias.label} with {key}.heads={options.heads.label}"

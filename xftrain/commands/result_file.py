@@ -26,7 +26,6 @@ from xftrain.commands.neighboring_runs import dotted
 from xftrain.config.overrides import literal, override_strings
 from xftrain.errors import ConfigError, RunError, Stopped
 from xftrain.folders.links import refuse_links
-from xftrain.folders.lock import folder_lock
 from xftrain.folders.run_folder import RunFolder
 from xftrain.utils.files import make_new_folder, replace_text
 from xftrain.utils.processes import rank
@@ -77,7 +76,7 @@ def recorded(folder: RunFolder) -> Iterator[dict[str, Any]]:
         yield empty_result(folder.path)
         return
     refuse_links(folder.path, "hydra.run.dir")
-    with folder_lock(folder.path, "hydra.run.dir"):
+    with folder.reserved.locked(folder.path, "hydra.run.dir"):
         yield from _recorded(folder)
 
 

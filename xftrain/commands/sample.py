@@ -25,6 +25,7 @@ from xftrain.config.layer_pattern import layer_names
 from xftrain.config.run_config import ModelConfig, SampleConfig
 from xftrain.data.tokens.vocabulary import old_checkpoint_vocabulary, rebuild
 from xftrain.errors import ConfigError, first_line
+from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder
 from xftrain.interfaces import Vocabulary
 from xftrain.model.generate import PROMPT_TOKENS, generate, max_new_tokens, sample_text
@@ -44,7 +45,10 @@ _EXAMPLE = "ckpt=outputs/<date>/<run>/checkpoints/last.ckpt"
 
 
 def sample(
-    cfg: DictConfig, run_dir: Path | None = None, checked: SampleConfig | None = None
+    cfg: DictConfig,
+    run_dir: Path | None = None,
+    checked: SampleConfig | None = None,
+    reserved: ReservedFolders | None = None,
 ) -> dict[str, Any]:
     """Writes `sample.txt` into the run folder, and returns the content of `result.json`.
 
@@ -52,13 +56,14 @@ def sample(
         cfg: what `xftrain.compose(config_name="sample")` returns.
         run_dir: the run folder; None makes one under `outputs/`.
         checked: the checked configuration, if `compose.validate` has been called.
+        reserved: the folders that the command line has locked.
 
     Raises:
         ConfigError: the configuration, the checkpoint or the prompt is wrong.
     """
     run_dir = run_dir_for(run_dir)
     refuse_training_folder(run_dir, "a sample")
-    folder = RunFolder(run_dir)
+    folder = RunFolder(run_dir, reserved=reserved)
     with recorded(folder) as result:
         config = checked or validate_as(SampleConfig, cfg)
         path = _path(config.ckpt)

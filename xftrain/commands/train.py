@@ -45,8 +45,9 @@ from xftrain.config.checks import check_num_processes
 from xftrain.config.compose import default_options, validate_as
 from xftrain.config.run_config import RunConfig
 from xftrain.config.tree import changes_tree
+from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder
-from xftrain.kernels.matmul import Autotuner, set_autotuner
+from xftrain.kernels.matmul import Autotuner, autotuner_set
 from xftrain.model.gpt import GPT
 from xftrain.train import distributed
 from xftrain.train.graphed_loop import GraphedLoop
@@ -62,7 +63,10 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    cfg: DictConfig, run_dir: Path | None = None, checked: RunConfig | None = None
+    cfg: DictConfig,
+    run_dir: Path | None = None,
+    checked: RunConfig | None = None,
+    reserved: ReservedFolders | None = None,
 ) -> dict[str, Any]:
     """Trains what the configuration describes.
 
@@ -70,6 +74,7 @@ def run(
         cfg: what `xftrain.compose` returns.
         run_dir: the run folder; None makes one under `outputs/`.
         checked: the checked configuration, if `compose.validate` has been called.
+        reserved: the folders that the command line has locked.
 
     Returns:
         The content of `result.json` in the run folder: `status`, `error`, `stop_reason`, `kernel`,
@@ -83,7 +88,7 @@ def run(
     """
     quiet_lightning()
     run_dir = run_dir_for(run_dir)
-    folder = RunFolder(run_dir, is_writer=rank() == 0)
+    folder = RunFolder(run_dir, is_writer=rank() == 0, reserved=reserved)
     with recorded(folder) as result, _process_restored():
         checked = checked or validate_as(RunConfig, cfg)
         check_num_processes(checked.trainer.devices)
@@ -122,11 +127,24 @@ def _log_summary(checked: RunConfig, result: dict[str, Any]) -> None:
 
 
 def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals) -> None:
-    """Builds everything and trains; each figure is added to `result` as soon as it is known."""
-    run_dir = Path(result["run_dir"])
+    """Trains with the matmuls that the configuration chooses."""
     saved = saved_choices(run.ckpt, run.cfg.ckpt, folder)
     tuner = Autotuner(saved.matmul) if run.cfg.matmul == "auto" else None
-    model = build_model(run, folder, result, saved, tuner)
+    with autotuner_set(tuner):
+        _build_and_fit(run, folder, result, stop, saved, tuner)
+
+
+def _build_and_fit(
+    run: Prepared,
+    folder: RunFolder,
+    result: dict[str, Any],
+    stop: StopSignals,
+    saved: SavedChoices,
+    tuner: Autotuner | None,
+) -> None:
+    """Builds everything and trains; each figure is added to `result` as soon as it is known."""
+    run_dir = Path(result["run_dir"])
+    model = build_model(run, folder, result, saved)
     module = build_module(run, model)
     loggers = RunLoggers(run.cfg.logger, run_dir)
     callbacks = RunCallbacks(run.cfg.callbacks)
@@ -257,4 +275,3 @@ def _process_restored() -> Iterator[None]:
         distributed.disconnect(together=is_complete)
         torch.use_deterministic_algorithms(was_deterministic)
         reset_compilation()
-        set_autotuner(None)

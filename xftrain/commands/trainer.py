@@ -69,6 +69,7 @@ def build_trainer(
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         enable_progress_bar=show_bar,
     )
+    trainer.run_config = cfg
     _replace_slow_and_unsafe_parts(trainer)
     return trainer
 

@@ -57,8 +57,8 @@ def check_sizes(model: ModelConfig) -> None:
         )
     for name, options in layer_options(model).items():
         key = f"model.layers.{name}" if name else "model"
-        heads, bias = options["heads"], options["bias"]
-        num_kv_heads = heads.node.get("num_kv_heads") or 1
+        heads, bias = options.heads, options.bias
+        num_kv_heads = getattr(heads, "num_kv_heads", None) or 1
         if heads.name is not None and num_heads % num_kv_heads:
             raise ConfigError(
                 f"{key}.heads.num_kv_heads must divide model.num_heads = {num_heads}, got "
@@ -71,10 +71,11 @@ def check_sizes(model: ModelConfig) -> None:
 def _with_checked_groups(optim: OptionConfig) -> OptionConfig:
     """The optimizer with the entries of `optim.param_groups` checked and completed."""
     # in a user's own class, `param_groups` may have another meaning
-    if optim.name is None or "param_groups" not in optim.node:
+    given = optim.options.get("param_groups")
+    if optim.name is None or given is None:
         return optim
-    entries = enumerate(optim.node["param_groups"])
-    return optim.with_options(param_groups=tuple(_checked_group(*entry) for entry in entries))
+    groups = (_checked_group(*entry) for entry in enumerate(given))
+    return optim.with_options(param_groups=tuple(groups))
 
 
 def _checked_group(index: int, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def check_compile(cfg: RunConfig) -> None:
                 f"{option.key}={name} cannot run with compile=cudagraphs: {reason}, "
                 "or compile=true."
             )
-    for index, entry in enumerate(cfg.optim.node.get("param_groups") or ()):
+    for index, entry in enumerate(getattr(cfg.optim, "param_groups", None) or ()):
         if isinstance(entry, Mapping) and entry.get("optimizer") is not None:
             raise ConfigError(
                 f"optim.param_groups[{index}].optimizer cannot be set with compile=cudagraphs: a "
@@ -164,8 +165,9 @@ def _with_existing_files(cfg: RunConfig) -> RunConfig:
     """Expands a quoted `~` in paths, and refuses paths of files that do not exist."""
     data, ckpt = cfg.data, cfg.ckpt
     for key in ("path", "val_path"):
-        if data.name is not None and data.node.get(key) is not None:
-            data = data.with_options(**{key: existing_paths(f"data.{key}", data.node[key])})
+        path = data.options.get(key)
+        if data.name is not None and path is not None:
+            data = data.with_options(**{key: existing_paths(f"data.{key}", path)})
     if ckpt not in (None, "auto"):
         path = expand_home("ckpt", ckpt)
         if not os.path.isfile(path):

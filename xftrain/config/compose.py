@@ -52,6 +52,7 @@ from xftrain.config.schema import schema_of
 from xftrain.config.values import check_fields
 from xftrain.errors import ConfigError
 from xftrain.utils import redaction
+from xftrain.utils.read_variables import register_public_names
 from xftrain.utils.yaml_files import refuse_yaml_bombs
 
 ConfigT = TypeVar("ConfigT", RunConfig, InfoConfig, DataConfig, DoctorConfig, SampleConfig)
@@ -72,7 +73,7 @@ def _public_names() -> frozenset[str]:
     return public_names() | keys.union(*choices)
 
 
-redaction.public_names = _public_names
+register_public_names(_public_names)
 
 
 def compose(
@@ -113,8 +114,11 @@ def compose(
 
 @cache
 def default_options() -> Mapping[str, Any]:
-    """The plain values of `python -m xftrain` without an override, checked."""
-    return validate(compose()).to_dict()
+    """The plain values of `python -m xftrain` without an override, as its YAML files have them.
+
+    They need no check, which would only turn lists into tuples.
+    """
+    return _plain(compose())
 
 
 def validate(cfg: DictConfig | Mapping[str, Any]) -> CommandConfig:

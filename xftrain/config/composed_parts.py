@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xftrain.config.values import show
+from xftrain.config.values import show, with_lists
 from xftrain.errors import ConfigError
 from xftrain.utils.printable import one_line
 
@@ -30,7 +30,7 @@ def with_own_parts(
     model = saved.get("model")
     parts = dict(model) if isinstance(model, Mapping) else {}
     for part, node in own.items():
-        here, there = _with_lists(shown[part]), _with_lists(parts.get(part))
+        here, there = with_lists(shown[part]), with_lists(parts.get(part))
         if here != there:
             raise ConfigError(
                 f"model.{part} is {show(here)} here and {show(there)} in the checkpoint: compose "
@@ -51,10 +51,3 @@ def _refuse_changed(part: str, layers: Any) -> None:
                 f"model.{part}, whose class is your own, and those are not taken from a file: "
                 "only a model whose layers share that class can be sampled."
             )
-
-
-def _with_lists(node: Any) -> Any:
-    """Converts the tuples of a node to lists, as in YAML."""
-    if isinstance(node, Mapping):
-        return {str(key): _with_lists(value) for key, value in node.items()}
-    return [_with_lists(value) for value in node] if isinstance(node, list | tuple) else node

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +27,6 @@ from xftrain.config.run_config import LayersConfig, ModelConfig, Options
 from xftrain.config.values import show, unknown_key
 from xftrain.errors import ConfigError
 
-PARTS = ("bias", "pos", "heads", "ffn")  # the parts of a model that may differ by layer
 _MAX_KINDS = 64  # different layer names; an untrusted checkpoint may have any number
 _NAME = re.compile(r"\w[\w-]*", re.ASCII)
 
@@ -36,11 +36,24 @@ def layer_names(model: ModelConfig) -> tuple[str, ...]:
     return model.layers.pattern or ("",)
 
 
-def layer_options(model: ModelConfig) -> dict[str, Options]:
-    """The options of each layer name: {name: {part: option}}."""
-    own = {part: getattr(model, part) for part in PARTS}
+@dataclass(frozen=True)
+class LayerOptions:
+    """The options of the parts that may differ by layer."""
+
+    bias: OptionConfig
+    pos: OptionConfig
+    heads: OptionConfig
+    ffn: OptionConfig
+
+
+def layer_options(model: ModelConfig) -> dict[str, LayerOptions]:
+    """The options of each layer name."""
+    own = LayerOptions(model.bias, model.pos, model.heads, model.ffn)
     overrides = model.layers.overrides
-    return {name: {**own, **overrides.get(name, {})} for name in layer_names(model)}
+    return {name: replace(own, **overrides.get(name, {})) for name in layer_names(model)}
+
+
+PARTS = tuple(field.name for field in fields(LayerOptions))
 
 
 def checked_layers(node: Any, own: Options, num_layers: int) -> LayersConfig:
@@ -143,7 +156,7 @@ def _completed(key: str, part: str, given: Any, own: OptionConfig) -> Any:
     if "_target_" in node:
         return dict(node)
     if "name" not in node or node["name"] == own.name:
-        return {**own.node, **node}
+        return {**own.to_dict(), **node}
     return {**_file_values(part, node["name"]), **node}
 
 

@@ -26,9 +26,10 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")  # part of a key and of a metr
 def with_checked_sources(data: OptionConfig) -> OptionConfig:
     """The data option with its sources checked and completed, if it is a mixture."""
     # in a user's own class, `sources` may have another meaning
-    if data.name is None or "sources" not in data.node:
+    sources = data.options.get("sources")
+    if data.name is None or sources is None:
         return data
-    return data.with_options(sources=checked_sources(data.node["sources"]))
+    return data.with_options(sources=checked_sources(sources))
 
 
 def checked_sources(sources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -12,19 +12,31 @@ from typing import Any
 class OptionConfig:
     """An option with its checked keyword arguments; compared by value.
 
+    The keyword arguments are attributes too, as in `cfg.data.batch_size`, unless they have the name
+    of one of the attributes here; `options` has all of them.
+
     Attributes:
         key: the dotted key that messages name, as in `model.bias` or `callbacks.metrics`.
         group: the group of the option, as in `model/bias`.
-        node: the option as it is saved, read-only: its `name` or the user's `_target_`, and the
-            keyword arguments.
+        node: the option's `name` or the user's `_target_`, and the keyword arguments; read-only at
+            any depth, so that lists are tuples.
     """
 
     key: str = field(compare=False)
     group: str
     node: Mapping[str, Any]
+    _saved: dict[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "node", MappingProxyType(dict(self.node)))
+        object.__setattr__(self, "_saved", _copied(self.node))
+        object.__setattr__(self, "node", _read_only(self._saved))
+
+    def __getattr__(self, name: str) -> Any:
+        """A keyword argument, read-only at any depth."""
+        # copying asks an object without attributes for some whose names begin with _
+        if name.startswith("_") or name == "node" or name not in self.node:
+            raise AttributeError(f"an option has no attribute or field {name}")
+        return self.node[name]
 
     @property
     def name(self) -> str | None:
@@ -43,13 +55,29 @@ class OptionConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments."""
-        return {key: value for key, value in self.node.items() if key not in ("name", "_target_")}
+        """A copy of the keyword arguments, as they are saved."""
+        return {k: v for k, v in self.to_dict().items() if k not in ("name", "_target_")}
 
     def with_options(self, **changed: Any) -> OptionConfig:
         """Returns the option with some keyword arguments replaced."""
-        return replace(self, node={**self.node, **changed})
+        return replace(self, node={**self._saved, **changed})
 
     def to_dict(self) -> dict[str, Any]:
-        """The option as it is saved."""
-        return dict(self.node)
+        """A copy of the option as it is saved, with the lists and tuples that it was given."""
+        saved: dict[str, Any] = _copied(self._saved)
+        return saved
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a plain structure, which keeps lists and tuples apart."""
+    if isinstance(value, Mapping):
+        return {key: _copied(child) for key, child in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    return value
+
+
+def _read_only(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: _read_only(child) for key, child in value.items()})
+    return tuple(map(_read_only, value)) if isinstance(value, list | tuple) else value

@@ -7,6 +7,7 @@ are compared with the constructor's signature, and the class with the interface 
 from __future__ import annotations
 
 import inspect
+import sys
 import traceback
 import types
 from collections.abc import Callable, Mapping
@@ -114,12 +115,9 @@ def check_own_class(group: str, key: str, node: Mapping[str, Any]) -> None:
 
 
 def _refuse_unsupported_callback(key: str, made: Any) -> None:
-    kinds = made.__mro__ if isinstance(made, type) else ()
-    for kind in kinds:
-        if kind.__module__.startswith("lightning.pytorch.") and (
-            why := _UNSUPPORTED_CALLBACKS.get(kind.__name__)
-        ):
-            raise ConfigError(f"{key}: {kind.__name__} does not work here, as {why}.")
+    for name, why in _UNSUPPORTED_CALLBACKS.items():
+        if isinstance(made, type) and _derives(made, f"lightning.pytorch.callbacks.{name}"):
+            raise ConfigError(f"{key}: {name} does not work here, as {why}.")
 
 
 def check_instance(group: str, key: str, made: Any) -> None:
@@ -274,12 +272,10 @@ def _takes(method: Callable[..., Any], arguments: tuple[str, ...]) -> bool:
 
 
 def _derives(made: type, base: str) -> bool:
-    """Whether a class has this base, which its package may define in a submodule."""
-    package, _, name = base.rpartition(".")
-    return any(
-        kind.__name__ == name and f"{kind.__module__}.".startswith(f"{package}.")
-        for kind in made.__mro__
-    )
+    """Whether a class has this base; its module is loaded if it does, and need not be otherwise."""
+    module, _, name = base.rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and kind in made.__mro__
 
 
 def _lacking(group: str, key: str, what: str, missing: list[str]) -> ConfigError:

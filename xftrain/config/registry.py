@@ -182,7 +182,7 @@ def check_own_classes(options: Iterable[OptionConfig]) -> None:
     groups = list(GROUPS)
     for option in sorted(options, key=lambda option: groups.index(option.group)):
         if option.name is None:
-            check_own_class(option.group, option.key, option.node)
+            check_own_class(option.group, option.key, option.to_dict())
 
 
 def _instantiate(option: OptionConfig, node: Mapping[str, Any], *positional: Any) -> Any:

@@ -175,7 +175,7 @@ class RunConfig(Config):
     @property
     def batch_size(self) -> int:
         """Rows of a batch: `data.batch_size`, or `batch_tokens // seq` but at least 1."""
-        asked: int | None = self.data.node.get("batch_size")
+        asked: int | None = getattr(self.data, "batch_size", None)
         return asked or max(1, self.batch_tokens // self.seq)
 
     def option_configs(self) -> Iterator[OptionConfig]:

@@ -102,10 +102,13 @@ def _find_class(path: Path, name: str) -> tuple[Path, ast.ClassDef] | None:
     for node in _parse(path).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return path, node
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("xftrain."):
+        if isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return _find_class(source_of(str(node.module)), alias.name)
+                if (alias.asname or alias.name) != name:
+                    continue
+                source = source_of(str(node.module))
+                if source.is_relative_to(_ROOT / "xftrain"):
+                    return _find_class(source, alias.name)
     return None
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from xftrain.config.values import with_lists
+
 _WIDTH = 100
 _OPTION_KEYS = ("name", "_target_")  # the keys that name a group's option
 
@@ -45,7 +47,7 @@ def changed_values(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> d
 
     Args:
         options: the checked configuration as plain values.
-        defaults: the same without any override.
+        defaults: the same without any override; YAML has lists where checked values are tuples.
     """
     found: dict[str, Any] = {}
     for key, value in options.items():
@@ -58,7 +60,7 @@ def changed_values(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> d
             if differing:
                 named = {head: value[head] for head in _OPTION_KEYS if head in value}
                 found[key] = named | differing
-        elif value != defaults[key]:
+        elif with_lists(value) != with_lists(defaults[key]):
             found[key] = value
     # keys of the defaults that this configuration lacks, such as a removed callback
     left_out = {k: None for k, v in defaults.items() if k not in options and isinstance(v, Mapping)}

@@ -128,3 +128,10 @@ def _is_within_limits(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_within_limits, value))
     return not isinstance(value, int) or abs(value) <= MAX_INTEGER
+
+
+def with_lists(node: Any) -> Any:
+    """Converts the tuples of a node to lists, as in YAML."""
+    if isinstance(node, Mapping):
+        return {str(key): with_lists(value) for key, value in node.items()}
+    return [with_lists(value) for value in node] if isinstance(node, list | tuple) else node

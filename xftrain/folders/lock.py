@@ -11,8 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -27,14 +26,13 @@ _POLL_S = 0.2
 _OWNER_BYTES = 200
 _NOT_SUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
-# The lock files that this process holds for a whole command, by the real path of the folder.
-_reserved: dict[str, IO[bytes]] = {}
-_in_use: set[str] = set()  # folders that a run of this process is writing to
-_locked_files: list[IO[bytes]] = []  # every file whose lock this process holds
+# Of the process, as the locks are: a forked child must close the files of all commands of its
+# parent, see `_close_in_child`.
+_locked_files: list[IO[bytes]] = []
 
 
-def reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
-    """Locks a folder for the rest of this command, until `release_reserved`.
+def acquire(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
+    """Locks a folder until `release` is called with the file that this returns.
 
     Args:
         folder: the folder, which is made if it does not exist.
@@ -45,40 +43,6 @@ def reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
         ConfigError: another command holds the lock.
         OSError: the folder or the file in it cannot be made.
     """
-    name = os.path.realpath(folder)
-    if name not in _reserved:
-        _reserved[name] = _acquire(folder, key, wait_s)
-
-
-def release_reserved() -> None:
-    """Releases the locks that `reserve` took."""
-    while _reserved:
-        _, file = _reserved.popitem()
-        _release(file)
-
-
-@contextmanager
-def folder_lock(folder: Path, key: str) -> Iterator[None]:
-    """Holds the lock of a folder, whether or not this command has reserved it.
-
-    Raises:
-        ConfigError: another command, or another run in this process, holds it.
-        OSError: the folder or the file in it cannot be made.
-    """
-    name = os.path.realpath(folder)
-    file = None
-    if name in _in_use or name not in _reserved:
-        file = _acquire(folder, key)
-    _in_use.add(name)
-    try:
-        yield
-    finally:
-        _in_use.discard(name)
-        if file is not None:
-            _release(file)
-
-
-def _acquire(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     path, deadline = folder / LOCK_FILE, time.monotonic() + wait_s
     try:
@@ -107,7 +71,8 @@ def _acquire(folder: Path, key: str, wait_s: float = 0.0) -> IO[bytes]:
     return file
 
 
-def _release(file: IO[bytes]) -> None:
+def release(file: IO[bytes]) -> None:
+    """Releases a lock that `acquire` took."""
     if file in _locked_files:  # otherwise this is a forked child process, which has closed the file
         _locked_files.remove(file)
         with suppress(OSError):  # the file system has no locks

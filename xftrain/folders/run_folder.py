@@ -9,7 +9,6 @@ as the run can still be refused.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import shutil
 from collections.abc import Iterable
@@ -19,14 +18,13 @@ from pathlib import Path
 from xftrain.errors import ConfigError, RunError
 from xftrain.folders.finished_run import status_of
 from xftrain.folders.owner import writable_by_other_users
-from xftrain.utils.files import read_json, read_plain, replace_bytes, replace_text, write_json
+from xftrain.folders.reserved import HYDRA, ReservedFolders
+from xftrain.utils.files import read_json, replace_bytes, replace_text, write_json
 
 log = logging.getLogger(__name__)
 
 RUN_FILE = ".run.json"  # names the run that the folder holds
 JOB_FILE = ".job.json"  # the configuration of a sweep's job
-HYDRA = ".hydra"
-_HYDRA_FILES, _HYDRA_BYTES = ("config.yaml", "hydra.yaml", "overrides.yaml"), 1 << 20
 _RECORDS = ("metrics.csv", "events.out.tfevents.*")
 _TRAINED = (*_RECORDS, "checkpoints")
 _TRACKED = ("wandb", "mlflow*.db*", "mlflow*-artifacts")  # files of experiment trackers
@@ -41,9 +39,6 @@ _MOVED_LAST = (
     "result.json",
 )  # moved last, since they mark a folder with an earlier run
 
-# By real path, the content of an earlier command's Hydra files, which Hydra overwrites at startup.
-_earlier_hydra_files: dict[str, dict[str, bytes]] = {}
-
 
 class RunFolder:
     """One command's view of its run folder.
@@ -51,10 +46,15 @@ class RunFolder:
     Args:
         path: the run folder.
         is_writer: whether this process writes to it; only one of several ranks does.
+        reserved: the folders that the command line has locked; None if the run was started from
+            Python.
     """
 
-    def __init__(self, path: Path, *, is_writer: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, is_writer: bool = True, reserved: ReservedFolders | None = None
+    ) -> None:
         self.path, self.is_writer = path, is_writer
+        self.reserved = ReservedFolders() if reserved is None else reserved
         self.has_started = False
         self.run_id = run_id_of(path) if is_writer else None
         self._foreign_files = _find_foreign_files(path) if is_writer else []
@@ -110,7 +110,7 @@ class RunFolder:
 
     def _start(self, run_id: str) -> None:
         self.has_started, self.run_id = True, run_id
-        _earlier_hydra_files.pop(os.path.realpath(self.path), None)
+        self.reserved.pop_hydra_files(self.path)
         if not self.is_writer:
             return
         (self.path / "result.json").unlink(missing_ok=True)
@@ -145,7 +145,7 @@ class RunFolder:
                 target = former / path.relative_to(self.path)
                 target.parent.mkdir(exist_ok=True)
                 path.rename(target)
-            for name, content in _earlier_hydra_files.pop(os.path.realpath(self.path), {}).items():
+            for name, content in self.reserved.pop_hydra_files(self.path).items():
                 (former / HYDRA).mkdir(exist_ok=True)
                 (former / HYDRA / name).write_bytes(content)
         except OSError as error:
@@ -208,23 +208,14 @@ def refuse_training_folder(folder: Path, what: str) -> None:
         )
 
 
-def remember_hydra(folder: Path) -> None:
-    """Remembers an earlier command's Hydra files in this folder."""
-    found = {}
-    for name in _HYDRA_FILES:
-        with suppress(OSError):
-            found[name] = read_plain(folder / HYDRA / name, _HYDRA_BYTES)
-    _earlier_hydra_files[os.path.realpath(folder)] = found
-
-
-def restore_hydra() -> None:
+def restore_hydra(reserved: ReservedFolders) -> None:
     """Restores the earlier command's Hydra files if this command did not start."""
-    while _earlier_hydra_files:
-        name, files = _earlier_hydra_files.popitem()
-        if holds_record(Path(name)):
-            for file, content in files.items():
+    for folder in reserved.folders_with_hydra_files():
+        files = reserved.pop_hydra_files(folder)
+        if holds_record(folder):
+            for name, content in files.items():
                 with suppress(OSError):
-                    replace_bytes(Path(name, HYDRA, file), content)
+                    replace_bytes(folder / HYDRA / name, content)
 
 
 def _find_foreign_files(folder: Path) -> list[Path]:

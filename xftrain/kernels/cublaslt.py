@@ -8,6 +8,7 @@ and GELU or its derivative can run in the epilogue of the matmul. Names and numb
 from __future__ import annotations
 
 import ctypes
+import logging
 from ctypes import (
     byref,
     c_float,
@@ -27,6 +28,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from xftrain.errors import first_line
+from xftrain.utils.device_memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 _TYPES = {torch.float16: 2, torch.bfloat16: 14}  # CUDA_R_16F, CUDA_R_16BF
 _FLOAT32, _COMPUTE_32F = 0, 68
@@ -102,6 +109,26 @@ def library() -> Any:
         getattr(found, name).argtypes = arguments
         getattr(found, name).restype = c_int
     return found
+
+
+@cache
+def has_cublaslt() -> bool:
+    """Whether there is a GPU and cuBLASLt can be called."""
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return False
+    try:
+        with _disable_current_modes():  # the memory prediction may call this under fake tensors
+            ones = torch.ones(8, 8, device="cuda", dtype=torch.float16)
+            ones.mm(ones)  # makes torch load cuBLASLt
+            library()
+    except (OSError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        log.warning(
+            "matmul: cuBLASLt was not found, so torch chooses the algorithms: %s", first_line(error)
+        )
+        return False
+    return True
 
 
 def _call(name: str, *arguments: Any) -> None:

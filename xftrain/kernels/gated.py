@@ -17,7 +17,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 from xftrain.kernels.matmul import linear_input_gradient, matmul_
 from xftrain.kernels.probe import runs_triton
-from xftrain.utils.compilation import register_matmuls
 
 Gate = Literal["silu", "gelu"]
 
@@ -77,7 +76,7 @@ def _backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
 
 
 gated_linear.register_autograd(_backward, setup_context=_setup)
-register_matmuls([torch.ops.xftrain.gated_linear])
+MATMULS = (torch.ops.xftrain.gated_linear,)  # this file's matmul operators
 
 
 @register_flop_formula(torch.ops.xftrain.gated_linear)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import register_flop_formula
 
-from xftrain.errors import first_line
-from xftrain.kernels.cublaslt import CublasError, Epilogue, Plan, is_supported, library
+from xftrain.kernels.cublaslt import CublasError, Epilogue, Plan, has_cublaslt, is_supported
 from xftrain.kernels.saved_matmul import (
     Choice,
     Key,
@@ -26,8 +25,6 @@ from xftrain.kernels.saved_matmul import (
     describe_matmul,
     find_proposal,
 )
-from xftrain.utils.compilation import register_matmuls
-from xftrain.utils.device_memory import is_out_of_memory
 from xftrain.utils.timing import interleaved_times_ms
 
 log = logging.getLogger(__name__)
@@ -87,45 +84,35 @@ class Autotuner:
         return _fastest_algorithm(epilogue, a, b, out, second, with_torch)
 
 
-# The autotuner of this process's run. Custom operators take only tensors, and run in threads of
-# autograd as well, so it is a process-wide setting, like torch's own matmul settings.
-_tuner: Autotuner | None = None
+class _Setting:
+    """The autotuner of this process's run; None leaves large matmuls to torch."""
+
+    tuner: Autotuner | None = None
 
 
-def set_autotuner(tuner: Autotuner | None) -> None:
-    """Sets the autotuner of this process's large matmuls; None leaves them to torch.
+# Of the process, like torch's own matmul settings: custom operators take only tensors, and run in
+# threads of autograd as well.
+_setting = _Setting()
+
+
+@contextmanager
+def autotuner_set(tuner: Autotuner | None) -> Iterator[None]:
+    """Within this context, large matmuls use the algorithms of this autotuner; None is torch's.
 
     Compiled code keeps the setting that it was compiled under, until `torch._dynamo.reset()`.
     """
-    global _tuner
-    _tuner = tuner
+    before, _setting.tuner = _setting.tuner, tuner
+    try:
+        yield
+    finally:
+        _setting.tuner = before
 
 
 @torch.compiler.assume_constant_result
 def is_autotuning() -> bool:
     """Whether large matmuls are autotuned, which deterministic runs rule out."""
-    is_on = _tuner is not None and not torch.are_deterministic_algorithms_enabled()
+    is_on = _setting.tuner is not None and not torch.are_deterministic_algorithms_enabled()
     return is_on and has_cublaslt()
-
-
-@cache
-def has_cublaslt() -> bool:
-    """Whether there is a GPU and cuBLASLt can be called."""
-    if not torch.cuda.is_available() or torch.version.hip is not None:
-        return False
-    try:
-        with _disable_current_modes():  # the memory prediction may call this under fake tensors
-            ones = torch.ones(8, 8, device="cuda", dtype=torch.float16)
-            ones.mm(ones)  # makes torch load cuBLASLt
-            library()
-    except (OSError, AttributeError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise
-        log.warning(
-            "matmul: cuBLASLt was not found, so torch chooses the algorithms: %s", first_line(error)
-        )
-        return False
-    return True
 
 
 def is_large(num_rows: int, num_inner: int, num_columns: int) -> bool:
@@ -210,7 +197,7 @@ def _(grad_NI: Tensor, weight_IO: Tensor, h_NO: Tensor) -> Tensor:
 
 _forward = [torch.ops.xftrain.linear, torch.ops.xftrain.linear_gelu]
 _backward = [torch.ops.xftrain.linear_input_gradient, torch.ops.xftrain.gelu_linear_gradient]
-register_matmuls([*_forward, torch.ops.xftrain.gelu_linear, *_backward])
+MATMULS = (*_forward, torch.ops.xftrain.gelu_linear, *_backward)  # this file's matmul operators
 
 
 @register_flop_formula(_forward)
@@ -248,9 +235,10 @@ def _multiply(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Ten
 def _call_for(epilogue: Epilogue, a: Tensor, b: Tensor, out: Tensor, second: Tensor | None) -> Call:
     operands = [a, b, out] if second is None else [a, b, out, second]
     is_tuned = is_large(a.shape[0], *b.shape) and is_supported(*operands) and is_autotuning()
-    if _tuner is None or not is_tuned:
+    tuner = _setting.tuner
+    if tuner is None or not is_tuned:
         return partial(_with_torch, epilogue)
-    return _tuner.fastest_call(epilogue, a, b, out, second)
+    return tuner.fastest_call(epilogue, a, b, out, second)
 
 
 def _fastest_algorithm(

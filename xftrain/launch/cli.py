@@ -43,9 +43,9 @@ from xftrain.launch.hydra_errors import errors_raised
 from xftrain.launch.hydra_files import hide_in_files
 from xftrain.multirun import jobs, table
 from xftrain.multirun import record as sweep_record
+from xftrain.multirun.command_state import CommandState, current_state, state_of_command
 from xftrain.multirun.completed_jobs import completed
 from xftrain.multirun.job_config import job_description
-from xftrain.multirun.sweep import Sweep, sweep_of_command
 from xftrain.utils import search_path
 from xftrain.utils.console import protect_handlers, safe_streams, say, show_traceback
 from xftrain.utils.processes import (
@@ -72,17 +72,17 @@ _PRINT_ONLY_FLAG = re.compile(  # argparse accepts abbreviations too
 def main() -> int:
     """Runs the command in `sys.argv` and returns its exit code."""
     is_printing = any(map(_PRINT_ONLY_FLAG, sys.argv[1:]))
-    with safe_streams(is_printing=is_printing) as lost, sweep_of_command() as sweep:
-        code = _run_command(sweep)
+    with safe_streams(is_printing=is_printing) as lost, state_of_command() as state:
+        code = _run_command(state)
     return code or int(is_printing and bool(lost))
 
 
-def _run_command(sweep: Sweep) -> int:
+def _run_command(state: CommandState) -> int:
     """Runs the command, and returns its exit code, however it ends."""
     protect_libraries()
     # popped, since commands that this one starts must not inherit it
     message_file = os.environ.pop(jobs.MESSAGE_FILE_VARIABLE, None)
-    ending = Ending(sweep, Path(message_file) if message_file else None)
+    ending = Ending(state.sweep, Path(message_file) if message_file else None)
     if message_file:
         die_with_parent(signal.SIGTERM)
     if "--version" in sys.argv[1:]:
@@ -99,7 +99,7 @@ def _run_command(sweep: Sweep) -> int:
     except BaseException as error:
         return ending.report_error(error)
     finally:
-        release_folders()
+        release_folders(state.reserved)
 
 
 def _run_hydra(*, is_sweep_job: bool) -> None:
@@ -194,7 +194,7 @@ def _checked_run(cfg: DictConfig, settings: Any, run_dir: Path) -> dict[str, Any
                 log.info("the run folder is behind a link: %s", run_dir.resolve())
         with imports_frozen():
             command = command_of(cfg)
-        return command(cfg, run_dir, checked)
+        return command(cfg, run_dir, checked, current_state().reserved)
 
 
 def _refuse_parallel_benchmarks(cfg: DictConfig, settings: Any) -> None:

@@ -16,12 +16,14 @@ from omegaconf import DictConfig
 
 from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import DataConfig, DoctorConfig, InfoConfig, SampleConfig
+from xftrain.folders.reserved import ReservedFolders
 from xftrain.utils.untrusted_folder import protected_from_working_folder
 
 _PLOTS = "torchmetrics.utilities.plot"
 
-# Arguments: the composed configuration, the run folder, and the checked configuration or None.
-Command = Callable[[DictConfig, Path | None, Any], dict[str, Any]]
+# Arguments: the composed configuration, the run folder, the checked configuration, and the folders
+# that the command line has reserved; the last two are None for a run that is started from Python.
+Command = Callable[[DictConfig, Path | None, Any, ReservedFolders | None], dict[str, Any]]
 
 
 def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
         RunError: the run failed for a reason outside the code.
     """
     with protected_from_working_folder():
-        return command_of(cfg)(cfg, run_dir, None)
+        return command_of(cfg)(cfg, run_dir, None, None)
 
 
 def command_of(cfg: DictConfig) -> Command:

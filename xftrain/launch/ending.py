@@ -11,7 +11,7 @@ from xftrain.config.compose import COMPOSITION_ERRORS
 from xftrain.config.composition_errors import sentence
 from xftrain.errors import ConfigError, Stopped, SweepRefused
 from xftrain.multirun import end
-from xftrain.multirun.sweep import Sweep
+from xftrain.multirun.command_state import Sweep
 from xftrain.utils.console import say, show_traceback
 from xftrain.utils.files import replace_text
 from xftrain.utils.printable import short_line

@@ -18,8 +18,9 @@ from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import DataConfig, DoctorConfig, InfoConfig, SampleConfig
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.folders.links import refuse_links
-from xftrain.folders.lock import release_reserved, reserve
-from xftrain.folders.run_folder import refuse_training_folder, remember_hydra, restore_hydra
+from xftrain.folders.reserved import ReservedFolders
+from xftrain.folders.run_folder import refuse_training_folder, restore_hydra
+from xftrain.multirun.command_state import current_state
 from xftrain.utils.printable import one_line
 from xftrain.utils.processes import rank
 
@@ -48,7 +49,7 @@ class FolderHooks(Callback):
                 refuse_training_folder(folder, _WITHOUT_TRAINING[kind])
             except ConfigError as error:
                 raise SweepRefused(str(error)) from error
-        remember_hydra(folder)
+        current_state().reserved.remember_hydra(folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Checks and locks the folder of a sweep."""
@@ -92,12 +93,12 @@ def _reserve(folder: Path, key: str, *, wait_s: float = 0.0) -> None:
         # before locking, since the lock is a file too; the job names of a sweep are not known yet
         refuse_links(folder, key, may_hold_data=key == "hydra.run.dir")
         with suppress(OSError):  # Hydra gets the same error and reports it
-            reserve(folder, key, wait_s=wait_s)
+            current_state().reserved.reserve(folder, key, wait_s=wait_s)
     except ConfigError as error:
         raise SweepRefused(str(error)) from error
 
 
-def release_folders() -> None:
+def release_folders(reserved: ReservedFolders) -> None:
     """Unlocks folders at the end of a command, and restores files that a refused one overwrote."""
-    restore_hydra()
-    release_reserved()
+    restore_hydra(reserved)
+    reserved.release()

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xftrain.utils import redaction
+from xftrain.utils.read_variables import READ
 from xftrain.utils.redaction import hidden, hidden_throughout
 
 # Methods of torch's SummaryWriter whose names bypass `add_event` or are encoded as bytes.
@@ -70,7 +70,7 @@ def _hiding(method: Any) -> Any:
 
 def hide_in_event(event: Any) -> None:
     """Replaces secrets in the names and texts of a TensorBoard event, in place."""
-    if not redaction.READ_VALUES:
+    if not READ.values:
         return
     for value in event.summary.value:
         value.tag = hidden(value.tag)

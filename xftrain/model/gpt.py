@@ -15,6 +15,7 @@ from xftrain.config.run_config import GPTConfig
 from xftrain.errors import ConfigError
 from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, positions_of
 from xftrain.interfaces.batch_checks import check_documents
+from xftrain.kernels.operators import MATMULS
 from xftrain.model.block import Block, RecomputePlan
 from xftrain.model.initialization import initialize
 from xftrain.model.layer_spec import LayerSpec, built_bias, distinct_cases
@@ -173,7 +174,7 @@ class GPT(MayTieHead):
         Attention over packed documents is not compiled, since each batch has another layout and
         would cause a recompilation.
         """
-        configure_compilation(self.activation_budget)
+        configure_compilation(self.activation_budget, MATMULS)
         for block in [*self.blocks, self.norm]:
             block.compile()
         if packed:

@@ -23,9 +23,9 @@ from xftrain.config.composition_errors import sentence
 from xftrain.config.overrides import all_groups, normalize_argv, override_strings
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.folders.sqlite_files import create_or_check_database
+from xftrain.multirun.command_state import current_state
 from xftrain.multirun.record import RESUME_KEY, is_resumed
 from xftrain.multirun.recorded_overrides import MAX_JOBS, MAX_PROCESSES, num_values
-from xftrain.multirun.sweep import current_sweep
 from xftrain.utils.processes import is_rank
 
 
@@ -39,7 +39,7 @@ class SweepChecks(Callback):
             SweepRefused: the sweep cannot run; the message says why.
         """
         try:
-            current_sweep().is_stored = _checked(config)
+            current_state().sweep.is_stored = _checked(config)
         except COMPOSITION_ERRORS as error:
             raise SweepRefused(
                 str(error) if isinstance(error, ConfigError) else sentence(error)

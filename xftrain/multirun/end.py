@@ -9,7 +9,7 @@ from typing import Any
 
 from xftrain.errors import first_line
 from xftrain.multirun import record, table
-from xftrain.multirun.sweep import Sweep
+from xftrain.multirun.command_state import Sweep
 from xftrain.utils.console import say
 from xftrain.utils.printable import one_line
 

@@ -25,11 +25,11 @@ from xftrain.config.registry import conf_dir
 from xftrain.errors import ConfigError, Stopped, SweepRefused
 from xftrain.folders.links import refuse_links
 from xftrain.folders.run_folder import RunFolder, holds_run
+from xftrain.multirun.command_state import current_state
 from xftrain.multirun.completed_jobs import check_jobs, completed, may_share_folders
 from xftrain.multirun.former_sweep import former_files, set_former_sweep_aside
 from xftrain.multirun.job_config import refuse_other_config, write_job_config
 from xftrain.multirun.record import MODE_KEYS, is_resumed, make_record, without_keys, write_record
-from xftrain.multirun.sweep import current_sweep
 from xftrain.multirun.table import clear_jobs, read_result
 from xftrain.utils.files import read_plain, write_json
 from xftrain.utils.printable import one_line
@@ -74,7 +74,7 @@ class SweepTable(Callback):
                 f"hydra.sweep.dir={one_line(str(folder))} cannot be written ({error}): choose "
                 "another folder."
             ) from error
-        current_sweep().folder = folder
+        current_state().sweep.folder = folder
 
 
 def _use_new_submitit_folder(config: DictConfig, folder: Path) -> None:

@@ -14,18 +14,18 @@ log = logging.getLogger(__name__)
 
 Shape = Sequence[int]
 
-_matmul_operators: list[Any] = []  # this package's own matmul operators
 
-
-def configure_compilation(activation_budget: float = 1.0) -> None:
+def configure_compilation(activation_budget: float = 1.0, own_matmuls: Sequence[Any] = ()) -> None:
     """Applies the settings of torch.compile, which hold for the whole process.
 
     Args:
         activation_budget: share of the activations to save for the backward pass.
+        own_matmuls: operators that are matmuls and that torch does not know, which a budget
+            recomputes last.
     """
     allow_many_shapes()
     if activation_budget < 1:
-        _recompute_own_matmuls_last()
+        _recompute_last(frozenset(own_matmuls))
         _count_grouped_attention_flops()
         _save_random_numbers()
     torch._functorch.config.activation_memory_budget = activation_budget
@@ -36,13 +36,8 @@ def reset_compilation() -> None:
     torch._functorch.config.activation_memory_budget = 1.0
 
 
-def register_matmuls(operators: Sequence[Any]) -> None:
-    """Registers operators as matmuls, which an activation budget recomputes last."""
-    _matmul_operators.extend(operators)
-
-
-def _recompute_own_matmuls_last() -> None:
-    """Adds this package's matmuls to torch's expensive operators.
+def _recompute_last(matmuls: frozenset[Any]) -> None:
+    """Adds matmuls of this package to torch's expensive operators.
 
     torch treats an operator that it does not know as cheap, and recomputes it first.
     """
@@ -54,15 +49,15 @@ def _recompute_own_matmuls_last() -> None:
             "model.activation_budget: torch %s recomputes xftrain's matmuls first",
             torch.__version__,
         )
-    if known is None or getattr(known, "has_own_matmuls", False):
+    if known is None or matmuls <= getattr(known, "own_matmuls", frozenset()):
         return
 
     def with_own_matmuls() -> Any:
         found = known()
-        found.compute_intensive_ops.update(_matmul_operators)
+        found.compute_intensive_ops.update(matmuls)
         return found
 
-    with_own_matmuls.has_own_matmuls = True  # type: ignore[attr-defined]
+    with_own_matmuls.own_matmuls = matmuls  # type: ignore[attr-defined]
     partitioners.get_default_op_list = with_own_matmuls
 
 

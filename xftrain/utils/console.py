@@ -31,7 +31,8 @@ _ASCII = "xftrain.ascii"  # the name of a codec error handler
 _NO_READER = (errno.EPIPE, errno.EIO)
 
 
-# Threads whose output is plain text, by `plain_output`.
+# Whether this thread's output is plain text, by `plain_output`. Of the process, as `sys.stdout` is:
+# the libraries that write to it are passed no stream.
 _thread = threading.local()
 
 

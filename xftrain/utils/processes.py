@@ -18,7 +18,9 @@ from xftrain.utils.printable import one_line
 
 Process = subprocess.Popen[bytes]
 
-rank_died = threading.Event()  # set when a rank that this process started has died
+# Set when a rank that this process started has died. Of the process, as its children are: a thread
+# of `launch.ranks` sets it, and each operation that waits for the other ranks looks at it.
+rank_died = threading.Event()
 
 RANKS_VARIABLE = "XFTRAIN_RANKS"  # the rendezvous folder of ranks that this package starts
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -16,15 +16,9 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
 
+from xftrain.utils.read_variables import READ
 from xftrain.utils.spellings import as_paths, folded, spellings
 from xftrain.utils.url_passwords import without_passwords
-
-READ_VALUES: dict[str, str] = {}  # values of the environment variables that were read, by name
-_DECODED: dict[str, tuple[str, ...]] = {}  # strings that `oc.decode` parsed from a variable
-_WORDS: dict[str, str] = {}  # words that contain a short value, and their redacted form
-_READ_RECENTLY: set[str] = set()  # variables read since the set was last cleared
-# Words of the configuration, such as option names, which are no secrets; set by `config.compose`.
-public_names: Callable[[], Collection[str]] = frozenset
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _READS = re.compile(r"\$\{oc\.env:\s*(\w+)[^${}]*\}")
@@ -65,12 +59,12 @@ def read_variable(name: str, *default: str | None, _node_: Any = None) -> str | 
     """OmegaConf's `oc.env`, which also records the value as a secret; a default is no secret."""
     value: str | None = oc.env(name, *default)
     if name in os.environ:
-        READ_VALUES[name] = os.environ[name]
-        _READ_RECENTLY.add(name)
+        READ.values[name] = os.environ[name]
+        READ.recent.add(name)
         source = _node_._value() if _node_ is not None else None  # the text with the interpolation
         if isinstance(source, str):
             known = _READS.sub(lambda found: os.environ.get(found[1], "\0"), source)
-            _record_words(_INTERPOLATION.sub("\0", known), READ_VALUES)
+            _record_words(_INTERPOLATION.sub("\0", known), READ.values)
     return value
 
 
@@ -82,7 +76,7 @@ def record_joined_secrets(cfg: DictConfig) -> None:
     Args:
         cfg: the composed configuration, whose values are resolved one by one.
     """
-    if any(_is_secret(value) and _is_short(value) for value in READ_VALUES.values()):
+    if any(_is_secret(value) and _is_short(value) for value in READ.values.values()):
         _record_joined(cfg)
 
 
@@ -94,21 +88,21 @@ def _record_joined(node: DictConfig | ListConfig) -> None:
             if OmegaConf.is_config(child := node[key]):
                 _record_joined(child)
             continue
-        _READ_RECENTLY.clear()
+        READ.recent.clear()
         try:
             text = str(node[key])
         except Exception as error:  # any resolver may raise; `config.compose` reports it
             text = str(error)
-        _record_words(text, _READ_RECENTLY)
+        _record_words(text, READ.recent)
 
 
 def decode(expr: str | None, *, _parent_: Any, _node_: Any) -> Any:
     """OmegaConf's `oc.decode`, which also records the strings in a variable's value as secrets."""
     value = oc.decode(expr, _parent_=_parent_, _node_=_node_)
-    for name, text in READ_VALUES.items():
+    for name, text in READ.values.items():
         if expr == text:
             plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            _DECODED[name] = tuple(_texts(plain))
+            READ.decoded[name] = tuple(_texts(plain))
     return value
 
 
@@ -117,7 +111,7 @@ def digests() -> dict[str, str]:
 
     A value cannot be recovered from 12 bits, and one change in 4096 is not detected.
     """
-    hashes = {name: sha256(f"xftrain {value}".encode()) for name, value in READ_VALUES.items()}
+    hashes = {name: sha256(f"xftrain {value}".encode()) for name, value in READ.values.items()}
     return {name: found.hexdigest()[:3] for name, found in hashes.items()}
 
 
@@ -133,8 +127,8 @@ def hidden(text: str, *, is_value: bool = False) -> str:
         is_value: whether the text is a configuration value that was read from the environment;
             then the value of every variable is hidden.
     """
-    decoded = [(name, text) for name, texts in _DECODED.items() for text in texts]
-    forms = _forms((*READ_VALUES.items(), *decoded), tuple(_WORDS.items()), is_value)
+    decoded = [(name, text) for name, texts in READ.decoded.items() for text in texts]
+    forms = _forms((*READ.values.items(), *decoded), tuple(READ.words.items()), is_value)
     if not forms:
         return text
     ends = {at: n.end() for n in re.finditer(r"\$\{oc\.env:\w+\}", text) for at in range(*n.span())}
@@ -181,7 +175,7 @@ def without_secrets(cfg: DictConfig, options: Mapping[str, Any]) -> dict[str, An
         options: its checked or plain values.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
-    return _redacted(options, raw) if READ_VALUES else dict(options)
+    return _redacted(options, raw) if READ.values else dict(options)
 
 
 def _redacted(value: Any, source: Any) -> Any:
@@ -197,17 +191,17 @@ def _redacted(value: Any, source: Any) -> Any:
     if isinstance(value, str):
         shown = hidden(value, is_value=True)
         # a path from a variable may have been normalized
-        is_other = shown == value and any(READ_VALUES.get(name) for name in _READS.findall(source))
+        is_other = shown == value and any(READ.values.get(name) for name in _READS.findall(source))
         return source if is_other else shown
     # a number that was parsed from a variable's text
-    return source if "oc." in source or str(value) in READ_VALUES.values() else value
+    return source if "oc." in source or str(value) in READ.values.values() else value
 
 
 def _word_without_secrets(word: str) -> str:
     """Replaces each secret in a word that is composed of several values."""
     forms = [
         _Form(value, f"${{oc.env:{name}}}", is_word=False)
-        for name, value in READ_VALUES.items()
+        for name, value in READ.values.items()
         if _is_secret(value)
     ]
     return _replaced(word, [(*span, form.shown) for form in forms for span in form.spans(word)])
@@ -258,7 +252,7 @@ def _forms(
 def _record_words(text: str, names: Iterable[str]) -> None:
     """Records each word of a configuration value that contains a short secret."""
     for name in names:
-        value = READ_VALUES[name]
+        value = READ.values[name]
         if not (_is_secret(value) and _is_short(value)):
             continue
         for found in re.finditer(re.escape(value), text):
@@ -268,7 +262,7 @@ def _record_words(text: str, names: Iterable[str]) -> None:
             while _is_inside_word(text, end):
                 end += 1
             if (start, end) != found.span():
-                _WORDS[text[start:end]] = _word_without_secrets(text[start:end])
+                READ.words[text[start:end]] = _word_without_secrets(text[start:end])
 
 
 def _is_short(value: str) -> bool:
@@ -281,7 +275,7 @@ def _is_secret(value: str) -> bool:
         return len(value.strip()) >= _SHORT  # excludes the path `/`
     if _NUMBER.fullmatch(value):
         return sum(letter.isdigit() for letter in value) >= _LONG_NUMBER
-    return value.lower() not in _CONSTANTS and value not in public_names()
+    return value.lower() not in _CONSTANTS and value not in READ.public_names()
 
 
 def _is_inside_word(text: str, at: int) -> bool:

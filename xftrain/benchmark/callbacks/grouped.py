@@ -15,8 +15,9 @@ from xftrain.benchmark.benchmark import Benchmark, Context
 from xftrain.benchmark.cells import Row, attention_cell, node_of, nodes_of
 from xftrain.benchmark.worker import Job
 from xftrain.commands import builder
-from xftrain.config.compose import checked_model
 from xftrain.config.fields import Dtype, Option, PositiveFloat, PositiveInt
+from xftrain.config.option_checks import checked_option
+from xftrain.config.run_config import ModelConfig
 
 _LENGTH_CUDA, _LENGTH_CPU = 4096, 512
 _ALL = tables.TIMES | tables.MEMORY | tables.KERNEL
@@ -72,7 +73,7 @@ class Grouped(Benchmark):
         on_gpu = context.device.type == "cuda"
         dtype = context.dtype_for(self.dtype)
         length = self.length or (_LENGTH_CUDA if on_gpu else _LENGTH_CPU)
-        layers = self.num_layers or context.options["model"]["num_layers"]
+        layers = self.num_layers or context.run_config().model.num_layers
         cells = []
         for backend, heads in product(context.backends(self.backends), self.heads):
             cell = attention_cell(
@@ -90,7 +91,7 @@ class Grouped(Benchmark):
                 "layers": layers,
                 "kv_bytes_per_token": cache,
                 "kv_mib_full_context": cache * length / 2**20,
-                "parameters": _parameters(context.options, heads),
+                "parameters": _parameters(context.run_config().model, heads),
             }
             cells.append(replace(cell, columns=cell.columns | facts))
         return [*self.peak_jobs(context, dtype), Job(measure_attention, tuple(cells))]
@@ -142,10 +143,10 @@ def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> st
     return "\n\n".join(part for part in parts if part)
 
 
-def _parameters(options: Mapping[str, Any], heads: Mapping[str, Any]) -> int | None:
+def _parameters(model: ModelConfig, heads: Mapping[str, Any]) -> int | None:
     """The number of parameters of the run's model with a grouping; None if its heads do not fit."""
     try:
-        model = checked_model({**options["model"], "heads": dict(heads)})
+        model = replace(model, heads=checked_option("model.heads", dict(heads)))
         with torch.device("meta"):
             made = builder.assemble(model, model.vocab_size or 64)
     except ValueError:

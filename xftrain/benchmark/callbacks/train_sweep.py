@@ -71,17 +71,16 @@ class TrainSweep(Benchmark):
     def jobs(self, context: Context) -> list[Job]:
         """Makes one job of all runs, in turns."""
         steps = _STEPS_CUDA if context.device.type == "cuda" else _STEPS_CPU
-        options = context.options
         cells = []
         groups = (context.backends(self.attn, compiled=False), self.bias, self.heads, self.ffn)
         for attn, bias, heads, ffn in product(*groups):
             chosen = {"attn": attn, "bias": bias, "heads": heads, "ffn": ffn}
             columns = {
                 **{"backend" if k == "attn" else k: name_of(node) for k, node in chosen.items()},
-                "seq": options["seq"],
+                "seq": context.run_config().seq,
                 "dtype": context.dtype,
             }
-            changed = {**options, "model": {**options["model"], **chosen}}
+            changed = {**context.options, "model": {**context.model_node(), **chosen}}
             cells.append(TrainCell(self.name, columns, changed, self.interval_steps or steps))
         return [*self.peak_jobs(context, context.dtype), Job(measure_training, tuple(cells))]
 

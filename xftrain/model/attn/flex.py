@@ -125,10 +125,9 @@ class Flex(Backend):
 def _kernel_options(bias: AttnBias) -> dict[str, int | bool]:
     # Below 128 queries torch selects its decoding kernel, which has no variant for grouped heads
     # whose queries fill more than one block ("NoValidChoicesError", torch 2.11).
-    options: dict[str, int | bool] = {"FORCE_USE_FLEX_ATTENTION": True}
-    if _is_tensor(bias):  # the tensor is staged in shared memory too, where three stages do not fit
-        options["num_stages"] = 1
-    return options
+    # a tensor is staged in shared memory too, where three stages do not fit
+    stages = {"num_stages": 1} if _is_tensor(bias) else {}
+    return {"FORCE_USE_FLEX_ATTENTION": True, **stages}
 
 
 def _padding(bias: AttnBias, num_positions: int) -> int:
