@@ -92,9 +92,13 @@ class Backend(ABC):
         """
         return None
 
-    def transient_bytes(self, call: AttnCall) -> int:
-        """Temporary bytes of the backward pass, beside the gradient of one tensor."""
-        return 0
+    def transient_bytes(self, call: AttnCall) -> int | None:
+        """Temporary bytes of the backward pass, beside the gradient of the largest saved tensor.
+
+        If None, the memory prediction measures them by running the backend forward and backward on
+        fake tensors; if that fails, it assumes another tensor of that size. The log says so.
+        """
+        return None
 
     # The rest of the package calls these, as `backend.unsupported(*call)`: they run the checks that
     # all backends share, and then the backend's own method.

@@ -55,10 +55,7 @@ def plan_memory(
     if is_auto:
         model.recompute_plan = peak.cheapest_fitting_plan(limit)
     summary = _summary(peak, model.recompute_plan, total_memory_bytes(device))
-    if not peak.is_optimizer_known:
-        summary += "; optim has no state_bytes, so its state is assumed to be as large as AdamW's"
-    if not peak.is_loss_known:
-        summary += "; loss has no peak_bytes, so it is assumed to hold the whole logits"
+    summary = "; ".join([summary, *peak.assumptions])
     if is_auto:
         summary += f"; {_recomputation(model.recompute_plan, num_blocks)}"
     log.info("%s", summary)

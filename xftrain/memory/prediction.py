@@ -22,6 +22,16 @@ from xftrain.model.gpt import GPT
 from xftrain.train import hardware
 from xftrain.train.bf16_weights import layers_with_copies, weight_modifiers
 
+_OPTIMIZER_ASSUMPTION = (
+    "optim has no state_bytes, so its state is assumed to be as large as AdamW's"
+)
+_LOSS_ASSUMPTION = "loss has no peak_bytes, so it is assumed to hold the whole logits"
+_ATTENTION_ASSUMPTIONS = {
+    "measured": "model.attn has no transient_bytes, so it was measured on fake tensors",
+    "assumed": "model.attn has no transient_bytes and cannot run backward on fake tensors, so its "
+    "backward pass is assumed to hold its largest tensor once more",
+}
+
 
 def predict(
     cfg: RunConfig,
@@ -64,6 +74,10 @@ def predict(
             is_optimizer_known &= hasattr(option, "state_bytes")
             state_bytes = getattr(option, "state_bytes", _two_moments)
             state += state_bytes(parameter) * size // max(1, parameter.nbytes)
+    assumptions = [] if is_optimizer_known else [_OPTIMIZER_ASSUMPTION]
+    assumptions += [] if hasattr(loss, "peak_bytes") else [_LOSS_ASSUMPTION]
+    sources = {block.attention_source for block in ran.blocks}
+    assumptions += [text for source, text in _ATTENTION_ASSUMPTIONS.items() if source in sources]
     trainer = cfg.trainer
     # accumulated gradients are allocated in addition to DDP's buckets
     is_twice = trainer.devices > 1 and trainer.accumulate_grad_batches > 1
@@ -72,12 +86,11 @@ def predict(
         weights=weights,
         gradients=trained * (2 if is_twice else 1),
         optimizer=state,
-        is_optimizer_known=is_optimizer_known,
-        is_loss_known=hasattr(loss, "peak_bytes"),
         head_cast=head if is_mixed else 0,
         layers=tuple(_layer_bytes(block, share, is_mixed=is_mixed) for block in ran.blocks),
         after_layers=ran.norm + ran.norm_output,
         loss=_loss_bytes(loss, batch.num_tokens, model, dtype, device),
+        assumptions=tuple(assumptions),
     )
 
 
