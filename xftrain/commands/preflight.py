@@ -19,6 +19,7 @@ from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss, load_batc
 from xftrain.interfaces.batch_checks import describe_value
 from xftrain.interfaces.model import checked_reasons
 from xftrain.model.backends import all_backends
+from xftrain.model.flops import flops_per_token
 from xftrain.train import hardware
 from xftrain.train.loader import ValBatches
 from xftrain.train.val_sums import NO_LABEL
@@ -72,6 +73,7 @@ def check_runnable(
             raise ConfigError(f"{'; '.join(reasons)}.")
     for call, _ in cases:
         model.check_length(max(call.bias.seqlens or (call.shape.M,)))
+    flops_per_token(model, batch, target)  # raises if an option declares no number
     is_mixed = hardware.is_mixed(cfg.trainer.precision, dtype)
     check_own_parts(cfg, vocab_size, batch, batch_cases, is_mixed)
 

@@ -100,6 +100,14 @@ class Backend(ABC):
         """
         return None
 
+    def flops_per_token(self, call: AttnCall) -> float | None:
+        """FLOPs of forward and backward per token of one layer, for the MFU.
+
+        They are a mean over the tokens of the batch, beside those of the projections. If None, they
+        are 12 H K times the mean number of keys: the document's length, or the window.
+        """
+        return None
+
     # The rest of the package calls these, as `backend.unsupported(*call)`: they run the checks that
     # all backends share, and then the backend's own method.
 
@@ -241,10 +249,15 @@ class Heads(Protocol):
 class FeedForward(Protocol):
     """The feed-forward of a layer (`conf/model/ffn/`).
 
-    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`. Optional
-    methods: `unsupported(device) -> list[str]`, the reasons why it cannot run on the device, and
-    `stand_in()`, a module with the same weights for the memory prediction, if this one cannot run
-    on fake tensors.
+    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`. Optional methods:
+
+    - `unsupported(device) -> list[str]`: the reasons why it cannot run on the device.
+    - `stand_in()`: a module with the same weights for the memory prediction, if this one cannot run
+      on fake tensors.
+    - `active_parameters() -> int`: the number of parameters that one token is multiplied with, for
+      the FLOPs of a step and the MFU, if it is not that of all parameters. A mixture of experts
+      counts its router and the experts that a token is routed to. Norms, heads and submodules may
+      have it too.
     """
 
     def __call__(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
