@@ -15,11 +15,19 @@ from xftrain.config import registry
 from xftrain.config.layer_pattern import layer_names, layer_options
 from xftrain.config.run_config import ModelConfig, RunConfig, TrainerConfig
 from xftrain.errors import ConfigError
-from xftrain.interfaces import IGNORED_LABEL, Batch, DataSource, Loss, load_batch
+from xftrain.interfaces import (
+    IGNORED_LABEL,
+    Batch,
+    DataSource,
+    Loss,
+    format_layers,
+    load_batch,
+)
 from xftrain.interfaces.batch_checks import describe_value
 from xftrain.interfaces.model import checked_reasons
 from xftrain.model.backends import all_backends
 from xftrain.model.flops import flops_per_token
+from xftrain.model.gpt import GPT
 from xftrain.train import hardware
 from xftrain.train.loader import ValBatches
 from xftrain.train.val_sums import NO_LABEL
@@ -62,7 +70,8 @@ def check_runnable(
             f"model.attn={works[0]}."
         )
     optim = registry.build(cfg.optim)
-    _check_graphs(cfg, {"loss": loss, "optim": optim}, batch, device)
+    if cfg.compile == "cudagraphs":  # only then are callbacks imported here
+        _check_graphs(cfg, _parts_in_graphs(cfg, model, loss, optim), batch, device)
     if hasattr(optim, "option_by_parameter"):
         optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
     for part in (*(block.ffn for block, _ in model.distinct_blocks()), loss):
@@ -109,6 +118,20 @@ def check_labels(data: DataSource, trainer: TrainerConfig) -> None:
         raise ConfigError(NO_LABEL)
 
 
+def _parts_in_graphs(cfg: RunConfig, model: GPT, loss: Loss, optim: Any) -> dict[str, Any]:
+    """The objects that `_check_graphs` asks, by key; callbacks are not built yet, only classes."""
+    parts = {"loss": loss, "optim": optim, "model.attn": model.backend, "model.norm": model.norm}
+    if hasattr(optim, "option_by_parameter"):
+        for option in optim.option_by_parameter(model).values():
+            parts.setdefault(f"{type(option).__name__} of optim.param_groups", option)
+    for block, layers in model.distinct_blocks():
+        place = f"in {format_layers(layers)}"
+        parts[f"model.pos {place}"] = model.position_encoding(layers[0])
+        parts |= {f"model.heads {place}": block.heads, f"model.ffn {place}": block.ffn}
+    callbacks = cfg.callbacks.values()
+    return parts | {option.key: registry.class_of(option) for option in callbacks}
+
+
 def _check_graphs(
     cfg: RunConfig, parts: Mapping[str, Any], batch: Batch, device: torch.device
 ) -> None:
@@ -122,7 +145,8 @@ def _check_graphs(
             "differs by batch: use compile=true."
         )
     for key, part in parts.items():  # `config.checks` has checked the built-in options
-        if reason := getattr(part, "no_cuda_graph", None):
+        reason = getattr(part, "no_cuda_graph", None)
+        if isinstance(reason, str | bool) and reason:  # a callback's class may have a property
             raise ConfigError(f"{key} cannot run with compile=cudagraphs: {reason}.")
 
 

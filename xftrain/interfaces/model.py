@@ -41,6 +41,7 @@ class Backend(ABC):
         takes_softcap: whether it applies `AttnBias.softcap`; if not, such a bias is refused.
         smaller_option: the option of its group that needs less memory, suggested if memory runs
             out.
+        no_cuda_graph: why it cannot be captured in a CUDA graph, and what to use; None if it can.
     """
 
     name: ClassVar[str]
@@ -49,6 +50,7 @@ class Backend(ABC):
     takes_scale: ClassVar[bool] = False
     takes_softcap: ClassVar[bool] = False
     smaller_option: ClassVar[str | None] = None
+    no_cuda_graph: ClassVar[str | None] = None
 
     @abstractmethod
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
@@ -249,7 +251,7 @@ class Heads(Protocol):
 class FeedForward(Protocol):
     """The feed-forward of a layer (`conf/model/ffn/`).
 
-    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`. Optional methods:
+    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`. Optional attributes:
 
     - `unsupported(device) -> list[str]`: the reasons why it cannot run on the device.
     - `stand_in()`: a module with the same weights for the memory prediction, if this one cannot run
@@ -258,6 +260,8 @@ class FeedForward(Protocol):
       the FLOPs of a step and the MFU, if it is not that of all parameters. A mixture of experts
       counts its router and the experts that a token is routed to. Norms, heads and submodules may
       have it too.
+    - `no_cuda_graph: str | None`: why it cannot be captured in a CUDA graph, and what to use.
+      Norms, heads and position encodings may have it too.
     """
 
     def __call__(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:

@@ -10,12 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 
 from xftrain.config import registry
 from xftrain.config.run_config import RunConfig
-from xftrain.interfaces import Batch, Loss
-from xftrain.loss.full import logits_bytes
+from xftrain.interfaces import Batch, Loss, logits_bytes, two_moments_bytes
 from xftrain.memory.layers import BlockBytes, run_layers
 from xftrain.memory.peak import LayerBytes, Peak
 from xftrain.model.gpt import GPT
@@ -72,7 +70,7 @@ def predict(
         if parameter.requires_grad:
             option = group_options.get(parameter, optim)
             is_optimizer_known &= hasattr(option, "state_bytes")
-            state_bytes = getattr(option, "state_bytes", _two_moments)
+            state_bytes = getattr(option, "state_bytes", two_moments_bytes)
             state += state_bytes(parameter) * size // max(1, parameter.nbytes)
     assumptions = [] if is_optimizer_known else [_OPTIMIZER_ASSUMPTION]
     assumptions += [] if hasattr(loss, "peak_bytes") else [_LOSS_ASSUMPTION]
@@ -103,11 +101,6 @@ def _layer_bytes(block: BlockBytes, share: float, *, is_mixed: bool) -> LayerByt
     return LayerBytes(saved, ffn, block.input, block.backward + whole - saved, casts)
 
 
-def _two_moments(parameter: torch.Tensor) -> int:
-    """The bytes of AdamW's two moments, assumed for an optimizer without `state_bytes`."""
-    return 2 * parameter.nbytes
-
-
 def _with_bf16_gradients(
     cfg: RunConfig, model: GPT, optim: Any, device: torch.device
 ) -> set[torch.Tensor]:
@@ -117,8 +110,7 @@ def _with_bf16_gradients(
     takes = getattr(optim, "takes_bf16_gradients", None)
     if sums_up or takes is None or not takes(device):
         return set()
-    targets = [callback.target for callback in cfg.callbacks.values() if callback.target]
-    if weight_modifiers([optim, *map(get_object, targets)]):
+    if weight_modifiers([optim, *map(registry.class_of, cfg.callbacks.values())]):
         return set()
     return {layer.weight for layer in layers_with_copies(model)}
 
