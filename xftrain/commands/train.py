@@ -18,7 +18,7 @@ from xftrain.commands import builder
 from xftrain.commands.callbacks import RunCallbacks
 from xftrain.commands.description import adds_rows, log_model_and_batch, resolved_yaml
 from xftrain.commands.last_save import LastSave
-from xftrain.commands.loggers import RunLoggers
+from xftrain.commands.loggers import RunLoggers, writes_tensorboard
 from xftrain.commands.out_of_memory import out_of_memory
 from xftrain.commands.prepare import Prepared, prepare
 from xftrain.commands.profilers import end_profile, stop_profiling
@@ -107,8 +107,7 @@ def run(
             with _out_of_memory_explained(prepared):
                 _train(prepared, folder, result, stop)
     if rank() == 0:
-        kinds = [logger.name for logger in checked.logger.values()]
-        log_summary(result, with_tensorboard="tensorboard" in kinds)
+        log_summary(result, with_tensorboard=writes_tensorboard(checked.logger))
     return result
 
 
