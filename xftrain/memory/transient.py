@@ -68,6 +68,8 @@ def _measured(backend: Backend, call: AttnCall) -> int:
         with torch.autocast(call.device.type, enabled=False):
             torch.autograd.grad(out, (q, k, v), grad)
         backward = allocated.peak - before
+    if backward < min(q.nbytes, k.nbytes):  # at least the gradients of q, k and v are allocated
+        raise RuntimeError("the backward pass allocates no gradients on fake tensors")
     return max(0, max(forward, backward) - largest)
 
 
