@@ -206,6 +206,18 @@ def test_options_of_the_model_do_not_know_those_of_other_groups():
     assert known == set()
 
 
+def test_the_memory_prediction_imports_no_option():
+    known = {
+        (module, target)
+        for module, path in MODULES.items()
+        for target in _own(_imports(path, MODULES))
+        if _within(module, "memory")
+        if any(_within(target, f"model.{group.rpartition('.')[2]}") for group in OPTIONS_OF_MODEL)
+        or target.partition(".")[0] in ("loss", "data", "optim", "schedule", "callbacks", "logger")
+    }
+    assert known == set()
+
+
 def test_the_root_stays_a_map():
     assert {path.stem for path in (ROOT / "xftrain").glob("*.py")} == {
         *("__init__", "__main__", "errors", "version")

@@ -114,6 +114,7 @@ def model_flops(model: nn.Module, head: Tensor, sizes: Sizes, batch: Batch) -> f
         modules=model.modules,
         parameters=model.parameters,
         head=SimpleNamespace(weight=head),
+        backend=None,  # the formula's attention term
         windows=[None] * sizes.num_layers,
         num_heads=sizes.num_heads,
         head_dim=sizes.dim // sizes.num_heads,

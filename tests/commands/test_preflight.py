@@ -7,12 +7,14 @@ import re
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 import xftrain
 from tests.models import changed, options
 from xftrain.commands import builder
-from xftrain.commands.preflight import _check_graphs, check_runnable
-from xftrain.config import registry
+from xftrain.commands.preflight import _check_graphs, _parts_in_graphs, check_runnable
+from xftrain.config import checks, registry
+from xftrain.config.checks import check_compile
 from xftrain.config.compose import compose
 from xftrain.config.option_checks import checked_option
 from xftrain.errors import ConfigError
@@ -144,6 +146,62 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
         ConfigError, match=r"trainer\.accelerator=gpu needs a CUDA GPU.*trainer=cpu"
     ):
         xftrain.run(compose("trainer=gpu"), tmp_path)
+
+
+class Unfit(SwiGLU, Callback):
+    """A part that declares that it cannot be in a CUDA graph, as a feed-forward or a callback."""
+
+    no_cuda_graph = "it waits for the device: use another"
+
+
+def test_every_part_that_is_in_a_cuda_graph_is_asked():
+    chosen = changed(options(), {"compile": "cudagraphs"})
+    own = {"_target_": "tests.commands.test_preflight.Unfit"}
+    data = builder.build_data(chosen)
+
+    def said(cfg, part=lambda model: None) -> str:
+        model, optim = builder.assemble(cfg.model, 64), registry.build(cfg.optim)
+        if (found := part(model)) is not None:
+            found.no_cuda_graph = Unfit.no_cuda_graph
+        parts = _parts_in_graphs(cfg, model, None, optim)
+        try:
+            _check_graphs(cfg, parts, data.batch("train", 0), torch.device("cuda"))
+        except ConfigError as error:
+            return str(error).partition(" cannot run with compile=cudagraphs: it waits")[0]
+        return ""
+
+    assert said(chosen) == ""
+    assert said(changed(chosen, {"model.ffn": own})) == "model.ffn in layers 0-1"
+    assert said(changed(chosen, {"callbacks": {"mine": own}})) == "callbacks.mine"
+    assert said(chosen, lambda model: model.backend) == "model.attn"
+    assert said(chosen, lambda model: model.blocks[0].heads) == "model.heads in layers 0-1"
+    assert said(chosen, lambda model: model.pos) == "model.pos in layers 0-1"
+    groups = [{"match": "*up*", "optimizer": "adafactor"}]
+    assert said(changed(chosen, {"optim": {"name": "adamw", "param_groups": groups}})).startswith(
+        "Adafactor of optim.param_groups"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "option"),
+    [("loss", "liger"), ("optim", "adafactor")]
+    + [(f"model.{part}", None) for part in ("attn", "norm", "ffn", "heads", "pos", "bias")]
+    + [("callbacks.metrics", None)],
+)
+def test_a_built_in_part_is_asked_before_torch_is_imported(key, option, monkeypatch):
+    cfg = changed(options(), {"compile": "cudagraphs"})
+    if option is None:
+        group = key.partition(".")[0] if key.startswith("callbacks") else key.replace(".", "/")
+        monkeypatch.setattr(
+            checks,
+            "declared",
+            lambda g, name, attribute: "it waits: use another" if g == group else None,
+        )
+        key = key.partition(".")[0] if group == "callbacks" else key
+    else:
+        cfg = changed(cfg, {key: option})
+    with pytest.raises(ConfigError, match=rf"^{key}\S* cannot run with compile=cudagraphs: it"):
+        check_compile(cfg)
 
 
 @pytest.mark.parametrize("key", ["loss", "optim"])

@@ -22,9 +22,10 @@ from xftrain.interfaces import Batch, format_layers, positions_of
 from xftrain.loss.full import Full
 from xftrain.memory.prediction import predict
 from xftrain.model.flops import flops_per_token
-from xftrain.model.generate import generate
+from xftrain.model.generate import generate, max_new_tokens
 from xftrain.model.gpt import GPT
 from xftrain.model.pos.learned import Learned
+from xftrain.model.pos.rope import RoPE
 
 SMALL = ("model.dim=32", "model.num_heads=4", "seq=24", "batch_tokens=96", "trainer=cpu")
 WINDOW = "+model.layers.local.bias={name:window,window:5}"
@@ -126,6 +127,28 @@ def test_a_position_of_ones_own_that_changes_embeddings_is_that_of_no_single_lay
     chosen = options(*TWO, f"+model.layers.whole.pos={own}", "model.num_layers=2")
     with pytest.raises(ConfigError, match="OwnPositions, which adds to the embeddings"):
         assemble(chosen.model, VOCAB)
+
+
+class Limited(RoPE):
+    """Positions of single layers with a maximum."""
+
+    def __init__(self, dim: int, head_dim: int, *, limit: int) -> None:
+        super().__init__(dim, head_dim)
+        self.max_positions = limit
+
+
+@pytest.mark.parametrize("common", ["model.pos=rope", "model.pos.max_positions=24"])
+def test_the_smallest_maximum_of_positions_holds_for_the_model(common):
+    own = "{_target_:tests.config.test_layer_pattern.Limited,limit:9}"
+    model = gpt(*TWO, f"+model.layers.whole.pos={own}", common)
+    with pytest.raises(ConfigError, match=r"of pos in layers 1, 3 is 9, .* of 10 tokens: raise"):
+        model(random_tokens(1, 10))
+    prompt_BM = random_tokens(1, 6)
+    num_tokens = max_new_tokens(model, prompt_BM, 20)
+    assert num_tokens == 4
+    assert generate(model, prompt_BM, num_tokens, vocab_size=VOCAB).shape == (1, 10)
+    with pytest.raises(ConfigError, match="is 9, too few for a document of 10"):
+        generate(model, prompt_BM, num_tokens + 1, vocab_size=VOCAB)
 
 
 # ---- what is computed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor, nn
 
-from tests.models import VOCAB, options, random_tokens
+from tests.models import VOCAB, changed, options, random_tokens
 from xftrain.callbacks.metrics import Metrics
+from xftrain.callbacks.progress import _Bar
 from xftrain.commands.builder import assemble
 from xftrain.interfaces import AttnCall, Backend, Batch, positions_of
 from xftrain.loss.full import Full
+from xftrain.memory import prediction
 from xftrain.memory.plan import plan_memory
 from xftrain.model.attn.naive import Naive
 from xftrain.model.gpt import GPT
@@ -106,11 +109,28 @@ def test_who_may_modify_weights_is_said_by_the_very_class():
     class Changed(Metrics):  # it may override anything
         pass
 
-    class Bar(RichProgressBar):
+    class Bar(RichProgressBar):  # a progress bar is asked like any other callback
         pass
 
-    kinds = [Metrics, Quiet, Bar, Changed, Callback]
-    assert weight_modifiers(kinds) == ["Changed", "Callback"]
+    kinds = [Metrics, Quiet, Bar, Changed, Callback, _Bar]
+    assert weight_modifiers(kinds) == ["Bar", "Changed", "Callback"]
+
+
+def test_the_gradients_of_a_run_are_predicted_by_what_its_callbacks_declare(monkeypatch):
+    settings = changed(options(), {"trainer.precision": "bf16-mixed"})
+    model = assemble(settings.model, VOCAB)
+    takes = SimpleNamespace(takes_bf16_gradients=lambda _: True)
+    monkeypatch.setattr(prediction, "weight_modifiers", lambda parts: asked.extend(parts))
+    asked: list[object] = []
+    prediction._with_bf16_gradients(settings, model, takes, CPU)
+    assert settings.callbacks and Metrics in asked
+    assert len(asked) == 1 + len(settings.callbacks)
+    monkeypatch.undo()
+    monkeypatch.setattr(prediction, "layers_with_copies", lambda model: [model.head])
+    quiet = type("Quiet", (), {"modifies_weights": False, "takes_bf16_gradients": lambda *_: True})
+    assert prediction._with_bf16_gradients(settings, model, quiet(), CPU) == {model.head.weight}
+    monkeypatch.delattr(Metrics, "modifies_weights")  # a built-in callback is not trusted either
+    assert prediction._with_bf16_gradients(settings, model, quiet(), CPU) == set()
 
 
 def test_a_layer_that_overrides_forward_says_for_itself_that_it_calls_its_layers():

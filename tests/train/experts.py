@@ -32,6 +32,10 @@ class Experts(nn.Module):
         aux = self.weight * len(self.up) * (shares * means).sum()
         return torch.stack(made).sum(0), aux
 
+    def active_parameters(self) -> int:
+        """The router, and the one expert of a token."""
+        return sum(p.numel() for part in (self.router, self.up[0]) for p in part.parameters())
+
 
 class Spoilt(Experts):
     """Returns a NaN auxiliary loss in the third step, after two calls by the memory prediction."""

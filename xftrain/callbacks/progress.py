@@ -120,6 +120,8 @@ class Progress(Callback):
 class _Bar(RichProgressBar):
     """Lightning's bar over the batches of the whole run, with the metrics that are on the host."""
 
+    modifies_weights = False
+
     def __init__(self) -> None:
         super().__init__(refresh_rate=10)  # per second
 

@@ -75,6 +75,7 @@ def _describe(run: Prepared, folder: RunFolder, result: dict[str, Any]) -> None:
     kernel = choose_kernel(model, batch, run.device, run.dtype, SavedChoices(), folder)
     peak_mib = plan_memory(cfg, model, run.loss, batch, run.dtype, run.device)
     figures = _sizes(model, batch, cfg.trainer.accumulate_grad_batches)
+    figures["flops_per_token"] = flops_per_token(model, batch, (run.device, run.dtype))
     result["kernel"], result["metrics"] = kernel, figures
     result["predicted_peak_mib"] = peak_mib and round(peak_mib, 1)
     per_step = figures["flops_per_token"] * figures["tokens_per_step"]
@@ -101,5 +102,4 @@ def _sizes(model: GPT, batch: Batch, num_parts: int) -> dict[str, int | float]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "embedding_parameters": sum(table.weight.numel() for table in tables),
         "tokens_per_step": batch.num_tokens * num_parts,
-        "flops_per_token": flops_per_token(model, batch),
     }

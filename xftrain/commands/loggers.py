@@ -18,7 +18,6 @@ from xftrain.config import registry
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import Options
 from xftrain.interfaces import DataSource
-from xftrain.logger.tensorboard import TensorBoard
 from xftrain.train.log_text import log_text
 from xftrain.train.same_run import flat
 from xftrain.train.tracker import Tracker
@@ -36,6 +35,12 @@ _HPARAM_METRICS = (
 )
 
 
+def writes_tensorboard(options: Options) -> bool:
+    """Whether a logger declares `writes_tensorboard`: its records are TensorBoard's event files."""
+    kinds = map(registry.class_of, options.values())
+    return any(getattr(kind, "writes_tensorboard", False) for kind in kinds)
+
+
 class RunLoggers:
     """Builds the loggers of a run.
 
@@ -47,7 +52,7 @@ class RunLoggers:
     def __init__(self, options: Options, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.all: list[Logger] = [self._built(option) for option in options.values()]
-        self.tensorboards = [logger for logger in self.all if isinstance(logger, TensorBoard)]
+        self.tensorboards: list[Any] = [x for x in self.all if hasattr(x, "begin_hparams")]
         self.trackers = [logger for logger in self.all if isinstance(logger, Tracker)]
 
     def _built(self, option: OptionConfig) -> Any:

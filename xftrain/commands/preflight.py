@@ -22,11 +22,14 @@ from xftrain.interfaces import (
     Batch,
     DataSource,
     Loss,
+    format_layers,
     load_batch,
 )
 from xftrain.interfaces.batch_checks import describe_value
 from xftrain.interfaces.model import checked_reasons
 from xftrain.model.backends import all_backends
+from xftrain.model.flops import flops_per_token
+from xftrain.model.gpt import GPT
 from xftrain.train import hardware
 from xftrain.train.loader import ValBatches
 from xftrain.train.val_sums import NO_LABEL
@@ -59,12 +62,14 @@ def check_runnable(
         cases += model.attention_cases(1, cfg.seq, (cfg.seq,), target)
     _check_backend(cfg.model, model.backend, cases)
     optim = registry.build(cfg.optim)
-    _check_graphs(cfg, {"loss": loss, "optim": optim}, batch, device)
+    if cfg.compile == "cudagraphs":  # only then are callbacks imported here
+        _check_graphs(cfg, _parts_in_graphs(cfg, model, loss, optim), batch, device)
     if hasattr(optim, "option_by_parameter"):
         optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
     _check_device([*(block.ffn for block, _ in model.distinct_blocks()), loss], device)
     for call, _ in cases:
         model.check_length(max(call.bias.seqlens or (call.shape.M,)))
+    flops_per_token(model, batch, target)  # raises if an option declares no number
     is_mixed = hardware.is_mixed(cfg.trainer.precision, dtype)
     check_own_parts(cfg, vocab_size, batch, batch_cases, is_mixed)
 
@@ -125,6 +130,20 @@ def _check_device(parts: Iterable[object], device: torch.device) -> None:
             raise ConfigError(f"{'; '.join(reasons)}.")
 
 
+def _parts_in_graphs(cfg: RunConfig, model: GPT, loss: Loss, optim: Any) -> dict[str, Any]:
+    """The objects that `_check_graphs` asks, by key; callbacks are not built yet, only classes."""
+    parts = {"loss": loss, "optim": optim, "model.attn": model.backend, "model.norm": model.norm}
+    if hasattr(optim, "option_by_parameter"):
+        for option in optim.option_by_parameter(model).values():
+            parts.setdefault(f"{type(option).__name__} of optim.param_groups", option)
+    for block, layers in model.distinct_blocks():
+        place = f"in {format_layers(layers)}"
+        parts[f"model.pos {place}"] = model.position_encoding(layers[0])
+        parts |= {f"model.heads {place}": block.heads, f"model.ffn {place}": block.ffn}
+    callbacks = cfg.callbacks.values()
+    return parts | {option.key: registry.class_of(option) for option in callbacks}
+
+
 def _check_graphs(
     cfg: RunConfig, parts: Mapping[str, Any], batch: Batch, device: torch.device
 ) -> None:
@@ -138,7 +157,8 @@ def _check_graphs(
             "differs by batch: use compile=true."
         )
     for key, part in parts.items():  # `config.checks` has checked the built-in options
-        if reason := getattr(part, "no_cuda_graph", None):
+        reason = getattr(part, "no_cuda_graph", None)
+        if isinstance(reason, str | bool) and reason:  # a callback's class may have a property
             raise ConfigError(f"{key} cannot run with compile=cudagraphs: {reason}.")
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, tensor
 
-from xftrain.callbacks.checkpoint import Checkpoint, validation_follows, within_step
+from xftrain.callbacks.checkpoint import validation_follows, within_step
 from xftrain.errors import Stopped
 from xftrain.train.module import training_module
 from xftrain.utils.processes import END_SIGNALS, is_handled
@@ -35,7 +35,7 @@ class StopSignals(Callback):
     def __init__(self) -> None:
         self.received: int | None = None
         self._trainer: Trainer | None = None  # set during training
-        self._savers: list[Checkpoint] = []
+        self._callbacks: list[Callback] = []
         self._previous_handlers: dict[int, Any] = {}
         self._pending_signal: tuple[Tensor, Any] | None = None  # pending all-reduce of the signal
         self._group: Any = None
@@ -59,7 +59,7 @@ class StopSignals(Callback):
         self.received = self.received or number
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if again or any(callback.is_saving for callback in self._savers):
+        if again or any(getattr(callback, "is_saving", False) for callback in self._callbacks):
             return  # a save is already running
         if trainer is None:
             raise Stopped(number)
@@ -76,7 +76,7 @@ class StopSignals(Callback):
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")  # does not wait for the device
         self._trainer = trainer
-        self._savers = [c for c in trainer.callbacks if isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
+        self._callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
         self.end_if_received()
 
     def on_train_batch_end(

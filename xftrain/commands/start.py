@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from lightning.pytorch.loggers import Logger
 from xftrain.checkpoint.header import later_checkpoints
 from xftrain.checkpoint.plain_values import is_count
 from xftrain.folders.run_folder import RunFolder, holds_run
-from xftrain.logger.csv import CSV
-from xftrain.logger.tensorboard import TensorBoard
+from xftrain.train.cut_back import TruncatableLogger, truncatable
 from xftrain.train.module import TrainingModule, training_module
 from xftrain.train.savable import refuse_unsavable
 from xftrain.train.tracker import Tracker
@@ -27,7 +26,6 @@ log = logging.getLogger(__name__)
 
 _COPIED = ("metrics.csv", "events.out.tfevents.*", "config.yaml", "result.json")
 _METRIC = re.compile(r"\w[\w.:@%+/ ()-]{,200}").fullmatch
-_EMPTY_POSITIONS: dict[str, Any] = {"metrics.csv": 0, "events": {}}  # the positions in empty files
 
 
 class RunStart(Callback):
@@ -59,7 +57,7 @@ class RunStart(Callback):
         self.folder, self.ckpt, self.is_same = folder, ckpt, is_same
         self.loggers, self.on_start = loggers, on_start
         # the other loggers must not create files yet
-        late = CSV | TensorBoard | Tracker
+        late = TruncatableLogger | Tracker
         self.early_loggers = [logger for logger in loggers if not isinstance(logger, late)]
         self._trainer: Trainer | None = None
         self._saved_run: str | None = None
@@ -89,19 +87,20 @@ class RunStart(Callback):
         if self.folder.has_started:
             return
         module.latest_metrics |= self._metrics
-        for _, logger in _loggers(trainer):  # a callback may have opened its file already
+        loggers = truncatable(trainer.loggers)
+        for logger in loggers.values():  # a callback may have opened its file already
             logger.close()
         if self._resumes_this_folder():
             if self._validation == _validation(trainer, module):
                 module.validated_at = self._validated_at
             self._set_later_aside()
             self.folder.resume_run(self._saved_run, is_resumed=True)
-            for key, logger in _loggers(trainer):
+            for key, logger in loggers.items():
                 logger.cut_back(trainer.global_step, self._positions.get(key))
         elif self.is_same or not holds_run(self.folder.path):
             self.folder.resume_run()
-            for key, logger in _loggers(trainer):  # every record will be written again
-                logger.cut_back(-1, _EMPTY_POSITIONS[key])
+            for logger in loggers.values():  # every record will be written again
+                logger.cut_back(-1, logger.empty_position)
         else:
             self.folder.start_new_run()
         if self.folder.is_writer:
@@ -130,10 +129,10 @@ class RunStart(Callback):
         """The run id, the positions of the loggers, and the last value of each metric."""
         trainer = self._trainer
         assert trainer is not None, "setup must be called before"
-        module = training_module(trainer.lightning_module)
+        module, loggers = training_module(trainer.lightning_module), truncatable(trainer.loggers)
         return {
             "run": self.folder.run_id,
-            "loggers": {key: logger.position() for key, logger in _loggers(trainer)},
+            "loggers": {key: logger.position() for key, logger in loggers.items()},
             "metrics": {name: float(value) for name, value in module.latest_metrics.items()},
             "validated_at": module.validated_at,
             "validation": _validation(trainer, module),
@@ -141,8 +140,7 @@ class RunStart(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the same values; raises an error for wrong types, which fails the restore."""
-        loggers = dict(state_dict["loggers"])
-        rows, sizes = loggers.get("metrics.csv"), loggers.get("events")
+        self._positions = self._checked_positions(dict(state_dict["loggers"]))
         saved_run, validation = state_dict["run"], state_dict["validation"]
         if not isinstance(saved_run, str | None) or not isinstance(validation, str):
             raise TypeError("the run and its validation are not strings")
@@ -153,25 +151,26 @@ class RunStart(Callback):
             raise TypeError("a metric is not a number")
         if not all(isinstance(name, str) and _METRIC(name) for name in metrics):
             raise ValueError("a metric has an invalid name")
-        positions = [*([] if rows is None else [rows]), *dict(sizes or {}).values()]
-        if not all(is_count(position) for position in positions):
-            raise ValueError("a position in a record of metrics is not a count")
         if validated_at != -1 and not is_count(validated_at):
             raise ValueError("the step of its last validation is not a count")
         self._metrics = metrics
         self._validated_at = validated_at
-        self._positions = {
-            "metrics.csv": rows,
-            "events": None if sizes is None else {str(k): v for k, v in dict(sizes).items()},
-        }
+
+    def _checked_positions(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """The saved positions of this run's loggers, each of the type that its logger expects."""
+        positions: dict[str, Any] = {}
+        for key, logger in truncatable(self.loggers).items():
+            position = saved.get(key)
+            counts = [position]
+            if position is not None and isinstance(logger.empty_position, Mapping):
+                position = {str(name): count for name, count in dict(position).items()}
+                counts = list(position.values())
+            if position is not None and not all(map(is_count, counts)):
+                raise ValueError("a position in a record of metrics is not a count")
+            positions[key] = position
+        return positions
 
 
 def _validation(trainer: Trainer, module: TrainingModule) -> str:
     """The settings that change validation metrics, which a resumed run may change."""
     return f"{trainer.limit_val_batches} of {module.data.num_val_batches}"
-
-
-def _loggers(trainer: Trainer) -> list[tuple[str, CSV | TensorBoard]]:
-    """The loggers that can be cut back, each with a name for its records."""
-    found = [logger for logger in trainer.loggers if isinstance(logger, CSV | TensorBoard)]
-    return [("metrics.csv" if isinstance(x, CSV) else "events", x) for x in found]

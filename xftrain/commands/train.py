@@ -18,7 +18,7 @@ from xftrain.commands.description import adds_rows, resolved_yaml
 from xftrain.commands.early_stop import StoppableTrainer
 from xftrain.commands.fit import fit
 from xftrain.commands.last_save import LastSave
-from xftrain.commands.loggers import RunLoggers
+from xftrain.commands.loggers import RunLoggers, writes_tensorboard
 from xftrain.commands.model import build_model, build_module
 from xftrain.commands.out_of_memory import out_of_memory_explained
 from xftrain.commands.prepare import Prepared, prepare
@@ -122,8 +122,7 @@ def _record_data(run: Prepared, run_dir: Path, result: dict[str, Any]) -> None:
 def _log_summary(checked: RunConfig, result: dict[str, Any]) -> None:
     """Logs the result of the run, on rank 0."""
     if rank() == 0:
-        kinds = [logger.name for logger in checked.logger.values()]
-        log_summary(result, with_tensorboard="tensorboard" in kinds)
+        log_summary(result, with_tensorboard=writes_tensorboard(checked.logger))
 
 
 def _train(run: Prepared, folder: RunFolder, result: dict[str, Any], stop: StopSignals) -> None:

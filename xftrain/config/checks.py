@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -112,7 +112,7 @@ def check_compile(cfg: RunConfig) -> None:
             "trainer.detect_anomaly synchronizes with the device, which a CUDA graph does not "
             "allow: use compile=false."
         )
-    for option in (cfg.loss, cfg.optim):
+    for option in _options_in_graphs(cfg):
         name = option.name  # a user's own class is checked when it is built
         if name is not None and (reason := declared(option.group, name, "no_cuda_graph")):
             raise ConfigError(
@@ -131,6 +131,14 @@ def check_compile(cfg: RunConfig) -> None:
                 f"trainer.{key} must be 1 with compile=cudagraphs, got {number}: a graph "
                 "writes each batch's gradients to the same place; use compile=true."
             )
+
+
+def _options_in_graphs(cfg: RunConfig) -> Iterator[OptionConfig]:
+    """The options whose code is captured in a CUDA graph, or runs between its replays."""
+    yield from (cfg.loss, cfg.optim, cfg.model.attn, cfg.model.norm)
+    for options in layer_options(cfg.model).values():
+        yield from (options.bias, options.pos, options.heads, options.ffn)
+    yield from cfg.callbacks.values()
 
 
 def check_packages(loggers: Options) -> None:

@@ -111,6 +111,18 @@ def load_class(group: str, name: str) -> type:
     return loaded
 
 
+def class_of(option: OptionConfig) -> Any:
+    """The class of an option, built-in or the user's own, without building its object.
+
+    It is imported. A user's `_target_` may also be a function that makes the object.
+    """
+    if option.name is not None:
+        return load_class(option.group, option.name)
+    from hydra.utils import get_object
+
+    return get_object(str(option.target))
+
+
 def check_built_in(key: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
     """Checks the node of a built-in option at a dotted key, and fills in the defaults.
 

@@ -15,7 +15,7 @@ and then through every block: `backend(q_BMHK, k_BMGK, v_BMGK, handle) -> out_BM
 M backends share only `AttnBias`, so that a new bias changes no backend and a new backend no bias.
 
 The definitions are in `batch`, `bias`, `model` (the parts of a model, one per group), `training`
-(losses, schedules, optimizers) `data` and `facts`
+(losses, schedules, optimizers), `memory` (formulas of memory), `data` and `facts`
 (what a data source holds); all are imported from here.
 """
 
@@ -23,6 +23,7 @@ from xftrain.interfaces.batch import IGNORED_LABEL, Batch, positions_of
 from xftrain.interfaces.bias import AttnBias, AttnCall, AttnCase, AttnShape, format_layers
 from xftrain.interfaces.data import DataSource, Split, Vocabulary, load_batch
 from xftrain.interfaces.facts import SourceFacts, SplitContent
+from xftrain.interfaces.memory import logits_bytes, two_moments_bytes
 from xftrain.interfaces.model import (
     Attention,
     Backend,
@@ -61,5 +62,7 @@ __all__ = [
     "Vocabulary",
     "format_layers",
     "load_batch",
+    "logits_bytes",
     "positions_of",
+    "two_moments_bytes",
 ]

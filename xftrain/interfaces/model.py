@@ -41,6 +41,7 @@ class Backend(ABC):
         takes_softcap: whether it applies `AttnBias.softcap`; if not, such a bias is refused.
         smaller_option: the option of its group that needs less memory, suggested if memory runs
             out.
+        no_cuda_graph: why it cannot be captured in a CUDA graph, and what to use; None if it can.
     """
 
     name: ClassVar[str]
@@ -49,6 +50,7 @@ class Backend(ABC):
     takes_scale: ClassVar[bool] = False
     takes_softcap: ClassVar[bool] = False
     smaller_option: ClassVar[str | None] = None
+    no_cuda_graph: ClassVar[str | None] = None
 
     @abstractmethod
     def reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
@@ -92,9 +94,21 @@ class Backend(ABC):
         """
         return None
 
-    def transient_bytes(self, call: AttnCall) -> int:
-        """Temporary bytes of the backward pass, beside the gradient of one tensor."""
-        return 0
+    def transient_bytes(self, call: AttnCall) -> int | None:
+        """Temporary bytes of the backward pass, beside the gradient of the largest saved tensor.
+
+        If None, the memory prediction measures them by running the backend forward and backward on
+        fake tensors; if that fails, it assumes another tensor of that size. The log says so.
+        """
+        return None
+
+    def flops_per_token(self, call: AttnCall) -> float | None:
+        """FLOPs of forward and backward per token of one layer, for the MFU.
+
+        They are a mean over the tokens of the batch, beside those of the projections. If None, they
+        are 12 H K times the mean number of keys: the document's length, or the window.
+        """
+        return None
 
     # The rest of the package calls these: they run the checks that all backends share, and then the
     # backend's own method.
@@ -253,10 +267,17 @@ class Heads(Protocol):
 class FeedForward(Protocol):
     """The feed-forward of a layer (`conf/model/ffn/`).
 
-    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`. Optional
-    methods: `unsupported(device) -> list[str]`, the reasons why it cannot run on the device, and
-    `stand_in()`, a module with the same weights for the memory prediction, if this one cannot run
-    on fake tensors.
+    Constructor: `(dim, linear_bias, *, <options>)`; a `torch.nn.Module`. Optional attributes:
+
+    - `unsupported(device) -> list[str]`: the reasons why it cannot run on the device.
+    - `stand_in()`: a module with the same weights for the memory prediction, if this one cannot run
+      on fake tensors.
+    - `active_parameters() -> int`: the number of parameters that one token is multiplied with, for
+      the FLOPs of a step and the MFU, if it is not that of all parameters. A mixture of experts
+      counts its router and the experts that a token is routed to. Norms, heads and submodules may
+      have it too.
+    - `no_cuda_graph: str | None`: why it cannot be captured in a CUDA graph, and what to use.
+      Norms, heads and position encodings may have it too.
     """
 
     def __call__(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:

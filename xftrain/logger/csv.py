@@ -37,6 +37,9 @@ class CSV(CSVLogger):
     It also writes each row at once; Lightning would lose buffered rows if the run is killed.
     """
 
+    records = "metrics.csv"
+    empty_position = 0
+
     def __init__(self, run_dir: Path) -> None:
         super().__init__(save_dir=run_dir, name="", version="")
 

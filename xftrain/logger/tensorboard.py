@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -24,6 +25,10 @@ _EVENTS = "events.out.tfevents.*"
 
 class TensorBoard(TensorBoardLogger):
     """Lightning's TensorBoard logger, without its dummy metric `hp_metric`."""
+
+    records = "events"
+    empty_position: Mapping[str, int] = MappingProxyType({})
+    writes_tensorboard = True
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False)

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from xftrain.config.fields import PositiveInt
-from xftrain.interfaces import LossSums
-from xftrain.loss.full import cross_entropy_sums, logits_bytes
+from xftrain.interfaces import LossSums, logits_bytes
+from xftrain.loss.full import cross_entropy_sums
 
 
 class Chunked:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xftrain.interfaces import IGNORED_LABEL, LossSums
+from xftrain.interfaces import IGNORED_LABEL, LossSums, logits_bytes
 
 
 class Full:
@@ -27,14 +27,6 @@ class Full:
     ) -> int:
         """Peak bytes: those of all logits."""
         return logits_bytes(num_tokens, weight_VD.shape[0])
-
-
-def logits_bytes(num_tokens: int, vocab_size: int) -> int:
-    """Peak memory of torch's cross-entropy, in bytes.
-
-    It holds three float32 tensors [N, V]: log-softmax, its gradient, the gradient of the logits.
-    """
-    return 3 * 4 * num_tokens * vocab_size
 
 
 def cross_entropy_sums(logits_NV: Tensor, labels_N: Tensor, *, with_accuracy: bool) -> LossSums:

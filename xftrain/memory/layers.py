@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from xftrain.interfaces import Attention, AttnCall, Backend, Batch
+from xftrain.interfaces import AttnCall, Backend, Batch
 from xftrain.memory.saved_tensors import SavedBytes, SavedTensorRecorder
+from xftrain.memory.transient import Source, attention_on_fake_tensors, attention_transient
 from xftrain.model.gpt import GPT
 
 
@@ -31,13 +32,15 @@ class BlockBytes:
         ffn: the part of `saved` that the feed-forward half saves, without its input.
         input: the block's input.
         backward: gradients during the block's backward pass: of its output, of its largest
-            tensor, and the backend's declared workspace.
+            tensor, and the backend's temporary memory.
+        attention_source: where the backend's temporary memory is known from.
     """
 
     saved: SavedBytes
     ffn: int
     input: int
     backward: int
+    attention_source: Source
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def _run_block(
     device = call.device
     positions_1M = torch.empty(1, call.shape.M, dtype=torch.int64, device=device)
     positions = _copied(pos, wide, device).prepare(positions_1M)
-    attention, handle = _attention(backend, call)
+    attention, handle = attention_on_fake_tensors(backend, call)
     copied = _copied(block, wide, device)
     if (stand_in := getattr(copied.ffn, "stand_in", None)) is not None:
         copied.ffn = stand_in()
@@ -122,19 +125,14 @@ def _run_block(
         added = copied.feed_forward(x_BMD)  # autocast caches its copies of the weights
     saved = recorder.saved_bytes(made, compiled=is_compiled)
     ffn_saved = recorder.saved_bytes(added, compiled=is_compiled)
+    transient = attention_transient(backend, call)
     return BlockBytes(
         saved=saved,
         ffn=max(0, ffn_saved.activations - x_BMD.nbytes),
         input=x_BMD.nbytes,
-        backward=x_BMD.nbytes + saved.largest + backend.transient_bytes(call),
+        backward=x_BMD.nbytes + saved.largest + transient.num_bytes,
+        attention_source=transient.source,
     )
-
-
-def _attention(backend: Backend, call: AttnCall) -> tuple[Attention, Any]:
-    """The backend's stand-in for fake tensors, or the backend itself, with its handle."""
-    if (stand_in := backend.stand_in(call)) is not None:
-        return stand_in, None
-    return backend, backend.prepare(*call)
 
 
 @contextmanager

@@ -35,23 +35,21 @@ class Peak:
         weights: the parameters.
         gradients: gradients of trained parameters; twice if several ranks accumulate batches.
         optimizer: the optimizer's state, such as AdamW's two moments.
-        is_optimizer_known: whether the optimizer declares its state (`state_bytes`).
-        is_loss_known: whether the loss declares its peak (`peak_bytes`).
         head_cast: copy of the output matrix in the dtype of matmuls.
         layers: the memory of each layer, from the first.
         after_layers: activations saved between the last layer and the loss.
         loss: peak of the logits and of the tensors computed from them.
+        assumptions: what is assumed of each option that does not declare its memory.
     """
 
     weights: int
     gradients: int
     optimizer: int
-    is_optimizer_known: bool
-    is_loss_known: bool
     head_cast: int
     layers: tuple[LayerBytes, ...]
     after_layers: int
     loss: int
+    assumptions: tuple[str, ...]
 
     @property
     def num_blocks(self) -> int:

@@ -54,6 +54,7 @@ def plan_memory(
     if is_auto:
         model.recompute_plan = peak.cheapest_fitting_plan(limit)
     summary = _summary(peak, model.recompute_plan, total_memory_bytes(device))
+    summary = "; ".join([summary, *peak.assumptions])
     if is_auto:
         summary += f"; {_recomputation(model)}"
     log.info("%s", summary)
@@ -84,18 +85,8 @@ def _summary(peak: Peak, recomputed: RecomputePlan, memory: int) -> str:
     listed = ", ".join(f"{part} {size / unit:,.{digits}f}" for part, size in parts.items())
     return (
         f"memory: about {total / unit:,.{digits}f} {name} at the peak ({listed}), "
-        f"of {memory / _GIB:.1f} GiB{_assumptions(peak)}"
+        f"of {memory / _GIB:.1f} GiB"
     )
-
-
-def _assumptions(peak: Peak) -> str:
-    """What is assumed about options that do not declare the memory that they need."""
-    said = ""
-    if not peak.is_optimizer_known:
-        said += "; optim has no state_bytes, so its state is assumed to be as large as AdamW's"
-    if not peak.is_loss_known:
-        said += "; loss has no peak_bytes, so it is assumed to hold the whole logits"
-    return said
 
 
 def _warning(cfg: RunConfig, peak: Peak, model: GPT, loss: Loss, limit: int) -> str:

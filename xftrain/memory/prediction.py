@@ -10,17 +10,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 
 from xftrain.config import registry
 from xftrain.config.run_config import RunConfig
-from xftrain.interfaces import Batch, Loss
-from xftrain.loss.full import logits_bytes
+from xftrain.interfaces import Batch, Loss, logits_bytes, two_moments_bytes
 from xftrain.memory.layers import BlockBytes, run_layers
 from xftrain.memory.peak import LayerBytes, Peak
 from xftrain.model.gpt import GPT
 from xftrain.train import hardware
 from xftrain.train.bf16_weights import layers_with_copies, weight_modifiers
+
+_OPTIMIZER_ASSUMPTION = (
+    "optim has no state_bytes, so its state is assumed to be as large as AdamW's"
+)
+_LOSS_ASSUMPTION = "loss has no peak_bytes, so it is assumed to hold the whole logits"
+_ATTENTION_ASSUMPTIONS = {
+    "measured": "model.attn has no transient_bytes, so it was measured on fake tensors",
+    "assumed": "model.attn has no transient_bytes and cannot run backward on fake tensors, so its "
+    "backward pass is assumed to hold its largest tensor once more",
+}
 
 
 def predict(
@@ -62,8 +70,12 @@ def predict(
         if parameter.requires_grad:
             option = group_options.get(parameter, optim)
             is_optimizer_known &= hasattr(option, "state_bytes")
-            state_bytes = getattr(option, "state_bytes", _two_moments)
+            state_bytes = getattr(option, "state_bytes", two_moments_bytes)
             state += state_bytes(parameter) * size // max(1, parameter.nbytes)
+    assumptions = [] if is_optimizer_known else [_OPTIMIZER_ASSUMPTION]
+    assumptions += [] if hasattr(loss, "peak_bytes") else [_LOSS_ASSUMPTION]
+    sources = {block.attention_source for block in ran.blocks}
+    assumptions += [text for source, text in _ATTENTION_ASSUMPTIONS.items() if source in sources]
     trainer = cfg.trainer
     # accumulated gradients are allocated in addition to DDP's buckets
     is_twice = trainer.devices > 1 and trainer.accumulate_grad_batches > 1
@@ -72,12 +84,11 @@ def predict(
         weights=weights,
         gradients=trained * (2 if is_twice else 1),
         optimizer=state,
-        is_optimizer_known=is_optimizer_known,
-        is_loss_known=hasattr(loss, "peak_bytes"),
         head_cast=head if is_mixed else 0,
         layers=tuple(_layer_bytes(block, share, is_mixed=is_mixed) for block in ran.blocks),
         after_layers=ran.norm + ran.norm_output,
         loss=_loss_bytes(loss, batch.num_tokens, model, dtype, device),
+        assumptions=tuple(assumptions),
     )
 
 
@@ -90,11 +101,6 @@ def _layer_bytes(block: BlockBytes, share: float, *, is_mixed: bool) -> LayerByt
     return LayerBytes(saved, ffn, block.input, block.backward + whole - saved, casts)
 
 
-def _two_moments(parameter: torch.Tensor) -> int:
-    """The bytes of AdamW's two moments, assumed for an optimizer without `state_bytes`."""
-    return 2 * parameter.nbytes
-
-
 def _with_bf16_gradients(
     cfg: RunConfig, model: GPT, optim: Any, device: torch.device
 ) -> set[torch.Tensor]:
@@ -104,8 +110,7 @@ def _with_bf16_gradients(
     takes = getattr(optim, "takes_bf16_gradients", None)
     if sums_up or takes is None or not takes(device):
         return set()
-    targets = [callback.target for callback in cfg.callbacks.values() if callback.target]
-    if weight_modifiers([optim, *map(get_object, targets)]):
+    if weight_modifiers([optim, *map(registry.class_of, cfg.callbacks.values())]):
         return set()
     return {layer.weight for layer in layers_with_copies(model)}
 

@@ -75,7 +75,7 @@ def default_prompt(data: DataSource) -> Tensor:
 
 def max_new_tokens(model: GPT, tokens_BM: Tensor, num_tokens: int) -> int:
     """The number of tokens to add: `num_tokens`, or fewer if the model has fewer positions left."""
-    limit = model.pos.max_positions
+    limit = model.max_positions
     return num_tokens if limit is None else min(num_tokens, limit - tokens_BM.shape[1] + 1)
 
 

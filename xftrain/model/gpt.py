@@ -13,7 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from xftrain.config.run_config import GPTConfig
 from xftrain.errors import ConfigError
-from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, positions_of
+from xftrain.interfaces import (
+    Attention,
+    AttnCase,
+    AttnShape,
+    Backend,
+    format_layers,
+    positions_of,
+)
 from xftrain.interfaces.batch_checks import check_documents
 from xftrain.kernels.operators import MATMULS
 from xftrain.model.block import Block, RecomputePlan
@@ -108,6 +115,12 @@ class GPT(MayTieHead):
         index = self._pos_of_layer[layer]
         return self.pos if index is None else self.layer_pos[index]
 
+    @property
+    def max_positions(self) -> int | None:
+        """The maximum length of a document, over all position encodings; None is no limit."""
+        limits = (pos.max_positions for pos in (self.pos, *self.layer_pos))
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def distinct_blocks(self) -> list[tuple[Block, tuple[int, ...]]]:
         """The first block of each kind, and the indices of all layers of that kind."""
         kinds: dict[tuple[int, ...], list[int]] = {}  # by identity: a recipe may have no hash
@@ -195,12 +208,18 @@ class GPT(MayTieHead):
 
     def check_length(self, num_positions: int) -> None:
         """Raises ConfigError if a document is longer than the maximum of a position encoding."""
-        limit = self.pos.max_positions
-        if limit is not None and num_positions > limit:
-            raise ConfigError(
-                f"model.pos.max_positions is {limit}, too few for a document of {num_positions} "
-                "tokens: raise it, or use model.pos=rope."
-            )
+        limit = self.max_positions
+        if limit is None or num_positions <= limit:
+            return
+        key, other = "model.pos.max_positions", "model.pos=rope"
+        if self.pos.max_positions != limit:
+            encodings = map(self.position_encoding, range(len(self.specs)))
+            layers = [n for n, pos in enumerate(encodings) if pos.max_positions == limit]
+            key, other = f"max_positions of pos in {format_layers(layers)}", "pos: rope there"
+        raise ConfigError(
+            f"{key} is {limit}, too few for a document of {num_positions} tokens: raise it, or use "
+            f"{other}."
+        )
 
     def compute_device_dtype(self) -> tuple[torch.device, torch.dtype]:
         """The device and dtype of q, k and v, with autocast taken into account."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from xftrain.config.fields import NonNegativeFloat, ParamGroups, PositiveFloat, Probability
+from xftrain.interfaces import two_moments_bytes
 from xftrain.kernels.adamw import has_kernel
 from xftrain.kernels.fused_adamw import FusedAdamW
 from xftrain.optim._grouped import GroupedOptimizer
@@ -62,4 +63,4 @@ class AdamW(GroupedOptimizer):
 
     def state_bytes(self, parameter: torch.Tensor) -> int:
         """The bytes of two moments in the dtype of the parameter."""
-        return 2 * parameter.numel() * parameter.element_size()
+        return two_moments_bytes(parameter)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor, nn
 
 from xftrain.kernels.fused_adamw import has_own_kernel
@@ -88,17 +87,10 @@ def weight_modifiers(parts: Iterable[object]) -> list[str]:
     Args:
         parts: callbacks, the optimizer's option, or their classes. Each is included unless its
             class itself declares `modifies_weights = False`. A subclass does not inherit the
-            declaration, since it may override any method. Lightning's progress bars are never
-            included.
+            declaration, since it may override any method.
     """
     kinds = [part if isinstance(part, type) else type(part) for part in parts]
-    return [kind.__name__ for kind in kinds if _may_modify_weights(kind)]
-
-
-def _may_modify_weights(kind: type) -> bool:
-    if issubclass(kind, ProgressBar):
-        return False
-    return vars(kind).get("modifies_weights", True) is not False
+    return [kind.__name__ for kind in kinds if vars(kind).get("modifies_weights") is not False]
 
 
 def layers_with_copies(model: GPT) -> Iterator[Linear]:

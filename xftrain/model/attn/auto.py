@@ -131,9 +131,9 @@ class Auto(ChoosingBackend):
         """See `Backend`; delegates to the chosen backend."""
         return self._backend_for_memory(call).stand_in(call)
 
-    def transient_bytes(self, call: AttnCall) -> int:
+    def transient_bytes(self, call: AttnCall) -> int | None:
         """See `Backend`; delegates to the chosen backend."""
-        return 0 if self.chosen is None else self.chosen.transient_bytes(call)
+        return self._backend_for_memory(call).transient_bytes(call)
 
     def _backend_for_memory(self, call: AttnCall) -> Backend:
         """The chosen backend; before the choice, the most preferred one that can run."""

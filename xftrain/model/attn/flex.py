@@ -121,6 +121,10 @@ class Flex(Backend):
 
         return attend
 
+    def transient_bytes(self, call: AttnCall) -> int:
+        """Zero, since the kernel computes the scores in tiles."""
+        return 0
+
 
 def _kernel_options(bias: AttnBias) -> dict[str, int | bool]:
     # Below 128 queries torch selects its decoding kernel, which has no variant for grouped heads

@@ -168,6 +168,10 @@ class SDPA(Backend):
 
         return attend
 
+    def transient_bytes(self, call: AttnCall) -> int:
+        """Zero, since the kernel computes the scores in tiles."""
+        return 0
+
 
 def needs_mask(bias: AttnBias) -> bool:
     """Whether the bias needs a mask tensor: it is neither causal nor full nor folded."""

@@ -177,6 +177,10 @@ class XFormers(Backend):
 
         return attend
 
+    def transient_bytes(self, call: AttnCall) -> int:
+        """Zero, since the kernel computes the scores in tiles."""
+        return 0
+
     def _ops(self, call: AttnCall, *, needs_grad: bool) -> Operators:
         """The forward and backward operators that would run; raises NotImplementedError."""
         shape, handle = call.shape, self._expanded(call)
