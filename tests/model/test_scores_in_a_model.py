@@ -96,7 +96,7 @@ def test_the_memory_of_capped_scores_is_predicted() -> None:
         model = assemble(settings.model, VOCAB)
         model.backend = backend
         cpu = torch.device("cpu")
-        return predict(settings, model, Full(), batch, torch.float32, cpu).layers[0].kept
+        return predict(settings, model, Full(), batch, torch.float32, cpu).layers[0].saved
 
     assert kept(Naive(), settings) == pytest.approx(kept(_AsItIs(), settings), rel=0.02)
     one_more = kept(Naive(), settings) - kept(Naive(), options(pos="rope", heads="gqa"))
