@@ -52,7 +52,7 @@ def test_neither_a_search_nor_a_tracker_opens_it(
     stand_in_for_mlflow(monkeypatch)
     (tmp_path / "run").mkdir()
     with pytest.raises(ConfigError, match="logger.mlflow.tracking_uri=.* names a file to be"):
-        MLflow(tmp_path / "run", tracking_uri=url).begin({})
+        MLflow(tmp_path / "run", tracking_uri=url).start_run({})
     assert (tmp_path / "victim").read_text() == "precious"
 
 
@@ -176,7 +176,7 @@ def test_a_run_whose_texts_would_be_kept_elsewhere_is_refused(
     seen = stand_in_for_mlflow(monkeypatch)
     seen.settings["artifact_uri"] = place
     with pytest.raises(RunError, match="the database keeps the texts of the run in .* instead of"):
-        MLflow(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").begin({})
+        MLflow(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").start_run({})
 
 
 def test_a_run_folder_whose_name_a_url_would_cut_is_refused(
@@ -185,4 +185,4 @@ def test_a_run_folder_whose_name_a_url_would_cut_is_refused(
     stand_in_for_mlflow(monkeypatch)
     (tmp_path / "run?v=2").mkdir()
     with pytest.raises(RunError, match=r"whose name has [?], which means something else"):
-        MLflow(tmp_path / "run?v=2").begin({})
+        MLflow(tmp_path / "run?v=2").start_run({})

@@ -115,6 +115,8 @@ def test_a_sweep_goes_on_whatever_ends_a_job(
     else:
         run = partial(_in_a_process, tmp_path)
     command = partial(run, "--config-dir", "own")
+    ends = ENDS if is_basic else ("kill", "good")  # each job of another launcher starts Python
+    bad = {how: status for how, status in BAD.items() if how in ends}
     files = FILES if is_basic else {**FILES, "sitecustomize.py": STAND_IN}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -134,28 +136,30 @@ def test_a_sweep_goes_on_whatever_ends_a_job(
     small += ["model.dim=16", "model.num_layers=1", "model.num_heads=2", "logger=tensorboard"]
     small += ["seed=${hydra:job.num}", f"hydra/launcher={launcher}"]  # no two results alike
     small += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []  # not all at once
-    sweep = f"callbacks.ends.how={','.join(ENDS)}"
+    sweep = f"callbacks.ends.how={','.join(ends)}"
     ended = command("-m", sweep, *small, "hydra.sweep.dir=sweep")
 
     assert ended.code == 1, ended.err
     found = {row["callbacks.ends.how"]: row for row in rows()}
-    assert sorted(found, key=lambda how: int(found[how]["job"])) == list(ENDS)
+    assert sorted(found, key=lambda how: int(found[how]["job"])) == list(ends)
     assert {how: row["status"] for how, row in found.items()} == {
-        how: BAD.get(how, "completed") for how in ENDS
+        how: bad.get(how, "completed") for how in ends
     }
-    assert "ValueError: on purpose" in found["raise"]["error"]
-    assert "code 9" in found["exit"]["error"] and "SIGKILL" in found["kill"]["error"]
-    assert all(float(row["val/loss"]) > 0 for how, row in found.items() if how not in BAD)
-    assert "3 of 4 jobs failed" in ended.err and "| job | status" in ended.out
+    assert "SIGKILL" in found["kill"]["error"]
+    if is_basic:
+        assert "ValueError: on purpose" in found["raise"]["error"]
+        assert "code 9" in found["exit"]["error"]
+    assert all(float(row["val/loss"]) > 0 for how, row in found.items() if how not in bad)
+    assert f"{len(bad)} of {len(ends)} jobs failed" in ended.err and "| job | status" in ended.out
 
     (tmp_path / "mended").touch()
-    results = {how: tmp_path / "sweep" / found[how]["run_dir"] / "result.json" for how in ENDS}
+    results = {how: tmp_path / "sweep" / found[how]["run_dir"] / "result.json" for how in ends}
     kept = {how: result.stat().st_mtime_ns for how, result in results.items()}
     again = command("-m", sweep, *small, "resume_sweep=sweep")
 
     assert again.code == 0, again.err
-    assert [row["status"] for row in rows()] == ["completed"] * len(ENDS)
-    assert {how for how in ENDS if results[how].stat().st_mtime_ns != kept[how]} == set(BAD)
+    assert [row["status"] for row in rows()] == ["completed"] * len(ends)
+    assert {how for how in ends if results[how].stat().st_mtime_ns != kept[how]} == set(bad)
     if is_basic:
         _check_tensorboard(tmp_path / "sweep", list(results.values()))
 

@@ -230,7 +230,7 @@ def test_a_file_that_is_a_hole_is_refused_at_once(tmp_path, good, gib):
         file.write(held[:-5000])
         file.seek(gib << 30, os.SEEK_CUR)
         file.write(held[-5000:])
-    _refused(path, "bytes, and ")
+    _refused(path, "are stored on disk")
     assert time.monotonic() - began < 2 and newest._recency(path)[1] == 0
 
 

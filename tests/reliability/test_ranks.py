@@ -76,7 +76,7 @@ def test_two_ranks_take_the_step_of_all_labels_of_their_batches(tmp_path, place,
     result = result_of(tmp_path)
     assert (result["status"], result["steps"]) == ("completed", 4)
     assert len(re.findall("done in", process.stdout)) == 1  # one rank speaks
-    assert "devices: 2, each with such a batch in each step" in process.stdout
+    assert "devices: 2, each with a batch of this size in each step" in process.stdout
     assert sorted(rows_of(tmp_path, "train/loss")) == [2, 4]
 
     # by hand: the mean over all labels

@@ -104,7 +104,7 @@ def test_what_decides_is_refused_and_allowed_by_its_name_or_its_group(
     for name in (key, key.partition(".")[0]):
         refuse_other_run(BASE, _with(**change, ckpt_allow=[name]))
         assert allows(key, [name]) and not allows(key, [f"{name}x", name[:-1]])
-    with pytest.raises(ConfigError, match="ckpt_allow names 'sead', which is no key"):
+    with pytest.raises(ConfigError, match="ckpt_allow names 'sead', which is a key neither"):
         refuse_other_run(BASE, _with(ckpt_allow=[key, "sead"]))
 
 
@@ -149,3 +149,13 @@ def test_values_of_the_environment_are_compared_by_their_digests() -> None:
         "d": ["x"],
     }
     assert flat(config) == {"a": "${oc.env:X}", "b.c": ["${oc.env:Y}/${oc.env:X}", 3], "d": ["x"]}
+
+
+def test_a_class_that_is_gone_may_be_allowed_to_be_gone():
+    # the message said to name it in ckpt_allow, which was refused as no key
+    gone = _with(callbacks={}, ckpt_allow=["callbacks.x._target_"])
+    refuse_other_run(BASE, gone)
+    with pytest.raises(ConfigError, match=r"callbacks\.x\._target_ 'own\.Callback' -> None"):
+        refuse_other_run(BASE, _with(callbacks={}))
+    with pytest.raises(ConfigError, match="'callbacks.y', .* neither of this configuration nor of"):
+        refuse_other_run(BASE, _with(ckpt_allow=["callbacks.y"]))

@@ -22,6 +22,7 @@ from xftrain.errors import ConfigError
 from xftrain.folders.run_folder import JOB_FILE
 from xftrain.utils.files import read_json, write_json
 from xftrain.utils.printable import one_line, shortened
+from xftrain.utils.redaction import hidden
 
 log = logging.getLogger(__name__)
 
@@ -174,4 +175,4 @@ def _different_data_message(
 
 
 def _cut(value: Any) -> str:
-    return shortened(one_line(str(value)), _MAX_CHARACTERS)
+    return shortened(one_line(hidden(str(value))), _MAX_CHARACTERS)  # not half a secret

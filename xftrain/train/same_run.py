@@ -125,11 +125,13 @@ def refuse_other_run(
     Raises:
         ConfigError: keys differ; the message names them and how to allow them.
     """
-    allowed, known = current["ckpt_allow"], flat(current)
-    for name in allowed:
-        if not any(_is_in(key, (name,)) for key in known):
-            raise ConfigError(f"ckpt_allow names {name!r}, which is no key of the configuration.")
-    there = flat(saved)
+    allowed, known, there = current["ckpt_allow"], flat(current), flat(saved)
+    for name in allowed:  # a class may be removed from the configuration, or be added to it
+        if not any(_is_in(key, (name,)) for key in known.keys() | there.keys()):
+            raise ConfigError(
+                f"ckpt_allow names {name!r}, which is a key neither of this configuration nor of "
+                "that of ckpt."
+            )
     own = {key for key in {**there, **known} if key.endswith("._target_")}
     differing = [
         (key, text)
