@@ -17,8 +17,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xftrain.data.corpus.formats import Format, damaged_errors, decompressed
-from xftrain.data.corpus.skipped import WITHOUT_KEY, WITHOUT_LINES, Skipped
+from xftrain.data.corpus.formats import Format, LargeWindowError, damaged_errors, decompressed
+from xftrain.data.corpus.skipped import LARGE_WINDOW, WITHOUT_KEY, WITHOUT_LINES, Skipped
 
 MAX_RECORD_BYTES = 64 << 20  # of a line or a document; more would take memory without a bound
 _ROWS = 1024  # of a table, read at a time
@@ -93,6 +93,8 @@ def read_records(
                 counted.add("record whose text is no text")
     except _NoColumn:
         skipped.add(WITHOUT_KEY, name)
+    except LargeWindowError:
+        skipped.add(LARGE_WINDOW, f"{name} after {counted.number} records")
     except (
         *damaged_errors(),
         pa.ArrowException,
