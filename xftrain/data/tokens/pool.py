@@ -56,10 +56,12 @@ class Pool:
 
     Attributes:
         num_done: number of shards that have been written.
+        pending: paths of the shards that have not.
     """
 
     def __init__(self, num_workers: int, tokenizer: Tokenizer) -> None:
         self.num_done = 0
+        self.pending: set[Path] = set()
         self._num_workers, self._tokenizer = num_workers, tokenizer
         self._lock, self._is_closed = threading.Lock(), threading.Event()
         self._queue: queue.Queue[tuple[Path, Chunk, bytes] | None] = queue.Queue(_QUEUED)
@@ -98,6 +100,7 @@ class Pool:
             return
         if not self._processes:
             self._start()
+        self.pending.add(path)
         self._put((path, chunk, digest))
 
     def finish(self) -> None:
@@ -142,11 +145,13 @@ class Pool:
             self._send(process, self._tokenizer)
             while (request := self._next()) is not None:
                 self._send(process, request)
+                path = request[0]
                 del request
                 if (error := pickle.load(process.stdout)) is not None:
                     raise error
                 with self._lock:
                     self.num_done += 1
+                self.pending.discard(path)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             self._errors.append(_death(process))
         except Exception as error:
