@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from xftrain.data import _streamed_rows
 from xftrain.data.text import Text
 from xftrain.data.tokens import cache, chunks, files, growing, published
 from xftrain.data.tokens.background import Background
+from xftrain.data.tokens.cache_folder import exclusive_lock
 from xftrain.errors import ConfigError, RunError
 
 SEQ, BATCH = 32, 4
@@ -209,6 +213,42 @@ def test_the_preparation_ends_with_its_source(corpus, tmp_path):
     process = streamed._cache._background.process
     del streamed
     assert process.returncode is not None
+
+
+START = """
+import sys, time
+from xftrain.data.tokens.background import Background
+from xftrain.data.tokens.cache import find
+background = Background(find(sys.argv[1], cache_dir=sys.argv[2]))
+print(background.process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_preparation_ends_with_a_run_that_is_killed(corpus, tmp_path):
+    cache_dir = tmp_path / "cache"
+    folder = cache.find(str(corpus), cache_dir=str(cache_dir)).folder
+    with exclusive_lock(cache_dir / f".{folder.name}.lock"):  # the preparation waits
+        command = [sys.executable, "-c", START, str(corpus), str(cache_dir)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        pid = int(run.stdout.readline())
+        deadline = time.monotonic() + 20
+        while _state(pid) != "S" or b"background" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            assert time.monotonic() < deadline
+        time.sleep(0.5)  # until it has begun
+        run.kill()
+        run.communicate()
+        while _state(pid) not in ("", "Z"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def _state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def test_text_is_used_once_its_file_is_known_not_to_have_changed(corpus, tmp_path, monkeypatch):
