@@ -15,7 +15,7 @@ import numpy.typing as npt
 from xftrain.data.tokens.background import Background
 from xftrain.data.tokens.bigram import BigramCounts
 from xftrain.data.tokens.cache import Preparation, TokenCache
-from xftrain.data.tokens.published import Beginning, read_beginnings, read_sizes
+from xftrain.data.tokens.published import Beginning, Verified, read_sizes
 from xftrain.data.tokens.stream import TokenStream
 from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, Tokenizer
 from xftrain.errors import RunError
@@ -53,6 +53,7 @@ class GrowingTokens:
         self.whole = preparation.open()
         self._background: Background | None = None
         self._tokenizer: Tokenizer | None = None
+        self._verified = Verified()
         if self.whole is not None:
             self._set_whole(self.whole)
             log.info("data.path: %s", self.whole.summary)
@@ -148,13 +149,13 @@ class GrowingTokens:
         for making in folder.parent.glob(f".{folder.name}-*"):
             try:
                 sizes = read_sizes(making)
-                if sum(num for num, _ in sizes.values()) <= self._num_tokens():
+                if sum(num_tokens for num_tokens, *_ in sizes.values()) <= self._num_tokens():
                     continue
                 spec = self._preparation.spec
                 tokenizer = self._tokenizer or spec.read(
                     {name: read_plain(making / name, MAX_FILE_BYTES) for name in spec.file_names()}
                 )
-                streams = read_beginnings(making, tokenizer, sizes)
+                streams = self._verified.read(making, tokenizer, sizes)
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # it is being written, or has become whole or been removed
             self._tokenizer, self.streams = tokenizer, streams

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -22,7 +23,8 @@ from xftrain.utils.files import open_plain, read_plain, replace_bytes
 if TYPE_CHECKING:  # it would import torch
     from xftrain.interfaces import Split
 
-Sizes = Mapping[str, tuple[int, int]]  # the number of tokens and of boundaries of each split
+# The number of tokens and of boundaries of each split, and the checksums of both, concatenated.
+Sizes = Mapping[str, tuple[int, int, str]]
 
 _NAME = "published.json"
 _MOST_BYTES = 1000
@@ -60,32 +62,51 @@ def read_sizes(folder: Path) -> Sizes:
         OSError, ValueError, KeyError, TypeError: nothing, or something else.
     """
     found = json.loads(read_plain(folder / _NAME, _MOST_BYTES))
-    sizes: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, tuple[int, int, str]] = {}
     for split in SPLITS:
-        tokens, boundaries = found[split]
+        tokens, boundaries, sha256 = found[split]
         if any(type(n) is not int or not 2 <= n < _MOST for n in (tokens, boundaries)):
             raise ValueError(f"{_NAME} holds no sizes")
-        sizes[split] = tokens, boundaries
+        sizes[split] = tokens, boundaries, sha256
     return sizes
 
 
-def read_beginnings(folder: Path, tokenizer: Tokenizer, sizes: Sizes) -> dict[Split, Beginning]:
-    """Maps what has been published.
+class Verified:
+    """Checks beginnings that grow against their checksums, and reads each byte of them once."""
 
-    Raises:
-        OSError, ValueError: the files are not there or shorter, or the folder is another user's.
-    """
-    if not is_own_folder(folder):
-        raise FileNotFoundError(folder)
-    dtype = dtype_of(tokenizer)
-    skipped = len(npy_header((0,)))
-    found = {}
-    for split in SPLITS:
-        num_tokens, num_boundaries = sizes[split]
-        tokens = _map(folder / f"{split}.bin", dtype, num_tokens, 0)
-        boundaries = _map(folder / f"{split}.npy", "<i8", num_boundaries, skipped)
-        found[split] = Beginning(tokens, boundaries)
-    return found
+    def __init__(self) -> None:
+        self._checksums = {split: (hashlib.sha256(), hashlib.sha256()) for split in SPLITS}
+        self._num_bytes = dict.fromkeys(SPLITS, (0, 0))
+
+    def read(self, folder: Path, tokenizer: Tokenizer, sizes: Sizes) -> dict[Split, Beginning]:
+        """Maps what has been published.
+
+        Raises:
+            OSError, ValueError: the files are not there, shorter or damaged, or the folder is
+                another user's.
+        """
+        if not is_own_folder(folder):
+            raise FileNotFoundError(folder)
+        found, checksums = {}, {}
+        for split in SPLITS:
+            num_tokens, num_boundaries, sha256 = sizes[split]
+            tokens = _map(folder / f"{split}.bin", dtype_of(tokenizer), num_tokens, 0)
+            begin = len(npy_header((0,)))
+            boundaries = _map(folder / f"{split}.npy", "<i8", num_boundaries, begin)
+            found[split] = Beginning(tokens, boundaries)
+            of_tokens, of_boundaries = self._checksums[split]
+            checksums[split] = of_tokens.copy(), of_boundaries.copy()
+            of_both = zip(
+                checksums[split], (tokens, boundaries), self._num_bytes[split], strict=True
+            )
+            for checksum, array, num_bytes in of_both:
+                checksum.update(array.data.cast("B")[num_bytes:])
+            if "".join(checksum.hexdigest() for checksum in checksums[split]) != sha256:
+                raise ValueError(f"{split}.bin or {split}.npy is damaged")
+        for split in SPLITS:
+            self._checksums[split] = checksums[split]
+            self._num_bytes[split] = found[split].tokens.nbytes, found[split].boundaries.nbytes
+        return found
 
 
 def _map(path: Path, dtype: str, count: int, begin: int) -> npt.NDArray[Any]:

@@ -150,6 +150,7 @@ class Joined:
         self.tokens = dict.fromkeys(SPLITS, 0)
         self._num_boundaries = dict.fromkeys(SPLITS, 0)
         self._checksums = {split: hashlib.sha256() for split in SPLITS}
+        self._boundaries_sha256 = {split: hashlib.sha256() for split in SPLITS}
         self._bigram_counts = np.zeros((NUM_SYMBOLS, NUM_SYMBOLS), dtype="<i8")
         for split in SPLITS:
             (folder / f"{split}.bin").touch(exist_ok=False)
@@ -163,15 +164,24 @@ class Joined:
             self._checksums[split].update(content)
             with open(self.folder / f"{split}.bin", "ab") as file:
                 file.write(content)
+            boundaries = (shard.boundaries[split] + self.tokens[split]).astype("<i8").data
+            self._boundaries_sha256[split].update(boundaries)
             with open(self.folder / f"{split}.npy", "ab") as file:
-                file.write((shard.boundaries[split] + self.tokens[split]).astype("<i8").data)
+                file.write(boundaries)
             self.tokens[split] += shard.tokens[split].size
             self._num_boundaries[split] += shard.boundaries[split].size
         self._bigram_counts += shard.bigram_counts
 
-    def sizes(self) -> dict[str, tuple[int, int]]:
-        """The number of tokens and of boundaries of each split."""
-        return {split: (self.tokens[split], self._num_boundaries[split]) for split in SPLITS}
+    def sizes(self) -> dict[str, tuple[int, int, str]]:
+        """The number of tokens and of boundaries of each split, and a checksum of both."""
+        return {
+            split: (
+                self.tokens[split],
+                self._num_boundaries[split],
+                self._checksums[split].hexdigest() + self._boundaries_sha256[split].hexdigest(),
+            )
+            for split in SPLITS
+        }
 
     def finish(self) -> dict[Split, dict[str, Any]]:
         """Completes the files; returns the counts and checksums of the token files."""
