@@ -64,7 +64,8 @@ def texts(num_bytes: int, seed: int = 0) -> Iterator[str]:
 def write_corpus(path: Path, num_bytes: int) -> int:
     """Writes a corpus; returns the bytes of its text."""
     made = 0
-    with zstandard.open(path, "wb", cctx=zstandard.ZstdCompressor(level=3)) as file:
+    compressor = zstandard.ZstdCompressor(level=3)
+    with path.open("wb") as content, compressor.stream_writer(content) as file:
         for number, text in enumerate(texts(num_bytes)):
             file.write((json.dumps({"id": number, "text": text}) + "\n").encode())
             made += len(text.encode())
@@ -133,7 +134,7 @@ def cpu_seconds() -> float:
 def family(number: int) -> list[int]:
     """A process and its children, by their ids."""
     try:
-        children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+        children = Path(f"/proc/{number}/task/{number}/children").read_text("ascii").split()
     except OSError:
         return []
     return [number, *map(int, children)]
@@ -142,7 +143,7 @@ def family(number: int) -> list[int]:
 def memory_mib(number: int, kind: str) -> float:
     """Memory of a process."""
     try:
-        lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{number}/smaps_rollup").read_text("ascii").splitlines()
     except OSError:
         return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1024
@@ -202,7 +203,7 @@ def measure(folder: Path, options: argparse.Namespace) -> int:
     )
     num_bytes = write_corpus(corpus, int(options.mb * 1e6))
     bpe = Bpe.train((text.encode() for text in texts(_TRAINED_BYTES)), 8192)
-    tokenizer.write_text(bpe.to_json())
+    tokenizer.write_text(bpe.to_json(), encoding="utf-8")
     print(f"corpus: {num_bytes / 1e6:.0f} MB of text, {corpus.stat().st_size / 1e6:.0f} MB of file")
     args = corpus, tokenizer, folder / "cache", workers
     before = measure_alone(tokenizer, workers)

@@ -108,7 +108,10 @@ def _refusal(*overrides: str) -> str:
             "model.dim must be a multiple of model.num_heads, got 128 and 5; with this dim "
             "num_heads can be 1, 2, 4, 8, 16, 32, 64, 128.",
         ),
-        ("data=text", "data.path has no value; set it to a string."),
+        (
+            "data=text",
+            "data.path has no value; set it to a string or a list of values, each a string.",
+        ),
         ("ckpt=nowhere", "ckpt must be auto or an existing checkpoint file, got 'nowhere'."),
         ("optim.lr=nan", "optim.lr must be a number > 0 and finite, got nan."),
     ],

@@ -229,7 +229,7 @@ def test_the_contracts_are_those_of_the_protocols():
         "schedule": interfaces.Schedule,
         "data": interfaces.DataSource,
     }
-    optional = {"encode", "vocabulary", "digest"}  # of a data source
+    optional = {"encode", "vocabulary", "digest", "facts"}  # of a data source
     assert set(CONTRACTS) == set(registry.GROUPS)
     for group, protocol in protocols.items():
         has = {name for name in vars(protocol) if not name.startswith("_") or name == "__call__"}

@@ -155,7 +155,12 @@ def _refusal(key: str, name: Any, node: dict[str, Any]) -> str:
             {"nope": 1},
             "model.attn.nope is not a key of model.attn=naive, which has none.",
         ),
-        ("data", "text", {"path": "???"}, "data.path has no value; set it to a string."),
+        (
+            "data",
+            "text",
+            {"path": "???"},
+            "data.path has no value; set it to a string or a list of values, each a string.",
+        ),
         (
             "model.bias",
             "alibi",

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.forked import Forked
 from xftrain.data.tokens import cache, chunks, pool, shards
 from xftrain.data.tokens.cache import prepare
 from xftrain.data.tokens.progress import Progress
@@ -210,17 +209,23 @@ def test_a_process_that_is_killed_is_one_sentence(corpus, tmp_path, monkeypatch)
     assert list((tmp_path / "cache").glob(".*.shards"))  # what is done is used next time
 
 
-def _prepare_slowly(corpus, cache_dir):
-    pool._CODE = (
-        "import os, sys, time; sys.path[:] = {path!r}; from xftrain.utils.processes import *; "
-        "die_with_parent(9); open('process-' + str(os.getpid()), 'w').close(); time.sleep(60)"
-    )
-    prepare(str(corpus), cache_dir=str(cache_dir), num_workers=2, **OPTIONS)
+PREPARE_SLOWLY = """
+import sys
+from xftrain.data.tokens import cache, chunks, pool
+chunks.CHUNK_BYTES = chunks.WHOLE_BYTES = 20_000
+pool._CODE = (
+    "import os, sys, time; sys.path[:] = {path!r}; from xftrain.data.tokens import worker; "
+    "begin = lambda *_: (open('process-' + str(os.getpid()), 'w'), time.sleep(60)); "
+    "worker.write_shard = begin; worker.main()"
+)
+cache.prepare(sys.argv[1], cache_dir="cache", num_workers=2)
+"""
 
 
 def test_processes_end_with_a_preparation_that_is_killed(corpus, tmp_path):
-    said = tmp_path / "said"
-    process = Forked(_prepare_slowly, corpus, tmp_path / "cache", cwd=tmp_path, out=said)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PREPARE_SLOWLY, str(corpus)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
     deadline = time.monotonic() + 20
     while len(found := list(tmp_path.glob("process-*"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline

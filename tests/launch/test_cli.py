@@ -92,7 +92,10 @@ def test_a_refusal_leaves_the_result_of_a_run_that_has_ended(command, tmp_path, 
         ("~model.attn", "model.attn is missing; choose one of "),
         ("model.attn=[naive,sdpa]", "model.attn takes one option, got [naive,sdpa]; "),
         ("+model.attn.nope=1", "model.attn.nope is not a key of model.attn=auto, "),
-        ("data=text", "data.path has no value; set it to a string."),
+        (
+            "data=text",
+            "data.path has no value; set it to a string or a list of values, each a string.",
+        ),
     ],
 )
 def test_what_the_checks_refuse_ends_with_2_and_says_so_in_the_run_folder(

@@ -221,8 +221,8 @@ def test_more_tokens_than_positions_are_refused():
 def test_the_handle_is_kept_while_batches_stay_alike():
     model = gpt(attn="sdpa", bias="window")
     calls = []
-    prepare = model.backend.prepare
-    model.backend.prepare = lambda *facts: calls.append(facts) or prepare(*facts)
+    prepare = model.backend.prepare_handle
+    model.backend.prepare_handle = lambda call: calls.append(call) or prepare(call)
     for shape, seqlens in [((2, 64), None), ((2, 64), None), ((1, 64), (30, 34))]:
         model(random_tokens(*shape), seqlens)
     assert len(calls) == 2

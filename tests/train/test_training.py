@@ -76,7 +76,7 @@ def test_tensorboard_and_csv_have_the_same_figures_at_the_same_steps(tmp_path):
         assert list(written) == ([4, 5] if tag.startswith("val/") else [2, 4, 5])
         assert written[5] == pytest.approx(result["metrics"][tag], rel=1e-6)
     texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
-    assert texts == {"kernel", "config", "speed/mfu_formula", "attention/pattern"}
+    assert texts == {"kernel", "config", "data", "speed/mfu_formula", "attention/pattern"}
 
 
 def test_the_validation_figures_are_those_of_the_weights_that_were_saved(tmp_path):

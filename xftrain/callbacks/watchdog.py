@@ -19,6 +19,7 @@ from xftrain.callbacks._interpreter_watch import interpreter_watched
 from xftrain.config.fields import PositiveFloat
 from xftrain.utils.console import say
 from xftrain.utils.files import open_plain
+from xftrain.utils.heartbeat import num_beats
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,9 @@ class Watchdog(Callback):
 
     Args:
         timeout_s: maximum time in seconds without progress, which is the start or end of the run or
-            of a batch of training or validation. After that, the stacks of all threads are written
-            to `stacks.txt` and the process ends with code 1, or by SIGABRT if a thread blocks the
-            interpreter.
+            of a batch of training or validation, or text that is prepared meanwhile. After that,
+            the stacks of all threads are written to `stacks.txt` and the process ends with code 1,
+            or by SIGABRT if a thread blocks the interpreter.
     """
 
     modifies_weights = False
@@ -108,10 +109,13 @@ class Watchdog(Callback):
             self._thread.join(_GRACE_S)
             self._thread = None
 
+    def _num_signs(self) -> int:
+        return self._progress_count + num_beats()
+
     def _watch(self, path: Path) -> None:
         self._stacks_path = path
         interval_s = min(self.timeout_s / 4, 10.0)
-        idle_s, progress_count, now_s = 0.0, self._progress_count, time.monotonic()
+        idle_s, progress_count, now_s = 0.0, self._num_signs(), time.monotonic()
         limit_s = self.timeout_s + _GRACE_S
         message = (
             f"no progress for {limit_s:g} s: a thread blocks the interpreter ({path} shows "
@@ -126,8 +130,8 @@ class Watchdog(Callback):
                 before_s, now_s = now_s, time.monotonic()
                 # at most the interval, since the process may have been stopped meanwhile
                 idle_s += min(now_s - before_s, interval_s)
-                if self._progress_count != progress_count:
-                    idle_s, progress_count = 0.0, self._progress_count
+                if self._num_signs() != progress_count:
+                    idle_s, progress_count = 0.0, self._num_signs()
                 if idle_s > self.timeout_s:
                     self._give_up(stacks)
         with suppress(OSError):

@@ -54,13 +54,12 @@ def build_trainer(
         show_bar: whether one of the callbacks is a progress bar.
         key_of: returns the key of a callback in the configuration, or None.
     """
-    limits = [TimeLimit(time)] if (time := cfg.trainer.max_time) is not None else []
     trainer = StoppableTrainer(
         **_settings(cfg),
         accelerator="gpu" if device.type == "cuda" else "cpu",
         precision=precision,  # type: ignore[arg-type]
         profiler=build_profiler(cfg.trainer.profiler, run_dir),
-        callbacks=[StopReason(key_of), *callbacks, *limits],
+        callbacks=[StopReason(key_of), *callbacks, *_time_limits(cfg)],
         logger=loggers or False,
         # the ranks are running already; under Slurm, Lightning would install signal handlers
         plugins=[AtomicCheckpointIO(), StartedRanks()],
@@ -72,6 +71,11 @@ def build_trainer(
     trainer.run_config = cfg
     _replace_slow_and_unsafe_parts(trainer)
     return trainer
+
+
+def _time_limits(cfg: RunConfig) -> list[Callback]:
+    """Lightning's callback for `trainer.max_time`."""
+    return [] if cfg.trainer.max_time is None else [TimeLimit(cfg.trainer.max_time)]
 
 
 def _settings(cfg: RunConfig) -> dict[str, Any]:

@@ -32,3 +32,19 @@ class Shuffle:
             return generator(self.seed, "train", epoch, self.stream)
         key = (self.seed, 0, epoch, self.stream, window)
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+@dataclass(frozen=True)
+class WindowShuffle(Shuffle):
+    """The random orders within one window of a token stream.
+
+    Attributes:
+        place: number of the window.
+    """
+
+    place: int = 0
+
+    def generator(self, epoch: int, window: int | None = None) -> np.random.Generator:
+        """The random stream of an epoch, or of a part of its documents."""
+        key = (self.seed, 0, epoch, self.stream, self.place, 0 if window is None else window + 1)
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Protocol
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from xftrain.config.fields import Packing
@@ -11,7 +15,8 @@ from xftrain.data._packing import Ints, positions_in_stream
 from xftrain.data._rows import PADDING, Pieces, Rows, packed_rows, pieces_of, plain_rows
 from xftrain.data._seeding import Shuffle
 from xftrain.data.tokens.cache import TokenCache
-from xftrain.errors import ConfigError
+from xftrain.data.tokens.tokenizer import Tokenizer
+from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import IGNORED_LABEL, Batch, Split, positions_of
 
 
@@ -48,10 +53,7 @@ class TokenRows:
 
     def summary(self) -> str:
         """What share of the training text is padding, and of the short documents cut."""
-        return (
-            f"{self.train.share_padding:.2%} of the tokens are padding, and "
-            f"{self.train.share_cut:.2%} of the documents of at most {self._seq} tokens are cut"
-        )
+        return summary_of(self.train, self._seq)
 
     def train_pieces(self, begin: int, end: int) -> Pieces:
         """The pieces of the tokens `[begin, end)` of all epochs."""
@@ -68,27 +70,73 @@ class TokenRows:
         Raises:
             RunError: a token is outside the vocabulary.
         """
-        stream = self.cache.streams[split].tokens
-        is_padding = pieces.starts == PADDING
-        positions = positions_in_stream(np.where(is_padding, 0, pieces.starts), pieces.lengths)
-        if is_padding.any():
-            padding = np.repeat(is_padding, pieces.lengths)
-            positions[padding] = 0
-        tokens, labels = stream[positions].astype(np.int64), stream[positions + 1].astype(np.int64)
-        # an embedding would read out of bounds
-        if max(tokens.max(), labels.max()) >= self.cache.tokenizer.vocab_size:
-            raise self.cache.damaged_error()
-        if is_padding.any():
-            labels[padding] = IGNORED_LABEL
-        return tokens, labels
+        return tokens_and_labels(self.cache, split, pieces)
 
     def _rows(self, split: Split, batch_tokens: int, shuffle: Shuffle | None) -> Rows:
         boundaries = self.cache.streams[split].boundaries
-        if self._packing == "best_fit":
-            return FittedRows(boundaries, self._seq, shuffle)
-        if self._packing:
-            return packed_rows(boundaries, self._seq, batch_tokens, shuffle)
-        return plain_rows(boundaries, self._seq, shuffle)
+        return rows_of(boundaries, self._seq, batch_tokens, self._packing, shuffle)
+
+
+def rows_of(
+    boundaries: Ints, seq: int, batch_tokens: int, packing: Packing, shuffle: Shuffle | None
+) -> Rows:
+    """The rows of documents, from their boundaries; see `TokenRows` for the rest."""
+    if packing == "best_fit":
+        return FittedRows(boundaries, seq, shuffle)
+    if packing:
+        return packed_rows(boundaries, seq, batch_tokens, shuffle)
+    return plain_rows(boundaries, seq, shuffle)
+
+
+class Tokens(Protocol):
+    """Token streams: a prepared corpus, or the beginning of one."""
+
+    @property
+    def streams(self) -> Mapping[Split, Stream]: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def damaged_error(self) -> RunError: ...
+
+
+class Stream(Protocol):
+    """The tokens of a split, and where its documents begin."""
+
+    @property
+    def tokens(self) -> npt.NDArray[Any]: ...
+
+    @property
+    def boundaries(self) -> Ints: ...
+
+
+def tokens_and_labels(cache: Tokens, split: Split, pieces: Pieces) -> tuple[Ints, Ints]:
+    """The tokens of pieces and their next tokens; padding is separators without labels.
+
+    Raises:
+        RunError: a token is outside the vocabulary.
+    """
+    stream = cache.streams[split].tokens
+    is_padding = pieces.starts == PADDING
+    positions = positions_in_stream(np.where(is_padding, 0, pieces.starts), pieces.lengths)
+    if is_padding.any():
+        padding = np.repeat(is_padding, pieces.lengths)
+        positions[padding] = 0
+    tokens, labels = stream[positions].astype(np.int64), stream[positions + 1].astype(np.int64)
+    # an embedding would read out of bounds
+    if max(tokens.max(), labels.max()) >= cache.tokenizer.vocab_size:
+        raise cache.damaged_error()
+    if is_padding.any():
+        labels[padding] = IGNORED_LABEL
+    return tokens, labels
+
+
+def summary_of(rows: Rows, seq: int) -> str:
+    """What share of rows is padding, and of the short documents cut."""
+    return (
+        f"{rows.share_padding:.2%} of the tokens are padding, and {rows.share_cut:.2%} of the "
+        f"documents of at most {seq} tokens are cut"
+    )
 
 
 def packing_name(packing: Packing) -> str:
@@ -109,7 +157,7 @@ def batch_of(tokens: Ints, labels: Ints, pieces: Pieces, seq: int, packing: Pack
     )
 
 
-def check_sizes(cache: TokenCache, seq: int, key: str, path: str | list[str]) -> None:
+def check_sizes(cache: Tokens, seq: int, key: str, path: str | list[str]) -> None:
     """Refuses a corpus that has less than a row to train on, or less than a row held out.
 
     Args:

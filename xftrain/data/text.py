@@ -6,12 +6,14 @@ import logging
 
 from xftrain.config.fields import NonNegativeInt, Packing, PositiveInt, Probability, VocabSize
 from xftrain.data._seeding import Shuffle
+from xftrain.data._streamed_rows import StreamedRows
 from xftrain.data._text_source import TextSource, bits_per_byte, sum_scores
 from xftrain.data._token_rows import TokenRows, batch_of, check_sizes, packing_name
 from xftrain.data.tokens.bigram import Bigram
-from xftrain.data.tokens.cache import prepare
+from xftrain.data.tokens.cache import TokenCache, find
 from xftrain.data.tokens.facts import source_facts
-from xftrain.interfaces import Batch, SourceFacts, Split
+from xftrain.data.tokens.growing import GrowingTokens
+from xftrain.interfaces import Batch, SourceFacts, Split, SplitContent
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ class Text(TextSource):
         num_val_batches: maximum number of validation batches, limited by the held-out text.
         cache_dir: the user's folder of token files and vocabularies; null is ~/.cache/xftrain.
         num_workers: processes that tokenize, 0 being this one alone; null is one for each CPU.
+        stream: whether training starts when the first text is prepared. It has the same pieces in
+            another order: windows of about four million tokens, each shuffled in itself, in the
+            order of the text in the first epoch; it validates on the first held-out documents.
 
     Attributes:
         share_padding: share of padding in the tokens of an epoch.
@@ -78,8 +83,9 @@ class Text(TextSource):
         num_val_batches: PositiveInt = 8,
         cache_dir: str | None = None,
         num_workers: NonNegativeInt | None = None,
+        stream: bool = False,
     ) -> None:
-        cache = prepare(
+        found = find(
             path,
             val_path=val_path,
             text_key=text_key,
@@ -90,15 +96,24 @@ class Text(TextSource):
             cache_dir=cache_dir,
             num_workers=num_workers,
         )
-        check_sizes(cache, seq, "data.path", path)
-        self._cache = cache
         self._seq, self._batch_tokens, self._world_size = seq, batch_size * seq, world_size
         self._packing = packing or False
-        self._rows = TokenRows(cache, seq, batch_size, self._packing, Shuffle(seed))
+        self._cache: TokenCache | GrowingTokens
+        self._rows: TokenRows | StreamedRows
+        if stream:
+            self._cache = tokens = GrowingTokens(found)
+            self._rows = StreamedRows(
+                tokens, seq, batch_size, self._packing, Shuffle(seed), num_val_batches
+            )
+            check_sizes(tokens, seq, "data.path", path)
+        else:
+            self._cache = cache = found.finish()
+            check_sizes(cache, seq, "data.path", path)
+            self._rows = TokenRows(cache, seq, batch_size, self._packing, Shuffle(seed))
         self.share_padding = self._rows.train.share_padding
         self.share_cut = self._rows.train.share_cut
         self.num_val_batches = min(num_val_batches, self._rows.num_val_batches)
-        self.set_vocabulary(cache.tokenizer)
+        self.set_vocabulary(self._cache.tokenizer)
         log.info("data.packing=%s: %s", packing_name(self._packing), self._rows.summary())
 
     def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
@@ -114,12 +129,15 @@ class Text(TextSource):
         return batch_of(tokens, labels, pieces, self._seq, self._packing)
 
     def digest(self) -> str:
-        """SHA-256 of the tokens of both splits and of the vocabulary."""
+        """SHA-256 of the tokens of both splits, or of what determines them, and the vocabulary."""
         return self._cache.digest
 
     def facts(self) -> list[SourceFacts]:
         """The documents of both splits, and how many are copies."""
-        return [source_facts(self._cache)]
+        whole = self._cache.whole if isinstance(self._cache, GrowingTokens) else self._cache
+        if whole is None:  # unknown
+            return [SourceFacts("", SplitContent(), SplitContent())]
+        return [source_facts(whole)]
 
     def baseline(self) -> dict[str, float]:
         """Bits per byte of a byte-bigram model of the training text, on the validation batches.

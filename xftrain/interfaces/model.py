@@ -110,9 +110,6 @@ class Backend(ABC):
         """
         return None
 
-    # The rest of the package calls these: they run the checks that all backends share, and then the
-    # backend's own method.
-
     def unsupported_reasons(self, call: AttnCall, *, needs_grad: bool = True) -> list[str]:
         """Reasons why the call cannot run; empty means that it runs, forward and backward."""
         if found := [*call.bias.misfits(call.shape), *self._score_reasons(call.bias)]:
@@ -142,9 +139,6 @@ class Backend(ABC):
             )
         return found
 
-    # The same with the parts of the call as four arguments, for programs written for earlier
-    # versions; new code passes an AttnCall.
-
     def unsupported(
         self,
         bias: AttnBias,
@@ -154,20 +148,20 @@ class Backend(ABC):
         *,
         needs_grad: bool = True,
     ) -> list[str]:
-        """The same as `unsupported_reasons`."""
+        """`unsupported_reasons` with four arguments, for programs of earlier versions."""
         call = AttnCall(bias, shape, dtype, device)
         return self.unsupported_reasons(call, needs_grad=needs_grad)
 
     def prepare(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> Any:
-        """The same as `prepare_handle`."""
+        """`prepare_handle` with four arguments, for programs of earlier versions."""
         return self.prepare_handle(AttnCall(bias, shape, dtype, device))
 
     def kernel(
         self, bias: AttnBias, shape: AttnShape, dtype: torch.dtype, device: torch.device
     ) -> str:
-        """The same as `kernel_name`."""
+        """`kernel_name` with four arguments, for programs of earlier versions."""
         return self.kernel_name(AttnCall(bias, shape, dtype, device))
 
     def _score_reasons(self, bias: AttnBias) -> list[str]:

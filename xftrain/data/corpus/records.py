@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-from xftrain.data.corpus.formats import Format, damaged_errors, decompressed
-from xftrain.data.corpus.skipped import WITHOUT_KEY, WITHOUT_LINES, Skipped
+from xftrain.data.corpus.formats import Format, LargeWindowError, damaged_errors, decompressed
+from xftrain.data.corpus.skipped import LARGE_WINDOW, WITHOUT_KEY, WITHOUT_LINES, Skipped
 
 if TYPE_CHECKING:  # it takes a while to import, and few corpora have tables
     import pyarrow as pa
@@ -93,6 +93,8 @@ def read_records(
                 counted.add("record whose text is no text")
     except _NoColumn:
         skipped.add(WITHOUT_KEY, name)
+    except LargeWindowError:
+        skipped.add(LARGE_WINDOW, f"{name} after {counted.number} records")
     except _errors_of_damage(form) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the content
@@ -188,8 +190,17 @@ def _json_record(line: bytes) -> tuple[Mapping[str, Any], None] | tuple[None, st
     return None, "record that is no JSON mapping"
 
 
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Lets `csv` read long fields; its limit is of the process, and guards other files."""
+    limit = csv.field_size_limit(MAX_RECORD_BYTES)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
 def _csv_rows(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> Iterator[Any]:
-    csv.field_size_limit(MAX_RECORD_BYTES)
     stream = io.TextIOWrapper(
         io.BufferedReader(decompressed(file, form.compression)),  # type: ignore[type-var]
         encoding="utf-8-sig",
@@ -197,7 +208,8 @@ def _csv_rows(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -
         newline="",
     )
     rows = csv.reader(stream, delimiter=form.delimiter)
-    header = next(rows, [])
+    with _long_fields():
+        header = next(rows, [])
     if text_key not in header:
         counted.remember(header)
         raise _NoColumn
@@ -205,7 +217,8 @@ def _csv_rows(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -
     while True:
         counted.number += 1
         try:
-            row = next(rows)
+            with _long_fields():
+                row = next(rows)
         except StopIteration:
             return
         except csv.Error:

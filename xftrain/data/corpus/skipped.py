@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from xftrain.data.corpus.formats import MAX_WINDOW_MIB
 from xftrain.utils.printable import one_line
 
 _NUM_NAMED = 3  # recorded names per reason
 # Reasons for which a file or record is skipped, other than an adjective of a file.
 WITHOUT_LINES = "JSON without lines"
 WITHOUT_KEY = "without the key"
+LARGE_WINDOW = "large window"
 _NOUNS = {
     "outside": ("link out of the folder", "links out of the folder"),
     "run folder": ("run folder", "run folders"),
@@ -27,6 +29,10 @@ _NOUNS = {
     WITHOUT_KEY: (
         "file without the column data.text_key",
         "files without the column data.text_key",
+    ),
+    LARGE_WINDOW: (
+        f"file compressed with a window of more than {MAX_WINDOW_MIB} MiB",
+        f"files compressed with a window of more than {MAX_WINDOW_MIB} MiB",
     ),
     "record without text": ("record without text", "records without text"),
     "record whose text is no text": (

@@ -16,7 +16,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from xftrain.data.tokens.stream import (
     read_meta,
     read_tokenizer,
 )
+from xftrain.data.tokens.summary import summary_of
 from xftrain.data.tokens.tokenizer import Tokenizer
 from xftrain.errors import ConfigError, RunError
 from xftrain.utils.files import sync
@@ -87,7 +88,74 @@ class TokenCache:
         )
 
 
-def prepare(
+@dataclass(frozen=True)
+class Preparation:
+    """A corpus whose files have been found, and whose token files are in `folder` or will be.
+
+    Attributes:
+        folder: path of the folder of token files, whose name is a hash of what determines them.
+        root: the first path of the corpus.
+        corpus: its files.
+        spec: the tokenizer.
+        skipped: the files that are not read.
+        num_workers: number of processes that tokenize, see `find`.
+    """
+
+    folder: Path
+    root: Path
+    corpus: Corpus
+    spec: TokenizerSpec
+    skipped: Skipped
+    num_workers: int | None
+
+    def content_digest(self) -> str:
+        """A hash of all that determines the tokens, the same for every user."""
+        return _key(self.corpus, self.spec)
+
+    def open_cache(self) -> TokenCache | None:
+        """The token files, or None if they are missing or damaged."""
+        return _open(self.folder, self.spec, self.corpus, self.skipped)
+
+    def finish(self) -> TokenCache:
+        """Opens the token files, and makes them first if needed; see `prepare` for errors."""
+        opened = self.open_cache()
+        if opened is None:
+            cache, key = self.folder.parent, self.folder.name
+            with exclusive_lock(cache / f".{key}.lock") as is_alone:
+                # another process may have made it meanwhile
+                opened = self.open_cache()
+                if opened is None:
+                    if self.folder.exists():
+                        log.warning("data.path: %s is damaged and is made again", self.folder)
+                    leftovers = cache.glob(f".{key}-*") if is_alone else ()
+                    for leftover in [self.folder, *leftovers]:
+                        shutil.rmtree(leftover, ignore_errors=True)
+                    _make(self, is_alone=is_alone)
+                    opened = self.open_cache()
+        if opened is None:
+            raise RunError(
+                f"data.cache_dir: the token files written to {str(self.folder)!r} cannot be read "
+                "back; check that disk or choose another folder."
+            )
+        log.info("data.path: %s", opened.summary)
+        return opened
+
+
+def prepare(path: str | list[str], **options: Any) -> TokenCache:
+    """Opens the token files of a corpus, and makes them first if needed.
+
+    Args:
+        path: files, folders and globs.
+        options: those of `find`.
+
+    Raises:
+        ConfigError: the options contradict each other, or there is no text.
+        RunError: a file changed or the disk was full during preparation.
+    """
+    return find(path, **options).finish()
+
+
+def find(
     path: str | list[str],
     *,
     val_path: str | list[str] | None = None,
@@ -98,8 +166,8 @@ def prepare(
     follow_links: bool = False,
     cache_dir: str | None = None,
     num_workers: int | None = None,
-) -> TokenCache:
-    """Opens the token files of a corpus, and makes them first if needed.
+) -> Preparation:
+    """Finds the files of a corpus, and computes the digests of those that have changed.
 
     Args:
         path: files, folders and globs.
@@ -130,51 +198,25 @@ def prepare(
     cache = cache_folder(cache_dir)
     texts, held_out, skipped = find_texts(roots, val_roots, cache, follow_links=follow_links)
     corpus = Corpus(texts, held_out, text_key, val_fraction)
-    key = _key(corpus, spec)
-    folder = cache / key
-    opened = _open(folder, spec, corpus, skipped)
-    if opened is None:
-        with exclusive_lock(cache / f".{key}.lock") as is_alone:
-            # another process may have made it meanwhile
-            opened = _open(folder, spec, corpus, skipped)
-            if opened is None:
-                if folder.exists():
-                    log.warning("data.path: %s is damaged and is made again", folder)
-                leftovers = cache.glob(f".{key}-*") if is_alone else ()
-                for leftover in [folder, *leftovers]:
-                    shutil.rmtree(leftover, ignore_errors=True)
-                _make(folder, roots[0], corpus, spec, num_workers, is_alone=is_alone)
-                opened = _open(folder, spec, corpus, skipped)
-    if opened is None:
-        raise RunError(
-            f"data.cache_dir: the token files written to {str(folder)!r} cannot be read "
-            "back; check that disk or choose another folder."
-        )
-    log.info("data.path: %s", opened.summary)
-    return opened
+    # no user trusts another's token files
+    folder = cache / _key(corpus, spec, os.geteuid())
+    return Preparation(folder, roots[0], corpus, spec, skipped, num_workers)
 
 
-def _key(corpus: Corpus, spec: TokenizerSpec) -> str:
-    """The name of the folder, which depends on the user, as no user trusts others' token files."""
+def _key(corpus: Corpus, spec: TokenizerSpec, *user: int) -> str:
     digest = hashlib.blake2b(digest_size=16)
     fraction = None if corpus.held_out else corpus.val_fraction
     text_key = corpus.text_key if corpus.has_records else None
-    digest.update(repr((_FORMAT, os.geteuid(), *spec.key(), fraction, text_key)).encode())
+    digest.update(repr((_FORMAT, *user, *spec.key(), fraction, text_key)).encode())
     for text in corpus.files:
         digest.update(repr((os.fsencode(text.name), text.size, text.sha256)).encode())
     digest.update(repr(len(corpus.held_out)).encode())
     return digest.hexdigest()
 
 
-def _make(
-    folder: Path,
-    root: Path,
-    corpus: Corpus,
-    spec: TokenizerSpec,
-    num_workers: int | None,
-    *,
-    is_alone: bool,
-) -> None:
+def _make(preparation: Preparation, *, is_alone: bool) -> None:
+    folder, corpus, spec = preparation.folder, preparation.corpus, preparation.spec
+    root, num_workers = preparation.root, preparation.num_workers
     log.info("data.path: preparing %d files of %s", len(corpus.files), root)
     start = time.monotonic()
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(16)}")
@@ -240,7 +282,7 @@ def _open(folder: Path, spec: TokenizerSpec, corpus: Corpus, skipped: Skipped) -
             tokenizer=tokenizer,
             streams={split: open_stream(folder, split, tokenizer, meta) for split in SPLITS},
             bigram_counts=read_bigram_counts(folder, meta),
-            summary=_summary(corpus, meta, all_skipped),
+            summary=summary_of(corpus, meta, all_skipped),
             digest=_digest(meta, tokenizer),
             documents={split: meta.splits[split].documents for split in SPLITS},
             num_bytes={split: meta.splits[split].bytes for split in SPLITS},
@@ -255,17 +297,3 @@ def _open(folder: Path, spec: TokenizerSpec, corpus: Corpus, skipped: Skipped) -
 def _digest(meta: Meta, tokenizer: Tokenizer) -> str:
     checksums = [meta.splits[split].sha256 for split in SPLITS]
     return hashlib.sha256(" ".join([*checksums, tokenizer.digest()]).encode()).hexdigest()
-
-
-def _summary(corpus: Corpus, meta: Meta, skipped: Skipped) -> str:
-    train, val = meta.splits["train"], meta.splits["val"]
-    if corpus.has_records:
-        counts = f"{train.documents:,} documents", f"{val.documents:,}"
-        copies = f" {meta.num_duplicates:,} documents are copies of earlier ones;"
-    else:
-        counts, copies = (f"{train.files:,} files", f"{val.files:,}"), ""
-    return (
-        f"{counts[0]} to train on ({train.bytes:,} bytes, {train.tokens:,} tokens), "
-        f"{counts[1]} held out ({val.bytes:,} bytes, {val.tokens:,} tokens);{copies} "
-        f"skipped {skipped}"
-    )

@@ -28,8 +28,14 @@ from xftrain.data.corpus.files import (
     open_listed,
     unreadable_error,
 )
-from xftrain.data.corpus.formats import Format, damaged_errors, decompressed, format_of
-from xftrain.data.corpus.skipped import Skipped
+from xftrain.data.corpus.formats import (
+    Format,
+    LargeWindowError,
+    damaged_errors,
+    decompressed,
+    format_of,
+)
+from xftrain.data.corpus.skipped import LARGE_WINDOW, Skipped
 from xftrain.data.tokens.cache_folder import is_owner
 from xftrain.utils.change_times import has_change_times, is_settled
 from xftrain.utils.files import open_plain, replacing
@@ -40,13 +46,16 @@ _BLOCK_BYTES = 1 << 20
 _KEY_BYTES, _SHA256_BYTES = 16, 32
 _ENTRY_BYTES = _KEY_BYTES + _SHA256_BYTES
 MAX_RECORDED_FILES = 100_000  # of a record, in addition to those of a larger corpus
-_NOT_TEXT = bytes(_SHA256_BYTES)  # in place of a digest
+# In place of a digest; the last two are of compressed text that cannot be decompressed.
+_NOT_TEXT, _DAMAGED, _LARGE_WINDOW = (
+    bytes(_SHA256_BYTES - 1) + end for end in (b"\0", b"\1", b"\2")
+)
 _REASONS = {
     _NOT_TEXT: "binary",
-    _NOT_TEXT[1:] + b"\1": "damaged",  # compressed text that cannot be decompressed
+    _DAMAGED: "damaged",
+    _LARGE_WINDOW: LARGE_WINDOW,
     hashlib.sha256().digest(): "empty",  # compressed text
 }
-_DAMAGED = list(_REASONS)[1]
 _LOGGED_BYTES = 1 << 30  # the log reports it if more was read again
 
 
@@ -127,7 +136,7 @@ class DigestRecord:
             RunError: the file cannot be read, or changes meanwhile.
         """
         found = self.digest_or_fault(file)
-        return None if found in (_NOT_TEXT, _DAMAGED) else found
+        return None if found in (_NOT_TEXT, _DAMAGED, _LARGE_WINDOW) else found
 
     def digest_or_fault(self, file: SourceFile) -> bytes:
         """The SHA-256 of a file's content, or a key of `_REASONS`.
@@ -224,6 +233,8 @@ def _digest(file: SourceFile, stream: IO[bytes]) -> bytes:
             checksum.update(block)
     except UnicodeDecodeError:
         return _NOT_TEXT
+    except LargeWindowError:
+        return _LARGE_WINDOW
     except damaged_errors() as error:
         if end is not None or (isinstance(error, OSError) and error.errno is not None):
             raise

@@ -75,11 +75,14 @@ class Corpus:
         return all(text.is_plain for text in self.files)
 
     def whole_documents(self) -> list[tuple[TextFile, list[tuple[Split, Document]]]]:
-        """Each file with the documents and splits that its name determines: none for records."""
+        """Each file with the documents and splits that its name determines: none for records.
+
+        Held-out files come first, so that a run that trains meanwhile can validate.
+        """
         if self.held_out or self.has_records:
             return [
                 (text, [] if text.has_records else [(self._split_of(text), whole_document(text))])
-                for text in self.files
+                for text in (*self.held_out, *self.texts)
             ]
         of_file: dict[Any, list[tuple[Split, Document]]] = {text.path: [] for text in self.texts}
         for split, documents in split_documents(self.texts, self.val_fraction).items():
@@ -125,6 +128,7 @@ class DocumentReader:
         limits: the number of bytes to read of each file, for a sample; by default all of it.
 
     Attributes:
+        num_files: number of files that have been read to their ends, and had not changed.
         counts: what has been read for each split.
         skipped: the records and files that were skipped while reading.
         keys: the keys of the first record without text.
@@ -135,6 +139,7 @@ class DocumentReader:
 
     corpus: Corpus
     limits: dict[TextFile, int] | None = None
+    num_files: int = 0
     counts: dict[Split, SplitCounts] = field(
         default_factory=lambda: {"train": SplitCounts(), "val": SplitCounts()}
     )
@@ -168,6 +173,7 @@ class DocumentReader:
             if text.has_records:
                 yield from self._records(text)
             self._read_bytes += text.size
+            self.num_files += 1
 
     def _whole(self, text: TextFile, document: Document, check: ContentCheck) -> Iterator[bytes]:
         if self.limits is None:

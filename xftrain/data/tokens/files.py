@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from xftrain.data.tokens.documents import Corpus, DocumentReader
 from xftrain.data.tokens.faults import check_documents, log_record_faults
 from xftrain.data.tokens.pool import Pool
 from xftrain.data.tokens.progress import Progress
+from xftrain.data.tokens.published import Sizes, publish, withdraw
 from xftrain.data.tokens.sample import training_text
 from xftrain.data.tokens.shards import Joined, dtype_of, read_shard, shard_path
 from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES, Tokenizer
@@ -60,26 +62,18 @@ def write_token_files(
         RunError: a text has changed since its digest was computed, or a process ended too early.
     """
     tokenizer = _tokenizer_of(corpus, shards, spec)
+    for name, content in spec.files(tokenizer).items():
+        replace_bytes(folder / name, content)
     reader = DocumentReader(corpus)
-    digests = _write_shards(reader, shards, tokenizer, num_workers)
+    joined = Joined(folder, dtype_of(tokenizer))
+    _write_shards(reader, shards, tokenizer, joined, num_workers)
     check_documents(reader)
     if (threshold := _threshold_for_both(reader)) is not None:
-        for path in shards.iterdir():  # also the tokenizer, whose training text has changed
-            path.unlink()
+        for path in [*shards.iterdir(), *folder.iterdir()]:
+            path.unlink()  # also the tokenizer, whose training text has changed
         corpus = replace(corpus, threshold=threshold)
         return write_token_files(folder, shards, corpus, spec, num_workers)
-    joined = Joined(folder, dtype_of(tokenizer))
-    for number, digest in enumerate(digests):
-        shard = read_shard(shard_path(shards, number), joined.dtype, digest)
-        if shard is None:
-            raise RunError(
-                f"data.cache_dir: a shard in {str(shards)!r} has changed since it was written; "
-                "check that disk, and run again, which makes that shard again."
-            )
-        joined.add(shard)
-    for name, content in spec.files(tokenizer).items():
-        with open(folder / name, "xb") as file:
-            file.write(content)
+    withdraw(folder)
     facts: dict[str, Any] = {
         split: {**asdict(reader.counts[split]), **found} for split, found in joined.finish().items()
     }
@@ -90,28 +84,53 @@ def write_token_files(
 
 
 def _write_shards(
-    reader: DocumentReader, shards: Path, tokenizer: Tokenizer, num_workers: int
-) -> list[bytes]:
-    """Writes the shard of each chunk that has none; returns the digests of all chunks."""
-    of_tokenizer, dtype = tokenizer.digest(), dtype_of(tokenizer)
+    reader: DocumentReader, shards: Path, tokenizer: Tokenizer, joined: Joined, num_workers: int
+) -> None:
+    """Writes the shard of each chunk that has none, and joins all of them.
+
+    What is joined is published when the files that it is from have been read to their ends, and so
+    are known not to have changed.
+    """
+    of_tokenizer = tokenizer.digest()
     progress = Progress(sum(file.size for file in reader.corpus.files))
-    digests: list[bytes] = []
-    num_kept = 0
+    waiting: deque[tuple[Path, bytes, int]] = deque()  # chunks to be joined
+    num_chunks = num_kept = 0
+
+    def join() -> None:
+        while waiting and waiting[0][0] not in pool.pending:
+            path, digest, num_files = waiting.popleft()
+            shard = read_shard(path, joined.dtype, digest)
+            if shard is None:
+                raise RunError(
+                    f"data.cache_dir: a shard in {str(shards)!r} has changed since it was written; "
+                    "check that disk, and run again, which makes that shard again."
+                )
+            joined.add(shard)
+            unpublished.append((num_files, joined.sizes()))
+        sizes = None
+        while unpublished and unpublished[0][0] <= reader.num_files:
+            sizes = unpublished.popleft()[1]
+        if sizes is not None:
+            publish(joined.folder, sizes)
+
+    unpublished: deque[tuple[int, Sizes]] = deque()
     with Pool(num_workers, tokenizer) as pool:
         for chunk in chunks_of(reader.pieces()):
             digest = chunk.digest(of_tokenizer)
-            path = shard_path(shards, len(digests))
-            is_new = read_shard(path, dtype, digest) is None
+            path = shard_path(shards, num_chunks)
+            is_new = read_shard(path, joined.dtype, digest) is None
             if is_new:
                 pool.submit(path, chunk, digest)
             num_kept += not is_new
-            digests.append(digest)
+            num_chunks += 1
+            waiting.append((path, digest, reader.num_files + 1))
             num_bytes = sum(counts.bytes for counts in reader.counts.values())
             progress.update(reader.position, num_bytes, pool.num_done, is_new=is_new)
+            join()
         pool.finish()
+        join()
     if num_kept:
-        log.info("data.path: %d of %d shards were there already", num_kept, len(digests))
-    return digests
+        log.info("data.path: %d of %d shards were there already", num_kept, num_chunks)
 
 
 def _threshold_for_both(reader: DocumentReader) -> int | None:

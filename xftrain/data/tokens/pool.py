@@ -13,6 +13,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +46,7 @@ def usable_cpus() -> int:
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = float(found or 1)
     with suppress(OSError, ValueError):
-        quota, period = _CPU_LIMIT.read_text().split()
+        quota, period = _CPU_LIMIT.read_text("ascii").split()
         limit = min(limit, int(quota) / int(period))
     return max(1, round(limit))
 
@@ -59,10 +60,12 @@ class Pool:
 
     Attributes:
         num_done: number of shards that have been written.
+        pending: paths of the shards that have not.
     """
 
     def __init__(self, num_workers: int, tokenizer: Tokenizer) -> None:
         self.num_done = 0
+        self.pending: set[Path] = set()
         self._num_workers, self._tokenizer = num_workers, tokenizer
         self._lock, self._is_closed = threading.Lock(), threading.Event()
         self._queue: queue.Queue[tuple[Path, Chunk, bytes] | None] = queue.Queue(_QUEUED)
@@ -101,6 +104,7 @@ class Pool:
             return
         if not self._processes:
             self._start()
+        self.pending.add(path)
         self._put((path, chunk, digest))
 
     def finish(self) -> None:
@@ -146,28 +150,28 @@ class Pool:
         try:
             assert process.stdin is not None and process.stdout is not None
             self._send(process, self._tokenizer)
-            num_sent = 0
+            sent: deque[Path] = deque()  # paths of the shards that are not written yet
             while (request := self._next()) is not None:
                 self._send(process, request)
+                sent.append(request[0])
                 del request
-                num_sent += 1
-                if num_sent == _AHEAD:
-                    self._receive(process)
-                    num_sent -= 1
-            for _ in range(num_sent):
-                self._receive(process)
+                if len(sent) == _AHEAD:
+                    self._receive(process, sent.popleft())
+            while sent:
+                self._receive(process, sent.popleft())
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             self._errors.append(_death(process))
         except Exception as error:
             self._errors.append(error)
 
-    def _receive(self, process: Process) -> None:
-        """Waits until the process has written a shard."""
+    def _receive(self, process: Process, path: Path) -> None:
+        """Waits until the process has written this shard."""
         assert process.stdout is not None
         if (error := pickle.load(process.stdout)) is not None:
             raise error
         with self._lock:
             self.num_done += 1
+        self.pending.discard(path)
 
     def _next(self) -> tuple[Path, Chunk, bytes] | None:
         """The next request; None if there are no more, or the context has ended."""

@@ -140,15 +140,17 @@ class Joined:
         dtype: dtype of the tokens.
 
     Attributes:
+        folder: where they are made.
         dtype: dtype of the tokens.
         tokens: number of tokens of each split.
     """
 
     def __init__(self, folder: Path, dtype: str) -> None:
-        self._folder, self.dtype = folder, dtype
+        self.folder, self.dtype = folder, dtype
         self.tokens = dict.fromkeys(SPLITS, 0)
         self._num_boundaries = dict.fromkeys(SPLITS, 0)
         self._checksums = {split: hashlib.sha256() for split in SPLITS}
+        self._boundaries_sha256 = {split: hashlib.sha256() for split in SPLITS}
         self._bigram_counts = np.zeros((NUM_SYMBOLS, NUM_SYMBOLS), dtype="<i8")
         for split in SPLITS:
             (folder / f"{split}.bin").touch(exist_ok=False)
@@ -160,20 +162,33 @@ class Joined:
         for split in SPLITS:
             content = shard.tokens[split].astype(self.dtype, copy=False).data
             self._checksums[split].update(content)
-            with open(self._folder / f"{split}.bin", "ab") as file:
+            with open(self.folder / f"{split}.bin", "ab") as file:
                 file.write(content)
-            with open(self._folder / f"{split}.npy", "ab") as file:
-                file.write((shard.boundaries[split] + self.tokens[split]).astype("<i8").data)
+            boundaries = (shard.boundaries[split] + self.tokens[split]).astype("<i8").data
+            self._boundaries_sha256[split].update(boundaries)
+            with open(self.folder / f"{split}.npy", "ab") as file:
+                file.write(boundaries)
             self.tokens[split] += shard.tokens[split].size
             self._num_boundaries[split] += shard.boundaries[split].size
         self._bigram_counts += shard.bigram_counts
 
+    def sizes(self) -> dict[str, tuple[int, int, str]]:
+        """The number of tokens and of boundaries of each split, and a checksum of both."""
+        return {
+            split: (
+                self.tokens[split],
+                self._num_boundaries[split],
+                self._checksums[split].hexdigest() + self._boundaries_sha256[split].hexdigest(),
+            )
+            for split in SPLITS
+        }
+
     def finish(self) -> dict[Split, dict[str, Any]]:
         """Completes the files; returns the counts and checksums of the token files."""
         for split in SPLITS:
-            with open(self._folder / f"{split}.npy", "r+b") as file:
+            with open(self.folder / f"{split}.npy", "r+b") as file:
                 file.write(npy_header((self._num_boundaries[split],)))
-        with open(self._folder / "bigram.npy", "xb") as file:
+        with open(self.folder / "bigram.npy", "xb") as file:
             np.save(file, self._bigram_counts)
         return {
             split: {"tokens": self.tokens[split], "sha256": self._checksums[split].hexdigest()}
