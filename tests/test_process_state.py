@@ -13,6 +13,7 @@ OF_THE_PROCESS = {
     "kernels.matmul._setting": "custom operators take only tensors",
     "multirun.command_state._of_command": "Hydra builds its callbacks and passes them nothing",
     "utils.console._thread": "libraries write to sys.stdout, which is of the process",
+    "utils.heartbeat._num_beats": "the watchdog is a thread, of which a data source does not know",
     "utils.processes.rank_died": "the ranks are children of the process, watched by a thread",
     "utils.read_variables.READ": "log formatters, warnings and tracebacks are passed no object",
 }

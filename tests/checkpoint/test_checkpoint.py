@@ -201,7 +201,7 @@ def test_what_changes_nothing_of_the_run_is_not_refused(tmp_path, begun):
 def test_a_whole_group_can_be_allowed_and_a_wrong_name_is_refused(tmp_path, begun):
     more = ("model.dropout=0.2", "seed=3", f"ckpt={begun}", "max_steps=3")
     assert run(tmp_path, *more, "ckpt_allow=[model,seed]")["steps"] == 3
-    with pytest.raises(ConfigError, match="ckpt_allow names 'sead', which is no key"):
+    with pytest.raises(ConfigError, match="ckpt_allow names 'sead', which is a key neither"):
         run(tmp_path, *more, "ckpt_allow=[model,sead]")
 
 

@@ -64,7 +64,7 @@ def test_lightning_still_has_what_is_replaced():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_batches", [1, 2])
+@pytest.mark.parametrize("num_batches", [2])
 def test_two_ranks_take_the_step_of_all_labels_of_their_batches(tmp_path, place, num_batches):
     # of which each batch has another number; each rank summed up means
     own = write_uneven(tmp_path / "own")

@@ -80,7 +80,7 @@ class DataReport:
         if not self.facts:
             return f"{self._name} has no documents: each batch is made when it is needed"
         train, val = (_total(getattr(s, split) for s in self.facts) for split in ("train", "val"))
-        if train == val == SplitContent():
+        if all(source.train == source.val == SplitContent() for source in self.facts):
             return f"{self._name} does not know its numbers of documents and tokens yet"
         share = self._duplicate_share(train, val)
         duplicates = _UNKNOWN if share is None else f"{share:.1%}"
