@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xftrain.data.tokens import cache, chunks, pool, shards
+from xftrain.data.tokens import cache, child, chunks, pool, shards
 from xftrain.data.tokens.cache import prepare
 from xftrain.data.tokens.progress import Progress
 from xftrain.data.tokens.tokenizer import Bytes
@@ -203,7 +203,7 @@ def test_an_error_in_a_process_is_that_of_the_preparation(corpus, tmp_path, monk
 
 
 def test_a_process_that_is_killed_is_one_sentence(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_CODE", "import os; os.kill(os.getpid(), 9)  # {path}")
+    monkeypatch.setattr(child, "_CODE", "import os; os.kill(os.getpid(), 9)  # {path}")
     with pytest.raises(RunError, match=r"^data.num_workers: .* ended too early, .*SIGKILL.*: run"):
         prepare(str(corpus), cache_dir=str(tmp_path / "cache"), num_workers=1, **OPTIONS)
     assert list((tmp_path / "cache").glob(".*.shards"))  # what is done is used next time
@@ -211,9 +211,9 @@ def test_a_process_that_is_killed_is_one_sentence(corpus, tmp_path, monkeypatch)
 
 PREPARE_SLOWLY = """
 import sys
-from xftrain.data.tokens import cache, chunks, pool
+from xftrain.data.tokens import cache, child, chunks
 chunks.CHUNK_BYTES = chunks.WHOLE_BYTES = 20_000
-pool._CODE = (
+child._CODE = (
     "import os, sys, time; sys.path[:] = {path!r}; from xftrain.data.tokens import worker; "
     "begin = lambda *_: (open('process-' + str(os.getpid()), 'w'), time.sleep(60)); "
     "worker.write_shard = begin; worker.main()"

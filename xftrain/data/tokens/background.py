@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -14,12 +12,9 @@ from contextlib import suppress
 from typing import IO
 
 from xftrain.data.tokens.cache import Preparation
+from xftrain.data.tokens.child import command_of, reply_stream
 from xftrain.errors import RunError
-from xftrain.utils.processes import Process, describe_exit, die_with_parent
-
-_CODE = (
-    "import sys; sys.path[:] = {path!r}; from xftrain.data.tokens.background import main; main()"
-)
+from xftrain.utils.processes import Process, describe_exit
 
 
 class Background:
@@ -37,7 +32,7 @@ class Background:
 
     def __init__(self, preparation: Preparation) -> None:
         self.process = process = subprocess.Popen(
-            [sys.executable, "-c", _CODE.format(path=sys.path)],
+            command_of("xftrain.data.tokens.background"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -101,10 +96,7 @@ class _Replies(logging.Handler):
 
 def main() -> None:
     """Makes the token files that standard input describes, as a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    die_with_parent(signal.SIGKILL)
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no reply
+    replies = reply_stream()
     preparation = pickle.load(sys.stdin.buffer)
     logging.basicConfig(level=logging.INFO, handlers=[_Replies(replies)])
     error: Exception | None = None

@@ -1,8 +1,4 @@
-"""Processes that tokenize chunks side by side, with a bounded number of chunks in memory.
-
-They are plain child processes rather than `multiprocessing`'s, which would import the main module
-again, and which a daemonic process may not start.
-"""
+"""Processes that tokenize chunks side by side, with a bounded number of chunks in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import os
 import pickle
 import queue
 import subprocess
-import sys
 import threading
 from collections import deque
 from contextlib import suppress
@@ -19,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from xftrain.data.tokens.child import command_of
 from xftrain.data.tokens.chunks import Chunk
 from xftrain.data.tokens.shards import write_shard
 from xftrain.data.tokens.tokenizer import Tokenizer
@@ -30,7 +26,6 @@ _AHEAD = 2  # chunks that a process has: one that it tokenizes, and the next
 _PIPE_BYTES = 1 << 20  # of a pipe to a process
 _WAIT_S = 0.1
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of the control group, as in a container
-_CODE = "import sys; sys.path[:] = {path!r}; from xftrain.data.tokens.worker import main; main()"
 # One thread each: the processes already use all CPUs.
 _VARIABLES = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -129,7 +124,7 @@ class Pool:
             raise self._errors[0]
 
     def _start(self) -> None:
-        command = [sys.executable, "-c", _CODE.format(path=sys.path)]
+        command = command_of("xftrain.data.tokens.worker")
         for _ in range(self._num_workers):
             process = subprocess.Popen(
                 command,

@@ -7,16 +7,14 @@ tokenized. The process ends when its parent does.
 
 from __future__ import annotations
 
-import os
 import pickle
 import queue
-import signal
 import sys
 import threading
 from typing import Any
 
+from xftrain.data.tokens.child import reply_stream
 from xftrain.data.tokens.shards import write_shard
-from xftrain.utils.processes import die_with_parent
 
 
 def _read(requests: queue.Queue[Any]) -> None:
@@ -30,10 +28,7 @@ def _read(requests: queue.Queue[Any]) -> None:
 
 def main() -> None:
     """Answers requests until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    die_with_parent(signal.SIGKILL)
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no reply
+    replies = reply_stream()
     tokenizer = pickle.load(sys.stdin.buffer)
     requests: queue.Queue[Any] = queue.Queue(1)
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
