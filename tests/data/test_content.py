@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.listed import list_files
 from xftrain.data.corpus.files import Document, SourceFile, read_pieces
-from xftrain.data.corpus.listing import list_files
 from xftrain.data.corpus.skipped import Skipped
 from xftrain.data.tokens import content
 from xftrain.data.tokens.cache import prepare

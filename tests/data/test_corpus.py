@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.data.listed import list_files
 from xftrain.data.corpus import files as corpus
 from xftrain.data.corpus.files import Document, SourceFile, read_pieces
-from xftrain.data.corpus.listing import list_files
 from xftrain.data.corpus.split import split_documents
 from xftrain.data.tokens.content import DigestRecord
 from xftrain.errors import ConfigError, RunError

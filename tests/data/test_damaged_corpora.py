@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.corpus_formats import COMPRESS, MAKE
-from xftrain.data.corpus.listing import list_files
+from tests.data.listed import list_files
 from xftrain.data.tokens.content import DigestRecord, distinct_texts
 from xftrain.data.tokens.documents import Corpus, DocumentReader
 

@@ -12,8 +12,8 @@ import pytest
 import zstandard
 
 from tests.data.corpus_formats import jsonl
+from tests.data.listed import list_files
 from xftrain.data.corpus.formats import LargeWindowError, decompressed, format_of
-from xftrain.data.corpus.listing import list_files
 from xftrain.data.corpus.records import read_records
 from xftrain.data.corpus.skipped import Skipped
 from xftrain.data.tokens.content import DigestRecord, distinct_texts

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from xftrain.data.corpus.listing import Listing, list_files
+from tests.data.listed import list_files
+from xftrain.data.corpus.listing import Listing
 from xftrain.errors import ConfigError
 
 NOWHERE = Path("/nonexistent")

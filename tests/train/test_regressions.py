@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import xftrain
+from tests.data.listed import list_files
 from tests.train.runs import last, result_of, rows_of, run, same_weights, small
 from xftrain.config.compose import validate
-from xftrain.data.corpus.listing import list_files
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import AttnBias
 from xftrain.model.generate import _LayerCache, cached_attention

@@ -26,23 +26,6 @@ from xftrain.utils.printable import one_line
 log = logging.getLogger(__name__)
 
 
-def list_files(
-    root: Path, *, leave_out: Path, follow_links: bool = False
-) -> tuple[list[SourceFile], Skipped]:
-    """Every file that may be text, sorted by name, and the skipped files by reason.
-
-    Args:
-        root: a file, a folder or a glob.
-        leave_out: a folder to skip, as the token cache may lie inside the corpus.
-        follow_links: whether links that lead out of the folder are followed.
-
-    Raises:
-        ConfigError: `root` is no readable file or folder, or an empty file.
-    """
-    listing = Listing(leave_out=leave_out, follow_links=follow_links)
-    return listing.files_of([root]), listing.skipped
-
-
 class Listing:
     """Lists files, each once, whatever the paths that lead to it.
 
