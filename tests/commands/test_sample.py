@@ -76,7 +76,7 @@ def test_a_model_with_few_positions_writes_less_and_says_so(
         (["accelerator=tpu"], "accelerator must be one of auto, cpu, gpu, got 'tpu'"),
         (["ckpt=nowhere.ckpt"], "ckpt must be an existing checkpoint file, got 'nowhere.ckpt'"),
         (["ckpt='~nobody-here/last.ckpt'"], "ckpt names a home folder that is not there"),
-        (["ckpt=null"], "ckpt is missing: name the checkpoint to sample from"),
+        (["ckpt=null"], "ckpt is missing: name the checkpoint, as"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -99,6 +99,6 @@ def test_classes_that_a_checkpoint_names_are_refused(
 ) -> None:
     held = read_checkpoint(trained)
     held["xftrain"]["config"]["model"]["ffn"] = {"_target_": "os.system"}
-    monkeypatch.setattr("xftrain.commands.sample.read_checkpoint", lambda path: held)
+    monkeypatch.setattr("xftrain.commands.trained_model.read_checkpoint", lambda path: held)
     with pytest.raises(ConfigError, match="_target_: os.system names a class"):
         sample(tmp_path, trained)

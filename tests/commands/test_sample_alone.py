@@ -155,7 +155,7 @@ def test_a_configuration_nested_too_deeply_is_one_sentence(tmp_path: Path, in_by
         deep = {"a": deep}
     held["xftrain"]["config"]["model"]["ffn"] = deep
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xftrain.commands.sample.read_checkpoint", lambda path: held)
+        patch.setattr("xftrain.commands.trained_model.read_checkpoint", lambda path: held)
         with pytest.raises(ConfigError, match="nested too deeply"):
             sample(tmp_path, in_bytes)
 

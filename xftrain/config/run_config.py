@@ -205,22 +205,29 @@ class DoctorConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(Config):
-    """The configuration of `--config-name sample`, whose model and data are a checkpoint's.
+class CheckpointConfig(Config):
+    """The keys of commands that use a trained model, whose configuration is a checkpoint's.
 
     Attributes:
+        ckpt: path of the checkpoint.
+        accelerator: `auto` is a GPU if there is one.
         model: the user's own model parts, which are not taken from a checkpoint.
-
     """
 
     ckpt: str | None = None
+    accelerator: Accelerator = "auto"
+    model: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(CheckpointConfig):
+    """The configuration of `--config-name sample`."""
+
     prompt: str | None = None
     num_tokens: PositiveInt = 64
     temperature: NonNegativeFloat = 0.8
     top_k: PositiveInt | None = 40
     seed: Seed = 0
-    accelerator: Accelerator = "auto"
-    model: Options = field(default_factory=dict)
 
 
 CommandConfig = RunConfig | InfoConfig | DataConfig | DoctorConfig | SampleConfig
