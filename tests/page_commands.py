@@ -11,21 +11,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests import forked
 from tests.pages import ROOT
 from xftrain.multirun import record
 
 
 def printed_by(command: str, folder: Path, *more: str, path: Path = ROOT) -> str:
     """What the command prints."""
-    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "xftrain"], command
     small = [] if record.RESUME_KEY in command else ["batch_tokens=128", "max_steps=3"]
-    process = subprocess.run(
-        [*words, *small, *filter(None, more)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(path)},
-        capture_output=True,
-        text=True,
-    )
+    words = [*words[3:], *small, *filter(None, more)]
+    env = {**os.environ, "PYTHONPATH": str(path)}
+    if path == ROOT:
+        process = forked.ended(forked.main, words, cwd=folder, env=env)
+    else:  # another package, which the server of forked processes has not imported
+        command_line = [sys.executable, "-m", "xftrain", *words]
+        process = subprocess.run(command_line, cwd=folder, env=env, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
 
