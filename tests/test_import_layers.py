@@ -18,7 +18,7 @@ LAYERS = [
     ["kernels"],
     ["model", "data", "schedule"],
     ["loss", "checkpoint"],
-    ["train"],
+    ["train", "generation", "evaluation", "hugging_face"],
     ["optim", "logger", "callbacks", "memory"],
     ["commands"],
     ["benchmark"],  # trains as the commands do

@@ -130,13 +130,13 @@ def test_a_sample_of_the_checkpoint_is_of_the_averaged_weights(
     from xftrain.commands import sample
 
     built = []
-    generate = sample.generate
+    generate = sample.generate_texts
 
     def note(model, *arguments, **options):
         built.append(model.embed.weight)
         return generate(model, *arguments, **options)
 
-    monkeypatch.setattr(sample, "generate", note)
+    monkeypatch.setattr(sample, "generate_texts", note)
     xftrain.run(
         xftrain.compose(f"ckpt={ckpt}", "num_tokens=2", "accelerator=cpu", config_name="sample"),
         tmp_path / "sampled",

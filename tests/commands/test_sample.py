@@ -12,7 +12,7 @@ from tests.train.runs import last, result_of, run
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.data.counting import Counting
 from xftrain.errors import ConfigError
-from xftrain.model.generate import sample_text
+from xftrain.model.prompts import sample_text
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,16 @@ from xftrain.config.compose import compose, validate, validate_as
 from xftrain.config.layer_pattern import layer_options
 from xftrain.config.run_config import RunConfig
 from xftrain.errors import ConfigError
+from xftrain.generation.cache import Cache
+from xftrain.generation.generate import generate
 from xftrain.interfaces import Batch, format_layers, positions_of
 from xftrain.loss.full import Full
 from xftrain.memory.prediction import predict
 from xftrain.model.flops import flops_per_token
-from xftrain.model.generate import generate, max_new_tokens
 from xftrain.model.gpt import GPT
 from xftrain.model.pos.learned import Learned
 from xftrain.model.pos.rope import RoPE
+from xftrain.model.prompts import max_new_tokens
 
 SMALL = ("model.dim=32", "model.num_heads=4", "seq=24", "batch_tokens=96", "trainer=cpu")
 WINDOW = "+model.layers.local.bias={name:window,window:5}"
@@ -144,7 +146,7 @@ def test_the_smallest_maximum_of_positions_holds_for_the_model(common):
     with pytest.raises(ConfigError, match=r"of pos in layers 1, 3 is 9, .* of 10 tokens: raise"):
         model(random_tokens(1, 10))
     prompt_BM = random_tokens(1, 6)
-    num_tokens = max_new_tokens(model, prompt_BM, 20)
+    num_tokens = max_new_tokens(model, prompt_BM.shape[1], 20)
     assert num_tokens == 4
     assert generate(model, prompt_BM, num_tokens, vocab_size=VOCAB).shape == (1, 10)
     with pytest.raises(ConfigError, match="is 9, too few for a document of 10"):
@@ -190,19 +192,10 @@ def test_sampling_with_its_cache_is_sampling_without(overrides):
     assert torch.equal(made_BM, sampled_without_cache(model, prompt_BM, 12))
 
 
-def test_a_windowed_layer_keeps_only_its_window(monkeypatch):
-    from xftrain.model import generate as module
-
-    seen: list[int] = []
-    masked = module.masked_attention
-
-    def note(q: Any, k: Any, v: Any, mask: Any, **more: Any) -> Any:
-        seen.append(k.shape[2])
-        return masked(q, k, v, mask, **more)
-
-    monkeypatch.setattr(module, "masked_attention", note)
-    generate(gpt(*TWO), random_tokens(1, 9), 4, vocab_size=VOCAB, temperature=0.0)
-    assert seen == [9, 9, 9, 9, 5, 10, 5, 10, 5, 11, 5, 11, 5, 12, 5, 12]
+def test_a_windowed_layer_keeps_only_its_window():
+    cache = Cache(gpt(*TWO), num_rows=3, num_positions=12)
+    assert [layer.k_BCGK.shape for layer in cache.layers] == [(3, 5, 4, 8), (3, 12, 4, 8)] * 2
+    assert cache.num_bytes == 2 * 4 * 3 * (2 * 5 + 2 * 12) * 4 * 8
 
 
 def test_operations_count_the_window():

@@ -12,7 +12,7 @@ from xftrain.data.counting import Counting
 from xftrain.data.counting_packed import CountingPacked
 from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL, Batch
-from xftrain.model.generate import default_prompt
+from xftrain.model.prompts import default_prompt
 from xftrain.train.loader import TrainStream, ValBatches
 
 SEQ = 16

@@ -12,10 +12,10 @@ import torch
 from tests.models import gpt, random_tokens, with_bias
 from xftrain.benchmark.cells import attention_cell
 from xftrain.errors import ConfigError
+from xftrain.generation.generate import generate
 from xftrain.interfaces import AttnBias, Batch, LossSums, positions_of
 from xftrain.interfaces.batch_checks import document_reasons
 from xftrain.model.bias.alibi import slopes
-from xftrain.model.generate import generate
 from xftrain.model.heads._qkv import QKVProjection
 
 TOKENS = torch.zeros(2, 6, dtype=torch.int64)
@@ -80,7 +80,7 @@ def test_a_bias_of_one_size_is_refused_where_the_model_meets_another() -> None:
     assert model(random_tokens(1, 8)).shape == (1, 8, 64)
     with pytest.raises(ConfigError, match="model.bias does not fit the batch"):
         model(random_tokens(1, 9))
-    with pytest.raises(ConfigError, match="model.bias does not fit the batch"):
+    with pytest.raises(ConfigError, match="model.bias adds a tensor of the size of one batch"):
         generate(model, random_tokens(1, 4), 2, vocab_size=64)
 
 

@@ -17,11 +17,11 @@ from xftrain.commands.builder import assemble
 from xftrain.config.compose import compose
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import RunConfig
+from xftrain.generation.generate import generate
 from xftrain.interfaces import AttnBias, AttnCall, Batch, positions_of
 from xftrain.loss.full import Full
 from xftrain.memory.prediction import predict
 from xftrain.model.attn.naive import Naive
-from xftrain.model.generate import generate
 
 OWN = {"_target_": "tests.model.test_scores_in_a_model.Capped", "softcap": 1.5, "scale": 0.7}
 

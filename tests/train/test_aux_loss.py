@@ -17,10 +17,10 @@ from tests.train.uneven import write_uneven
 from xftrain.callbacks import metrics
 from xftrain.config.compose import validate
 from xftrain.errors import ConfigError, RunError
+from xftrain.generation.generate import generate
 from xftrain.interfaces import IGNORED_LABEL, Batch, LossSums
 from xftrain.loss.full import Full
 from xftrain.memory.prediction import predict
-from xftrain.model.generate import generate
 from xftrain.model.gpt import GPT
 from xftrain.optim.adamw import AdamW
 from xftrain.schedule.cosine import Cosine

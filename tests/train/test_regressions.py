@@ -14,7 +14,7 @@ from tests.train.runs import last, result_of, rows_of, run, same_weights, small
 from xftrain.config.compose import validate
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import AttnBias
-from xftrain.model.generate import _LayerCache, cached_attention
+from xftrain.kernels.decode_attention import decode_attention
 from xftrain.utils.device_memory import peak_memory_mib, reset_peak_memory
 
 
@@ -82,12 +82,10 @@ def test_alibi_counts_past_256_positions_in_bfloat16():
     torch.manual_seed(0)
     k, v = (torch.randn(1, 400, 1, 16, dtype=torch.bfloat16) for _ in range(2))
     q = torch.zeros(1, 1, 1, 16, dtype=torch.bfloat16)
-    cache = _LayerCache(bias)
-    cache.extend(k[:, :-1], v[:, :-1])
-    out = cached_attention(q, k[:, -1:], v[:, -1:], cache)
+    out = decode_attention(q[:, 0], k, v, torch.tensor([399]), torch.ones(1), scale=0.25)
     weights = bias.materialize(400, first_query=399)[0].softmax(-1)
     want = weights @ v[0, :, 0].double()
-    assert torch.allclose(out[0, 0].double(), want, atol=2e-2)
+    assert torch.allclose(out[0].double(), want, atol=2e-2)
 
 
 def test_a_run_folder_as_tensorboards_folder(tmp_path, monkeypatch, caplog):

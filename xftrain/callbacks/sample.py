@@ -5,7 +5,8 @@ import logging
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from xftrain.config.fields import NonNegativeFloat, PositiveInt
-from xftrain.model.generate import default_prompt, generate, max_new_tokens, sample_text
+from xftrain.generation.generate import generate
+from xftrain.model.prompts import default_prompt, max_new_tokens, sample_text
 from xftrain.train.log_text import log_text
 from xftrain.train.module import TrainingModule, training_module
 from xftrain.utils.optional import optional_step
@@ -47,7 +48,7 @@ class Sample(Callback):
             tokens_BM = generate(
                 module.model,
                 prompt_BM,
-                max_new_tokens(module.model, prompt_BM, self.num_tokens),
+                max_new_tokens(module.model, prompt_BM.shape[1], self.num_tokens),
                 vocab_size=module.data.vocab_size,
                 temperature=self.temperature,
                 top_k=self.top_k,

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from xftrain.commands.result_file import recorded, run_dir_for
-from xftrain.commands.trained_model import load_trained_model
+from xftrain.commands.streamed_text import StreamedText
+from xftrain.commands.trained_model import TrainedModel, load_trained_model
 from xftrain.config.compose import validate_as
 from xftrain.config.run_config import SampleConfig
 from xftrain.errors import ConfigError
 from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder
+from xftrain.generation.continuation import Stops
+from xftrain.generation.generate import Generated, generate_texts
+from xftrain.generation.sampling import Sampling
 from xftrain.interfaces import Vocabulary
-from xftrain.model.generate import PROMPT_TOKENS, generate, max_new_tokens, sample_text
 from xftrain.model.gpt import GPT
+from xftrain.model.prompts import PROMPT_TOKENS, max_new_tokens, sample_text
 from xftrain.train import hardware
 from xftrain.utils import redaction
 from xftrain.utils.device_memory import peak_memory_mib, reset_peak_memory
@@ -45,67 +49,118 @@ def sample(
         reserved: the folders that the command line has locked.
 
     Raises:
-        ConfigError: the configuration, the checkpoint or the prompt is wrong.
+        ConfigError: the configuration, the checkpoint or a prompt is wrong.
     """
     run_dir = run_dir_for(run_dir)
     refuse_training_folder(run_dir, "a sample")
     folder = RunFolder(run_dir, reserved=reserved)
     with recorded(folder) as result:
         config = checked or validate_as(SampleConfig, cfg)
-        device, precision = hardware.resolve(config.accelerator, "auto")
+        _refuse_conflicts(config)
+        device, precision = hardware.resolve(config.accelerator, config.precision)
         result["device"] = hardware.device_name(device)
         reset_peak_memory(device)
         trained = load_trained_model(cfg, config)
-        model, vocabulary = trained.model.to(device), trained.vocabulary
-        prompt_BM = _prompt(trained.saved, vocabulary, config.prompt).to(device)
-        dtype = hardware.compute_dtype(precision)
-        tokens_BM = _sampled(config, model, prompt_BM, vocabulary.vocab_size, dtype)
-        text = _decoded(vocabulary, tokens_BM[0].tolist(), prompt_BM.shape[1])
+        prompts = _prompts(config, trained)
+        with _in_precision(trained.model, device, precision, config) as model:
+            made = _generated(config, model, prompts, trained.vocabulary)
+        text = _shown(trained.vocabulary, prompts, made)
         log.info("step %d of %s:\n%s", trained.step, one_line(str(config.ckpt)), text)
         folder.start_new_run()
         replace_text(run_dir / "sample.txt", text + "\n")
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
+        result["tokens_per_s"], result["metrics"] = made.tokens_per_s, _metrics(made)
         log.info("sample: %s", run_dir / "sample.txt")
     return result
 
 
-def _sampled(
-    config: SampleConfig, model: GPT, prompt_BM: Tensor, vocab_size: int, dtype: torch.dtype
-) -> Tensor:
-    """The prompt and the tokens that the model adds to it, [1, M + new tokens]."""
-    model.check_length(prompt_BM.shape[1])
-    num_tokens = max_new_tokens(model, prompt_BM, config.num_tokens)
+@contextmanager
+def _in_precision(
+    model: GPT, device: torch.device, precision: str, config: SampleConfig
+) -> Iterator[GPT]:
+    """The model on its device, with weights in the dtype of matmuls where that loses no range."""
+    dtype = hardware.compute_dtype(precision)
+    is_mixed = hardware.is_mixed(precision, dtype)
+    if config.precision == "auto" and dtype == torch.bfloat16:
+        is_mixed = False  # weights of 16 bits are read twice as fast
+    with torch.autocast(device.type, dtype, enabled=is_mixed):
+        yield model.to(device, torch.float32 if is_mixed else dtype)
+
+
+def _refuse_conflicts(config: SampleConfig) -> None:
+    """Refuses keys that contradict each other, before the checkpoint is read."""
+    if config.prompt is not None and config.prompts:
+        raise ConfigError("prompt and prompts are both given: leave one of them out.")
+    if config.stream and (config.num_samples > 1 or len(config.prompts) > 1):
+        raise ConfigError(
+            "stream=true shows one text while it is generated, got "
+            f"{max(1, len(config.prompts)) * config.num_samples}: leave it false, or give one "
+            "prompt and num_samples=1."
+        )
+    if not all(config.stop):
+        raise ConfigError("stop must be texts of at least one character, got an empty one.")
+
+
+def _generated(
+    config: SampleConfig, model: GPT, prompts: Sequence[Sequence[int]], vocabulary: Vocabulary
+) -> Generated:
+    """Continues the prompts, and logs how fast."""
+    longest = max(map(len, prompts))
+    model.check_length(longest)
+    num_tokens = max_new_tokens(model, longest, config.num_tokens)
     if num_tokens < config.num_tokens:
         log.warning("num_tokens: the model has positions for only %d more tokens", num_tokens)
-    with torch.autocast(prompt_BM.device.type, dtype, enabled=dtype != torch.float32):
-        return generate(
-            model,
-            prompt_BM,
-            num_tokens,
-            vocab_size=vocab_size,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            seed=config.seed,
-        )
+    decode = getattr(vocabulary, "decode_rest", vocabulary.decode)
+    separator = getattr(vocabulary, "separator", None) if config.stop_at_end else None
+    made = generate_texts(
+        model,
+        prompts,
+        num_tokens,
+        vocab_size=vocabulary.vocab_size,
+        sampling=Sampling(config.temperature, config.top_k, config.top_p, config.min_p),
+        stops=Stops(separator, config.stop, decode),
+        num_samples=config.num_samples,
+        seed=config.seed,
+        on_tokens=StreamedText().show if config.stream else None,
+    )
+    log.info("%s", made)
+    return made
 
 
-def _decoded(vocabulary: Vocabulary, tokens: list[int], prompt_tokens: int) -> str:
-    """The sample as printable text, which marks where the prompt ends."""
-    prompt = vocabulary.decode(tokens[:prompt_tokens])
-    decode_rest = getattr(vocabulary, "decode_rest", vocabulary.decode)
-    return redaction.hidden(printable(sample_text(prompt, decode_rest(tokens[prompt_tokens:]))))
+def _metrics(made: Generated) -> dict[str, float]:
+    speed = made.tokens_per_s
+    return {
+        "sample/first_token_s": made.first_token_s,
+        "sample/cache_mib": made.cache_bytes / 2**20,
+        **({} if speed is None else {"sample/tokens_per_s": speed}),
+    }
 
 
-def _prompt(saved: Mapping[str, Any], vocabulary: Vocabulary, text: str | None) -> Tensor:
-    """The tokens of the prompt, [1, M]; without `text`, those that the checkpoint holds."""
-    if text is not None:
-        return torch.tensor([vocabulary.encode(text)], dtype=torch.int64)
+def _shown(vocabulary: Vocabulary, prompts: Sequence[Sequence[int]], made: Generated) -> str:
+    """The samples as printable text, which marks where each prompt ends."""
+    copies = len(made.continuations) // len(prompts)
+    texts = [
+        sample_text(vocabulary.decode(list(prompts[number // copies])), one.text)
+        for number, one in enumerate(made.continuations)
+    ]
+    return redaction.hidden(printable("\n\n".join(texts)))
+
+
+def _prompts(config: SampleConfig, trained: TrainedModel) -> list[list[int]]:
+    """The tokens of the prompts; without any in the configuration, of the checkpoint's prompt."""
+    texts = config.prompts or (() if config.prompt is None else (config.prompt,))
+    if texts:
+        return [trained.vocabulary.encode(text) for text in texts]
+    return [_default_prompt(trained.saved, trained.vocabulary.vocab_size)]
+
+
+def _default_prompt(saved: Mapping[str, Any], vocab_size: int) -> list[int]:
     tokens = saved.get("prompt")
     is_usable = (
         isinstance(tokens, list)
         and 0 < len(tokens) <= PROMPT_TOKENS
-        and all(type(token) is int and 0 <= token < vocabulary.vocab_size for token in tokens)
+        and all(type(token) is int and 0 <= token < vocab_size for token in tokens)
     )
     if not is_usable:
         raise ConfigError("ckpt holds no prompt to continue: give one, as in 'prompt=\"text\"'.")
-    return torch.tensor([tokens], dtype=torch.int64)
+    return list(tokens or ())

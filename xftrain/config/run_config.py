@@ -221,12 +221,38 @@ class CheckpointConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(CheckpointConfig):
-    """The configuration of `--config-name sample`."""
+    """The configuration of `--config-name sample`.
+
+    Attributes:
+        prompt: the text to continue; None is the beginning of a held-out document.
+        prompts: several texts to continue at once, instead of `prompt`.
+        num_tokens: maximum number of tokens to add to each.
+        num_samples: number of continuations of each prompt.
+        temperature: 0 selects the most likely token.
+        top_k: draw among the k most likely tokens; None is no limit.
+        top_p: draw among the most likely tokens whose probabilities sum up to p; None is no limit.
+        min_p: draw among tokens with at least this fraction of the highest probability; None is no
+            limit.
+        stop: texts that end a continuation, and are no part of it.
+        stop_at_end: whether the token that separates documents ends a continuation.
+        stream: whether the text is shown while it is generated.
+        precision: `auto` is bf16-true on a GPU that has bfloat16, 16-mixed on another, and 32-true
+            on a CPU.
+        seed: seed of the draws.
+    """
 
     prompt: str | None = None
+    prompts: tuple[str, ...] = ()
     num_tokens: PositiveInt = 64
+    num_samples: PositiveInt = 1
     temperature: NonNegativeFloat = 0.8
     top_k: PositiveInt | None = 40
+    top_p: Fraction | None = None
+    min_p: Fraction | None = None
+    stop: tuple[str, ...] = ()
+    stop_at_end: bool = True
+    stream: bool = False
+    precision: Precision = "auto"
     seed: Seed = 0
 
 

@@ -13,7 +13,7 @@ from xftrain.data.tokens.tokenizer import MAX_FILE_BYTES
 from xftrain.data.tokens.vocabulary import TOKENIZER_FILE, describe, tokenizer_json
 from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import DataSource
-from xftrain.model.generate import default_prompt
+from xftrain.model.prompts import default_prompt
 from xftrain.train.distributed import all_gather_values
 from xftrain.train.same_run import allows, flat
 from xftrain.utils.files import read_plain, replace_text

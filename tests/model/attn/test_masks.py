@@ -14,12 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.model.attn.cells import backend_named
 from tests.models import gpt, random_tokens
 from xftrain.benchmark.reference import exact, output_and_grads, relative_error
+from xftrain.generation.generate import generate
 from xftrain.interfaces import AttnBias, AttnShape, Backend
 from xftrain.model.attn import _dense, sdpa
 from xftrain.model.attn._dense import mask_reasons
 from xftrain.model.attn.sdpa import SDPA
 from xftrain.model.backends import all_backends
-from xftrain.model.generate import generate
 
 CUDA = torch.device("cuda")
 MASKED = {

@@ -11,7 +11,7 @@ from tests.model.attn.cells import BIASES
 from tests.models import gpt, random_tokens
 from xftrain.config import registry
 from xftrain.errors import ConfigError
-from xftrain.model.generate import generate
+from xftrain.generation.generate import generate
 from xftrain.model.gpt import GPT
 
 CAUSAL = [name for name in BIASES if name != "full"]

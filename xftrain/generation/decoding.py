@@ -1,0 +1,117 @@
+"""Decodes token after token, in a CUDA graph where there is one."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from xftrain.errors import first_line
+from xftrain.generation.sampling import Sampling
+from xftrain.generation.step import DecodeStep
+from xftrain.utils.printable import one_line
+
+log = logging.getLogger(__name__)
+
+_MIN_TOKENS = 24  # below, capturing a CUDA graph takes longer than it saves
+
+
+class Decoding:
+    """The tokens of all rows, which grow by one in each step, and stay on the device.
+
+    Args:
+        step: reads a token of each row.
+        logits_BV: the logits that follow the prompts.
+        positions_B: the positions of the tokens that follow the prompts.
+        num_tokens: number of tokens to draw for each row.
+        vocab_size: tokens from this id on are padding of the vocabulary and are never drawn.
+        sampling: how a token is drawn.
+        seed: seed of the draws.
+
+    Attributes:
+        num_drawn: number of tokens of each row that have been drawn.
+        uses_graph: whether a CUDA graph computes the steps.
+    """
+
+    def __init__(
+        self,
+        step: DecodeStep,
+        logits_BV: Tensor,
+        positions_B: Tensor,
+        num_tokens: int,
+        *,
+        vocab_size: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> None:
+        device = logits_BV.device
+        self._step, self._sampling, self._vocab_size = step, sampling, vocab_size
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._drawn_BN = torch.zeros(len(positions_B), num_tokens, dtype=torch.int64, device=device)
+        self._positions_B = positions_B.clone()
+        self._column_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        self._is_finite = torch.ones((), dtype=torch.bool, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._tokens_B = torch.zeros_like(positions_B)
+        self._draw(logits_BV)
+        self.num_drawn = 1
+
+    @property
+    def uses_graph(self) -> bool:
+        """Whether a CUDA graph computes the steps."""
+        return self._graph is not None
+
+    def advance(self, num_tokens: int) -> None:
+        """Draws as many tokens of each row, without waiting for the device."""
+        for _ in range(num_tokens):
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._advance()
+        self.num_drawn += num_tokens
+
+    def read(self) -> tuple[Tensor, bool]:
+        """The tokens that have been drawn, [B, N], on the host, and whether all logits were finite.
+
+        It waits for the device.
+        """
+        return self._drawn_BN[:, : self.num_drawn].cpu(), bool(self._is_finite)
+
+    def capture(self, num_left: int) -> None:
+        """Captures a step in a CUDA graph, if there is a GPU and enough is left to draw."""
+        if self._positions_B.device.type != "cuda" or num_left < _MIN_TOKENS:
+            return
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.advance(1)  # outside a graph, as libraries allocate at the first call
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            if not self._sampling.is_greedy:
+                graph.register_generator_state(self._generator)
+            with torch.cuda.graph(graph):
+                self._advance()
+        except RuntimeError as error:
+            log.info(
+                "generation: no CUDA graph can be captured of this model (%s), so each kernel is "
+                "launched from the host",
+                one_line(first_line(error)),
+            )
+            return
+        self._graph = graph
+
+    def _advance(self) -> None:
+        """Reads the last tokens, and draws the next ones."""
+        self._draw(self._step(self._tokens_B, self._positions_B))
+        self._positions_B.add_(1)
+
+    def _draw(self, logits_BV: Tensor) -> None:
+        logits_BV = logits_BV[:, : self._vocab_size].float()
+        self._is_finite.logical_and_(logits_BV.isfinite().all())
+        tokens_B = self._sampling.draw(logits_BV, self._generator)
+        self._drawn_BN.index_copy_(1, self._column_1, tokens_B[:, None])
+        self._tokens_B.copy_(tokens_B)
+        self._column_1.add_(1)

@@ -1,0 +1,71 @@
+"""One step of generation: reads one token of each row, and returns the logits of the next one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xftrain.generation.cache import Cache, LayerCache
+from xftrain.kernels.decode_attention import decode_attention
+from xftrain.model.gpt import GPT
+
+
+class _Layer(NamedTuple):
+    cache: LayerCache
+    slopes_H: Tensor | None
+
+
+class DecodeStep:
+    """Reads one token of each row; no step waits for the device, and all have the same sizes.
+
+    So a CUDA graph can capture one. Rows are passed to the model as the positions of a single row,
+    since everything but attention acts on each position alone.
+
+    Args:
+        model: the model, in evaluation mode.
+        cache: its cache, which holds all earlier positions.
+    """
+
+    def __init__(self, model: GPT, cache: Cache) -> None:
+        self._model, self._cache = model, cache
+        self._layers = [_Layer(layer, _slopes(layer)) for layer in cache.layers]
+
+    def __call__(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
+        """The logits [B, V] of the tokens that follow.
+
+        Args:
+            tokens_B: int64 tokens.
+            positions_B: their int64 positions.
+        """
+        slots_B = self._cache.slots_B(positions_B)
+
+        def attention(q_1BHK: Tensor, k_1BGK: Tensor, v_1BGK: Tensor, layer: _Layer) -> Tensor:
+            cached = layer.cache
+            cached.append(slots_B[cached.num_slots], k_1BGK[0], v_1BGK[0])
+            out_BHK = decode_attention(
+                q_1BHK[0],
+                cached.k_BCGK,
+                cached.v_BCGK,
+                positions_B,
+                layer.slopes_H,
+                scale=_scale(cached, q_1BHK),
+                softcap=cached.bias.softcap,
+            )
+            return out_BHK[None]
+
+        x_1BD = self._model.hidden(tokens_B[None], positions_B[None], self._layers, attention)
+        return F.linear(x_1BD[0], self._model.head.weight)
+
+
+def _slopes(layer: LayerCache) -> Tensor | None:
+    slopes = layer.bias.slopes
+    if slopes is None:
+        return None
+    return torch.tensor(slopes, dtype=torch.float32, device=layer.k_BCGK.device)
+
+
+def _scale(layer: LayerCache, q: Tensor) -> float:
+    return q.shape[-1] ** -0.5 if layer.bias.scale is None else layer.bias.scale
