@@ -1,0 +1,1 @@
+"""Folders of models as `transformers` reads and writes them."""

@@ -1,0 +1,1 @@
+"""Model classes of `transformers`, one per file."""

@@ -1,0 +1,61 @@
+"""Reads values of an untrusted `config.json`, with their types checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xftrain.errors import ConfigError
+from xftrain.utils.printable import one_line
+
+_MAX = 1 << 31
+
+
+def wrong(key: str, rule: str, value: Any) -> ConfigError:
+    """The error that says which value of the file breaks which rule."""
+    return ConfigError(
+        f"config.json of init_from has {key} = {one_line(repr(value))[:80]}, and {rule}."
+    )
+
+
+def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive integer; null and an absent key are the default."""
+    value = config.get(key)
+    value = default if value is None else value
+    if type(value) is not int or not 0 < value < _MAX:
+        raise wrong(key, "it must be a positive integer", value)
+    return value
+
+
+def number(config: Mapping[str, Any], key: str, default: float) -> float:
+    """A positive number; null and an absent key are the default."""
+    value = config.get(key)
+    value = default if value is None else value
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise wrong(key, "it must be a positive number", value)
+    return float(value)
+
+
+def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A boolean; null and an absent key are the default."""
+    value = config.get(key)
+    value = default if value is None else value
+    if type(value) is not bool:
+        raise wrong(key, "it must be true or false", value)
+    return value
+
+
+def one_of(config: Mapping[str, Any], key: str, allowed: Mapping[str, str], default: str) -> str:
+    """What an allowed value stands for; null and an absent key are the default."""
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, str) or value not in allowed:
+        raise wrong(key, f"it must be one of {', '.join(allowed)}", value)
+    return allowed[value]
+
+
+def expect(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
+    """Refuses values other than those with which our model computes the same."""
+    value = config.get(key, allowed[0])
+    if not any(value == one and type(value) is type(one) for one in allowed):
+        raise wrong(key, f"xftrain has only {' or '.join(map(repr, allowed))}", value)
