@@ -30,7 +30,7 @@ class DecodeStep:
     """
 
     def __init__(self, model: GPT, cache: Cache) -> None:
-        self._model, self._cache = model, cache
+        self._model = model
         self._layers = [_Layer(layer, _slopes(layer)) for layer in cache.layers]
 
     def __call__(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
@@ -40,13 +40,14 @@ class DecodeStep:
             tokens_B: int64 tokens.
             positions_B: their int64 positions.
         """
-        slots_B = self._cache.slots_B(positions_B)
 
         def attention(q_1BHK: Tensor, k_1BGK: Tensor, v_1BGK: Tensor, layer: _Layer) -> Tensor:
             cached = layer.cache
-            cached.append(slots_B[cached.num_slots], k_1BGK[0], v_1BGK[0])
+            dtype = cached.k_BCGK.dtype
             out_BHK = decode_attention(
                 q_1BHK[0],
+                k_1BGK[0].to(dtype),
+                v_1BGK[0].to(dtype),
                 cached.k_BCGK,
                 cached.v_BCGK,
                 positions_B,
