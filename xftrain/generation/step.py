@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xftrain.generation.cache import Cache, LayerCache
+from xftrain.generation.fused_block import fused_blocks
+from xftrain.interfaces import Attention
 from xftrain.kernels.decode_attention import decode_attention
 from xftrain.model.gpt import GPT
 
@@ -32,6 +34,7 @@ class DecodeStep:
     def __init__(self, model: GPT, cache: Cache) -> None:
         self._model = model
         self._layers = [_Layer(layer, _slopes(layer)) for layer in cache.layers]
+        self._fused = fused_blocks(model, cache.num_rows)
 
     def __call__(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
         """The logits [B, V] of the tokens that follow.
@@ -57,8 +60,19 @@ class DecodeStep:
             )
             return out_BHK[None]
 
-        x_1BD = self._model.hidden(tokens_B[None], positions_B[None], self._layers, attention)
+        x_1BD = self._hidden(tokens_B[None], positions_B[None], attention)
         return F.linear(x_1BD[0], self._model.head.weight)
+
+    def _hidden(self, tokens_1B: Tensor, positions_1B: Tensor, attention: Attention) -> Tensor:
+        """The normalized hidden states [1, B, D]."""
+        model = self._model
+        if self._fused is None:
+            return model.hidden(tokens_1B, positions_1B, self._layers, attention)
+        x_1BD = model.pos.embed(model.embed(tokens_1B), positions_1B)
+        positions = model.prepared_positions(positions_1B)
+        for block, layer, prepared in zip(self._fused, self._layers, positions, strict=True):
+            x_1BD = block(x_1BD, attention, layer, prepared)
+        return model.norm.forward(x_1BD)
 
 
 def _slopes(layer: LayerCache) -> Tensor | None:
