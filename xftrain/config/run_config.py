@@ -256,7 +256,28 @@ class SampleConfig(CheckpointConfig):
     seed: Seed = 0
 
 
-CommandConfig = RunConfig | InfoConfig | DataConfig | DoctorConfig | SampleConfig
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(CheckpointConfig):
+    """The configuration of `--config-name evaluate`.
+
+    Attributes:
+        data: the data whose validation split is evaluated.
+        seq: tokens per row; None is that of the checkpoint's run.
+        batch_tokens: tokens per validation batch; None is that of the checkpoint's run.
+        max_tokens: maximum number of tokens that are computed at once.
+        precision: `auto` depends on the device, see `hardware.resolve`.
+        seed: seed of data that is made on demand.
+    """
+
+    data: OptionConfig
+    seq: PositiveInt | None = None
+    batch_tokens: PositiveInt | None = None
+    max_tokens: PositiveInt = 16384
+    precision: Precision = "auto"
+    seed: Seed = 0
+
+
+CommandConfig = RunConfig | InfoConfig | DataConfig | DoctorConfig | SampleConfig | EvaluateConfig
 
 
 def _plain(value: Any) -> Any:
