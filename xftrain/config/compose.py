@@ -164,7 +164,7 @@ def _validated(cfg: DictConfig | Mapping[str, Any]) -> CommandConfig:
         checked |= _checked_groups(checked)
     elif issubclass(kind, CheckpointConfig):
         checked["model"] = _own_parts(checked["model"])
-        if kind is EvaluateConfig:
+        if kind is EvaluateConfig and checked["data"] is not None:
             checked["data"] = checked_option("data", checked["data"])
     for group in ENTRY_GROUPS:
         if group in checked:

@@ -261,7 +261,8 @@ class EvaluateConfig(CheckpointConfig):
     """The configuration of `--config-name evaluate`.
 
     Attributes:
-        data: the data whose validation split is evaluated.
+        data: the data whose validation split is evaluated; None evaluates the tasks alone.
+        tasks: JSONL files of multiple-choice questions.
         seq: tokens per row; None is that of the checkpoint's run.
         batch_tokens: tokens per validation batch; None is that of the checkpoint's run.
         max_tokens: maximum number of tokens that are computed at once.
@@ -269,7 +270,8 @@ class EvaluateConfig(CheckpointConfig):
         seed: seed of data that is made on demand.
     """
 
-    data: OptionConfig
+    data: OptionConfig | None = None
+    tasks: tuple[str, ...] = ()
     seq: PositiveInt | None = None
     batch_tokens: PositiveInt | None = None
     max_tokens: PositiveInt = 16384
