@@ -63,11 +63,7 @@ def _fused_block(block: Block, num_rows: int) -> Layer | None:
     weight = block.out.weight
     dtypes = {parameter.dtype for parameter in block.parameters()}
     is_cast = torch.is_autocast_enabled(weight.device.type)
-    if (
-        len(dtypes) > 1
-        or is_cast
-        or not supports(weight.dtype, weight.device, num_rows, weight.shape[0])
-    ):
+    if len(dtypes) > 1 or is_cast or not supports(weight.dtype, weight.device, num_rows):
         return None
     return _Fused(block, norms[0], norms[1])
 

@@ -1,15 +1,14 @@
 """A linear layer for a few rows, with the norm before it and what follows it in the same kernel.
 
 With few rows, a step of generation consists of many kernels that each take a few microseconds, most
-of it latency. One Triton kernel computes norm, matmul, activation and residual; each program
-normalizes the rows again, which are in the cache of the GPU.
+of it latency. One Triton kernel computes norm, matmul, activation and residual.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +19,25 @@ from xftrain.kernels.probe import runs_triton
 Activation = Literal["none", "gelu_tanh", "gelu", "relu2", "silu"]
 
 MAX_ROWS = 64
-MAX_NORM_WIDTH = 1024  # of rows that a program normalizes at once
-_BLOCK_I, _BLOCK_O = 256, 16
+
+
+class Tiles(NamedTuple):
+    """How the kernel divides its work.
+
+    Attributes:
+        block_i: elements of a row that are read at a time.
+        block_o: output columns of a program.
+        num_warps: warps of a program.
+        num_stages: blocks of rows that are on their way at once.
+    """
+
+    block_i: int
+    block_o: int
+    num_warps: int
+    num_stages: int
+
+
+TILES = Tiles(256, 16, 4, 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +57,10 @@ class RowNorm:
     is_centered: bool
 
 
-def supports(dtype: torch.dtype, device: torch.device, num_rows: int, width: int) -> bool:
-    """Whether the kernel computes a layer of this dtype, number of rows and input width."""
+def supports(dtype: torch.dtype, device: torch.device, num_rows: int) -> bool:
+    """Whether the kernel computes a layer of this dtype and number of rows."""
     is_half = dtype in (torch.bfloat16, torch.float16)
-    fits = num_rows <= MAX_ROWS and width <= MAX_NORM_WIDTH
-    return is_half and fits and device.type == "cuda" and _runs(device)
+    return is_half and num_rows <= MAX_ROWS and device.type == "cuda" and _runs(device)
 
 
 def skinny_linear(
@@ -61,7 +76,7 @@ def skinny_linear(
     """`residual + activation(norm(x) weight^T + bias)`, [B, O], in the dtype of x.
 
     Args:
-        x_BI: at most `MAX_ROWS` contiguous rows; with a norm, of at most `MAX_NORM_WIDTH` elements.
+        x_BI: at most `MAX_ROWS` contiguous rows.
         weight_OI: the weight, contiguous.
         bias_O: the bias; None adds nothing.
         norm: normalizes the rows of x; None does not.
@@ -131,9 +146,9 @@ def _with_triton(
     assert x_BI.is_contiguous() and weight_OI.is_contiguous()
     (B, I), O = x_BI.shape, weight_OI.shape[0] // (2 if is_gated else 1)  # noqa: E741
     out_BO = torch.empty(B, O, dtype=x_BI.dtype, device=x_BI.device)
-    block_i = _BLOCK_I if norm is None else max(32, 1 << (I - 1).bit_length())
+    tiles = TILES
     with torch.cuda.device(x_BI.device):
-        linear_kernel[(-(-O // _BLOCK_O),)](
+        linear_kernel[(-(-O // tiles.block_o),)](
             x_BI,
             weight_OI,
             x_BI if bias_O is None else bias_O,
@@ -153,9 +168,9 @@ def _with_triton(
             ACTIVATION=activation,
             IS_GATED=is_gated,
             ROWS=max(16, 1 << (B - 1).bit_length()),
-            BLOCK_I=block_i,
-            BLOCK_O=_BLOCK_O,
-            num_warps=4,
-            num_stages=4,
+            BLOCK_I=tiles.block_i,
+            BLOCK_O=tiles.block_o,
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
         )
     return out_BO

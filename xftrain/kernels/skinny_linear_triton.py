@@ -5,11 +5,6 @@ import triton.language as tl
 
 
 @triton.jit
-def _product(rows, tile):  # type: ignore[no-untyped-def]
-    return tl.dot(rows, tl.trans(tile))
-
-
-@triton.jit
 def linear_kernel(  # type: ignore[no-untyped-def]
     x,
     weight,
@@ -33,46 +28,57 @@ def linear_kernel(  # type: ignore[no-untyped-def]
     BLOCK_I: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """Runs one program per block of output columns, which reads its rows of the weight once."""
+    """Runs one program per block of output columns, which reads its rows of the weight once.
+
+    A norm is applied to the result, as the scale and the mean of a row are known only at the end:
+    norm(x) W^T = (x s W^T - mean s W^T) / deviation + shift W^T, with the norm's scale s.
+    """
     rows, columns = tl.arange(0, ROWS), tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     is_row, is_column = rows < num_rows, columns < num_out
     features = tl.arange(0, BLOCK_I)
     result = tl.zeros([ROWS, BLOCK_O], tl.float32)
     value = tl.zeros([ROWS, BLOCK_O], tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    squares = tl.zeros([ROWS], tl.float32)
+    of_mean = tl.zeros([BLOCK_O], tl.float32)
+    of_shift = tl.zeros([BLOCK_O], tl.float32)
+    value_of_mean = tl.zeros([BLOCK_O], tl.float32)
+    value_of_shift = tl.zeros([BLOCK_O], tl.float32)
     at_weight = weight + columns[:, None].to(tl.int64) * I + features[None, :]
     second = num_out.to(tl.int64) * I  # from the rows of the gate to those of the value
-    if HAS_NORM:
-        is_feature = features < I
+    for begin in range(0, I, BLOCK_I):
+        is_feature = begin + features < I
         is_weight = is_column[:, None] & is_feature[None, :]
-        # before the rows, so that the weight is on its way while they are normalized
-        tile = tl.load(at_weight, is_weight, 0.0)
-        if IS_GATED:
-            second_tile = tl.load(at_weight + second, is_weight, 0.0)
-        scale = tl.load(norm_weight + features, is_feature, 0.0).to(tl.float32)
+        tile = tl.load(at_weight + begin, is_weight, 0.0)
         is_x = is_row[:, None] & is_feature[None, :]
-        content = tl.load(x + rows[:, None] * I + features[None, :], is_x, 0.0).to(tl.float32)
-        if IS_CENTERED:
-            mean = tl.sum(content, 1) / I
-            content = tl.where(is_x, content - mean[:, None], 0.0)
-        square = tl.sum(content * content, 1) / I
-        content = content * tl.rsqrt(square + eps)[:, None] * scale[None, :]
-        if HAS_NORM_BIAS:
-            shift = tl.load(norm_bias + features, is_feature, 0.0).to(tl.float32)
-            content += shift[None, :]
-        normalized = content.to(tile.dtype)
-        result = _product(normalized, tile)
+        content = tl.load(x + rows[:, None] * I + begin + features[None, :], is_x, 0.0)
         if IS_GATED:
-            value = _product(normalized, second_tile)
-    else:
-        for begin in range(0, I, BLOCK_I):
-            is_feature = begin + features < I
-            is_weight = is_column[:, None] & is_feature[None, :]
-            tile = tl.load(at_weight + begin, is_weight, 0.0)
-            is_x = is_row[:, None] & is_feature[None, :]
-            content = tl.load(x + rows[:, None] * I + begin + features[None, :], is_x, 0.0)
-            result += _product(content, tile)
-            if IS_GATED:
-                value += _product(content, tl.load(at_weight + second + begin, is_weight, 0.0))
+            second_tile = tl.load(at_weight + second + begin, is_weight, 0.0)
+        if HAS_NORM:
+            scale = tl.load(norm_weight + begin + features, is_feature, 0.0).to(tl.float32)
+            wide = content.to(tl.float32)
+            squares += tl.sum(wide * wide, 1)
+            content = (wide * scale[None, :]).to(tile.dtype)
+            if IS_CENTERED:
+                total += tl.sum(wide, 1)
+                of_mean += tl.sum(tile.to(tl.float32) * scale[None, :], 1)
+                if IS_GATED:
+                    value_of_mean += tl.sum(second_tile.to(tl.float32) * scale[None, :], 1)
+            if HAS_NORM_BIAS:
+                shift = tl.load(norm_bias + begin + features, is_feature, 0.0).to(tl.float32)
+                of_shift += tl.sum(tile.to(tl.float32) * shift[None, :], 1)
+                if IS_GATED:
+                    value_of_shift += tl.sum(second_tile.to(tl.float32) * shift[None, :], 1)
+        result += tl.dot(content, tl.trans(tile))
+        if IS_GATED:
+            value += tl.dot(content, tl.trans(second_tile))
+    if HAS_NORM:
+        mean = total / I
+        deviation = tl.sqrt(tl.maximum(squares / I - mean * mean, 0.0) + eps)[:, None]
+        result = (result - mean[:, None] * of_mean[None, :]) / deviation + of_shift[None, :]
+        if IS_GATED:
+            value -= mean[:, None] * value_of_mean[None, :]
+            value = value / deviation + value_of_shift[None, :]
     if HAS_BIAS:
         result += tl.load(bias + columns, is_column, 0.0).to(tl.float32)[None, :]
         if IS_GATED:
