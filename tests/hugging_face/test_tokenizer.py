@@ -61,8 +61,8 @@ def test_text_is_encoded_as_a_tokenizer_from_a_file_does(theirs, name, parts):
     (ours, other), text = theirs[name], "".join(parts)
     tokens = ours.encode(text) if text else []
     assert other.encode(text) == (tokens if tokens != [ours.separator] else [])
-    if name in LOSSLESS and name not in BLANK_FIRST:
-        assert other.decode(tokens) == ours.decode(tokens)
+    if name in LOSSLESS and (name not in BLANK_FIRST or not text.startswith(" ")):
+        assert other.decode(tokens).removeprefix(" ") == ours.decode(tokens).removeprefix(" ")
 
 
 @pytest.mark.parametrize("name", [*OWN, *ALL])

@@ -22,6 +22,7 @@ from xftrain.data.tokens.vocabulary import Integers
 from xftrain.interfaces import Vocabulary
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # of sentencepiece
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
@@ -134,6 +135,9 @@ def _pretrained(vocabulary: Pretrained) -> tuple[dict[str, Any], str]:
         if token in texts and hidden[token] not in restored
     }
     content = _renamed(content, restored)
+    if content.get("decoder") is None and _BLANK in json.dumps(original, ensure_ascii=False):
+        begins = bool(plain.prefix) or with_prefix_scheme(plain.content, "first") is not None
+        content["decoder"] = _blanks_decoder(begins)
     if shown:
         content["decoder"] = _with_names(content.get("decoder"), shown)
     end = hidden.get(vocabulary.separator, "")
@@ -150,6 +154,17 @@ def _cutting_byte_tokens(words: dict[str, Any] | None) -> dict[str, Any]:
     pattern = {"Regex": "(?<=<0x)(?=[0-9A-F]{2}>)"}
     cut = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
     return {"type": "Sequence", "pretokenizers": [*([words] if words else []), cut]}
+
+
+def _blanks_decoder(begins_with_blank: bool) -> dict[str, Any]:
+    """The decoder of a sentencepiece model whose file has none."""
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    steps: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": _BLANK}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    return {"type": "Sequence", "decoders": [*steps, *([strip] if begins_with_blank else [])]}
 
 
 def _cannot_be_spelled(content: dict[str, Any], text: str, is_added: bool) -> bool:

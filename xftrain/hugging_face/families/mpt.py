@@ -12,6 +12,8 @@ from xftrain.hugging_face.key_map import KeyMap, Rule
 
 ARCHITECTURE, PRECEDENCE = "MptForCausalLM", 4
 
+_LENGTH = 8192  # the class refuses longer texts, and ALiBi has no limit
+
 
 def _slopes(num_heads: int) -> list[float]:
     """The slopes of the class, which has them in another order if H is no power of two."""
@@ -56,7 +58,7 @@ def config(facts: Facts, max_positions: int) -> dict[str, Any]:
         "n_layers": len(facts.layers),
         "n_heads": facts.num_heads,
         "expansion_ratio": 4,
-        "max_seq_len": max_positions,
+        "max_seq_len": max(max_positions, _LENGTH),
         "layer_norm_epsilon": facts.eps,
         "learned_pos_emb": False,
         "no_bias": True,
