@@ -95,6 +95,7 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(tmp_path: Path, trai
         ((f"ckpt={trained}",), "path is missing"),
         ((f"path={tmp_path / 'new'}",), "ckpt is missing"),
         ((f"ckpt={trained}", f"path={taken}"), "must be a new or empty folder"),
+        ((f"ckpt={trained}", "path='a\0b'"), "path must be the path of a folder"),
     ):
         with pytest.raises(ConfigError, match=said):
             export(tmp_path / "run", *words)

@@ -93,4 +93,12 @@ def test_what_no_class_computes_is_refused_with_the_nearest() -> None:
         with pytest.raises(ConfigError, match=rf"the nearest is ({said})[^.]*\(model\.") as error:
             family_for(facts)
         assert "\n" not in str(error.value)
+    made = checked_model(
+        {
+            **options(dim=32, norm="layernorm", ffn="gelu").model.to_dict(),
+            "layers": {"pattern": ["a", "b"], "a": {"pos": "rope"}, "b": {"bias": "causal"}},
+        }
+    )
+    facts = describe(assemble(made, VOCAB))
+    assert all(family.reasons(facts) for family in families())  # learned positions and rope too
     assert len({family.PRECEDENCE for family in families()}) == len(families())

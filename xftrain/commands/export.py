@@ -58,11 +58,15 @@ def export(
         config = checked or validate_as(ExportConfig, cfg)
         if not config.path:
             raise ConfigError("path is missing: name the folder to write, as in path=exported.")
+        if "\0" in config.path:
+            raise ConfigError(f"path must be the path of a folder, got {config.path!r}.")
         target = expand_home("path", config.path)
         trained = load_trained_model(cfg, config)
         folder.start_new_run()
         result["metrics"] = _write(trained, target, _DTYPES[config.dtype])
-        log.info("step %d of %s: %s", trained.step, one_line(str(config.ckpt)), target)
+        log.info(
+            "step %d of %s: %s", trained.step, one_line(str(config.ckpt)), one_line(str(target))
+        )
     return result
 
 
@@ -82,7 +86,7 @@ def _write(trained: TrainedModel, target: Path, dtype: torch.dtype) -> dict[str,
             "takes token ids"
         )
     theirs = family.key_map(facts).to_theirs(trained.model.state_dict())
-    weights: dict[str, Tensor] = {name: weight.to(dtype) for name, weight in theirs.items()}
+    weights = {name: _converted(name, weight, dtype) for name, weight in theirs.items()}
     files["generation_config.json"] = json.dumps(generation, indent=2) + "\n"
     write_folder(target, config, weights, files)
     num_bytes = sum(weight.nbytes for weight in weights.values())
@@ -91,6 +95,21 @@ def _write(trained: TrainedModel, target: Path, dtype: torch.dtype) -> dict[str,
         *(family.ARCHITECTURE, len(weights), num_bytes / 2**20, num_tokens, facts.vocab_size),
     )
     return {"export/tensors": len(weights), "export/mib": num_bytes / 2**20}
+
+
+def _converted(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in another dtype.
+
+    Raises:
+        ConfigError: a finite number of it is too large for the dtype.
+    """
+    converted = weight.to(dtype)
+    if not torch.equal(converted.isfinite(), weight.isfinite()):
+        raise ConfigError(
+            f"dtype must have room for the weights, and {one_line(name)} has larger ones than "
+            f"{dtype} has: use dtype=float32 or bfloat16."
+        )
+    return converted
 
 
 def _max_positions(trained: TrainedModel) -> int:

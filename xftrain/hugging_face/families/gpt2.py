@@ -18,7 +18,7 @@ def reasons(facts: Facts) -> list[str]:
     found = []
     if facts.norm != "layernorm":
         found.append("has LayerNorm (model.norm=layernorm)")
-    if facts.learned_positions is None:
+    if facts.learned_positions is None or any(o.rope_base is not None for o in facts.layers):
         found.append("has learned positions (model.pos=learned)")
     if any(one.activation not in _ACTIVATIONS or one.is_gated for one in facts.layers):
         found.append("has a feed-forward without a gate (model.ffn=gelu or relu2)")
