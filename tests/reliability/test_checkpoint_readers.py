@@ -172,7 +172,7 @@ class _WithoutZeros:
 
 
 def test_a_file_of_more_than_4_gib_has_what_torch_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr("xftrain.checkpoint.file_format._refuse_holes", lambda *_: None)
+    monkeypatch.setattr("xftrain.checkpoint.file_format.refuse_holes", lambda *_: None)
     monkeypatch.setattr("torch.serialization.get_crc32_options", lambda: False)  # it takes 3 s
     monkeypatch.setattr(zipfile.ZipExtFile, "_update_crc", lambda *_: None)
     with (tmp_path / "large").open("wb") as file:

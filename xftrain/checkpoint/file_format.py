@@ -81,7 +81,7 @@ class ContentKey:
 def _described(key: ContentKey) -> Any:
     file = key.file
     length = os.fstat(file.fileno()).st_size
-    _refuse_holes(file, length)
+    refuse_holes(file, length)
     num_entries = _check_directory(file, length)
     file.seek(0)
     with zipfile.ZipFile(file) as archive:
@@ -100,7 +100,7 @@ def _described(key: ContentKey) -> Any:
     return read_plain_pickle(pickle, storages)
 
 
-def _refuse_holes(file: IO[bytes], length: int) -> None:
+def refuse_holes(file: IO[bytes], length: int) -> None:
     """Refuses a mostly sparse file, as a hole of terabytes takes no space on disk.
 
     Small holes are allowed, as a sparse copy turns zero moments into holes.

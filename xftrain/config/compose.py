@@ -41,6 +41,7 @@ from xftrain.config.run_config import (
     CommandConfig,
     DoctorConfig,
     EvaluateConfig,
+    ExportConfig,
     GPTConfig,
     ModelConfig,
     Options,
@@ -67,7 +68,7 @@ COMPOSITION_ERRORS = (
 def _public_names() -> frozenset[str]:
     """Words such as `cpu` that are not secret even if an environment variable holds them."""
     configs = (
-        *(RunConfig, DoctorConfig, SampleConfig, EvaluateConfig),
+        *(RunConfig, DoctorConfig, SampleConfig, EvaluateConfig, ExportConfig),
         *(TrainerConfig, GPTConfig),
     )
     known = [schema_of(config) for config in configs]

@@ -279,7 +279,30 @@ class EvaluateConfig(CheckpointConfig):
     seed: Seed = 0
 
 
-CommandConfig = RunConfig | InfoConfig | DataConfig | DoctorConfig | SampleConfig | EvaluateConfig
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(CheckpointConfig):
+    """The configuration of `--config-name export`.
+
+    Attributes:
+        path: the folder to write, which must be new or empty.
+        format: `hf` is a Hugging Face folder, which `transformers` loads without code of ours.
+        dtype: dtype of the weights in it.
+    """
+
+    path: str | None = None
+    format: Literal["hf"] = "hf"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+CommandConfig = (
+    RunConfig
+    | InfoConfig
+    | DataConfig
+    | DoctorConfig
+    | SampleConfig
+    | EvaluateConfig
+    | ExportConfig
+)
 
 
 def _plain(value: Any) -> Any:

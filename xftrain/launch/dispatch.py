@@ -19,6 +19,7 @@ from xftrain.config.run_config import (
     DataConfig,
     DoctorConfig,
     EvaluateConfig,
+    ExportConfig,
     InfoConfig,
     SampleConfig,
 )
@@ -71,6 +72,10 @@ def command_of(cfg: DictConfig) -> Command:
             from xftrain.commands.evaluate import evaluate
 
             return evaluate
+        if kind is ExportConfig:
+            from xftrain.commands.export import export
+
+            return export
         from xftrain.commands.train import run as train
 
         return train
