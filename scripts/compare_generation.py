@@ -39,7 +39,7 @@ _COMPARED = 64  # tokens that must be the same in float32
 
 def build(words: list[str], num_positions: int) -> GPT:
     """GPT-2 with enough positions."""
-    words = [*words, "model.linear_bias=true", f"model.pos.max_positions={num_positions}"]
+    words = [*words, f"model.pos.max_positions={num_positions}"]
     config = validate_as(RunConfig, compose(*words, f"seq={num_positions}"))
     torch.manual_seed(0)
     return assemble(config.model, config.model.vocab_size or 0).eval()

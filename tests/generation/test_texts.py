@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models import gpt, random_tokens
+from xftrain.generation.cache import Cache
 from xftrain.generation.continuation import Continuation, Stops
 from xftrain.generation.generate import generate_texts
+from xftrain.generation.prefill import prefill
 from xftrain.generation.sampling import Sampling
+from xftrain.generation.step import DecodeStep
 
 GREEDY = Sampling(temperature=0)
 LENGTHS = (1, 12, 5, 30)
@@ -103,3 +106,29 @@ def test_a_token_that_ends_texts_is_no_part_of_one():
     one.add([99, 7, 100], is_last=False)
     one.add([101], is_last=True)
     assert (one.tokens, one.text, one.reason, one.num_read) == ([97, 98, 99], "abc", "token", 6)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("ffn", ["swiglu", "geglu", "gelu", "relu2"])
+@pytest.mark.parametrize(("pos", "norm"), [("learned", "layernorm"), ("rope", "rmsnorm")])
+def test_fused_layers_give_the_logits_of_the_blocks(ffn, pos, norm, monkeypatch):
+    model = gpt(attn="sdpa", ffn=ffn, pos=pos, norm=norm, heads="gqa", scale=2.0).cuda()
+    model = model.to(torch.bfloat16).eval()
+    tokens_BM = random_tokens(3, 20).cuda()
+
+    def logits():
+        cache = Cache(model, 3, 21)
+        last = prefill(model, tokens_BM[:, :-1].tolist(), cache)
+        step = DecodeStep(model, cache)
+        positions = torch.full((3,), 19, device="cuda")
+        return last, step(tokens_BM[:, -1], positions).float(), step._fused
+
+    with torch.no_grad():
+        fused = logits()
+        assert len(fused[2]) == 2
+        monkeypatch.setattr("xftrain.generation.step.fused_blocks", lambda *_: None)
+        plain = logits()
+        assert plain[2] is None
+        want = model.float()(tokens_BM)[:, -1]
+    assert (plain[1] - want).abs().max() < 0.05 * want.abs().max()
+    assert (fused[1] - want).abs().max() < 0.05 * want.abs().max()

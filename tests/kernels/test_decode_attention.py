@@ -26,17 +26,23 @@ def differences(bias, *, H, G, K, lengths, capacity, dtype, device):
     num_slots = min(capacity, bias.window or capacity)
     q_BHK = 2 * torch.randn(len(lengths), H, K, device=device, dtype=dtype)
     caches = torch.randn(2, len(lengths), num_slots, G, K, device=device, dtype=dtype)
+    new = torch.empty(2, len(lengths), G, K, device=device, dtype=dtype)
     want = []
     for row, length in enumerate(lengths):
         kv = torch.randn(2, length, G, K, device=device, dtype=dtype)
         first = max(0, length - num_slots)
         slots = torch.arange(first, length, device=device) % num_slots
         caches[:, row, slots] = kv[:, first:]
+        caches[:, row, slots[-1]] = torch.nan  # is replaced by the new key and value
+        new[:, row] = kv[:, -1]
         want.append(meant(q_BHK[row].double(), *kv.double(), bias))
     slopes = bias.slopes and torch.tensor(bias.slopes, device=device)
     positions_B = torch.tensor(lengths, device=device) - 1
     scale = K**-0.5 if bias.scale is None else bias.scale
-    out = decode_attention(q_BHK, *caches, positions_B, slopes, scale=scale, softcap=bias.softcap)
+    out = decode_attention(
+        q_BHK, *new, *caches, positions_B, slopes, scale=scale, softcap=bias.softcap
+    )
+    assert not caches.isnan().any()
     return float((out.double() - torch.stack(want)).abs().max())
 
 

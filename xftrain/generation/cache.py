@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,11 +68,6 @@ class LayerCache:
         self.k_BCGK[row, slots] = k_MGK[first:].to(self.k_BCGK.dtype)
         self.v_BCGK[row, slots] = v_MGK[first:].to(self.v_BCGK.dtype)
 
-    def append(self, flat_slots_B: Tensor, k_BGK: Tensor, v_BGK: Tensor) -> None:
-        """Stores one key and value for each row, at slots that count over all rows."""
-        self.k_BCGK.flatten(0, 1).index_copy_(0, flat_slots_B, k_BGK.to(self.k_BCGK.dtype))
-        self.v_BCGK.flatten(0, 1).index_copy_(0, flat_slots_B, v_BGK.to(self.v_BCGK.dtype))
-
 
 class Cache:
     """The caches of all layers of a model.
@@ -106,9 +100,3 @@ class Cache:
     def num_bytes(self) -> int:
         """Size of the keys and values of all layers."""
         return sum(layer.num_bytes for layer in self.layers)
-
-    def slots_B(self, positions_B: Tensor) -> dict[int, Tensor]:
-        """The slot of each row's position, counted over all rows, for each number of slots."""
-        rows_B = torch.arange(self.num_rows, device=positions_B.device)
-        sizes: Sequence[int] = sorted({layer.num_slots for layer in self.layers})
-        return {size: rows_B * size + positions_B % size for size in sizes}

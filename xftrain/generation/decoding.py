@@ -109,9 +109,13 @@ class Decoding:
         self._positions_B.add_(1)
 
     def _draw(self, logits_BV: Tensor) -> None:
-        logits_BV = logits_BV[:, : self._vocab_size].float()
-        self._is_finite.logical_and_(logits_BV.isfinite().all())
-        tokens_B = self._sampling.draw(logits_BV, self._generator)
+        logits_BV = logits_BV[:, : self._vocab_size]
+        highest = logits_BV.max(dim=-1)  # NaN if any logit is
+        self._is_finite.logical_and_(highest.values.isfinite().all())
+        if self._sampling.is_greedy:
+            tokens_B = highest.indices
+        else:
+            tokens_B = self._sampling.draw(logits_BV.float(), self._generator)
         self._drawn_BN.index_copy_(1, self._column_1, tokens_B[:, None])
         self._tokens_B.copy_(tokens_B)
         self._column_1.add_(1)

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xftrain.generation.cache import Cache, LayerCache
+from xftrain.generation.fused_block import fused_blocks
+from xftrain.interfaces import Attention
 from xftrain.kernels.decode_attention import decode_attention
 from xftrain.model.gpt import GPT
 
@@ -30,8 +32,9 @@ class DecodeStep:
     """
 
     def __init__(self, model: GPT, cache: Cache) -> None:
-        self._model, self._cache = model, cache
+        self._model = model
         self._layers = [_Layer(layer, _slopes(layer)) for layer in cache.layers]
+        self._fused = fused_blocks(model, cache.num_rows)
 
     def __call__(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
         """The logits [B, V] of the tokens that follow.
@@ -40,13 +43,14 @@ class DecodeStep:
             tokens_B: int64 tokens.
             positions_B: their int64 positions.
         """
-        slots_B = self._cache.slots_B(positions_B)
 
         def attention(q_1BHK: Tensor, k_1BGK: Tensor, v_1BGK: Tensor, layer: _Layer) -> Tensor:
             cached = layer.cache
-            cached.append(slots_B[cached.num_slots], k_1BGK[0], v_1BGK[0])
+            dtype = cached.k_BCGK.dtype
             out_BHK = decode_attention(
                 q_1BHK[0],
+                k_1BGK[0].to(dtype),
+                v_1BGK[0].to(dtype),
                 cached.k_BCGK,
                 cached.v_BCGK,
                 positions_B,
@@ -56,8 +60,20 @@ class DecodeStep:
             )
             return out_BHK[None]
 
-        x_1BD = self._model.hidden(tokens_B[None], positions_B[None], self._layers, attention)
+        x_1BD = self._hidden(tokens_B[None], positions_B[None], attention)
         return F.linear(x_1BD[0], self._model.head.weight)
+
+    def _hidden(self, tokens_1B: Tensor, positions_1B: Tensor, attention: Attention) -> Tensor:
+        """The normalized hidden states [1, B, D]."""
+        model = self._model
+        if self._fused is None:
+            return model.hidden(tokens_1B, positions_1B, self._layers, attention)
+        embedded_1BD = model.embed.weight[tokens_1B]  # faster than nn.Embedding for a few tokens
+        x_1BD = model.pos.embed(embedded_1BD, positions_1B)
+        positions = model.prepared_positions(positions_1B)
+        for block, layer, prepared in zip(self._fused, self._layers, positions, strict=True):
+            x_1BD = block(x_1BD, attention, layer, prepared)
+        return model.norm.forward(x_1BD)
 
 
 def _slopes(layer: LayerCache) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Attention of one new token per row over its cached keys: in Triton on a GPU, in torch elsewhere.
+"""Attention of one new token per row over a cache of keys: in Triton on a GPU, in torch elsewhere.
 
 The Triton kernel splits the slots of a row among several programs, so that one row alone also keeps
 a GPU busy (Flash-Decoding, Dao et al., 2023, https://pytorch.org/blog/flash-decoding/). It reads no
@@ -23,6 +23,8 @@ _MAX_SPLITS = 64
 
 def decode_attention(
     q_BHK: Tensor,
+    k_BGK: Tensor,
+    v_BGK: Tensor,
     k_BCGK: Tensor,
     v_BCGK: Tensor,
     positions_B: Tensor,
@@ -31,26 +33,30 @@ def decode_attention(
     scale: float,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attention of the tokens at `positions_B`, [B, H, K], in the dtype of q.
+    """Stores the new keys and values in the cache; returns attention of the new tokens, [B, H, K].
 
     The key of position p is in slot p modulo C. So a query sees the C last keys, its own included:
     all of them, or those of a window of C.
 
     Args:
-        q_BHK: queries.
+        q_BHK: queries, with contiguous features.
+        k_BGK: keys of the new tokens, likewise.
+        v_BGK: values of the new tokens, likewise.
         k_BCGK: cached keys, contiguous; slots of later positions may hold anything finite.
         v_BCGK: cached values, contiguous.
-        positions_B: int64 positions of the queries, whose own keys are in the cache.
+        positions_B: int64 positions of the new tokens.
         slopes_H: ALiBi slopes in float32; None adds nothing.
         scale: factor of q k^T.
         softcap: see `AttnBias`.
     """
     run = _with_triton if has_kernel(q_BHK.device, q_BHK.dtype) else with_torch
-    return run(q_BHK, k_BCGK, v_BCGK, positions_B, slopes_H, scale, softcap)
+    return run(q_BHK, k_BGK, v_BGK, k_BCGK, v_BCGK, positions_B, slopes_H, scale, softcap)
 
 
 def with_torch(
     q_BHK: Tensor,
+    k_BGK: Tensor,
+    v_BGK: Tensor,
     k_BCGK: Tensor,
     v_BCGK: Tensor,
     positions_B: Tensor,
@@ -61,6 +67,9 @@ def with_torch(
     """`decode_attention` in plain torch operations, with scores in float32 or wider."""
     B, H, K = q_BHK.shape
     C, G = k_BCGK.shape[1:3]
+    flat_slots_B = torch.arange(B, device=q_BHK.device) * C + positions_B % C
+    for cached, new in ((k_BCGK, k_BGK), (v_BCGK, v_BGK)):
+        cached.flatten(0, 1).index_copy_(0, flat_slots_B, new.to(cached.dtype))
     wide = torch.promote_types(q_BHK.dtype, torch.float32)
     slots_C = torch.arange(C, device=q_BHK.device)
     # the number of positions from the key in a slot to the query
@@ -90,7 +99,7 @@ def _runs(device: torch.device) -> bool:
     def launch() -> None:
         q, k = torch.ones(1, 1, 16, device=device), torch.ones(1, 1, 1, 16, device=device)
         positions = torch.zeros(1, dtype=torch.int64, device=device)
-        _with_triton(q, k, k, positions, None, 1.0, None)
+        _with_triton(q, q, q, k, k, positions, None, 1.0, None)
 
     return runs_triton(device, launch, "generation")
 
@@ -102,6 +111,8 @@ def _num_sms(device: torch.device) -> int:
 
 def _with_triton(
     q_BHK: Tensor,
+    k_BGK: Tensor,
+    v_BGK: Tensor,
     k_BCGK: Tensor,
     v_BCGK: Tensor,
     positions_B: Tensor,
@@ -111,7 +122,7 @@ def _with_triton(
 ) -> Tensor:
     from xftrain.kernels import decode_attention_triton as kernels  # imports triton
 
-    q_BHK = q_BHK.contiguous()
+    assert q_BHK.stride(2) == k_BGK.stride(2) == v_BGK.stride(2) == 1
     B, H, K = q_BHK.shape
     C, G = k_BCGK.shape[1:3]
     wanted = -(-_PROGRAMS_PER_SM * _num_sms(q_BHK.device) // (B * G))
@@ -120,10 +131,12 @@ def _with_triton(
     new: dict[str, Any] = {"dtype": torch.float32, "device": q_BHK.device}
     parts = torch.empty(B, H, num_splits, K, **new)
     sums = torch.empty(B, H, num_splits, 2, **new)  # highest score, and sum of exponentials
-    out_BHK = torch.empty_like(q_BHK)
+    out_BHK = torch.empty(B, H, K, dtype=q_BHK.dtype, device=q_BHK.device)
     with torch.cuda.device(q_BHK.device):
         kernels.split_kernel[(B * G, num_splits)](
             q_BHK,
+            k_BGK,
+            v_BGK,
             k_BCGK,
             v_BCGK,
             positions_B,
@@ -134,6 +147,9 @@ def _with_triton(
             1.0 if softcap is None else softcap,
             C,
             num_splits,
+            *q_BHK.stride()[:2],
+            *k_BGK.stride()[:2],
+            *v_BGK.stride()[:2],
             G=G,
             GROUP=H // G,
             K=K,

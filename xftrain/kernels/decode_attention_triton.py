@@ -7,6 +7,8 @@ import triton.language as tl
 @triton.jit
 def split_kernel(  # type: ignore[no-untyped-def]
     q,
+    new_k,
+    new_v,
     k,
     v,
     positions,
@@ -17,6 +19,12 @@ def split_kernel(  # type: ignore[no-untyped-def]
     softcap,
     num_slots,
     num_splits,
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
     G: tl.constexpr,
     GROUP: tl.constexpr,
     K: tl.constexpr,
@@ -30,7 +38,8 @@ def split_kernel(  # type: ignore[no-untyped-def]
     """Runs one program per row, group of heads, and split of the row's slots.
 
     It writes the softmax-weighted sum of the values of its slots, and the highest score and the sum
-    of exponentials, with which `join_kernel` weights the splits.
+    of exponentials, with which `join_kernel` weights the splits. The program whose split has the
+    slot of the new token stores its key and value there; no other program reads that slot.
     """
     row, group = tl.program_id(0) // G, tl.program_id(0) % G
     split = tl.program_id(1)
@@ -43,9 +52,13 @@ def split_kernel(  # type: ignore[no-untyped-def]
 
     heads, features = tl.arange(0, GROUP_BLOCK), tl.arange(0, WIDTH)
     head_of_q = row * G * GROUP + group * GROUP + heads
+    new_slot = (position % num_slots).to(tl.int32)
     is_head, is_feature = heads < GROUP, features < K
     is_q = is_head[:, None] & is_feature[None, :]
-    queries = tl.load(q + head_of_q[:, None] * K + features[None, :], is_q, 0.0)
+    at_q = row * q_row + (group * GROUP + heads) * q_head
+    queries = tl.load(q + at_q[:, None] + features[None, :], is_q, 0.0)
+    new_key = tl.load(new_k + row * k_row + group * k_head + features, is_feature, 0.0)
+    new_value = tl.load(new_v + row * v_row + group * v_head + features, is_feature, 0.0)
     if HAS_SLOPES:
         slope = tl.load(slopes + group * GROUP + heads, is_head, 0.0)
 
@@ -58,7 +71,9 @@ def split_kernel(  # type: ignore[no-untyped-def]
         is_used = slots < last
         at = ((start + slots)[:, None] * G + group) * K + features[None, :]
         is_kv = is_used[:, None] & is_feature[None, :]
-        keys = tl.load(k + at, is_kv, 0.0)
+        is_new = (slots == new_slot)[:, None]
+        keys = tl.where(is_new, new_key[None, :], tl.load(k + at, is_kv & ~is_new, 0.0))
+        tl.store(k + at, keys, is_kv & is_new)
         if IS_PRECISE:
             scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
         else:
@@ -78,7 +93,8 @@ def split_kernel(  # type: ignore[no-untyped-def]
         shrink = tl.exp(highest - higher)
         weights = tl.exp(scores - higher[:, None])
         total = total * shrink + tl.sum(weights, 1)
-        values = tl.load(v + at, is_kv, 0.0)
+        values = tl.where(is_new, new_value[None, :], tl.load(v + at, is_kv & ~is_new, 0.0))
+        tl.store(v + at, values, is_kv & is_new)
         if IS_PRECISE:
             added = tl.dot(weights, values, input_precision="ieee")
         else:

@@ -259,7 +259,7 @@ class GPT(MayTieHead):
         _, dtype = self.compute_device_dtype()
         if dtype == torch.bfloat16 and self.residual_dtype == "auto":
             x_BMD = x_BMD.to(dtype)  # not to float16, which overflows above 65,504
-        positions = self._prepared_positions(positions_1M)
+        positions = self.prepared_positions(positions_1M)
         aux: Tensor | None = None
         plan = self.recompute_plan if torch.is_grad_enabled() else RecomputePlan()
         for index, block in enumerate(self.blocks):
@@ -278,7 +278,7 @@ class GPT(MayTieHead):
                 x_BMD = out
         return self.norm.forward(x_BMD) if eager else self.norm(x_BMD), aux
 
-    def _prepared_positions(self, positions_1M: Tensor) -> list[Any]:
+    def prepared_positions(self, positions_1M: Tensor) -> list[Any]:
         """The prepared positions of each layer."""
         common = self.pos.prepare(positions_1M)
         own = [pos.prepare(positions_1M) for pos in self.layer_pos]  # type: ignore[operator]
