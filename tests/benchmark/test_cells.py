@@ -50,7 +50,15 @@ def test_a_key_tells_all_that_a_figure_depends_on() -> None:
 
 
 def test_every_root_key_decides_about_figures_or_is_known_not_to() -> None:
-    others = {"max_steps", "ckpt", "ckpt_allow", "on_nonfinite", "max_skipped_steps", "tags"}
+    others = {
+        "max_steps",
+        "init_from",
+        "ckpt",
+        "ckpt_allow",
+        "on_nonfinite",
+        "max_skipped_steps",
+        "tags",
+    }
     roots = {field.name for field in dataclasses.fields(Root)}
     assert roots == {*_DECISIVE, *others, "callbacks", "logger"}
 

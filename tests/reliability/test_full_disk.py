@@ -16,7 +16,8 @@ import torch
 
 from tests.train.runs import last, result_of, run
 from xftrain.benchmark.rows import RowStore
-from xftrain.checkpoint.file import AtomicCheckpointIO, export_weights, read_checkpoint
+from xftrain.checkpoint.file import AtomicCheckpointIO, read_checkpoint
+from xftrain.checkpoint.safetensors_file import export_weights
 from xftrain.errors import RunError
 
 

@@ -68,6 +68,7 @@ def _run(cell: TrainCell) -> dict[str, Any]:
     """Runs one round of a cell."""
     changed = {
         "max_steps": (_INTERVALS + 1) * cell.interval_steps,
+        "init_from": None,
         "ckpt": None,
         "callbacks": {"metrics": {"name": "metrics"}},
         "logger": {"csv": {"name": "csv"}},

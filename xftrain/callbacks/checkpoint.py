@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import WeightAveraging
 
 from xftrain.callbacks.metrics import not_training
-from xftrain.checkpoint.file import UnsavableState, export_weights, remove_partial_files
+from xftrain.checkpoint.file import UnsavableState, remove_partial_files
 from xftrain.checkpoint.newest import newest_save
 from xftrain.checkpoint.plain_values import is_number
+from xftrain.checkpoint.safetensors_file import export_weights
 from xftrain.config.fields import NonNegativeInt, PositiveInt
 from xftrain.errors import ConfigError, RunError, first_line
 from xftrain.train import distributed

@@ -9,13 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from xftrain.checkpoint.described import check_loaded
 from xftrain.checkpoint.file_format import check_sums, described_content
@@ -174,66 +171,60 @@ def remove_partial_files(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Writes the weights as safetensors, atomically; tied weights once, under their first name.
-
-    The metadata maps each other name to the first one, as `save_model` of safetensors does.
-
-    Raises:
-        RunError: the disk is full, or the folder cannot be written.
-    """
-    first: dict[tuple[int, torch.Size], str] = {}
-    tied: dict[str, str] = {}
-    for name, tensor in weights.items():
-        if (original := first.setdefault((tensor.data_ptr(), tensor.shape), name)) != name:
-            tied[name] = original
-    once = {name: weights[name].detach().contiguous() for name in first.values()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            save_file(once, partial, {"format": "pt", **tied})
-            # safetensors makes the file readable by its owner only
-            partial.chmod(path.parent.stat().st_mode & 0o666)
-            sync(partial)
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"the weights {path} could not be written ({first_line(error)}): free space on its "
-            "disk; the checkpoints are untouched."
-        ) from error
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, key: str = "ckpt") -> dict[str, Any]:
     """Reads a checkpoint file as a dictionary, with tensors in host memory.
+
+    Args:
+        path: the file, which is untrusted.
+        key: the override that names it, for messages.
 
     Raises:
         ConfigError: the file is missing or damaged, or holds more than tensors and plain values.
     """
-    path = Path(path)
+    with _opened(Path(path), key) as file:
+        described = checked_content(described_content(file))
+        file.seek(0)
+        check_sums(file)
+        file.seek(0)
+        loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        check_loaded(loaded, described)
+    return loaded
+
+
+def described_checkpoint(path: Path, key: str = "ckpt") -> Mapping[str, Any]:
+    """Reads a checkpoint file without its tensors, for each of which it has a `DescribedTensor`.
+
+    The result must not be changed.
+
+    Raises:
+        ConfigError: as `read_checkpoint`, except for damage within the tensors.
+    """
+    with _opened(path, key) as file:
+        return checked_content(described_content(file))
+
+
+@contextmanager
+def _opened(path: Path, key: str) -> Iterator[IO[bytes]]:
+    """Opens an untrusted checkpoint file, and explains any error of the block that reads it."""
     if path.is_symlink():
         target = real_path(path) or "not of a link"
-        raise ConfigError(f"ckpt={path} is a link: give the path of the file, {target}.")
+        raise ConfigError(f"{key}={path} is a link: give the path of the file, {target}.")
     try:
         with open_plain(path) as file:
-            described = checked_content(described_content(file))
-            file.seek(0)
-            check_sums(file)
-            file.seek(0)
-            loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        check_loaded(loaded, described)
+            yield file
     except _WrongLayout:
         raise ConfigError(
-            f"ckpt={path} is no checkpoint of xftrain: give a .ckpt file of a run."
+            f"{key}={path} is no checkpoint of xftrain: give a .ckpt file of a run."
         ) from None
     except (FileNotFoundError, IsADirectoryError, NotPlainFile) as error:
         raise ConfigError(
-            f"ckpt={path} is not a file: give the path of a .ckpt file of a run."
+            f"{key}={path} is not a file: give the path of a .ckpt file of a run."
         ) from error
     except Exception as error:  # torch can raise anything
         raise ConfigError(
-            f"ckpt={path} cannot be read ({one_line(first_line(error))}): it is damaged or no "
+            f"{key}={path} cannot be read ({one_line(first_line(error))}): it is damaged or no "
             "checkpoint of xftrain; give another one."
         ) from error
-    return loaded
 
 
 class _WrongLayout(ValueError):

@@ -1,4 +1,4 @@
-"""Reads safetensors files, one tensor at a time; a file is checked before memory is allocated."""
+"""Safetensors files, which are written whole, and checked before a tensor of one is read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from xftrain.checkpoint.file_format import refuse_holes
-from xftrain.errors import ConfigError
-from xftrain.utils.files import open_plain
+from xftrain.errors import ConfigError, RunError, first_line
+from xftrain.utils.files import open_plain, replacing, sync
 from xftrain.utils.printable import one_line, shortened
 
 _LENGTH_BYTES = 8  # of the length of the header, at the beginning of the file
@@ -97,6 +99,34 @@ class SafetensorsFile(Mapping[str, Tensor]):
             f"{self._named}: {one_line(self._path.name)} cannot be read ({reason}): it is damaged "
             "or no safetensors file; give another one."
         )
+
+
+def export_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Writes the weights as safetensors, atomically; tied weights once, under their first name.
+
+    The metadata maps each other name to the first one, as `save_model` of safetensors does.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    first: dict[tuple[int, torch.Size], str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in weights.items():
+        if (original := first.setdefault((tensor.data_ptr(), tensor.shape), name)) != name:
+            tied[name] = original
+    once = {name: weights[name].detach().contiguous() for name in first.values()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            save_file(once, partial, {"format": "pt", **tied})
+            # safetensors makes the file readable by its owner only
+            partial.chmod(path.parent.stat().st_mode & 0o666)
+            sync(partial)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the weights {path} could not be written ({first_line(error)}): free space on its "
+            "disk; the checkpoints are untouched."
+        ) from error
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], dict[str, _Entry], int]:

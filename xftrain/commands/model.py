@@ -28,6 +28,8 @@ def build_model(
     cfg, batch, device = run.cfg, run.batch, run.device
     torch.manual_seed(cfg.seed)
     model = builder.assemble(cfg.model, run.vocab_size)
+    if run.initial is not None:
+        run.initial.load_into(model)
     log_model_and_batch(model, cfg, batch, device, run.precision)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["device"] = hardware.device_name(device)

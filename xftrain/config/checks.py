@@ -185,7 +185,23 @@ def _with_existing_files(cfg: RunConfig) -> RunConfig:
                 f"ckpt must be auto or an existing checkpoint file, got {ckpt!r}{near}"
             )
         ckpt = str(path)
-    return replace(cfg, data=data, ckpt=ckpt)
+    return replace(cfg, data=data, ckpt=ckpt, init_from=_initial_weights(cfg))
+
+
+def _initial_weights(cfg: RunConfig) -> str | None:
+    """The path in `init_from`, which must exist unless a checkpoint is resumed instead."""
+    if cfg.init_from is None:
+        return None
+    path = expand_home("init_from", cfg.init_from)
+    last = path / "checkpoints" / "last.ckpt"
+    is_run = os.path.isdir(path) and os.path.isfile(last)
+    if (cfg.ckpt is None and not os.path.exists(path)) or is_run:
+        near = f"; did you mean {last}?" if is_run else "."
+        raise ConfigError(
+            "init_from must be an existing checkpoint, .safetensors file or Hugging Face folder, "
+            f"got {cfg.init_from!r}{near}"
+        )
+    return str(path)
 
 
 def check_num_processes(devices: int) -> None:

@@ -158,6 +158,7 @@ class RunConfig(Config):
     compile: bool | Literal["cudagraphs"] = False
     matmul: Literal["auto", "torch"] = "auto"
     deterministic: bool = False
+    init_from: str | None = None
     ckpt: str | None = None
     ckpt_allow: tuple[str, ...] = ()
     on_nonfinite: Literal["stop", "skip"] = "stop"

@@ -33,7 +33,9 @@ MODE_KEYS = ("hydra.mode", "hydra.run", "hydra.sweep.dir", "hydra.output_subdir"
 _MAX_SHOWN, _MAX_OVERRIDE = 300, 60  # longest part of a record, and longest override, in a message
 _MAX_LISTED = 10_000  # longest list of all overrides in a message
 # Keys that name files which a run reads.
-_NAMES_INPUT = re.compile(r"ckpt|data|.*(path|dir|file|storage|links)", re.ASCII).fullmatch
+_NAMES_INPUT = re.compile(
+    r"ckpt|init_from|data|.*(path|dir|file|storage|links)", re.ASCII
+).fullmatch
 
 
 def make_record(config: DictConfig) -> dict[str, Any]:

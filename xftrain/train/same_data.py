@@ -133,13 +133,13 @@ class DataIdentity:
         Raises:
             ConfigError: the vocabularies differ; no key can allow that.
         """
-        there, here = (_vocabulary(values) for values in (held, self.saved))
+        there, here = (vocabulary_in(values) for values in (held, self.saved))
         if there and here and there != here:
             raise ConfigError(
-                f"ckpt was trained with another vocabulary, {_described(there)}, and data has "
-                f"{_described(here)} now: the same token would mean something else, so this cannot "
-                "be allowed; set data as in its run's config.yaml, and restore the files of "
-                "data.tokenizer, or those below data.path, if they have changed."
+                f"ckpt was trained with another vocabulary, {shown_vocabulary(there)}, and data "
+                f"has {shown_vocabulary(here)} now: the same token would mean something else, so "
+                "this cannot be allowed; set data as in its run's config.yaml, and restore the "
+                "files of data.tokenizer, or those below data.path, if they have changed."
             )
 
     def refuse_other_content(self, held: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -197,14 +197,16 @@ def _is_allowed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     )
 
 
-def _vocabulary(held: Mapping[str, Any]) -> dict[str, Any] | None:
+def vocabulary_in(held: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What identifies the vocabulary in a checkpoint's own entry; None if there is none."""
     vocabulary = held.get("vocabulary")
     if not isinstance(vocabulary, Mapping):
         return None
     return {key: vocabulary.get(key) for key in ("kind", "vocab_size", "digest")}
 
 
-def _described(vocabulary: Mapping[str, Any]) -> str:
+def shown_vocabulary(vocabulary: Mapping[str, Any]) -> str:
+    """The kind, the size and the digest of a vocabulary, for messages."""
     kind, size, digest = (
         one_line(str(value)[:20] if isinstance(value, str | int) else type(value).__name__)
         for value in vocabulary.values()
