@@ -1,4 +1,4 @@
-"""Dispatches a configuration to its command, such as a training run, the doctor or a sample."""
+"""Dispatches a configuration to its command, such as a training run, a sample or the doctor."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import (
     DataConfig,
     DoctorConfig,
+    EvaluateConfig,
     ExportConfig,
     InfoConfig,
     SampleConfig,
@@ -67,6 +68,10 @@ def command_of(cfg: DictConfig) -> Command:
             from xftrain.commands.sample import sample
 
             return sample
+        if kind is EvaluateConfig:
+            from xftrain.commands.evaluate import evaluate
+
+            return evaluate
         if kind is ExportConfig:
             from xftrain.commands.export import export
 

@@ -18,6 +18,7 @@ from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import (
     DataConfig,
     DoctorConfig,
+    EvaluateConfig,
     ExportConfig,
     InfoConfig,
     SampleConfig,
@@ -34,6 +35,7 @@ _ENDING_S = 30.0  # time for a job of an interrupted sweep to save a checkpoint 
 
 _WITHOUT_TRAINING = {
     SampleConfig: "a sample",
+    EvaluateConfig: "an evaluation",
     ExportConfig: "an export",
     DoctorConfig: "the doctor",
     InfoConfig: "a description",
