@@ -12,8 +12,6 @@ from xftrain.hugging_face.key_map import KeyMap, Rule
 ARCHITECTURE, PRECEDENCE = "GPT2LMHeadModel", 3
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu2": "relu2"}
 
-_NO_BIASES = "xftrain_without_biases"
-
 
 def reasons(facts: Facts) -> list[str]:
     """Reasons why the class cannot express a model."""
@@ -54,8 +52,6 @@ def config(facts: Facts, max_positions: int) -> dict[str, Any]:
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
-        # the class always has biases, which are 0 here; it ignores this key
-        **({} if facts.has_biases else {_NO_BIASES: True}),
     }
 
 
@@ -103,7 +99,7 @@ def model(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads": values.integer(config, "n_head", 12),
         "vocab_size": values.integer(config, "vocab_size", 50257),
         "tie_embeddings": values.flag(config, "tie_word_embeddings", True),
-        "linear_bias": not values.flag(config, _NO_BIASES, False),
+        "linear_bias": True,
         "attn": {"name": "auto"},
         "bias": {"name": "causal"},
         "pos": {"name": "learned", "max_positions": values.integer(config, "n_positions", 1024)},
