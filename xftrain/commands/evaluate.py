@@ -15,9 +15,9 @@ from xftrain.commands.result_file import recorded, run_dir_for
 from xftrain.commands.saved_choices import SavedChoices, choose_kernel
 from xftrain.commands.trained_model import TrainedModel, load_trained_model
 from xftrain.config import registry
+from xftrain.config.command_configs import EvaluateConfig
 from xftrain.config.compose import validate_as
 from xftrain.config.option_config import OptionConfig
-from xftrain.config.run_config import EvaluateConfig
 from xftrain.errors import ConfigError
 from xftrain.evaluation.scores import parts_of
 from xftrain.evaluation.tasks import Task, read_task
