@@ -19,6 +19,7 @@ from xftrain.config.compose import compose, validate, validate_as
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import (
     DoctorConfig,
+    EvaluateConfig,
     InfoConfig,
     LayersConfig,
     ModelConfig,
@@ -29,7 +30,13 @@ from xftrain.config.run_config import (
 from xftrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-KINDS = {"train": RunConfig, "info": InfoConfig, "doctor": DoctorConfig, "sample": SampleConfig}
+KINDS = {
+    "train": RunConfig,
+    "info": InfoConfig,
+    "doctor": DoctorConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
+}
 
 
 @pytest.mark.parametrize("name", KINDS)

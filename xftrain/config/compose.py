@@ -37,11 +37,12 @@ from xftrain.config.python_o import refuse_unreadable
 from xftrain.config.registry import ENTRY_GROUPS, GROUPS, conf_dir, literals, public_names
 from xftrain.config.root_schema import config_type_of
 from xftrain.config.run_config import (
+    CheckpointConfig,
     CommandConfig,
-    DataConfig,
     DoctorConfig,
+    EvaluateConfig,
+    ExportConfig,
     GPTConfig,
-    InfoConfig,
     ModelConfig,
     Options,
     RunConfig,
@@ -55,7 +56,7 @@ from xftrain.utils import redaction
 from xftrain.utils.read_variables import register_public_names
 from xftrain.utils.yaml_files import refuse_yaml_bombs
 
-ConfigT = TypeVar("ConfigT", RunConfig, InfoConfig, DataConfig, DoctorConfig, SampleConfig)
+ConfigT = TypeVar("ConfigT", bound=CommandConfig)
 # the errors of composing and reading a configuration, whatever it holds
 COMPOSITION_ERRORS = (
     *(HydraException, OmegaConfBaseException, yaml.YAMLError),
@@ -66,7 +67,10 @@ COMPOSITION_ERRORS = (
 @cache
 def _public_names() -> frozenset[str]:
     """Words such as `cpu` that are not secret even if an environment variable holds them."""
-    configs = (RunConfig, DoctorConfig, SampleConfig, TrainerConfig, GPTConfig)
+    configs = (
+        *(RunConfig, DoctorConfig, SampleConfig, EvaluateConfig, ExportConfig),
+        *(TrainerConfig, GPTConfig),
+    )
     known = [schema_of(config) for config in configs]
     keys = {key for fields in known for key in fields}
     choices = [literals(field.annotation) for fields in known for field in fields.values()]
@@ -159,8 +163,10 @@ def _validated(cfg: DictConfig | Mapping[str, Any]) -> CommandConfig:
     checked = check_fields("", schema_of(kind), values, owner="the configuration")
     if issubclass(kind, RunConfig):
         checked |= _checked_groups(checked)
-    elif kind is SampleConfig:
+    elif issubclass(kind, CheckpointConfig):
         checked["model"] = _own_parts(checked["model"])
+        if kind is EvaluateConfig and checked["data"] is not None:
+            checked["data"] = checked_option("data", checked["data"])
     for group in ENTRY_GROUPS:
         if group in checked:
             checked[group] = _checked_entries(group, checked[group])
@@ -231,7 +237,7 @@ def _own_parts(node: Any) -> Options:
     for part, own in parts.items():
         if f"model/{part}" not in GROUPS or "_target_" not in mapping_at(f"model.{part}", own):
             raise ConfigError(
-                f"model.{part} comes from the checkpoint: --config-name sample takes only the "
+                f"model.{part} comes from the checkpoint, so this command takes only the "
                 "parts of the model whose class is your own, as in +model.bias=mine."
             )
     return MappingProxyType({p: checked_option(f"model.{p}", own) for p, own in parts.items()})

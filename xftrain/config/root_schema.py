@@ -17,6 +17,8 @@ from xftrain.config.run_config import (
     Config,
     DataConfig,
     DoctorConfig,
+    EvaluateConfig,
+    ExportConfig,
     InfoConfig,
     RunConfig,
     SampleConfig,
@@ -51,11 +53,15 @@ Root = _omegaconf_schema("Root", RunConfig)
 InfoRoot = _omegaconf_schema("InfoRoot", InfoConfig, Root)
 DataRoot = _omegaconf_schema("DataRoot", DataConfig, Root)
 SampleRoot = _omegaconf_schema("SampleRoot", SampleConfig)
+EvaluateRoot = _omegaconf_schema("EvaluateRoot", EvaluateConfig)
+ExportRoot = _omegaconf_schema("ExportRoot", ExportConfig)
 DoctorRoot = _omegaconf_schema("DoctorRoot", DoctorConfig)
 _CONFIGS: dict[type | None, type[CommandConfig]] = {
     InfoRoot: InfoConfig,
     DataRoot: DataConfig,
     SampleRoot: SampleConfig,
+    EvaluateRoot: EvaluateConfig,
+    ExportRoot: ExportConfig,
     DoctorRoot: DoctorConfig,
 }
 
@@ -70,6 +76,8 @@ ConfigStore.instance().store(name="root_schema", node=Root)
 ConfigStore.instance().store(name="info_schema", node=InfoRoot)
 ConfigStore.instance().store(name="data_schema", node=DataRoot)
 ConfigStore.instance().store(name="sample_schema", node=SampleRoot)
+ConfigStore.instance().store(name="evaluate_schema", node=EvaluateRoot)
+ConfigStore.instance().store(name="export_schema", node=ExportRoot)
 ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
 # Hydra deep-copies the whole store for each group that it lists, half of the time of --help, though
 # every config that it loads is a copy anyway.

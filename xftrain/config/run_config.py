@@ -257,7 +257,53 @@ class SampleConfig(CheckpointConfig):
     seed: Seed = 0
 
 
-CommandConfig = RunConfig | InfoConfig | DataConfig | DoctorConfig | SampleConfig
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(CheckpointConfig):
+    """The configuration of `--config-name evaluate`.
+
+    Attributes:
+        data: the data whose validation split is evaluated; None evaluates the tasks alone.
+        tasks: JSONL files of multiple-choice questions.
+        seq: tokens per row; None is that of the checkpoint's run.
+        batch_tokens: tokens per validation batch; None is that of the checkpoint's run.
+        max_tokens: maximum number of tokens that are computed at once.
+        precision: `auto` depends on the device, see `hardware.resolve`.
+        seed: seed of data that is made on demand.
+    """
+
+    data: OptionConfig | None = None
+    tasks: tuple[str, ...] = ()
+    seq: PositiveInt | None = None
+    batch_tokens: PositiveInt | None = None
+    max_tokens: PositiveInt = 16384
+    precision: Precision = "auto"
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(CheckpointConfig):
+    """The configuration of `--config-name export`.
+
+    Attributes:
+        path: the folder to write, which must be new or empty.
+        format: `hf` is a Hugging Face folder, which `transformers` loads without code of ours.
+        dtype: dtype of the weights in it.
+    """
+
+    path: str | None = None
+    format: Literal["hf"] = "hf"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+CommandConfig = (
+    RunConfig
+    | InfoConfig
+    | DataConfig
+    | DoctorConfig
+    | SampleConfig
+    | EvaluateConfig
+    | ExportConfig
+)
 
 
 def _plain(value: Any) -> Any:

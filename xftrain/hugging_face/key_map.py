@@ -47,7 +47,8 @@ class KeyMap:
 
     def to_theirs(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights by the names of the class."""
-        found = {name: torch.zeros(shape) for name, shape in self.zeros.items()}
+        dtype = next(iter(weights.values())).dtype
+        found = {name: torch.zeros(shape, dtype=dtype) for name, shape in self.zeros.items()}
         for rule in self.rules:
             weight = weights[rule.ours].detach()
             parts = weight.split(rule.rows) if rule.rows else (weight,)

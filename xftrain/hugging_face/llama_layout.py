@@ -88,13 +88,22 @@ def key_map(facts: Facts) -> KeyMap:
     return KeyMap(tuple(rules), {}, (".rotary_emb.inv_freq",), tied)
 
 
-def model(config: Mapping[str, Any], *, has_biases: bool, is_tied: bool) -> dict[str, Any]:
+def model(
+    config: Mapping[str, Any],
+    *,
+    has_biases: bool,
+    is_tied: bool,
+    num_kv_heads: int | None = None,
+    rope_base: float = 10000.0,
+) -> dict[str, Any]:
     """The `model` node that the shared keys describe, with causal attention.
 
     Args:
         config: content of `config.json`.
         has_biases: whether linear layers have biases.
         is_tied: default of `tie_word_embeddings` in the class.
+        num_kv_heads: default of `num_key_value_heads` in the class; None is all heads.
+        rope_base: default of `rope_theta` in the class.
     """
     dim, num_heads = (
         values.integer(config, "hidden_size"),
@@ -114,17 +123,17 @@ def model(config: Mapping[str, Any], *, has_biases: bool, is_tied: bool) -> dict
         "linear_bias": has_biases,
         "attn": {"name": "auto"},
         "bias": {"name": "causal"},
-        "pos": {"name": "rope", "base": _rope_base(config)},
+        "pos": {"name": "rope", "base": _rope_base(config, rope_base)},
         "heads": {
             "name": "gqa",
-            "num_kv_heads": values.integer(config, "num_key_value_heads", num_heads),
+            "num_kv_heads": _num_kv_heads(config, num_heads, num_kv_heads),
         },
         "ffn": {"name": ffn, "hidden_dim": values.integer(config, "intermediate_size")},
         "norm": {"name": "rmsnorm", "eps": values.number(config, "rms_norm_eps", 1e-6)},
     }
 
 
-def _rope_base(config: Mapping[str, Any]) -> float:
+def _rope_base(config: Mapping[str, Any], default: float) -> float:
     """The base of the rotary encoding, in the form of any version of transformers."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
@@ -134,4 +143,10 @@ def _rope_base(config: Mapping[str, Any]) -> float:
         raise values.wrong("rope_type", "xftrain has only unscaled rotary positions", kind)
     values.expect(scaling, "partial_rotary_factor", 1.0, 1)
     named = scaling if "rope_theta" in scaling else config
-    return values.number(named, "rope_theta", 10000.0)
+    return values.number(named, "rope_theta", default)
+
+
+def _num_kv_heads(config: Mapping[str, Any], num_heads: int, default: int | None) -> int:
+    """G; null is all heads, and an absent key the class's default."""
+    absent = default if default and "num_key_value_heads" not in config else num_heads
+    return values.integer(config, "num_key_value_heads", absent)

@@ -54,6 +54,13 @@ def one_of(config: Mapping[str, Any], key: str, allowed: Mapping[str, str], defa
     return allowed[value]
 
 
+def plain_ffn(config: Mapping[str, Any], key: str, default: str) -> dict[str, Any]:
+    """The option of a feed-forward without a gate, by the name of its activation."""
+    names = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "exact", "relu2": "relu2"}
+    name = one_of(config, key, names, default)
+    return {"name": "gelu", "exact": True} if name == "exact" else {"name": name}
+
+
 def expect(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
     """Refuses values other than those with which our model computes the same."""
     value = config.get(key, allowed[0])

@@ -1,4 +1,4 @@
-"""Dispatches a configuration to its command: a training run, the doctor, info, data or a sample."""
+"""Dispatches a configuration to its command, such as a training run, a sample or the doctor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from xftrain.config.root_schema import config_type_of
-from xftrain.config.run_config import DataConfig, DoctorConfig, InfoConfig, SampleConfig
+from xftrain.config.run_config import (
+    DataConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    ExportConfig,
+    InfoConfig,
+    SampleConfig,
+)
 from xftrain.folders.reserved import ReservedFolders
 from xftrain.utils.untrusted_folder import protected_from_working_folder
 
@@ -61,6 +68,14 @@ def command_of(cfg: DictConfig) -> Command:
             from xftrain.commands.sample import sample
 
             return sample
+        if kind is EvaluateConfig:
+            from xftrain.commands.evaluate import evaluate
+
+            return evaluate
+        if kind is ExportConfig:
+            from xftrain.commands.export import export
+
+            return export
         from xftrain.commands.train import run as train
 
         return train

@@ -15,7 +15,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from xftrain.config.root_schema import config_type_of
-from xftrain.config.run_config import DataConfig, DoctorConfig, InfoConfig, SampleConfig
+from xftrain.config.run_config import (
+    DataConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    ExportConfig,
+    InfoConfig,
+    SampleConfig,
+)
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.folders.links import refuse_links
 from xftrain.folders.reserved import ReservedFolders
@@ -28,6 +35,8 @@ _ENDING_S = 30.0  # time for a job of an interrupted sweep to save a checkpoint 
 
 _WITHOUT_TRAINING = {
     SampleConfig: "a sample",
+    EvaluateConfig: "an evaluation",
+    ExportConfig: "an export",
     DoctorConfig: "the doctor",
     InfoConfig: "a description",
     DataConfig: "a description",

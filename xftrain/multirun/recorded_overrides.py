@@ -29,13 +29,18 @@ from hydra.core.override_parser.types import (
 
 from xftrain.config.overrides import HYDRA_GROUPS, all_groups
 from xftrain.config.registry import ENTRY_GROUPS, conf_dir
-from xftrain.config.root_schema import DoctorRoot, Root, SampleRoot
+from xftrain.config.root_schema import DoctorRoot, EvaluateRoot, ExportRoot, Root, SampleRoot
 
 MAX_JOBS = 100_000  # largest number of jobs of a sweep
 _MAX_CHARACTERS = 20_000  # longest override
 MAX_PROCESSES = max(64, os.cpu_count() or 1)  # largest number of parallel jobs
 _MAX_OVERRIDES = 1_000  # each takes Hydra's parser some milliseconds
-_ROOTS = {"doctor": DoctorRoot, "sample": SampleRoot}
+_ROOTS = {
+    "doctor": DoctorRoot,
+    "sample": SampleRoot,
+    "evaluate": EvaluateRoot,
+    "export": ExportRoot,
+}
 _NAME = r"[A-Za-z]\w*"  # no leading underscore: _target_, _args_ and the like name code
 _KEY = re.compile(rf"{_NAME}(?:[./]{_NAME})*", re.ASCII)
 _WORD = re.compile(r"\w[\w-]*", re.ASCII)  # an option's name; a path could leave its folder

@@ -10,7 +10,7 @@ from xftrain.hugging_face.facts import Facts
 from xftrain.hugging_face.key_map import KeyMap, Rule
 
 ARCHITECTURE, PRECEDENCE = "GPT2LMHeadModel", 3
-_TANH_GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu2": "relu2"}
 
 
 def reasons(facts: Facts) -> list[str]:
@@ -18,10 +18,10 @@ def reasons(facts: Facts) -> list[str]:
     found = []
     if facts.norm != "layernorm":
         found.append("has LayerNorm (model.norm=layernorm)")
-    if facts.learned_positions is None:
+    if facts.learned_positions is None or any(o.rope_base is not None for o in facts.layers):
         found.append("has learned positions (model.pos=learned)")
-    if any(one.activation != "gelu_pytorch_tanh" or one.is_gated for one in facts.layers):
-        found.append("has GELU (model.ffn=gelu)")
+    if any(one.activation not in _ACTIVATIONS or one.is_gated for one in facts.layers):
+        found.append("has a feed-forward without a gate (model.ffn=gelu or relu2)")
     if any(one.num_kv_heads != facts.num_heads for one in facts.layers):
         found.append("has a key and value for each query head (model.heads=mha)")
     changes = {
@@ -31,7 +31,7 @@ def reasons(facts: Facts) -> list[str]:
     }
     if changes != {None}:
         found.append("has plain causal attention (model.bias=causal)")
-    if len({one.hidden_dim for one in facts.layers}) > 1:
+    if len({(one.hidden_dim, one.activation) for one in facts.layers}) > 1:
         found.append("has the same feed-forward in all layers")
     return found
 
@@ -46,7 +46,7 @@ def config(facts: Facts, max_positions: int) -> dict[str, Any]:
         "n_layer": len(facts.layers),
         "n_head": facts.num_heads,
         "n_inner": facts.layers[0].hidden_dim,
-        "activation_function": "gelu_new",
+        "activation_function": _ACTIVATIONS[facts.layers[0].activation],
         "layer_norm_epsilon": facts.eps,
         "tie_word_embeddings": facts.is_tied,
         "resid_pdrop": 0.0,
@@ -93,7 +93,6 @@ def model(config: Mapping[str, Any]) -> dict[str, Any]:
     values.expect(config, "scale_attn_by_inverse_layer_idx", False)
     values.expect(config, "add_cross_attention", False)
     dim = values.integer(config, "n_embd", 768)
-    ffn = values.one_of(config, "activation_function", _TANH_GELU, "gelu_new")
     return {
         "dim": dim,
         "num_layers": values.integer(config, "n_layer", 12),
@@ -105,6 +104,9 @@ def model(config: Mapping[str, Any]) -> dict[str, Any]:
         "bias": {"name": "causal"},
         "pos": {"name": "learned", "max_positions": values.integer(config, "n_positions", 1024)},
         "heads": {"name": "mha"},
-        "ffn": {"name": ffn, "hidden_dim": values.integer(config, "n_inner", 4 * dim)},
+        "ffn": {
+            **values.plain_ffn(config, "activation_function", "gelu_new"),
+            "hidden_dim": values.integer(config, "n_inner", 4 * dim),
+        },
         "norm": {"name": "layernorm", "eps": values.number(config, "layer_norm_epsilon", 1e-5)},
     }

@@ -44,7 +44,7 @@ def model(config: Mapping[str, Any]) -> dict[str, Any]:
         raise values.wrong(
             "layer_types", "MistralForCausalLM has layers of one kind", config["layer_types"]
         )
-    found = llama_layout.model(config, has_biases=False, is_tied=False)
+    found = llama_layout.model(config, has_biases=False, is_tied=False, num_kv_heads=8)
     window = config.get("sliding_window", 4096)
     if window is not None:
         found["bias"] = {"name": "window", "window": values.integer(config, "sliding_window", 4096)}

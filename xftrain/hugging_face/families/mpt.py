@@ -12,6 +12,8 @@ from xftrain.hugging_face.key_map import KeyMap, Rule
 
 ARCHITECTURE, PRECEDENCE = "MptForCausalLM", 4
 
+_LENGTH = 8192  # the class refuses longer texts, and ALiBi has no limit
+
 
 def _slopes(num_heads: int) -> list[float]:
     """The slopes of the class, which has them in another order if H is no power of two."""
@@ -36,8 +38,6 @@ def reasons(facts: Facts) -> list[str]:
         found.append("has a key and value for each query head (model.heads=mha)")
     if facts.has_biases:
         found.append("has no biases (model.linear_bias=false)")
-    if not facts.is_tied:
-        found.append("has tied embeddings (model.tie_embeddings=true)")
     for one in facts.layers:
         bias = one.bias
         is_alibi = bias.slopes is not None and all(
@@ -58,11 +58,12 @@ def config(facts: Facts, max_positions: int) -> dict[str, Any]:
         "n_layers": len(facts.layers),
         "n_heads": facts.num_heads,
         "expansion_ratio": 4,
-        "max_seq_len": max_positions,
+        "max_seq_len": max(max_positions, _LENGTH),
         "layer_norm_epsilon": facts.eps,
         "learned_pos_emb": False,
         "no_bias": True,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": facts.is_tied,
+        "use_cache": True,
         "attn_config": {"model_type": "", "alibi": True, "alibi_bias_max": 8},
     }
 
@@ -87,7 +88,8 @@ def key_map(facts: Facts) -> KeyMap:
             Rule(f"blocks.{index}.{our}.weight", (f"transformer.blocks.{index}.{their}.weight",))
             for our, their in names.items()
         ]
-    return KeyMap(tuple(rules), {}, (), {"lm_head.weight": "transformer.wte.weight"})
+    tied = {"lm_head.weight": "transformer.wte.weight"} if facts.is_tied else None
+    return KeyMap(tuple(rules), {}, (), tied)
 
 
 def model(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,17 +107,14 @@ def model(config: Mapping[str, Any]) -> dict[str, Any]:
     ):
         values.expect(attention, key, *allowed)
     values.expect(config, "expansion_ratio", 4)
-    values.expect(config, "tie_word_embeddings", True)
+    values.expect(config, "logit_scale", None)
     values.expect(config, "no_bias", True)
-    num_heads = values.integer(config, "n_heads", 16)
-    if num_heads & (num_heads - 1):
-        raise values.wrong("n_heads", "the slopes are those of ALiBi for powers of 2", num_heads)
     return {
         "dim": values.integer(config, "d_model", 2048),
         "num_layers": values.integer(config, "n_layers", 24),
-        "num_heads": num_heads,
+        "num_heads": values.integer(config, "n_heads", 16),
         "vocab_size": values.integer(config, "vocab_size", 50368),
-        "tie_embeddings": True,
+        "tie_embeddings": values.flag(config, "tie_word_embeddings", True),
         "linear_bias": False,
         "attn": {"name": "auto"},
         "bias": {"name": "alibi"},

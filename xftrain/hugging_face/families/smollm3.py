@@ -50,7 +50,9 @@ def model(config: Mapping[str, Any]) -> dict[str, Any]:
     has_biases = values.flag(config, "attention_bias", False)
     if values.flag(config, "mlp_bias", False) != has_biases:
         raise values.wrong("mlp_bias", "it must be equal to attention_bias", not has_biases)
-    found = llama_layout.model(config, has_biases=has_biases, is_tied=True)
+    found = llama_layout.model(
+        config, has_biases=has_biases, is_tied=True, num_kv_heads=4, rope_base=2_000_000.0
+    )
     num_layers = found["num_layers"]
     every = values.integer(config, "no_rope_layer_interval", 4)
     rotary = config.get("no_rope_layers")

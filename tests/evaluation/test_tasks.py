@@ -1,0 +1,117 @@
+"""Multiple-choice tasks: log-likelihoods are those of the model, and damaged lines are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xftrain
+from tests.models import gpt
+from tests.train.runs import last, run
+from xftrain.data.tokens.tokenizer import Bpe, Bytes
+from xftrain.errors import ConfigError
+from xftrain.evaluation.likelihood import likelihoods, split_tokens
+from xftrain.evaluation.tasks import Task, read_task, result_of
+
+GOOD = {"query": "2 + 2 =", "choices": [" 3", " 4"], "gold": 1}
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+    return path
+
+
+def test_every_form_of_a_question_is_read(tmp_path: Path) -> None:
+    arc = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answer": "B"}
+    named = {"context": "c", "choices": ["x", "y"], "label": "y"}
+    task = read_task(write(tmp_path / "t.jsonl", GOOD, "", arc, named))
+    assert [(q.context, q.gold) for q in task.questions] == [("2 + 2 =", 1), ("q", 1), ("c", 1)]
+    assert task.name == "t" and not task.malformed
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ({**GOOD, "query": 3}, "no text under one of query"),
+        ({**GOOD, "choices": ["one"]}, "choices is no list of at least two texts"),
+        ({**GOOD, "choices": ["one", ""]}, "choices is no list of at least two texts"),
+        ({**GOOD, "gold": 2}, "no index or text of a choice under one of gold"),
+        ({**GOOD, "gold": True}, "no index or text of a choice"),
+        ('{"query": "\\ud800", "choices": ["a", "b"], "gold": 0}', "half of a surrogate pair"),
+        ("9" * (5 << 20), "not a JSON object"),
+    ],
+)
+def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: object, said: str) -> None:
+    task = read_task(write(tmp_path / "t.jsonl", GOOD, line, GOOD))
+    assert len(task.questions) == 2 and task.malformed[0][0] == 2
+    assert said in task.describe_malformed()
+    with pytest.raises(ConfigError, match="JSONL files with a question in each line"):
+        read_task(write(tmp_path / "u.jsonl", line))
+
+
+@settings(max_examples=30)
+@given(st.text(max_size=12), st.text(min_size=1, max_size=8))
+def test_both_parts_are_the_tokens_of_the_whole(context: str, continuation: str) -> None:
+    bpe = Bpe.train([b"the cat sat on the mat, the cat sat" * 20], 300)
+    for vocabulary in (Bytes(), bpe):
+        before, after = split_tokens(vocabulary, context, continuation)
+        whole = vocabulary.encode(context + continuation)
+        assert before[0] == vocabulary.separator
+        assert [*before[1:], *after] == whole or not context.rstrip()
+
+
+def test_a_likelihood_is_the_sum_of_the_log_probabilities() -> None:
+    model = gpt(scale=3.0).eval()
+    pairs = [([1, 2, 3], [4]), ([5], [6, 7, 8]), ([1], [2]), ([9, 9], [3, 4])]
+    for max_tokens in (1, 5, 1000):
+        all_found = likelihoods(model, pairs, max_tokens)
+        for found, (context, added) in zip(all_found, pairs, strict=True):
+            tokens = torch.tensor([[*context, *added]])
+            with torch.no_grad():
+                logs = model(tokens)[0].log_softmax(-1)
+            places = range(len(context) - 1, tokens.shape[1] - 1)
+            want = sum(float(logs[at, tokens[0, at + 1]]) for at in places)
+            assert found.log_likelihood == pytest.approx(want, abs=1e-4)
+            greedy = all(int(logs[at].argmax()) == int(tokens[0, at + 1]) for at in places)
+            assert (found.is_greedy, found.is_cut) == (greedy, False)
+
+
+def test_a_context_that_is_too_long_is_cut_on_the_left() -> None:
+    model = gpt(scale=3.0).eval()  # of 130 positions
+    context = torch.randint(64, (200,)).tolist()
+    found, same = likelihoods(model, [(context, [1, 2]), (context[-129:], [1, 2])], 1000)
+    assert found.is_cut and not same.is_cut
+    assert found.log_likelihood == pytest.approx(same.log_likelihood)
+
+
+def test_accuracy_counts_the_likeliest_and_the_likeliest_per_byte() -> None:
+    task = read_task_of({"query": "q", "choices": ["ab", "abcdefgh"], "gold": 1}, GOOD)
+    found = result_of(task, [-4.0, -8.0, -1.0, -2.0], num_cut=1)
+    assert (found.accuracy, found.accuracy_per_byte, found.num_cut) == (0.0, 0.5, 1)
+    assert found.metrics()["task/t/acc_stderr"] == 0.0
+
+
+def read_task_of(*records: dict[str, object]) -> Task:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return read_task(write(Path(folder) / "t.jsonl", *records))
+
+
+def test_the_command_evaluates_tasks(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("the cat sat on the mat. " * 400)
+    words = ("data=text", f"data.path={tmp_path / 'corpus.txt'}", "seq=64")
+    run(tmp_path / "run", *words, "max_steps=60", "optim.lr=0.02", "batch_tokens=256")
+    questions = [{"query": "the cat sat on", "choices": [" the mat", " qqzzxx"], "gold": 0}] * 3
+    path = write(tmp_path / "cats.jsonl", *questions, "{")
+    ckpt = last(tmp_path / "run")
+    cfg = xftrain.compose(f"ckpt={ckpt}", f"tasks=[{path}]", "~data", config_name="evaluate")
+    found = xftrain.run(cfg, tmp_path / "e")["metrics"]
+    assert found == {"task/cats/acc": 1.0, "task/cats/acc_norm": 1.0, "task/cats/acc_stderr": 0.0}

@@ -1,0 +1,183 @@
+"""Multiple-choice tasks: the choice that the model finds most likely, from a local file.
+
+A task is a JSONL file in the form that lm-evaluation-harness has for multiple choice: in each line
+a context (`query`, `question` or `context`), the texts to choose from (`choices`), and the index or
+the text of the right one (`gold`, `label` or `answer`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xftrain.errors import ConfigError
+from xftrain.utils.files import open_plain
+from xftrain.utils.printable import one_line
+
+CONTEXT_KEYS = ("query", "question", "context", "ctx")
+GOLD_KEYS = ("gold", "label", "answer")
+_MAX_LINE_BYTES = 1 << 22
+_NUM_NAMED = 3  # malformed lines that are named in the log
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of a task.
+
+    Attributes:
+        context: the text before the choice.
+        choices: the texts to choose from.
+        gold: index of the right one.
+    """
+
+    context: str
+    choices: tuple[str, ...]
+    gold: int
+
+
+@dataclass
+class Task:
+    """The questions of a file.
+
+    Attributes:
+        name: name of the file, without its ending.
+        questions: the questions.
+        malformed: for each line that is no question, its number and the reason.
+    """
+
+    name: str
+    questions: list[Question] = field(default_factory=list)
+    malformed: list[tuple[int, str]] = field(default_factory=list)
+
+    def describe_malformed(self) -> str:
+        """How many lines are malformed, and the first ones with their reasons."""
+        named = "; ".join(f"line {n}: {reason}" for n, reason in self.malformed[:_NUM_NAMED])
+        more = ", ..." if len(self.malformed) > _NUM_NAMED else ""
+        return f"{len(self.malformed)} lines are no questions and are left out ({named}{more})"
+
+
+def read_task(path: Path) -> Task:
+    """Reads a task.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no question.
+    """
+    task = Task(one_line(path.stem))
+    try:
+        with open_plain(path) as file:
+            for number, line in enumerate(_lines(file), start=1):
+                if not line.strip():
+                    continue
+                try:
+                    task.questions.append(_question(line))
+                except ValueError as error:
+                    task.malformed.append((number, one_line(str(error))[:100]))
+    except OSError as error:
+        raise ConfigError(
+            f"tasks must be JSONL files, and {one_line(str(path))} cannot be read "
+            f"({error.strerror or error}): give the path of one."
+        ) from error
+    if not task.questions:
+        said = f": {task.describe_malformed()}" if task.malformed else ", and it is empty"
+        raise ConfigError(
+            f"tasks must be JSONL files with a question in each line, got {one_line(str(path))} "
+            f"without any{said}; a line is "
+            '{"query": "2 + 2 =", "choices": [" 3", " 4"], "gold": 1}.'
+        )
+    return task
+
+
+def _lines(file: Any) -> Iterator[bytes]:
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        if len(line) > _MAX_LINE_BYTES:
+            while len(line) > _MAX_LINE_BYTES and not line.endswith(b"\n"):
+                line = file.readline(_MAX_LINE_BYTES + 1)
+            line = b'"longer than 4 MiB"'
+        yield line
+
+
+def _question(line: bytes) -> Question:
+    """Reads one line; raises ValueError with what is wrong."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("not JSON") from error
+    if not isinstance(record, Mapping):
+        raise ValueError("not a JSON object")
+    context = next((record[key] for key in CONTEXT_KEYS if key in record), None)
+    if not isinstance(context, str):
+        raise ValueError(f"no text under one of {', '.join(CONTEXT_KEYS)}")
+    choices = record.get("choices")
+    if isinstance(choices, Mapping):  # as ARC has them: {"text": [...], "label": [...]}
+        labels, choices = choices.get("label"), choices.get("text")
+    else:
+        labels = None
+    is_list = isinstance(choices, list) and len(choices) > 1
+    if not is_list or not all(isinstance(one, str) and one for one in choices or ()):
+        raise ValueError("choices is no list of at least two texts")
+    assert isinstance(choices, list)
+    gold = next((record[key] for key in GOLD_KEYS if key in record), None)
+    for names in (labels, choices):
+        if isinstance(gold, str) and isinstance(names, list) and gold in names:
+            gold = names.index(gold)
+    if isinstance(gold, str) and gold.isascii() and gold.isdigit():
+        gold = int(gold)
+    if type(gold) is not int or not 0 <= gold < len(choices):
+        raise ValueError(f"no index or text of a choice under one of {', '.join(GOLD_KEYS)}")
+    try:
+        "".join((context, *choices)).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("half of a surrogate pair") from error
+    return Question(context, tuple(choices), gold)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """How many questions a model answers as it should.
+
+    Attributes:
+        name: the task.
+        num_questions: number of questions.
+        accuracy: share of the questions whose likeliest choice is right.
+        accuracy_per_byte: the same with log-likelihoods divided by the bytes of the choice, which
+            lm-evaluation-harness calls `acc_norm`.
+        num_cut: number of contexts that were cut on the left, as the model has too few positions.
+    """
+
+    name: str
+    num_questions: int
+    accuracy: float
+    accuracy_per_byte: float
+    num_cut: int
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the accuracy; 0 for a single question."""
+        spread = self.accuracy * (1 - self.accuracy)
+        return math.sqrt(spread / (self.num_questions - 1)) if self.num_questions > 1 else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """The figures by their names in `result.json`."""
+        return {
+            f"task/{self.name}/acc": self.accuracy,
+            f"task/{self.name}/acc_norm": self.accuracy_per_byte,
+            f"task/{self.name}/acc_stderr": self.standard_error,
+        }
+
+
+def result_of(task: Task, log_likelihoods: Sequence[float], num_cut: int) -> TaskResult:
+    """The result of a task, from the log-likelihoods of all choices of all questions, in order."""
+    at, right, right_per_byte = 0, 0, 0
+    for question in task.questions:
+        found = log_likelihoods[at : at + len(question.choices)]
+        at += len(question.choices)
+        right += max(range(len(found)), key=found.__getitem__) == question.gold
+        per_byte = [x / len(c.encode()) for x, c in zip(found, question.choices, strict=True)]
+        right_per_byte += max(range(len(found)), key=per_byte.__getitem__) == question.gold
+    assert at == len(log_likelihoods)
+    size = len(task.questions)
+    return TaskResult(task.name, size, right / size, right_per_byte / size, num_cut)
