@@ -122,7 +122,12 @@ def _config(folder: HubFolder, named: str) -> ModelConfig:
             f"{named} is said to have {num_layers:,} layers, and at most {most:,} can be read, as "
             f"it has {len(folder.weights):,} weights: give another one."
         )
-    return model_of({"model": node})
+    try:
+        return model_of({"model": node})
+    except ConfigError as error:
+        raise ConfigError(
+            f"{named}: its config.json describes a model that cannot be built: {error}"
+        ) from error
 
 
 def _checked_shapes(

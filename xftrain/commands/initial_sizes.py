@@ -13,11 +13,12 @@ from xftrain.utils.printable import one_line, shortened
 
 EMBEDDING, HEAD, POSITIONS = "embed.weight", "head.weight", "pos.table.weight"
 _BLOCKS = "blocks."
-# Keys of `model` that the shapes of the weights decide, and those that change only how it trains.
-_SHAPES = ("dim", "num_layers", "vocab_size", "tie_embeddings", "linear_bias", "heads")
-_TRAINING = ("attn", "dropout", "init_std", "residual_dtype")
-_PREFIXES = tuple(f"model.{key}" for key in (*_SHAPES, *_TRAINING, "activation_"))
-_ENDINGS = (".impl", ".hidden_dim", ".max_positions")
+# Keys of `model` that change only how it trains, and those that the shapes of the weights decide.
+_TRAINING = ("model.attn", "model.dropout", "model.init_std", "model.residual_dtype")
+_TRAINING_PREFIXES = (*_TRAINING, "model.activation_")
+_SIZES = ("dim", "num_layers", "vocab_size", "tie_embeddings", "linear_bias", "heads")
+_SIZE_PREFIXES = tuple(f"model.{key}" for key in _SIZES)
+_SIZE_ENDINGS = (".hidden_dim", ".max_positions")
 _MAX_SHOWN = 5  # names or keys in a message
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -116,24 +117,52 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_MAX_SHOWN]) + more
 
 
-def differing_options(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What two `model` nodes compute differently, beyond what the shapes of their weights show.
+def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """The keys in which two `model` nodes differ, and that change what the model computes.
 
     Args:
         there: the node of the model that the weights are of, which may be untrusted.
         here: the node of this run.
 
     Returns:
-        Each as `model.norm.eps=1e-06 (here 1e-05)`.
+        For each key that both have, a text as `model.norm.eps=1e-06 (here 1e-05)`.
     """
     before, after = (flat({"model": node}) for node in (there, here))
-    return [
-        f"{one_line(key)[:100]}={_shown(before[key])} (here {_shown(after[key])})"
+    return {
+        key: f"{one_line(key)[:100]}={_shown(before[key])} (here {_shown(after[key])})"
         for key in differences({"model": there}, {"model": here})
         if key in before and key in after
-        if not key.startswith(_PREFIXES) and not key.endswith(_ENDINGS)
+        if not key.startswith(_TRAINING_PREFIXES) and not key.endswith(".impl")
+    }
+
+
+def without_sizes(differing: Mapping[str, str]) -> list[str]:
+    """The texts of the keys that do not show in the shapes of the weights."""
+    return [
+        text
+        for key, text in differing.items()
+        if not key.startswith(_SIZE_PREFIXES) and not key.endswith(_SIZE_ENDINGS)
     ]
 
 
+def matching_overrides(there: Mapping[str, Any], differing: Iterable[str]) -> str:
+    """The overrides that give the model of the weights, except for a pattern of layers."""
+    values = flat({"model": there})
+    words: dict[str, None] = {}
+    for key in differing:
+        part = key.rpartition(".")[0]
+        if key.startswith("model.layers."):
+            continue
+        if not key.endswith(".name"):
+            words[f"{key}={_shown(values[key])}"] = None
+            continue
+        words[f"{part}={_shown(values[key])}"] = None
+        for own in [one for one in values if one.startswith(f"{part}.") and one != key]:
+            if not own.endswith(".impl"):
+                words[f"{own}={_shown(values[own])}"] = None
+    return " ".join(words)
+
+
 def _shown(value: Any) -> str:
+    value = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
     return shortened(one_line(str(value)), 60)

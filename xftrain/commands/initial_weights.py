@@ -24,8 +24,10 @@ from xftrain.commands.initial_sizes import (
     EMBEDDING,
     HEAD,
     Shapes,
-    differing_options,
+    differing_keys,
+    matching_overrides,
     refuse_other_sizes,
+    without_sizes,
 )
 from xftrain.config.run_config import RunConfig
 from xftrain.data.tokens.vocabulary import describe
@@ -55,6 +57,7 @@ class InitialWeights:
         read: returns the weights; a mapping may read each when it is asked for.
         model: the `model` node of the model that they are of; empty if it is unknown.
         saved: the checkpoint's own entry, `xftrain`; empty if they are of no checkpoint.
+        is_hub: whether they are of a Hugging Face folder.
     """
 
     named: str
@@ -62,6 +65,7 @@ class InitialWeights:
     read: Callable[[], Mapping[str, Tensor]]
     model: Mapping[str, Any] = field(default_factory=dict)
     saved: Mapping[str, Any] = field(default_factory=dict)
+    is_hub: bool = False
 
     def check(self, cfg: RunConfig, data: DataSource | None) -> None:
         """Compares the vocabulary and all sizes with those of the run.
@@ -81,12 +85,15 @@ class InitialWeights:
             num_tokens, num_rows = data.vocab_size, builder.vocab_size(cfg.model, data)
         with torch.device("meta"):
             model = builder.assemble(cfg.model, num_rows)
-        differing = differing_options(self.model, cfg.to_dict()["model"])
-        refuse_other_sizes(self.named, self.shapes, model, num_tokens, differing)
-        if differing and data is not None:
+        differing = differing_keys(self.model, cfg.to_dict()["model"])
+        if self.is_hub and differing and data is None:
+            words = matching_overrides(self.model, differing)
+            log.info("%s: the overrides of its model are %s", self.named, words)
+        refuse_other_sizes(self.named, self.shapes, model, num_tokens, differing.values())
+        if data is not None and (others := without_sizes(differing)):
             log.warning(
                 "%s: its model has %s, so this run does not begin with the same function",
-                *(self.named, ", ".join(differing)),
+                *(self.named, ", ".join(others)),
             )
 
     @property
@@ -163,8 +170,8 @@ def _described(path: Path) -> InitialWeights:
     refuse_escaping_path(path, named)
     if path.is_dir():
         hub = read_hub_model(path, KEY)
-        node = hub.config.to_dict()
-        return InitialWeights(named, hub.weights.shapes, lambda: _checked(hub.weights), node)
+        shapes, node = hub.weights.shapes, hub.config.to_dict()
+        return InitialWeights(named, shapes, lambda: _checked(hub.weights), node, is_hub=True)
     if path.suffix == ".safetensors":
         file = SafetensorsFile(real_path(path) or path, named)
         return InitialWeights(named, file.shapes, lambda: file)
