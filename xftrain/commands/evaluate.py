@@ -99,7 +99,15 @@ def _tasks(config: EvaluateConfig) -> list[Task]:
     if config.data is None and not config.tasks:
         raise ConfigError("~data evaluates tasks alone, and tasks is empty: give one.")
     registry.check_own_classes([config.data] if config.data is not None else [])
-    return [read_task(expand_home("tasks", path)) for path in config.tasks]
+    tasks = [read_task(expand_home("tasks", path)) for path in config.tasks]
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"tasks must be files of different names, by which result.json lists them, got "
+                f"{name} {names.count(name)} times: rename one."
+            )
+    return tasks
 
 
 def _data(config: EvaluateConfig, option: OptionConfig, trained: TrainedModel) -> DataSource:

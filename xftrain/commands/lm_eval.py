@@ -26,7 +26,8 @@ from xftrain.generation.generate import generate_texts
 from xftrain.generation.sampling import Sampling
 from xftrain.train import hardware
 
-_NEW_TOKENS = 256  # of a generated text, if a task does not say how many
+_NEW_TOKENS = 256  # of a generated text, if a task does not say how many; at most half of a context
+_NEW_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _AT_ONCE = 32  # texts that are generated at once
 
 
@@ -110,8 +111,9 @@ class XftrainLM(LM):  # type: ignore[misc]  # the extra may be missing
 
     def _generated(self, contexts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
         """Continues texts with the options of a task."""
-        num_tokens = int(options.get("max_gen_toks", _NEW_TOKENS))
         limit = self._model.max_positions
+        default = _NEW_TOKENS if limit is None else min(_NEW_TOKENS, max(1, limit // 2))
+        num_tokens = next((int(options[k]) for k in _NEW_TOKENS_KEYS if options.get(k)), default)
         if limit is not None and num_tokens > limit:
             raise ConfigError(f"max_gen_toks must be at most {limit} for ckpt, got {num_tokens}.")
         separator = self._vocabulary.separator
@@ -128,7 +130,8 @@ class XftrainLM(LM):  # type: ignore[misc]  # the extra may be missing
         decode: Callable[[list[int]], str] = getattr(
             self._vocabulary, "decode_rest", self._vocabulary.decode
         )
-        stops = Stops(separator, (until,) if isinstance(until, str) else tuple(until), decode)
+        strings = (until,) if isinstance(until, str) else until
+        stops = Stops(separator, tuple(string for string in strings if string), decode)
         size = self._vocabulary.vocab_size
         with self._precision():
             made = generate_texts(
