@@ -123,6 +123,7 @@ def test_accuracy_counts_the_likeliest_and_the_likeliest_per_byte() -> None:
     task = read_task_of({"query": "q", "choices": ["ab", "abcdefgh"], "gold": 1}, GOOD)
     found = result_of(task, [-4.0, -8.0, -1.0, -2.0], num_cut=1)
     assert (found.accuracy, found.accuracy_per_byte, found.num_cut) == (0.0, 0.5, 1)
+    assert found.metrics()["task/t/acc_norm"] == found.accuracy_per_character == 0.5
     assert found.metrics()["task/t/acc_stderr"] == 0.0
 
 
@@ -142,7 +143,8 @@ def test_the_command_evaluates_tasks(tmp_path: Path) -> None:
     ckpt = last(tmp_path / "run")
     cfg = xftrain.compose(f"ckpt={ckpt}", f"tasks=[{path}]", "~data", config_name="evaluate")
     found = xftrain.run(cfg, tmp_path / "e")["metrics"]
-    assert found == {"task/cats/acc": 1.0, "task/cats/acc_norm": 1.0, "task/cats/acc_stderr": 0.0}
+    names = ("acc", "acc_norm", "acc_bytes", "acc_stderr")
+    assert found == {f"task/cats/{name}": float(name != "acc_stderr") for name in names}
 
 
 def test_tasks_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_out_of_memory_names_what_saves_the_most_by_the_same_prediction():
     settings = options(attn="sdpa", num_layers=12, ffn="gelu")
     batch = batch_of(32, 1024)
     place, data = (CPU, "32-true", torch.float32), (Counting(1024, 32, 0), Full(), 50304, batch)
-    said = str(out_of_memory(MemoryError(), Prepared(settings, {}, *place, None, *data)))
+    said = str(out_of_memory(MemoryError(), Prepared(settings, {}, *place, None, None, *data)))
     found = re.findall(r"(?:most: |, )([^,]*)(?:, or auto[^,]*)? \(about ([\d.]+) GiB\)", said)
     assert found[0][0] == "loss=chunked"
     assert float(found[0][1]) == pytest.approx((32 - 4) * 1024 * 50304 * 12 / 2**30, rel=0.1)
@@ -183,10 +183,10 @@ def test_out_of_memory_names_what_saves_the_most_by_the_same_prediction():
     assert len(saved) == 3 and saved == sorted(saved, reverse=True)
 
     graphed = changed(settings, {"compile": "cudagraphs"})  # refuses most of that
-    said = str(out_of_memory(MemoryError(), Prepared(graphed, {}, *place, None, *data)))
+    said = str(out_of_memory(MemoryError(), Prepared(graphed, {}, *place, None, None, *data)))
     assert "model.activation_checkpointing=ffn (about" in said
     assert "=true" not in said and "accumulate" not in said
 
     graphed = changed(graphed, {"model.activation_checkpointing": "ffn"})
-    offered = [text for text, _ in _changed(Prepared(graphed, {}, *place, None, *data))]
+    offered = [text for text, _ in _changed(Prepared(graphed, {}, *place, None, None, *data))]
     assert offered[0] == "model.activation_budget=0.5" and "checkpointing" not in " ".join(offered)

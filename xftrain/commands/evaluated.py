@@ -144,7 +144,7 @@ def evaluate_tasks(
     if results:
         rows = [
             [one.name, str(one.num_questions), f"{one.accuracy:.4f} ± {one.standard_error:.4f}"]
-            + [f"{one.accuracy_per_byte:.4f}"]
+            + [f"{one.accuracy_per_character:.4f}"]
             for one in results
         ]
         log.info("tasks:\n%s", table(["task", "questions", "acc", "acc_norm"], rows))

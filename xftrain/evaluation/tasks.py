@@ -172,15 +172,16 @@ class TaskResult:
         name: the task.
         num_questions: number of questions.
         accuracy: share of the questions whose likeliest choice is right.
-        accuracy_per_byte: the same with log-likelihoods divided by the bytes of the choice, without
-            a delimiter. The `acc_norm` of lm-evaluation-harness divides by characters, and its
-            `acc_bytes` by bytes, which is the same for ASCII.
+        accuracy_per_character: the same with log-likelihoods divided by the characters of the
+            choice, without a delimiter, as `acc_norm` of lm-evaluation-harness.
+        accuracy_per_byte: the same with its bytes in UTF-8, as `acc_bytes` there.
         num_cut: number of contexts that were cut on the left, as the model has too few positions.
     """
 
     name: str
     num_questions: int
     accuracy: float
+    accuracy_per_character: float
     accuracy_per_byte: float
     num_cut: int
 
@@ -194,20 +195,26 @@ class TaskResult:
         """The figures by their names in `result.json`."""
         return {
             f"task/{self.name}/acc": self.accuracy,
-            f"task/{self.name}/acc_norm": self.accuracy_per_byte,
+            f"task/{self.name}/acc_norm": self.accuracy_per_character,
+            f"task/{self.name}/acc_bytes": self.accuracy_per_byte,
             f"task/{self.name}/acc_stderr": self.standard_error,
         }
 
 
 def result_of(task: Task, log_likelihoods: Sequence[float], num_cut: int) -> TaskResult:
     """The result of a task, from the log-likelihoods of all choices of all questions, in order."""
-    at, right, right_per_byte = 0, 0, 0
+    at, right = 0, [0, 0, 0]
     for question in task.questions:
         found = log_likelihoods[at : at + len(question.choices)]
         at += len(question.choices)
-        right += max(range(len(found)), key=found.__getitem__) == question.gold
-        per_byte = [x / len(c.encode()) for x, c in zip(found, question.choices, strict=True)]
-        right_per_byte += max(range(len(found)), key=per_byte.__getitem__) == question.gold
+        lengths = [
+            [1] * len(found),
+            [len(choice) for choice in question.choices],
+            [len(choice.encode()) for choice in question.choices],
+        ]
+        for kind, sizes in enumerate(lengths):
+            scores = [x / size for x, size in zip(found, sizes, strict=True)]
+            right[kind] += max(range(len(scores)), key=scores.__getitem__) == question.gold
     assert at == len(log_likelihoods)
     size = len(task.questions)
-    return TaskResult(task.name, size, right / size, right_per_byte / size, num_cut)
+    return TaskResult(task.name, size, *(count / size for count in right), num_cut)
