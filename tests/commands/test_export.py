@@ -95,8 +95,8 @@ def test_the_weights_of_the_folder_are_those_of_the_checkpoint(
 
 def xftrain_model(ckpt: Path) -> tuple[Any, Any]:
     from xftrain.commands.trained_model import load_trained_model
+    from xftrain.config.command_configs import ExportConfig
     from xftrain.config.compose import validate_as
-    from xftrain.config.run_config import ExportConfig
 
     cfg = xftrain.compose(f"ckpt={ckpt}", config_name="export")
     trained = load_trained_model(cfg, validate_as(ExportConfig, cfg))

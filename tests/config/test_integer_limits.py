@@ -8,9 +8,10 @@ from typing import Any, get_args, get_origin
 import pytest
 
 from xftrain.config import registry
+from xftrain.config.command_configs import SampleConfig
 from xftrain.config.compose import compose, model_of, validate
 from xftrain.config.fields import MAX_INTEGER
-from xftrain.config.run_config import GPTConfig, RunConfig, SampleConfig, TrainerConfig
+from xftrain.config.run_config import GPTConfig, RunConfig, TrainerConfig
 from xftrain.config.schema import schema_of
 from xftrain.config.signatures import Field
 from xftrain.config.values import check_fields

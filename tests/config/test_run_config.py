@@ -15,18 +15,10 @@ from tests.train.runs import small
 from xftrain.commands.builder import build_model
 from xftrain.config import compose as composing
 from xftrain.config import root_schema
+from xftrain.config.command_configs import DoctorConfig, EvaluateConfig, InfoConfig, SampleConfig
 from xftrain.config.compose import compose, validate, validate_as
 from xftrain.config.option_config import OptionConfig
-from xftrain.config.run_config import (
-    DoctorConfig,
-    EvaluateConfig,
-    InfoConfig,
-    LayersConfig,
-    ModelConfig,
-    RunConfig,
-    SampleConfig,
-    TrainerConfig,
-)
+from xftrain.config.run_config import LayersConfig, ModelConfig, RunConfig, TrainerConfig
 from xftrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

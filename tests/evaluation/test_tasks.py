@@ -29,9 +29,34 @@ def write(path: Path, *lines: object) -> Path:
 def test_every_form_of_a_question_is_read(tmp_path: Path) -> None:
     arc = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answer": "B"}
     named = {"context": "c", "choices": ["x", "y"], "label": "y"}
-    task = read_task(write(tmp_path / "t.jsonl", GOOD, "", arc, named))
-    assert [(q.context, q.gold) for q in task.questions] == [("2 + 2 =", 1), ("q", 1), ("c", 1)]
+    numbered = {
+        "ctx": "n",
+        "choices": {"text": ["2", "9"], "label": ["1", "2"]},
+        "answerKey": "2",
+    }
+    index = {"query": "i", "choices": ["x", "y"], "label": "1"}
+    task = read_task(write(tmp_path / "t.jsonl", GOOD, "", arc, named, numbered, index))
+    golds = [("2 + 2 =", 1), ("q", 1), ("c", 1), ("n", 1), ("i", 1)]
+    assert [(q.context, q.gold) for q in task.questions] == golds
     assert task.name == "t" and not task.malformed
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, [" 3", " 4"]),  # as lm-evaluation-harness joins them
+        ({"choices": [" 3", "4"]}, [" 3", " 4"]),
+        ({"query": "2 + 2 = "}, ["3", "4"]),
+        ({"target_delimiter": ""}, ["3", "4"]),
+        ({"target_delimiter": "\n"}, ["\n3", "\n4"]),
+    ],
+)
+def test_a_blank_separates_context_and_choice(
+    tmp_path: Path, changed: dict[str, object], said: list[str]
+) -> None:
+    line = {"query": "2 + 2 =", "choices": ["3", "4"], "gold": 1, **changed}
+    (question,) = read_task(write(tmp_path / "t.jsonl", line)).questions
+    assert question.continuations == said
 
 
 @pytest.mark.parametrize(
@@ -44,6 +69,9 @@ def test_every_form_of_a_question_is_read(tmp_path: Path) -> None:
         ({**GOOD, "choices": ["one", ""]}, "choices is no list of at least two texts"),
         ({**GOOD, "gold": 2}, "no index or text of a choice under one of gold"),
         ({**GOOD, "gold": True}, "no index or text of a choice"),
+        ({**GOOD, "gold": "9" * 5000}, "no index or text of a choice"),
+        ({**GOOD, "choices": ["1", "0"], "gold": "1"}, "index of one choice and the text of ano"),
+        ({**GOOD, "target_delimiter": 1}, "target_delimiter is no text"),
         ('{"query": "\\ud800", "choices": ["a", "b"], "gold": 0}', "half of a surrogate pair"),
         ("9" * (5 << 20), "not a JSON object"),
     ],
@@ -109,9 +137,18 @@ def test_the_command_evaluates_tasks(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("the cat sat on the mat. " * 400)
     words = ("data=text", f"data.path={tmp_path / 'corpus.txt'}", "seq=64")
     run(tmp_path / "run", *words, "max_steps=60", "optim.lr=0.02", "batch_tokens=256")
-    questions = [{"query": "the cat sat on", "choices": [" the mat", " qqzzxx"], "gold": 0}] * 3
+    questions = [{"query": "the cat sat on", "choices": ["the mat", "qqzzxx"], "gold": 0}] * 3
     path = write(tmp_path / "cats.jsonl", *questions, "{")
     ckpt = last(tmp_path / "run")
     cfg = xftrain.compose(f"ckpt={ckpt}", f"tasks=[{path}]", "~data", config_name="evaluate")
     found = xftrain.run(cfg, tmp_path / "e")["metrics"]
     assert found == {"task/cats/acc": 1.0, "task/cats/acc_norm": 1.0, "task/cats/acc_stderr": 0.0}
+
+
+def test_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    paths = [write(folder / "cats.jsonl", GOOD) for folder in (tmp_path, tmp_path / "a")]
+    words = (f"tasks=[{paths[0]},{paths[1]}]", "~data", "ckpt=none.ckpt")
+    cfg = xftrain.compose(*words, config_name="evaluate")
+    with pytest.raises(ConfigError, match="tasks must be files of different names"):
+        xftrain.run(cfg, tmp_path / "e")

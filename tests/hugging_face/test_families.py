@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from tests.hugging_face.exports import CASES, config_of, model_of, write
 from tests.models import VOCAB, options, random_tokens
@@ -15,6 +16,7 @@ from xftrain.generation.generate import generate_texts
 from xftrain.generation.sampling import Sampling
 from xftrain.hugging_face.facts import describe
 from xftrain.hugging_face.family import families, family_for
+from xftrain.hugging_face.folder import read_folder
 
 LENGTHS = (1, 5, 12, 40)  # of the prompts, in tokens
 NUM_TOKENS = 64
@@ -102,3 +104,14 @@ def test_what_no_class_computes_is_refused_with_the_nearest() -> None:
     facts = describe(assemble(made, VOCAB))
     assert all(family.reasons(facts) for family in families())  # learned positions and rope too
     assert len({family.PRECEDENCE for family in families()}) == len(families())
+
+
+def test_names_without_the_prefix_of_the_model_are_read(tmp_path: Path) -> None:
+    write(tmp_path, model_of(config_of("gpt2")))
+    expected = dict(read_folder(tmp_path).weights)
+    bare = {name.removeprefix("transformer."): weight for name, weight in expected.items()}
+    assert "lm_head.weight" in bare and "h.1.ln_1.bias" in bare
+    save_file(bare, tmp_path / "model.safetensors")
+    found = read_folder(tmp_path).weights
+    assert found.keys() == expected.keys() == found.shapes.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

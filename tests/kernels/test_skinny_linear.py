@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xftrain.kernels.skinny_linear import RowNorm, skinny_linear, supports, with_torch
+from xftrain.kernels.skinny_linear import (
+    RowNorm,
+    SkinnyWeights,
+    skinny_linear,
+    supports,
+    with_torch,
+)
 
 
 def arguments(B, I, O, *, norm, gated, bias, residual, activation, device="cpu"):  # noqa: E741
@@ -61,7 +67,8 @@ def test_the_reference_is_what_the_modules_compute(norm, gated, bias, residual, 
         "none": nn.Identity(),
     }[activation]
     out = act(out[:, :40]) * out[:, 40:] if gated else act(out)
-    assert torch.allclose(with_torch(*given), out if added is None else out + added)
+    found = with_torch(given[0], SkinnyWeights.of(weight, b, row_norm), *given[4:])
+    assert torch.allclose(found, out if added is None else out + added)
 
 
 @pytest.mark.cuda
@@ -80,8 +87,7 @@ def test_the_kernel_agrees(norm, gated, bias, residual, activation, B, I, O, dty
     if row_norm is not None:
         shift = row_norm.bias if row_norm.bias is None else row_norm.bias.to(dtype)
         row_norm = RowNorm(row_norm.weight.to(dtype), shift, 1e-5, row_norm.is_centered)
-    out = skinny_linear(
-        x, weight, b, norm=row_norm, activation=activation, is_gated=gated, residual_BO=added
-    )
-    want = with_torch(x, weight, b, row_norm, *rest, added)
+    weights = SkinnyWeights.of(weight, b, row_norm)
+    out = skinny_linear(x, weights, activation=activation, is_gated=gated, residual_BO=added)
+    want = with_torch(x, weights, *rest, added)
     assert torch.allclose(out.float(), want.float(), rtol=2e-2, atol=4e-2)

@@ -14,9 +14,9 @@ from xftrain.benchmark.session import run_suite
 from xftrain.benchmark.tables import table
 from xftrain.commands.result_file import recorded, run_dir_for
 from xftrain.config import registry
+from xftrain.config.command_configs import DoctorConfig
 from xftrain.config.compose import validate_as
 from xftrain.config.option_config import OptionConfig
-from xftrain.config.run_config import DoctorConfig
 from xftrain.errors import ConfigError
 from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder

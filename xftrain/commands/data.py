@@ -12,8 +12,8 @@ from xftrain.commands.data_report import DataReport
 from xftrain.commands.prepare import prepare
 from xftrain.commands.result_file import recorded, run_dir_for
 from xftrain.commands.shown_rows import shown_rows
+from xftrain.config.command_configs import DataConfig
 from xftrain.config.compose import validate_as
-from xftrain.config.run_config import DataConfig
 from xftrain.errors import ConfigError
 from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder

@@ -15,9 +15,9 @@ from xftrain.commands.result_file import recorded, run_dir_for
 from xftrain.commands.saved_choices import SavedChoices, choose_kernel
 from xftrain.commands.trained_model import TrainedModel, load_trained_model
 from xftrain.config import registry
+from xftrain.config.command_configs import EvaluateConfig
 from xftrain.config.compose import validate_as
 from xftrain.config.option_config import OptionConfig
-from xftrain.config.run_config import EvaluateConfig
 from xftrain.errors import ConfigError
 from xftrain.evaluation.scores import parts_of
 from xftrain.evaluation.tasks import Task, read_task
@@ -99,7 +99,15 @@ def _tasks(config: EvaluateConfig) -> list[Task]:
     if config.data is None and not config.tasks:
         raise ConfigError("~data evaluates tasks alone, and tasks is empty: give one.")
     registry.check_own_classes([config.data] if config.data is not None else [])
-    return [read_task(expand_home("tasks", path)) for path in config.tasks]
+    tasks = [read_task(expand_home("tasks", path)) for path in config.tasks]
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"tasks must be files of different names, by which result.json lists them, got "
+                f"{name} {names.count(name)} times: rename one."
+            )
+    return tasks
 
 
 def _data(config: EvaluateConfig, option: OptionConfig, trained: TrainedModel) -> DataSource:

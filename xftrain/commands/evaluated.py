@@ -124,9 +124,9 @@ def evaluate_tasks(
         if task.malformed:
             log.warning("tasks: %s: %s", task.name, task.describe_malformed())
         pairs = [
-            split_tokens(trained.vocabulary, question.context, choice)
+            split_tokens(trained.vocabulary, question.context, continuation)
             for question in task.questions
-            for choice in question.choices
+            for continuation in question.continuations
         ]
         if not all(context and continuation for context, continuation in pairs):
             raise ConfigError(

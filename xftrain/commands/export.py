@@ -13,8 +13,8 @@ from torch import Tensor
 
 from xftrain.commands.result_file import recorded, run_dir_for
 from xftrain.commands.trained_model import TrainedModel, load_trained_model
+from xftrain.config.command_configs import ExportConfig
 from xftrain.config.compose import validate_as
-from xftrain.config.run_config import ExportConfig
 from xftrain.errors import ConfigError
 from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder

@@ -14,8 +14,8 @@ from xftrain.commands import builder
 from xftrain.commands.prepare import Prepared, prepare
 from xftrain.commands.result_file import recorded, run_dir_for
 from xftrain.commands.saved_choices import SavedChoices, choose_kernel
+from xftrain.config.command_configs import InfoConfig
 from xftrain.config.compose import validate_as
-from xftrain.config.run_config import InfoConfig
 from xftrain.errors import ConfigError
 from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder

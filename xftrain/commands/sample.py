@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from xftrain.commands.result_file import recorded, run_dir_for
 from xftrain.commands.streamed_text import StreamedText
 from xftrain.commands.trained_model import TrainedModel, load_trained_model
+from xftrain.config.command_configs import SampleConfig
 from xftrain.config.compose import validate_as
-from xftrain.config.run_config import SampleConfig
 from xftrain.errors import ConfigError
 from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder

@@ -18,10 +18,11 @@ from torch import Tensor
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.commands import builder
 from xftrain.commands.hub_trained import load_hub_folder
+from xftrain.config.command_configs import CheckpointConfig
 from xftrain.config.compose import model_of
 from xftrain.config.composed_parts import with_own_parts
 from xftrain.config.layer_pattern import layer_names
-from xftrain.config.run_config import CheckpointConfig, ModelConfig
+from xftrain.config.run_config import ModelConfig
 from xftrain.data.tokens.vocabulary import old_checkpoint_vocabulary, rebuild
 from xftrain.errors import ConfigError, first_line
 from xftrain.interfaces import Vocabulary

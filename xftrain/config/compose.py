@@ -21,6 +21,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from xftrain.config.checks import check_sizes, cross_checked
+from xftrain.config.command_configs import (
+    CheckpointConfig,
+    CommandConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    ExportConfig,
+    SampleConfig,
+)
 from xftrain.config.composed_parts import ComposedPart
 from xftrain.config.composition_errors import sentence
 from xftrain.config.layer_pattern import checked_layers
@@ -36,19 +44,7 @@ from xftrain.config.overrides import (
 from xftrain.config.python_o import refuse_unreadable
 from xftrain.config.registry import ENTRY_GROUPS, GROUPS, conf_dir, literals, public_names
 from xftrain.config.root_schema import config_type_of
-from xftrain.config.run_config import (
-    CheckpointConfig,
-    CommandConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    ExportConfig,
-    GPTConfig,
-    ModelConfig,
-    Options,
-    RunConfig,
-    SampleConfig,
-    TrainerConfig,
-)
+from xftrain.config.run_config import GPTConfig, ModelConfig, Options, RunConfig, TrainerConfig
 from xftrain.config.schema import schema_of
 from xftrain.config.values import check_fields
 from xftrain.errors import ConfigError

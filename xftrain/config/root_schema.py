@@ -10,19 +10,18 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from xftrain.config.overrides import slug
-from xftrain.config.registry import literals
-from xftrain.config.run_config import (
+from xftrain.config.command_configs import (
     CommandConfig,
-    Config,
     DataConfig,
     DoctorConfig,
     EvaluateConfig,
     ExportConfig,
     InfoConfig,
-    RunConfig,
     SampleConfig,
 )
+from xftrain.config.overrides import slug
+from xftrain.config.registry import literals
+from xftrain.config.run_config import Config, RunConfig
 from xftrain.config.schema import holds_options
 from xftrain.utils import redaction
 

@@ -1,8 +1,9 @@
 """Multiple-choice tasks: the choice that the model finds most likely, from a local file.
 
 A task is a JSONL file in the form that lm-evaluation-harness has for multiple choice: in each line
-a context (`query`, `question` or `context`), the texts to choose from (`choices`), and the index or
-the text of the right one (`gold`, `label` or `answer`).
+a context (`query`, `question` or `context`), the texts to choose from (`choices`), the index or the
+text of the right one (`gold`, `label` or `answer`), and, optionally, the text between context and
+choice (`target_delimiter`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from xftrain.utils.files import open_plain
 from xftrain.utils.printable import one_line
 
 CONTEXT_KEYS = ("query", "question", "context", "ctx")
-GOLD_KEYS = ("gold", "label", "answer")
+GOLD_KEYS = ("gold", "label", "answer", "answerKey")
+DELIMITER_KEY = "target_delimiter"
 _MAX_LINE_BYTES = 1 << 22
+_MAX_DIGITS = 10  # of an index that is written as text
 _NUM_NAMED = 3  # malformed lines that are named in the log
 
 
@@ -32,11 +35,24 @@ class Question:
         context: the text before the choice.
         choices: the texts to choose from.
         gold: index of the right one.
+        delimiter: the text between the context and a choice; None for a blank, as
+            lm-evaluation-harness has it, unless there is whitespace on either side.
     """
 
     context: str
     choices: tuple[str, ...]
     gold: int
+    delimiter: str | None = None
+
+    @property
+    def continuations(self) -> list[str]:
+        """What follows the context with each choice."""
+        return [self._delimiter_of(choice) + choice for choice in self.choices]
+
+    def _delimiter_of(self, choice: str) -> str:
+        if self.delimiter is not None:
+            return self.delimiter
+        return "" if self.context[-1:].isspace() or choice[0].isspace() else " "
 
 
 @dataclass
@@ -120,19 +136,32 @@ def _question(line: bytes) -> Question:
     if not is_list or not all(isinstance(one, str) and one for one in choices or ()):
         raise ValueError("choices is no list of at least two texts")
     assert isinstance(choices, list)
-    gold = next((record[key] for key in GOLD_KEYS if key in record), None)
-    for names in (labels, choices):
-        if isinstance(gold, str) and isinstance(names, list) and gold in names:
-            gold = names.index(gold)
-    if isinstance(gold, str) and gold.isascii() and gold.isdigit():
-        gold = int(gold)
-    if type(gold) is not int or not 0 <= gold < len(choices):
-        raise ValueError(f"no index or text of a choice under one of {', '.join(GOLD_KEYS)}")
+    delimiter = record.get(DELIMITER_KEY)
+    if not (delimiter is None or isinstance(delimiter, str)):
+        raise ValueError(f"{DELIMITER_KEY} is no text")
+    gold = _gold(next((record[key] for key in GOLD_KEYS if key in record), None), choices, labels)
     try:
-        "".join((context, *choices)).encode()
+        "".join((context, *choices, delimiter or "")).encode()
     except UnicodeEncodeError as error:
         raise ValueError("half of a surrogate pair") from error
-    return Question(context, tuple(choices), gold)
+    return Question(context, tuple(choices), gold, delimiter)
+
+
+def _gold(value: Any, choices: list[str], labels: Any) -> int:
+    """Index of the right choice; raises ValueError if the value does not name exactly one."""
+    meanings = {value} if type(value) is int else set()
+    if isinstance(value, str):
+        if isinstance(labels, list) and value in labels:
+            meanings = {labels.index(value)}  # the labels are there to be named
+        else:
+            meanings = {index for index, choice in enumerate(choices) if choice == value}
+            if value.isascii() and value.isdigit() and len(value) < _MAX_DIGITS:
+                meanings |= {int(value)} & set(range(len(choices)))
+    if len(meanings) > 1:
+        raise ValueError(f"{value} is the index of one choice and the text of another")
+    if not meanings or not 0 <= (gold := meanings.pop()) < len(choices):
+        raise ValueError(f"no index or text of a choice under one of {', '.join(GOLD_KEYS)}")
+    return gold
 
 
 @dataclass(frozen=True)
@@ -143,8 +172,9 @@ class TaskResult:
         name: the task.
         num_questions: number of questions.
         accuracy: share of the questions whose likeliest choice is right.
-        accuracy_per_byte: the same with log-likelihoods divided by the bytes of the choice, which
-            lm-evaluation-harness calls `acc_norm`.
+        accuracy_per_byte: the same with log-likelihoods divided by the bytes of the choice, without
+            a delimiter. The `acc_norm` of lm-evaluation-harness divides by characters, and its
+            `acc_bytes` by bytes, which is the same for ASCII.
         num_cut: number of contexts that were cut on the left, as the model has too few positions.
     """
 

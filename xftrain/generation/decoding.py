@@ -79,8 +79,12 @@ class Decoding:
         return self._drawn_BN[:, : self.num_drawn].cpu(), bool(self._is_finite)
 
     def capture(self, num_left: int) -> None:
-        """Captures a step in a CUDA graph, if there is a GPU and enough is left to draw."""
-        if self._positions_B.device.type != "cuda" or num_left < _MIN_TOKENS:
+        """Captures a step in a CUDA graph, if there is a GPU and enough is left to draw.
+
+        Under autocast nothing is captured, since the cast weights live only as long as its context.
+        """
+        kind = self._positions_B.device.type
+        if kind != "cuda" or num_left < _MIN_TOKENS or torch.is_autocast_enabled(kind):
             return
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

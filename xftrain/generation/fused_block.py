@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from xftrain.interfaces import Attention
-from xftrain.kernels.skinny_linear import Activation, RowNorm, skinny_linear, supports
+from xftrain.kernels.skinny_linear import (
+    Activation,
+    RowNorm,
+    SkinnyWeights,
+    skinny_linear,
+    supports,
+)
 from xftrain.model.block import Block
 from xftrain.model.ffn.geglu import GEGLU
 from xftrain.model.ffn.gelu import GELU
@@ -72,30 +78,29 @@ class _Fused:
     """Computes what `Block.forward` computes."""
 
     def __init__(self, block: Block, norm_attn: RowNorm, norm_ffn: RowNorm) -> None:
-        self._block, self._norm_attn, self._norm_ffn = block, norm_attn, norm_ffn
-        self._activation, self._is_gated = _ACTIVATIONS[type(block.ffn)]
-        if isinstance(block.ffn, GELU) and block.ffn.exact:
+        self._apply_positions = block.apply_positions
+        heads: Any = block.heads
+        ffn: Any = block.ffn
+        self._groups = (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
+        self._head_dim: int = heads.head_dim
+        self._qkv = SkinnyWeights.of(heads.qkv.weight, heads.qkv.bias, norm_attn)
+        self._out = SkinnyWeights.of(block.out.weight, block.out.bias)
+        self._up = SkinnyWeights.of(ffn.up.weight, ffn.up.bias, norm_ffn)
+        self._down = SkinnyWeights.of(ffn.down.weight, ffn.down.bias)
+        self._activation, self._is_gated = _ACTIVATIONS[type(ffn)]
+        if isinstance(ffn, GELU) and ffn.exact:
             self._activation = "gelu"
 
     def __call__(self, x_1BD: Tensor, attention: Attention, handle: Any, positions: Any) -> Tensor:
-        block, x_BD = self._block, x_1BD[0]
-        heads: Any = block.heads
-        qkv = skinny_linear(x_BD, heads.qkv.weight, heads.qkv.bias, norm=self._norm_attn)
-        groups = (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
-        q, k, v = qkv.view(1, len(x_BD), sum(groups), heads.head_dim).split(groups, dim=2)
-        q, k = block.apply_positions(q, k, positions)
+        x_BD = x_1BD[0]
+        qkv = skinny_linear(x_BD, self._qkv)
+        qkv = qkv.view(1, len(x_BD), sum(self._groups), self._head_dim)
+        q, k, v = qkv.split(self._groups, dim=2)
+        q, k = self._apply_positions(q, k, positions)
         out_BD = attention(q, k, v, handle)[0].flatten(1)
-        x_BD = skinny_linear(out_BD, block.out.weight, block.out.bias, residual_BO=x_BD)
-        ffn: Any = block.ffn
-        inner = skinny_linear(
-            x_BD,
-            ffn.up.weight,
-            ffn.up.bias,
-            norm=self._norm_ffn,
-            activation=self._activation,
-            is_gated=self._is_gated,
-        )
-        return skinny_linear(inner, ffn.down.weight, ffn.down.bias, residual_BO=x_BD)[None]
+        x_BD = skinny_linear(out_BD, self._out, residual_BO=x_BD)
+        inner = skinny_linear(x_BD, self._up, activation=self._activation, is_gated=self._is_gated)
+        return skinny_linear(inner, self._down, residual_BO=x_BD)[None]
 
 
 def _row_norm(norm: nn.Module) -> RowNorm | None:

@@ -30,7 +30,7 @@ class Generated:
         continuations: for each prompt in turn, its continuations.
         first_token_s: seconds until the first token of every row was there.
         decode_s: seconds of all later tokens.
-        num_decoded: number of tokens of all rows that were decoded in `decode_s`.
+        num_decoded: number of tokens of all texts after their first ones, made in `decode_s`.
         cache_bytes: size of the cache of keys and values.
         uses_graph: whether a CUDA graph computed the steps.
     """
@@ -115,7 +115,7 @@ def generate_texts(
         continuations,
         first_token_s,
         decode_s,
-        (decoding.num_drawn - 1) * len(lengths),
+        sum(max(0, len(one.tokens) - 1) for one in continuations),
         cache.num_bytes,
         decoding.uses_graph,
     )

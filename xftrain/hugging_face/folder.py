@@ -28,6 +28,9 @@ from xftrain.utils.printable import one_line, shortened
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+_HEAD = "lm_head.weight"
+# The prefix that names lack, by the name of the embedding that they then have.
+_PREFIXES = {"wte.weight": "transformer.", "embed_tokens.weight": "model."}
 _CONFIG_BYTES, _INDEX_BYTES = 4 << 20, 64 << 20
 _MAX_SHARDS = 10_000
 _SHARD_BYTES = 5 << 30  # of a file that is written; a larger tensor has a file of its own
@@ -37,18 +40,24 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors", re.A
 class Weights(Mapping[str, Tensor]):
     """The weights of a folder by name; each is read when it is asked for.
 
+    Files of a model without its output matrix, such as OpenAI's GPT-2, have names without the
+    prefix of the model, which is added.
+
     Args:
         shards: the file of each weight.
     """
 
     def __init__(self, shards: Mapping[str, SafetensorsFile]) -> None:
-        self._shards = shards
+        prefix = next((prefix for name, prefix in _PREFIXES.items() if name in shards), "")
+        stored = {name if name == _HEAD else prefix + name: name for name in shards}
+        self._shards = {name: (shards[there], there) for name, there in stored.items()}
         shapes = {id(shard): shard.shapes for shard in shards.values()}
-        self.shapes = {name: shapes[id(shard)][name] for name, shard in shards.items()}
+        self.shapes = {name: shapes[id(shard)][key] for name, (shard, key) in self._shards.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         """Reads a weight."""
-        return self._shards[name][name]
+        shard, there = self._shards[name]
+        return shard[there]
 
     def __iter__(self) -> Iterator[str]:
         """The names of all weights."""

@@ -37,7 +37,16 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-TILES = Tiles(256, 16, 4, 4)
+# Measured on an H200 with 16 rows: for many output columns, and for few columns of short or long
+# rows.
+_WIDE, _NARROW, _DEEP = Tiles(128, 16, 2, 4), Tiles(256, 16, 2, 4), Tiles(256, 16, 2, 4)
+
+
+def tiles_for(width: int, num_columns: int) -> Tiles:
+    """The tiles for rows of this width and this number of output columns."""
+    if num_columns >= 1536:
+        return _WIDE
+    return _NARROW if width <= 1536 else _DEEP
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +66,42 @@ class RowNorm:
     is_centered: bool
 
 
+@dataclass(frozen=True, eq=False)
+class SkinnyWeights:
+    """The weights of a layer, and what of its norm can be computed before the rows are known.
+
+    norm(x) W^T = (x s W^T - mean s W^T) / deviation + shift W^T, with the norm's scale s.
+
+    Attributes:
+        weight_OI: the weight, contiguous.
+        bias_O: the bias, shift W^T included, in float32 if there is a norm; None adds nothing.
+        norm: the norm of the rows; None for none.
+        of_mean_O: s W^T in float32, if the norm subtracts the mean.
+    """
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+    norm: RowNorm | None
+    of_mean_O: Tensor | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, weight_OI: Tensor, bias_O: Tensor | None, norm: RowNorm | None = None
+    ) -> SkinnyWeights:
+        """Computes what does not depend on the rows."""
+        if norm is None:
+            return cls(weight_OI, bias_O, None, None)
+        wide = torch.promote_types(weight_OI.dtype, torch.float32)
+        with torch.autocast(weight_OI.device.type, enabled=False):
+            shift_O = None if bias_O is None else bias_O.to(wide)
+            if norm.bias is not None:
+                of_bias_O = F.linear(norm.bias.to(wide), weight_OI.to(wide))
+                shift_O = of_bias_O if shift_O is None else shift_O + of_bias_O
+            of_mean_O = F.linear(norm.weight.to(wide), weight_OI.to(wide))
+        return cls(weight_OI, shift_O, norm, of_mean_O if norm.is_centered else None)
+
+
 def supports(dtype: torch.dtype, device: torch.device, num_rows: int) -> bool:
     """Whether the kernel computes a layer of this dtype and number of rows."""
     is_half = dtype in (torch.bfloat16, torch.float16)
@@ -65,10 +110,8 @@ def supports(dtype: torch.dtype, device: torch.device, num_rows: int) -> bool:
 
 def skinny_linear(
     x_BI: Tensor,
-    weight_OI: Tensor,
-    bias_O: Tensor | None = None,
+    weights: SkinnyWeights,
     *,
-    norm: RowNorm | None = None,
     activation: Activation = "none",
     is_gated: bool = False,
     residual_BO: Tensor | None = None,
@@ -77,36 +120,38 @@ def skinny_linear(
 
     Args:
         x_BI: at most `MAX_ROWS` contiguous rows.
-        weight_OI: the weight, contiguous.
-        bias_O: the bias; None adds nothing.
-        norm: normalizes the rows of x; None does not.
+        weights: weight, bias and norm.
         activation: applied to the result, in float32.
         is_gated: the first half of the result is activated and multiplied with the second, so that
             the output has half as many columns.
         residual_BO: is added at the end; None adds nothing.
     """
     run = _with_triton if x_BI.device.type == "cuda" else with_torch
-    return run(x_BI, weight_OI, bias_O, norm, activation, is_gated, residual_BO)
+    return run(x_BI, weights, activation, is_gated, residual_BO)
 
 
 def with_torch(
     x_BI: Tensor,
-    weight_OI: Tensor,
-    bias_O: Tensor | None,
-    norm: RowNorm | None,
+    weights: SkinnyWeights,
     activation: Activation,
     is_gated: bool,
     residual_BO: Tensor | None,
 ) -> Tensor:
     """`skinny_linear` in plain torch operations."""
     wide = torch.promote_types(x_BI.dtype, torch.float32)
-    x = x_BI
-    if norm is not None:
-        x = x.to(wide)
-        x = x - x.mean(-1, keepdim=True) if norm.is_centered else x
-        x = x * (x.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * norm.weight.to(wide)
-        x = (x if norm.bias is None else x + norm.bias.to(wide)).to(x_BI.dtype)
-    out = F.linear(x.to(wide), weight_OI.to(wide), None if bias_O is None else bias_O.to(wide))
+    weight_OI, norm = weights.weight_OI.to(wide), weights.norm
+    x = x_BI.to(wide)
+    if norm is None:
+        out = F.linear(x, weight_OI)
+    else:
+        out = F.linear(x * norm.weight.to(wide), weight_OI)
+        mean_B1, square_B1 = x.mean(-1, keepdim=True), x.square().mean(-1, keepdim=True)
+        if weights.of_mean_O is not None:
+            out = out - mean_B1 * weights.of_mean_O
+            square_B1 = square_B1 - mean_B1.square()
+        out = out * (square_B1 + norm.eps).rsqrt()
+    if weights.bias_O is not None:
+        out = out + weights.bias_O.to(wide)
     first, *rest = out.chunk(2, dim=-1) if is_gated else (out,)
     first = _activated(first, activation)
     out = first * rest[0] if rest else first
@@ -127,33 +172,32 @@ def _activated(x: Tensor, activation: Activation) -> Tensor:
 def _runs(device: torch.device) -> bool:
     def launch() -> None:
         x, weight = (torch.ones(n, 32, device=device, dtype=torch.float16) for n in (1, 16))
-        _with_triton(x, weight, None, None, "none", False, None)
+        _with_triton(x, SkinnyWeights.of(weight, None), "none", False, None)
 
     return runs_triton(device, launch, "generation")
 
 
 def _with_triton(
     x_BI: Tensor,
-    weight_OI: Tensor,
-    bias_O: Tensor | None,
-    norm: RowNorm | None,
+    weights: SkinnyWeights,
     activation: Activation,
     is_gated: bool,
     residual_BO: Tensor | None,
 ) -> Tensor:
     from xftrain.kernels.skinny_linear_triton import linear_kernel  # imports triton
 
+    weight_OI, norm = weights.weight_OI, weights.norm
     assert x_BI.is_contiguous() and weight_OI.is_contiguous()
     (B, I), O = x_BI.shape, weight_OI.shape[0] // (2 if is_gated else 1)  # noqa: E741
     out_BO = torch.empty(B, O, dtype=x_BI.dtype, device=x_BI.device)
-    tiles = TILES
+    tiles = tiles_for(I, O)
     with torch.cuda.device(x_BI.device):
         linear_kernel[(-(-O // tiles.block_o),)](
             x_BI,
             weight_OI,
-            x_BI if bias_O is None else bias_O,
+            x_BI if weights.bias_O is None else weights.bias_O,
             x_BI if norm is None else norm.weight,
-            x_BI if norm is None or norm.bias is None else norm.bias,
+            x_BI if weights.of_mean_O is None else weights.of_mean_O,
             x_BI if residual_BO is None else residual_BO,
             out_BO,
             B,
@@ -161,9 +205,8 @@ def _with_triton(
             0.0 if norm is None else norm.eps,
             I=I,
             HAS_NORM=norm is not None,
-            IS_CENTERED=norm is not None and norm.is_centered,
-            HAS_NORM_BIAS=norm is not None and norm.bias is not None,
-            HAS_BIAS=bias_O is not None,
+            IS_CENTERED=weights.of_mean_O is not None,
+            HAS_BIAS=weights.bias_O is not None,
             HAS_RESIDUAL=residual_BO is not None,
             ACTIVATION=activation,
             IS_GATED=is_gated,

@@ -10,7 +10,7 @@ def linear_kernel(  # type: ignore[no-untyped-def]
     weight,
     bias,
     norm_weight,
-    norm_bias,
+    of_mean,
     residual,
     out,
     num_rows,
@@ -19,7 +19,6 @@ def linear_kernel(  # type: ignore[no-untyped-def]
     I: tl.constexpr,  # noqa: E741
     HAS_NORM: tl.constexpr,
     IS_CENTERED: tl.constexpr,
-    HAS_NORM_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -30,8 +29,8 @@ def linear_kernel(  # type: ignore[no-untyped-def]
 ):
     """Runs one program per block of output columns, which reads its rows of the weight once.
 
-    A norm is applied to the result, as the scale and the mean of a row are known only at the end:
-    norm(x) W^T = (x s W^T - mean s W^T) / deviation + shift W^T, with the norm's scale s.
+    A norm is applied to the result, as mean and deviation of a row are known only at the end; see
+    `SkinnyWeights`.
     """
     rows, columns = tl.arange(0, ROWS), tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     is_row, is_column = rows < num_rows, columns < num_out
@@ -40,10 +39,6 @@ def linear_kernel(  # type: ignore[no-untyped-def]
     value = tl.zeros([ROWS, BLOCK_O], tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     squares = tl.zeros([ROWS], tl.float32)
-    of_mean = tl.zeros([BLOCK_O], tl.float32)
-    of_shift = tl.zeros([BLOCK_O], tl.float32)
-    value_of_mean = tl.zeros([BLOCK_O], tl.float32)
-    value_of_shift = tl.zeros([BLOCK_O], tl.float32)
     at_weight = weight + columns[:, None].to(tl.int64) * I + features[None, :]
     second = num_out.to(tl.int64) * I  # from the rows of the gate to those of the value
     for begin in range(0, I, BLOCK_I):
@@ -52,33 +47,30 @@ def linear_kernel(  # type: ignore[no-untyped-def]
         tile = tl.load(at_weight + begin, is_weight, 0.0)
         is_x = is_row[:, None] & is_feature[None, :]
         content = tl.load(x + rows[:, None] * I + begin + features[None, :], is_x, 0.0)
-        if IS_GATED:
-            second_tile = tl.load(at_weight + second + begin, is_weight, 0.0)
         if HAS_NORM:
             scale = tl.load(norm_weight + begin + features, is_feature, 0.0).to(tl.float32)
             wide = content.to(tl.float32)
             squares += tl.sum(wide * wide, 1)
-            content = (wide * scale[None, :]).to(tile.dtype)
             if IS_CENTERED:
                 total += tl.sum(wide, 1)
-                of_mean += tl.sum(tile.to(tl.float32) * scale[None, :], 1)
-                if IS_GATED:
-                    value_of_mean += tl.sum(second_tile.to(tl.float32) * scale[None, :], 1)
-            if HAS_NORM_BIAS:
-                shift = tl.load(norm_bias + begin + features, is_feature, 0.0).to(tl.float32)
-                of_shift += tl.sum(tile.to(tl.float32) * shift[None, :], 1)
-                if IS_GATED:
-                    value_of_shift += tl.sum(second_tile.to(tl.float32) * shift[None, :], 1)
+            content = (wide * scale[None, :]).to(tile.dtype)
         result += tl.dot(content, tl.trans(tile))
         if IS_GATED:
+            second_tile = tl.load(at_weight + second + begin, is_weight, 0.0)
             value += tl.dot(content, tl.trans(second_tile))
     if HAS_NORM:
-        mean = total / I
-        deviation = tl.sqrt(tl.maximum(squares / I - mean * mean, 0.0) + eps)[:, None]
-        result = (result - mean[:, None] * of_mean[None, :]) / deviation + of_shift[None, :]
-        if IS_GATED:
-            value -= mean[:, None] * value_of_mean[None, :]
-            value = value / deviation + value_of_shift[None, :]
+        square = squares / I
+        if IS_CENTERED:
+            mean = total / I
+            square = tl.maximum(square - mean * mean, 0.0)
+            by_mean = tl.load(of_mean + columns, is_column, 0.0)
+            result -= mean[:, None] * by_mean[None, :]
+            if IS_GATED:
+                by_mean = tl.load(of_mean + num_out + columns, is_column, 0.0)
+                value -= mean[:, None] * by_mean[None, :]
+        inverse = tl.rsqrt(square + eps)[:, None]
+        result *= inverse
+        value *= inverse
     if HAS_BIAS:
         result += tl.load(bias + columns, is_column, 0.0).to(tl.float32)[None, :]
         if IS_GATED:

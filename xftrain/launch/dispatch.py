@@ -14,8 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from xftrain.config.root_schema import config_type_of
-from xftrain.config.run_config import (
+from xftrain.config.command_configs import (
     DataConfig,
     DoctorConfig,
     EvaluateConfig,
@@ -23,6 +22,7 @@ from xftrain.config.run_config import (
     InfoConfig,
     SampleConfig,
 )
+from xftrain.config.root_schema import config_type_of
 from xftrain.folders.reserved import ReservedFolders
 from xftrain.utils.untrusted_folder import protected_from_working_folder
 

@@ -14,8 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from xftrain.config.root_schema import config_type_of
-from xftrain.config.run_config import (
+from xftrain.config.command_configs import (
     DataConfig,
     DoctorConfig,
     EvaluateConfig,
@@ -23,6 +22,7 @@ from xftrain.config.run_config import (
     InfoConfig,
     SampleConfig,
 )
+from xftrain.config.root_schema import config_type_of
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.folders.links import refuse_links
 from xftrain.folders.reserved import ReservedFolders

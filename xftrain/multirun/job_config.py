@@ -13,9 +13,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from xftrain.config.command_configs import CommandConfig
 from xftrain.config.moved_keys import flat_in_new_keys
 from xftrain.config.own_code import own_code
-from xftrain.config.run_config import CommandConfig
 from xftrain.errors import SweepRefused
 from xftrain.folders.run_folder import JOB_FILE
 from xftrain.utils import redaction
