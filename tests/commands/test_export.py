@@ -54,6 +54,32 @@ def test_transformers_continues_the_text_as_a_sample_does(tmp_path: Path, traine
     assert model.generation_config.suppress_tokens == list(range(257, 320))
 
 
+def test_the_folder_is_used_as_the_checkpoint_is(tmp_path: Path, trained: Path) -> None:
+    folder = tmp_path / "exported"
+    export(tmp_path / "run", f"ckpt={trained}", f"path={folder}")
+    words = ("prompt='the same é'", "num_tokens=48", "temperature=0")
+    ours, theirs = (
+        sample(tmp_path / name, ckpt, *words).partition("\n")[2]
+        for name, ckpt in (("a", trained), ("b", folder))
+    )
+    assert len(ours) > 40 and theirs == ours
+    data = ("data=text", f"data.path={trained.parents[1] / 'corpus.txt'}")
+    start = run(tmp_path / "new", *data, "seq=32", "max_steps=1", f"init_from={folder}", *LLAMA)
+    assert start["metrics"]["val/loss"] < 1.0
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(
+        ConfigError, match="ckpt=.* has no file tokenizer.json: give a complete fol"
+    ):
+        sample(tmp_path / "c", folder, *words)
+    (folder / "tokenizer.json").symlink_to("/etc/hostname")
+    with pytest.raises(ConfigError, match="tokenizer.json is a link that leads out of the folder"):
+        sample(tmp_path / "d", folder, *words)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="has no tokenizer that can be read: data.tokenizer must"):
+        sample(tmp_path / "e", folder, *words)
+
+
 def test_the_weights_of_the_folder_are_those_of_the_checkpoint(
     tmp_path: Path, trained: Path
 ) -> None:

@@ -74,7 +74,10 @@ def test_a_model_with_few_positions_writes_less_and_says_so(
         (["prompt=''"], "the prompt is empty"),
         (["num_tokens=0"], "num_tokens must be an integer >= 1, got 0"),
         (["accelerator=tpu"], "accelerator must be one of auto, cpu, gpu, got 'tpu'"),
-        (["ckpt=nowhere.ckpt"], "ckpt must be an existing checkpoint file, got 'nowhere.ckpt'"),
+        (
+            ["ckpt=nowhere.ckpt"],
+            "ckpt must be an existing checkpoint file or Hugging Face folder, got 'nowhere.ckpt'",
+        ),
         (["ckpt='~nobody-here/last.ckpt'"], "ckpt names a home folder that is not there"),
         (["ckpt=null"], "ckpt is missing: name the checkpoint, as"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.hugging_face.exports import CASES, config_of, model_of, write
 from tests.train.runs import run, small
 from xftrain.commands import builder
 from xftrain.commands.hub_model import read_hub_model
+from xftrain.commands.initial_sizes import differing_keys, without_sizes
 from xftrain.commands.prepare import prepare
 from xftrain.config.compose import validate_as
 from xftrain.config.run_config import RunConfig
@@ -78,6 +81,35 @@ def test_a_folder_of_transformers_begins_a_run(
     assert "not begin with the same function" not in caplog.text
     result = run(tmp_path / "run", *words, "optim.lr=0.01")
     assert result["steps"] == 6 and result["metrics"]["val/loss"] < 4.0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_exported_is_read_back_bit_by_bit(case: str, tmp_path: Path) -> None:
+    config = config_of(case)
+    state = model_of(config).state_dict()
+    write(tmp_path, model_of(config))
+    hub = read_hub_model(tmp_path, "init_from", linear_bias=config.linear_bias)
+    hub.weights.refuse_others()
+    assert hub.weights.keys() == state.keys()
+    assert all(torch.equal(hub.weights[name], weight) for name, weight in state.items())
+    differing = differing_keys(hub.config.to_dict(), replace(config, vocab_size=64).to_dict())
+    assert without_sizes(differing) == []
+    assert hub.weights.shapes == {name: tuple(weight.shape) for name, weight in state.items()}
+
+
+def test_a_model_without_biases_is_read_from_a_class_that_has_them_as_zeros(
+    made: Any, tmp_path: Path
+) -> None:
+    folder, _ = made("GPT2")
+    words = ("callbacks=none", f"init_from={folder}", "data.vocab_size=60", GPT2[0], GPT2[2])
+    assert run(tmp_path / "run", *words)["steps"] == 6
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.h.0.ln_1.bias"][3] = 1e-9
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(
+        ConfigError, match="biases that the model has not, .*ln_1.bias: set model.l"
+    ):
+        run(tmp_path / "other", *words)
 
 
 def test_a_run_of_such_weights_is_resumed_with_their_vocabulary(made: Any, tmp_path: Path) -> None:

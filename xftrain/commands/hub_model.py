@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from xftrain.config.compose import model_of
 from xftrain.config.run_config import ModelConfig
 from xftrain.errors import ConfigError, first_line
 from xftrain.hugging_face.facts import describe
-from xftrain.hugging_face.family import family_of
+from xftrain.hugging_face.family import Family, family_of
 from xftrain.hugging_face.folder import HubFolder, Weights, read_folder
 from xftrain.hugging_face.key_map import KeyMap
 from xftrain.model.gpt import GPT
@@ -87,23 +88,28 @@ class HubModel(NamedTuple):
         return self.config.vocab_size
 
 
-def read_hub_model(path: Path, key: str) -> HubModel:
+def read_hub_model(path: Path, key: str, *, linear_bias: bool = True) -> HubModel:
     """Reads what a folder says of its model, and compares the shapes of its weights with that.
 
     Args:
         path: the folder.
         key: the override that names it, for messages.
+        linear_bias: False reads a model without biases from a class that always has them, if they
+            are all 0.
 
     Raises:
         ConfigError: the folder is damaged, or its model is not one of those that are known.
     """
     named = f"{key}={one_line(str(path))}"
     folder = read_folder(path, key)
-    config = _config(folder, named)
+    family = family_of(folder.config, named)
+    config = _config(folder, family, named)
     try:
-        with torch.device("meta"):
-            model = builder.assemble(config, config.vocab_size or 1)
-        key_map = family_of(folder.config, named).key_map(describe(model))
+        if config.linear_bias and not linear_bias:
+            without = replace(config, linear_bias=False)
+            config = without if family.key_map(describe(_planned(without))).zeros else config
+        model = _planned(config)
+        key_map = family.key_map(describe(model))
         shapes = _checked_shapes(folder.weights, key_map, model, named)
     except (RuntimeError, OverflowError, TypeError) as error:
         raise ConfigError(
@@ -113,9 +119,15 @@ def read_hub_model(path: Path, key: str) -> HubModel:
     return HubModel(config, HubWeights(folder.weights, key_map, shapes))
 
 
-def _config(folder: HubFolder, named: str) -> ModelConfig:
+def _planned(config: ModelConfig) -> GPT:
+    """The model without memory."""
+    with torch.device("meta"):
+        return builder.assemble(config, config.vocab_size or 1)
+
+
+def _config(folder: HubFolder, family: Family, named: str) -> ModelConfig:
     """The checked configuration of the model of a folder."""
-    node = family_of(folder.config, named).model(folder.config)
+    node = family.model(folder.config)
     num_layers, most = node["num_layers"], min(len(folder.weights), _MAX_LAYERS)
     if num_layers > most:
         raise ConfigError(

@@ -19,6 +19,9 @@ _TRAINING_PREFIXES = (*_TRAINING, "model.activation_")
 _SIZES = ("dim", "num_layers", "vocab_size", "tie_embeddings", "linear_bias", "heads")
 _SIZE_PREFIXES = tuple(f"model.{key}" for key in _SIZES)
 _SIZE_ENDINGS = (".hidden_dim", ".max_positions")
+_PARTS = ("bias", "pos", "ffn")  # of a layer; the shapes show its heads
+_OF_LAYERS = ("layers", *_PARTS)
+_MAX_LAYERS = 2_000
 _MAX_SHOWN = 5  # names or keys in a message
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -127,6 +130,9 @@ def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[st
     Returns:
         For each key that both have, a text as `model.norm.eps=1e-06 (here 1e-05)`.
     """
+    if (layers := _layers(there)) is not None and layers == _layers(here):
+        # whatever the names of their layers are
+        there, here = ({k: v for k, v in n.items() if k not in _OF_LAYERS} for n in (there, here))
     before, after = (flat({"model": node}) for node in (there, here))
     return {
         key: f"{one_line(key)[:100]}={_shown(before[key])} (here {_shown(after[key])})"
@@ -134,6 +140,26 @@ def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[st
         if key in before and key in after
         if not key.startswith(_TRAINING_PREFIXES) and not key.endswith(".impl")
     }
+
+
+def _layers(node: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What each layer computes, beyond what shapes show; None of a malformed node."""
+    layers, num_layers = node.get("layers"), node.get("num_layers")
+    layers = layers if isinstance(layers, Mapping) else {}
+    pattern = layers.get("pattern") or [""]
+    if type(num_layers) is not int or not 0 < num_layers <= _MAX_LAYERS:
+        return None
+    if not isinstance(pattern, list | tuple) or not all(isinstance(one, str) for one in pattern):
+        return None
+    found = []
+    for index in range(num_layers):
+        own = layers.get(pattern[index % len(pattern)])
+        options = {part: node.get(part) for part in _PARTS}
+        options |= own if isinstance(own, Mapping) else {}
+        kept = flat({part: options[part] for part in _PARTS})
+        endings = (".impl", *_SIZE_ENDINGS)
+        found.append({key: value for key, value in kept.items() if not key.endswith(endings)})
+    return found
 
 
 def without_sizes(differing: Mapping[str, str]) -> list[str]:

@@ -119,20 +119,33 @@ class InitialWeights:
             ConfigError: the files have changed or are damaged, or the output matrix of a model
                 with tied embeddings is another one.
         """
-        weights, is_tied = self.read(), model.head.weight is model.embed.weight
-        names = set(weights)
-        with torch.no_grad():
-            for name, target in model.state_dict().items():
-                source = weights[name if name in names else EMBEDDING]
-                if name == HEAD and is_tied:
-                    if not torch.equal(source.to(target), target):
-                        raise ConfigError(
-                            f"{self.named} has an output matrix of its own, beside the embedding: "
-                            "set model.tie_embeddings=false."
-                        )
-                    continue
-                target.copy_(source[: len(target)] if target.ndim else source)
+        copy_weights(model, self.read(), self.named)
         log.info("%s: the weights are read; the optimizer, data and step begin anew", self.named)
+
+
+def copy_weights(model: GPT, weights: Mapping[str, Tensor], named: str) -> None:
+    """Copies weights of the model's shapes into it, each after the other.
+
+    Args:
+        model: the model.
+        weights: the weights by our names; an absent output matrix is the embedding, and a longer
+            table of positions is cut.
+        named: the override that names the weights, for messages.
+
+    Raises:
+        ConfigError: the embeddings are tied, and the output matrix is another one.
+    """
+    names, is_tied = set(weights), model.head.weight is model.embed.weight
+    with torch.no_grad():
+        for name, target in model.state_dict().items():
+            source = weights[name if name in names else EMBEDDING]
+            if name != HEAD or not is_tied:
+                target.copy_(source[: len(target)] if target.ndim else source)
+            elif not torch.equal(source.to(target), target):
+                raise ConfigError(
+                    f"{named} has an output matrix of its own, beside the embedding: set "
+                    "model.tie_embeddings=false."
+                )
 
 
 def initial_weights(
@@ -152,7 +165,7 @@ def initial_weights(
     if cfg.init_from is None:
         return None
     if ckpt is None:
-        return _described(Path(cfg.init_from))
+        return _described(Path(cfg.init_from), linear_bias=cfg.model.linear_bias)
     before = _saved_config(ckpt).get(KEY) if rank() == 0 else shown[KEY]
     if before != shown[KEY]:
         raise ConfigError(
@@ -164,12 +177,12 @@ def initial_weights(
     return None
 
 
-def _described(path: Path) -> InitialWeights:
-    """Reads the shapes of the weights that a path names."""
+def _described(path: Path, *, linear_bias: bool) -> InitialWeights:
+    """Reads the shapes of the weights that a path names, for a model with or without biases."""
     named = f"{KEY}={one_line(str(path))}"
     refuse_escaping_path(path, named)
     if path.is_dir():
-        hub = read_hub_model(path, KEY)
+        hub = read_hub_model(path, KEY, linear_bias=linear_bias)
         shapes, node = hub.weights.shapes, hub.config.to_dict()
         return InitialWeights(named, shapes, lambda: _checked(hub.weights), node, is_hub=True)
     if path.suffix == ".safetensors":

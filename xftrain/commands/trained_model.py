@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.commands import builder
+from xftrain.commands.hub_trained import load_hub_folder
 from xftrain.config.command_configs import CheckpointConfig
 from xftrain.config.compose import model_of
 from xftrain.config.composed_parts import with_own_parts
@@ -42,9 +43,10 @@ class TrainedModel(NamedTuple):
         model: the model, on the CPU, in float32.
         config: its configuration.
         vocabulary: the vocabulary of its tokens.
-        saved: the checkpoint's own entry, `xftrain`: untrusted plain values.
+        saved: the checkpoint's own entry, `xftrain`: untrusted plain values; of a folder, an empty
+            configuration.
         step: number of optimizer steps that it was trained for.
-        path: path of the checkpoint.
+        path: path of the checkpoint or folder.
     """
 
     model: GPT
@@ -56,7 +58,7 @@ class TrainedModel(NamedTuple):
 
 
 def load_trained_model(cfg: DictConfig, config: CheckpointConfig) -> TrainedModel:
-    """Loads the model that `ckpt` names.
+    """Loads the model that `ckpt` names: of a checkpoint, or of a Hugging Face folder.
 
     Args:
         cfg: the composed configuration of the command.
@@ -66,6 +68,13 @@ def load_trained_model(cfg: DictConfig, config: CheckpointConfig) -> TrainedMode
         ConfigError: there is no such checkpoint, or it holds no model that can be built.
     """
     path = _path(config.ckpt)
+    if path.is_dir():
+        if config.model:
+            raise ConfigError(
+                f"model.{next(iter(config.model))} cannot be your own class where ckpt is a "
+                "Hugging Face folder, which has no such part: leave it out."
+            )
+        return TrainedModel(*load_hub_folder(path, "ckpt"), {"config": {}}, 0, path)
     checkpoint = read_checkpoint(path)
     vocabulary = _vocabulary(checkpoint, path.parent)
     model_config = _model_config(cfg, config, checkpoint)
@@ -78,8 +87,11 @@ def _path(ckpt: str | None) -> Path:
     if ckpt is None:
         raise ConfigError(f"ckpt is missing: name the checkpoint, as {_EXAMPLE}.")
     path = expand_home("ckpt", ckpt)
-    if not path.is_file():
-        raise ConfigError(f"ckpt must be an existing checkpoint file, got {ckpt!r}, as {_EXAMPLE}.")
+    if not path.is_file() and not (path / "config.json").exists():
+        raise ConfigError(
+            "ckpt must be an existing checkpoint file or Hugging Face folder, got "
+            f"{ckpt!r}, as {_EXAMPLE}."
+        )
     return path
 
 
