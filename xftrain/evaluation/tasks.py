@@ -217,4 +217,5 @@ def result_of(task: Task, log_likelihoods: Sequence[float], num_cut: int) -> Tas
             right[kind] += max(range(len(scores)), key=scores.__getitem__) == question.gold
     assert at == len(log_likelihoods)
     size = len(task.questions)
-    return TaskResult(task.name, size, *(count / size for count in right), num_cut)
+    plain, per_character, per_byte = (count / size for count in right)
+    return TaskResult(task.name, size, plain, per_character, per_byte, num_cut)
