@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.test_text import build, contents, equal, shapes, stream
@@ -93,6 +93,7 @@ def test_each_epoch_has_an_order_of_its_own_and_exchanges_documents_of_equal_len
     assert len(partners(first) & partners(second)) < len(partners(first)) // 2
 
 
+@settings(max_examples=40)
 @given(contents, shapes)
 def test_batches_are_pure_and_have_one_shape_and_labels_for_all_but_padding(contents, shape):
     seq, batch_size, num_ranks = shape

@@ -43,8 +43,8 @@ from xftrain.multirun import record
 # Of commands that train, in the tests that run them all.
 SMALL = ("max_steps=1", "batch_tokens=64", "model.num_layers=2", "model.vocab_size=null")
 SMALL += ("compile=false",)  # which costs half a minute, and has a test of its own
-# What has tests of its own: a checkpoint, several processes, many trials.
-ELSEWHERE = ("ckpt=", "trainer=ddp", "hparams_search=", "hydra/launcher=", "logger=")
+# What has tests of its own: a checkpoint, other weights, several processes, many trials.
+ELSEWHERE = ("ckpt=", "init_from=", "trainer=ddp", "hparams_search=", "hydra/launcher=", "logger=")
 
 
 def _composes(argv: list[str]) -> None:
@@ -62,6 +62,8 @@ def _composes(argv: list[str]) -> None:
         if path != "auto":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).touch()
+    for path in [w.partition("=")[2] for w in typed if w.startswith("init_from=")]:
+        Path(path).mkdir(parents=True)
     parsed = OverridesParser.create().parse_overrides(typed)
     values = [
         [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]

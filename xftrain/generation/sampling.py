@@ -62,6 +62,6 @@ def _nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
     probs_BV = probs_BV / probs_BV.sum(-1, keepdim=True)
     sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)
     before_BV = sorted_BV.cumsum(-1) - sorted_BV  # probability of all more likely tokens
-    return torch.zeros_like(probs_BV).scatter(
-        -1, order_BV, sorted_BV.masked_fill(before_BV >= top_p, 0.0)
-    )
+    is_out_BV = before_BV >= top_p
+    is_out_BV[:, 0] = False  # the most likely token stays, also for a p of 0
+    return torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV.masked_fill(is_out_BV, 0.0))

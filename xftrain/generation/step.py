@@ -48,7 +48,7 @@ class DecodeStep:
             cached = layer.cache
             dtype = cached.k_BCGK.dtype
             out_BHK = decode_attention(
-                q_1BHK[0],
+                q_1BHK[0].to(dtype),
                 k_1BGK[0].to(dtype),
                 v_1BGK[0].to(dtype),
                 cached.k_BCGK,

@@ -148,7 +148,7 @@ def with_torch(
         mean_B1, square_B1 = x.mean(-1, keepdim=True), x.square().mean(-1, keepdim=True)
         if weights.of_mean_O is not None:
             out = out - mean_B1 * weights.of_mean_O
-            square_B1 = square_B1 - mean_B1.square()
+            square_B1 = (square_B1 - mean_B1.square()).clamp_min(0)
         out = out * (square_B1 + norm.eps).rsqrt()
     if weights.bias_O is not None:
         out = out + weights.bias_O.to(wide)
