@@ -41,14 +41,14 @@ def request(*args: Any) -> SimpleNamespace:
 def test_the_harness_gets_what_the_model_says(tmp_path: Path, adapter: Any) -> None:
     (tmp_path / "corpus.txt").write_text("the cat sat on the mat. " * 400)
     words = ("data=text", f"data.path={tmp_path / 'corpus.txt'}", "seq=32", "batch_tokens=256")
-    run(tmp_path / "run", *words, "max_steps=60", "optim.lr=0.02")
+    run(tmp_path / "run", *words, "max_steps=60", "optim.lr=0.02", "model.pos=rope")
     ours = adapter.XftrainLM(str(last(tmp_path / "run")), accelerator="cpu", max_tokens="100")
 
     pairs = [("the cat", " sat"), ("the cat", " qqq"), ("", "the")]
     (good, is_greedy), (bad, _), _ = ours.loglikelihood([request(*pair) for pair in pairs])
     assert good > bad + 3 and is_greedy
 
-    text = "the cat sat on the mat. " * 4  # more than the 32 positions of the model
+    text = "the cat sat on the mat. " * 4  # more than the 32 positions of the run
     (rolling,) = ours.loglikelihood_rolling([request(text)])
     whole = torch.tensor([256, *text.encode()])
     total = 0.0
@@ -61,10 +61,10 @@ def test_the_harness_gets_what_the_model_says(tmp_path: Path, adapter: Any) -> N
     assert rolling == pytest.approx(total, abs=1e-3)
 
     options = {"until": ["."], "max_gen_toks": 20}
-    asked = [request("the cat", options), request("on the", {**options, "until": " mat"})]
+    asked = [request("the cat", options), request("sat on", {**options, "until": " mat"})]
     first, second = ours.generate_until(asked)
     assert first.startswith(" sat") and "." not in first
-    assert second and " mat" not in second
+    assert second == " the"
 
 
 def test_a_model_of_numbers_is_refused(tmp_path: Path, adapter: Any) -> None:

@@ -99,7 +99,7 @@ def test_a_likelihood_is_the_sum_of_the_log_probabilities() -> None:
     model = gpt(scale=3.0).eval()
     pairs = [([1, 2, 3], [4]), ([5], [6, 7, 8]), ([1], [2]), ([9, 9], [3, 4])]
     for max_tokens in (1, 5, 1000):
-        all_found = likelihoods(model, pairs, max_tokens)
+        all_found = likelihoods(model, pairs, max_tokens, model.max_positions)
         for found, (context, added) in zip(all_found, pairs, strict=True):
             tokens = torch.tensor([[*context, *added]])
             with torch.no_grad():
@@ -114,9 +114,11 @@ def test_a_likelihood_is_the_sum_of_the_log_probabilities() -> None:
 def test_a_context_that_is_too_long_is_cut_on_the_left() -> None:
     model = gpt(scale=3.0).eval()  # of 130 positions
     context = torch.randint(64, (200,)).tolist()
-    found, same = likelihoods(model, [(context, [1, 2]), (context[-129:], [1, 2])], 1000)
-    assert found.is_cut and not same.is_cut
-    assert found.log_likelihood == pytest.approx(same.log_likelihood)
+    for limit in (130, 50):
+        pairs = [(context, [1, 2]), (context[1 - limit :], [1, 2])]
+        found, same = likelihoods(model, pairs, 1000, limit)
+        assert found.is_cut and not same.is_cut
+        assert found.log_likelihood == pytest.approx(same.log_likelihood)
 
 
 def test_accuracy_counts_the_likeliest_and_the_likeliest_per_byte() -> None:

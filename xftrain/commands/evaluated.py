@@ -133,13 +133,13 @@ def evaluate_tasks(
                 "tasks need a vocabulary that encodes a context and each choice as at least one "
                 f"token, and that of ckpt does not for {task.name}."
             )
-        found = likelihoods(trained.model, pairs, max_tokens)
+        found = likelihoods(trained.model, pairs, max_tokens, trained.trained_positions)
         num_cut = sum(one.is_cut for one in found)
         results.append(result_of(task, [one.log_likelihood for one in found], num_cut))
         if num_cut:
             log.warning(
-                "tasks: %s: %d contexts are cut on the left, as the model has %d positions",
-                *(task.name, num_cut, trained.model.max_positions or 0),
+                "tasks: %s: %d contexts are cut on the left, as the model knows %d positions",
+                *(task.name, num_cut, trained.trained_positions or 0),
             )
     if results:
         rows = [

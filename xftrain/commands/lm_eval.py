@@ -20,7 +20,7 @@ from xftrain.commands.trained_model import load_trained_model
 from xftrain.config.command_configs import SampleConfig
 from xftrain.config.compose import compose, validate_as
 from xftrain.errors import ConfigError
-from xftrain.evaluation.likelihood import likelihoods, split_tokens
+from xftrain.evaluation.likelihood import Likelihood, likelihoods, split_tokens
 from xftrain.generation.continuation import Stops
 from xftrain.generation.generate import generate_texts
 from xftrain.generation.sampling import Sampling
@@ -55,6 +55,7 @@ class XftrainLM(LM):  # type: ignore[misc]  # the extra may be missing
         if not hasattr(self._vocabulary, "separator"):
             raise ConfigError(f"ckpt must be of a model of text, got one of {trained.path}.")
         self._model = trained.model.to(device).eval()
+        self._positions = trained.trained_positions
         self._max_tokens = int(max_tokens)  # lm_eval passes arguments as text
         self._device = device
 
@@ -62,7 +63,7 @@ class XftrainLM(LM):  # type: ignore[misc]  # the extra may be missing
         """The log-likelihood of each continuation, and whether it would be generated greedily."""
         pairs = [split_tokens(self._vocabulary, *request.args) for request in requests]
         with self._precision():
-            found = likelihoods(self._model, pairs, self._max_tokens)
+            found = self._likelihoods(pairs)
         return [(one.log_likelihood, one.is_greedy) for one in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
@@ -73,9 +74,7 @@ class XftrainLM(LM):  # type: ignore[misc]  # the extra may be missing
             pairs += windows
             counts.append(len(windows))
         with self._precision():
-            found = [
-                one.log_likelihood for one in likelihoods(self._model, pairs, self._max_tokens)
-            ]
+            found = [one.log_likelihood for one in self._likelihoods(pairs)]
         totals = []
         for count in counts:
             totals.append(sum(found[:count]))
@@ -98,10 +97,13 @@ class XftrainLM(LM):  # type: ignore[misc]  # the extra may be missing
                     texts[index] = text
         return texts
 
+    def _likelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Likelihood]:
+        return likelihoods(self._model, pairs, self._max_tokens, self._positions)
+
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         """A text cut into continuations, each with the context that fits before it."""
         whole = [self._vocabulary.separator, *self._vocabulary.encode(text)]
-        limit = self._model.max_positions or len(whole)
+        limit = self._positions or len(whole)
         windows = []
         for begin in range(1, len(whole), limit):
             continuation = whole[begin : begin + limit]

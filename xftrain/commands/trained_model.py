@@ -56,6 +56,17 @@ class TrainedModel(NamedTuple):
     step: int
     path: Path
 
+    @property
+    def trained_positions(self) -> int | None:
+        """The positions that the model knows: its limit, or the run's `seq`; None if unknown.
+
+        Positions without a limit, such as rope, can be computed past those of the run, but the
+        model has never seen them.
+        """
+        seq = self.saved["config"].get("seq")
+        is_usable = type(seq) is int and seq > 0
+        return self.model.max_positions or (seq if is_usable else None)
+
 
 def load_trained_model(cfg: DictConfig, config: CheckpointConfig) -> TrainedModel:
     """Loads the model that `ckpt` names: of a checkpoint, or of a Hugging Face folder.

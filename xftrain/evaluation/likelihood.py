@@ -18,7 +18,7 @@ class Likelihood(NamedTuple):
     Attributes:
         log_likelihood: summed log-probability of its tokens, in nats.
         is_greedy: whether each of its tokens is the most likely one.
-        is_cut: whether the context was cut on the left, as the model has too few positions.
+        is_cut: whether the context was cut on the left, as the model reads too few.
     """
 
     log_likelihood: float
@@ -47,7 +47,10 @@ def split_tokens(
 
 
 def likelihoods(
-    model: GPT, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], max_tokens: int
+    model: GPT,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    max_tokens: int,
+    max_positions: int | None,
 ) -> list[Likelihood]:
     """The log-likelihood of each continuation after its context, in the order of the pairs.
 
@@ -55,8 +58,9 @@ def likelihoods(
         model: the model, in evaluation mode.
         pairs: tokens of context and continuation; neither is empty.
         max_tokens: maximum number of tokens that are computed at once.
+        max_positions: number of positions that the model reads at most; None for no limit.
     """
-    rows = [_row(model, context, continuation) for context, continuation in pairs]
+    rows = [_row(max_positions, context, continuation) for context, continuation in pairs]
     found: dict[int, Likelihood] = {}
     device = model.head.weight.device
     for indices in _groups([len(tokens) - 1 for tokens, _, _ in rows], max_tokens):
@@ -78,12 +82,11 @@ def likelihoods(
 
 
 def _row(
-    model: GPT, context: Sequence[int], continuation: Sequence[int]
+    limit: int | None, context: Sequence[int], continuation: Sequence[int]
 ) -> tuple[list[int], int, bool]:
     """Tokens as many as the model can read, the number of labels, and whether some were cut."""
     assert context and continuation
     tokens = [*context, *continuation]
-    limit = model.max_positions
     kept = tokens if limit is None else tokens[-(limit + 1) :]
     return kept, min(len(continuation), len(kept) - 1), len(kept) < len(tokens)
 
