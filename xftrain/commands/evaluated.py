@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -134,6 +135,11 @@ def evaluate_tasks(
                 f"token, and that of ckpt does not for {task.name}."
             )
         found = likelihoods(trained.model, pairs, max_tokens, trained.trained_positions)
+        if not all(math.isfinite(one.log_likelihood) for one in found):
+            raise ConfigError(
+                f"tasks: a log-likelihood of {task.name} is not finite, as the weights of ckpt are "
+                "not, or are too large for this precision: give another checkpoint."
+            )
         num_cut = sum(one.is_cut for one in found)
         results.append(result_of(task, [one.log_likelihood for one in found], num_cut))
         if num_cut:

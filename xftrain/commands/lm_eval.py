@@ -126,7 +126,7 @@ class XftrainLM(LM):  # type: ignore[misc]  # the extra may be missing
         temperature = float(options.get("temperature", 0.0))
         sampling = Sampling(
             temperature if options.get("do_sample", temperature > 0) else 0.0,
-            options.get("top_k"),
+            max(0, int(options.get("top_k") or 0)) or None,  # 0 and -1 are no limit
             options.get("top_p"),
         )
         decode: Callable[[list[int]], str] = getattr(
