@@ -171,8 +171,11 @@ def _activated(x: Tensor, activation: Activation) -> Tensor:
 @cache
 def _runs(device: torch.device) -> bool:
     def launch() -> None:
-        x, weight = (torch.ones(n, 32, device=device, dtype=torch.float16) for n in (1, 16))
-        _with_triton(x, SkinnyWeights.of(weight, None), "none", False, None)
+        x, weight = (torch.ones(n, 32, device=device, dtype=torch.float16) for n in (1, 32))
+        norm = RowNorm(weight[0], weight[1], 1e-5, is_centered=True)
+        for weights in (SkinnyWeights.of(weight, None), SkinnyWeights.of(weight, None, norm)):
+            for is_gated in (False, True):
+                _with_triton(x, weights, "silu", is_gated, None)
 
     return runs_triton(device, launch, "generation")
 
