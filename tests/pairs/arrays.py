@@ -8,7 +8,7 @@ from tests.pairs import refusals
 from tests.pairs.covering import Array, Combination, Generator, pairs_of
 from tests.pairs.factors import Factor, Level, Row, all_factors
 
-SAMPLE = 10
+SAMPLE = 6
 
 
 @cache
