@@ -44,7 +44,7 @@ def run_doctor(
         RunError: the rows cannot be written.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_training_folder(run_dir, "the doctor")
+    refuse_training_folder(run_dir, DoctorConfig.output)
     folder = RunFolder(run_dir, reserved=reserved)
     with recorded(folder) as result:
         checked = checked or validate_as(DoctorConfig, cfg)

@@ -44,7 +44,7 @@ def describe_data(
         ConfigError: the configuration is wrong, or cannot run on this machine.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_training_folder(run_dir, "a description")
+    refuse_training_folder(run_dir, DataConfig.output)
     with recorded(RunFolder(run_dir, reserved=reserved)) as result:
         checked = checked or validate_as(DataConfig, cfg)
         if checked.trainer.devices > 1:

@@ -54,7 +54,7 @@ def evaluate(
         ConfigError: the configuration, the checkpoint or the data is wrong.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_training_folder(run_dir, "an evaluation")
+    refuse_training_folder(run_dir, EvaluateConfig.output)
     folder = RunFolder(run_dir, reserved=reserved)
     with recorded(folder) as result:
         config = checked or validate_as(EvaluateConfig, cfg)

@@ -52,7 +52,7 @@ def export(
         RunError: the folder cannot be written.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_training_folder(run_dir, "an export")
+    refuse_training_folder(run_dir, ExportConfig.output)
     folder = RunFolder(run_dir, reserved=reserved)
     with recorded(folder) as result:
         config = checked or validate_as(ExportConfig, cfg)

@@ -50,7 +50,7 @@ def info(
         ConfigError: the configuration is wrong, or cannot run on this machine.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_training_folder(run_dir, "a description")
+    refuse_training_folder(run_dir, InfoConfig.output)
     folder = RunFolder(run_dir, reserved=reserved)
     with recorded(folder) as result:
         checked = checked or validate_as(InfoConfig, cfg)

@@ -52,7 +52,7 @@ def sample(
         ConfigError: the configuration, the checkpoint or a prompt is wrong.
     """
     run_dir = run_dir_for(run_dir)
-    refuse_training_folder(run_dir, "a sample")
+    refuse_training_folder(run_dir, SampleConfig.output)
     folder = RunFolder(run_dir, reserved=reserved)
     with recorded(folder) as result:
         config = checked or validate_as(SampleConfig, cfg)

@@ -19,15 +19,21 @@ from xftrain.config.run_config import Accelerator, Config, Options, Precision, R
 class InfoConfig(RunConfig):
     """The configuration of `--config-name info`: the configuration of the run it describes."""
 
+    output = "a description"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(RunConfig):
     """The configuration of `--config-name data`: the configuration of the run it describes."""
 
+    output = "a description"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(Config):
     """The configuration of `--config-name doctor`, which trains nothing."""
+
+    output = "the doctor"
 
     accelerator: Accelerator = "auto"
     callbacks: Options
@@ -70,6 +76,8 @@ class SampleConfig(CheckpointConfig):
         seed: seed of the draws.
     """
 
+    output = "a sample"
+
     prompt: str | None = None
     prompts: tuple[str, ...] = ()
     num_tokens: PositiveInt = 64
@@ -99,6 +107,8 @@ class EvaluateConfig(CheckpointConfig):
         seed: seed of data that is made on demand.
     """
 
+    output = "an evaluation"
+
     data: OptionConfig | None = None
     tasks: tuple[str, ...] = ()
     seq: PositiveInt | None = None
@@ -117,6 +127,8 @@ class ExportConfig(CheckpointConfig):
         format: `hf` is a Hugging Face folder, which `transformers` loads without code of ours.
         dtype: dtype of the weights in it.
     """
+
+    output = "an export"
 
     path: str | None = None
     format: Literal["hf"] = "hf"

@@ -55,14 +55,17 @@ SampleRoot = _omegaconf_schema("SampleRoot", SampleConfig)
 EvaluateRoot = _omegaconf_schema("EvaluateRoot", EvaluateConfig)
 ExportRoot = _omegaconf_schema("ExportRoot", ExportConfig)
 DoctorRoot = _omegaconf_schema("DoctorRoot", DoctorConfig)
-_CONFIGS: dict[type | None, type[CommandConfig]] = {
-    InfoRoot: InfoConfig,
-    DataRoot: DataConfig,
-    SampleRoot: SampleConfig,
-    EvaluateRoot: EvaluateConfig,
-    ExportRoot: ExportConfig,
-    DoctorRoot: DoctorConfig,
+# The schema and the config class of each command, by the name of its file in conf/.
+COMMANDS: dict[str, tuple[type, type[CommandConfig]]] = {
+    "root": (Root, RunConfig),
+    "info": (InfoRoot, InfoConfig),
+    "data": (DataRoot, DataConfig),
+    "sample": (SampleRoot, SampleConfig),
+    "evaluate": (EvaluateRoot, EvaluateConfig),
+    "export": (ExportRoot, ExportConfig),
+    "doctor": (DoctorRoot, DoctorConfig),
 }
+_CONFIGS: dict[type | None, type[CommandConfig]] = dict(COMMANDS.values())
 
 
 def config_type_of(cfg: DictConfig | Mapping[str, Any]) -> type[CommandConfig]:
@@ -71,13 +74,8 @@ def config_type_of(cfg: DictConfig | Mapping[str, Any]) -> type[CommandConfig]:
     return _CONFIGS.get(found, RunConfig)
 
 
-ConfigStore.instance().store(name="root_schema", node=Root)
-ConfigStore.instance().store(name="info_schema", node=InfoRoot)
-ConfigStore.instance().store(name="data_schema", node=DataRoot)
-ConfigStore.instance().store(name="sample_schema", node=SampleRoot)
-ConfigStore.instance().store(name="evaluate_schema", node=EvaluateRoot)
-ConfigStore.instance().store(name="export_schema", node=ExportRoot)
-ConfigStore.instance().store(name="doctor_schema", node=DoctorRoot)
+for _name, (_schema, _) in COMMANDS.items():
+    ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 # Hydra deep-copies the whole store for each group that it lists, half of the time of --help, though
 # every config that it loads is a copy anyway.
 setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010

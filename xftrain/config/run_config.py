@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from xftrain.config.fields import (
     Fraction,
@@ -28,7 +28,13 @@ Options = Mapping[str, OptionConfig]  # several options, by the last part of the
 
 @dataclass(frozen=True)
 class Config:
-    """A part of a checked configuration."""
+    """A part of a checked configuration.
+
+    Attributes:
+        output: what the command of this configuration writes, where it does not train.
+    """
+
+    output: ClassVar[str | None] = None
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values, as a checkpoint holds them; checking them returns an equal object."""

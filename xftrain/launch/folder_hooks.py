@@ -14,14 +14,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from xftrain.config.command_configs import (
-    DataConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    ExportConfig,
-    InfoConfig,
-    SampleConfig,
-)
 from xftrain.config.root_schema import config_type_of
 from xftrain.errors import ConfigError, SweepRefused
 from xftrain.folders.links import refuse_links
@@ -32,15 +24,6 @@ from xftrain.utils.printable import one_line
 from xftrain.utils.processes import rank
 
 _ENDING_S = 30.0  # time for a job of an interrupted sweep to save a checkpoint and end
-
-_WITHOUT_TRAINING = {
-    SampleConfig: "a sample",
-    EvaluateConfig: "an evaluation",
-    ExportConfig: "an export",
-    DoctorConfig: "the doctor",
-    InfoConfig: "a description",
-    DataConfig: "a description",
-}
 
 
 class FolderHooks(Callback):
@@ -53,9 +36,9 @@ class FolderHooks(Callback):
             return
         is_job = not OmegaConf.is_missing(config.hydra.job, "num")
         _reserve(folder, "hydra.run.dir", wait_s=_ENDING_S if is_job else 0.0)
-        if (kind := config_type_of(config)) in _WITHOUT_TRAINING:
+        if (output := config_type_of(config).output) is not None:
             try:
-                refuse_training_folder(folder, _WITHOUT_TRAINING[kind])
+                refuse_training_folder(folder, output)
             except ConfigError as error:
                 raise SweepRefused(str(error)) from error
         current_state().reserved.remember_hydra(folder)

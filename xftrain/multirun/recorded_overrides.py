@@ -29,18 +29,12 @@ from hydra.core.override_parser.types import (
 
 from xftrain.config.overrides import HYDRA_GROUPS, all_groups
 from xftrain.config.registry import ENTRY_GROUPS, conf_dir
-from xftrain.config.root_schema import DoctorRoot, EvaluateRoot, ExportRoot, Root, SampleRoot
+from xftrain.config.root_schema import COMMANDS, Root
 
 MAX_JOBS = 100_000  # largest number of jobs of a sweep
 _MAX_CHARACTERS = 20_000  # longest override
 MAX_PROCESSES = max(64, os.cpu_count() or 1)  # largest number of parallel jobs
 _MAX_OVERRIDES = 1_000  # each takes Hydra's parser some milliseconds
-_ROOTS = {
-    "doctor": DoctorRoot,
-    "sample": SampleRoot,
-    "evaluate": EvaluateRoot,
-    "export": ExportRoot,
-}
 _NAME = r"[A-Za-z]\w*"  # no leading underscore: _target_, _args_ and the like name code
 _KEY = re.compile(rf"{_NAME}(?:[./]{_NAME})*", re.ASCII)
 _WORD = re.compile(r"\w[\w-]*", re.ASCII)  # an option's name; a path could leave its folder
@@ -74,7 +68,8 @@ def plain_overrides(config_name: str, recorded: Sequence[str]) -> list[str]:
         NotPlain: an override could run code, resolve an interpolation or leave the schema.
     """
     _check_extent(recorded)
-    known = {field.name for field in fields(_ROOTS.get(config_name, Root))}
+    root, _ = COMMANDS.get(config_name, (Root, None))
+    known = {field.name for field in fields(root)}
     groups = all_groups()
     num_jobs, made = 1.0, []
     for text in recorded:
