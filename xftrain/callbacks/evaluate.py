@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -14,12 +12,11 @@ from xftrain.config.fields import PositiveInt
 from xftrain.evaluation.by_position import LossByPosition, plot
 from xftrain.evaluation.scores import parts_of, score
 from xftrain.interfaces import load_batch
+from xftrain.model.evaluation_mode import evaluation_mode
 from xftrain.train.module import TrainingModule, training_module
 from xftrain.utils.files import replace_text
 from xftrain.utils.optional import optional_step
 from xftrain.utils.spreadsheet import csv_text
-
-log = logging.getLogger(__name__)
 
 FILE, _TAG = "loss_by_position.csv", "val/loss_by_position"
 _COLUMNS = ["step", "first", "last", "labels", "loss"]
@@ -56,15 +53,10 @@ class Evaluate(Callback):
     def _evaluate(self, trainer: Trainer, module: TrainingModule) -> None:
         model, data = module.model, module.data
         by_position = LossByPosition()
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                for number in range(min(self.num_batches, data.num_val_batches)):
-                    for part in parts_of(load_batch(data, "val", number), _MAX_TOKENS):
-                        by_position.add(score(model, part.to(module.device)))
-        finally:
-            model.train(was_training)
+        with evaluation_mode(model), trainer.precision_plugin.forward_context():
+            for number in range(min(self.num_batches, data.num_val_batches)):
+                for part in parts_of(load_batch(data, "val", number), _MAX_TOKENS):
+                    by_position.add(score(model, part.to(module.device)))
         buckets, step = by_position.buckets(), trainer.global_step
         self._rows += [
             dict(zip(_COLUMNS, (step, b.first, b.last, b.num_labels, b.loss), strict=True))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from xftrain.commands.evaluated import evaluate_tasks, evaluated, report
@@ -18,6 +17,7 @@ from xftrain.config import registry
 from xftrain.config.command_configs import EvaluateConfig
 from xftrain.config.compose import validate_as
 from xftrain.config.option_config import OptionConfig
+from xftrain.config.run_config import rows_per_batch
 from xftrain.errors import ConfigError
 from xftrain.evaluation.scores import parts_of
 from xftrain.evaluation.tasks import Task, read_task
@@ -64,13 +64,11 @@ def evaluate(
         reset_peak_memory(device)
         trained = load_trained_model(cfg, config)
         data = None if config.data is None else _data(config, config.data, trained)
-        dtype = hardware.compute_dtype(precision)
-        is_mixed = hardware.is_mixed(precision, dtype)
-        trained.model.to(device, torch.float32 if is_mixed else dtype).eval()
+        trained.model.to(device, hardware.weights_dtype(precision)).eval()
         folder.start_new_run()
-        with torch.autocast(device.type, dtype, enabled=is_mixed):
+        with hardware.autocast(precision, device):
             if data is not None:
-                _validate(config, trained, data, dtype, folder, result)
+                _validate(config, trained, data, folder, result)
             result["metrics"] |= evaluate_tasks(trained, tasks, config.max_tokens)
         result["peak_memory_mib"] = round(peak_memory_mib(device), 1)
     return result
@@ -80,15 +78,14 @@ def _validate(
     config: EvaluateConfig,
     trained: TrainedModel,
     data: DataSource,
-    dtype: torch.dtype,
     folder: RunFolder,
     result: dict[str, Any],
 ) -> None:
     """Chooses the attention kernel, evaluates the validation batches, and reports them."""
     model = trained.model
-    device = model.head.weight.device
+    target = model.compute_device_dtype()
     first = next(parts_of(load_batch(data, "val", 0), config.max_tokens))
-    result["kernel"] = choose_kernel(model, first, device, dtype, SavedChoices(), folder)
+    result["kernel"] = choose_kernel(model, first, *target, SavedChoices(), folder)
     found = evaluated(model, data, config.max_tokens)
     result["metrics"] = found.metrics
     report(found, data, trained, folder.path)
@@ -119,7 +116,7 @@ def _data(config: EvaluateConfig, option: OptionConfig, trained: TrainedModel) -
     saved = trained.saved["config"]
     seq = config.seq or _saved_size(saved, "seq")
     batch_tokens = config.batch_tokens or _saved_size(saved, "batch_tokens")
-    batch_size = getattr(option, "batch_size", None) or max(1, batch_tokens // seq)
+    batch_size = rows_per_batch(option, batch_tokens, seq)
     data: DataSource = registry.build(option, seq, batch_size, config.seed, 1)
     check_data(data)
     vocabulary = getattr(data, "vocabulary", None)

@@ -15,9 +15,9 @@ from xftrain.errors import ConfigError
 from xftrain.evaluation.by_document import DocumentLoss, document_losses, quantiles
 from xftrain.evaluation.by_position import TITLE, LossByPosition, plot, rows_of
 from xftrain.evaluation.likelihood import likelihoods, split_tokens
-from xftrain.evaluation.scores import parts_of, score
+from xftrain.evaluation.scores import document_lengths, parts_of, score
 from xftrain.evaluation.tasks import Task, result_of
-from xftrain.interfaces import Batch, DataSource, load_batch
+from xftrain.interfaces import DataSource, load_batch
 from xftrain.model.gpt import GPT
 from xftrain.train.val_sums import ValSums
 from xftrain.utils.files import replace_text, replacing
@@ -73,14 +73,10 @@ def evaluated(model: GPT, data: DataSource, max_tokens: int) -> Evaluated:
             sums.add(scores.sums(), num_bytes, batch.source)
             by_position.add(scores)
             documents += document_losses(scores, part, number, first_index)
-            first_index += _num_documents(part)
+            first_index += len(document_lengths(part))
     metrics = sums.metrics(torch.device("cpu"))
     metrics |= {f"val/document_loss_{name}": x for name, x in quantiles(documents).items()}
     return Evaluated(metrics, by_position, documents)
-
-
-def _num_documents(batch: Batch) -> int:
-    return batch.shape_BM[0] if batch.seqlens is None else len(batch.seqlens)
 
 
 def report(found: Evaluated, data: DataSource, trained: TrainedModel, run_dir: Path) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from lm_eval.api.model import LM
 
 from xftrain.commands.trained_model import load_trained_model
@@ -49,7 +48,7 @@ class XftrainLM(LM):  # type: ignore[misc]  # the extra may be missing
         cfg.ckpt = str(ckpt)
         config = validate_as(SampleConfig, cfg)
         device, precision = hardware.resolve(config.accelerator, "auto")
-        self._dtype = hardware.compute_dtype(precision)
+        self._precision_name = precision
         trained = load_trained_model(cfg, config)
         self._vocabulary: Any = trained.vocabulary
         if not hasattr(self._vocabulary, "separator"):
@@ -142,5 +141,4 @@ class XftrainLM(LM):  # type: ignore[misc]  # the extra may be missing
         return [one.text for one in made.continuations]
 
     def _precision(self) -> AbstractContextManager[Any]:
-        is_mixed = self._dtype != torch.float32
-        return torch.autocast(self._device.type, self._dtype, enabled=is_mixed)
+        return hardware.autocast(self._precision_name, self._device)

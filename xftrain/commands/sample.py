@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,13 @@ def sample(
     with recorded(folder) as result:
         config = checked or validate_as(SampleConfig, cfg)
         _refuse_conflicts(config)
-        device, precision = hardware.resolve(config.accelerator, config.precision)
+        device, precision = _device_and_precision(config)
         result["device"] = hardware.device_name(device)
         reset_peak_memory(device)
         trained = load_trained_model(cfg, config)
         prompts = _prompts(config, trained)
-        with _in_precision(trained.model, device, precision, config) as model:
+        model = trained.model.to(device, hardware.weights_dtype(precision))
+        with hardware.autocast(precision, device):
             made = _generated(config, model, prompts, trained.vocabulary)
         text = _shown(trained.vocabulary, prompts, made)
         log.info("step %d of %s:\n%s", trained.step, one_line(str(config.ckpt)), text)
@@ -74,17 +74,11 @@ def sample(
     return result
 
 
-@contextmanager
-def _in_precision(
-    model: GPT, device: torch.device, precision: str, config: SampleConfig
-) -> Iterator[GPT]:
-    """The model on its device, with weights in the dtype of matmuls where that loses no range."""
-    dtype = hardware.compute_dtype(precision)
-    is_mixed = hardware.is_mixed(precision, dtype)
-    if config.precision == "auto" and dtype == torch.bfloat16:
-        is_mixed = False  # weights of 16 bits are read twice as fast
-    with torch.autocast(device.type, dtype, enabled=is_mixed):
-        yield model.to(device, torch.float32 if is_mixed else dtype)
+def _device_and_precision(config: SampleConfig) -> tuple[torch.device, str]:
+    device, precision = hardware.resolve(config.accelerator, config.precision)
+    if config.precision == "auto" and precision == "bf16-mixed":
+        precision = "bf16-true"  # weights of 16 bits are read twice as fast
+    return device, precision
 
 
 def _refuse_conflicts(config: SampleConfig) -> None:

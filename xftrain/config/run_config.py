@@ -152,6 +152,12 @@ class TrainerConfig(Config):
     max_time: str | None = None
 
 
+def rows_per_batch(data: OptionConfig, batch_tokens: int, seq: int) -> int:
+    """Rows of a batch: `data.batch_size`, or `batch_tokens // seq` but at least 1."""
+    asked: int | None = getattr(data, "batch_size", None)
+    return asked or max(1, batch_tokens // seq)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
     """The configuration of a training run."""
@@ -181,8 +187,7 @@ class RunConfig(Config):
     @property
     def batch_size(self) -> int:
         """Rows of a batch: `data.batch_size`, or `batch_tokens // seq` but at least 1."""
-        asked: int | None = getattr(self.data, "batch_size", None)
-        return asked or max(1, self.batch_tokens // self.seq)
+        return rows_per_batch(self.data, self.batch_tokens, self.seq)
 
     def option_configs(self) -> Iterator[OptionConfig]:
         """Every option of every group."""

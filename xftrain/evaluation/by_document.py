@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from xftrain.evaluation.scores import Scores
+from xftrain.evaluation.scores import Scores, document_lengths
 from xftrain.interfaces import Batch
 
 _BEGINNING = 24  # tokens by which a document can be recognized
@@ -43,7 +43,7 @@ def document_losses(
         number: the number of the validation batch that it is a part of.
         first_index: the index of its first document in the validation batch.
     """
-    num_documents = batch.shape_BM[0] if batch.seqlens is None else len(batch.seqlens)
+    num_documents = len(document_lengths(batch))
     labels = torch.bincount(scores.documents_N, minlength=num_documents).tolist()
     losses = torch.bincount(scores.documents_N, scores.loss_N, minlength=num_documents).tolist()
     if batch.seqlens is None:

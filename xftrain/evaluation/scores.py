@@ -39,6 +39,12 @@ class Scores:
         )
 
 
+def document_lengths(batch: Batch) -> list[int]:
+    """The lengths of the packed documents, or of the rows if they are not packed."""
+    num_rows, num_positions = batch.shape_BM
+    return [num_positions] * num_rows if batch.seqlens is None else list(batch.seqlens)
+
+
 @torch.no_grad()
 def score(model: GPT, batch: Batch) -> Scores:
     """Scores the labels of a batch, in the precision of the context, on the CPU.
@@ -62,10 +68,7 @@ def score(model: GPT, batch: Batch) -> Scores:
         hits.append(logits_NV.argmax(dim=-1) == labels_N[part])
     is_label_N = labels_N != IGNORED_LABEL
     num_rows = batch.shape_BM[0]
-    if batch.seqlens is None:
-        lengths = [batch.shape_BM[1]] * num_rows
-    else:
-        lengths = list(batch.seqlens)
+    lengths = document_lengths(batch)
     documents_N = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     positions_N = batch.positions_1M.expand(num_rows, -1).flatten()
     columns = (torch.cat(losses), torch.cat(hits), positions_N, documents_N.to(labels_N.device))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from xftrain.generation.decoding import Decoding
 from xftrain.generation.prefill import prefill
 from xftrain.generation.sampling import Sampling
 from xftrain.generation.step import DecodeStep
+from xftrain.model.evaluation_mode import evaluation_mode
 from xftrain.model.gpt import GPT
 
 _AT_ONCE = 32  # tokens that a GPU draws before the host reads them
@@ -92,7 +92,7 @@ def generate_texts(
     lengths = [len(prompt) for prompt in prompts for _ in range(num_samples)]
     model.check_length(max(lengths) + num_tokens - 1)
     continuations = [Continuation(stops) for _ in lengths]
-    with _evaluating(model):
+    with evaluation_mode(model):
         device = model.head.weight.device
         begin = time.perf_counter()
         cache = Cache(model, len(lengths), max(lengths) + num_tokens - 1)
@@ -159,17 +159,6 @@ def _take(
         one.add(drawn[one.num_read :], is_last=len(drawn) == num_tokens)
     if on_tokens is not None:
         on_tokens(continuations)
-
-
-@contextmanager
-def _evaluating(model: GPT) -> Iterator[None]:
-    """Within this context, the model is in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def generate(

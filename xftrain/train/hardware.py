@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
 
@@ -67,6 +68,18 @@ def device_name(device: torch.device) -> str:
 def is_mixed(precision: str, dtype: torch.dtype) -> bool:
     """Whether weights are float32 and autocast copies them to the dtype of matmuls."""
     return dtype != torch.float32 and precision != "bf16-true"
+
+
+def weights_dtype(precision: str) -> torch.dtype:
+    """The dtype of weights: that of matmuls, but float32 where autocast copies them."""
+    dtype = compute_dtype(precision)
+    return torch.float32 if is_mixed(precision, dtype) else dtype
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Within this context, matmuls and attention run in the dtype of the precision."""
+    dtype = compute_dtype(precision)
+    return torch.autocast(device.type, dtype, enabled=is_mixed(precision, dtype))
 
 
 def compute_dtype(precision: str) -> torch.dtype:
