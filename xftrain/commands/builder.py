@@ -16,6 +16,7 @@ from xftrain.interfaces import DataSource, Loss, Vocabulary
 from xftrain.model.gpt import GPT
 from xftrain.model.layer_spec import LayerSpec
 
+MAX_LAYERS = 2_000  # of an untrusted model; building takes time quadratic in their number
 _VOCAB_MULTIPLE = 64  # for fast matmuls; GPT-2's 50257 tokens become 50304 rows
 
 

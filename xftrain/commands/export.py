@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MAX_POSITIONS = 1 << 24  # of an untrusted checkpoint's sequence length
+_UNKNOWN_POSITIONS = 2048
 
 
 def export(
@@ -114,6 +115,5 @@ def _converted(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _max_positions(trained: TrainedModel) -> int:
     """The sequence length of the run, or the number of positions if they are limited."""
-    seq = trained.saved["config"].get("seq")
-    is_usable = type(seq) is int and 0 < seq <= _MAX_POSITIONS
-    return trained.model.max_positions or (seq if is_usable else 2048)
+    positions = trained.trained_positions
+    return positions if positions and positions <= _MAX_POSITIONS else _UNKNOWN_POSITIONS

@@ -21,7 +21,6 @@ from xftrain.hugging_face.key_map import KeyMap
 from xftrain.model.gpt import GPT
 from xftrain.utils.printable import one_line
 
-_MAX_LAYERS = 2_000  # building takes time quadratic in the number of layers
 _MAX_SHOWN = 3  # names in a message
 
 
@@ -128,7 +127,7 @@ def _planned(config: ModelConfig) -> GPT:
 def _config(folder: HubFolder, family: Family, named: str) -> ModelConfig:
     """The checked configuration of the model of a folder."""
     node = family.model(folder.config)
-    num_layers, most = node["num_layers"], min(len(folder.weights), _MAX_LAYERS)
+    num_layers, most = node["num_layers"], min(len(folder.weights), builder.MAX_LAYERS)
     if num_layers > most:
         raise ConfigError(
             f"{named} is said to have {num_layers:,} layers, and at most {most:,} can be read, as "

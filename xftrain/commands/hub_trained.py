@@ -11,15 +11,16 @@ from xftrain.commands import builder
 from xftrain.commands.hub_model import read_hub_model
 from xftrain.commands.initial_weights import copy_weights
 from xftrain.config.run_config import ModelConfig
-from xftrain.data.tokens.tokenizer_files import read_pretrained
+from xftrain.data.tokens.tokenizer_files import (
+    TOKENIZER,
+    TOKENIZER_CONFIGS,
+    read_pretrained,
+)
 from xftrain.errors import ConfigError
 from xftrain.hugging_face.folder import checked_file
 from xftrain.interfaces import Vocabulary
 from xftrain.model.gpt import GPT
 from xftrain.utils.printable import one_line
-
-_TOKENIZER = "tokenizer.json"
-_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # may name the end-of-text token
 
 
 def load_hub_folder(path: Path, key: str) -> tuple[GPT, ModelConfig, Vocabulary]:
@@ -50,7 +51,7 @@ def load_hub_folder(path: Path, key: str) -> tuple[GPT, ModelConfig, Vocabulary]
 
 def _vocabulary(path: Path, named: str) -> Vocabulary:
     """The vocabulary of the tokenizer in a folder."""
-    for name in (_TOKENIZER, *[one for one in _BESIDE if os.path.lexists(path / one)]):
+    for name in (TOKENIZER, *[one for one in TOKENIZER_CONFIGS if os.path.lexists(path / one)]):
         checked_file(path, name, named)
     try:
         return read_pretrained(str(path))

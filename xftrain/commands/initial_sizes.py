@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from xftrain.commands import builder
 from xftrain.errors import ConfigError
 from xftrain.model.gpt import GPT
 from xftrain.train.same_run import differences, flat
@@ -21,7 +22,6 @@ _SIZE_PREFIXES = tuple(f"model.{key}" for key in _SIZES)
 _SIZE_ENDINGS = (".hidden_dim", ".max_positions")
 _PARTS = ("bias", "pos", "ffn")  # of a layer; the shapes show its heads
 _OF_LAYERS = ("layers", *_PARTS)
-_MAX_LAYERS = 2_000
 _MAX_SHOWN = 5  # names or keys in a message
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -147,7 +147,7 @@ def _layers(node: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     layers, num_layers = node.get("layers"), node.get("num_layers")
     layers = layers if isinstance(layers, Mapping) else {}
     pattern = layers.get("pattern") or [""]
-    if type(num_layers) is not int or not 0 < num_layers <= _MAX_LAYERS:
+    if type(num_layers) is not int or not 0 < num_layers <= builder.MAX_LAYERS:
         return None
     if not isinstance(pattern, list | tuple) or not all(isinstance(one, str) for one in pattern):
         return None

@@ -31,7 +31,6 @@ from xftrain.train.same_run import refuse_other_model
 from xftrain.utils import redaction
 from xftrain.utils.files import expand_home
 
-_MAX_LAYERS = 2_000  # building takes time quadratic in the number of layers
 _BLOCKS = "blocks."  # prefix of the names of layer weights
 _EXAMPLE = "ckpt=outputs/<date>/<run>/checkpoints/last.ckpt"
 
@@ -129,10 +128,10 @@ def _model(config: ModelConfig, checkpoint: Mapping[str, Any], vocabulary: Vocab
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     if config.num_layers > len(weights):
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
-    if config.num_layers > _MAX_LAYERS:
+    if config.num_layers > builder.MAX_LAYERS:
         raise ConfigError(
             f"ckpt holds a model of {config.num_layers:,} layers, and at most "
-            f"{_MAX_LAYERS:,} can be loaded: give another one."
+            f"{builder.MAX_LAYERS:,} can be loaded: give another one."
         )
     num_tokens = builder.vocab_size(config, vocabulary)
     try:

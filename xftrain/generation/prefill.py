@@ -69,10 +69,10 @@ class _PromptAttention:
 
     def __init__(self, rows: Sequence[int], lengths: tuple[int, ...]) -> None:
         self._rows, self._lengths = rows, lengths
+        self._ends = list(accumulate(lengths))
 
     def __call__(self, q_1MHK: Tensor, k_1MGK: Tensor, v_1MGK: Tensor, layer: LayerCache) -> Tensor:
-        ends = list(accumulate(self._lengths))
-        for row, length, end in zip(self._rows, self._lengths, ends, strict=True):
+        for row, length, end in zip(self._rows, self._lengths, self._ends, strict=True):
             layer.fill(row, k_1MGK[0, end - length : end], v_1MGK[0, end - length : end])
         if len(set(self._lengths)) == 1:  # one call for all prompts
             shape = (len(self._lengths), self._lengths[0])

@@ -35,6 +35,26 @@ def reasons(facts: Facts) -> list[str]:
     return found
 
 
+def reasons_without_rope(facts: Facts) -> list[str]:
+    """Why a class whose layers are all rotary does not express a model."""
+    if any(one.rope_base is None for one in facts.layers) and facts.learned_positions is None:
+        return ["has rotary positions in every layer (model.pos=rope)"]
+    return []
+
+
+def biases(facts: Facts) -> dict[str, Any]:
+    """The keys of biases of Llama and SmolLM3."""
+    return {"attention_bias": facts.has_biases, "mlp_bias": facts.has_biases}
+
+
+def has_biases(config: Mapping[str, Any]) -> bool:
+    """Whether linear layers have biases, by the keys of `biases`; some alone is refused."""
+    found = values.flag(config, "attention_bias", False)
+    if values.flag(config, "mlp_bias", False) != found:
+        raise values.wrong("mlp_bias", "it must be equal to attention_bias", not found)
+    return found
+
+
 def config(facts: Facts, max_positions: int) -> dict[str, Any]:
     """The keys of `config.json` that the classes share."""
     first = facts.layers[0]

@@ -18,10 +18,14 @@ def wrong(key: str, rule: str, value: Any) -> ConfigError:
     )
 
 
+def _value(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    value = config.get(key)
+    return default if value is None else value
+
+
 def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     """A positive integer; null and an absent key are the default."""
-    value = config.get(key)
-    value = default if value is None else value
+    value = _value(config, key, default)
     if type(value) is not int or not 0 < value < _MAX:
         raise wrong(key, "it must be a positive integer", value)
     return value
@@ -29,8 +33,7 @@ def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> 
 
 def number(config: Mapping[str, Any], key: str, default: float) -> float:
     """A positive number; null and an absent key are the default."""
-    value = config.get(key)
-    value = default if value is None else value
+    value = _value(config, key, default)
     if type(value) not in (int, float) or not 0 < value < float("inf"):
         raise wrong(key, "it must be a positive number", value)
     return float(value)
@@ -38,8 +41,7 @@ def number(config: Mapping[str, Any], key: str, default: float) -> float:
 
 def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
     """A boolean; null and an absent key are the default."""
-    value = config.get(key)
-    value = default if value is None else value
+    value = _value(config, key, default)
     if type(value) is not bool:
         raise wrong(key, "it must be true or false", value)
     return value
@@ -47,8 +49,7 @@ def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
 
 def one_of(config: Mapping[str, Any], key: str, allowed: Mapping[str, str], default: str) -> str:
     """What an allowed value stands for; null and an absent key are the default."""
-    value = config.get(key)
-    value = default if value is None else value
+    value = _value(config, key, default)
     if not isinstance(value, str) or value not in allowed:
         raise wrong(key, f"it must be one of {', '.join(allowed)}", value)
     return allowed[value]

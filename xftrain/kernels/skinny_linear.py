@@ -37,16 +37,9 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-# Measured on an H200 with 16 rows: for many output columns, and for few columns of short or long
-# rows.
-_WIDE, _NARROW, _DEEP = Tiles(128, 16, 2, 4), Tiles(256, 16, 2, 4), Tiles(256, 16, 2, 4)
-
-
-def tiles_for(width: int, num_columns: int) -> Tiles:
-    """The tiles for rows of this width and this number of output columns."""
-    if num_columns >= 1536:
-        return _WIDE
-    return _NARROW if width <= 1536 else _DEEP
+# Measured on an H200 with 16 rows: for many output columns, and for few.
+_WIDE, _NARROW = Tiles(128, 16, 2, 4), Tiles(256, 16, 2, 4)
+_WIDE_COLUMNS = 1536
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +186,7 @@ def _with_triton(
     assert x_BI.is_contiguous() and weight_OI.is_contiguous()
     (B, I), O = x_BI.shape, weight_OI.shape[0] // (2 if is_gated else 1)  # noqa: E741
     out_BO = torch.empty(B, O, dtype=x_BI.dtype, device=x_BI.device)
-    tiles = tiles_for(I, O)
+    tiles = _WIDE if O >= _WIDE_COLUMNS else _NARROW
     with torch.cuda.device(x_BI.device):
         linear_kernel[(-(-O // tiles.block_o),)](
             x_BI,

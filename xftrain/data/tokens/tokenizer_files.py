@@ -17,8 +17,11 @@ from xftrain.utils.printable import one_line, shortened
 
 log = logging.getLogger(__name__)
 
-_TOKENIZER = "tokenizer.json"
-_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # either may name the EOS token
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)  # either may name the EOS token
 _CONFIG_BYTES = 4 << 20
 # EOS tokens of GPT-2, Llama 1 and 2, Llama 3, Gemma and BERT, in the order in which they are looked
 # for if no file beside the tokenizer names one.
@@ -87,12 +90,12 @@ def _file(path: str) -> Path:
             "data.tokenizer must be bytes, bpe, or the path of a tokenizer.json or of a folder "
             f"with one, and {one_line(path)} does not exist; nothing is downloaded: {_HOW_TO_MAKE}."
         )
-    if is_folder and not (named / _TOKENIZER).exists():
+    if is_folder and not (named / TOKENIZER).exists():
         raise ConfigError(
             f"data.tokenizer must be a folder with a tokenizer.json, and {one_line(path)} has "
             f"none: {_HOW_TO_MAKE}."
         )
-    file = named / _TOKENIZER if is_folder else named
+    file = named / TOKENIZER if is_folder else named
     refuse_escaping_path(file, f"data.tokenizer={one_line(path)}")
     return file
 
@@ -105,7 +108,7 @@ def _read(path: Path, max_bytes: int) -> str:
 def _separator(folder: Path, texts: dict[int, str]) -> int:
     """The id of the EOS token; the id after all others if there is none."""
     ids = {text: token for token, text in texts.items()}
-    names = [name for config in _CONFIGS for name in _named_eos(folder / config)]
+    names = [name for config in TOKENIZER_CONFIGS for name in _named_eos(folder / config)]
     return next((ids[name] for name in (*names, *_KNOWN_EOS) if name in ids), max(texts) + 1)
 
 

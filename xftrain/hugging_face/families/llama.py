@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xftrain.hugging_face import llama_layout, values
+from xftrain.hugging_face import llama_layout
 from xftrain.hugging_face.facts import Facts
 from xftrain.hugging_face.key_map import KeyMap
 
@@ -17,8 +17,7 @@ def reasons(facts: Facts) -> list[str]:
     found = llama_layout.reasons(facts)
     if any(one.bias.window is not None for one in facts.layers):
         found.append("has no window (model.bias=causal)")
-    if any(one.rope_base is None for one in facts.layers) and facts.learned_positions is None:
-        found.append("has rotary positions in every layer (model.pos=rope)")
+    found += llama_layout.reasons_without_rope(facts)
     return found
 
 
@@ -27,8 +26,7 @@ def config(facts: Facts, max_positions: int) -> dict[str, Any]:
     return {
         "model_type": "llama",
         **llama_layout.config(facts, max_positions),
-        "attention_bias": facts.has_biases,
-        "mlp_bias": facts.has_biases,
+        **llama_layout.biases(facts),
     }
 
 
@@ -39,7 +37,5 @@ def key_map(facts: Facts) -> KeyMap:
 
 def model(config: Mapping[str, Any]) -> dict[str, Any]:
     """The `model` node of the model that a `config.json` describes."""
-    has_biases = values.flag(config, "attention_bias", False)
-    if values.flag(config, "mlp_bias", False) != has_biases:
-        raise values.wrong("mlp_bias", "it must be equal to attention_bias", not has_biases)
+    has_biases = llama_layout.has_biases(config)
     return llama_layout.model(config, has_biases=has_biases, is_tied=False)

@@ -17,8 +17,7 @@ def reasons(facts: Facts) -> list[str]:
     found = llama_layout.reasons(facts)
     if len({one.bias.window for one in facts.layers}) > 1:
         found.append("has the same window in all layers")
-    if any(one.rope_base is None for one in facts.layers) and facts.learned_positions is None:
-        found.append("has rotary positions in every layer (model.pos=rope)")
+    found += llama_layout.reasons_without_rope(facts)
     if facts.has_biases:
         found.append("has no biases (model.linear_bias=false)")
     return found

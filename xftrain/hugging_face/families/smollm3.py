@@ -31,8 +31,7 @@ def config(facts: Facts, max_positions: int) -> dict[str, Any]:
     return {
         "model_type": "smollm3",
         **llama_layout.config(facts, max_positions),
-        "attention_bias": facts.has_biases,
-        "mlp_bias": facts.has_biases,
+        **llama_layout.biases(facts),
         "use_sliding_window": window is not None,
         "sliding_window": window,
         "layer_types": [_GLOBAL if one is None else _LOCAL for one in windows],
@@ -47,9 +46,7 @@ def key_map(facts: Facts) -> KeyMap:
 
 def model(config: Mapping[str, Any]) -> dict[str, Any]:
     """The `model` node of the model that a `config.json` describes."""
-    has_biases = values.flag(config, "attention_bias", False)
-    if values.flag(config, "mlp_bias", False) != has_biases:
-        raise values.wrong("mlp_bias", "it must be equal to attention_bias", not has_biases)
+    has_biases = llama_layout.has_biases(config)
     found = llama_layout.model(
         config, has_biases=has_biases, is_tied=True, num_kv_heads=4, rope_base=2_000_000.0
     )
