@@ -10,6 +10,7 @@ from torch import Tensor
 from xftrain.errors import first_line
 from xftrain.generation.sampling import Sampling
 from xftrain.generation.step import DecodeStep
+from xftrain.kernels.append_greedy import append_, append_greedy_
 from xftrain.utils.printable import one_line
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class Decoding:
         self._step, self._sampling, self._vocab_size = step, sampling, vocab_size
         self._generator = torch.Generator(device).manual_seed(seed)
         self._drawn_BN = torch.zeros(len(positions_B), num_tokens, dtype=torch.int64, device=device)
-        self._positions_B = positions_B.clone()
-        self._column_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        self._positions_B = positions_B - 1
+        self._columns_B = torch.zeros_like(positions_B)
         self._is_finite = torch.ones((), dtype=torch.bool, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._tokens_B = torch.zeros_like(positions_B)
@@ -110,16 +111,13 @@ class Decoding:
     def _advance(self) -> None:
         """Reads the last tokens, and draws the next ones."""
         self._draw(self._step(self._tokens_B, self._positions_B))
-        self._positions_B.add_(1)
 
     def _draw(self, logits_BV: Tensor) -> None:
-        logits_BV = logits_BV[:, : self._vocab_size]
-        highest = logits_BV.max(dim=-1)  # NaN if any logit is
-        self._is_finite.logical_and_(highest.values.isfinite().all())
+        """Appends a token to each row, and moves all rows on by a position."""
+        state = (self._drawn_BN, self._columns_B, self._tokens_B, self._positions_B)
         if self._sampling.is_greedy:
-            tokens_B = highest.indices
-        else:
-            tokens_B = self._sampling.draw(logits_BV.float(), self._generator)
-        self._drawn_BN.index_copy_(1, self._column_1, tokens_B[:, None])
-        self._tokens_B.copy_(tokens_B)
-        self._column_1.add_(1)
+            append_greedy_(logits_BV, self._vocab_size, *state, self._is_finite)
+            return
+        logits_BV = logits_BV[:, : self._vocab_size]
+        self._is_finite.logical_and_(logits_BV.amax(-1).isfinite().all())  # NaN if any logit is
+        append_(self._sampling.draw(logits_BV.float(), self._generator), *state)
