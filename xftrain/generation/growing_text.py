@@ -34,7 +34,10 @@ class GrowingText:
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self.text = ""
-        self._restart()
+        self.num_kept = 0
+        self._num_final = 0  # characters of the tokens up to the end of the overlap
+        self._begin = self._end = 0  # the tokens of the overlap
+        self._overlap = ""  # their text
 
     def update(self, tokens: list[int]) -> str:
         """The text of the tokens, which begin with those of the last call."""
@@ -58,10 +61,8 @@ class GrowingText:
 
     def _restart(self) -> None:
         """Makes the next update decode all tokens."""
-        self.num_kept = 0
-        self._num_final = 0  # characters of the tokens up to the end of the overlap
-        self._begin = self._end = 0  # the tokens of the overlap
-        self._overlap = ""  # their text
+        self.num_kept = self._num_final = self._begin = self._end = 0
+        self._overlap = ""
 
     def _advance(self, tokens: list[int]) -> None:
         """Moves the overlap towards the last token, where the text is the same with it."""
