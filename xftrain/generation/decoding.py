@@ -18,6 +18,14 @@ log = logging.getLogger(__name__)
 _MIN_TOKENS = 24  # below, capturing a CUDA graph takes longer than it saves
 
 
+def _may_capture(device: torch.device) -> bool:
+    """Whether CUDA graphs can be captured on the device.
+
+    Under autocast none is captured, since the cast weights live only as long as its context.
+    """
+    return device.type == "cuda" and not torch.is_autocast_enabled(device.type)
+
+
 class Decoding:
     """The tokens of all rows, which grow by one in each step, and stay on the device.
 
@@ -82,31 +90,49 @@ class Decoding:
     def capture(self, num_left: int) -> None:
         """Captures a step in a CUDA graph, if there is a GPU and enough is left to draw.
 
-        Under autocast nothing is captured, since the cast weights live only as long as its context.
+        If that fails, the steps are launched one by one, as without a GPU.
         """
-        kind = self._positions_B.device.type
-        if kind != "cuda" or num_left < _MIN_TOKENS or torch.is_autocast_enabled(kind):
+        device = self._positions_B.device
+        if num_left < _MIN_TOKENS or not _may_capture(device):
             return
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        stream = torch.cuda.Stream(device)
+        outer = torch.cuda.current_stream(device)
+        stream.wait_stream(outer)
         with torch.cuda.stream(stream):
             self.advance(1)  # outside a graph, as libraries allocate at the first call
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
+        outer.wait_stream(stream)
+        torch.cuda.synchronize(device)
+        with torch.cuda.device(device):  # a model may be on another device than the current one
+            self._capture_on(stream, outer)
+
+    def _capture_on(self, stream: torch.cuda.Stream, outer: torch.cuda.Stream) -> None:
         graph = torch.cuda.CUDAGraph()
+        state = self._generator.get_state()
+        failure: RuntimeError | None = None
         try:
             if not self._sampling.is_greedy:
                 graph.register_generator_state(self._generator)
-            with torch.cuda.graph(graph):
-                self._advance()
+            # by default, the stream would be one of the device of the process's first capture
+            with torch.cuda.graph(graph, stream=stream):
+                try:
+                    self._advance()
+                except RuntimeError as error:  # the end of the capture raises another one
+                    failure = error
         except RuntimeError as error:
-            log.info(
-                "generation: no CUDA graph can be captured of this model (%s), so each kernel is "
-                "launched from the host",
-                one_line(first_line(error)),
-            )
+            failure = failure or error
+        finally:
+            torch.cuda.set_stream(outer)  # a capture that fails leaves its own stream current
+        if failure is None:
+            self._graph = graph
             return
-        self._graph = graph
+        # a generator stays in capture mode after a failed capture, and cannot be drawn from
+        self._generator = torch.Generator(self._positions_B.device)
+        self._generator.set_state(state)
+        log.info(
+            "generation: no CUDA graph can be captured of this model (%s), so each kernel is "
+            "launched from the host",
+            one_line(first_line(failure)),
+        )
 
     def _advance(self) -> None:
         """Reads the last tokens, and draws the next ones."""
