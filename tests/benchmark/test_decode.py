@@ -185,6 +185,7 @@ def test_logits_that_are_not_finite_are_no_speed(monkeypatch) -> None:
 def test_the_formula_is_the_size_of_the_cache(length: int, window: int, heads: str) -> None:
     cfg = _with_layers(bias={"name": "window", "window": window})
     (cell,) = _cells(cfg, heads=(heads,), contexts=[length], num_new_tokens=1)
+    assert cell.columns["bias"] == "layers a,b"  # rather than that of one of them
     assert measure_round(cell)["cache_bytes"] == cell.columns["cache_formula_bytes"]
 
 

@@ -88,19 +88,19 @@ class Decode(Benchmark):
                 f"{num_tokens}, whose steps are the last ones of a context, got {contexts[0]}: "
                 "raise it, or lower callbacks.decode.num_new_tokens."
             )
-        biases = self._biases(context)
         cells = [
             self._cell(context, heads, bias, length, num_tokens)
-            for bias, length, heads in product(biases, contexts, self.heads)
+            for bias, length, heads in product(self._biases(context), contexts, self.heads)
         ]
         return [Job(measure_decoding, tuple(cells))]
 
-    def _biases(self, context: Context) -> list[Node]:
-        """The biases to measure with: that of the run's model, and the window.
+    def _biases(self, context: Context) -> list[tuple[str, Node]]:
+        """The biases to measure with, by their names: that of the run's model, and the window.
 
         Raises:
             ConfigError: layers of the model have heads or biases of their own.
         """
+        pattern = context.run_config().model.layers.pattern or ()
         layers = context.run_config().model.layers.overrides
         replaced = ("heads", "bias") if self.window is not None else ("heads",)
         for name, part in product(layers, replaced):
@@ -112,12 +112,15 @@ class Decode(Benchmark):
                     + (", as in callbacks.decode=null." if part == "heads" else ".")
                 )
         own: Node = context.model_node()["bias"]
-        if self.window is None:
-            return [own]
-        return [own, node_of("model/bias", {"name": "window", "window": self.window})]
+        differ = any("bias" in parts for parts in layers.values())
+        biases = [(f"layers {','.join(pattern)}" if differ else name_of(own), own)]
+        if self.window is not None:
+            window = node_of("model/bias", {"name": "window", "window": self.window})
+            biases.append((name_of(window), window))
+        return biases
 
     def _cell(
-        self, context: Context, heads: Node, bias: Node, length: int, num_tokens: int
+        self, context: Context, heads: Node, bias: tuple[str, Node], length: int, num_tokens: int
     ) -> DecodeCell:
         model, own = context.run_config().model, context.model_node()
         head_dim = model.dim // model.num_heads
@@ -127,7 +130,7 @@ class Decode(Benchmark):
             pos["max_positions"] = max(pos["max_positions"], length)
         dtype = context.dtype_for(self.dtype)
         columns = {
-            "bias": name_of(bias),
+            "bias": bias[0],
             "heads": name_of(heads),
             "M": length,
             "B": self.num_rows,
@@ -140,7 +143,7 @@ class Decode(Benchmark):
         }
         cell = DecodeCell(
             *(self.name, columns),
-            model={**own, "heads": heads, "bias": bias, "pos": pos},
+            model={**own, "heads": heads, "bias": bias[1], "pos": pos},
             vocab_size=context.vocab_size,
             num_rows=self.num_rows,
             num_positions=length,
