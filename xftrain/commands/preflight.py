@@ -66,6 +66,11 @@ def check_runnable(
         _check_graphs(cfg, _parts_in_graphs(cfg, model, loss, optim), batch, device)
     if hasattr(optim, "option_by_parameter"):
         optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
+    if model.logit_softcap is not None and not getattr(loss, "takes_softcap", False):
+        raise ConfigError(
+            f"model.logit_softcap must be null with loss={cfg.loss.label}, which does not declare "
+            f"takes_softcap, got {model.logit_softcap}: set it to null, or use loss=auto."
+        )
     _check_device([*(block.ffn for block, _ in model.distinct_blocks()), loss], device)
     for call, _ in cases:
         model.check_length(max(call.bias.seqlens or (call.shape.M,)))

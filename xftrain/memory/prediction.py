@@ -122,4 +122,5 @@ def _loss_bytes(
     peak_bytes = getattr(loss, "peak_bytes", None)
     if peak_bytes is None:
         return logits_bytes(num_tokens, model.vocab_size)
-    return int(peak_bytes(num_tokens, model.head.weight, dtype, device))
+    capped = {} if model.logit_softcap is None else {"softcap": model.logit_softcap}
+    return int(peak_bytes(num_tokens, model.head.weight, dtype, device, **capped))
