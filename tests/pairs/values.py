@@ -81,5 +81,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "callbacks.sample.temperature": (0.8, 0),
     "callbacks.sample.top_k": (40, 1, None),
     "callbacks.progress.every_n_steps": (None, 1),
+    "callbacks.average.validate": (False,),  # the reference validates the trained weights
+    "init_weights": ("trained",),  # the other needs a checkpoint
     "callbacks.checkpoint.every_n_steps": (None, 1),
 }

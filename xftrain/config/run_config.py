@@ -173,6 +173,7 @@ class RunConfig(Config):
     matmul: Literal["auto", "torch"] = "auto"
     deterministic: bool = False
     init_from: str | None = None
+    init_weights: Literal["trained", "average"] = "trained"
     ckpt: str | None = None
     ckpt_allow: tuple[str, ...] = ()
     on_nonfinite: Literal["stop", "skip"] = "stop"
