@@ -95,6 +95,8 @@ def test_a_resumed_run_has_the_same_average_and_training_does_not_read_it(
     with pytest.raises(ConfigError, match="averaged weights, which this run would not continue"):
         run(tmp_path / "half", *TIED, "ckpt=auto")
     run(tmp_path / "half", *validated, "ckpt=auto")
+    drops = ("ckpt=auto", "ckpt_allow=[callbacks.average]", "max_steps=6")
+    assert run(tmp_path / "half", *TIED, *drops)["steps"] == 6
     first, second = (averages_of(folder) for folder in (trained, tmp_path / "half"))
     assert all(torch.equal(average, second[name]) for name, average in first.items())
     run(tmp_path / "none", *TIED)
