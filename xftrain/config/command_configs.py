@@ -45,11 +45,13 @@ class CheckpointConfig(Config):
 
     Attributes:
         ckpt: path of the checkpoint.
+        weights: `average` takes the weights that the callback `average` has averaged.
         accelerator: `auto` is a GPU if there is one.
         model: the user's own model parts, which are not taken from a checkpoint.
     """
 
     ckpt: str | None = None
+    weights: Literal["trained", "average"] = "trained"
     accelerator: Accelerator = "auto"
     model: Options = field(default_factory=dict)
 
