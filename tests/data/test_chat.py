@@ -112,8 +112,12 @@ def test_a_batch_is_the_rows_of_smaller_batches_and_of_ranks(path, cache_dir):
                 assert sum(part.num_padding for part in parts) == whole.num_padding
 
 
-def test_label_bytes_are_those_of_the_answers(path, cache_dir):
+def test_bytes_are_those_of_the_text_and_label_bytes_those_of_the_answers(path, cache_dir):
     data = chat(path, cache_dir, packing=True)
+    (facts,) = data.facts()
+    assert facts.train.num_bytes + facts.val.num_bytes == sum(
+        token < 256 for record in RECORDS for token, _ in tokens_of(record)
+    )
     num_bytes = sum(
         data.num_label_bytes(batch.labels_BM)
         for split in ("train", "val")
@@ -200,8 +204,9 @@ def test_records_without_a_conversation_are_counted_and_named(tmp_path, cache_di
 
 def test_long_conversations_are_cut_or_left_out_and_none_may_remain(tmp_path, cache_dir, caplog):
     records = completion_records(20)  # their prompts have 7 or 8 bytes
-    records += [{"prompt": "p" * 200, "completion": f"{n}"} for n in range(20)]
-    records += [{"prompt": f"{n}", "completion": "c" * 200} for n in range(20)]
+    records += [{"prompt": "p" * SEQ, "completion": f"{n}"} for n in range(20)]
+    # after the separator, its first label is that of the last token of the row
+    records += [{"prompt": "p" * (SEQ - 1), "completion": f"{n}"} for n in range(20)]
     path = write_lines(tmp_path / "corpus" / "a.jsonl", records)
     with caplog.at_level(logging.WARNING):
         data = chat(path, cache_dir, packing=True)
