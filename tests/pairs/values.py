@@ -12,6 +12,7 @@ NOT_A_FACTOR = ("hydra", "hparams_search")
 
 # Places that a run gets from whoever runs the row.
 CORPUS, CACHE = "{corpus}", "{cache}"
+CONVERSATIONS = f"{CORPUS}.jsonl"
 
 VALUES: dict[str, tuple[Any, ...]] = {
     # Tiny, of odd and of even sizes: 33 is no multiple of a kernel's tile, and 48 / 4 = 12 no
@@ -44,6 +45,12 @@ VALUES: dict[str, tuple[Any, ...]] = {
         for option in ("auto", "full", "chunked", "fused", "liger")
         for field, value in (("z_loss", 0.1), ("label_smoothing", 0.2))
     },
+    "data[chat].path": (CONVERSATIONS,),
+    "data[chat].tokenizer": ("bytes", "bpe"),
+    "data[chat].cache_dir": (None, CACHE),
+    "data[chat].vocab_size": (None, 300),
+    "data[chat].batch_size": (None, 2),
+    "data[chat].val_fraction": (0.1, 0.3),
     "data[counting].vocab_size": (64, 50),
     "data[counting].batch_size": (None, 2),
     "data[counting].stop_at_accuracy": (None, 0.999),  # at 0 a run would end after a step

@@ -31,7 +31,7 @@ from xftrain.commands.initial_sizes import (
     without_sizes,
 )
 from xftrain.config.run_config import RunConfig
-from xftrain.data.tokens.vocabulary import describe
+from xftrain.data.tokens.vocabulary import describe, is_trained_bpe
 from xftrain.errors import ConfigError
 from xftrain.interfaces import DataSource
 from xftrain.model.gpt import GPT
@@ -106,7 +106,7 @@ class InitialWeights:
         own: Any = getattr(data, "vocabulary", None)
         there = vocabulary_in(self.saved)
         here = None if own is None else vocabulary_in({"vocabulary": describe(own)})
-        if there and here and there != here:
+        if there and here and there != here and not is_trained_bpe(own, there):
             raise ConfigError(
                 f"{self.named} was trained with another vocabulary, {shown_vocabulary(there)}, and "
                 f"data has {shown_vocabulary(here)}: set data, or data.tokenizer, to the former."
