@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from tests.command_line import command, jobs, runner  # noqa: F401  # fixtures
 from tests.compositions import keep_compositions
 from tests.forked import forked_jobs, forked_workers  # noqa: F401  # fixtures
+from xftrain.utils.read_variables import READ
 
 # Small tensors gain nothing from threads, and two test processes would fight over the cores. The
 # variable is for the commands that tests start.
@@ -82,6 +83,14 @@ def _no_command_line_left() -> Iterator[None]:
     """Hydra keeps the configuration of a command, which the next test's runs would record."""
     yield
     HydraConfig.instance().cfg = None
+
+
+@pytest.fixture(autouse=True)
+def _no_variables_read() -> Iterator[None]:
+    """A value that one test reads from the environment would be hidden under its name in others."""
+    yield
+    for known in (READ.values, READ.decoded, READ.words, READ.recent):
+        known.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
