@@ -241,6 +241,15 @@ def all_reduce_max(value: Tensor) -> Tensor:
     return value
 
 
+def all_gather_rows(value: Tensor) -> Tensor:
+    """Concatenates the tensors of all ranks, of one shape, along the first dimension."""
+    if world_size() == 1:
+        return value
+    gathered = value.new_empty(world_size() * value.shape[0], *value.shape[1:])
+    dist.all_gather_into_tensor(gathered, value.contiguous())
+    return gathered
+
+
 def all_gather_values(value: _Value) -> list[_Value]:
     """Gathers the values of all ranks on every rank; each must consist of JSON types.
 
