@@ -153,6 +153,13 @@ def check_compile(cfg: RunConfig) -> None:
                 f"{option.key}={name} cannot run with compile=cudagraphs: {reason}, "
                 "or compile=true."
             )
+    others = cfg.optim.options.get("others") if cfg.optim.name is not None else None
+    name = others and others.get("name")
+    if name and declared("optim", name, "no_cuda_graph"):
+        raise ConfigError(
+            f"optim.others={name} cannot run with compile=cudagraphs, as optim={name} cannot: set "
+            "optim.others=adamw, or use compile=true."
+        )
     for index, entry in enumerate(getattr(cfg.optim, "param_groups", None) or ()):
         if isinstance(entry, Mapping) and entry.get("optimizer") is not None:
             raise ConfigError(
