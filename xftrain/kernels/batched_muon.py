@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -59,10 +59,15 @@ class BatchedMuon(torch.optim.Optimizer):
         num_ns_steps: number of Newton-Schulz iterations.
         update_rms: root mean square of an update at a learning rate of 1.
         weight_decay: multiplied by the learning rate.
-        ranks: the ranks among which the matrices are divided.
+        ranks: the ranks among which the matrices are divided; a copy of the optimizer works alone.
+
+    Attributes:
+        copies: copies of some weights in another dtype, which each step updates.
     """
 
     _step_supports_amp_scaling = True
+    ranks: Ranks
+    copies: Mapping[Tensor, Tensor]
 
     def __init__(
         self,
@@ -76,16 +81,18 @@ class BatchedMuon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         ranks: Ranks = _ONE_RANK,
     ) -> None:
-        self.ranks = ranks
         settings: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
         settings |= {"num_ns_steps": num_ns_steps, "update_rms": update_rms}
         settings |= {"weight_decay": weight_decay, "stacked_rows": None, "capturable": False}
         super().__init__(groups, settings)
+        self.__setstate__({"ranks": ranks})
         assert all(weight.ndim == 2 for group in self.param_groups for weight in group["params"])
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The state for copies and pickles."""
-        return {**super().__getstate__(), "ranks": self.ranks}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a state; attributes that it lacks are kept, or empty in a new object."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("ranks", _ONE_RANK)
+        self.__dict__.setdefault("copies", {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -126,6 +133,8 @@ class BatchedMuon(torch.optim.Optimizer):
             scaled_NRC = updates_NRC.to(batch[0].weight_RC.dtype) * (-scale * lr)
             views = [matrix.weight_RC for matrix in batch]
             torch._foreach_add_(views, list(scaled_NRC.unbind()[: len(batch)]))
+        if copied := [weight for weight in weights if weight in self.copies]:
+            torch._foreach_copy_([self.copies[weight] for weight in copied], copied)
 
     def _batches(self, group: dict[str, Any]) -> Iterator[list[_Matrix]]:
         """The matrices of a group, in batches of equal shape and dtype and of limited size."""

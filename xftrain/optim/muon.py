@@ -24,6 +24,7 @@ from xftrain.config.option_checks import checked_option
 from xftrain.errors import ConfigError
 from xftrain.kernels.batched_muon import BatchedMuon, Ranks
 from xftrain.optim._grouped import GroupedOptimizer
+from xftrain.optim.adamw import AdamW
 from xftrain.train.distributed import all_gather_rows, world_size
 
 _OTHERS = {"name": "adamw", "lr": 3e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
@@ -86,6 +87,11 @@ class Muon(GroupedOptimizer):
         if world_size() > 1:
             ranks = Ranks(dist.get_rank(), world_size(), all_gather_rows)
         return BatchedMuon(groups, ranks=ranks, **self.settings)
+
+    def takes_bf16_gradients(self, device: torch.device) -> bool:
+        """Whether all steps on a device read bfloat16 gradients, as Muon and `FusedAdamW` do."""
+        is_alone = all(option is self for option in self._steppers)
+        return is_alone and isinstance(self.others, AdamW) and self.others.uses_fused_adamw(device)
 
     def state_bytes(self, parameter: torch.Tensor) -> int:
         """The bytes of the momentum, in the dtype of the parameter."""
