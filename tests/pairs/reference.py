@@ -86,7 +86,9 @@ def train(cfg: RunConfig, model: GPT, data: Any, steps: Sequence[Step]) -> Itera
     shape = registry.build(cfg.schedule)
     optimizer, schedule = recipe.build(model, shape, cfg.max_steps)
     for group in optimizer.param_groups:
-        if isinstance(group.get("eps"), tuple):  # Adafactor's, which is otherwise of the weights' dtype
+        if isinstance(
+            group.get("eps"), tuple
+        ):  # Adafactor's, which is otherwise of the weights' dtype
             group["eps"] = (torch.finfo(torch.float32).eps, group["eps"][1])
     named = dict(model.named_parameters())
     model.train()

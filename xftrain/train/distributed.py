@@ -246,7 +246,9 @@ def all_gather_rows(value: Tensor) -> Tensor:
     if world_size() == 1:
         return value
     gathered = value.new_empty(world_size() * value.shape[0], *value.shape[1:])
-    dist.all_gather_into_tensor(gathered, value.contiguous())
+    # torch 2.13 renamed the function, and warns of the old name
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    all_gather(gathered, value.contiguous())
     return gathered
 
 
