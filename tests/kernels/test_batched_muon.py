@@ -213,3 +213,21 @@ def test_ranks_share_the_matrices_and_keep_equal_weights(world_size, monkeypatch
     assert set(counts) == {4 * 3}  # batches: (6, 6), (4, 9) with (9, 4), (1, 5)
     assert all(same(results[0], other) for other in results[1:])
     assert close(results[0], take_steps(muon(weights())))
+
+
+@pytest.mark.cuda
+def test_a_step_on_a_gpu_is_that_on_the_cpu_and_does_not_wait_for_it():
+    reference = take_steps(muon(weights()), number=3)
+    optimizer = muon([nn.Parameter(weight.detach().cuda()) for weight in weights()])
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        for weight in optimizer.param_groups[0]["params"]:
+            weight.grad = torch.randn(weight.shape, generator=generator).cuda()
+        optimizer.found_inf = torch.zeros((), device="cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found = [weight.detach().cpu() for weight in optimizer.param_groups[0]["params"]]
+    assert close(found, reference, tolerance=5e-3)  # the matmuls are in bfloat16

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xftrain.kernels.newton_schulz import orthogonalize
 
-_BATCH_ELEMENTS = 2**26  # of a batch on one rank, which limits the memory of a step
+_BATCH_ELEMENTS = 2**26  # of a batch on one rank: a step needs at most about 1 GiB of memory for it
 
 
 class Ranks(NamedTuple):
@@ -164,11 +164,11 @@ class BatchedMuon(torch.optim.Optimizer):
         if not own:
             return all_gather(weight_RC.new_zeros(share, *weight_RC.shape, dtype=dtype))
         wide = torch.promote_types(weight_RC.dtype, torch.float32)
-        looks_ahead, momentum = group["nesterov"], group["momentum"]
+        momentum = group["momentum"]
         momenta_NRC = torch.stack([matrix.momentum_RC for matrix in own]).to(wide)
-        if looks_ahead:
-            grads_NRC = torch.stack([matrix.grad_RC for matrix in own])
-            momenta_NRC.mul_(momentum).add_(grads_NRC, alpha=1.0 - momentum)
+        if group["nesterov"]:
+            grads = [matrix.grad_RC for matrix in own]
+            momenta_NRC.mul_(momentum).add_(torch.stack(grads), alpha=1.0 - momentum)
         updates_NRC = orthogonalize(momenta_NRC, group["num_ns_steps"], dtype)
         if missing := share - len(own):
             padding = updates_NRC.new_zeros(missing, *weight_RC.shape)
