@@ -152,9 +152,24 @@ def test_its_others_are_checked_before_anything_is_built(overrides, said):
     assert str(refused.value).startswith(said)
 
 
-def test_an_option_by_name_has_its_own_defaults():
-    cfg = validate(compose("optim=muon", "optim.others=adafactor"))
-    assert cfg.optim.to_dict()["others"]["lr"] == Adafactor().lr
+@pytest.mark.parametrize(
+    ("override", "lr"),
+    [
+        ("optim.lr=0.5", 0.5),
+        ("optim.others.lr=0.25", 0.25),
+        ("optim.others=adafactor", Adafactor().lr),
+    ],
+)
+def test_the_learning_rate_of_the_others(override, lr):
+    cfg = validate(compose("optim=muon", override))
+    assert cfg.optim.to_dict()["others"]["lr"] == lr
+    assert Muon(**cfg.optim.options).others.lr == lr
+
+
+def test_the_others_of_an_entry_have_its_learning_rate():
+    entry = {"match": "*", "optimizer": {"name": "muon", "lr": 0.5}}
+    optimizer, _ = AdamW(param_groups=[entry]).build(gpt(num_layers=1), Constant(), 9)
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {0.5}
 
 
 def test_a_run_that_is_resumed_is_the_run(tmp_path):

@@ -80,7 +80,9 @@ def with_checked_optimizers(optim: OptionConfig) -> OptionConfig:
         optim = optim.with_options(
             param_groups=tuple(_checked_group(*entry) for entry in enumerate(groups))
         )
-    return optim if others is None else optim.with_options(others=checked_others(optim.key, others))
+    if others is None:
+        return optim
+    return optim.with_options(others=checked_others("optim", others, optim.options["lr"]))
 
 
 def _checked_group(index: int, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,21 +91,24 @@ def _checked_group(index: int, entry: Mapping[str, Any]) -> dict[str, Any]:
     if (node := values["optimizer"]) is not None:
         node = _checked_optimizer(f"{key}.optimizer", node)
         if node.get("others") is not None:
-            checked_others(f"{key}.optimizer", node["others"])
+            checked_others(f"{key}.optimizer", node["others"], node["lr"])
     return values
 
 
-def checked_others(key: str, node: Option) -> dict[str, Any]:
+def checked_others(key: str, node: Option, lr: float) -> dict[str, Any]:
     """The node of the option that steps what an optimizer of matrices leaves, completed.
 
     Args:
         key: the key of the optimizer.
-        node: the name of an option of `optim`, or its node.
+        node: the name of an option of `optim`, or its node, whose `lr` may be null.
+        lr: the learning rate of the optimizer, which replaces a null.
 
     Raises:
         ConfigError: the option has a wrong value, or steps only matrices itself.
     """
     key = f"{key}.others"
+    if not isinstance(node, str) and node.get("lr", lr) is None:
+        node = {**node, "lr": lr}
     node = _checked_optimizer(key, node)
     if "others" in node:
         raise ConfigError(

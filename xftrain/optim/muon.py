@@ -27,7 +27,7 @@ from xftrain.optim._grouped import GroupedOptimizer
 from xftrain.optim.adamw import AdamW
 from xftrain.train.distributed import all_gather_rows, world_size
 
-_OTHERS = {"name": "adamw", "lr": 3e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
+_OTHERS = {"name": "adamw", "lr": None, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
 
 
 class Muon(GroupedOptimizer):
@@ -46,8 +46,8 @@ class Muon(GroupedOptimizer):
             AdamW, so that a learning rate and a weight decay found for it fit (Liu et al., 2025,
             Moonlight, arXiv:2502.16982); torch calls this `adjust_lr_fn="match_rms_adamw"`.
         weight_decay: weight decay of the matrices of the blocks.
-        others: the option that steps the embeddings, the output matrix, norms and biases, with a
-            learning rate of its own.
+        others: the option that steps the embeddings, the output matrix, norms and biases; null as
+            its `lr` is that of the matrices.
         param_groups: settings of parameters by patterns of their names, see `GroupedOptimizer`.
     """
 
@@ -57,7 +57,7 @@ class Muon(GroupedOptimizer):
     def __init__(
         self,
         *,
-        lr: PositiveFloat = 3e-3,
+        lr: PositiveFloat = 1e-2,
         momentum: Probability = 0.95,
         nesterov: bool = True,
         num_ns_steps: PositiveInt = 5,
@@ -66,7 +66,7 @@ class Muon(GroupedOptimizer):
         others: Option = _OTHERS,
         param_groups: ParamGroups = (),
     ) -> None:
-        option = registry.build(checked_option("optim.others", checked_others("optim", others)))
+        option = registry.build(checked_option("optim.others", checked_others("optim", others, lr)))
         if not isinstance(option, GroupedOptimizer) or option.others is not None:
             raise ConfigError(
                 "optim.others must be an option of optim that derives from GroupedOptimizer and "
