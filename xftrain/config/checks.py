@@ -82,7 +82,7 @@ def with_checked_optimizers(optim: OptionConfig) -> OptionConfig:
         )
     if others is None:
         return optim
-    return optim.with_options(others=checked_others("optim", others, optim.options["lr"]))
+    return optim.with_options(others=checked_others("optim", others, optim.lr))
 
 
 def _checked_group(index: int, entry: Mapping[str, Any]) -> dict[str, Any]:
