@@ -114,7 +114,8 @@ class BatchedMuon(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         weights = [weight for weight in group["params"] if weight.grad is not None]
-        grads, momenta = ([of(w) for w in weights] for of in (lambda w: w.grad, self._momentum))
+        grads = [weight.grad for weight in weights]
+        momenta = [self._momentum(weight) for weight in weights]
         device, momentum = weights[0].device, group["momentum"]
         lr, decay = (_scalar(value, device) for value in (group["lr"], momentum))
         skip: Tensor | None = getattr(self, "found_inf", None)
