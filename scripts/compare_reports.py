@@ -24,7 +24,7 @@ from xftrain.utils.printable import one_line
 Row = dict[str, Any]
 
 SLOWER, LARGER, LARGER_MIB = 1.05, 1.02, 1.0
-TIMES = ("ms", "fwd_ms", "step_ms")
+TIMES = ("ms", "fwd_ms", "step_ms", "ms_per_token")
 WORSE = ("SLOWER", "LARGER", "WRONG")
 MEMORY = ("extra_mib", "peak_mib")  # the peak is compared if there is no `extra_mib`
 

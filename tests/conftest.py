@@ -32,6 +32,7 @@ hypothesis.settings.load_profile("xftrain")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="all faults of tests/reliability")
+    parser.addoption("--long", action="store_true", help="also the tests marked long")
     parser.addoption("--pairs", action="store_true", help="the whole covering array of tests/pairs")
     parser.addoption("--pairs-seed", default="0", help="draws another covering array")
 
@@ -46,10 +47,12 @@ def _missing_gpus(item: pytest.Item) -> str | None:
     return None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if reason := _missing_gpus(item):
             item.add_marker(pytest.mark.skip(reason=reason))
+        elif item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="takes long: give --long"))
 
 
 @pytest.fixture(autouse=True)

@@ -69,7 +69,7 @@ ENDS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("forked_workers")
 def test_each_end_is_a_row_and_the_report_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

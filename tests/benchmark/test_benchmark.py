@@ -203,6 +203,7 @@ def _children(pid: int) -> set[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes as Linux lists them")
+@pytest.mark.long
 def test_a_killed_benchmark_does_the_rest_only_and_leaves_no_process(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     left_out = [name for name in BENCHMARKS if name not in ("parity", "attention_sweep")]
@@ -267,6 +268,7 @@ def test_doctor_is_a_command_of_its_own(tmp_path: Path, caplog: pytest.LogCaptur
     assert (tmp_path / "report.md").is_file() and (tmp_path / "result.json").is_file()
 
 
+@pytest.mark.long
 def test_sigterm_in_a_sweep_ends_with_143_and_says_so(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = subprocess.Popen(

@@ -7,9 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from xftrain.benchmark.callbacks.grouped import kv_cache_bytes
 from xftrain.benchmark.callbacks.packed import draw_lengths, waste_of
-from xftrain.benchmark.cells import attention_cell, name_of, nodes_of
+from xftrain.benchmark.cells import attention_cell, kv_cache_bytes, name_of, nodes_of
 from xftrain.benchmark.training import _DECISIVE, TrainCell
 from xftrain.benchmark.worker import Unsupported, outcome
 from xftrain.config.root_schema import Root

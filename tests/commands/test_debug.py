@@ -144,7 +144,7 @@ def test_detect_anomaly_is_on(
     [
         ("simple", "run_training_batch"),
         ("advanced", "optimizer_step"),
-        ("pytorch", "aten::matmul"),
+        ("pytorch", "aten::"),  # which operators are listed depends on their times
     ],
 )
 def test_a_profile_is_written_and_said_where(

@@ -65,7 +65,7 @@ def test_every_option_composes_and_passes_the_checks(group, tmp_path, monkeypatc
     options = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
     assert options
     for option in options:
-        overrides = [f"data.path={tmp_path}"] if option.startswith("text") else []
+        overrides = [f"data.path={tmp_path}"] if option.startswith(("text", "chat")) else []
         if option == "mixture":
             overrides = [f"data.sources.a.path={tmp_path}", "data.sources.a.weight=1"]
         if (group, option) == ("model/bias", "full"):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.data.corpus_formats import COMPRESS, MAKE
 from tests.data.listed import list_files
 from xftrain.data.tokens.content import DigestRecord, distinct_texts
-from xftrain.data.tokens.documents import Corpus, DocumentReader
+from xftrain.data.tokens.corpus import Corpus
+from xftrain.data.tokens.documents import DocumentReader
 
 NOWHERE = Path("/nonexistent")
 GOOD = [f"good document {number} " * 5 for number in range(5)]

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from tests.data.built_tokenizers import built_json
+from tests.data.chats import message_records, write_lines
 
 
 def write_corpora(folder: Path) -> None:
@@ -21,5 +22,6 @@ def write_corpora(folder: Path) -> None:
     records = "".join(json.dumps({"text": f"{line} is held out"}) + "\n" for line in lines[:99])
     (folder / "held_out.jsonl.zst").write_bytes(zstandard.compress(records.encode()))
     (folder / "notes.md").write_text("a note that is held out\n" * 99)
+    write_lines(folder / "chats.jsonl", message_records(40))
     (folder / "models" / "gpt2").mkdir(parents=True)
     (folder / "models" / "gpt2" / "tokenizer.json").write_text(built_json("gpt2"))

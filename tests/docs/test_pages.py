@@ -209,6 +209,7 @@ def test_quoted_figures_are_those_of_the_record() -> None:
     assert set(quoted) <= set(record)
 
 
+@pytest.mark.long
 def test_the_results_are_those_of_the_committed_rows() -> None:
     (folder,) = set(re.findall(r"\((benchmarks/\S+)/report.md\)", BENCHMARK))
     command = [sys.executable, "scripts/readme_results.py", f"docs/{folder}", "--check"]

@@ -231,7 +231,7 @@ def test_a_run_can_be_continued(
         assert "continuation of the model:\n" in Path("outputs/sampled/sample.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_resumed_run_of_the_readme_trains(tmp_path: Path, monkeypatch) -> None:
     # the first run had solved its task, and the second ended where it began
     monkeypatch.chdir(tmp_path)
@@ -242,7 +242,7 @@ def test_the_resumed_run_of_the_readme_trains(tmp_path: Path, monkeypatch) -> No
     assert steps[0] == 10 < steps[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sweep_runs(folder: Path) -> None:
     printed_by(_command(" -m model.attn=naive,sdpa model.ffn"), folder)
     results = [result_in(path.parent) for path in folder.glob("outputs/sweep/*/result.json")]
@@ -265,7 +265,7 @@ def test_the_readers_own_option_runs(folder: Path) -> None:
     assert kernel_in(printed_by(_command("--config-dir own model.attn"), folder)) == "matmul"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_readers_own_backend_is_compared_with_float64(folder: Path) -> None:
     others = [f"callbacks.{name}=null" for name in ("doctor", "packed", "grouped", "alibi")]
     others += ["callbacks.attention_sweep=null", "callbacks.train_sweep=null"]

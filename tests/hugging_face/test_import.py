@@ -184,10 +184,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_folder_is_one_sentence(case: str, made: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["init_from", "ckpt"])
+def test_a_hostile_folder_is_one_sentence(case: str, key: str, made: Any, tmp_path: Path) -> None:
     change, said = HOSTILE[case]
     folder = shutil.copytree(made("Llama")[0], tmp_path / "folder")
     change(folder)
     with pytest.raises(ConfigError, match=said) as error:
-        read_hub_model(folder, "init_from")
+        read_hub_model(folder, key)
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
+    assert str(error.value).startswith(f"{key}={folder}")  # as the user named the folder

@@ -11,14 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from xftrain.interfaces import IGNORED_LABEL
 from xftrain.kernels import probe, softmax_gradient
-from xftrain.kernels.softmax_gradient import has_kernel, softmax_gradient_
+from xftrain.kernels.softmax_gradient import Regularization, has_kernel, softmax_gradient_
 
 
 def test_what_a_row_without_a_label_holds_does_not_count():
     logits = torch.zeros(3, 4)
     logits[1, 2] = float("nan")
     labels = torch.tensor([1, IGNORED_LABEL, 3])
-    losses, correct = softmax_gradient_(logits, labels, needs_grad=True)
+    losses, correct, _ = softmax_gradient_(logits, labels, needs_grad=True)
     assert losses.tolist() == pytest.approx([math.log(4), 0.0, math.log(4)])
     assert correct.tolist() == [False, False, False] and logits.isfinite().all()
 
@@ -33,8 +33,8 @@ def test_the_kernel_does_what_torch_does(dtype, vocab):
     labels = torch.randint(vocab, (9,), generator=draw)
     labels[4] = IGNORED_LABEL
     mine, right = logits.cuda(), logits.clone()
-    losses, correct = softmax_gradient_(mine, labels.cuda(), needs_grad=True)
-    want, want_correct = softmax_gradient_(right, labels, needs_grad=True)
+    losses, correct, _ = softmax_gradient_(mine, labels.cuda(), needs_grad=True)
+    want, want_correct, _ = softmax_gradient_(right, labels, needs_grad=True)
     assert torch.allclose(losses.cpu(), want, rtol=1e-3, atol=1e-3)
     assert torch.equal(correct.cpu(), want_correct)
     assert torch.allclose(mine.cpu().float(), right.float(), atol=1e-2)
@@ -44,11 +44,33 @@ def test_the_kernel_does_what_torch_does(dtype, vocab):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab", [2, 1000, 20000])
+@pytest.mark.parametrize("softcap", [None, 2.0, 30.0])
+@pytest.mark.parametrize("terms", [(0.0, 0.0), (0.01, 0.0), (0.0, 0.1), (0.5, 0.2)])
+def test_the_kernel_adds_and_caps_as_torch_does(dtype, vocab, softcap, terms):
+    draw = torch.Generator().manual_seed(0)
+    logits = (torch.randn(9, vocab, generator=draw) * 3).round().to(dtype)
+    labels = torch.randint(vocab, (9,), generator=draw)
+    labels[4] = IGNORED_LABEL
+    how = {"needs_grad": True, "regularization": Regularization(*terms), "softcap": softcap}
+    mine, right = logits.cuda(), logits.clone()
+    rows = softmax_gradient_(mine, labels.cuda(), **how)
+    want = softmax_gradient_(right, labels, **how)
+    for one, other in zip(rows, want, strict=True):
+        if other is None:
+            assert one is None
+        else:
+            torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(mine.cpu().float(), right.float(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.cuda
 def test_the_kernel_hides_nothing_that_is_not_finite():
     logits = torch.zeros(5, 100, device="cuda")
     logits[0, 5], logits[1, 7], logits[4, 9] = float("nan"), float("inf"), float("-inf")
     labels = torch.tensor([3, 3, 100, -1, 3], device="cuda")  # two that there are not
-    losses, _ = softmax_gradient_(logits, labels, needs_grad=True)
+    losses, *_ = softmax_gradient_(logits, labels, needs_grad=True)
     assert losses.isfinite().tolist() == [False] * 4 + [True]
     assert [bool(row.isfinite().all()) for row in logits] == [False] * 4 + [True]
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CODE = """
 import sys
 from xftrain import compose
@@ -34,6 +36,7 @@ assert plot_curve.__module__ == "torchmetrics.utilities.plot"
 """
 
 
+@pytest.mark.long
 def test_a_run_starts_without_all_of_scipy_signal_and_without_matplotlib() -> None:
     """torchmetrics looks for one name in the first, and plots with the second; both as before."""
     command, root = [sys.executable, "-c", CODE], Path(__file__).parents[2]

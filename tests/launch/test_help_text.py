@@ -9,6 +9,7 @@ import pytest
 
 from tests.command_line import Ended
 from xftrain.config.registry import conf_dir
+from xftrain.config.root_schema import COMMANDS
 from xftrain.config.schema import framework_schemas
 from xftrain.launch.help_text import with_details
 
@@ -30,6 +31,8 @@ def test_every_option_is_explained(command: Callable[..., Ended], groups) -> Non
         part = ended.out.partition(f"\n{group}:\n")[2]
         for name in names:
             assert re.search(rf"^  {name} +\S", part, re.M), f"{group}={name} is not explained"
+    for name in set(COMMANDS) - {"root"}:
+        assert re.search(rf"xftrain --config-name {name}\b.* {{2}}\S", ended.out), name
     assert max(map(len, ended.out.splitlines())) <= 112  # the examples of commands are the longest
 
 

@@ -294,6 +294,6 @@ def test_liger_has_its_kernel_sum_in_the_dtype_of_autocast_and_counts_itself(mon
     assert Liger()(x, weight, labels, with_accuracy=False).num_correct is None
     with torch.autocast("cpu", torch.bfloat16):
         Liger()(x, weight, labels, with_accuracy=False)
-    options = (None, None, IGNORED_LABEL, 0.0, 0.0, "sum")
+    options = (None, None, IGNORED_LABEL, 0.0, 0.0, "sum", None)
     dtypes = (torch.float32, torch.float32, torch.bfloat16)
     assert calls == [(dtype, dtype, *options) for dtype in dtypes]

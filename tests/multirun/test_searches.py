@@ -51,7 +51,7 @@ def _python(folder: Path, *arguments: str, path: Path = ROOT) -> subprocess.Comp
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("forked_jobs")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_search_on_disk_trains_what_it_draws(command: Command, tmp_path: Path, name: str) -> None:

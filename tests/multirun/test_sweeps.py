@@ -104,7 +104,10 @@ def _in_a_process(folder: Path, *arguments: str) -> Ended:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_modules_left")
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param(n, marks=[] if n == "basic" else pytest.mark.long) for n in LAUNCHERS],
+)
 def test_a_sweep_goes_on_whatever_ends_a_job(
     tmp_path: Path, launcher: str, request: pytest.FixtureRequest
 ) -> None:

@@ -69,14 +69,27 @@ def _in_torch(option: OptionConfig) -> OptionConfig:
     return option.with_options(impl="torch") if "impl" in option.node else option
 
 
-def loss_sum(model: GPT, batch: Batch) -> tuple[Tensor, int]:
-    """Summed cross-entropy, and the number of labels."""
+def loss_sum(model: GPT, batch: Batch, loss: Mapping[str, Any]) -> tuple[Tensor, Tensor, int]:
+    """Summed cross-entropy, what is minimized, and the number of labels.
+
+    Args:
+        model: the reference's.
+        batch: any.
+        loss: the options of the run's loss.
+    """
     biases = [spec.bias.build(model.num_heads, batch.seqlens) for spec in model.specs]
     x_BMD = model.hidden(batch.tokens_BM, batch.positions_1M, biases, attention=attention)
     logits_NV = F.linear(x_BMD, model.head.weight).flatten(0, 1)
+    if (cap := model.logit_softcap) is not None:
+        logits_NV = cap * torch.tanh(logits_NV / cap)
     labels_N = batch.labels_BM.flatten()
-    loss = F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORED_LABEL, reduction="sum")
-    return loss, int((labels_N != IGNORED_LABEL).sum())
+    how: dict[str, Any] = {"ignore_index": IGNORED_LABEL, "reduction": "sum"}
+    plain = F.cross_entropy(logits_NV, labels_N, **how)
+    smoothing, z_loss = loss.get("label_smoothing", 0.0), loss.get("z_loss", 0.0)
+    smooth = F.cross_entropy(logits_NV, labels_N, label_smoothing=smoothing, **how)
+    log_z_N = logits_NV[labels_N != IGNORED_LABEL].logsumexp(dim=-1)
+    minimized = smooth + z_loss * (log_z_N**2).sum()
+    return plain, minimized, len(log_z_N)
 
 
 def train(cfg: RunConfig, model: GPT, data: Any, steps: Sequence[Step]) -> Iterator[Made]:
@@ -104,9 +117,9 @@ def train(cfg: RunConfig, model: GPT, data: Any, steps: Sequence[Step]) -> Itera
             index = number * num_parts + part
             batch = data.batch("train", index % (trainer.overfit_batches or index + 1))
             torch.manual_seed(dropout_seed(cfg.seed, index, 0))
-            loss, count = loss_sum(model, batch)
-            made.losses.append(float(loss.detach()) / count)
-            sums.append(loss)
+            plain, minimized, count = loss_sum(model, batch, cfg.loss.options)
+            made.losses.append(float(plain.detach()) / count)
+            sums.append(minimized)
             num_labels += count
         optimizer.zero_grad()
         (torch.stack(sums).sum() / num_labels).backward()
@@ -144,6 +157,6 @@ def validation_loss(cfg: RunConfig, model: GPT, data: Any, weights: Mapping[str,
         chosen = [("train", step) for step in range(trainer.overfit_batches)]
     total, num_labels = 0.0, 0
     for split, step in chosen[: trainer.limit_val_batches]:
-        loss, count = loss_sum(model, data.batch(split, step))
+        loss, _, count = loss_sum(model, data.batch(split, step), {})
         total, num_labels = total + float(loss), num_labels + count
     return total / num_labels if num_labels else math.nan

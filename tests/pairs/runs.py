@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -86,11 +87,19 @@ class Places:
 
 
 def make_corpus(folder: Path) -> Path:
-    """A few files of text, enough for each value of `seq` and `val_fraction`."""
+    """A few files of text, enough for each value of `seq` and `val_fraction`.
+
+    Beside the folder is a file of conversations.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(12):
         words = (f"word{(number * 31 + i * i) % 97}" for i in range(60 + number))
         (folder / f"{number}.txt").write_text(" ".join(words) + "\n")
+    with open(f"{folder}.jsonl", "w") as file:
+        for number in range(60):
+            turns = [("user", f"{number}"), ("assistant", "so" * (1 + number % 30))]
+            messages = [{"role": role, "content": content} for role, content in turns]
+            file.write(json.dumps({"messages": messages}) + "\n")
     return folder
 
 

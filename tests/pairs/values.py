@@ -12,6 +12,7 @@ NOT_A_FACTOR = ("hydra", "hparams_search")
 
 # Places that a run gets from whoever runs the row.
 CORPUS, CACHE = "{corpus}", "{cache}"
+CONVERSATIONS = f"{CORPUS}.jsonl"
 
 VALUES: dict[str, tuple[Any, ...]] = {
     # Tiny, of odd and of even sizes: 33 is no multiple of a kernel's tile, and 48 / 4 = 12 no
@@ -25,6 +26,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "model.vocab_size": (None, 384),
     "model.dropout": (0.0, 0.2),
     "model.init_std": (0.1, 0.02),
+    "model.logit_softcap": (None, 0.5),  # about as large as the logits of such a model
     "model.activation_budget": (1.0, 0.5),
     "model.pos[learned].max_positions": ("${seq}", 80),
     "model.heads[gqa].num_kv_heads": (None, 2),
@@ -38,6 +40,17 @@ VALUES: dict[str, tuple[Any, ...]] = {
     # less than a batch, so that the last chunk is a short one
     "loss[chunked].chunk_tokens": (4096, 24),
     "loss[fused].chunk_tokens": (16384, 24),
+    **{
+        f"loss[{option}].{field}": (0.0, value)
+        for option in ("auto", "full", "chunked", "fused", "liger")
+        for field, value in (("z_loss", 0.1), ("label_smoothing", 0.2))
+    },
+    "data[chat].path": (CONVERSATIONS,),
+    "data[chat].tokenizer": ("bytes", "bpe"),
+    "data[chat].cache_dir": (None, CACHE),
+    "data[chat].vocab_size": (None, 300),
+    "data[chat].batch_size": (None, 2),
+    "data[chat].val_fraction": (0.1, 0.3),
     "data[counting].vocab_size": (64, 50),
     "data[counting].batch_size": (None, 2),
     "data[counting].stop_at_accuracy": (None, 0.999),  # at 0 a run would end after a step
@@ -77,5 +90,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "callbacks.sample.temperature": (0.8, 0),
     "callbacks.sample.top_k": (40, 1, None),
     "callbacks.progress.every_n_steps": (None, 1),
+    "callbacks.average.validate": (False,),  # the reference validates the trained weights
+    "init_weights": ("trained",),  # the other needs a checkpoint
     "callbacks.checkpoint.every_n_steps": (None, 1),
 }

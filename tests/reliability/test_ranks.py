@@ -208,7 +208,7 @@ def with_fault(folder: Path, how: str, *overrides: str) -> subprocess.CompletedP
     return finished(words, env={**ENVIRONMENT, "PYTHONPATH": path})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.fault("an error on one of two ranks")
 @pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.multi_gpu), 1])
 def test_what_a_rank_says_last_is_the_error(tmp_path, which, place):
@@ -219,7 +219,7 @@ def test_what_a_rank_says_last_is_the_error(tmp_path, which, place):
     assert result_of(tmp_path / "run")["error"] == said.removeprefix("xftrain: ")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.fault("full disk, two ranks")
 def test_a_save_that_fails_leaves_the_ranks_together(tmp_path, place):
     # the other rank took it for saved, and each waited for the other in another place
@@ -230,7 +230,7 @@ def test_a_save_that_fails_leaves_the_ranks_together(tmp_path, place):
     assert "failed in a row: 1 of at most 3" in ended.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_with_the_same_weights_go_on_as_if_never_stopped(tmp_path, place):
     usual = ("trainer.precision=bf16-mixed", "deterministic=true", place)
     (tmp_path / "first").mkdir()

@@ -28,7 +28,7 @@ def with_torchrun(folder: Path, *overrides: str) -> subprocess.CompletedProcess[
     return subprocess.run(kept, text=True, capture_output=True, **started)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_under_torchrun_one_rank_speaks_and_one_folder_is_left(tmp_path, place):
     ended = with_torchrun(tmp_path, place)
     assert ended.returncode == 0, ended.stderr

@@ -90,7 +90,7 @@ def test_a_name_that_is_none_is_refused(peers: str, capsys: pytest.CaptureFixtur
 # ---- a row for each
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_peer_that_is_not_installed_is_a_row_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,7 @@ def _run(folder: Path, *arguments: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.long
 def test_a_job_of_a_sweep_imports_nothing_of_the_working_folder(hostile: Path) -> None:
     _run(hostile, "-m", "seed=1", "hydra.sweep.dir=sweep")
     assert "completed" in (hostile / "sweep" / "summary.csv").read_text()

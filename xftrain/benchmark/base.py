@@ -34,6 +34,7 @@ class Context:
             they are part of the keys of rows on disk, and nothing else is read from them.
         loggers: the loggers of the run.
         cfg: the checked configuration of the run; None for `--config-name doctor`, which has none.
+        vocab_size: rows of the embedding table of the run's model; None without one.
     """
 
     run_dir: Path
@@ -42,6 +43,7 @@ class Context:
     options: Mapping[str, Any]
     loggers: Sequence[Logger]
     cfg: RunConfig | None = None
+    vocab_size: int | None = None
 
     def run_config(self) -> RunConfig:
         """The configuration of the run, for a benchmark with `needs_model`."""

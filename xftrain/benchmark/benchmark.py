@@ -34,11 +34,13 @@ class Benchmark(BenchmarkPlan, Callback):
 
 def _context(trainer: Trainer, pl_module: LightningModule) -> Context:
     """The context of the benchmarks of a training run."""
+    module = training_module(pl_module)
     return Context(
         run_dir=Path(trainer.default_root_dir),
         device=trainer.strategy.root_device,
         dtype=str(compute_dtype(str(trainer.precision))).removeprefix("torch."),
-        options=training_module(pl_module).saved["config"],
+        options=module.saved["config"],
         loggers=trainer.loggers,
         cfg=trainer.run_config if isinstance(trainer, StoppableTrainer) else None,
+        vocab_size=module.model.vocab_size,
     )

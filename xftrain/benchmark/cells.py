@@ -160,6 +160,11 @@ def kv_heads(heads: Node, num_heads: int, head_dim: int) -> int:
     return int(made.num_kv_heads)
 
 
+def kv_cache_bytes(layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """The bytes of one token in the KV cache: keys and values of every layer."""
+    return 2 * layers * num_kv_heads * head_dim * dtype.itemsize
+
+
 def node_of(group: str, option: str | Mapping[str, Any]) -> dict[str, Any]:
     """Checks an option in a list, given by name or as a node, and returns its node.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xftrain.benchmark.base import BenchmarkPlan, Context
 
 _GROUP = "benchmark"
-_SCALARS = ("ms", "extra_mib", "tokens_per_s")
+_SCALARS = ("ms", "extra_mib", "tokens_per_s", "cache_mib")
 _NAMES = ("bias", "heads", "ffn", "layout", "backend")  # fields that name a curve
 
 

@@ -34,8 +34,9 @@ class PendingRecord:
 
     step: int
     # summed over ranks: loss, labels, correct predictions, bytes, tokens, FLOPs; then the flag of a
-    # non-finite step, the gradient norm, and the auxiliary loss if feed-forwards have one
+    # non-finite step, the gradient norm, and the sums that are added to the loss
     figures: AsyncHostCopy
+    added: tuple[str, ...]  # names of the sums that are added to the loss
     is_text: bool
     ended: DeviceTimestamp
     since: DeviceTimestamp  # of the previous record, or of the start
@@ -112,12 +113,14 @@ class Metrics(Callback):
         num_bytes, module.label_bytes = module.label_bytes, None
         own = on_device([num_bytes or 0, self._tokens, self._flops], module.device, torch.float64)
         step_checks = torch.stack([module.guard.is_bad.double(), norm.double()])
-        aux = [] if sums.aux is None else [sums.aux.double()[None]]
-        figures = torch.cat([sums.stacked(), all_reduce_sum(own), step_checks, *aux])
+        sums_by_name = {"train/aux_loss": sums.aux, "train/regularization": sums.regularization}
+        added = {name: one.double()[None] for name, one in sums_by_name.items() if one is not None}
+        figures = torch.cat([sums.stacked(), all_reduce_sum(own), step_checks, *added.values()])
         step, ended = module.trainer.global_step, DeviceTimestamp(module.device)
         pending = PendingRecord(
             step=step,
             figures=AsyncHostCopy(figures),
+            added=tuple(added),
             is_text=num_bytes is not None,
             ended=ended,
             since=since,
@@ -156,8 +159,8 @@ class Metrics(Callback):
                     "schedule.warmup_steps; checkpoints saved before are in the run folder."
                 )
             record = {"train/loss": loss, "train/accuracy": num_correct / num_labels}
-            for aux in figures[8:]:
-                record["train/aux_loss"] = aux / num_labels
+            for name, added in zip(pending.added, figures[8:], strict=True):
+                record[name] = added / num_labels
             if num_bytes:
                 record["train/bits_per_byte"] = loss_sum / math.log(2) / num_bytes
             elif not pending.is_text:

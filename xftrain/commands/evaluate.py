@@ -18,6 +18,7 @@ from xftrain.config.command_configs import EvaluateConfig
 from xftrain.config.compose import validate_as
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import rows_per_batch
+from xftrain.data.tokens.vocabulary import describe, is_trained_bpe
 from xftrain.errors import ConfigError
 from xftrain.evaluation.scores import parts_of
 from xftrain.evaluation.tasks import Task, read_task
@@ -121,7 +122,9 @@ def _data(config: EvaluateConfig, option: OptionConfig, trained: TrainedModel) -
     check_data(data)
     vocabulary = getattr(data, "vocabulary", None)
     is_same = data.vocab_size <= trained.model.vocab_size and (
-        vocabulary is None or vocabulary.digest() == trained.vocabulary.digest()
+        vocabulary is None
+        or vocabulary.digest() == trained.vocabulary.digest()
+        or is_trained_bpe(vocabulary, describe(trained.vocabulary))
     )
     if not is_same:
         raise ConfigError(

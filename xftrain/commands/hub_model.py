@@ -31,12 +31,13 @@ class HubWeights(Mapping[str, Tensor]):
         weights: the weights by the names of the class, of which no one is missing.
         key_map: the rules for all weights of the model.
         shapes: their shapes, by our names.
+        named: the override that names the folder, for messages.
     """
 
     def __init__(
-        self, weights: Weights, key_map: KeyMap, shapes: Mapping[str, tuple[int, ...]]
+        self, weights: Weights, key_map: KeyMap, shapes: Mapping[str, tuple[int, ...]], named: str
     ) -> None:
-        self._weights, self.shapes = weights, dict(shapes)
+        self._weights, self.shapes, self._named = weights, dict(shapes), named
         self._tied = key_map.tied or {}
         self._rules = {rule.ours: rule for rule in key_map.rules}
         self._zeros = dict(key_map.zeros)
@@ -45,7 +46,7 @@ class HubWeights(Mapping[str, Tensor]):
         """Reads a weight."""
         rule = self._rules[name]
         theirs = {one: self._weights[self._stored(one)] for one in rule.theirs}
-        return KeyMap((rule,), {}).to_ours(theirs)[name]
+        return KeyMap((rule,), {}).to_ours(theirs, self._named)[name]
 
     def __iter__(self) -> Iterator[str]:
         """The names of all weights."""
@@ -62,7 +63,8 @@ class HubWeights(Mapping[str, Tensor]):
             ConfigError: one of them is not 0.
         """
         for name in [one for one in self._zeros if one in self._weights]:
-            KeyMap((), {name: self._zeros[name]}).to_ours({name: self._weights[name]})
+            weight = {name: self._weights[name]}
+            KeyMap((), {name: self._zeros[name]}).to_ours(weight, self._named)
 
     def _stored(self, name: str) -> str:
         """The name under which a weight is stored, which may be tied to another one."""
@@ -115,7 +117,7 @@ def read_hub_model(path: Path, key: str, *, linear_bias: bool = True) -> HubMode
             f"{named} describes a model that cannot be built ({one_line(first_line(error))}): give "
             "another one."
         ) from error
-    return HubModel(config, HubWeights(folder.weights, key_map, shapes))
+    return HubModel(config, HubWeights(folder.weights, key_map, shapes, named))
 
 
 def _planned(config: ModelConfig) -> GPT:
@@ -126,7 +128,10 @@ def _planned(config: ModelConfig) -> GPT:
 
 def _config(folder: HubFolder, family: Family, named: str) -> ModelConfig:
     """The checked configuration of the model of a folder."""
-    node = family.model(folder.config)
+    try:
+        node = family.model(folder.config)
+    except ConfigError as error:
+        raise ConfigError(f"{named}: its {error}") from error
     num_layers, most = node["num_layers"], min(len(folder.weights), builder.MAX_LAYERS)
     if num_layers > most:
         raise ConfigError(
@@ -164,5 +169,5 @@ def _checked_shapes(
             f"{named} has {len(wrong)} weights of other shapes than its config.json says: {shown}."
         )
     names = [name for name in weights if name not in key_map.zeros]
-    key_map.to_ours({n: torch.empty(wanted.get(n, (0,)), device="meta") for n in names})
+    key_map.to_ours({n: torch.empty(wanted.get(n, (0,)), device="meta") for n in names}, named)
     return {name: tuple(weight.shape) for name, weight in ours.items()}

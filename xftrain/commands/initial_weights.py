@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xftrain.checkpoint.averaged_weights import chosen_weights, no_average
 from xftrain.checkpoint.file import described_checkpoint, read_checkpoint
 from xftrain.checkpoint.header import header
 from xftrain.checkpoint.safetensors_file import SafetensorsFile
@@ -30,7 +31,7 @@ from xftrain.commands.initial_sizes import (
     without_sizes,
 )
 from xftrain.config.run_config import RunConfig
-from xftrain.data.tokens.vocabulary import describe
+from xftrain.data.tokens.vocabulary import describe, is_trained_bpe
 from xftrain.errors import ConfigError
 from xftrain.interfaces import DataSource
 from xftrain.model.gpt import GPT
@@ -40,8 +41,7 @@ from xftrain.utils.files import real_path, refuse_escaping_path
 from xftrain.utils.printable import one_line
 from xftrain.utils.processes import rank
 
-KEY = "init_from"
-_PREFIX = "model."  # of the weights in the state dict of a checkpoint
+KEY, WEIGHTS = "init_from", "init_weights"
 _MAX_ROWS = 1 << 31
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class InitialWeights:
         own: Any = getattr(data, "vocabulary", None)
         there = vocabulary_in(self.saved)
         here = None if own is None else vocabulary_in({"vocabulary": describe(own)})
-        if there and here and there != here:
+        if there and here and there != here and not is_trained_bpe(own, there):
             raise ConfigError(
                 f"{self.named} was trained with another vocabulary, {shown_vocabulary(there)}, and "
                 f"data has {shown_vocabulary(here)}: set data, or data.tokenizer, to the former."
@@ -165,39 +165,47 @@ def initial_weights(
     if cfg.init_from is None:
         return None
     if ckpt is None:
-        return _described(Path(cfg.init_from), linear_bias=cfg.model.linear_bias)
-    before = _saved_config(ckpt).get(KEY) if rank() == 0 else shown[KEY]
-    if before != shown[KEY]:
+        return _described(Path(cfg.init_from), cfg)
+    source = _source(shown)
+    before = _source(_saved_config(ckpt)) if rank() == 0 else source
+    if before != source:
         raise ConfigError(
-            f"{KEY}={one_line(cfg.init_from)} is not what the run of ckpt={ckpt} began with, "
-            f"{one_line(str(before))[:200]}: leave {KEY} out to resume that run, whose weights are "
+            f"{KEY}={one_line(source)} is not what the run of ckpt={ckpt} began with, "
+            f"{one_line(before)[:200]}: leave {KEY} out to resume that run, whose weights are "
             "in its checkpoint, or leave ckpt out to begin a new one."
         )
     log.info("%s is not read again, as the weights are those of ckpt", KEY)
     return None
 
 
-def _described(path: Path, *, linear_bias: bool) -> InitialWeights:
-    """Reads the shapes of the weights that a path names, for a model with or without biases."""
+def _source(config: Mapping[str, Any]) -> str:
+    """What a run began with, as it is typed."""
+    averaged = config.get(WEIGHTS) == "average"
+    return f"{config.get(KEY)}{f' {WEIGHTS}=average' if averaged else ''}"
+
+
+def _described(path: Path, cfg: RunConfig) -> InitialWeights:
+    """Reads the shapes of the weights that a path names, for the model of a run."""
     named = f"{KEY}={one_line(str(path))}"
     refuse_escaping_path(path, named)
+    if cfg.init_weights == "average" and (path.is_dir() or path.suffix == ".safetensors"):
+        raise no_average(named, WEIGHTS)
     if path.is_dir():
-        hub = read_hub_model(path, KEY, linear_bias=linear_bias)
+        hub = read_hub_model(path, KEY, linear_bias=cfg.model.linear_bias)
         shapes, node = hub.weights.shapes, hub.config.to_dict()
         return InitialWeights(named, shapes, lambda: _checked(hub.weights), node, is_hub=True)
     if path.suffix == ".safetensors":
         file = SafetensorsFile(real_path(path) or path, named)
         return InitialWeights(named, file.shapes, lambda: file)
     content = described_checkpoint(path, KEY)
-    shapes = {
-        name.removeprefix(_PREFIX): weight.shape for name, weight in content["state_dict"].items()
-    }
+    weights = chosen_weights(content, cfg.init_weights, named, WEIGHTS)
+    shapes = {name: weight.shape for name, weight in weights.items()}
     entry = content["xftrain"]
     model = entry["config"].get("model")
     return InitialWeights(
         named,
         shapes,
-        lambda: _weights_of(path),
+        lambda: chosen_weights(read_checkpoint(path, KEY), cfg.init_weights, named, WEIGHTS),
         model if isinstance(model, Mapping) else {},
         entry,
     )
@@ -206,12 +214,6 @@ def _described(path: Path, *, linear_bias: bool) -> InitialWeights:
 def _checked(weights: HubWeights) -> HubWeights:
     weights.refuse_others()
     return weights
-
-
-def _weights_of(path: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint file; the rest of it is dropped."""
-    state: dict[str, Tensor] = read_checkpoint(path, KEY)["state_dict"]
-    return {name.removeprefix(_PREFIX): weight for name, weight in state.items()}
 
 
 def _saved_config(ckpt: Path) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from xftrain.config.layer_pattern import layer_names, layer_options
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import ModelConfig, RunConfig
 from xftrain.errors import ConfigError, RunError, first_line
-from xftrain.interfaces import AttnCall, AttnCase, Batch, LossSums
+from xftrain.interfaces import AttnCall, AttnCase, Batch, LossSums, loss_sums
 from xftrain.interfaces.batch_checks import describe_value
 from xftrain.utils.printable import one_line
 
@@ -245,7 +245,10 @@ def _check_loss(trial: _Trial, option: OptionConfig, call: AttnCall) -> None:
     labels_N = trial.batch.labels_BM.flatten().to(trial.device)
     for with_accuracy in (False, True):
         with torch.enable_grad():
-            sums = loss(x_ND, weight_VD.requires_grad_(), labels_N, with_accuracy=with_accuracy)
+            sums = loss_sums(
+                *(loss, x_ND, weight_VD.requires_grad_(), labels_N, trial.model.logit_softcap),
+                with_accuracy=with_accuracy,
+            )
         _check_sums(
             _method_label(option, loss, "__call__"), sums, trial.device, with_accuracy=with_accuracy
         )

@@ -66,6 +66,7 @@ def check_runnable(
         _check_graphs(cfg, _parts_in_graphs(cfg, model, loss, optim), batch, device)
     if hasattr(optim, "option_by_parameter"):
         optim.option_by_parameter(model)  # raises if a pattern matches no parameter name
+    _check_softcap(cfg, loss)
     _check_device([*(block.ffn for block, _ in model.distinct_blocks()), loss], device)
     for call, _ in cases:
         model.check_length(max(call.bias.seqlens or (call.shape.M,)))
@@ -128,6 +129,16 @@ def _check_device(parts: Iterable[object], device: torch.device) -> None:
             continue
         if reasons := checked_reasons(part, "unsupported", unsupported(device)):
             raise ConfigError(f"{'; '.join(reasons)}.")
+
+
+def _check_softcap(cfg: RunConfig, loss: Loss) -> None:
+    """Checks that the loss caps the logits if the model does."""
+    cap = cfg.model.logit_softcap
+    if cap is not None and not getattr(loss, "takes_softcap", False):
+        raise ConfigError(
+            f"model.logit_softcap must be null with loss={cfg.loss.label}, which does not declare "
+            f"takes_softcap, got {cap}: set it to null, or use loss=auto."
+        )
 
 
 def _parts_in_graphs(cfg: RunConfig, model: GPT, loss: Loss, optim: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from xftrain.commands.streamed_text import StreamedText
 from xftrain.commands.trained_model import TrainedModel, load_trained_model
 from xftrain.config.command_configs import SampleConfig
 from xftrain.config.compose import validate_as
+from xftrain.data.tokens.templated_prompt import templated_prompt
 from xftrain.errors import ConfigError
 from xftrain.folders.reserved import ReservedFolders
 from xftrain.folders.run_folder import RunFolder, refuse_training_folder
@@ -91,6 +92,11 @@ def _refuse_conflicts(config: SampleConfig) -> None:
             f"{max(1, len(config.prompts)) * config.num_samples}: leave it false, or give one "
             "prompt and num_samples=1."
         )
+    if config.template is not None and config.prompt is None and not config.prompts:
+        raise ConfigError(
+            f"template={config.template} is how a prompt is written, and there is none: give one, "
+            "as in 'prompt=\"text\"'."
+        )
     if not all(config.stop):
         raise ConfigError("stop must be texts of at least one character, got an empty one.")
 
@@ -143,6 +149,8 @@ def _shown(vocabulary: Vocabulary, prompts: Sequence[Sequence[int]], made: Gener
 def _prompts(config: SampleConfig, trained: TrainedModel) -> list[list[int]]:
     """The tokens of the prompts; without any in the configuration, of the checkpoint's prompt."""
     texts = config.prompts or (() if config.prompt is None else (config.prompt,))
+    if texts and config.template is not None:
+        return [templated_prompt(config.template, trained.vocabulary, text) for text in texts]
     if texts:
         return [trained.vocabulary.encode(text) for text in texts]
     return [_default_prompt(trained.saved, trained.vocabulary.vocab_size)]

@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from xftrain.checkpoint.averaged_weights import chosen_weights, no_average
 from xftrain.checkpoint.file import read_checkpoint
 from xftrain.commands import builder
 from xftrain.commands.hub_trained import load_hub_folder
@@ -30,6 +31,7 @@ from xftrain.model.gpt import GPT
 from xftrain.train.same_run import refuse_other_model
 from xftrain.utils import redaction
 from xftrain.utils.files import expand_home
+from xftrain.utils.printable import one_line
 
 _BLOCKS = "blocks."  # prefix of the names of layer weights
 _EXAMPLE = "ckpt=outputs/<date>/<run>/checkpoints/last.ckpt"
@@ -79,6 +81,8 @@ def load_trained_model(cfg: DictConfig, config: CheckpointConfig) -> TrainedMode
     """
     path = _path(config.ckpt)
     if path.is_dir():
+        if config.weights == "average":
+            raise no_average(f"ckpt={one_line(str(path))}, a Hugging Face folder,", "weights")
         if config.model:
             raise ConfigError(
                 f"model.{next(iter(config.model))} cannot be your own class where ckpt is a "
@@ -88,7 +92,8 @@ def load_trained_model(cfg: DictConfig, config: CheckpointConfig) -> TrainedMode
     checkpoint = read_checkpoint(path)
     vocabulary = _vocabulary(checkpoint, path.parent)
     model_config = _model_config(cfg, config, checkpoint)
-    model = _model(model_config, checkpoint, vocabulary)
+    weights = chosen_weights(checkpoint, config.weights, "ckpt")
+    model = _model(model_config, weights, vocabulary)
     saved, step = checkpoint["xftrain"], checkpoint["global_step"]
     return TrainedModel(model, model_config, vocabulary, saved, step, path)
 
@@ -122,10 +127,8 @@ def _model_config(
     return model_of(with_own_parts(checkpoint["xftrain"]["config"], own["model"], shown))
 
 
-def _model(config: ModelConfig, checkpoint: Mapping[str, Any], vocabulary: Vocabulary) -> GPT:
+def _model(config: ModelConfig, weights: Mapping[str, Tensor], vocabulary: Vocabulary) -> GPT:
     """Builds the checkpoint's model, after checking its sizes against those of the weights."""
-    state = checkpoint["state_dict"]
-    weights = {name.removeprefix("model."): value for name, value in state.items()}
     if config.num_layers > len(weights):
         raise ConfigError("ckpt holds fewer weights than its model has layers: give another one.")
     if config.num_layers > builder.MAX_LAYERS:

@@ -237,6 +237,11 @@ def _with_existing_files(cfg: RunConfig) -> RunConfig:
 def _initial_weights(cfg: RunConfig) -> str | None:
     """The path in `init_from`, which must exist unless a checkpoint is resumed instead."""
     if cfg.init_from is None:
+        if cfg.init_weights == "average":
+            raise ConfigError(
+                "init_weights=average needs init_from, a checkpoint with averaged weights, got "
+                "init_from=null: set it, or leave init_weights out."
+            )
         return None
     path = expand_home("init_from", cfg.init_from)
     last = path / "checkpoints" / "last.ckpt"

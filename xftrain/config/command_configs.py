@@ -14,6 +14,8 @@ from xftrain.config.fields import (
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import Accelerator, Config, Options, Precision, RunConfig
 
+Template = Literal["messages", "completion"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig(RunConfig):
@@ -45,11 +47,13 @@ class CheckpointConfig(Config):
 
     Attributes:
         ckpt: path of the checkpoint.
+        weights: `average` takes the weights that the callback `average` has averaged.
         accelerator: `auto` is a GPU if there is one.
         model: the user's own model parts, which are not taken from a checkpoint.
     """
 
     ckpt: str | None = None
+    weights: Literal["trained", "average"] = "trained"
     accelerator: Accelerator = "auto"
     model: Options = field(default_factory=dict)
 
@@ -61,6 +65,9 @@ class SampleConfig(CheckpointConfig):
     Attributes:
         prompt: the text to continue; None is the beginning of a held-out document.
         prompts: several texts to continue at once, instead of `prompt`.
+        template: how a prompt is written as tokens: `messages` makes it a user's message, and
+            `completion` puts a separator before it, as in the records of `data=chat`; None is the
+            text alone.
         num_tokens: maximum number of tokens to add to each.
         num_samples: number of continuations of each prompt.
         temperature: 0 selects the most likely token.
@@ -80,6 +87,7 @@ class SampleConfig(CheckpointConfig):
 
     prompt: str | None = None
     prompts: tuple[str, ...] = ()
+    template: Template | None = None
     num_tokens: PositiveInt = 64
     num_samples: PositiveInt = 1
     temperature: NonNegativeFloat = 0.8

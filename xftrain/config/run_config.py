@@ -54,6 +54,8 @@ class GPTConfig(Config):
         linear_bias: linear layers (and layer norms) add biases.
         dropout: dropout probability of the outputs of attention and feed-forward.
         init_std: standard deviation of the initial weights.
+        logit_softcap: logits become `logit_softcap * tanh(logits / logit_softcap)`, as in Gemma 2
+            (Riviere et al., 2024, arXiv:2408.00118); None does not cap them.
         activation_checkpointing: True recomputes each block in the backward pass; `ffn` only each
             feed-forward up to its last matmul, which saves more than half of a block's activations
             for a third to a half of its matmuls (selective recomputation, Korthikanti et al.,
@@ -72,6 +74,7 @@ class GPTConfig(Config):
     linear_bias: bool = False
     dropout: Probability = 0.0
     init_std: PositiveFloat = 0.02
+    logit_softcap: PositiveFloat | None = None
     activation_checkpointing: bool | Literal["ffn", "auto"] = False
     residual_dtype: Literal["auto", "float32"] = "auto"
     activation_budget: Fraction = 1.0
@@ -170,6 +173,7 @@ class RunConfig(Config):
     matmul: Literal["auto", "torch"] = "auto"
     deterministic: bool = False
     init_from: str | None = None
+    init_weights: Literal["trained", "average"] = "trained"
     ckpt: str | None = None
     ckpt_allow: tuple[str, ...] = ()
     on_nonfinite: Literal["stop", "skip"] = "stop"

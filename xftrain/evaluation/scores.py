@@ -59,7 +59,7 @@ def score(model: GPT, batch: Batch) -> Scores:
     losses, hits = [], []
     for begin in range(0, len(labels_N), _TOKENS_OF_LOGITS):
         part = slice(begin, begin + _TOKENS_OF_LOGITS)
-        logits_NV = F.linear(x_ND[part], model.head.weight)
+        logits_NV = model.logits(x_ND[part])
         losses.append(
             F.cross_entropy(
                 logits_NV.float(), labels_N[part], ignore_index=IGNORED_LABEL, reduction="none"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Decode = Callable[[list[int]], str]
+from xftrain.generation.growing_text import Decode, GrowingText
+
 Reason = Literal["length", "token", "string"]
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # shown for the first bytes of a character
 _MAX_INCOMPLETE = 3  # bytes of a character without its last byte
@@ -45,6 +46,11 @@ class Continuation:
     text: str = ""
     reason: Reason | None = None
     num_read: int = 0
+    _growing: GrowingText | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        decode = self.stops.decode
+        self._growing = None if decode is None else GrowingText(decode)
 
     def add(self, tokens: Sequence[int], *, is_last: bool) -> None:
         """Adds tokens, until one ends the text.
@@ -59,20 +65,41 @@ class Continuation:
         # one by one if a string may end the text, since no token after the string belongs to it
         size = 1 if self.stops.strings else max(1, len(tokens))
         parts = [list(tokens[at : at + size]) for at in range(0, len(tokens), size)]
-        self.reason = next(filter(None, map(self._extend, parts)), "length" if is_last else None)
+        self.reason = next(filter(None, map(self._extend, parts)), None)
+        if self.reason is None and is_last:
+            self.reason = self._finish("length")
 
     def _extend(self, tokens: list[int]) -> Reason | None:
         """Adds tokens; returns what ends the text with them."""
         end = self.stops.token
         ends = end is not None and end in tokens
         self.tokens += tokens[: tokens.index(end)] if end is not None and ends else tokens
-        if self.stops.decode is not None:
-            self.text = self.stops.decode(self.tokens)
-            found = [at for stop in self.stops.strings if (at := self.text.find(stop)) >= 0]
-            if found:
-                self.text = self.text[: min(found)]
-                return "string"
-        return "token" if ends else None
+        if self._growing is not None:
+            self.text = self._growing.update(self.tokens)
+            if self._first_stop(self._growing.num_kept) is not None:
+                return self._finish("token" if ends else None)
+        return self._finish("token") if ends else None
+
+    def _finish(self, reason: Reason | None) -> Reason | None:
+        """Decodes all tokens, and cuts the text before a stop string; returns what ends it."""
+        if self._growing is None:
+            return reason
+        self.text = self._growing.finish(self.tokens)
+        first = self._first_stop(0)
+        if first is None:
+            return reason
+        self.text = self.text[:first]
+        return "string"
+
+    def _first_stop(self, num_searched: int) -> int | None:
+        """Where the first stop string begins; None if there is none.
+
+        Args:
+            num_searched: number of characters, from the first one, that contain none.
+        """
+        strings = self.stops.strings
+        places = [self.text.find(stop, max(0, num_searched - len(stop) + 1)) for stop in strings]
+        return min((place for place in places if place >= 0), default=None)
 
     @property
     def settled_text(self) -> str:

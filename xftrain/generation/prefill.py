@@ -11,7 +11,6 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from xftrain.generation.cache import Cache, LayerCache
 from xftrain.interfaces import AttnBias, positions_of
@@ -40,7 +39,7 @@ def prefill(model: GPT, prompts: Sequence[Sequence[int]], cache: Cache, copies: 
         positions_1M = positions_of(sum(lengths), lengths).to(device)
         x_1MD = model.hidden(tokens_1M, positions_1M, cache.layers, attention)
         last_B = torch.tensor(list(accumulate(lengths)), device=device) - 1
-        logits.append(F.linear(x_1MD[0, last_B], model.head.weight))
+        logits.append(model.logits(x_1MD[0, last_B]))
     logits_PV = torch.cat(logits)
     if copies == 1:
         return logits_PV

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from xftrain.generation.cache import Cache, LayerCache
 from xftrain.generation.fused_block import fused_blocks
@@ -61,7 +60,7 @@ class DecodeStep:
             return out_BHK[None]
 
         x_1BD = self._hidden(tokens_B[None], positions_B[None], attention)
-        return F.linear(x_1BD[0], self._model.head.weight)
+        return self._model.logits(x_1BD[0])
 
     def _hidden(self, tokens_1B: Tensor, positions_1B: Tensor, attention: Attention) -> Tensor:
         """The normalized hidden states [1, B, D]."""

@@ -70,6 +70,7 @@ class Facts:
         learned_positions: number of learned positions; None if positions are not learned.
         is_tied: whether the output matrix is the embedding table.
         has_biases: whether linear layers have biases.
+        logit_softcap: cap of the logits; None if they are not capped.
         reasons: what of the model is a class of the user's, which no class expresses.
     """
 
@@ -82,6 +83,7 @@ class Facts:
     learned_positions: int | None
     is_tied: bool
     has_biases: bool
+    logit_softcap: float | None
     reasons: tuple[str, ...]
 
     @property
@@ -130,6 +132,7 @@ def describe(model: GPT) -> Facts:
         learned,
         model.head.weight is model.embed.weight,
         any(name.endswith("out.bias") for name, _ in model.named_parameters()),
+        model.logit_softcap,
         tuple(reasons),
     )
 

@@ -54,6 +54,12 @@ def families() -> list[Family]:
     return sorted(found, key=lambda family: family.PRECEDENCE)
 
 
+def _reasons_of_logits(facts: Facts) -> list[str]:
+    """Why no family here expresses capped logits: Gemma 2, which caps them, is none of them."""
+    is_capped = facts.logit_softcap is not None
+    return ["does not cap logits (model.logit_softcap=null)"] if is_capped else []
+
+
 def family_for(facts: Facts) -> Family:
     """The class that expresses a model.
 
@@ -68,7 +74,7 @@ def family_for(facts: Facts) -> Family:
         )
     nearest: tuple[Family, list[str]] | None = None
     for family in families():
-        reasons = family.reasons(facts)
+        reasons = [*_reasons_of_logits(facts), *family.reasons(facts)]
         if not reasons:
             return family
         if nearest is None or len(reasons) < len(nearest[1]):

@@ -58,8 +58,12 @@ class KeyMap:
             del found[name]
         return found
 
-    def to_ours(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_ours(self, theirs: Mapping[str, Tensor], named: str = "the folder") -> dict[str, Tensor]:
         """The weights by our names.
+
+        Args:
+            theirs: the weights by the names of the class.
+            named: the override that names their folder, for messages.
 
         Raises:
             ConfigError: names are missing or unexpected, or a weight that the model does not have
@@ -74,15 +78,15 @@ class KeyMap:
         unexpected = [name for name in theirs if name not in {*wanted, *self.zeros}]
         if missing or unexpected:
             raise ConfigError(
-                f"init_from has other weights than the model: {_listed('missing', missing)}"
-                f"{'; ' if missing and unexpected else ''}{_listed('unexpected', unexpected)}; set "
-                "model as its config.json says."
+                f"{named} has other weights than its config.json says: "
+                f"{_listed('missing', missing)}{'; ' if missing and unexpected else ''}"
+                f"{_listed('unexpected', unexpected)}; give a complete folder."
             )
         for name in self.zeros:
             if name in theirs and bool(theirs[name].any()):
                 raise ConfigError(
-                    f"init_from has biases that the model has not, such as {one_line(name)}: set "
-                    "model.linear_bias=true."
+                    f"{named} has biases that the model has not, such as {one_line(name)}: set "
+                    "model.linear_bias=true, as a run with init_from may."
                 )
         found = {}
         for rule in self.rules:

@@ -12,10 +12,8 @@ _MAX = 1 << 31
 
 
 def wrong(key: str, rule: str, value: Any) -> ConfigError:
-    """The error that says which value of the file breaks which rule."""
-    return ConfigError(
-        f"config.json of init_from has {key} = {one_line(repr(value))[:80]}, and {rule}."
-    )
+    """The error that says which value of the file breaks which rule; the caller names the file."""
+    return ConfigError(f"config.json has {key} = {one_line(repr(value))[:80]}, and {rule}.")
 
 
 def _value(config: Mapping[str, Any], key: str, default: Any) -> Any:

@@ -34,7 +34,7 @@ from xftrain.interfaces.model import (
     Norm,
     PositionEncoding,
 )
-from xftrain.interfaces.training import Loss, LossSums, Optimizer, Schedule
+from xftrain.interfaces.training import Loss, LossSums, Optimizer, Schedule, loss_sums
 
 __all__ = [
     "Attention",
@@ -63,6 +63,7 @@ __all__ = [
     "format_layers",
     "load_batch",
     "logits_bytes",
+    "loss_sums",
     "positions_of",
     "two_moments_bytes",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from xftrain.errors import ConfigError
 class LossSums(NamedTuple):
     """Sums over the labels of a batch; sums of batches of any sizes can be added exactly.
 
-    A `Loss` returns the first three.
+    A `Loss` returns the first three, and `regularization` if it has such terms.
 
     Attributes:
         loss: summed cross-entropy in nats.
@@ -21,17 +22,22 @@ class LossSums(NamedTuple):
         num_correct: number of correctly predicted labels; None if not requested.
         aux: auxiliary loss of the feed-forwards, times the number of labels; None if they have
             none.
+        regularization: summed terms that the loss adds to the cross-entropy, such as z-loss; None
+            if it adds none. Only the gradient of `minimized` is defined: that of `loss` may include
+            the gradient of these terms.
     """
 
     loss: Tensor
     num_labels: Tensor
     num_correct: Tensor | None
     aux: Tensor | None = None
+    regularization: Tensor | None = None
 
     @property
     def minimized(self) -> Tensor:
-        """The sum that training minimizes: cross-entropy plus auxiliary loss."""
-        return self.loss if self.aux is None else self.loss + self.aux
+        """The sum that training minimizes: cross-entropy, auxiliary loss and regularization."""
+        total = self.loss if self.aux is None else self.loss + self.aux
+        return total if self.regularization is None else total + self.regularization
 
     def with_aux(self, aux: Tensor | None) -> LossSums:
         """The same sums with an auxiliary loss, given as a mean over the tokens of the batch."""
@@ -39,8 +45,7 @@ class LossSums(NamedTuple):
 
     def detached(self) -> LossSums:
         """The same sums, detached from the autograd graph."""
-        aux = None if self.aux is None else self.aux.detach()
-        return self._replace(loss=self.loss.detach(), aux=aux)
+        return LossSums(*(None if one is None else one.detach() for one in self))  # type: ignore[arg-type]
 
     def stacked(self) -> Tensor:
         """The first three sums as float64 [3]; `num_correct` must not be None."""
@@ -60,6 +65,9 @@ class Loss(Protocol):
     - `peak_bytes(num_tokens, weight_VD, dtype, device) -> int`: peak memory beside its inputs, in
       bytes, including gradients that the forward pass computes; `dtype` is that of the matmuls. The
       default assumes that the loss holds all logits.
+    - `takes_softcap: bool`: whether `__call__` and `peak_bytes` have a keyword argument `softcap`,
+      which they get if `model.logit_softcap` is set: the loss is that of `softcap * tanh(logits /
+      softcap)`. The default is false, and such a model is refused.
     - `choice(num_tokens, vocab_size, device) -> Loss`: the loss that computes a batch of this size,
       for a loss that only chooses another one.
     - `smaller_option: str | None`: the option of this group that needs less memory.
@@ -82,6 +90,21 @@ class Loss(Protocol):
             with_accuracy: whether to count correct predictions, which reads the logits once more.
         """
         ...
+
+
+def loss_sums(
+    loss: Loss,
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    softcap: float | None,
+    *,
+    with_accuracy: bool,
+) -> LossSums:
+    """Calls a loss, which gets the soft cap of the logits only if there is one."""
+    capped = {} if softcap is None else {"softcap": softcap}
+    call: Callable[..., LossSums] = loss
+    return call(x_ND, weight_VD, labels_N, with_accuracy=with_accuracy, **capped)
 
 
 class Schedule(Protocol):

@@ -5,6 +5,14 @@ import triton.language as tl
 
 
 @triton.jit
+def capped(scores, softcap):  # type: ignore[no-untyped-def]
+    """softcap * tanh(scores / softcap), by an exponential that cannot overflow."""
+    shrunk = tl.exp(-2.0 * tl.abs(scores / softcap))
+    size = softcap * (1.0 - shrunk) / (1.0 + shrunk)
+    return tl.where(scores < 0, -size, size)
+
+
+@triton.jit
 def split_kernel(  # type: ignore[no-untyped-def]
     q,
     new_k,
@@ -39,7 +47,7 @@ def split_kernel(  # type: ignore[no-untyped-def]
 
     It writes the softmax-weighted sum of the values of its slots, and the highest score and the sum
     of exponentials, with which `join_kernel` weights the splits. The program whose split has the
-    slot of the new token stores its key and value there; no other program reads that slot.
+    slot of the new token stores its key and value there; no program reads that slot.
     """
     row, group = tl.program_id(0) // G, tl.program_id(0) % G
     split = tl.program_id(1)
@@ -62,39 +70,42 @@ def split_kernel(  # type: ignore[no-untyped-def]
     if HAS_SLOPES:
         slope = tl.load(slopes + group * GROUP + heads, is_head, 0.0)
 
-    highest = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP_BLOCK], tl.float32)
-    out = tl.zeros([GROUP_BLOCK, WIDTH], tl.float32)
+    # the new token first, so that the loop only loads, which the compiler overlaps with the matmuls
+    has_new = (new_slot >= first) & (new_slot < last)
     start = row.to(tl.int64) * num_slots
+    at_new = ((start + new_slot) * G + group) * K + features
+    tl.store(k + at_new, new_key, is_feature & has_new)
+    tl.store(v + at_new, new_value, is_feature & has_new)
+    score = tl.sum(queries.to(tl.float32) * new_key.to(tl.float32)[None, :], 1) * scale
+    if HAS_SOFTCAP:
+        score = capped(score, softcap)
+    highest = tl.where(has_new, score, float("-inf"))
+    total = tl.zeros([GROUP_BLOCK], tl.float32) + tl.where(has_new, 1.0, 0.0)
+    out = tl.zeros([GROUP_BLOCK, WIDTH], tl.float32)
+    out += tl.where(has_new, new_value.to(tl.float32), 0.0)[None, :]
+
     for begin in range(first, last, BLOCK):
         slots = begin + tl.arange(0, BLOCK)
-        is_used = slots < last
+        is_old = (slots < last) & (slots != new_slot)
         at = ((start + slots)[:, None] * G + group) * K + features[None, :]
-        is_kv = is_used[:, None] & is_feature[None, :]
-        is_new = (slots == new_slot)[:, None]
-        keys = tl.where(is_new, new_key[None, :], tl.load(k + at, is_kv & ~is_new, 0.0))
-        tl.store(k + at, keys, is_kv & is_new)
+        is_kv = is_old[:, None] & is_feature[None, :]
+        keys = tl.load(k + at, is_kv, 0.0)
         if IS_PRECISE:
             scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
         else:
             scores = tl.dot(queries, tl.trans(keys)) * scale
         if HAS_SOFTCAP:
-            # tanh, by an exponential that cannot overflow
-            size = tl.abs(scores / softcap)
-            shrunk = tl.exp(-2.0 * size)
-            capped = softcap * (1.0 - shrunk) / (1.0 + shrunk)
-            scores = tl.where(scores < 0, -capped, capped)
+            scores = capped(scores, softcap)
         if HAS_SLOPES:
             ahead = position - slots
             distance = tl.where(ahead >= 0, ahead % num_slots, (ahead + num_slots) % num_slots)
             scores -= slope[:, None] * distance[None, :].to(tl.float32)
-        scores = tl.where(is_used[None, :], scores, float("-inf"))
+        scores = tl.where(is_old[None, :], scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         shrink = tl.exp(highest - higher)
         weights = tl.exp(scores - higher[:, None])
         total = total * shrink + tl.sum(weights, 1)
-        values = tl.where(is_new, new_value[None, :], tl.load(v + at, is_kv & ~is_new, 0.0))
-        tl.store(v + at, values, is_kv & is_new)
+        values = tl.load(v + at, is_kv, 0.0)
         if IS_PRECISE:
             added = tl.dot(weights, values, input_precision="ieee")
         else:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xftrain.config.fields import PositiveInt
+from xftrain.config.fields import NonNegativeFloat, PositiveInt, Probability
 from xftrain.interfaces import IGNORED_LABEL, LossSums
 from xftrain.kernels.matmul import matmul_
-from xftrain.kernels.softmax_gradient import has_kernel, softmax_gradient_
+from xftrain.kernels.softmax_gradient import Regularization, has_kernel, softmax_gradient_
 
 
 class Fused:
@@ -25,31 +25,54 @@ class Fused:
 
     Args:
         chunk_tokens: tokens whose logits exist at once.
+        z_loss: weight of the mean of log(Z)^2, see `Regularization`.
+        label_smoothing: share of the label's probability that all tokens share, see
+            `Regularization`.
     """
 
-    def __init__(self, *, chunk_tokens: PositiveInt = 16384) -> None:
+    takes_softcap = True
+
+    def __init__(
+        self,
+        *,
+        chunk_tokens: PositiveInt = 16384,
+        z_loss: NonNegativeFloat = 0.0,
+        label_smoothing: Probability = 0.0,
+    ) -> None:
         self.chunk_tokens = chunk_tokens
+        self.regularization = Regularization(z_loss, label_smoothing)
 
     def unsupported(self, device: torch.device) -> list[str]:
         """Returns no reasons: this loss runs on every device, though it is faster only on a GPU."""
         return []
 
     def __call__(
-        self, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, with_accuracy: bool
+        self,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        *,
+        with_accuracy: bool,
+        softcap: float | None = None,
     ) -> LossSums:
         """Computes the sums over all labels that are not ignored, see `Loss`."""
         dtype = x_ND.dtype
         if torch.is_autocast_enabled(x_ND.device.type):
             dtype = torch.get_autocast_dtype(x_ND.device.type)
         needs_grad = torch.is_grad_enabled() and (x_ND.requires_grad or weight_VD.requires_grad)
-        loss, num_correct = _FusedLinearCrossEntropy.apply(
-            x_ND, weight_VD, labels_N, dtype, self.chunk_tokens, needs_grad
-        )
+        how = (dtype, self.chunk_tokens, needs_grad, self.regularization, softcap)
+        loss, num_correct, added = _FusedLinearCrossEntropy.apply(x_ND, weight_VD, labels_N, *how)
         num_labels = (labels_N != IGNORED_LABEL).sum()
-        return LossSums(loss, num_labels, num_correct if with_accuracy else None)
+        num_correct = num_correct if with_accuracy else None
+        return LossSums(loss, num_labels, num_correct, regularization=added)
 
     def peak_bytes(
-        self, num_tokens: int, weight_VD: Tensor, dtype: torch.dtype, device: torch.device
+        self,
+        num_tokens: int,
+        weight_VD: Tensor,
+        dtype: torch.dtype,
+        device: torch.device,
+        softcap: float | None = None,
     ) -> int:
         """Peak bytes: a chunk's logits, and float32 gradients of hidden states and weight.
 
@@ -60,8 +83,9 @@ class Fused:
         rows = min(num_tokens, self.chunk_tokens)
         on_gpu = device.type == "cuda" and dtype.itemsize == 2
         part = 0 if on_gpu and weight_VD.dtype == torch.float32 else dtype.itemsize
-        # without the Triton kernel, float32 logits and their log-softmax exist as well
-        logit = dtype.itemsize + (0 if has_kernel(device) else 2 * 4)
+        # without the Triton kernel, float32 logits, capped ones and their log-softmax exist as well
+        wide = 0 if has_kernel(device) else 2 * 4 + (0 if softcap is None else 4)
+        logit = dtype.itemsize + wide
         return rows * vocab_size * logit + gradient_bytes(num_tokens, weight_VD, dtype, part)
 
 
@@ -81,7 +105,10 @@ def gradient_bytes(
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):
-    """Maps (x_ND, weight_VD, labels_N) to the summed loss and the number of correct predictions."""
+    """Maps (x_ND, weight_VD, labels_N) to the loss, the correct predictions, the regularization.
+
+    All are sums. The gradient of the loss includes that of the regularization, which has none.
+    """
 
     @staticmethod
     def forward(
@@ -92,11 +119,14 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         chunk_tokens: int,
         needs_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
+        regularization: Regularization,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         with torch.autocast(x_ND.device.type, enabled=False):
             weight = weight_VD.to(dtype)
             loss = torch.zeros((), device=x_ND.device, dtype=torch.float32)
             num_correct = torch.zeros((), device=x_ND.device, dtype=torch.int64)
+            added = torch.zeros_like(loss) if regularization.is_on else None
             grad_x = torch.empty_like(x_ND) if needs_grad else None
             trains_weight = needs_grad and weight_VD.requires_grad
             num_tokens = x_ND.shape[0]
@@ -108,9 +138,16 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
                 here = slice(start, start + chunk_tokens)
                 x = x_ND[here].to(dtype)
                 logits = matmul_(x, weight.t(), buffer[: x.shape[0]])
-                losses, correct = softmax_gradient_(logits, labels_N[here], needs_grad=needs_grad)
-                loss += losses.sum()
-                num_correct += correct.sum()
+                rows = softmax_gradient_(
+                    *(logits, labels_N[here]),
+                    needs_grad=needs_grad,
+                    regularization=regularization,
+                    softcap=softcap,
+                )
+                loss += rows.losses_N.sum()
+                num_correct += rows.correct_N.sum()
+                if added is not None and rows.regularization_N is not None:
+                    added += rows.regularization_N.sum()
                 if grad_x is None:
                     continue
                 grad_x[here] = logits @ weight  # `logits` holds their gradient by now
@@ -120,12 +157,12 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             cast = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
             ctx.save_for_backward(grad_x, cast)
         ctx.has_run_backward, ctx.chunk_tokens = False, chunk_tokens
-        ctx.mark_non_differentiable(num_correct)
-        return loss, num_correct
+        ctx.mark_non_differentiable(num_correct, *([] if added is None else [added]))
+        return loss, num_correct, added
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         if ctx.has_run_backward:
             raise RuntimeError("loss=fused: a second backward pass through one forward pass")
         ctx.has_run_backward = True
@@ -134,7 +171,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         weights = [] if grad_weight is None else [grad_weight]
         for part in (*grad_x.split(ctx.chunk_tokens), *weights):
             part.copy_(part.float().mul_(grad))
-        return grad_x, grad_weight, None, None, None, None
+        return grad_x, grad_weight, *[None] * 6
 
 
 def _accumulate_matmul_(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from xftrain.config import registry
+from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import RunConfig
 from xftrain.interfaces import Batch, Loss, logits_bytes, two_moments_bytes
 from xftrain.memory.layers import BlockBytes, run_layers
@@ -72,6 +73,9 @@ def predict(
             is_optimizer_known &= hasattr(option, "state_bytes")
             state_bytes = getattr(option, "state_bytes", two_moments_bytes)
             state += state_bytes(parameter) * size // max(1, parameter.nbytes)
+    averaging = any(_keeps_average(option) for option in cfg.callbacks.values())
+    if averaging:  # in float32 at least, beside the weights
+        state += sum(one.numel() * max(4, one.itemsize) for one in model.parameters())
     assumptions = [] if is_optimizer_known else [_OPTIMIZER_ASSUMPTION]
     assumptions += [] if hasattr(loss, "peak_bytes") else [_LOSS_ASSUMPTION]
     sources = {block.attention_source for block in ran.blocks}
@@ -90,6 +94,12 @@ def predict(
         loss=_loss_bytes(loss, batch.num_tokens, model, dtype, device),
         assumptions=tuple(assumptions),
     )
+
+
+def _keeps_average(option: OptionConfig) -> bool:
+    """Whether a callback keeps an average of the weights; a user's own is not asked."""
+    name = option.name
+    return name is not None and bool(registry.declared(option.group, name, "keeps_average"))
 
 
 def _layer_bytes(block: BlockBytes, share: float, *, is_mixed: bool) -> LayerBytes:
@@ -122,4 +132,5 @@ def _loss_bytes(
     peak_bytes = getattr(loss, "peak_bytes", None)
     if peak_bytes is None:
         return logits_bytes(num_tokens, model.vocab_size)
-    return int(peak_bytes(num_tokens, model.head.weight, dtype, device))
+    capped = {} if model.logit_softcap is None else {"softcap": model.logit_softcap}
+    return int(peak_bytes(num_tokens, model.head.weight, dtype, device, **capped))

@@ -13,16 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from xftrain.config.run_config import GPTConfig
 from xftrain.errors import ConfigError
-from xftrain.interfaces import (
-    Attention,
-    AttnCase,
-    AttnShape,
-    Backend,
-    format_layers,
-    positions_of,
-)
+from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, format_layers, positions_of
 from xftrain.interfaces.batch_checks import check_documents
 from xftrain.kernels.operators import MATMULS
+from xftrain.kernels.softcap import softcapped
 from xftrain.model.block import Block, RecomputePlan
 from xftrain.model.initialization import initialize
 from xftrain.model.layer_spec import LayerSpec, built_bias, distinct_cases
@@ -69,7 +63,7 @@ class GPT(MayTieHead):
         elif config.activation_checkpointing:  # all blocks, until a run sets its plan
             self.recompute_plan = RecomputePlan(blocks=num_layers)
         self.residual_dtype = config.residual_dtype
-        self.activation_budget = config.activation_budget
+        self.activation_budget, self.logit_softcap = config.activation_budget, config.logit_softcap
         self.embed = nn.Embedding(vocab_size, dim)
         self.pos = make_pos(dim, self.head_dim)
         own = dict.fromkeys(spec.make_pos for spec in self.specs if spec.make_pos is not None)
@@ -295,4 +289,9 @@ class GPT(MayTieHead):
         check_documents(seqlens, num_rows, num_positions)
         positions_1M = positions_of(num_positions, seqlens).to(tokens_BM.device)
         handles = self.prepare(num_rows, num_positions, seqlens)
-        return F.linear(self.hidden(tokens_BM, positions_1M, handles), self.head.weight)
+        return self.logits(self.hidden(tokens_BM, positions_1M, handles))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits [..., V] of hidden states that `hidden` returns, capped at `logit_softcap`."""
+        logits = F.linear(x, self.head.weight)
+        return logits if self.logit_softcap is None else softcapped(logits, self.logit_softcap)

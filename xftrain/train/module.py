@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from xftrain.checkpoint.plain_values import MAX_TIME_NS
-from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer, Schedule
+from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer, Schedule, loss_sums
 from xftrain.model.gpt import GPT
 from xftrain.train.bf16_weights import BF16Weights, may_copy_weights
 from xftrain.train.clipping import clip_gradients
@@ -128,12 +128,8 @@ class TrainingModule(LightningModule):
         """Computes the loss sums of a batch."""
         handle = self.model.prepare(*batch.shape_BM, batch.seqlens)
         x_BMD, aux = self.model.hidden_and_aux(batch.tokens_BM, batch.positions_1M, handle)
-        sums = self.loss(
-            x_BMD.flatten(0, 1),
-            self.model.head.weight,
-            batch.labels_BM.flatten(),
-            with_accuracy=with_accuracy,
-        )
+        inputs = (x_BMD.flatten(0, 1), self.model.head.weight, batch.labels_BM.flatten())
+        sums = loss_sums(self.loss, *inputs, self.model.logit_softcap, with_accuracy=with_accuracy)
         return sums.with_aux(aux)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -118,6 +118,12 @@ class NonFiniteGuard:
         assert self._is_bad is not None
         return self._is_bad
 
+    @property
+    def must_skip(self) -> Tensor:
+        """A device tensor: 1 if this guard has the optimizer skip the last checked step, else 0."""
+        assert self._must_skip is not None
+        return self._must_skip
+
     def record(self, step: int) -> None:
         """Records the flags of the last checked step for the next readback.
 

@@ -10,17 +10,21 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+from xftrain.checkpoint.averaged_weights import AVERAGED
 from xftrain.config.moved_keys import in_new_keys
 from xftrain.errors import ConfigError
 from xftrain.train.restored import check_loops
 from xftrain.train.same_data import DataIdentity
 from xftrain.train.same_run import (
+    allows,
     differences,
     refuse_other_model,
     refuse_other_optimizer,
     refuse_other_run,
     with_digests,
 )
+
+_AVERAGE = "callbacks.average"  # the key that `ckpt_allow` names
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,7 @@ def check_resumable(
             "ckpt holds averaged weights beside the trained ones: resume it with the callback "
             "that averaged them, as the run's config.yaml names it."
         )
+    _refuse_lost_average(checkpoint, trainer, own["config"])
     data.refuse_other_vocabulary(held)  # first, as the sizes of the model depend on it
     refuse_other_model(checkpoint["state_dict"], weights)
     saved, current = in_new_keys(held["config"]), own["config"]
@@ -74,6 +79,19 @@ def check_resumable(
             "ckpt is at step %d and max_steps is %d: nothing is left to train",
             checkpoint["global_step"],
             trainer.max_steps,
+        )
+
+
+def _refuse_lost_average(
+    checkpoint: Mapping[str, Any], trainer: Trainer, config: Mapping[str, Any]
+) -> None:
+    """Refuses to resume without the callback that averages the weights, unless it is allowed."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    keeps_average = any(getattr(callback, "keeps_average", False) for callback in callbacks)
+    if AVERAGED in checkpoint and not keeps_average and not allows(_AVERAGE, config["ckpt_allow"]):
+        raise ConfigError(
+            "ckpt holds averaged weights, which this run would not continue: add the callback, as "
+            f"callbacks=[default,average], or drop them with ckpt_allow=[{_AVERAGE}]."
         )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from xftrain.errors import ConfigError
 from xftrain.utils.printable import one_line, shortened
 
-_RESUME_KEYS = ("ckpt", "ckpt_allow", "init_from")  # `initial_weights` compares the last
+# `initial_weights` compares the last two
+_RESUME_KEYS = ("ckpt", "ckpt_allow", "init_from", "init_weights")
 # Keys and groups of keys that a resumed run must not change; and exceptions, which change only how
 # the run is computed or observed.
 _DECISIVE = (

@@ -19,7 +19,8 @@ class StepSums:
 
         loss = sum of all s_ir / N,  N = sum of all n_ir
 
-    If feed-forwards have an auxiliary loss a_ir, n_ir a_ir is added to s_ir.
+    If feed-forwards have an auxiliary loss a_ir, n_ir a_ir is added to s_ir, as are the summed
+    terms of a regularized loss.
 
     Lightning divides what `add` returns by k, and DDP averages gradients over the R ranks. So:
 
@@ -129,4 +130,5 @@ def _added(first: LossSums, second: LossSums) -> LossSums:
         first.num_labels + second.num_labels,
         added(first.num_correct, second.num_correct),
         added(first.aux, second.aux),
+        added(first.regularization, second.regularization),
     )

@@ -20,6 +20,7 @@ from xftrain.model.attn.xformers_ops import loading
 CPU = torch.device("cpu")
 
 
+@pytest.mark.long
 def test_a_flash_attn_namespace_does_not_break_the_import(tmp_path):
     # flash-attn-4 makes `flash_attn` a namespace package, and xFormers takes it for version 2
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)

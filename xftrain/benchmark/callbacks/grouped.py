@@ -12,7 +12,7 @@ import torch
 from xftrain.benchmark import tables
 from xftrain.benchmark.attention import measure_attention
 from xftrain.benchmark.benchmark import Benchmark, Context
-from xftrain.benchmark.cells import Row, attention_cell, node_of, nodes_of
+from xftrain.benchmark.cells import Row, attention_cell, kv_cache_bytes, node_of, nodes_of
 from xftrain.benchmark.worker import Job
 from xftrain.commands import builder
 from xftrain.config.fields import Dtype, Option, PositiveFloat, PositiveInt
@@ -105,11 +105,6 @@ class Grouped(Benchmark):
     def summary(cls, rows: Sequence[Row], peak: float | None) -> str:
         """Renders the section with the main columns only."""
         return _render(rows, tables.MAIN)
-
-
-def kv_cache_bytes(layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-    """The bytes of one token in the KV cache: keys and values of every layer."""
-    return 2 * layers * num_kv_heads * head_dim * dtype.itemsize
 
 
 def _render(rows: Sequence[Row], shown: Mapping[str, str | tables.Format]) -> str:

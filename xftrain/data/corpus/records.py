@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from xftrain.data.corpus.formats import Format, LargeWindowError, damaged_errors, decompressed
-from xftrain.data.corpus.skipped import LARGE_WINDOW, WITHOUT_KEY, WITHOUT_LINES, Skipped
+from xftrain.data.corpus.selection import Conversations, RecordError, Selection, selection_of
+from xftrain.data.corpus.skipped import LARGE_WINDOW, WITHOUT_LINES, Skipped
 
 if TYPE_CHECKING:  # it takes a while to import, and few corpora have tables
     import pyarrow as pa
@@ -27,7 +28,7 @@ _BUFFER_BYTES = 1 << 20  # of each column of a Parquet file
 _SPOOLED_BYTES = 16 << 20  # of a compressed table, kept in memory before it goes to a file
 _MAX_KEYS = 20  # of a record, to be named
 
-_Read = Callable[[IO[bytes], Format, str, "_Counted"], Iterator[Any]]
+_Read = Callable[[IO[bytes], Format, Selection, "_Counted"], Iterator[Any]]
 
 
 class _Counted:
@@ -58,13 +59,13 @@ def _dotted_keys(record: Any) -> Iterator[str]:
 
 
 class _NoColumn(ValueError):
-    """A table has no column of the text."""
+    """A table lacks a column of what is read."""
 
 
 def read_records(
     file: IO[bytes],
     form: Format,
-    text_key: str,
+    text_key: str | Conversations,
     name: str,
     skipped: Skipped,
     keys: list[str] | None = None,
@@ -74,25 +75,30 @@ def read_records(
     Args:
         file: the opened file.
         form: its format, of a kind other than `text`.
-        text_key: the key of the text in a record; dots lead into nested records.
+        text_key: the key of the text in a record, with dots that lead into nested records; or the
+            keys of its conversation, which is read as JSON of its turns.
         name: the file's name, for what is skipped.
         skipped: gets the number of skipped records and damaged files.
         keys: if it is empty, it gets the keys of the first record without text.
     """
     counted = _Counted(name, skipped, [] if keys is None else keys)
+    selection = selection_of(text_key)
     try:
-        for value in _READERS[form.kind](file, form, text_key, counted):
-            if isinstance(value, str) and _is_text(value):
-                if len(value) <= MAX_RECORD_BYTES:
-                    yield value
-                else:
-                    counted.add("record that is too long")
-            elif value is None:
-                counted.add("record without text")
+        for value in _READERS[form.kind](file, form, selection, counted):
+            if value is None:
+                counted.add(selection.without_value)
+                continue
+            try:
+                text = selection.text(value)
+            except RecordError as error:
+                counted.add(str(error))
+                continue
+            if len(text) <= MAX_RECORD_BYTES:
+                yield text
             else:
-                counted.add("record whose text is no text")
+                counted.add("record that is too long")
     except _NoColumn:
-        skipped.add(WITHOUT_KEY, name)
+        skipped.add(selection.without_columns, name)
     except LargeWindowError:
         skipped.add(LARGE_WINDOW, f"{name} after {counted.number} records")
     except _errors_of_damage(form) as error:
@@ -113,25 +119,6 @@ def _errors_of_damage(form: Format) -> tuple[type[Exception], ...]:
     return (*damaged_errors(), *errors)
 
 
-def _is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: JSON may hold half of a surrogate pair."""
-    try:
-        return value.isascii() or bool(value.encode())
-    except UnicodeEncodeError:
-        return False
-
-
-def value_at(record: Any, text_key: str) -> Any:
-    """The value at a dotted key; None if there is none. A key that has dots itself comes first."""
-    if isinstance(record, Mapping) and text_key in record:
-        return record[text_key]
-    for part in text_key.split("."):
-        if not isinstance(record, Mapping):
-            return None
-        record = record.get(part)
-    return record
-
-
 def _lines(stream: IO[bytes], counted: _Counted) -> Iterator[bytes]:
     """The lines of a stream in bounded memory; one that is too long is cut to its beginning."""
     while line := stream.readline(MAX_RECORD_BYTES):
@@ -142,8 +129,10 @@ def _lines(stream: IO[bytes], counted: _Counted) -> Iterator[bytes]:
         yield line
 
 
-def _json_lines(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> Iterator[Any]:
-    """The texts of a file of JSON lines.
+def _json_lines(
+    file: IO[bytes], form: Format, selection: Selection, counted: _Counted
+) -> Iterator[Any]:
+    """What is read of each record of a file of JSON lines.
 
     A file with one JSON value over all its lines is skipped as a whole: its first line begins a
     list or is a brace alone, and no other line is a mapping.
@@ -165,7 +154,7 @@ def _json_lines(file: IO[bytes], form: Format, text_key: str, counted: _Counted)
         if not has_records:
             counted.skipped.add_all(broken)
             has_records = True
-        value = value_at(record, text_key)
+        value = selection.value(record)
         if value is None:
             counted.remember(record)
         yield value
@@ -200,7 +189,9 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def _csv_rows(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> Iterator[Any]:
+def _csv_rows(
+    file: IO[bytes], form: Format, selection: Selection, counted: _Counted
+) -> Iterator[Any]:
     stream = io.TextIOWrapper(
         io.BufferedReader(decompressed(file, form.compression)),  # type: ignore[type-var]
         encoding="utf-8-sig",
@@ -210,10 +201,8 @@ def _csv_rows(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -
     rows = csv.reader(stream, delimiter=form.delimiter)
     with _long_fields():
         header = next(rows, [])
-    if text_key not in header:
-        counted.remember(header)
-        raise _NoColumn
-    column = header.index(text_key)
+    names = _columns(header, selection, counted, nested=False)
+    columns = {name: header.index(name) for name in names}
     while True:
         counted.number += 1
         try:
@@ -225,7 +214,8 @@ def _csv_rows(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -
             counted.add("row that is no CSV")
             continue
         if row:
-            yield row[column] if column < len(row) else None
+            cells = {name: row[at] for name, at in columns.items() if at < len(row)}
+            yield selection.value(cells)
 
 
 @contextmanager
@@ -242,17 +232,19 @@ def _seekable(file: IO[bytes], form: Format) -> Iterator[IO[bytes]]:
         yield spooled
 
 
-def _parquet(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> Iterator[Any]:
+def _parquet(
+    file: IO[bytes], form: Format, selection: Selection, counted: _Counted
+) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with _seekable(file, form) as content:
         table = pq.ParquetFile(content, buffer_size=_BUFFER_BYTES)
-        root = _column(table.schema_arrow.names, text_key, counted)
-        for batch in table.iter_batches(_ROWS, columns=[root], use_threads=False):
-            yield from _texts_of(batch, text_key, counted)
+        columns = _columns(table.schema_arrow.names, selection, counted, nested=True)
+        for batch in table.iter_batches(_ROWS, columns=columns, use_threads=False):
+            yield from _values_of(batch, selection, counted)
 
 
-def _arrow(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> Iterator[Any]:
+def _arrow(file: IO[bytes], form: Format, selection: Selection, counted: _Counted) -> Iterator[Any]:
     from pyarrow import ipc
 
     with _seekable(file, form) as content:
@@ -264,31 +256,37 @@ def _arrow(file: IO[bytes], form: Format, text_key: str, counted: _Counted) -> I
         else:
             batches = iter(ipc.open_stream(content))
         for batch in batches:
-            yield from _texts_of(batch, text_key, counted)
+            yield from _values_of(batch, selection, counted)
 
 
-def _column(names: list[str], text_key: str, counted: _Counted) -> str:
-    """The column of a table in which the text is."""
-    root = text_key if text_key in names else text_key.partition(".")[0]
-    if root not in names:
+def _columns(
+    names: list[str], selection: Selection, counted: _Counted, *, nested: bool
+) -> list[str]:
+    """The columns of a table that are read."""
+    columns = selection.columns(names, nested=nested)
+    if not columns:
         counted.remember(names)
         raise _NoColumn
-    return root
+    return columns
 
 
-def _texts_of(batch: pa.RecordBatch, text_key: str, counted: _Counted) -> Iterator[Any]:
+def _values_of(batch: pa.RecordBatch, selection: Selection, counted: _Counted) -> Iterator[Any]:
     names = batch.schema.names
-    root = _column(names, text_key, counted)
-    column = batch.column(names.index(root))
-    column.validate(full=True)  # offsets of a damaged file would be read outside its memory
-    rows = max(1, len(column) * _PYTHON_BYTES // max(column.nbytes, 1))
-    for start in range(0, len(column), rows):
-        for value in column.slice(start, rows).to_pylist():
+    roots = _columns(names, selection, counted, nested=True)
+    columns = [batch.column(names.index(root)) for root in roots]
+    for column in columns:
+        column.validate(full=True)  # offsets of a damaged file would be read outside its memory
+    num_bytes = sum(column.nbytes for column in columns)
+    rows = max(1, batch.num_rows * _PYTHON_BYTES // max(num_bytes, 1))
+    for start in range(0, batch.num_rows, rows):
+        lists = (column.slice(start, rows).to_pylist() for column in columns)
+        for row in zip(*lists, strict=True):
             counted.number += 1
-            found = value if root == text_key else value_at({root: value}, text_key)
-            if found is None:
-                counted.remember({**dict.fromkeys(names), root: value})
-            yield found
+            record = dict(zip(roots, row, strict=True))
+            value = selection.value(record)
+            if value is None:
+                counted.remember({**dict.fromkeys(names), **record})
+            yield value
 
 
 _READERS: dict[str, _Read] = {

@@ -13,6 +13,9 @@ _NUM_NAMED = 3  # recorded names per reason
 WITHOUT_LINES = "JSON without lines"
 WITHOUT_KEY = "without the key"
 LARGE_WINDOW = "large window"
+WITHOUT_CONVERSATION = "without conversations"
+WITHOUT_RECORDS = "without records"
+WITHOUT_TURNS = "record without a conversation"
 _NOUNS = {
     "outside": ("link out of the folder", "links out of the folder"),
     "run folder": ("run folder", "run folders"),
@@ -47,6 +50,35 @@ _NOUNS = {
     ),
     "row that is no CSV": ("row that is no CSV", "rows that are no CSV"),
     "empty record": ("empty record", "empty records"),
+    WITHOUT_RECORDS: ("file without records", "files without records"),
+    WITHOUT_CONVERSATION: (
+        "file without the columns of conversations",
+        "files without the columns of conversations",
+    ),
+    WITHOUT_TURNS: ("record without a conversation", "records without a conversation"),
+    "record whose prompt or completion is no text": (
+        "record whose prompt or completion is no string",
+        "records whose prompt or completion is no string",
+    ),
+    "record whose messages are no messages": (
+        "record whose messages are no list of mappings",
+        "records whose messages are no lists of mappings",
+    ),
+    "message whose content is no text": (
+        "record with a message whose content is no string",
+        "records with a message whose content is no string",
+    ),
+    "message of an unknown role": (
+        "record with a message of an unknown role",
+        "records with a message of an unknown role",
+    ),
+    "call of a tool": ("record with a call of a tool", "records with a call of a tool"),
+    "empty completion": ("record with an empty completion", "records with an empty completion"),
+    "empty message": ("record with an empty message", "records with an empty message"),
+    "conversation without the assistant": (
+        "record without a message of the assistant",
+        "records without a message of the assistant",
+    ),
 }
 
 

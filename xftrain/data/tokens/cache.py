@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from xftrain.data.corpus.files import changed_error
+from xftrain.data.corpus.selection import Conversations
 from xftrain.data.corpus.skipped import Skipped
 from xftrain.data.tokens.cache_folder import cache_folder, exclusive_lock, is_own_folder
 from xftrain.data.tokens.choice import TokenizerSpec, choose_tokenizer
 from xftrain.data.tokens.chunks import SPLITS
-from xftrain.data.tokens.documents import Corpus
+from xftrain.data.tokens.corpus import Corpus, corpus_of
 from xftrain.data.tokens.files import SEAL, write_meta, write_token_files
 from xftrain.data.tokens.find_texts import absolute_paths, find_texts
 from xftrain.data.tokens.pool import usable_cpus
@@ -159,7 +160,7 @@ def find(
     path: str | list[str],
     *,
     val_path: str | list[str] | None = None,
-    text_key: str = "text",
+    text_key: str | Conversations = "text",
     tokenizer: str | TokenizerSpec = "bytes",
     vocab_size: int | None = None,
     val_fraction: float = 0.1,
@@ -172,7 +173,7 @@ def find(
     Args:
         path: files, folders and globs.
         val_path: files, folders and globs that are held out; None holds out a part of `path`.
-        text_key: the key of the text in a record; dots lead into nested records.
+        text_key: the key of the text in a record, or the keys of its conversation.
         tokenizer: bytes, or a BPE trained on the training files.
         vocab_size: None is 257 for bytes and 8192 for a BPE.
         val_fraction: fraction of the documents held out, or of the bytes of a single text file.
@@ -197,7 +198,7 @@ def find(
     val_roots = absolute_paths("data.val_path", val_path) if val_path is not None else []
     cache = cache_folder(cache_dir)
     texts, held_out, skipped = find_texts(roots, val_roots, cache, follow_links=follow_links)
-    corpus = Corpus(texts, held_out, text_key, val_fraction)
+    corpus = corpus_of(texts, held_out, text_key, val_fraction, skipped)
     # no user trusts another's token files
     folder = cache / _key(corpus, spec, os.geteuid())
     return Preparation(folder, roots[0], corpus, spec, skipped, num_workers)
@@ -280,7 +281,7 @@ def _open(folder: Path, spec: TokenizerSpec, corpus: Corpus, skipped: Skipped) -
         return TokenCache(
             folder=folder,
             tokenizer=tokenizer,
-            streams={split: open_stream(folder, split, tokenizer, meta) for split in SPLITS},
+            streams={s: open_stream(folder, s, corpus.encoder(tokenizer), meta) for s in SPLITS},
             bigram_counts=read_bigram_counts(folder, meta),
             summary=summary_of(corpus, meta, all_skipped),
             digest=_digest(meta, tokenizer),

@@ -7,7 +7,6 @@ import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from xftrain.data.corpus.files import (
@@ -15,93 +14,20 @@ from xftrain.data.corpus.files import (
     changed_error,
     open_listed,
     read_pieces,
-    text_pieces,
     unreadable_error,
 )
 from xftrain.data.corpus.formats import format_of
 from xftrain.data.corpus.records import read_records
 from xftrain.data.corpus.skipped import Skipped
-from xftrain.data.corpus.split import (
-    name_hash,
-    split_documents,
-    text_hash,
-    threshold_of,
-    whole_document,
-)
+from xftrain.data.corpus.split import name_hash, text_hash
 from xftrain.data.tokens.content import ContentCheck, TextFile
+from xftrain.data.tokens.corpus import Corpus
 from xftrain.data.tokens.duplicates import DuplicateCounter
 
 if TYPE_CHECKING:  # it would import torch
     from xftrain.interfaces import Split
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The files of a corpus, and what divides them into documents and splits.
-
-    Attributes:
-        texts: the files of `data.path`.
-        held_out: the files of `data.val_path`; without any, hashes decide what is held out.
-        text_key: the key of the text in a record.
-        threshold: hashes below it are of documents that are held out.
-        val_fraction: fraction of the documents to be held out.
-    """
-
-    texts: list[TextFile]
-    held_out: list[TextFile]
-    text_key: str
-    val_fraction: float
-    threshold: int = -1
-
-    def __post_init__(self) -> None:
-        if self.threshold < 0:
-            object.__setattr__(self, "threshold", threshold_of(self.val_fraction))
-
-    @property
-    def files(self) -> list[TextFile]:
-        """All files."""
-        return [*self.texts, *self.held_out]
-
-    @property
-    def has_records(self) -> bool:
-        """Whether a file holds a document in each record."""
-        return any(text.has_records for text in self.files)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether each file is one document, and as large as it."""
-        return all(text.is_plain for text in self.files)
-
-    def whole_documents(self) -> list[tuple[TextFile, list[tuple[Split, Document]]]]:
-        """Each file with the documents and splits that its name determines: none for records.
-
-        Held-out files come first, so that a run that trains meanwhile can validate.
-        """
-        if self.held_out or self.has_records:
-            return [
-                (text, [] if text.has_records else [(self._split_of(text), whole_document(text))])
-                for text in (*self.held_out, *self.texts)
-            ]
-        of_file: dict[Any, list[tuple[Split, Document]]] = {text.path: [] for text in self.texts}
-        for split, documents in split_documents(self.texts, self.val_fraction).items():
-            for document in documents:
-                of_file[document.path].append((split, document))
-        return [(text, of_file[text.path]) for text in self.texts]
-
-    def split_of_record(self, text: TextFile, number: int) -> Split:
-        """The split of a record of a file, by the hash of its text."""
-        if self.held_out:
-            return "val" if text in self._set_held_out else "train"
-        return "val" if number < self.threshold else "train"
-
-    @cached_property
-    def _set_held_out(self) -> frozenset[TextFile]:
-        return frozenset(self.held_out)
-
-    def _split_of(self, text: TextFile) -> Split:
-        return self.split_of_record(text, name_hash(text.name))
 
 
 @dataclass
@@ -189,7 +115,7 @@ class DocumentReader:
     def _document(self, split: Split, pieces: Iterator[bytes]) -> Iterator[tuple[Split, bytes]]:
         counts = self.counts[split]
         for piece in pieces:
-            counts.bytes += len(piece)
+            counts.bytes += len(self.corpus.text_of(piece))
             yield split, piece
         counts.documents += 1
         yield split, b""
@@ -217,7 +143,7 @@ class DocumentReader:
                     self._note(number)
                     num_bytes += len(content)
                     split = corpus.split_of_record(text, number)
-                    yield from self._document(split, text_pieces(content))
+                    yield from self._document(split, corpus.record_pieces(content))
                     if limit is not None and min(num_bytes, file.tell()) >= limit:
                         break
                 if self.limits is None:

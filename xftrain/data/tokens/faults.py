@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from xftrain.data.corpus.skipped import WITHOUT_KEY, WITHOUT_LINES
+from xftrain.data.corpus.selection import selection_of
+from xftrain.data.corpus.skipped import WITHOUT_LINES
 from xftrain.data.tokens.documents import DocumentReader
 from xftrain.errors import ConfigError
 from xftrain.utils.printable import one_line, shortened
@@ -21,11 +22,11 @@ def check_documents(reader: DocumentReader) -> None:
         ConfigError: there are none, or the text of most files is under another key.
     """
     corpus, skipped = reader.corpus, reader.skipped
-    num_without = skipped[WITHOUT_KEY] + skipped["record without text"]
+    selection = selection_of(corpus.text_key)
+    num_without = skipped[selection.without_columns] + skipped[selection.without_value]
     if num_without and not reader.num_records:
         message = (
-            "data.text_key must be the key of the text in a record, got "
-            f"{one_line(corpus.text_key)!r}, which no record has; the first record has the keys "
+            f"{selection.rule()}, which no record has; the first record has the keys "
             f"{shortened(', '.join(map(one_line, reader.keys)), 500) or 'of an empty record'}."
         )
         if _bytes_of_records(reader) >= sum(c.bytes for c in reader.counts.values()):

@@ -23,7 +23,8 @@ from typing import Any
 
 from xftrain.data.tokens.choice import TokenizerSpec
 from xftrain.data.tokens.chunks import SPLITS, chunks_of
-from xftrain.data.tokens.documents import Corpus, DocumentReader
+from xftrain.data.tokens.corpus import Corpus
+from xftrain.data.tokens.documents import DocumentReader
 from xftrain.data.tokens.faults import check_documents, log_record_faults
 from xftrain.data.tokens.pool import Pool
 from xftrain.data.tokens.progress import Progress
@@ -65,8 +66,9 @@ def write_token_files(
     for name, content in spec.files(tokenizer).items():
         replace_bytes(folder / name, content)
     reader = DocumentReader(corpus)
-    joined = Joined(folder, dtype_of(tokenizer))
-    _write_shards(reader, shards, tokenizer, joined, num_workers)
+    encoder = corpus.encoder(tokenizer)
+    joined = Joined(folder, dtype_of(encoder))
+    _write_shards(reader, shards, encoder, joined, num_workers)
     check_documents(reader)
     if (threshold := _threshold_for_both(reader)) is not None:
         for path in [*shards.iterdir(), *folder.iterdir()]:

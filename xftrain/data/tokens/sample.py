@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from xftrain.data.corpus.files import read_pieces
 from xftrain.data.tokens import choice
-from xftrain.data.tokens.documents import Corpus, DocumentReader
+from xftrain.data.tokens.corpus import Corpus
+from xftrain.data.tokens.documents import DocumentReader
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def _sample(corpus: Corpus) -> Iterator[bytes]:
     sample: list[bytes] = []
     step, size, number, num_read = 1, 0, 0, 0
     for split, piece in DocumentReader(corpus, limits).pieces():
+        piece = corpus.text_of(piece)
         if split != "train" or not piece:
             continue
         num_read += len(piece)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xftrain.data.corpus.skipped import Skipped
-from xftrain.data.tokens.documents import Corpus
+from xftrain.data.tokens.corpus import Corpus
 from xftrain.data.tokens.stream import Meta
 
 

@@ -66,6 +66,22 @@ def describe(vocabulary: Vocabulary) -> dict[str, Any]:
     return description
 
 
+def is_trained_bpe(vocabulary: Vocabulary, saved: Mapping[str, Any]) -> bool:
+    """Whether a vocabulary from a file is the BPE that a run trained and wrote into this file.
+
+    Args:
+        vocabulary: the vocabulary.
+        saved: what `describe` returned for that of the run.
+    """
+    if not isinstance(vocabulary, Pretrained) or saved.get("kind") != Bpe.kind:
+        return False
+    try:
+        bpe = Bpe.from_json(vocabulary.to_json())
+    except ValueError:
+        return False
+    return bpe.separator == vocabulary.separator and bpe.digest() == saved.get("digest")
+
+
 def tokenizer_json(vocabulary: Vocabulary) -> str | None:
     """The content of `tokenizer.json`; None if the description is complete without it."""
     return vocabulary.to_json() if isinstance(vocabulary, Bpe | Pretrained) else None
