@@ -37,7 +37,7 @@ class Made:
         losses: mean loss of each micro-batch.
         weights: after the step.
         moments: first moments of the gradients after the step, which are linear in these; of AdamW
-            alone.
+            and Muon alone.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -99,7 +99,9 @@ def train(cfg: RunConfig, model: GPT, data: Any, steps: Sequence[Step]) -> Itera
     shape = registry.build(cfg.schedule)
     optimizer, schedule = recipe.build(model, shape, cfg.max_steps)
     for group in optimizer.param_groups:
-        if isinstance(group["eps"], tuple):  # Adafactor's, which is otherwise of the weights' dtype
+        if isinstance(
+            group.get("eps"), tuple
+        ):  # Adafactor's, which is otherwise of the weights' dtype
             group["eps"] = (torch.finfo(torch.float32).eps, group["eps"][1])
     named = dict(model.named_parameters())
     model.train()
@@ -127,9 +129,14 @@ def train(cfg: RunConfig, model: GPT, data: Any, steps: Sequence[Step]) -> Itera
         schedule.step()
         for name, weight in named.items():
             made.weights[name] = weight.detach().clone()
-            if "exp_avg" in optimizer.state.get(weight, {}):
-                made.moments[name] = optimizer.state[weight]["exp_avg"].clone()
+            if (moment := first_moment(optimizer.state.get(weight, {}))) is not None:
+                made.moments[name] = moment.clone()
         yield made
+
+
+def first_moment(state: Mapping[str, Tensor]) -> Tensor | None:
+    """The mean of the gradients that AdamW or Muon keeps of a weight."""
+    return state.get("exp_avg", state.get("momentum_buffer"))
 
 
 @torch.no_grad()

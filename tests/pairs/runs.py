@@ -163,7 +163,11 @@ def compare(cfg: RunConfig, result: Mapping[str, Any], spy: Spy) -> Outcome:
                     for value, wanted in zip(losses, expected.losses, strict=True):
                         note("losses", _relative(value, wanted))
                 if expected.moments:
-                    moments = {name: after.state[name]["exp_avg"] for name in expected.moments}
+                    moments = {
+                        name: moment
+                        for name, state in after.state.items()
+                        if (moment := reference.first_moment(state)) is not None
+                    }
                     note("moments", _distance(moments, expected.moments))
                 if precision == "32-true":
                     found_weights = _settled(after.weights, expected)

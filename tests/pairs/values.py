@@ -72,6 +72,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "data[text].val_fraction": (0.1, 0.3),
     "optim[adafactor].beta2_decay": (-0.8, -0.5),
     "optim[adamw].param_groups": ([], [{"match": "*.ffn.*", "lr": 0.01, "optimizer": "adafactor"}]),
+    "optim[muon].num_ns_steps": (5, 2),
+    "optim[muon].others": ("adamw", "adafactor"),
     "ckpt": (None, "auto"),
     "ckpt_allow": ([], ["seed"]),
     "tags": ([], ["pairs"]),

@@ -30,6 +30,7 @@ from tests.reliability.rank_commands import (
 from tests.train.runs import SMALL, last, model_and_data, result_of, rows_of, run, weights_of
 from tests.train.uneven import write_uneven
 from xftrain.checkpoint.file import read_checkpoint
+from xftrain.config import registry
 from xftrain.errors import ConfigError
 from xftrain.interfaces import IGNORED_LABEL
 from xftrain.launch import cli
@@ -64,13 +65,15 @@ def test_lightning_still_has_what_is_replaced():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_batches", [2])
-def test_two_ranks_take_the_step_of_all_labels_of_their_batches(tmp_path, place, num_batches):
+@pytest.mark.parametrize(("num_batches", "optim"), [(2, "adamw"), (1, "muon")])
+def test_two_ranks_take_the_step_of_all_labels_of_their_batches(
+    tmp_path, place, num_batches, optim
+):
     # of which each batch has another number; each rank summed up means
     own = write_uneven(tmp_path / "own")
     uneven = ("data=uneven", f"trainer.accumulate_grad_batches={num_batches}")
     words = (*uneven, "max_steps=4", "trainer.precision=32-true", f"--config-dir={own}")
-    process = finished(command(tmp_path, place, *words))
+    process = finished(command(tmp_path, place, *words, f"optim={optim}"))
     assert process.returncode == 0, process.stderr
     assert "Warning" not in process.stderr, process.stderr
     result = result_of(tmp_path)
@@ -82,11 +85,10 @@ def test_two_ranks_take_the_step_of_all_labels_of_their_batches(tmp_path, place,
     # by hand: the mean over all labels
     model, data = model_and_data(*uneven, config_dir=own)
     from xftrain.config.compose import compose, validate
-    from xftrain.optim.adamw import AdamW
     from xftrain.schedule.cosine import Cosine
 
-    optim = AdamW(**validate(compose(*SMALL)).optim.options)
-    optimizer, schedule = optim.build(model, Cosine(), 4)
+    option = validate(compose(*SMALL, f"optim={optim}")).optim
+    optimizer, schedule = registry.build(option).build(model, Cosine(), 4)
     losses = {}
     for step in range(4):
         loss, count = torch.zeros(()), 0

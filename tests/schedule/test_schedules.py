@@ -16,6 +16,7 @@ from xftrain.errors import ConfigError, RunError
 from xftrain.optim._grouped import schedule_factor
 from xftrain.schedule.constant import Constant
 from xftrain.schedule.cosine import Cosine
+from xftrain.schedule.linear import Linear
 from xftrain.schedule.wsd import Wsd
 
 
@@ -32,6 +33,15 @@ def test_the_constant_schedule_at_known_steps():
     constant = Constant(warmup_steps=1)
     assert [constant.factor(step, 9) for step in (0, 1, 8, 20)] == [0.5, 1.0, 1.0, 1.0]
     assert Constant(warmup_steps=0).factor(0, 9) == 1.0
+
+
+def test_the_line_at_known_steps():
+    linear = Linear(warmup_steps=4)
+    factors = [linear.factor(step, 104) for step in range(110)]
+    assert factors[:5] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5, 1.0])
+    assert (factors[29], factors[103]) == pytest.approx((0.75, 0.01))
+    assert factors[104:] == [0.0] * 6
+    assert Linear(warmup_steps=4, min_lr_ratio=0.2).factor(29, 104) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ CASES = {
     "packed": ("data=counting_packed", "model.bias=alibi", "model.heads=gqa"),
     "recomputed": ("model.activation_checkpointing=true", "model.ffn=gelu"),
     "ffn": ("model.activation_checkpointing=ffn",),
+    "muon": ("optim=muon",),
     "xformers": (
         "model.ffn.impl=xformers",
     ),  # whose feed-forward reads its weights, which have no copies then

@@ -77,7 +77,9 @@ def test_a_norm_is_of_all_gradients_whatever_their_dtype(sizes, narrow):
         for size, is_narrow in zip(sizes, narrow, strict=False)
     ]
     expected = torch.cat([grad.double() for grad in grads]).norm()
-    torch.testing.assert_close(fused_adamw._norm(grads).double(), expected, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        fused_adamw.gradient_norm(grads).double(), expected, rtol=1e-6, atol=0.0
+    )
 
 
 # ---- copies

@@ -125,8 +125,10 @@ CHECKPOINTING = "model.activation_checkpointing"
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
-@pytest.mark.parametrize("loss", ["auto", "full"])
-def test_a_graphed_run_learns_the_same_on_a_gpu(tmp_path, monkeypatch, precision, loss):
+@pytest.mark.parametrize(
+    ("loss", "optim"), [("auto", "adamw"), ("full", "adamw"), ("auto", "muon")]
+)
+def test_a_graphed_run_learns_the_same_on_a_gpu(tmp_path, monkeypatch, precision, loss, optim):
     recorded, record = [], step_graphs.GraphCapture.__call__
 
     def counted(self, make):
@@ -134,7 +136,8 @@ def test_a_graphed_run_learns_the_same_on_a_gpu(tmp_path, monkeypatch, precision
         return record(self, make)
 
     monkeypatch.setattr(step_graphs.GraphCapture, "__call__", counted)
-    words = (f"trainer.precision={precision}", f"loss={loss}", "max_steps=30", "optim.lr=0.01")
+    words = (f"trainer.precision={precision}", f"loss={loss}", "max_steps=30", f"optim={optim}")
+    words += ("optim.lr=0.01",)
     often = ("trainer.val_check_interval=7", "trainer.log_every_n_steps=3")
     compiled = run(tmp_path / "compiled", *GPU, *words, *often, "compile=true")["metrics"]
     assert not recorded

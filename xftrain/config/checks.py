@@ -40,7 +40,9 @@ def cross_checked(cfg: RunConfig) -> RunConfig:
         ConfigError: the first fault found, as one sentence.
     """
     check_sizes(cfg.model)
-    cfg = replace(cfg, optim=_with_checked_groups(cfg.optim), data=with_checked_sources(cfg.data))
+    cfg = replace(
+        cfg, optim=with_checked_optimizers(cfg.optim), data=with_checked_sources(cfg.data)
+    )
     check_compile(cfg)
     check_trainer(cfg.trainer)
     check_packages(cfg.logger)
@@ -68,28 +70,65 @@ def check_sizes(model: ModelConfig) -> None:
             raise ConfigError(f"{key}.bias={bias.name} {reason}.")
 
 
-def _with_checked_groups(optim: OptionConfig) -> OptionConfig:
-    """The optimizer with the entries of `optim.param_groups` checked and completed."""
-    # in a user's own class, `param_groups` may have another meaning
-    given = optim.options.get("param_groups")
-    if optim.name is None or given is None:
+def with_checked_optimizers(optim: OptionConfig) -> OptionConfig:
+    """The optimizer with `others` and the entries of `param_groups` checked and completed."""
+    # in a user's own class, `param_groups` and `others` may have another meaning
+    if optim.name is None:
         return optim
-    groups = (_checked_group(*entry) for entry in enumerate(given))
-    return optim.with_options(param_groups=tuple(groups))
+    groups, others = (optim.options.get(name) for name in ("param_groups", "others"))
+    if groups is not None:
+        optim = optim.with_options(
+            param_groups=tuple(_checked_group(*entry) for entry in enumerate(groups))
+        )
+    if others is None:
+        return optim
+    return optim.with_options(others=checked_others("optim", others, optim.lr))
 
 
 def _checked_group(index: int, entry: Mapping[str, Any]) -> dict[str, Any]:
     key = f"optim.param_groups[{index}]"
     values = check_fields(key, _PARAM_GROUP, entry, owner=key)
-    node = values["optimizer"]
-    if node is not None:
-        key = f"{key}.optimizer"
-        node = {"name": node} if isinstance(node, str) else node
-        if "param_groups" in node:
-            raise ConfigError(f"{key} must have no param_groups: add an entry instead.")
-        if "_target_" not in node:
-            check_built_in(key, str(node.get("name")), node)
+    if (node := values["optimizer"]) is not None:
+        node = _checked_optimizer(f"{key}.optimizer", node)
+        if node.get("others") is not None:
+            checked_others(f"{key}.optimizer", node["others"], node["lr"])
     return values
+
+
+def checked_others(key: str, node: Option, lr: float) -> dict[str, Any]:
+    """The node of the option that steps what an optimizer of matrices leaves, completed.
+
+    Args:
+        key: the key of the optimizer.
+        node: the name of an option of `optim`, or its node, whose `lr` may be null.
+        lr: the learning rate of the optimizer, which replaces a null.
+
+    Raises:
+        ConfigError: the option has a wrong value, or steps only matrices itself.
+    """
+    key = f"{key}.others"
+    if not isinstance(node, str) and node.get("lr", lr) is None:
+        node = {**node, "lr": lr}
+    node = _checked_optimizer(key, node)
+    if "others" in node:
+        raise ConfigError(
+            f"{key} must be an optimizer of parameters of any shape, got {node['name']}, which is "
+            "for matrices: use adamw."
+        )
+    return node
+
+
+def _checked_optimizer(key: str, node: Option) -> dict[str, Any]:
+    """The node of an optimizer that steps some of the parameters, completed unless the user's."""
+    node = {"name": node} if isinstance(node, str) else dict(node)
+    if "param_groups" in node:
+        raise ConfigError(f"{key} must have no param_groups: add an entry instead.")
+    if "_target_" in node:
+        return node
+    name = str(node.get("name"))
+    completed = {"name": name, **check_built_in(key, name, node)}
+    completed.pop("param_groups")
+    return completed
 
 
 def check_compile(cfg: RunConfig) -> None:
@@ -119,6 +158,13 @@ def check_compile(cfg: RunConfig) -> None:
                 f"{option.key}={name} cannot run with compile=cudagraphs: {reason}, "
                 "or compile=true."
             )
+    others = cfg.optim.options.get("others") if cfg.optim.name is not None else None
+    name = others and others.get("name")
+    if name and declared("optim", name, "no_cuda_graph"):
+        raise ConfigError(
+            f"optim.others={name} cannot run with compile=cudagraphs, as optim={name} cannot: set "
+            "optim.others=adamw, or use compile=true."
+        )
     for index, entry in enumerate(getattr(cfg.optim, "param_groups", None) or ()):
         if isinstance(entry, Mapping) and entry.get("optimizer") is not None:
             raise ConfigError(

@@ -45,7 +45,7 @@ class FusedAdamW(torch.optim.AdamW):
     def clip(self, limit: float | None) -> Tensor:
         """Makes the next step clip gradients to the norm `limit`; returns their norm."""
         small, large = _by_size(weight for group in self.param_groups for weight in group["params"])
-        norm = _norm([weight.grad for weight in (*small, *large)])
+        norm = gradient_norm([weight.grad for weight in (*small, *large)])
         self._clip = None
         if limit is not None and math.isfinite(limit):
             # as in torch.nn.utils.clip_grad_norm_
@@ -160,7 +160,7 @@ def _by_size(weights: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return small, large
 
 
-def _norm(grads: list[Any]) -> Tensor:
+def gradient_norm(grads: list[Any]) -> Tensor:
     """The norm of all gradients as one vector, in float32 for any dtypes."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for grad in grads:

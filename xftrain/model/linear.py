@@ -15,9 +15,12 @@ class Linear(nn.Linear):
     Attributes:
         bf16_weight: a copy of the weight in the dtype of matmuls, which training reads instead of
             the weight; None for no copy, see `train.bf16_weights`.
+        stacked_rows: numbers of rows of the matrices that are stacked in the weight, if it computes
+            several by one matmul; None if it is one matrix.
     """
 
     bf16_weight: Tensor | None = None
+    stacked_rows: tuple[int, ...] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., I] to [..., O]."""

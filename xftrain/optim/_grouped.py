@@ -6,7 +6,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -36,7 +36,13 @@ class GroupedOptimizer(ABC):
             that steps them. The first matching entry applies.
         others: the option that steps norms, biases and embeddings, if this optimizer steps only
             matrices; None if it steps all parameters.
+
+    Attributes:
+        only_hidden_matrices: whether `others` steps the matrices outside of the blocks, too, such
+            as the output matrix. The groups of this optimizer have `stacked_rows` then.
     """
+
+    only_hidden_matrices: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -115,7 +121,11 @@ class GroupedOptimizer(ABC):
         }
 
     def _split(self, model: nn.Module) -> list[ParameterGroup]:
-        return split_parameters(model, [str(entry["match"]) for entry in self.param_groups])
+        options: dict[int | None, GroupedOptimizer] = {None: self}
+        options.update(enumerate(self._steppers))
+        with_hidden = {entry for entry, option in options.items() if option.only_hidden_matrices}
+        patterns = [str(entry["match"]) for entry in self.param_groups]
+        return split_parameters(model, patterns, with_hidden)
 
     def _stepper(self, index: int) -> GroupedOptimizer:
         """The option that steps the parameters of an entry of `param_groups`, before `others`."""
@@ -134,7 +144,10 @@ class GroupedOptimizer(ABC):
 
     def _option_for(self, group: ParameterGroup) -> GroupedOptimizer:
         option = self if group.entry is None else self._steppers[group.entry]
-        return option if group.decays or option.others is None else option.others
+        if option.others is None:
+            return option
+        is_own = group.decays if not option.only_hidden_matrices else group.stacked_rows is not None
+        return option if is_own else option.others
 
     def _settings(self, group: ParameterGroup, option: GroupedOptimizer) -> dict[str, Any]:
         """The parameter group as the dict that torch's optimizers take."""
@@ -147,8 +160,10 @@ class GroupedOptimizer(ABC):
             "lr": option.lr if lr is None else lr,
             "weight_decay": weight_decay,
         }
+        if group.stacked_rows is not None:
+            settings["stacked_rows"] = group.stacked_rows
         if group.entry is None:
-            return settings
+            return settings if option is self else settings | {"name": "others"}
         log.info(
             "optim.param_groups[%d], %s: %s, learning rate %g, weight decay %g, tensors: %d",
             *(group.entry, entry["match"], type(option).__name__, settings["lr"], weight_decay),

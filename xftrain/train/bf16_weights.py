@@ -17,9 +17,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from xftrain.kernels.fused_adamw import has_own_kernel
+from xftrain.kernels.batched_muon import BatchedMuon
+from xftrain.kernels.fused_adamw import FusedAdamW, has_own_kernel
 from xftrain.model.gpt import GPT
 from xftrain.model.linear import Linear
+from xftrain.train.composite_optimizer import CompositeOptimizer
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,11 @@ class BF16Weights:
             copy.register_post_accumulate_grad_hook(_move_grad_to(layer.weight))
             layer.bf16_weight = self.copies[layer.weight] = copy
 
+    def update_by(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the steps of the optimizer, which must take copies, update them."""
+        for part in _parts(optimizer):
+            part.copies = self.copies  # type: ignore[attr-defined]
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Copies the weights again, after a checkpoint was loaded into them."""
@@ -61,13 +68,16 @@ class BF16Weights:
                 layer.bf16_weight = self.copies[layer.weight]
 
 
-def may_copy_weights(trainer: Trainer, optim: Any) -> bool:
+def may_copy_weights(trainer: Trainer, optim: Any, optimizer: torch.optim.Optimizer) -> bool:
     """Whether a run may keep bfloat16 copies: only the optimizer changes its weights.
 
     Args:
         trainer: the trainer of the run.
-        optim: the option that builds the optimizer.
+        optim: the option that built the optimizer.
+        optimizer: the optimizer, which has to update the copies and to read bfloat16 gradients.
     """
+    if not _takes_copies(optim, optimizer):
+        return False
     # DDP looks for the gradients on the float32 weights, which have none during backward
     if trainer.precision != "bf16-mixed" or trainer.world_size > 1:
         return False
@@ -79,6 +89,19 @@ def may_copy_weights(trainer: Trainer, optim: Any) -> bool:
             " and ".join(unknown),
         )
     return not unknown
+
+
+def _takes_copies(optim: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether each step of the optimizer updates copies, and the option declares it."""
+    parts = _parts(optimizer)
+    takes_bf16_gradients = getattr(optim, "takes_bf16_gradients", lambda device: False)
+    device = parts[0].param_groups[0]["params"][0].device
+    is_built_in = all(type(part) in (FusedAdamW, BatchedMuon) for part in parts)
+    return is_built_in and bool(takes_bf16_gradients(device))
+
+
+def _parts(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    return optimizer.parts if isinstance(optimizer, CompositeOptimizer) else [optimizer]
 
 
 def weight_modifiers(parts: Iterable[object]) -> list[str]:

@@ -13,7 +13,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
     """An optimizer that steps several optimizers, its parts, one after the other.
 
     Its parameter groups are those of the parts, in their order. Its state is shared with the
-    parts: a change to one changes the other.
+    parts: a change to one changes the other. It can be captured in a CUDA graph if all parts can.
 
     Args:
         parts: at least one; no parameter is in two of them.
@@ -21,7 +21,9 @@ class CompositeOptimizer(torch.optim.Optimizer):
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self.parts = list(parts)
-        super().__init__([group for part in parts for group in part.param_groups], {})
+        is_capturable = all("capturable" in part.defaults for part in parts)
+        defaults = {"capturable": False} if is_capturable else {}
+        super().__init__([group for part in parts for group in part.param_groups], defaults)
         self._share()
 
     @property

@@ -241,6 +241,17 @@ def all_reduce_max(value: Tensor) -> Tensor:
     return value
 
 
+def all_gather_rows(value: Tensor) -> Tensor:
+    """Concatenates the tensors of all ranks, of one shape, along the first dimension."""
+    if world_size() == 1:
+        return value
+    gathered = value.new_empty(world_size() * value.shape[0], *value.shape[1:])
+    # torch 2.13 renamed the function, and warns of the old name
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    all_gather(gathered, value.contiguous())
+    return gathered
+
+
 def all_gather_values(value: _Value) -> list[_Value]:
     """Gathers the values of all ranks on every rank; each must consist of JSON types.
 

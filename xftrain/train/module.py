@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from xftrain.checkpoint.plain_values import MAX_TIME_NS
 from xftrain.interfaces import Batch, DataSource, Loss, LossSums, Optimizer, Schedule, loss_sums
-from xftrain.kernels.fused_adamw import FusedAdamW
 from xftrain.model.gpt import GPT
 from xftrain.train.bf16_weights import BF16Weights, may_copy_weights
+from xftrain.train.clipping import clip_gradients
 from xftrain.train.dropout_seed import dropout_seed
 from xftrain.train.loader import TrainStream, ValBatches
 from xftrain.train.nonfinite import NonFiniteGuard, skips_if_found_inf
@@ -187,9 +186,9 @@ class TrainingModule(LightningModule):
         """The optimizer and its learning rate scheduler, stepped once per optimizer step."""
         built = build_optimizer(self.optim, self.model, self.schedule, self.trainer.max_steps)
         optimizer, lr_scheduler = built
-        if type(optimizer) is FusedAdamW and may_copy_weights(self.trainer, self.optim):
+        if may_copy_weights(self.trainer, self.optim, optimizer):
             self._bf16_weights = BF16Weights(self.model, torch.bfloat16)
-            optimizer.copies = self._bf16_weights.copies
+            self._bf16_weights.update_by(optimizer)
         if self._saved_states is not None:
             ckpt = self.trainer.ckpt_path
             refuse_other_groups(optimizer, self._saved_states[0], ckpt)
@@ -232,13 +231,7 @@ class TrainingModule(LightningModule):
             self.guard.check_step(optimizer, sums, None)
             if skips_if_found_inf(optimizer):
                 self.scaler.unscale_(optimizer)  # for other optimizers Lightning has done it
-        limit = self.trainer.gradient_clip_val
-        if isinstance(optimizer, FusedAdamW):
-            norm = optimizer.clip(limit)
-        else:
-            # the optimizer's list, since traversing the modules would take longer than clipping
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        norm = clip_gradients(optimizer, self.trainer.gradient_clip_val)
         if self.scaler is None:
             self.guard.check_step(optimizer, sums, norm)
         return norm

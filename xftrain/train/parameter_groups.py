@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -13,8 +13,10 @@ from torch import nn
 from xftrain.errors import ConfigError
 from xftrain.interfaces import Optimizer, Schedule
 from xftrain.interfaces.batch_checks import describe_value
+from xftrain.model.hidden_matrices import hidden_matrices
 
 _MAX_SIMILAR = 3  # maximum number of similar names in an error
+_HIDDEN, _MATRICES, _OTHERS = range(3)  # kinds of parameters, in the order of their groups
 
 
 class ParameterGroup(NamedTuple):
@@ -24,41 +26,56 @@ class ParameterGroup(NamedTuple):
         parameters: at least one.
         decays: whether they are matrices, to which the option's weight decay applies.
         entry: index of the matching entry in `optim.param_groups`; None if none matches.
+        stacked_rows: the rows of the matrices that are stacked in each parameter, if they are the
+            matrices of blocks and were split from the others; None for every other group.
     """
 
     parameters: list[nn.Parameter]
     decays: bool
     entry: int | None = None
+    stacked_rows: list[tuple[int, ...]] | None = None
 
 
-def split_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> list[ParameterGroup]:
+def split_parameters(
+    model: nn.Module, patterns: Sequence[str] = (), with_hidden: Container[int | None] = ()
+) -> list[ParameterGroup]:
     """Splits the trained parameters into groups; tied weights are one, by their first name.
 
     Parameters that no pattern matches come first. These, and those of each pattern, are split into
     one group of matrices and one of all other parameters (embeddings, norms, biases).
+    For `with_hidden`, the matrices of blocks come first, in a group without the other matrices.
 
     Args:
         model: the model; parameters are named as in its state dict.
         patterns: name patterns of `fnmatch`; `*` matches any text, dots included. The first
             matching pattern applies.
+        with_hidden: indices of the patterns, None for the parameters that no pattern matches, whose
+            matrices of blocks are a group without the other matrices.
 
     Raises:
         ConfigError: a pattern matches no trained parameter, or only those of earlier patterns.
     """
-    embeddings = _embedding_weights(model)
-    by_key: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    embeddings, hidden = _embedding_weights(model), hidden_matrices(model)
+    by_key: dict[tuple[int, int], list[nn.Parameter]] = {}
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     for name, parameter in named:
         first = next((i for i, p in enumerate(patterns) if fnmatchcase(name, p)), -1)
-        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
-        by_key.setdefault((first, decays), []).append(parameter)
+        kind = _MATRICES if parameter.ndim >= 2 and id(parameter) not in embeddings else _OTHERS
+        if parameter in hidden and (None if first < 0 else first) in with_hidden:
+            kind = _HIDDEN
+        by_key.setdefault((first, kind), []).append(parameter)
     matched = {first for first, _ in by_key}
     for index, pattern in enumerate(patterns):
         if index not in matched:
             raise _unmatched_pattern(index, pattern, [name for name, _ in named])
     return [
-        ParameterGroup(by_key[key], key[1], None if key[0] < 0 else key[0])
-        for key in sorted(by_key, key=lambda key: (key[0], not key[1]))
+        ParameterGroup(
+            by_key[first, kind],
+            kind != _OTHERS,
+            None if first < 0 else first,
+            [hidden[weight] for weight in by_key[first, kind]] if kind == _HIDDEN else None,
+        )
+        for first, kind in sorted(by_key)
     ]
 
 

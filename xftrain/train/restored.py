@@ -17,13 +17,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from xftrain.checkpoint.plain_values import is_count, is_number
 from xftrain.errors import ConfigError
+from xftrain.kernels.batched_muon import BatchedMuon
 from xftrain.train.composite_optimizer import CompositeOptimizer
 from xftrain.utils.printable import one_line
 
-# Keys of a weight's state in torch's optimizers; Adafactor's second set is for matrices.
+# Keys of a weight's state in built-in optimizers; Adafactor's second set is for matrices.
 _STATE_KEYS: dict[type[torch.optim.Optimizer], tuple[set[str], ...]] = {
     torch.optim.AdamW: ({"step", "exp_avg", "exp_avg_sq"},),
     torch.optim.Adafactor: ({"step", "variance"}, {"step", "row_var", "col_var"}),
+    BatchedMuon: ({"momentum_buffer"},),
 }
 # Settings of torch's optimizers that are never restored, for a user's optimizer neither.
 _UNRESTORED_SETTINGS = {

@@ -77,6 +77,12 @@ def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any])
             f"ckpt holds the state of optim={there}, which optim={here} cannot resume: set "
             f"optim={there}."
         )
+    there, here = (_name_of(config["optim"].get("others")) for config in (saved, current))
+    if there != here:
+        raise ConfigError(
+            f"ckpt holds the state of optim.others={there}, which optim.others={here} cannot "
+            f"resume: set optim.others={there}."
+        )
     there, here = (_group_structure(config["optim"]) for config in (saved, current))
     if there != here:
         raise ConfigError(
@@ -91,11 +97,14 @@ def _group_structure(optim: Mapping[str, Any]) -> list[Any]:
     entries, groups = optim.get("param_groups") or (), []
     for entry in entries if isinstance(entries, list | tuple) else ():
         entry = entry if isinstance(entry, Mapping) else {}
-        node = entry.get("optimizer")
-        if isinstance(node, Mapping):
-            node = node.get("name", node.get("_target_"))
+        node = _name_of(entry.get("optimizer"))
         groups.append({"match": entry.get("match")} | ({} if node is None else {"optimizer": node}))
     return groups
+
+
+def _name_of(node: Any) -> Any:
+    """The name, or the user's own class, of an optimizer given by name or as a node."""
+    return node.get("name", node.get("_target_")) if isinstance(node, Mapping) else node
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:

@@ -70,6 +70,7 @@ class GatedFeedForward(nn.Module, ABC):
         super().__init__()
         hidden_dim = hidden_dim or gated_width(dim)
         self.up = Linear(dim, 2 * hidden_dim, bias=linear_bias)
+        self.up.stacked_rows = (hidden_dim, hidden_dim)
         self.down = Linear(hidden_dim, dim, bias=linear_bias)
 
     @abstractmethod

@@ -30,6 +30,8 @@ class QKVProjection(nn.Module):
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = dim // num_heads
         self.qkv = Linear(dim, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=linear_bias)
+        heads = (num_heads, num_kv_heads, num_kv_heads)
+        self.qkv.stacked_rows = tuple(number * self.head_dim for number in heads)
 
     def forward(self, x_BMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns q_BMHK, k_BMGK and v_BMGK, as views of the result of the matmul."""
