@@ -33,8 +33,9 @@ _OTHERS = {"name": "adamw", "lr": None, "betas": [0.9, 0.95], "eps": 1e-8, "weig
 class Muon(GroupedOptimizer):
     """Steps the matrices of the blocks by Muon, and all other parameters by `others`.
 
-    Matrices that a layer stacks in one weight, such as those of queries, keys and values, are
-    orthogonalized one by one. It keeps one number for each weight, where AdamW keeps two.
+    A matrix is a parameter of two dimensions, and no embedding. Those that a layer stacks in one
+    weight, such as those of queries, keys and values, are orthogonalized one by one. Muon keeps one
+    number for each weight, where AdamW keeps two.
 
     Args:
         lr: base learning rate of the matrices of the blocks. An update has the root mean square
