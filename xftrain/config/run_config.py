@@ -54,6 +54,11 @@ class GPTConfig(Config):
         linear_bias: linear layers (and layer norms) add biases.
         dropout: dropout probability of the outputs of attention and feed-forward.
         init_std: standard deviation of the initial weights.
+        init_residual: how the matrices that write into the residual stream start: `scaled` by the
+            depth, or `zero`, so that each block begins as the identity.
+        init_head: how the output matrix starts: `normal`, or `zero`, so that the first prediction
+            is uniform; a tied one is the embedding.
+        qk_norm: normalize each query and key head before its position is encoded.
         activation_checkpointing: True recomputes each block in the backward pass; `ffn` only each
             feed-forward up to its last matmul, which saves more than half of a block's activations
             for a third to a half of its matmuls (selective recomputation, Korthikanti et al.,
@@ -72,6 +77,9 @@ class GPTConfig(Config):
     linear_bias: bool = False
     dropout: Probability = 0.0
     init_std: PositiveFloat = 0.02
+    init_residual: Literal["scaled", "zero"] = "scaled"
+    init_head: Literal["normal", "zero"] = "normal"
+    qk_norm: bool = False
     activation_checkpointing: bool | Literal["ffn", "auto"] = False
     residual_dtype: Literal["auto", "float32"] = "auto"
     activation_budget: Fraction = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -70,6 +71,7 @@ class Facts:
         learned_positions: number of learned positions; None if positions are not learned.
         is_tied: whether the output matrix is the embedding table.
         has_biases: whether linear layers have biases.
+        has_qk_norm: whether queries and keys are normalized.
         reasons: what of the model is a class of the user's, which no class expresses.
     """
 
@@ -82,12 +84,24 @@ class Facts:
     learned_positions: int | None
     is_tied: bool
     has_biases: bool
+    has_qk_norm: bool
     reasons: tuple[str, ...]
 
     @property
     def head_dim(self) -> int:
         """K."""
         return self.dim // self.num_heads
+
+    def reasons_of_extras(self, expressed: Collection[str] = ()) -> list[str]:
+        """Why a class does not express the parts that only some models have.
+
+        Args:
+            expressed: the keys of the parts that the class has.
+        """
+        extras = {
+            "qk_norm": (self.has_qk_norm, "has no norm of queries and keys (model.qk_norm=false)"),
+        }
+        return [reason for key, (has, reason) in extras.items() if has and key not in expressed]
 
 
 def describe(model: GPT) -> Facts:
@@ -130,6 +144,7 @@ def describe(model: GPT) -> Facts:
         learned,
         model.head.weight is model.embed.weight,
         any(name.endswith("out.bias") for name, _ in model.named_parameters()),
+        any(block.norm_q is not None for block in model.blocks),
         tuple(reasons),
     )
 

@@ -1,8 +1,8 @@
-"""What Llama, Mistral and SmolLM3 have in common: names, sizes, and what each layer must be."""
+"""What Llama, Mistral, SmolLM3 and Qwen3 share: names, sizes, and what each layer must be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from xftrain.hugging_face import values
@@ -12,10 +12,15 @@ from xftrain.hugging_face.key_map import KeyMap, Rule
 _FFN = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 
 
-def reasons(facts: Facts) -> list[str]:
-    """Why no class of this layout expresses a model."""
+def reasons(facts: Facts, expressed: Collection[str] = ()) -> list[str]:
+    """Why a class of this layout does not express a model.
+
+    Args:
+        facts: the model.
+        expressed: see `Facts.reasons_of_extras`.
+    """
     first = facts.layers[0]
-    found = []
+    found = facts.reasons_of_extras(expressed)
     if facts.norm != "rmsnorm":
         found.append("has RMSNorm (model.norm=rmsnorm)")
     if facts.learned_positions is not None:
@@ -99,6 +104,11 @@ def key_map(facts: Facts) -> KeyMap:
                     (layer.hidden_dim,) * 2,
                 ),
                 Rule(f"{ours}.ffn.down.{kind}", (f"{theirs}.mlp.down_proj.{kind}",)),
+            ]
+        if facts.has_qk_norm:
+            rules += [
+                Rule(f"{ours}.norm_{name}.weight", (f"{theirs}.self_attn.{name}_norm.weight",))
+                for name in "qk"
             ]
         rules += [
             Rule(f"{ours}.norm_attn.weight", (f"{theirs}.input_layernorm.weight",)),

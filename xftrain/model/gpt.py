@@ -18,14 +18,14 @@ from xftrain.interfaces import (
     AttnCase,
     AttnShape,
     Backend,
-    format_layers,
     positions_of,
 )
 from xftrain.interfaces.batch_checks import check_documents
 from xftrain.kernels.operators import MATMULS
 from xftrain.model.block import Block, RecomputePlan
-from xftrain.model.initialization import initialize
+from xftrain.model.initialization import init_table, initialize
 from xftrain.model.layer_spec import LayerSpec, built_bias, distinct_cases
+from xftrain.model.length import refuse_length, smallest_limit
 from xftrain.model.linear import Linear
 from xftrain.model.tied import MayTieHead
 from xftrain.utils.compilation import configure_compilation
@@ -90,6 +90,7 @@ class GPT(MayTieHead):
                 dim=dim,
                 linear_bias=linear_bias,
                 dropout=config.dropout,
+                qk_norm_dim=self.head_dim if config.qk_norm else None,
             )
             for spec in self.specs
         )
@@ -102,7 +103,9 @@ class GPT(MayTieHead):
         self.head = Linear(dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.tie_head()
-        self.uninitialized = initialize(self, config.init_std, num_layers)
+        residual, head = config.init_residual, config.init_head
+        table = init_table(config.init_std, num_layers, residual=residual, head=head)
+        self.uninitialized = initialize(self, table)
         self._handles: dict[Any, Any] = {}  # handles of the last batch, by the key of the bias
 
     @property
@@ -118,8 +121,7 @@ class GPT(MayTieHead):
     @property
     def max_positions(self) -> int | None:
         """The maximum length of a document, over all position encodings; None is no limit."""
-        limits = (pos.max_positions for pos in (self.pos, *self.layer_pos))
-        return min((limit for limit in limits if limit is not None), default=None)
+        return smallest_limit((self.pos, *self.layer_pos))
 
     def distinct_blocks(self) -> list[tuple[Block, tuple[int, ...]]]:
         """The first block of each kind, and the indices of all layers of that kind."""
@@ -208,18 +210,8 @@ class GPT(MayTieHead):
 
     def check_length(self, num_positions: int) -> None:
         """Raises ConfigError if a document is longer than the maximum of a position encoding."""
-        limit = self.max_positions
-        if limit is None or num_positions <= limit:
-            return
-        key, other = "model.pos.max_positions", "model.pos=rope"
-        if self.pos.max_positions != limit:
-            encodings = map(self.position_encoding, range(len(self.specs)))
-            layers = [n for n, pos in enumerate(encodings) if pos.max_positions == limit]
-            key, other = f"max_positions of pos in {format_layers(layers)}", "pos: rope there"
-        raise ConfigError(
-            f"{key} is {limit}, too few for a document of {num_positions} tokens: raise it, or use "
-            f"{other}."
-        )
+        of_layers = map(self.position_encoding, range(len(self.specs)))
+        refuse_length(num_positions, self.pos, list(of_layers))
 
     def compute_device_dtype(self) -> tuple[torch.device, torch.dtype]:
         """The device and dtype of q, k and v, with autocast taken into account."""

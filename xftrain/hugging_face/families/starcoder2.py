@@ -18,7 +18,7 @@ _ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "relu2")
 
 def reasons(facts: Facts) -> list[str]:
     """Reasons why the class cannot express a model."""
-    found = []
+    found = facts.reasons_of_extras()
     if facts.norm != "layernorm":
         found.append("has LayerNorm (model.norm=layernorm)")
     if facts.learned_positions is not None or any(o.rope_base is None for o in facts.layers):
