@@ -1,15 +1,44 @@
-"""The logits of a GPT in float64, written out from its weights with none of its modules."""
+"""Small GPTs, and their logits in float64, written out from the weights alone."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.models import VOCAB, changed, options
+from xftrain.commands.builder import assemble
 from xftrain.config.option_config import OptionConfig
 from xftrain.config.run_config import ModelConfig
 from xftrain.model.gpt import GPT
+
+
+def config_of(*, fraction: float | None = None, **chosen: Any) -> ModelConfig:
+    """The configuration of a model with an RMSNorm and squared ReLU, and a window of 3 keys.
+
+    Args:
+        fraction: of the rotary positions; None is their default.
+        chosen: see `options`.
+    """
+    cfg = options(**{"norm": "rmsnorm", "ffn": "relu2", "dim": 32, "attn": "sdpa", **chosen})
+    if cfg.model.bias.name == "window":
+        cfg = changed(cfg, {"model.bias.window": 3})
+    if fraction is not None:
+        cfg = changed(cfg, {"model.pos.fraction": fraction})
+    return cfg.model
+
+
+def made(**chosen: Any) -> tuple[GPT, ModelConfig]:
+    """A model whose matrices and scales all matter, and its configuration, see `config_of`."""
+    torch.manual_seed(0)
+    config = config_of(**chosen)
+    model = assemble(config, VOCAB)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5) if parameter.ndim > 1 else parameter.uniform_(0.5, 2.0)
+    return model.eval(), config
 
 
 def plain_logits(
@@ -33,6 +62,8 @@ def _of_document(config: ModelConfig, weights: dict[str, Tensor], tokens_M: Tens
     x_MD = weights["embed.weight"][tokens_M]
     if config.pos.name == "learned":
         x_MD = x_MD + weights["pos.table.weight"][: len(tokens_M)]
+    if config.norm_embedding:
+        x_MD = _rms(x_MD, weights["norm_embed.weight"])
     for index in range(config.num_layers):
         start = f"blocks.{index}."
         own = {name.removeprefix(start): w for name, w in weights.items() if start in name}
@@ -64,6 +95,8 @@ def _attention(config: ModelConfig, own: dict[str, Tensor], x_MD: Tensor) -> Ten
         for i in range(len(x_MD)):
             first = max(0, i + 1 - window)
             scores = k_MK[first : i + 1] @ q_MK[i] / math.sqrt(K)
+            if config.score_softcap is not None:
+                scores = config.score_softcap * torch.tanh(scores / config.score_softcap)
             distances = torch.arange(i - first, -1, -1, dtype=torch.float64)
             out_MK.append((scores - slope * distances).softmax(0) @ v_MK[first : i + 1])
         outs.append(torch.stack(out_MK))
@@ -74,8 +107,9 @@ def _rotated(pos: OptionConfig, x_MK: Tensor) -> Tensor:
     """Each pair of features as a complex number, multiplied with one of its position."""
     if pos.name != "rope":
         return x_MK
-    size = x_MK.shape[1]
+    size = round(pos.fraction * x_MK.shape[1])
+    x_MK, unchanged_MK = x_MK[:, :size], x_MK[:, size:]
     frequencies = pos.base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
     angles = torch.arange(len(x_MK), dtype=torch.float64)[:, None] * frequencies
     turned = torch.complex(*x_MK.chunk(2, dim=1)) * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([turned.real, turned.imag], dim=1)
+    return torch.cat([turned.real, turned.imag, unchanged_MK], dim=1)

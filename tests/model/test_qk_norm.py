@@ -7,30 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model.plain_gpt import plain_logits
-from tests.models import VOCAB, changed, options, random_tokens, sampled_without_cache
+from tests.model.plain_gpt import made, plain_logits
+from tests.models import VOCAB, options, random_tokens, sampled_without_cache
 from xftrain.commands.builder import assemble
 from xftrain.config import registry
-from xftrain.config.run_config import ModelConfig
 from xftrain.generation import fused_block
 from xftrain.generation.generate import generate
-from xftrain.model.gpt import GPT
 from xftrain.model.norm.rmsnorm import RMSNorm
 
 PLACES = [("rope", "causal"), ("learned", "window"), ("none", "alibi")]
-
-
-def made(**chosen: Any) -> tuple[GPT, ModelConfig]:
-    """A model whose matrices and scales all matter, and its configuration."""
-    cfg = options(**{"norm": "rmsnorm", "ffn": "relu2", "dim": 32, "attn": "sdpa", **chosen})
-    if cfg.model.bias.name == "window":
-        cfg = changed(cfg, {"model.bias.window": 3})
-    torch.manual_seed(0)
-    model = assemble(cfg.model, VOCAB)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5) if parameter.ndim > 1 else parameter.uniform_(0.5, 2.0)
-    return model.eval(), cfg.model
 
 
 @pytest.mark.parametrize("heads", registry.option_names("model/heads"))

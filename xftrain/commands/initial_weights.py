@@ -29,6 +29,7 @@ from xftrain.commands.initial_sizes import (
     refuse_other_sizes,
     without_sizes,
 )
+from xftrain.config.former_model import completed_model
 from xftrain.config.run_config import RunConfig
 from xftrain.data.tokens.vocabulary import describe
 from xftrain.errors import ConfigError
@@ -198,7 +199,7 @@ def _described(path: Path, *, linear_bias: bool) -> InitialWeights:
         named,
         shapes,
         lambda: _weights_of(path),
-        model if isinstance(model, Mapping) else {},
+        completed_model(model) if isinstance(model, Mapping) else {},
         entry,
     )
 

@@ -59,6 +59,9 @@ class GPTConfig(Config):
         init_head: how the output matrix starts: `normal`, or `zero`, so that the first prediction
             is uniform; a tied one is the embedding.
         qk_norm: normalize each query and key head before its position is encoded.
+        score_softcap: attention scores become `score_softcap * tanh(score / score_softcap)`
+            before the bias is added (Gemma 2, arXiv:2408.00118); None applies no cap.
+        norm_embedding: normalize the input of the first layer.
         activation_checkpointing: True recomputes each block in the backward pass; `ffn` only each
             feed-forward up to its last matmul, which saves more than half of a block's activations
             for a third to a half of its matmuls (selective recomputation, Korthikanti et al.,
@@ -80,6 +83,8 @@ class GPTConfig(Config):
     init_residual: Literal["scaled", "zero"] = "scaled"
     init_head: Literal["normal", "zero"] = "normal"
     qk_norm: bool = False
+    score_softcap: PositiveFloat | None = None
+    norm_embedding: bool = False
     activation_checkpointing: bool | Literal["ffn", "auto"] = False
     residual_dtype: Literal["auto", "float32"] = "auto"
     activation_budget: Fraction = 1.0

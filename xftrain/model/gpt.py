@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from xftrain.model.layer_spec import LayerSpec, built_bias, distinct_cases
 from xftrain.model.length import refuse_length, smallest_limit
 from xftrain.model.linear import Linear
 from xftrain.model.tied import MayTieHead
-from xftrain.utils.compilation import configure_compilation
+from xftrain.utils.compilation import configure_compilation, uncompiled
 
 
 class GPT(MayTieHead):
@@ -71,6 +71,7 @@ class GPT(MayTieHead):
         self.residual_dtype = config.residual_dtype
         self.activation_budget = config.activation_budget
         self.embed = nn.Embedding(vocab_size, dim)
+        self.norm_embed = make_norm(dim, linear_bias) if config.norm_embedding else None
         self.pos = make_pos(dim, self.head_dim)
         own = dict.fromkeys(spec.make_pos for spec in self.specs if spec.make_pos is not None)
         positions = {make: make(dim, self.head_dim) for make in own}
@@ -190,23 +191,18 @@ class GPT(MayTieHead):
         would cause a recompilation.
         """
         configure_compilation(self.activation_budget, MATMULS)
-        for block in [*self.blocks, self.norm]:
-            block.compile()
+        for part in self._compiled_parts():
+            part.compile()
         if packed:
             self.attention = torch.compiler.disable(self.backend)
 
-    @contextmanager
-    def uncompiled(self) -> Iterator[None]:
+    def _compiled_parts(self) -> list[nn.Module]:
+        first = () if self.norm_embed is None else (self.norm_embed,)
+        return [*first, *self.blocks, self.norm]
+
+    def uncompiled(self) -> AbstractContextManager[None]:
         """Within this context, blocks run uncompiled, since compiled code calls no hooks."""
-        parts = [*self.blocks, self.norm]
-        compiled = [part._compiled_call_impl for part in parts]
-        for part in parts:
-            part._compiled_call_impl = None
-        try:
-            yield
-        finally:
-            for part, call in zip(parts, compiled, strict=True):
-                part._compiled_call_impl = call
+        return uncompiled(self._compiled_parts())
 
     def check_length(self, num_positions: int) -> None:
         """Raises ConfigError if a document is longer than the maximum of a position encoding."""
@@ -247,7 +243,7 @@ class GPT(MayTieHead):
         """The result of `hidden`, and the sum of the auxiliary losses of all layers, or None."""
         eager = attention is not None
         attention = self.attention if attention is None else attention
-        x_BMD = self.pos.embed(self.embed(tokens_BM), positions_1M)
+        x_BMD = self.first_input(self.embed(tokens_BM), positions_1M, eager=eager)
         _, dtype = self.compute_device_dtype()
         if dtype == torch.bfloat16 and self.residual_dtype == "auto":
             x_BMD = x_BMD.to(dtype)  # not to float16, which overflows above 65,504
@@ -269,6 +265,13 @@ class GPT(MayTieHead):
             else:
                 x_BMD = out
         return self.norm.forward(x_BMD) if eager else self.norm(x_BMD), aux
+
+    def first_input(self, embedding_BMD: Tensor, positions_1M: Tensor, *, eager: bool) -> Tensor:
+        """The input of the first layer; compiled code is not called if `eager`."""
+        x_BMD: Tensor = self.pos.embed(embedding_BMD, positions_1M)
+        if self.norm_embed is None:
+            return x_BMD
+        return self.norm_embed.forward(x_BMD) if eager else self.norm_embed(x_BMD)
 
     def prepared_positions(self, positions_1M: Tensor) -> list[Any]:
         """The prepared positions of each layer."""
