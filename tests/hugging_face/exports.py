@@ -41,6 +41,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mpt": ("Mpt", {**MPT, "tie_embeddings": True}),
     "mpt_six_heads": ("Mpt", {**MPT, "dim": 48, "num_heads": 6}),
     "starcoder2": ("Starcoder2", {**CODER, "bias": "windowed", "ffn": "relu2"}),
+    "stablelm": ("StableLm", {**ROPE, "norm": "layernorm", "tie_embeddings": True}),
+    "stablelm_half": ("StableLm", {**ROPE, "norm": "layernorm", "fraction": 0.5}),
     "starcoder2_biases": ("Starcoder2", {**CODER, "linear_bias": True}),
 }
 
@@ -48,7 +50,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def config_of(case: str) -> ModelConfig:
     chosen = {"dim": 32, **CASES[case][1]}
     far, is_windowed = chosen.pop("pattern", None), chosen.get("bias") == "windowed"
+    fraction = chosen.pop("fraction", None)
     made = options(**{**chosen, "bias": "causal"} if is_windowed else chosen).model
+    if fraction is not None:
+        return replace(made, pos=made.pos.with_options(fraction=fraction))
     if is_windowed:
         return replace(made, bias=checked_option("model.bias", WINDOW))
     if far is not None:

@@ -57,7 +57,7 @@ def key_map(facts: Facts) -> KeyMap:
     """Where the class has the weights of a model; its norms always have biases, which may be 0."""
     shared = llama_layout.key_map(facts)
     rules = [rule for rule in shared.rules if ".ffn." not in rule.ours]
-    biases = {"norm.bias": "model.norm.bias"}
+    biases = llama_layout.norm_biases(facts)
     for index in range(len(facts.layers)):
         ours, theirs = f"blocks.{index}", f"model.layers.{index}"
         for kind in ("weight", "bias") if facts.has_biases else ("weight",):
@@ -65,8 +65,6 @@ def key_map(facts: Facts) -> KeyMap:
                 Rule(f"{ours}.ffn.up.{kind}", (f"{theirs}.mlp.c_fc.{kind}",)),
                 Rule(f"{ours}.ffn.down.{kind}", (f"{theirs}.mlp.c_proj.{kind}",)),
             ]
-        biases[f"{ours}.norm_attn.bias"] = f"{theirs}.input_layernorm.bias"
-        biases[f"{ours}.norm_ffn.bias"] = f"{theirs}.post_attention_layernorm.bias"
     if facts.has_biases:
         rules += [Rule(ours, (theirs,)) for ours, theirs in biases.items()]
         biases = {}
