@@ -157,3 +157,13 @@ def test_a_class_that_does_not_compute_an_option_says_so(chosen, said):
     if "qk_norm" not in chosen:
         with pytest.raises(ConfigError, match=f"LlamaForCausalLM, which {re.escape(said)}"):
             family_for(facts)
+
+
+def test_the_norm_of_the_embedding_is_compiled_as_the_blocks_are():
+    model = assemble(config_of(norm_embedding=True), VOCAB)
+    model.compile_blocks(packed=False)
+    parts = [model.norm_embed, *model.blocks, model.norm]
+    assert all(part._compiled_call_impl is not None for part in parts)
+    with model.uncompiled():
+        assert all(part._compiled_call_impl is None for part in parts)
+    assert all(part._compiled_call_impl is not None for part in parts)

@@ -65,7 +65,8 @@ class Block(nn.Module):
         self.norm_q: nn.Module | None = None
         self.norm_k: nn.Module | None = None
         if qk_norm_dim is not None:
-            eps = getattr(self.norm_attn, "eps", None) or _EPS
+            eps = getattr(self.norm_attn, "eps", None)  # a norm of the user's may have any
+            eps = eps if isinstance(eps, int | float) and eps > 0 else _EPS
             self.norm_q, self.norm_k = (RMSNorm(qk_norm_dim, False, eps=eps) for _ in "qk")
         self.apply_positions = pos.apply_to
         self.out = Linear(dim, dim, bias=linear_bias)
