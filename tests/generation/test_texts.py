@@ -113,8 +113,10 @@ def test_a_token_that_ends_texts_is_no_part_of_one():
 @pytest.mark.cuda
 @pytest.mark.parametrize("ffn", ["swiglu", "geglu", "gelu", "relu2"])
 @pytest.mark.parametrize(("pos", "norm"), [("learned", "layernorm"), ("rope", "rmsnorm")])
-def test_fused_layers_give_the_logits_of_the_blocks(ffn, pos, norm, monkeypatch):
-    model = gpt(attn="sdpa", ffn=ffn, pos=pos, norm=norm, heads="gqa", scale=2.0).cuda()
+@pytest.mark.parametrize("has_norms", [False, True])
+def test_fused_layers_give_the_logits_of_the_blocks(ffn, pos, norm, has_norms, monkeypatch):
+    norms = {"qk_norm": has_norms, "norm_embedding": has_norms}
+    model = gpt(attn="sdpa", ffn=ffn, pos=pos, norm=norm, heads="gqa", scale=2.0, **norms).cuda()
     model = model.to(torch.bfloat16).eval()
     tokens_BM = random_tokens(3, 20).cuda()
 

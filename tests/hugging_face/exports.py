@@ -33,25 +33,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_geglu_biases": ("Llama", {**ROPE, "heads": "mqa", "ffn": "geglu", "linear_bias": True}),
     "llama_tied": ("Llama", {**ROPE, "heads": "mha", "tie_embeddings": True}),
     "mistral": ("Mistral", {**ROPE, "bias": "windowed"}),
-    "smollm3": ("SmolLM3", {**ROPE, "pattern": True}),
+    "smollm3": ("SmolLM3", {**ROPE, "pattern": {"pos": "none"}}),
+    "qwen3": ("Qwen3", {**ROPE, "qk_norm": True}),
+    "qwen3_windows": ("Qwen3", {**ROPE, "qk_norm": True, "pattern": {"pos": "rope"}}),
     "gpt2": ("GPT2", {**GPT2, "linear_bias": True}),
     "gpt2_relu2": ("GPT2", {**GPT2, "ffn": "relu2", "tie_embeddings": True}),
     "mpt": ("Mpt", {**MPT, "tie_embeddings": True}),
     "mpt_six_heads": ("Mpt", {**MPT, "dim": 48, "num_heads": 6}),
     "starcoder2": ("Starcoder2", {**CODER, "bias": "windowed", "ffn": "relu2"}),
+    "stablelm": ("StableLm", {**ROPE, "norm": "layernorm", "tie_embeddings": True}),
+    "stablelm_half": ("StableLm", {**ROPE, "norm": "layernorm", "fraction": 0.5}),
     "starcoder2_biases": ("Starcoder2", {**CODER, "linear_bias": True}),
 }
 
 
 def config_of(case: str) -> ModelConfig:
     chosen = {"dim": 32, **CASES[case][1]}
-    alternates, is_windowed = chosen.pop("pattern", False), chosen.get("bias") == "windowed"
+    far, is_windowed = chosen.pop("pattern", None), chosen.get("bias") == "windowed"
+    fraction = chosen.pop("fraction", None)
     made = options(**{**chosen, "bias": "causal"} if is_windowed else chosen).model
+    if fraction is not None:
+        return replace(made, pos=made.pos.with_options(fraction=fraction))
     if is_windowed:
         return replace(made, bias=checked_option("model.bias", WINDOW))
-    if alternates:
+    if far is not None:
         own = {part: getattr(made, part) for part in ("bias", "pos", "heads", "ffn")}
-        node = {"pattern": ["local", "far"], "local": {"bias": WINDOW}, "far": {"pos": "none"}}
+        node = {"pattern": ["local", "far"], "local": {"bias": WINDOW}, "far": far}
         return replace(made, layers=checked_layers(node, own, made.num_layers))
     return made
 

@@ -89,7 +89,7 @@ def test_what_no_class_computes_is_refused_with_the_nearest() -> None:
     for chosen, said in (
         ({"bias": "alibi", "pos": "none", "ffn": "relu2", "norm": "layernorm"}, "MptForCausalLM"),
         ({"pos": "learned", "norm": "rmsnorm", "ffn": "gelu"}, "GPT2LMHeadModel"),
-        ({"pos": "rope", "norm": "layernorm", "ffn": "swiglu"}, "Llama|Mistral|SmolLM3|Starcoder2"),
+        ({"pos": "none", "norm": "layernorm", "ffn": "swiglu"}, "StableLm|SmolLM3"),
     ):
         facts = describe(assemble(options(dim=32, **chosen).model, VOCAB))
         with pytest.raises(ConfigError, match=rf"the nearest is ({said})[^.]*\(model\.") as error:

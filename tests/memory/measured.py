@@ -37,6 +37,7 @@ VARIANTS = [
     *({"heads": name, "pos": "rope"} for name in registry.option_names("model/heads")),
     {"attn": "naive"},
     {"attn": "naive", "heads": "gqa", "pos": "rope"},
+    {"qk_norm": True, "heads": "gqa", "pos": "rope"},
     {"bias": "alibi"},
     {"bias": "alibi", "attn": "xformers"},
     {"residual_dtype": "float32"},

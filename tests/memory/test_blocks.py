@@ -31,6 +31,7 @@ def test_a_block_keeps_what_is_predicted(chosen, is_mixed):
         {"residual_dtype": "float32"},
         {"ffn": "swiglu", "norm": "rmsnorm", "heads": "gqa", "pos": "rope"},
         {"attn": "naive"},
+        {"qk_norm": True, "heads": "gqa", "pos": "rope"},
     ],
     ids=str,
 )

@@ -35,6 +35,7 @@ from xftrain.optim.adamw import AdamW
         ({"name": "full"}, VOCAB, {"bias": "alibi", "pos": "none"}),
         ({"name": "chunked", "chunk_tokens": 64}, 4096, {"ffn": "gelu", "tie_embeddings": True}),
         ({"name": "fused", "chunk_tokens": 64}, 4096, {"norm": "rmsnorm", "heads": "gqa"}),
+        ({"name": "full"}, VOCAB, {"qk_norm": True, "norm_embedding": True}),
     ],
 )
 def test_a_step_has_as_much_alive_as_is_predicted(loss, vocab_size, chosen, is_mixed, recomputed):

@@ -14,6 +14,7 @@ from tests.models import gpt, random_tokens
 from xftrain.commands.builder import assemble
 from xftrain.config import registry
 from xftrain.config.compose import compose, validate
+from xftrain.errors import ConfigError
 from xftrain.model.initialization import init_table
 
 TOKENS = random_tokens(1, sum(PACKED_LENGTHS))
@@ -116,3 +117,40 @@ def test_tied_embeddings_are_one_tensor():
     moved = model.to(torch.bfloat16)
     assert moved.head.weight.data_ptr() == moved.embed.weight.data_ptr()
     assert gpt().head.weight is not gpt().embed.weight
+
+
+@pytest.mark.parametrize("residual", ["scaled", "zero"])
+@pytest.mark.parametrize("head", ["normal", "zero"])
+def test_what_starts_at_zero_leaves_blocks_or_predictions_out(residual, head):
+    kinds = {"init_residual": residual, "init_head": head}
+    model = gpt(pos="rope", ffn="gelu", qk_norm=True, **kinds)
+    assert model.uninitialized == []
+    zeros = {name for name, weight in model.named_parameters() if not bool(weight.any())}
+    into_residual = {f"blocks.{n}.{kind}.weight" for n in (0, 1) for kind in ("out", "ffn.down")}
+    assert zeros == (into_residual if residual == "zero" else set()) | (
+        {"head.weight"} if head == "zero" else set()
+    )
+    with torch.no_grad():
+        logits = model(TOKENS)
+        identity = torch.nn.functional.linear(model.norm(model.embed(TOKENS)), model.head.weight)
+    assert torch.equal(logits, identity) == (residual == "zero" or head == "zero")
+
+
+def test_a_model_that_starts_at_zero_learns_in_every_weight():
+    model = gpt(pos="rope", init_residual="zero", init_head="zero")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(3):
+        before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        optimizer.zero_grad()
+        logits = model(TOKENS[:, :-1]).flatten(0, 1)
+        torch.nn.functional.cross_entropy(logits, TOKENS[0, 1:]).backward()
+        optimizer.step()
+    # head at the first step, output projections at the second, all others at the third
+    assert all(float(weight.grad.abs().sum()) > 0 for weight in model.parameters())
+    assert not any(torch.equal(before[name], w) for name, w in model.named_parameters())
+
+
+def test_a_tied_head_cannot_start_at_zero():
+    words = ("model.init_head=zero", "model.tie_embeddings=true")
+    with pytest.raises(ConfigError, match=r"model.init_head=zero needs model.tie_embeddings=false"):
+        validate(compose(*words))

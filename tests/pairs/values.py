@@ -27,8 +27,10 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "model.dropout": (0.0, 0.2),
     "model.init_std": (0.1, 0.02),
     "model.logit_softcap": (None, 0.5),  # about as large as the logits of such a model
+    "model.score_softcap": (None, 0.5),
     "model.activation_budget": (1.0, 0.5),
     "model.pos[learned].max_positions": ("${seq}", 80),
+    "model.pos[rope].fraction": (1.0, 0.5),
     "model.heads[gqa].num_kv_heads": (None, 2),
     # windows that hide something of a row of 33, and one that hides nothing
     "model.bias[window].window": (5, 40, 128),

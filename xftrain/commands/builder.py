@@ -15,6 +15,7 @@ from xftrain.errors import ConfigError
 from xftrain.interfaces import DataSource, Loss, Vocabulary
 from xftrain.model.gpt import GPT
 from xftrain.model.layer_spec import LayerSpec
+from xftrain.model.softcap import SoftCapped
 
 MAX_LAYERS = 2_000  # of an untrusted model; building takes time quadratic in their number
 _VOCAB_MULTIPLE = 64  # for fast matmuls; GPT-2's 50257 tokens become 50304 rows
@@ -73,7 +74,8 @@ def _layer_specs(model: ModelConfig) -> list[LayerSpec]:
             if known == option:
                 return part_of_known
         factory = registry.factory(option)
-        made.append((option, factory() if option.group == "model/bias" else factory))
+        is_bias = option.group == "model/bias"
+        made.append((option, _bias_recipe(factory(), model) if is_bias else factory))
         return made[-1][-1]
 
     specs = {
@@ -86,6 +88,10 @@ def _layer_specs(model: ModelConfig) -> list[LayerSpec]:
         for name, options in layer_options(model).items()
     }
     return [specs[name] for name in layer_names(model)]
+
+
+def _bias_recipe(recipe: Any, model: ModelConfig) -> Any:
+    return recipe if model.score_softcap is None else SoftCapped(recipe, model.score_softcap)
 
 
 def build_data(cfg: RunConfig, world_size: int = 1) -> DataSource:

@@ -15,7 +15,7 @@ from xftrain.utils.printable import one_line, shortened
 EMBEDDING, HEAD, POSITIONS = "embed.weight", "head.weight", "pos.table.weight"
 _BLOCKS = "blocks."
 # Keys of `model` that change only how it trains, and those that the shapes of the weights decide.
-_TRAINING = ("model.attn", "model.dropout", "model.init_std", "model.residual_dtype")
+_TRAINING = ("model.attn", "model.dropout", "model.init_", "model.residual_dtype")
 _TRAINING_PREFIXES = (*_TRAINING, "model.activation_")
 _SIZES = ("dim", "num_layers", "vocab_size", "tie_embeddings", "linear_bias", "heads")
 _SIZE_PREFIXES = tuple(f"model.{key}" for key in _SIZES)

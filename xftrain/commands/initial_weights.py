@@ -30,6 +30,7 @@ from xftrain.commands.initial_sizes import (
     refuse_other_sizes,
     without_sizes,
 )
+from xftrain.config.former_model import completed_model
 from xftrain.config.run_config import RunConfig
 from xftrain.data.tokens.vocabulary import describe, is_trained_bpe
 from xftrain.errors import ConfigError
@@ -206,7 +207,7 @@ def _described(path: Path, cfg: RunConfig) -> InitialWeights:
         named,
         shapes,
         lambda: chosen_weights(read_checkpoint(path, KEY), cfg.init_weights, named, WEIGHTS),
-        model if isinstance(model, Mapping) else {},
+        completed_model(model) if isinstance(model, Mapping) else {},
         entry,
     )
 

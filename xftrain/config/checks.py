@@ -50,12 +50,17 @@ def cross_checked(cfg: RunConfig) -> RunConfig:
 
 
 def check_sizes(model: ModelConfig) -> None:
-    """Refuses a width that the heads do not divide, and a bias that sees future tokens."""
+    """Refuses sizes and settings that contradict each other, and a bias that sees future tokens."""
     dim, num_heads = model.dim, model.num_heads
     if dim % num_heads:
         raise ConfigError(
             f"model.dim must be a multiple of model.num_heads, got {dim} and {num_heads}; with "
             f"this dim num_heads can be {_divisors(dim)}."
+        )
+    if model.init_head == "zero" and model.tie_embeddings:
+        raise ConfigError(
+            "model.init_head=zero needs model.tie_embeddings=false, got true: the embedding is the "
+            "output matrix then, and an embedding of zeros tells no token apart."
         )
     for name, options in layer_options(model).items():
         key = f"model.layers.{name}" if name else "model"

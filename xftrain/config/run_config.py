@@ -56,6 +56,14 @@ class GPTConfig(Config):
         init_std: standard deviation of the initial weights.
         logit_softcap: logits become `logit_softcap * tanh(logits / logit_softcap)`, as in Gemma 2
             (Riviere et al., 2024, arXiv:2408.00118); None does not cap them.
+        init_residual: how the matrices that write into the residual stream start: `scaled` by the
+            depth, or `zero`, so that each block begins as the identity.
+        init_head: how the output matrix starts: `normal`, or `zero`, so that the first prediction
+            is uniform; a tied one is the embedding.
+        qk_norm: normalize each query and key head before its position is encoded.
+        score_softcap: attention scores become `score_softcap * tanh(score / score_softcap)`
+            before the bias is added (Gemma 2, arXiv:2408.00118); None applies no cap.
+        norm_embedding: normalize the input of the first layer.
         activation_checkpointing: True recomputes each block in the backward pass; `ffn` only each
             feed-forward up to its last matmul, which saves more than half of a block's activations
             for a third to a half of its matmuls (selective recomputation, Korthikanti et al.,
@@ -75,6 +83,11 @@ class GPTConfig(Config):
     dropout: Probability = 0.0
     init_std: PositiveFloat = 0.02
     logit_softcap: PositiveFloat | None = None
+    init_residual: Literal["scaled", "zero"] = "scaled"
+    init_head: Literal["normal", "zero"] = "normal"
+    qk_norm: bool = False
+    score_softcap: PositiveFloat | None = None
+    norm_embedding: bool = False
     activation_checkpointing: bool | Literal["ffn", "auto"] = False
     residual_dtype: Literal["auto", "float32"] = "auto"
     activation_budget: Fraction = 1.0

@@ -63,7 +63,8 @@ def _fused_block(block: Block, num_rows: int) -> Layer | None:
     if type(heads) not in _HEADS or type(ffn) not in _ACTIVATIONS:
         return None
     layers: list[nn.Linear] = [heads.qkv, block.out, ffn.up, ffn.down]  # type: ignore[list-item]
-    hooked = (block, heads, ffn, block.norm_attn, block.norm_ffn)
+    parts = (block, heads, ffn, block.norm_attn, block.norm_ffn, block.norm_q, block.norm_k)
+    hooked = [part for part in parts if part is not None]
     if not all(map(is_plain, layers)) or any(_has_hooks(part) for part in hooked):
         return None
     weight = block.out.weight
@@ -78,7 +79,7 @@ class _Fused:
     """Computes what `Block.forward` computes."""
 
     def __init__(self, block: Block, norm_attn: RowNorm, norm_ffn: RowNorm) -> None:
-        self._apply_positions = block.apply_positions
+        self._encode_positions = block.encode_positions
         heads: Any = block.heads
         ffn: Any = block.ffn
         self._groups = (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
@@ -96,7 +97,7 @@ class _Fused:
         qkv = skinny_linear(x_BD, self._qkv)
         qkv = qkv.view(1, len(x_BD), sum(self._groups), self._head_dim)
         q, k, v = qkv.split(self._groups, dim=2)
-        q, k = self._apply_positions(q, k, positions)
+        q, k = self._encode_positions(q, k, positions)
         out_BD = attention(q, k, v, handle)[0].flatten(1)
         x_BD = skinny_linear(out_BD, self._out, residual_BO=x_BD)
         inner = skinny_linear(x_BD, self._up, activation=self._activation, is_gated=self._is_gated)

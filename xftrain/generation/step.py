@@ -68,7 +68,7 @@ class DecodeStep:
         if self._fused is None:
             return model.hidden(tokens_1B, positions_1B, self._layers, attention)
         embedded_1BD = model.embed.weight[tokens_1B]  # faster than nn.Embedding for a few tokens
-        x_1BD = model.pos.embed(embedded_1BD, positions_1B)
+        x_1BD = model.first_input(embedded_1BD, positions_1B, eager=True)
         positions = model.prepared_positions(positions_1B)
         for block, layer, prepared in zip(self._fused, self._layers, positions, strict=True):
             x_1BD = block(x_1BD, attention, layer, prepared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from xftrain.model.norm.rmsnorm import RMSNorm
 from xftrain.model.pos.learned import Learned
 from xftrain.model.pos.none import None_
 from xftrain.model.pos.rope import RoPE
+from xftrain.model.softcap import SoftCapped
 
 # The activations by the names that `transformers` has for them.
 _ACTIVATIONS: dict[type, tuple[str, bool]] = {  # name, and whether a gate is activated
@@ -43,6 +45,7 @@ class Layer:
         bias: the attention bias.
         num_kv_heads: G.
         rope_base: base of the rotary encoding; None if positions are not rotary.
+        rope_fraction: the share of features that it rotates; 1 if positions are not rotary.
         activation: name of the activation.
         is_gated: whether the activation is applied to a gate.
         hidden_dim: inner width of the feed-forward.
@@ -51,6 +54,7 @@ class Layer:
     bias: AttnBias
     num_kv_heads: int
     rope_base: float | None
+    rope_fraction: float
     activation: str
     is_gated: bool
     hidden_dim: int
@@ -71,6 +75,8 @@ class Facts:
         is_tied: whether the output matrix is the embedding table.
         has_biases: whether linear layers have biases.
         logit_softcap: cap of the logits; None if they are not capped.
+        has_qk_norm: whether queries and keys are normalized.
+        has_embedding_norm: whether the input of the first layer is normalized.
         reasons: what of the model is a class of the user's, which no class expresses.
     """
 
@@ -84,12 +90,33 @@ class Facts:
     is_tied: bool
     has_biases: bool
     logit_softcap: float | None
+    has_qk_norm: bool
+    has_embedding_norm: bool
     reasons: tuple[str, ...]
 
     @property
     def head_dim(self) -> int:
         """K."""
         return self.dim // self.num_heads
+
+    def reasons_of_extras(self, expressed: Collection[str] = ()) -> list[str]:
+        """Why a class does not express the parts that only some models have.
+
+        Args:
+            expressed: the keys of the parts that the class has.
+        """
+        extras = {
+            "qk_norm": (self.has_qk_norm, "has no norm of queries and keys (model.qk_norm=false)"),
+            "norm_embedding": (
+                self.has_embedding_norm,
+                "has no norm of the embedding (model.norm_embedding=false)",
+            ),
+            "fraction": (
+                any(layer.rope_fraction != 1 for layer in self.layers),
+                "rotates all features of a head (model.pos.fraction=1)",
+            ),
+        }
+        return [reason for key, (has, reason) in extras.items() if has and key not in expressed]
 
 
 def describe(model: GPT) -> Facts:
@@ -109,13 +136,15 @@ def describe(model: GPT) -> Facts:
             reasons[f"model.pos is {type(pos).__name__}"] = None
         bias = built_bias(spec.bias, model.num_heads, None)
         if not bias.causal or bias.additive_HMM is not None:
-            reasons[f"model.bias is {type(spec.bias).__name__}"] = None
+            recipe = spec.bias.recipe if isinstance(spec.bias, SoftCapped) else spec.bias
+            reasons[f"model.bias is {type(recipe).__name__}"] = None
         down = getattr(ffn, "down", None)
         layers.append(
             Layer(
                 bias,
                 heads.num_kv_heads,  # type: ignore[union-attr, arg-type]
                 pos.base if type(pos) is RoPE else None,
+                pos.fraction if type(pos) is RoPE else 1.0,
                 activation,
                 is_gated,
                 down.weight.shape[1] if isinstance(down, nn.Linear) else 0,
@@ -133,6 +162,8 @@ def describe(model: GPT) -> Facts:
         model.head.weight is model.embed.weight,
         any(name.endswith("out.bias") for name, _ in model.named_parameters()),
         model.logit_softcap,
+        any(block.norm_q is not None for block in model.blocks),
+        model.norm_embed is not None,
         tuple(reasons),
     )
 

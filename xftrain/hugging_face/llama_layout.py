@@ -1,23 +1,30 @@
-"""What Llama, Mistral and SmolLM3 have in common: names, sizes, and what each layer must be."""
+"""What Llama and the classes derived from it share: names, sizes, and what each layer must be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from xftrain.hugging_face import values
 from xftrain.hugging_face.facts import Facts
 from xftrain.hugging_face.key_map import KeyMap, Rule
 
+_NORMS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
 _FFN = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 
 
-def reasons(facts: Facts) -> list[str]:
-    """Why no class of this layout expresses a model."""
+def reasons(facts: Facts, expressed: Collection[str] = (), norm: str = "rmsnorm") -> list[str]:
+    """Why a class of this layout does not express a model.
+
+    Args:
+        facts: the model.
+        expressed: see `Facts.reasons_of_extras`.
+        norm: the norm of the class.
+    """
     first = facts.layers[0]
-    found = []
-    if facts.norm != "rmsnorm":
-        found.append("has RMSNorm (model.norm=rmsnorm)")
+    found = facts.reasons_of_extras(expressed)
+    if facts.norm != norm:
+        found.append(f"has {_NORMS[norm]} (model.norm={norm})")
     if facts.learned_positions is not None:
         found.append("has rotary positions (model.pos=rope)")
     if any(not one.is_gated or one.activation not in _FFN for one in facts.layers):
@@ -27,8 +34,8 @@ def reasons(facts: Facts) -> list[str]:
     if any(one.bias.scale is not None or one.bias.softcap is not None for one in facts.layers):
         found.append("has no scale or soft cap of scores of its own")
     sizes = {(one.num_kv_heads, one.activation, one.hidden_dim) for one in facts.layers}
-    bases = {one.rope_base for one in facts.layers} - {None}
-    if len(sizes) > 1 or len(bases) > 1:
+    ropes = {(one.rope_base, one.rope_fraction) for one in facts.layers if one.rope_base}
+    if len(sizes) > 1 or len(ropes) > 1:
         found.append("has the same heads, feed-forward and rope base in all layers")
     if facts.dim % facts.num_heads or first.hidden_dim == 0:
         found.append("has heads of dim / num_heads")
@@ -40,6 +47,16 @@ def reasons_without_rope(facts: Facts) -> list[str]:
     if any(one.rope_base is None for one in facts.layers) and facts.learned_positions is None:
         return ["has rotary positions in every layer (model.pos=rope)"]
     return []
+
+
+def norm_biases(facts: Facts) -> dict[str, str]:
+    """The names of the biases of norms in a class with LayerNorm, by our names."""
+    found = {"norm.bias": "model.norm.bias"}
+    for index in range(len(facts.layers)):
+        ours, theirs = f"blocks.{index}", f"model.layers.{index}"
+        found[f"{ours}.norm_attn.bias"] = f"{theirs}.input_layernorm.bias"
+        found[f"{ours}.norm_ffn.bias"] = f"{theirs}.post_attention_layernorm.bias"
+    return found
 
 
 def biases(facts: Facts) -> dict[str, Any]:
@@ -100,6 +117,11 @@ def key_map(facts: Facts) -> KeyMap:
                 ),
                 Rule(f"{ours}.ffn.down.{kind}", (f"{theirs}.mlp.down_proj.{kind}",)),
             ]
+        if facts.has_qk_norm:
+            rules += [
+                Rule(f"{ours}.norm_{name}.weight", (f"{theirs}.self_attn.{name}_norm.weight",))
+                for name in "qk"
+            ]
         rules += [
             Rule(f"{ours}.norm_attn.weight", (f"{theirs}.input_layernorm.weight",)),
             Rule(f"{ours}.norm_ffn.weight", (f"{theirs}.post_attention_layernorm.weight",)),
@@ -115,6 +137,7 @@ def model(
     is_tied: bool,
     num_kv_heads: int | None = None,
     rope_base: float = 10000.0,
+    rope_fraction: float | None = None,
 ) -> dict[str, Any]:
     """The `model` node that the shared keys describe, with causal attention.
 
@@ -124,6 +147,7 @@ def model(
         is_tied: default of `tie_word_embeddings` in the class.
         num_kv_heads: default of `num_key_value_heads` in the class; None is all heads.
         rope_base: default of `rope_theta` in the class.
+        rope_fraction: default of `partial_rotary_factor` in the class; None if it has no such key.
     """
     dim, num_heads = (
         values.integer(config, "hidden_size"),
@@ -143,7 +167,7 @@ def model(
         "linear_bias": has_biases,
         "attn": {"name": "auto"},
         "bias": {"name": "causal"},
-        "pos": {"name": "rope", "base": _rope_base(config, rope_base)},
+        "pos": _rope(config, rope_base, rope_fraction),
         "heads": {
             "name": "gqa",
             "num_kv_heads": _num_kv_heads(config, num_heads, num_kv_heads),
@@ -153,17 +177,24 @@ def model(
     }
 
 
-def _rope_base(config: Mapping[str, Any], default: float) -> float:
-    """The base of the rotary encoding, in the form of any version of transformers."""
+def _rope(
+    config: Mapping[str, Any], default_base: float, default_fraction: float | None
+) -> dict[str, Any]:
+    """The rotary encoding, in the form of any version of transformers."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
         raise values.wrong("rope_parameters", "it must be a mapping", scaling)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default":
         raise values.wrong("rope_type", "xftrain has only unscaled rotary positions", kind)
-    values.expect(scaling, "partial_rotary_factor", 1.0, 1)
     named = scaling if "rope_theta" in scaling else config
-    return values.number(named, "rope_theta", default)
+    found = {"name": "rope", "base": values.number(named, "rope_theta", default_base)}
+    if default_fraction is None:
+        values.expect(scaling, "partial_rotary_factor", 1.0, 1)
+        return found
+    named = scaling if "partial_rotary_factor" in scaling else config
+    fraction = values.number(named, "partial_rotary_factor", default_fraction)
+    return {**found, "fraction": fraction}
 
 
 def _num_kv_heads(config: Mapping[str, Any], num_heads: int, default: int | None) -> int:

@@ -45,11 +45,11 @@ class BlockBytes:
 
 @dataclass(frozen=True)
 class Layers:
-    """Memory of the blocks and of the last norm, bytes.
+    """Memory of the blocks and of the norms around them, bytes.
 
     Attributes:
         blocks: the memory of each layer, from the first; equal layers share an object.
-        norm: activations that the last norm saves.
+        norm: activations that the last norm saves, and a norm of the embedding.
         norm_output: the output of the last norm.
     """
 
@@ -93,12 +93,24 @@ def run_layers(
                 block, pos, model.backend, x_BMD, call, wide, is_compiled=is_compiled
             )
             by_layer |= dict.fromkeys(layers, measured)
-        norm = _copied(model.norm, wide, device)
-        with SavedTensorRecorder(norm.parameters()) as recorder:
-            last_BMD = norm(x_BMD.detach().requires_grad_())
-        norm_saved = recorder.saved_bytes(last_BMD, compiled=is_compiled)
+        norm_saved, last_BMD = _run_norm(model.norm, x_BMD, wide, is_compiled=is_compiled)
+        if model.norm_embed is not None:  # its input has the dtype of the embedding
+            embedding_BMD = torch.empty(sizes, dtype=wide, device=device)
+            norm_saved += _run_norm(model.norm_embed, embedding_BMD, wide, is_compiled=is_compiled)[
+                0
+            ]
     blocks = tuple(by_layer[index] for index in range(len(model.blocks)))
-    return Layers(blocks, norm_saved.activations, last_BMD.nbytes)
+    return Layers(blocks, norm_saved, last_BMD.nbytes)
+
+
+def _run_norm(
+    norm: nn.Module, x_BMD: Tensor, wide: torch.dtype, *, is_compiled: bool
+) -> tuple[int, Tensor]:
+    """The activations that a copy of a norm saves, bytes, and its output."""
+    copied = _copied(norm, wide, x_BMD.device)
+    with SavedTensorRecorder(copied.parameters()) as recorder:
+        out_BMD = copied(x_BMD.detach().requires_grad_())
+    return recorder.saved_bytes(out_BMD, compiled=is_compiled).activations, out_BMD
 
 
 def _run_block(

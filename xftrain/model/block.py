@@ -11,6 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from xftrain.errors import ConfigError
 from xftrain.interfaces import Attention, PositionEncoding
 from xftrain.model.linear import Linear
+from xftrain.model.norm.rmsnorm import RMSNorm
+
+_EPS = 1e-5  # of the norms of q and k, if the norm of the model has none
 
 
 class RecomputePlan(NamedTuple):
@@ -27,7 +30,20 @@ class RecomputePlan(NamedTuple):
 
 
 class Block(nn.Module):
-    """Computes x + attention(norm(x)), then x + ffn(norm(x))."""
+    """Computes x + attention(norm(x)), then x + ffn(norm(x)).
+
+    Args:
+        heads: projection to q, k, v.
+        ffn: feed-forward.
+        norms: the norms before attention and feed-forward.
+        pos: position encoding.
+        dim: D.
+        linear_bias: whether the output projection of attention adds a bias.
+        dropout: dropout probability of the outputs of attention and feed-forward.
+        qk_norm_dim: K to normalize each query and key head by its root mean square, with one
+            learned scale of K numbers for queries and one for keys (QK-norm; Henry et al., 2020,
+            arXiv:2010.04245); None leaves them as they are.
+    """
 
     reads_weights = False
 
@@ -41,10 +57,17 @@ class Block(nn.Module):
         dim: int,
         linear_bias: bool,
         dropout: float,
+        qk_norm_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.norm_attn, self.norm_ffn = norms
         self.heads, self.ffn = heads, ffn
+        self.norm_q: nn.Module | None = None
+        self.norm_k: nn.Module | None = None
+        if qk_norm_dim is not None:
+            eps = getattr(self.norm_attn, "eps", None)  # a norm of the user's may have any
+            eps = eps if isinstance(eps, int | float) and eps > 0 else _EPS
+            self.norm_q, self.norm_k = (RMSNorm(qk_norm_dim, False, eps=eps) for _ in "qk")
         self.apply_positions = pos.apply_to
         self.out = Linear(dim, dim, bias=linear_bias)
         self.dropout = dropout
@@ -67,7 +90,7 @@ class Block(nn.Module):
             recomputes_ffn: whether to recompute the feed-forward in the backward pass.
         """
         q_BMHK, k_BMGK, v_BMGK = self.heads(self.norm_attn(x_BMD))
-        q_BMHK, k_BMGK = self.apply_positions(q_BMHK, k_BMGK, positions)
+        q_BMHK, k_BMGK = self.encode_positions(q_BMHK, k_BMGK, positions)
         out_BMHK = attention(q_BMHK, k_BMGK, v_BMGK, handle)
         x_BMD = x_BMD + self._drop(self.out(out_BMHK.flatten(2)))
         if recomputes_ffn:
@@ -78,6 +101,14 @@ class Block(nn.Module):
             return x_BMD + self._drop(out)
         ffn_BMD, aux = self._checked(out)
         return x_BMD + self._drop(ffn_BMD), aux
+
+    def encode_positions(
+        self, q_BMHK: Tensor, k_BMGK: Tensor, positions: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The queries and keys, normalized if the layer has QK-norm, with positions encoded."""
+        if self.norm_q is not None and self.norm_k is not None:
+            q_BMHK, k_BMGK = self.norm_q(q_BMHK), self.norm_k(k_BMGK)
+        return self.apply_positions(q_BMHK, k_BMGK, positions)
 
     def feed_forward(self, x_BMD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The feed-forward of norm(x), before dropout; a pair if it has an auxiliary loss."""

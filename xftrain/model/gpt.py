@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,16 +13,17 @@ from torch.utils.checkpoint import checkpoint
 
 from xftrain.config.run_config import GPTConfig
 from xftrain.errors import ConfigError
-from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, format_layers, positions_of
+from xftrain.interfaces import Attention, AttnCase, AttnShape, Backend, positions_of
 from xftrain.interfaces.batch_checks import check_documents
 from xftrain.kernels.operators import MATMULS
 from xftrain.kernels.softcap import softcapped
 from xftrain.model.block import Block, RecomputePlan
-from xftrain.model.initialization import initialize
+from xftrain.model.initialization import init_table, initialize
 from xftrain.model.layer_spec import LayerSpec, built_bias, distinct_cases
+from xftrain.model.length import refuse_length, smallest_limit
 from xftrain.model.linear import Linear
 from xftrain.model.tied import MayTieHead
-from xftrain.utils.compilation import configure_compilation
+from xftrain.utils.compilation import configure_compilation, uncompiled
 
 
 class GPT(MayTieHead):
@@ -65,6 +66,7 @@ class GPT(MayTieHead):
         self.residual_dtype = config.residual_dtype
         self.activation_budget, self.logit_softcap = config.activation_budget, config.logit_softcap
         self.embed = nn.Embedding(vocab_size, dim)
+        self.norm_embed = make_norm(dim, linear_bias) if config.norm_embedding else None
         self.pos = make_pos(dim, self.head_dim)
         own = dict.fromkeys(spec.make_pos for spec in self.specs if spec.make_pos is not None)
         positions = {make: make(dim, self.head_dim) for make in own}
@@ -84,6 +86,7 @@ class GPT(MayTieHead):
                 dim=dim,
                 linear_bias=linear_bias,
                 dropout=config.dropout,
+                qk_norm_dim=self.head_dim if config.qk_norm else None,
             )
             for spec in self.specs
         )
@@ -96,7 +99,9 @@ class GPT(MayTieHead):
         self.head = Linear(dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.tie_head()
-        self.uninitialized = initialize(self, config.init_std, num_layers)
+        residual, head = config.init_residual, config.init_head
+        table = init_table(config.init_std, num_layers, residual=residual, head=head)
+        self.uninitialized = initialize(self, table)
         self._handles: dict[Any, Any] = {}  # handles of the last batch, by the key of the bias
 
     @property
@@ -112,8 +117,7 @@ class GPT(MayTieHead):
     @property
     def max_positions(self) -> int | None:
         """The maximum length of a document, over all position encodings; None is no limit."""
-        limits = (pos.max_positions for pos in (self.pos, *self.layer_pos))
-        return min((limit for limit in limits if limit is not None), default=None)
+        return smallest_limit((self.pos, *self.layer_pos))
 
     def distinct_blocks(self) -> list[tuple[Block, tuple[int, ...]]]:
         """The first block of each kind, and the indices of all layers of that kind."""
@@ -182,38 +186,23 @@ class GPT(MayTieHead):
         would cause a recompilation.
         """
         configure_compilation(self.activation_budget, MATMULS)
-        for block in [*self.blocks, self.norm]:
-            block.compile()
+        for part in self._compiled_parts():
+            part.compile()
         if packed:
             self.attention = torch.compiler.disable(self.backend)
 
-    @contextmanager
-    def uncompiled(self) -> Iterator[None]:
+    def _compiled_parts(self) -> list[nn.Module]:
+        first = () if self.norm_embed is None else (self.norm_embed,)
+        return [*first, *self.blocks, self.norm]
+
+    def uncompiled(self) -> AbstractContextManager[None]:
         """Within this context, blocks run uncompiled, since compiled code calls no hooks."""
-        parts = [*self.blocks, self.norm]
-        compiled = [part._compiled_call_impl for part in parts]
-        for part in parts:
-            part._compiled_call_impl = None
-        try:
-            yield
-        finally:
-            for part, call in zip(parts, compiled, strict=True):
-                part._compiled_call_impl = call
+        return uncompiled(self._compiled_parts())
 
     def check_length(self, num_positions: int) -> None:
         """Raises ConfigError if a document is longer than the maximum of a position encoding."""
-        limit = self.max_positions
-        if limit is None or num_positions <= limit:
-            return
-        key, other = "model.pos.max_positions", "model.pos=rope"
-        if self.pos.max_positions != limit:
-            encodings = map(self.position_encoding, range(len(self.specs)))
-            layers = [n for n, pos in enumerate(encodings) if pos.max_positions == limit]
-            key, other = f"max_positions of pos in {format_layers(layers)}", "pos: rope there"
-        raise ConfigError(
-            f"{key} is {limit}, too few for a document of {num_positions} tokens: raise it, or use "
-            f"{other}."
-        )
+        of_layers = map(self.position_encoding, range(len(self.specs)))
+        refuse_length(num_positions, self.pos, list(of_layers))
 
     def compute_device_dtype(self) -> tuple[torch.device, torch.dtype]:
         """The device and dtype of q, k and v, with autocast taken into account."""
@@ -249,7 +238,7 @@ class GPT(MayTieHead):
         """The result of `hidden`, and the sum of the auxiliary losses of all layers, or None."""
         eager = attention is not None
         attention = self.attention if attention is None else attention
-        x_BMD = self.pos.embed(self.embed(tokens_BM), positions_1M)
+        x_BMD = self.first_input(self.embed(tokens_BM), positions_1M, eager=eager)
         _, dtype = self.compute_device_dtype()
         if dtype == torch.bfloat16 and self.residual_dtype == "auto":
             x_BMD = x_BMD.to(dtype)  # not to float16, which overflows above 65,504
@@ -271,6 +260,13 @@ class GPT(MayTieHead):
             else:
                 x_BMD = out
         return self.norm.forward(x_BMD) if eager else self.norm(x_BMD), aux
+
+    def first_input(self, embedding_BMD: Tensor, positions_1M: Tensor, *, eager: bool) -> Tensor:
+        """The input of the first layer; compiled code is not called if `eager`."""
+        x_BMD: Tensor = self.pos.embed(embedding_BMD, positions_1M)
+        if self.norm_embed is None:
+            return x_BMD
+        return self.norm_embed.forward(x_BMD) if eager else self.norm_embed(x_BMD)
 
     def prepared_positions(self, positions_1M: Tensor) -> list[Any]:
         """The prepared positions of each layer."""

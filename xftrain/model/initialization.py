@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -18,14 +19,28 @@ class Rule(NamedTuple):
     std: float
 
 
-def init_table(init_std: float, num_layers: int) -> tuple[Rule, ...]:
+def init_table(
+    init_std: float,
+    num_layers: int,
+    *,
+    residual: Literal["scaled", "zero"] = "scaled",
+    head: Literal["normal", "zero"] = "normal",
+) -> tuple[Rule, ...]:
     """The initialization rules (GPT-2; Radford et al., 2019); the first that matches applies.
 
-    Matrices that write into the residual stream are scaled by 1/sqrt(2 x layers), since
-    2 x layers of them add up.
+    Args:
+        init_std: standard deviation of the matrices.
+        num_layers: number of blocks.
+        residual: matrices that write into the residual stream are `scaled` by 1/sqrt(2 x layers),
+            since 2 x layers of them add up, or `zero`, so that each block begins as the identity
+            (Fixup; Zhang et al., 2019, arXiv:1901.09321).
+        head: the output matrix is drawn like the others, or `zero`, so that the first prediction
+            is uniform.
     """
-    residual_std = init_std / math.sqrt(2 * num_layers)
+    residual_std = 0.0 if residual == "zero" else init_std / math.sqrt(2 * num_layers)
+    first = (Rule(r"head\.weight", 0.0, 0.0),) if head == "zero" else ()
     return (
+        *first,
         Rule(r"(embed|head|pos\.table)\.weight", 0.0, init_std),
         Rule(r"blocks\.\d+\.(heads\.qkv|ffn\.(.+\.)?up)\.weight", 0.0, init_std),
         Rule(r"blocks\.\d+\.(out|ffn\.(.+\.)?down)\.weight", 0.0, residual_std),
@@ -34,14 +49,13 @@ def init_table(init_std: float, num_layers: int) -> tuple[Rule, ...]:
     )
 
 
-def initialize(model: nn.Module, init_std: float, num_layers: int) -> list[str]:
-    """Applies the table in place.
+def initialize(model: nn.Module, table: Sequence[Rule]) -> list[str]:
+    """Applies a table in place.
 
     Returns:
         Names that no rule matches, such as those of a user's own layers, which keep the values
         from their constructor.
     """
-    table = init_table(init_std, num_layers)
     unmatched = []
     with torch.no_grad():
         for name, parameter in model.named_parameters():

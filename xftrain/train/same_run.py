@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from xftrain.config.former_model import completed_model
 from xftrain.errors import ConfigError
 from xftrain.utils.printable import one_line, shortened
 
@@ -135,6 +136,8 @@ def refuse_other_run(
     Raises:
         ConfigError: keys differ; the message names them and how to allow them.
     """
+    if isinstance(model := saved.get("model"), Mapping):
+        saved = {**saved, "model": completed_model(model)}
     allowed, known, there = current["ckpt_allow"], flat(current), flat(saved)
     for name in allowed:  # a class may be removed from the configuration, or be added to it
         if not any(_is_in(key, (name,)) for key in known.keys() | there.keys()):

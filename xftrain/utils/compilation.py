@@ -1,11 +1,13 @@
 """Process-wide settings of torch.compile: recomputation budget and recompilation limits."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch._functorch.config
+from torch import nn
 
 from xftrain.errors import ConfigError
 from xftrain.utils.compile_cache import use_private_compile_cache
@@ -34,6 +36,19 @@ def configure_compilation(activation_budget: float = 1.0, own_matmuls: Sequence[
 def reset_compilation() -> None:
     """Resets the activation budget, so that later compilations save all activations."""
     torch._functorch.config.activation_memory_budget = 1.0
+
+
+@contextmanager
+def uncompiled(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Within this context, modules that were compiled in place run uncompiled."""
+    compiled = [part._compiled_call_impl for part in parts]
+    for part in parts:
+        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for part, call in zip(parts, compiled, strict=True):
+            part._compiled_call_impl = call
 
 
 def _recompute_last(matmuls: frozenset[Any]) -> None:

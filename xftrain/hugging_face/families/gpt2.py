@@ -15,7 +15,7 @@ _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu2": "relu2
 
 def reasons(facts: Facts) -> list[str]:
     """Reasons why the class cannot express a model."""
-    found = []
+    found = facts.reasons_of_extras()
     if facts.norm != "layernorm":
         found.append("has LayerNorm (model.norm=layernorm)")
     if facts.learned_positions is None or any(o.rope_base is not None for o in facts.layers):

@@ -25,7 +25,7 @@ def _slopes(num_heads: int) -> list[float]:
 
 def reasons(facts: Facts) -> list[str]:
     """Reasons why the class cannot express a model."""
-    found = []
+    found = facts.reasons_of_extras()
     if facts.norm != "layernorm":
         found.append("has LayerNorm (model.norm=layernorm)")
     if facts.learned_positions is not None or any(o.rope_base is not None for o in facts.layers):

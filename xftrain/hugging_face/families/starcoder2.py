@@ -18,7 +18,7 @@ _ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "relu2")
 
 def reasons(facts: Facts) -> list[str]:
     """Reasons why the class cannot express a model."""
-    found = []
+    found = facts.reasons_of_extras()
     if facts.norm != "layernorm":
         found.append("has LayerNorm (model.norm=layernorm)")
     if facts.learned_positions is not None or any(o.rope_base is None for o in facts.layers):
@@ -57,7 +57,7 @@ def key_map(facts: Facts) -> KeyMap:
     """Where the class has the weights of a model; its norms always have biases, which may be 0."""
     shared = llama_layout.key_map(facts)
     rules = [rule for rule in shared.rules if ".ffn." not in rule.ours]
-    biases = {"norm.bias": "model.norm.bias"}
+    biases = llama_layout.norm_biases(facts)
     for index in range(len(facts.layers)):
         ours, theirs = f"blocks.{index}", f"model.layers.{index}"
         for kind in ("weight", "bias") if facts.has_biases else ("weight",):
@@ -65,8 +65,6 @@ def key_map(facts: Facts) -> KeyMap:
                 Rule(f"{ours}.ffn.up.{kind}", (f"{theirs}.mlp.c_fc.{kind}",)),
                 Rule(f"{ours}.ffn.down.{kind}", (f"{theirs}.mlp.c_proj.{kind}",)),
             ]
-        biases[f"{ours}.norm_attn.bias"] = f"{theirs}.input_layernorm.bias"
-        biases[f"{ours}.norm_ffn.bias"] = f"{theirs}.post_attention_layernorm.bias"
     if facts.has_biases:
         rules += [Rule(ours, (theirs,)) for ours, theirs in biases.items()]
         biases = {}
