@@ -52,6 +52,7 @@ def test_every_root_key_decides_about_figures_or_is_known_not_to() -> None:
     others = {
         "max_steps",
         "init_from",
+        "init_weights",
         "ckpt",
         "ckpt_allow",
         "on_nonfinite",

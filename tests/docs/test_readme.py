@@ -9,7 +9,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 
 import pytest
@@ -97,9 +97,10 @@ def _check(command: str) -> None:
         case ["python", "-m", "xftrain", *argv]:
             _composes(argv)
         case ["python", "-m", "pytest", *argv]:
-            *paths, last = argv if argv[-2] not in ("-k", "-m") else argv[:-1]
+            paths = [*takewhile(lambda word: not word.startswith("-"), argv)]
             assert paths and all((ROOT / path).exists() for path in paths)
-            assert last in ("-k", "-m") or f'"{last}"' in (ROOT / "tests/conftest.py").read_text()
+            source = (ROOT / "tests/conftest.py").read_text()
+            assert all(f'"{word}"' in source for word in argv if word.startswith("--"))
         case ["mypy"] | ["ruff", "check"] | ["ruff", "format", "--check"]:
             assert f"\ncheck {command}\n" in (ROOT / "scripts/test").read_text()
         case ["pip", "install", "pre-commit"] | ["pre-commit", "install"]:

@@ -65,7 +65,9 @@ def test_lightning_still_has_what_is_replaced():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_batches", "optim"), [(2, "adamw"), (1, "muon")])
+@pytest.mark.parametrize(
+    ("num_batches", "optim"), [(2, "adamw"), pytest.param(1, "muon", marks=pytest.mark.long)]
+)
 def test_two_ranks_take_the_step_of_all_labels_of_their_batches(
     tmp_path, place, num_batches, optim
 ):
@@ -112,7 +114,7 @@ def test_two_ranks_take_the_step_of_all_labels_of_their_batches(
 
 @pytest.mark.fault("SIGTERM to one of two ranks")
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["rank 0", "rank 1"])
+@pytest.mark.parametrize("which", ["rank 0", pytest.param("rank 1", marks=pytest.mark.long)])
 def test_sigterm_to_one_rank_ends_all_with_a_checkpoint(tmp_path, which, place):
     with running(tmp_path, *LONG, place) as (process, others):
         os.kill(process.pid if which == "rank 0" else others[0], signal.SIGTERM)
