@@ -24,7 +24,7 @@ from xftrain.generation.generate import Generated, generate_texts
 from xftrain.generation.sampling import Sampling
 from xftrain.interfaces import Vocabulary
 from xftrain.model.gpt import GPT
-from xftrain.model.prompts import PROMPT_TOKENS, max_new_tokens, sample_text
+from xftrain.model.prompts import MAX_PROMPT_TOKENS, max_new_tokens, sample_text
 from xftrain.train import hardware
 from xftrain.utils import redaction
 from xftrain.utils.device_memory import peak_memory_mib, reset_peak_memory
@@ -160,7 +160,7 @@ def _default_prompt(saved: Mapping[str, Any], vocab_size: int) -> list[int]:
     tokens = saved.get("prompt")
     is_usable = (
         isinstance(tokens, list)
-        and 0 < len(tokens) <= PROMPT_TOKENS
+        and 0 < len(tokens) <= MAX_PROMPT_TOKENS
         and all(type(token) is int and 0 <= token < vocab_size for token in tokens)
     )
     if not is_usable:
