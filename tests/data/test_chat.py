@@ -191,6 +191,17 @@ def test_records_without_a_conversation_are_counted_and_named(tmp_path, cache_di
     ]
     records = [record for _, record in bad] + RECORDS
     path = write_lines(tmp_path / "corpus" / "a.jsonl", records)
+    # some have the keys, so that these are not what is wrong
+    alone = write_lines(tmp_path / "alone.jsonl", records[: len(bad)])
+    with pytest.raises(
+        ConfigError, match=r"hold conversations, .* \(skipped 1 record with a call "
+    ):
+        chat(alone, cache_dir)
+    alone.write_text(json.dumps(RECORDS))
+    with pytest.raises(ConfigError, match="hold conversations, .* one value instead of one a line"):
+        chat(alone, cache_dir)
+    assert "jq -c" in caplog.text
+    caplog.clear()
     (path.parent / "notes.md").write_text("whole text")
     with caplog.at_level(logging.WARNING):
         facts = chat(path.parent, cache_dir).facts()[0]
@@ -217,7 +228,7 @@ def test_long_conversations_are_cut_or_left_out_and_none_may_remain(tmp_path, ca
     found = [d for split in ("train", "val") for b in epoch(data, split) for d in documents(b)]
     wanted = [pairs for pairs in map(expected, records) if pairs]
     assert len(wanted) == 40 and sorted(found) == sorted(wanted)
-    with pytest.raises(ConfigError, match="^seq must reach what the model is to generate, got 4, "):
+    with pytest.raises(ConfigError, match="^seq must be large enough .* its answer, got 4, "):
         chat(write_lines(tmp_path / "b.jsonl", records[1:20]), cache_dir, seq=4)
 
 
