@@ -155,6 +155,13 @@ def test_every_format_has_the_same_tokens_and_each_role_counts(tmp_path, cache_d
     assert len(digests) == 4
 
 
+def test_an_empty_cell_of_messages_leaves_the_prompt_and_its_completion(tmp_path, cache_dir):
+    rows = [f",question {number},answer {number}\n" for number in range(20)]
+    (tmp_path / "a.csv").write_text("messages,prompt,completion\n" + "".join(rows))
+    (facts,) = chat(tmp_path / "a.csv", cache_dir).facts()
+    assert facts.train.num_documents + facts.val.num_documents == 20
+
+
 def test_other_keys_are_read_and_told_when_no_record_has_them(tmp_path, cache_dir):
     records = [
         {"chat": {"turns": r["messages"]}} if "messages" in r else {"q": r["prompt"], "a": "yes"}

@@ -106,7 +106,12 @@ def _generated(
 ) -> Generated:
     """Continues the prompts, and logs how fast."""
     longest = max(map(len, prompts))
-    model.check_length(longest)
+    if model.max_positions is not None and longest > model.max_positions:
+        templated = "" if config.template is None else ", those of the template included"
+        raise ConfigError(
+            f"prompt must have at most {model.max_positions:,} tokens, as the model of ckpt has "
+            f"positions for no more, got {longest:,}{templated}: shorten it."
+        )
     num_tokens = max_new_tokens(model, longest, config.num_tokens)
     if num_tokens < config.num_tokens:
         log.warning("num_tokens: the model has positions for only %d more tokens", num_tokens)

@@ -149,7 +149,8 @@ class Conversations:
         return list(dict.fromkeys(messages + pair))  # several keys may lead into one column
 
     def value(self, record: Any) -> Any:
-        if (messages := value_at(record, self.messages_key)) is not None:
+        messages = value_at(record, self.messages_key)
+        if messages is not None and messages != "":  # CSV has an empty cell where there is no value
             return {"messages": messages}
         prompt, completion = (
             value_at(record, key) for key in (self.prompt_key, self.completion_key)
