@@ -237,6 +237,9 @@ def test_long_conversations_are_cut_or_left_out_and_none_may_remain(tmp_path, ca
     assert len(wanted) == 40 and sorted(found) == sorted(wanted)
     with pytest.raises(ConfigError, match="^seq must be large enough .* its answer, got 4, "):
         chat(write_lines(tmp_path / "b.jsonl", records[1:20]), cache_dir, seq=4)
+    long = str(write_lines(tmp_path / "c.jsonl", records[20:40]))
+    with pytest.raises(ConfigError, match=r"held out \(20\) .* or other files as data.val_path"):
+        chat(tmp_path / "b.jsonl", cache_dir, val_path=long)
 
 
 def test_a_copy_in_another_process_has_the_same_batches(path, cache_dir):

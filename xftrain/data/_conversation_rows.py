@@ -106,10 +106,11 @@ class ConversationRows:
         num_left_out = int((~has_label).sum())
         purpose = "to train on" if split == "train" else "held out"
         if num_left_out == starts.size:
+            remedy = "" if split == "train" else ", or other files as data.val_path"
             raise ConfigError(
                 f"seq must be large enough for a prompt and the beginning of its answer, got "
-                f"{self._seq}, and no answer of the {starts.size:,} conversations {purpose} begins "
-                "within so many tokens; give a larger seq."
+                f"{self._seq}, and no answer of the conversations {purpose} ({starts.size:,}) "
+                f"begins within so many tokens; give a larger seq{remedy}."
             )
         if num_cut or num_left_out:
             log.warning(
