@@ -207,6 +207,8 @@ def test_a_key_tells_model_sizes_and_rounds() -> None:
 @pytest.mark.parametrize(
     ("keys", "parts", "said"),
     [
+        ({"contexts": []}, {}, r"decode.contexts must have at least one value, got \[\]: give one"),
+        ({"heads": ()}, {}, r"decode.heads must have at least one value, got \[\]: give one"),
         ({"contexts": [3]}, {}, "contexts must be longer than .*num_new_tokens, 3"),
         ({"heads": ("mhx",)}, {}, "did you mean mha"),
         ({"heads": ("mha", "mha")}, {}, "lists 'decode: causal mha float32 M=24' twice"),

@@ -13,15 +13,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import xftrain
 from tests.data.built_tokenizers import built_json
+from tests.data.chats import write_lines
 from tests.train.runs import SMALL, run
 from xftrain.commands.data_report import DataReport
 from xftrain.commands.shown_rows import WIDTH, shown_rows
 from xftrain.config.compose import compose
+from xftrain.data.chat import Chat
 from xftrain.data.counting import Counting
 from xftrain.data.text import Text
 from xftrain.data.tokens.facts import length_histogram
 from xftrain.errors import ConfigError
 from xftrain.interfaces import SourceFacts, SplitContent
+from xftrain.model.prompts import default_prompt
 
 
 @pytest.fixture
@@ -132,3 +135,32 @@ def test_rows_are_narrow_and_show_where_documents_are_cut(corpus, tmp_path, pack
     assert "(continued) " in shown and " (to be continued)" in shown
     if packing:
         assert "row 1 of 3: 128 tokens, packed; documents or parts: " in shown
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_prompts_are_shown_and_only_padding_is_called_so(tmp_path, packing):
+    turns = [("user", "who?"), ("assistant", "me"), ("user", "thanks")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    system = {"role": "system"}
+    records = [{"messages": [{**system, "content": f"{n}"}, *messages]} for n in range(20)]
+    path, cache_dir = str(write_lines(tmp_path / "a.jsonl", records)), str(tmp_path / "cache")
+    data = Chat(64, 1, 0, 1, path=path, packing=packing, cache_dir=cache_dir)
+    shown = shown_rows(data, num_rows=3)
+    assert "64 tokens, 3 of them with a label, " in shown and "(to be continued)" not in shown
+    if packing:
+        assert "user\\nwho?<|end|>assistant\\nme<|end|>user\\nthanks" in shown
+    else:  # a line for each message, and one for the padding
+        lines = [line.rpartition("| ")[2] for line in shown.splitlines() if "thanks" in line]
+        assert lines and set(lines) == {"user\\nthanks"} and "who?" in shown
+        assert shown.count("(padding)") == shown.count("row ")
+
+
+def test_the_default_prompt_of_conversations_ends_before_the_first_answer(tmp_path):
+    for number, prompt in enumerate(("a longer question, of 31 bytes:", "")):
+        records = [{"prompt": prompt, "completion": f"answer {n}"} for n in range(9)]
+        path = write_lines(tmp_path / str(number) / "a.jsonl", records)
+        for packing in (True, False):
+            cache_dir = str(tmp_path / "cache")
+            data = Chat(64, 1, 0, 1, path=str(path), packing=packing, cache_dir=cache_dir)
+            wanted = prompt or "ans"  # without a prompt, a part of the answer
+            assert data.decode(default_prompt(data)[0].tolist()) == "<|end|>" + wanted

@@ -93,7 +93,7 @@ def test_what_cannot_be_is_refused(
 def test_a_prompt_longer_than_the_model_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "run", "max_steps=1")
     prompt = " ".join(["1"] * 17)
-    with pytest.raises(ConfigError, match="max_positions is 16, too few for a document of 17"):
+    with pytest.raises(ConfigError, match="^prompt must have at most 16 tokens, .*, got 17: "):
         sample(tmp_path / "sample", last(tmp_path / "run"), f"prompt='{prompt}'")
 
 

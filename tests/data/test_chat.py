@@ -155,6 +155,13 @@ def test_every_format_has_the_same_tokens_and_each_role_counts(tmp_path, cache_d
     assert len(digests) == 4
 
 
+def test_an_empty_cell_of_messages_leaves_the_prompt_and_its_completion(tmp_path, cache_dir):
+    rows = [f",question {number},answer {number}\n" for number in range(20)]
+    (tmp_path / "a.csv").write_text("messages,prompt,completion\n" + "".join(rows))
+    (facts,) = chat(tmp_path / "a.csv", cache_dir).facts()
+    assert facts.train.num_documents + facts.val.num_documents == 20
+
+
 def test_other_keys_are_read_and_told_when_no_record_has_them(tmp_path, cache_dir):
     records = [
         {"chat": {"turns": r["messages"]}} if "messages" in r else {"q": r["prompt"], "a": "yes"}
@@ -191,6 +198,17 @@ def test_records_without_a_conversation_are_counted_and_named(tmp_path, cache_di
     ]
     records = [record for _, record in bad] + RECORDS
     path = write_lines(tmp_path / "corpus" / "a.jsonl", records)
+    # some have the keys, so that these are not what is wrong
+    alone = write_lines(tmp_path / "alone.jsonl", records[: len(bad)])
+    with pytest.raises(
+        ConfigError, match=r"hold conversations, .* \(skipped 1 record with a call "
+    ):
+        chat(alone, cache_dir)
+    alone.write_text(json.dumps(RECORDS))
+    with pytest.raises(ConfigError, match="hold conversations, .* one value instead of one a line"):
+        chat(alone, cache_dir)
+    assert "jq -c" in caplog.text
+    caplog.clear()
     (path.parent / "notes.md").write_text("whole text")
     with caplog.at_level(logging.WARNING):
         facts = chat(path.parent, cache_dir).facts()[0]
@@ -217,8 +235,11 @@ def test_long_conversations_are_cut_or_left_out_and_none_may_remain(tmp_path, ca
     found = [d for split in ("train", "val") for b in epoch(data, split) for d in documents(b)]
     wanted = [pairs for pairs in map(expected, records) if pairs]
     assert len(wanted) == 40 and sorted(found) == sorted(wanted)
-    with pytest.raises(ConfigError, match="^seq must reach what the model is to generate, got 4, "):
+    with pytest.raises(ConfigError, match="^seq must be large enough .* its answer, got 4, "):
         chat(write_lines(tmp_path / "b.jsonl", records[1:20]), cache_dir, seq=4)
+    long = str(write_lines(tmp_path / "c.jsonl", records[20:40]))
+    with pytest.raises(ConfigError, match=r"held out \(20\) .* or other files as data.val_path"):
+        chat(tmp_path / "b.jsonl", cache_dir, val_path=long)
 
 
 def test_a_copy_in_another_process_has_the_same_batches(path, cache_dir):

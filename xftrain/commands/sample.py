@@ -24,7 +24,7 @@ from xftrain.generation.generate import Generated, generate_texts
 from xftrain.generation.sampling import Sampling
 from xftrain.interfaces import Vocabulary
 from xftrain.model.gpt import GPT
-from xftrain.model.prompts import PROMPT_TOKENS, max_new_tokens, sample_text
+from xftrain.model.prompts import MAX_PROMPT_TOKENS, max_new_tokens, sample_text
 from xftrain.train import hardware
 from xftrain.utils import redaction
 from xftrain.utils.device_memory import peak_memory_mib, reset_peak_memory
@@ -106,7 +106,12 @@ def _generated(
 ) -> Generated:
     """Continues the prompts, and logs how fast."""
     longest = max(map(len, prompts))
-    model.check_length(longest)
+    if model.max_positions is not None and longest > model.max_positions:
+        templated = "" if config.template is None else ", those of the template included"
+        raise ConfigError(
+            f"prompt must have at most {model.max_positions:,} tokens, as the model of ckpt has "
+            f"positions for no more, got {longest:,}{templated}: shorten it."
+        )
     num_tokens = max_new_tokens(model, longest, config.num_tokens)
     if num_tokens < config.num_tokens:
         log.warning("num_tokens: the model has positions for only %d more tokens", num_tokens)
@@ -160,7 +165,7 @@ def _default_prompt(saved: Mapping[str, Any], vocab_size: int) -> list[int]:
     tokens = saved.get("prompt")
     is_usable = (
         isinstance(tokens, list)
-        and 0 < len(tokens) <= PROMPT_TOKENS
+        and 0 < len(tokens) <= MAX_PROMPT_TOKENS
         and all(type(token) is int and 0 <= token < vocab_size for token in tokens)
     )
     if not is_usable:

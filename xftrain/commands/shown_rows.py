@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 
@@ -36,9 +37,14 @@ def shown_rows(data: DataSource, num_rows: int = 3) -> str:
 def _row(data: DataSource, batch: Batch, row: int, title: str) -> Iterator[str]:
     tokens, labels = (x[row].cpu() for x in (batch.tokens_BM, batch.labels_BM))
     separator = getattr(getattr(data, "vocabulary", None), "separator", None)
-    lengths = batch.seqlens or _lengths(tokens, separator)
+    lengths = batch.seqlens or _lengths(tokens, labels, separator)
     packed = "packed" if batch.seqlens else "not packed"
-    yield f"{title}: {tokens.numel():,} tokens, {packed}; documents or parts: {len(lengths):,}"
+    num_labels = int((labels != IGNORED_LABEL).sum())
+    labeled = "" if num_labels == tokens.numel() else f", {num_labels:,} of them with a label"
+    yield (
+        f"{title}: {tokens.numel():,} tokens{labeled}, {packed}; "
+        f"documents or parts: {len(lengths):,}"
+    )
     digits = len(f"{max(lengths):,}")
     parts = zip(tokens.split(lengths), labels.split(lengths), strict=True)
     for number, (own, own_labels) in enumerate(parts):
@@ -49,13 +55,15 @@ def _row(data: DataSource, batch: Batch, row: int, title: str) -> Iterator[str]:
         yield begin + _text(data, own, own_labels, separator, WIDTH - len(begin))
 
 
-def _lengths(tokens: torch.Tensor, separator: int | None) -> list[int]:
-    """The lengths of the parts that separators begin."""
+def _lengths(tokens: torch.Tensor, labels: torch.Tensor, separator: int | None) -> list[int]:
+    """The lengths of the parts that separators begin; the padding at the end is one part."""
     if separator is None:
         return [tokens.numel()]
-    starts = torch.nonzero(tokens == separator).flatten().tolist()
-    places = [*sorted({0, *starts}), tokens.numel()]
-    return [end - start for start, end in zip(places[:-1], places[1:], strict=True)]
+    is_text = (tokens != separator) | (labels != IGNORED_LABEL)
+    end = int(torch.nonzero(is_text).max()) + 1 if bool(is_text.any()) else 0
+    starts = torch.nonzero(tokens[:end] == separator).flatten().tolist()
+    places = sorted({0, *starts, end, tokens.numel()})
+    return [end - start for start, end in pairwise(places)]
 
 
 def _text(
@@ -66,7 +74,8 @@ def _text(
     width: int,
 ) -> str:
     """The beginning and the end of a document, with three dots where it is cut."""
-    if bool((labels == IGNORED_LABEL).all()):
+    is_masked = bool((labels == IGNORED_LABEL).all())
+    if is_masked and (separator is None or bool((tokens == separator).all())):
         return "(padding)"
     before = after = ""
     if separator is not None:
@@ -74,7 +83,9 @@ def _text(
             tokens = tokens[1:]
         else:
             before = "(continued) "
-        after = "" if int(labels[-1]) == separator else " (to be continued)"
+        # the end of a prompt has no label that would say what follows
+        is_whole = int(labels[-1]) in (separator, IGNORED_LABEL)
+        after = "" if is_whole else " (to be continued)"
     room = width - len(before) - len(after)
     if tokens.numel() <= 2 * _DECODED_TOKENS:
         text = one_line(data.decode(tokens.tolist()))

@@ -63,7 +63,8 @@ class SampleConfig(CheckpointConfig):
     """The configuration of `--config-name sample`.
 
     Attributes:
-        prompt: the text to continue; None is the beginning of a held-out document.
+        prompt: the text to continue; None is a held-out document up to its first label, or its
+            beginning, if its first token has a label.
         prompts: several texts to continue at once, instead of `prompt`.
         template: how a prompt is written as tokens: `messages` makes it a user's message, and
             `completion` puts a separator before it, as in the records of `data=chat`; None is the

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from xftrain.interfaces import DataSource, load_batch
+from xftrain.interfaces import IGNORED_LABEL, DataSource, load_batch
 from xftrain.model.gpt import GPT
 
-PROMPT_TOKENS = 16  # maximum length of the default prompt
+MAX_PROMPT_TOKENS = 1024  # of the default prompt
+_TEXT_PROMPT_TOKENS = 16  # of the default prompt, where each token has a label
 
 
 def sample_text(prompt: str, continuation: str) -> str:
@@ -16,10 +18,17 @@ def sample_text(prompt: str, continuation: str) -> str:
 
 
 def default_prompt(data: DataSource) -> Tensor:
-    """The beginning of the first held-out document, [1, M]."""
+    """The beginning of the first held-out document, [1, M], up to its first label.
+
+    Where the first token has a label, there is no prompt to answer, and it is the first few tokens.
+    """
     batch = load_batch(data, "val", 0)
     longest = (batch.seqlens or (batch.tokens_BM.shape[1],))[0]
-    return batch.tokens_BM[:1, : max(1, min(PROMPT_TOKENS, longest // 2))]
+    tokens_1M, labels_M = batch.tokens_BM[:1, :longest], batch.labels_BM[0, :longest]
+    places = torch.nonzero(labels_M != IGNORED_LABEL).flatten().tolist() or [0, longest - 1]
+    if places[0] > 0:
+        return tokens_1M[:, max(0, places[0] + 1 - MAX_PROMPT_TOKENS) : places[0] + 1]
+    return tokens_1M[:, : max(1, min(_TEXT_PROMPT_TOKENS, (places[-1] + 1) // 2))]
 
 
 def max_new_tokens(model: GPT, num_prompt: int, num_tokens: int) -> int:

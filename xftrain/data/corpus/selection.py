@@ -15,6 +15,16 @@ ROLES = ("system", "developer", "user", ASSISTANT, "tool")
 _MAY_BE_EMPTY = ("system", "developer")  # an empty message of these roles is left out
 _TOOL_CALLS = ("tool_calls", "function_call")
 _NO_TEXT = "record whose text is no text"
+_INVALID_TURNS = (
+    _NO_PAIR := "record whose prompt or completion is no text",
+    _EMPTY_COMPLETION := "empty completion",
+    _NO_MESSAGES := "record whose messages are no messages",
+    _UNKNOWN_ROLE := "message of an unknown role",
+    _TOOL_CALL := "call of a tool",
+    _NO_CONTENT := "message whose content is no text",
+    _EMPTY_MESSAGE := "empty message",
+    _NO_ANSWER := "conversation without the assistant",
+)
 
 
 class RecordError(Exception):
@@ -27,6 +37,8 @@ class Selection(Protocol):
     Attributes:
         without_value: the reason why a record that does not have it is skipped.
         without_columns: the reason why a table that does not have it is skipped.
+        invalid: the reasons why a record that has it is skipped.
+        remedy: the end of an error: what is missing, what was skipped, and what to give instead.
     """
 
     @property
@@ -34,6 +46,10 @@ class Selection(Protocol):
 
     @property
     def without_columns(self) -> str: ...
+    @property
+    def invalid(self) -> Sequence[str]: ...
+    @property
+    def remedy(self) -> str: ...
 
     def rule(self) -> str:
         """The beginning of an error: the configured keys, which a record must have."""
@@ -72,6 +88,8 @@ class TextKey:
     key: str
     without_value = "record without text"
     without_columns = WITHOUT_KEY
+    invalid = (_NO_TEXT,)
+    remedy = "text, got files without a document (skipped {}); give a file or folder of text."
 
     def rule(self) -> str:
         return f"data.text_key must be the key of the text in a record, got {one_line(self.key)!r}"
@@ -109,6 +127,11 @@ class Conversations:
     template: int = 1
     without_value = WITHOUT_TURNS
     without_columns = WITHOUT_CONVERSATION
+    invalid = (_NO_TEXT, *_INVALID_TURNS)
+    remedy = (
+        "conversations, got files without a valid one (skipped {}); give records with messages, "
+        f"each with content and a role of {', '.join(ROLES)}, or with a prompt and its completion."
+    )
 
     def rule(self) -> str:
         keys = map(one_line, (self.messages_key, self.prompt_key, self.completion_key))
@@ -126,7 +149,8 @@ class Conversations:
         return list(dict.fromkeys(messages + pair))  # several keys may lead into one column
 
     def value(self, record: Any) -> Any:
-        if (messages := value_at(record, self.messages_key)) is not None:
+        messages = value_at(record, self.messages_key)
+        if messages is not None and messages != "":  # CSV has an empty cell where there is no value
             return {"messages": messages}
         prompt, completion = (
             value_at(record, key) for key in (self.prompt_key, self.completion_key)
@@ -180,9 +204,9 @@ def _checked_pair(value: Mapping[str, Any]) -> dict[str, Any]:
     """The prompt and the completion, checked."""
     prompt, completion = value["prompt"], value["completion"]
     if not isinstance(prompt, str) or not isinstance(completion, str):
-        raise RecordError("record whose prompt or completion is no text")
+        raise RecordError(_NO_PAIR)
     if not completion:
-        raise RecordError("empty completion")
+        raise RecordError(_EMPTY_COMPLETION)
     return {"prompt": prompt, "completion": completion}
 
 
@@ -194,20 +218,20 @@ def _messages(messages: Any) -> list[list[str]]:
         except (ValueError, RecursionError):
             messages = None
     if not isinstance(messages, list) or not all(isinstance(one, Mapping) for one in messages):
-        raise RecordError("record whose messages are no messages")
+        raise RecordError(_NO_MESSAGES)
     found = []
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or role not in ROLES:
-            raise RecordError("message of an unknown role")
+            raise RecordError(_UNKNOWN_ROLE)
         if any(message.get(key) for key in _TOOL_CALLS):
-            raise RecordError("call of a tool")
+            raise RecordError(_TOOL_CALL)
         if not isinstance(content, str):
-            raise RecordError("message whose content is no text")
+            raise RecordError(_NO_CONTENT)
         if content:
             found.append([role, content])
         elif role not in _MAY_BE_EMPTY:
-            raise RecordError("empty message")
+            raise RecordError(_EMPTY_MESSAGE)
     if not any(role == ASSISTANT for role, _ in found):
-        raise RecordError("conversation without the assistant")
+        raise RecordError(_NO_ANSWER)
     return found

@@ -24,7 +24,8 @@ def check_documents(reader: DocumentReader) -> None:
     corpus, skipped = reader.corpus, reader.skipped
     selection = selection_of(corpus.text_key)
     num_without = skipped[selection.without_columns] + skipped[selection.without_value]
-    if num_without and not reader.num_records:
+    has_key = reader.num_records or any(skipped[reason] for reason in selection.invalid)
+    if num_without and not has_key:
         message = (
             f"{selection.rule()}, which no record has; the first record has the keys "
             f"{shortened(', '.join(map(one_line, reader.keys)), 500) or 'of an empty record'}."
@@ -33,10 +34,8 @@ def check_documents(reader: DocumentReader) -> None:
             raise ConfigError(message)
         log.warning("%s", message)
     if not any(counts.documents for counts in reader.counts.values()):
-        raise ConfigError(
-            "data.path must hold text, got files without a document (skipped "
-            f"{skipped}); give a file or folder of text."
-        )
+        _advise_lines(reader)
+        raise ConfigError(f"data.path must hold {selection.remedy.format(skipped)}")
 
 
 def _bytes_of_records(reader: DocumentReader) -> int:
@@ -47,10 +46,15 @@ def log_record_faults(reader: DocumentReader) -> None:
     """Names the first records and files that were skipped while reading."""
     if reader.skipped.total():
         log.warning("data.path: skipped %s", reader.skipped)
+    _advise_lines(reader)
+    if reader.duplicates.is_full:
+        log.info("data.path: copies were counted among the first documents only, as memory allows")
+
+
+def _advise_lines(reader: DocumentReader) -> None:
+    """Tells how a JSON file that is one list becomes records."""
     if reader.skipped[WITHOUT_LINES]:
         log.warning(
             "data.path: a JSON file must hold one record a line; for a file that holds a list of "
             "records, `jq -c '.[]' records.json > records.jsonl` writes these lines"
         )
-    if reader.duplicates.is_full:
-        log.info("data.path: copies were counted among the first documents only, as memory allows")
