@@ -141,6 +141,12 @@ def test_what_it_keeps_is_what_it_says():
         (["optim.others.lrs=1"], "optim.others.lrs is not a key of optim.others=adamw; did "),
         (["optim.others=adam"], "optim.others.name must be one of "),
         (["optim.others=muon"], "optim.others must be an optimizer of parameters of any shape, "),
+        (["optim.others.name=adafactor", "optim.others.eps=1e-6"],
+         "optim.others.eps is not a key of optim.others=adafactor"),
+        (["optim.others={name:adafactor,clip_threshold:0.5}"],
+         "optim.others.clip_threshold is a key of optim.others=adafactor that the default of "),
+        (["+optim.others={_target_:own.Optimizer}"],
+         "optim.others has both name and _target_, as overrides are merged into the default "),
         (["+optim.others.param_groups=[]"], "optim.others must have no param_groups: add an "),
         (["optim.param_groups=[{match:x,optimizer:{name:muon,others:{name:adamw,eps:0}}}]"],
          "optim.param_groups[0].optimizer.others.eps must be a number > 0, got 0."),
@@ -164,6 +170,22 @@ def test_the_learning_rate_of_the_others(override, lr):
     cfg = validate(compose("optim=muon", override))
     assert cfg.optim.to_dict()["others"]["lr"] == lr
     assert Muon(**cfg.optim.options).others.lr == lr
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("optim.others.name=adafactor", {"lr": 0.5}),
+        ("optim.others={name:adafactor,lr:0.25}", {"lr": 0.25}),
+        ("+optim.others={name:adafactor,clip_threshold:2}", {"lr": 0.5, "clip_threshold": 2}),
+    ],
+)
+def test_another_option_that_is_merged_into_the_default_others(override, changed):
+    """Its keys that `adafactor` lacks, such as betas, were refused, though nobody had set them."""
+    others = validate(compose("optim=muon", "optim.lr=0.5", override)).optim.to_dict()["others"]
+    default = validate(compose("optim=adafactor")).optim.to_dict()
+    del default["param_groups"]
+    assert others == {**default, **changed}
 
 
 def test_the_others_of_an_entry_have_its_learning_rate():
