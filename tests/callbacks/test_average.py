@@ -226,6 +226,14 @@ def test_averages_of_another_model_are_refused(averages: object) -> None:
         checked_averages(content, "ckpt")
 
 
+def test_an_average_without_a_weight_of_the_model_is_refused() -> None:
+    """It ended in a KeyError."""
+    module = trainer_of_one_weight().module
+    content = {"state_dict": {"model.weight": torch.zeros(1, 1)}, "averaged_weights": {}}
+    with pytest.raises(ConfigError, match="without 1 of the model's, first weight: give another"):
+        Average().on_load_checkpoint(Mock(), module, content)
+
+
 def test_the_predicted_memory_has_a_copy_of_the_weights() -> None:
     peaks = []
     for callbacks in ({}, {"average": checked_option("callbacks.average", {"name": "average"})}):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xftrain.checkpoint.averaged_weights import AVERAGED, PREFIX, checked_averages
 from xftrain.config.fields import NonNegativeInt, PositiveInt, Probability
+from xftrain.errors import ConfigError
 from xftrain.train.module import TrainingModule, training_module
 
 
@@ -136,12 +137,18 @@ class Average(Callback):
         """Restores the average; a checkpoint without one leaves it to begin anew.
 
         Raises:
-            ConfigError: it is the average of another model.
+            ConfigError: it is the average of another model, or lacks weights.
         """
         saved = checked_averages(checkpoint, "ckpt")
-        if saved is not None:
-            named = training_module(pl_module).model.named_parameters()
-            self._averages = {one: saved[f"{PREFIX}{name}"].to(_wide(one)) for name, one in named}
+        if saved is None:
+            return
+        named = dict(training_module(pl_module).model.named_parameters())
+        if missing := [name for name in named if f"{PREFIX}{name}" not in saved]:
+            raise ConfigError(
+                f"ckpt holds averaged weights without {len(missing)} of the model's, first "
+                f"{missing[0]}: give another checkpoint."
+            )
+        self._averages = {w: saved[f"{PREFIX}{name}"].to(_wide(w)) for name, w in named.items()}
 
 
 def _wide(weight: Tensor) -> torch.dtype:
