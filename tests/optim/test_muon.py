@@ -20,6 +20,7 @@ from xftrain.optim.adamw import AdamW
 from xftrain.optim.muon import Muon
 from xftrain.schedule.constant import Constant
 from xftrain.train.nonfinite import skips_if_found_inf
+from xftrain.train.same_run import refuse_other_optimizer
 
 MUON = ("optim=muon", "model.dropout=0.1")
 MATRICES = ("heads.qkv", "out", "ffn.up", "ffn.down")
@@ -139,6 +140,7 @@ def test_what_it_keeps_is_what_it_says():
     [
         (["optim.others.lr=0"], "optim.others.lr must be a number > 0, got 0."),
         (["optim.others.lrs=1"], "optim.others.lrs is not a key of optim.others=adamw; did "),
+        (["optim.others=adafactor", "+optim.others.lr=1"], "optim.others.name has no value; it "),
         (["optim.others=adam"], "optim.others.name must be one of "),
         (["optim.others=muon"], "optim.others must be an optimizer of parameters of any shape, "),
         (["optim.others.name=adafactor", "optim.others.eps=1e-6"],
@@ -233,6 +235,20 @@ def test_an_overflow_of_float16_is_skipped_and_other_steps_are_those_without_a_s
     scaler.unscale_(optimizer)
     scaler.step(optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, weights[1], strict=True))
+
+
+def test_others_are_compared_in_entries_too_and_not_in_an_own_class():
+    """Those of entries were not, and in an own class the key may have another meaning."""
+
+    def config(others=None, **optim):
+        muon = {"name": "muon", "others": others} if others else "muon"
+        return {"optim": {"param_groups": [{"match": "*", "optimizer": muon}], **optim}}
+
+    refuse_other_optimizer(config(name="adamw"), config("adamw", name="adamw"))
+    with pytest.raises(ConfigError, match="^ckpt holds the state of an .*'others': 'adamw'"):
+        refuse_other_optimizer(config(name="adamw"), config({"name": "adafactor"}, name="adamw"))
+    own = [{"optim": {"_target_": "own.Optimizer", "others": others}} for others in (1, 2)]
+    refuse_other_optimizer(*own)
 
 
 def test_the_state_of_other_others_is_refused(tmp_path):

@@ -115,7 +115,11 @@ def _checked_optimizer(key: str, node: Option) -> dict[str, Any]:
         raise ConfigError(f"{key} must have no param_groups: add an entry instead.")
     if "_target_" in node:
         return node
-    name = str(node.get("name"))
+    if "name" not in node:
+        raise ConfigError(
+            f"{key}.name has no value; it must be one of {', '.join(option_names('optim'))}."
+        )
+    name = str(node["name"])
     completed = {"name": name, **check_built_in(key, name, node)}
     completed.pop("param_groups")
     return completed
