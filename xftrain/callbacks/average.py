@@ -6,6 +6,7 @@ et al., 2024, arXiv:2411.18704).
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from xftrain.checkpoint.averaged_weights import AVERAGED, PREFIX, checked_averag
 from xftrain.config.fields import NonNegativeInt, PositiveInt, Probability
 from xftrain.errors import ConfigError
 from xftrain.train.module import TrainingModule, training_module
+
+log = logging.getLogger(__name__)
 
 
 class Average(Callback):
@@ -91,15 +94,16 @@ class Average(Callback):
             skipped: a scalar on the device, 1 if the step was skipped, else 0.
             on_host: whether the host can read it without waiting for a device.
         """
-        averages = list(self._averages.values())
-        weights = [weight.detach().to(_wide(weight)) for weight in self._averages]
-        share = 1.0 - self.decay
-        if on_host:
-            if not skipped:
-                torch._foreach_lerp_(averages, weights, share)
+        if on_host and skipped:
             return
-        share_on_device = share * (1.0 - skipped)
-        torch._foreach_lerp_(averages, weights, [share_on_device] * len(averages))
+        share_on_device = (1.0 - self.decay) * (1.0 - skipped)
+        for weight, average in self._averages.items():
+            # one weight at a time, since the wide copies of all would take much memory
+            wide = weight.detach().to(average.dtype)
+            if on_host:
+                average.lerp_(wide, 1.0 - self.decay)
+            else:
+                average.lerp_(wide, share_on_device.to(average.dtype))
 
     @torch.no_grad()
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,6 +120,15 @@ class Average(Callback):
             for weight, trained in zip(self._averages, self._set_aside, strict=True):
                 weight.copy_(trained)
             self._set_aside = []
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warns if the run has ended before its average began."""
+        if not self._averages:
+            log.warning(
+                "callbacks.average: there is no average, since it begins at "
+                "callbacks.average.start_step=%d, and the run has ended at step %d",
+                *(self.start_step, trainer.global_step),
+            )
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

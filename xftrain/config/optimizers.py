@@ -23,16 +23,16 @@ _PARAM_GROUP = {
 def with_checked_optimizers(optim: OptionConfig) -> OptionConfig:
     """The optimizer with `others` and the entries of `param_groups` checked and completed."""
     # in a user's own class, `param_groups` and `others` may have another meaning
-    if optim.name is None:
+    if (name := optim.name) is None:
         return optim
-    groups, others = (optim.options.get(name) for name in ("param_groups", "others"))
+    groups, others = (optim.options.get(key) for key in ("param_groups", "others"))
     if groups is not None:
         optim = optim.with_options(
             param_groups=tuple(_checked_group(*entry) for entry in enumerate(groups))
         )
     if others is None:
         return optim
-    others = _without_keys_of_default(optim.name, others)
+    others = _without_keys_of_default(name, others)
     return optim.with_options(others=checked_others("optim", others, optim.lr))
 
 
