@@ -140,7 +140,8 @@ def test_what_it_keeps_is_what_it_says():
     [
         (["optim.others.lr=0"], "optim.others.lr must be a number > 0, got 0."),
         (["optim.others.lrs=1"], "optim.others.lrs is not a key of optim.others=adamw; did "),
-        (["optim.others=adafactor", "+optim.others.lr=1"], "optim.others.name has no value; it "),
+        (["optim.others=adafactor", "+optim.others.lr=1"],
+         "optim.others.name must be one of adafactor, adamw, muon, got no name: add one."),
         (["optim.others=adam"], "optim.others.name must be one of "),
         (["optim.others=muon"], "optim.others must be an optimizer of parameters of any shape, "),
         (["optim.others.name=adafactor", "optim.others.eps=1e-6"],

@@ -117,7 +117,7 @@ def _checked_optimizer(key: str, node: Option) -> dict[str, Any]:
         return node
     if "name" not in node:
         raise ConfigError(
-            f"{key}.name has no value; it must be one of {', '.join(option_names('optim'))}."
+            f"{key}.name must be one of {', '.join(option_names('optim'))}, got no name: add one."
         )
     name = str(node["name"])
     completed = {"name": name, **check_built_in(key, name, node)}
