@@ -77,7 +77,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if min(args.steps, args.eval_every) < 1:
         parser.error("--steps and --eval-every must be at least 1")
-    args.runs = dict(parsed_run(parser, text) for text in args.run or RUNS)
+    runs = [parsed_run(parser, text) for text in args.run or RUNS]
+    args.runs = dict(runs)
+    if len(args.runs) < len(runs):
+        parser.error(f"--run must give each run its own name, got {', '.join(n for n, _ in runs)}")
     args.baseline = args.baseline or next(iter(args.runs))
     if args.baseline not in args.runs:
         parser.error(f"--baseline must be one of {', '.join(args.runs)}, got {args.baseline}")
@@ -93,7 +96,10 @@ def parsed_run(parser: argparse.ArgumentParser, text: str) -> tuple[str, tuple[s
     name, colon, overrides = text.partition(":")
     if not name or (not colon and name != PLAIN) or (overrides.strip() and name == PLAIN):
         parser.error(f"--run must be 'NAME: OVERRIDE ...' or {PLAIN}, got {text!r}")
-    return name, tuple(shlex.split(overrides))
+    try:
+        return name, tuple(shlex.split(overrides))
+    except ValueError as error:  # a quote that is not closed
+        parser.error(f"--run {text!r} cannot be split into overrides ({error})")
 
 
 def setups(args: argparse.Namespace) -> list[Setup]:

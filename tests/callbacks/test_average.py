@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models import VOCAB, options
 from tests.train import runs
@@ -224,6 +226,51 @@ def test_averages_of_another_model_are_refused(averages: object) -> None:
     content = {"state_dict": {"model.w": torch.zeros(2)}, "averaged_weights": averages}
     with pytest.raises(ConfigError, match="averaged weights of another model"):
         checked_averages(content, "ckpt")
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_an_update_widens_one_bfloat16_weight_at_a_time(on_host: bool) -> None:
+    """It held a float32 copy of all weights, which the predicted memory does not have."""
+    callback, trainer = Average(decay=0.5), trainer_of_one_weight()
+    layers = [nn.Linear(1, 1, bias=False, dtype=torch.bfloat16) for _ in range(4)]
+    trainer.module.model = nn.Sequential(*layers)
+    callback.on_train_start(trainer, trainer.module)  # type: ignore[arg-type]
+    before = [float(one) for one in callback._averages.values()]
+    for layer in layers:
+        layer.weight.data.fill_(8.0)
+    wide: list[ReferenceType[Tensor]] = []
+    numbers = []
+
+    class Wide(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            made = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten._to_copy.default:
+                wide.append(ref(made))
+            numbers.append(sum(one() is not None for one in wide))
+            return made
+
+    with Wide():
+        callback._update(torch.tensor(0.0), on_host=on_host)
+    assert len(wide) == 4 and max(numbers) <= 2  # the next one before the last one is freed
+    after = [float(one) for one in callback._averages.values()]
+    assert after == pytest.approx([(8.0 + one) / 2 for one in before])
+
+
+def test_a_run_that_ends_before_its_average_begins_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    callback, trainer = Average(start_step=9), trainer_of_one_weight()
+    callback.on_train_start(trainer, trainer.module)  # type: ignore[arg-type]
+    callback.on_train_end(trainer, trainer.module)  # type: ignore[arg-type]
+    assert "average.start_step=9, and the run has ended at step 0" in caplog.text
+
+
+def test_an_average_without_a_weight_of_the_model_is_refused() -> None:
+    """It ended in a KeyError."""
+    module = trainer_of_one_weight().module
+    content = {"state_dict": {"model.weight": torch.zeros(1, 1)}, "averaged_weights": {}}
+    with pytest.raises(ConfigError, match="without 1 of the model's, first weight: give another"):
+        Average().on_load_checkpoint(Mock(), module, content)
 
 
 def test_the_predicted_memory_has_a_copy_of_the_weights() -> None:

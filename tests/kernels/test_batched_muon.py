@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xftrain.kernels import batched_muon
 from xftrain.kernels.batched_muon import BatchedMuon, Ranks
@@ -213,6 +214,25 @@ def test_ranks_share_the_matrices_and_keep_equal_weights(world_size, monkeypatch
     assert set(counts) == {4 * 3}  # batches: (6, 6), (4, 9) with (9, 4), (1, 5)
     assert all(same(results[0], other) for other in results[1:])
     assert close(results[0], take_steps(muon(weights())))
+
+
+def test_the_updates_of_all_ranks_are_not_widened_at_once():
+    """With 8 ranks of 2**26 elements each, they were 2 GiB in float32, and 2 GiB more scaled."""
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, Tensor) and made.dtype == torch.bfloat16:
+                sizes.append(made.numel())
+            return made
+
+    optimizer = muon(
+        weights([(6, 6)] * 7, torch.bfloat16), ranks=Ranks(0, 4, lambda own: own.repeat(4, 1, 1))
+    )
+    with Sizes():
+        take_steps(optimizer, number=1)
+    assert max(sizes) == 2 * 6 * 6  # the matrices of one rank
 
 
 @pytest.mark.cuda

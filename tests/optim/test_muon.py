@@ -20,6 +20,7 @@ from xftrain.optim.adamw import AdamW
 from xftrain.optim.muon import Muon
 from xftrain.schedule.constant import Constant
 from xftrain.train.nonfinite import skips_if_found_inf
+from xftrain.train.same_run import refuse_other_optimizer
 
 MUON = ("optim=muon", "model.dropout=0.1")
 MATRICES = ("heads.qkv", "out", "ffn.up", "ffn.down")
@@ -139,8 +140,16 @@ def test_what_it_keeps_is_what_it_says():
     [
         (["optim.others.lr=0"], "optim.others.lr must be a number > 0, got 0."),
         (["optim.others.lrs=1"], "optim.others.lrs is not a key of optim.others=adamw; did "),
+        (["optim.others=adafactor", "+optim.others.lr=1"],
+         "optim.others.name must be one of adafactor, adamw, muon, got no name: add one."),
         (["optim.others=adam"], "optim.others.name must be one of "),
         (["optim.others=muon"], "optim.others must be an optimizer of parameters of any shape, "),
+        (["optim.others.name=adafactor", "optim.others.eps=1e-6"],
+         "optim.others.eps is not a key of optim.others=adafactor"),
+        (["optim.others={name:adafactor,clip_threshold:0.5}"],
+         "optim.others.clip_threshold is a key of optim.others=adafactor that the default of "),
+        (["+optim.others={_target_:own.Optimizer}"],
+         "optim.others has both name and _target_, as overrides are merged into the default "),
         (["+optim.others.param_groups=[]"], "optim.others must have no param_groups: add an "),
         (["optim.param_groups=[{match:x,optimizer:{name:muon,others:{name:adamw,eps:0}}}]"],
          "optim.param_groups[0].optimizer.others.eps must be a number > 0, got 0."),
@@ -164,6 +173,22 @@ def test_the_learning_rate_of_the_others(override, lr):
     cfg = validate(compose("optim=muon", override))
     assert cfg.optim.to_dict()["others"]["lr"] == lr
     assert Muon(**cfg.optim.options).others.lr == lr
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("optim.others.name=adafactor", {"lr": 0.5}),
+        ("optim.others={name:adafactor,lr:0.25}", {"lr": 0.25}),
+        ("+optim.others={name:adafactor,clip_threshold:2}", {"lr": 0.5, "clip_threshold": 2}),
+    ],
+)
+def test_another_option_that_is_merged_into_the_default_others(override, changed):
+    """Its keys that `adafactor` lacks, such as betas, were refused, though nobody had set them."""
+    others = validate(compose("optim=muon", "optim.lr=0.5", override)).optim.to_dict()["others"]
+    default = validate(compose("optim=adafactor")).optim.to_dict()
+    del default["param_groups"]
+    assert others == {**default, **changed}
 
 
 def test_the_others_of_an_entry_have_its_learning_rate():
@@ -211,6 +236,20 @@ def test_an_overflow_of_float16_is_skipped_and_other_steps_are_those_without_a_s
     scaler.unscale_(optimizer)
     scaler.step(optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, weights[1], strict=True))
+
+
+def test_others_are_compared_in_entries_too_and_not_in_an_own_class():
+    """Those of entries were not, and in an own class the key may have another meaning."""
+
+    def config(others=None, **optim):
+        muon = {"name": "muon", "others": others} if others else "muon"
+        return {"optim": {"param_groups": [{"match": "*", "optimizer": muon}], **optim}}
+
+    refuse_other_optimizer(config(name="adamw"), config("adamw", name="adamw"))
+    with pytest.raises(ConfigError, match="^ckpt holds the state of an .*'others': 'adamw'"):
+        refuse_other_optimizer(config(name="adamw"), config({"name": "adafactor"}, name="adamw"))
+    own = [{"optim": {"_target_": "own.Optimizer", "others": others}} for others in (1, 2)]
+    refuse_other_optimizer(*own)
 
 
 def test_the_state_of_other_others_is_refused(tmp_path):

@@ -102,6 +102,22 @@ def test_a_run_needs_a_name_and_a_colon(given: str) -> None:
         compare.arguments(["--data", "x", "--run", given])
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["a: seq=8", "b:", "a: seq=16"], "must give each run its own name, got a, b, a"),
+        (["a: x='1"], "cannot be split into overrides (No closing quotation)"),
+    ],
+)
+def test_no_run_is_lost_and_a_quote_is_closed(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last run of a name replaced the others, and an open quote was a traceback."""
+    with pytest.raises(SystemExit):
+        compare.arguments(["--data", "x", *(word for run in given for word in ("--run", run))])
+    assert said in capsys.readouterr().err
+
+
 def test_the_runs_of_a_seed_follow_one_another() -> None:
     args = compare.arguments(["--data", "x", "--run", "nanogpt", "--run", "b: seq=8 'tags=[a b]'"])
     found = compare.setups(args)

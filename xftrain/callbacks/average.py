@@ -6,6 +6,7 @@ et al., 2024, arXiv:2411.18704).
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from xftrain.checkpoint.averaged_weights import AVERAGED, PREFIX, checked_averages
 from xftrain.config.fields import NonNegativeInt, PositiveInt, Probability
+from xftrain.errors import ConfigError
 from xftrain.train.module import TrainingModule, training_module
+
+log = logging.getLogger(__name__)
 
 
 class Average(Callback):
@@ -90,15 +94,16 @@ class Average(Callback):
             skipped: a scalar on the device, 1 if the step was skipped, else 0.
             on_host: whether the host can read it without waiting for a device.
         """
-        averages = list(self._averages.values())
-        weights = [weight.detach().to(_wide(weight)) for weight in self._averages]
-        share = 1.0 - self.decay
-        if on_host:
-            if not skipped:
-                torch._foreach_lerp_(averages, weights, share)
+        if on_host and skipped:
             return
-        share_on_device = share * (1.0 - skipped)
-        torch._foreach_lerp_(averages, weights, [share_on_device] * len(averages))
+        share_on_device = (1.0 - self.decay) * (1.0 - skipped)
+        for weight, average in self._averages.items():
+            # one weight at a time, since the wide copies of all would take much memory
+            wide = weight.detach().to(average.dtype)
+            if on_host:
+                average.lerp_(wide, 1.0 - self.decay)
+            else:
+                average.lerp_(wide, share_on_device.to(average.dtype))
 
     @torch.no_grad()
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,6 +120,15 @@ class Average(Callback):
             for weight, trained in zip(self._averages, self._set_aside, strict=True):
                 weight.copy_(trained)
             self._set_aside = []
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warns if the run has ended before its average began."""
+        if not self._averages:
+            log.warning(
+                "callbacks.average: there is no average, since it begins at "
+                "callbacks.average.start_step=%d, and the run has ended at step %d",
+                *(self.start_step, trainer.global_step),
+            )
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -136,12 +150,18 @@ class Average(Callback):
         """Restores the average; a checkpoint without one leaves it to begin anew.
 
         Raises:
-            ConfigError: it is the average of another model.
+            ConfigError: it is the average of another model, or lacks weights.
         """
         saved = checked_averages(checkpoint, "ckpt")
-        if saved is not None:
-            named = training_module(pl_module).model.named_parameters()
-            self._averages = {one: saved[f"{PREFIX}{name}"].to(_wide(one)) for name, one in named}
+        if saved is None:
+            return
+        named = dict(training_module(pl_module).model.named_parameters())
+        if missing := [name for name in named if f"{PREFIX}{name}" not in saved]:
+            raise ConfigError(
+                f"ckpt holds averaged weights without {len(missing)} of the model's, first "
+                f"{missing[0]}: give another checkpoint."
+            )
+        self._averages = {w: saved[f"{PREFIX}{name}"].to(_wide(w)) for name, w in named.items()}
 
 
 def _wide(weight: Tensor) -> torch.dtype:

@@ -77,5 +77,5 @@ def no_average(named: str, key: str) -> ConfigError:
     """The error if averaged weights are asked for where there are none."""
     return ConfigError(
         f"{named} holds no averaged weights: leave {key}=average out, or give a checkpoint of a "
-        "run with callbacks=[default,average]."
+        "run with callbacks=[default,average] that has reached callbacks.average.start_step."
     )

@@ -10,27 +10,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from xftrain.config.existing_paths import existing_paths
-from xftrain.config.fields import NonNegativeFloat, Option, PositiveFloat
 from xftrain.config.layer_pattern import layer_options
 from xftrain.config.mixture_sources import with_checked_sources
+from xftrain.config.optimizers import with_checked_optimizers
 from xftrain.config.option_config import OptionConfig
-from xftrain.config.registry import check_built_in, declared
+from xftrain.config.registry import declared
 from xftrain.config.run_config import ModelConfig, Options, RunConfig, TrainerConfig
-from xftrain.config.signatures import REQUIRED, Field
-from xftrain.config.values import check_fields
 from xftrain.errors import ConfigError
 from xftrain.utils.files import expand_home
 from xftrain.utils.processes import check_rank_variables, is_rank, num_ranks
-
-_PARAM_GROUP = {
-    "match": Field(str, REQUIRED),
-    "lr": Field(PositiveFloat | None, None),
-    "weight_decay": Field(NonNegativeFloat | None, None),
-    "optimizer": Field(Option | None, None),
-}
 
 
 def cross_checked(cfg: RunConfig) -> RunConfig:
@@ -73,67 +63,6 @@ def check_sizes(model: ModelConfig) -> None:
             )
         if reason := bias.name and declared("model/bias", bias.name, "not_for_training"):
             raise ConfigError(f"{key}.bias={bias.name} {reason}.")
-
-
-def with_checked_optimizers(optim: OptionConfig) -> OptionConfig:
-    """The optimizer with `others` and the entries of `param_groups` checked and completed."""
-    # in a user's own class, `param_groups` and `others` may have another meaning
-    if optim.name is None:
-        return optim
-    groups, others = (optim.options.get(name) for name in ("param_groups", "others"))
-    if groups is not None:
-        optim = optim.with_options(
-            param_groups=tuple(_checked_group(*entry) for entry in enumerate(groups))
-        )
-    if others is None:
-        return optim
-    return optim.with_options(others=checked_others("optim", others, optim.lr))
-
-
-def _checked_group(index: int, entry: Mapping[str, Any]) -> dict[str, Any]:
-    key = f"optim.param_groups[{index}]"
-    values = check_fields(key, _PARAM_GROUP, entry, owner=key)
-    if (node := values["optimizer"]) is not None:
-        node = _checked_optimizer(f"{key}.optimizer", node)
-        if node.get("others") is not None:
-            checked_others(f"{key}.optimizer", node["others"], node["lr"])
-    return values
-
-
-def checked_others(key: str, node: Option, lr: float) -> dict[str, Any]:
-    """The node of the option that steps what an optimizer of matrices leaves, completed.
-
-    Args:
-        key: the key of the optimizer.
-        node: the name of an option of `optim`, or its node, whose `lr` may be null.
-        lr: the learning rate of the optimizer, which replaces a null.
-
-    Raises:
-        ConfigError: the option has a wrong value, or steps only matrices itself.
-    """
-    key = f"{key}.others"
-    if not isinstance(node, str) and node.get("lr", lr) is None:
-        node = {**node, "lr": lr}
-    node = _checked_optimizer(key, node)
-    if "others" in node:
-        raise ConfigError(
-            f"{key} must be an optimizer of parameters of any shape, got {node['name']}, which is "
-            "for matrices: use adamw."
-        )
-    return node
-
-
-def _checked_optimizer(key: str, node: Option) -> dict[str, Any]:
-    """The node of an optimizer that steps some of the parameters, completed unless the user's."""
-    node = {"name": node} if isinstance(node, str) else dict(node)
-    if "param_groups" in node:
-        raise ConfigError(f"{key} must have no param_groups: add an entry instead.")
-    if "_target_" in node:
-        return node
-    name = str(node.get("name"))
-    completed = {"name": name, **check_built_in(key, name, node)}
-    completed.pop("param_groups")
-    return completed
 
 
 def check_compile(cfg: RunConfig) -> None:

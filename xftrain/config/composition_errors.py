@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, get_type_hints
 
 import yaml
@@ -20,7 +20,7 @@ from omegaconf.errors import (
 from xftrain.config.lightning_keys import use_instead
 from xftrain.config.moved_keys import moved_key_error
 from xftrain.config.overrides import all_groups, as_shown, groups_in
-from xftrain.config.registry import GROUPS, conf_dir, group_of
+from xftrain.config.registry import GROUPS, conf_dir, group_of, option_names, option_schema
 from xftrain.config.values import describe, show, unknown_key
 
 # Options of Hydra's own groups that need an extra of this package, and the name of the extra.
@@ -135,10 +135,20 @@ def _no_such_key(cause: OmegaConfBaseException) -> str:
     owner = f"{parent}={node.name}" if is_option else parent or "the configuration"
     hidden_keys = ("hydra", f"{parent}.name" if is_option else "")
     known = [name for name in known if name not in hidden_keys]
+    if is_option and key.rpartition(".")[2] in _keys_of(group_of(parent), str(node.name)):
+        return (
+            f"{key} is a key of {owner} that the default of {parent} does not have: add it with a "
+            f"+ before the override, as in +{key}=..."
+        )
     elsewhere = None if moved_key_error(key) else _same_name_elsewhere(key, node)
     if elsewhere is not None:
         return f"{key} is not a key of {owner}; did you mean {elsewhere}?"
     return unknown_key(key, known, owner)
+
+
+def _keys_of(group: str, name: str) -> Container[str]:
+    """The keys of a built-in option; empty for any other name."""
+    return option_schema(group, name) if name in option_names(group) else ()
 
 
 def _same_name_elsewhere(key: str, node: Any) -> str | None:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from xftrain.kernels.newton_schulz import orthogonalize
 
-_BATCH_ELEMENTS = 2**26  # of a batch on one rank: a step needs at most about 1 GiB of memory for it
+# of a batch on one rank, for which a step needs at most about 1 GiB of memory, and for the updates
+# of each other rank 128 MiB in bfloat16
+_BATCH_ELEMENTS = 2**26
 
 
 class Ranks(NamedTuple):
@@ -131,9 +133,12 @@ class BatchedMuon(torch.optim.Optimizer):
         for batch in self._batches(group):
             updates_NRC = self._all_updates(batch, group)
             scale = group["update_rms"] * math.sqrt(updates_NRC.shape[2])
-            scaled_NRC = updates_NRC.to(batch[0].weight_RC.dtype) * (-scale * lr)
-            views = [matrix.weight_RC for matrix in batch]
-            torch._foreach_add_(views, list(scaled_NRC.unbind()[: len(batch)]))
+            share = updates_NRC.shape[0] // self.ranks.world_size
+            # one rank's updates at a time, since those of all ranks are large in float32
+            for start in range(0, len(batch), share):
+                views = [matrix.weight_RC for matrix in batch[start : start + share]]
+                part_NRC = updates_NRC[start : start + len(views)].to(views[0].dtype)
+                torch._foreach_add_(views, list(part_NRC.mul_(-scale * lr).unbind()))
         if copied := [weight for weight in weights if weight in self.copies]:
             torch._foreach_copy_([self.copies[weight] for weight in copied], copied)
 

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 
 from xftrain.config import registry
-from xftrain.config.checks import checked_others
 from xftrain.config.fields import (
     NonNegativeFloat,
     Option,
@@ -20,6 +19,7 @@ from xftrain.config.fields import (
     PositiveInt,
     Probability,
 )
+from xftrain.config.optimizers import checked_others
 from xftrain.config.option_checks import checked_option
 from xftrain.errors import ConfigError
 from xftrain.kernels.batched_muon import BatchedMuon, Ranks

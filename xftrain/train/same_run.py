@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from xftrain.config.former_model import completed_model
+from xftrain.config.registry import option_names, option_schema
 from xftrain.errors import ConfigError
 from xftrain.utils.printable import one_line, shortened
 
@@ -78,8 +79,9 @@ def refuse_other_optimizer(saved: Mapping[str, Any], current: Mapping[str, Any])
             f"ckpt holds the state of optim={there}, which optim={here} cannot resume: set "
             f"optim={there}."
         )
-    there, here = (_name_of(config["optim"].get("others")) for config in (saved, current))
-    if there != here:
+    is_same_option = there == here
+    there, here = (_others_of(config["optim"]) for config in (saved, current))
+    if is_same_option and there != here:
         raise ConfigError(
             f"ckpt holds the state of optim.others={there}, which optim.others={here} cannot "
             f"resume: set optim.others={there}."
@@ -98,9 +100,24 @@ def _group_structure(optim: Mapping[str, Any]) -> list[Any]:
     entries, groups = optim.get("param_groups") or (), []
     for entry in entries if isinstance(entries, list | tuple) else ():
         entry = entry if isinstance(entry, Mapping) else {}
-        node = _name_of(entry.get("optimizer"))
-        groups.append({"match": entry.get("match")} | ({} if node is None else {"optimizer": node}))
+        node = entry.get("optimizer")
+        names = {"optimizer": _name_of(node), "others": _others_of(node)}
+        known = {key: name for key, name in names.items() if name is not None}
+        groups.append({"match": entry.get("match")} | known)
     return groups
+
+
+def _others_of(node: Any) -> Any:
+    """The name of the `others` of a built-in optimizer, which may be their default; or None.
+
+    In a user's own class, `others` may have another meaning.
+    """
+    name = _name_of(node)
+    if name not in option_names("optim"):
+        return None
+    field = option_schema("optim", name).get("others")
+    given = node.get("others") if isinstance(node, Mapping) else None
+    return _name_of(given or (field and field.default))
 
 
 def _name_of(node: Any) -> Any:
