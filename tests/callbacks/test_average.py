@@ -35,6 +35,7 @@ from xftrain.memory.prediction import predict
 from xftrain.train.module import TrainingModule
 
 AVERAGE = ("callbacks=[default,average]", "callbacks.average.decay=0.8")
+AVERAGE += ("callbacks.average.warmup=false",)
 QUIET = ("logger=none", "callbacks.attention_pattern=null", "callbacks.watchdog=null")
 TIED = (*QUIET, "model.tie_embeddings=true", "schedule=constant")
 
@@ -152,7 +153,7 @@ def test_a_step_that_overflows_in_float16_does_not_count(on_host: bool, monkeypa
         Average, "_update", lambda self, skipped, on_host: update(self, skipped, on_host=HOST[0])
     )
     HOST[:] = [on_host]
-    callback, trainer = Average(decay=0.5), trainer_of_one_weight()
+    callback, trainer = Average(warmup=False, decay=0.5), trainer_of_one_weight()
     callback.on_train_start(trainer, trainer.module)  # type: ignore[arg-type]
     assert trainer.step(callback, 8.0, scale=4) == 4.0
     assert trainer.step(callback, 8.0, scale=2) == 4.0  # GradScaler skipped the step
@@ -165,8 +166,19 @@ def test_a_step_that_overflows_in_float16_does_not_count(on_host: bool, monkeypa
 HOST = [True]
 
 
+def test_the_first_updates_have_smaller_decays() -> None:
+    callback, trainer = Average(start_step=1, decay=0.3), trainer_of_one_weight()
+    callback.on_train_start(trainer, trainer.module)  # type: ignore[arg-type]
+    trainer.step(callback, 8.0, scale=4)  # the average begins
+    first = trainer.step(callback, 0.0, scale=4)
+    assert first == pytest.approx(8.0 * 2 / 11)
+    second = trainer.step(callback, 0.0, scale=4)
+    assert second == pytest.approx(first * 3 / 12)
+    assert trainer.step(callback, 0.0, scale=4) == pytest.approx(second * 0.3)  # not 4 / 13
+
+
 def test_validation_reads_the_average_and_training_goes_on_with_its_weights() -> None:
-    callback, trainer = Average(decay=0.5, validate=True), trainer_of_one_weight()
+    callback, trainer = Average(warmup=False, decay=0.5, validate=True), trainer_of_one_weight()
     module, weight = trainer.module, trainer.module.model.weight
     callback.on_train_start(trainer, module)  # type: ignore[arg-type]
     trainer.step(callback, 8.0, scale=4)
@@ -231,7 +243,7 @@ def test_averages_of_another_model_are_refused(averages: object) -> None:
 @pytest.mark.parametrize("on_host", [True, False])
 def test_an_update_widens_one_bfloat16_weight_at_a_time(on_host: bool) -> None:
     """It held a float32 copy of all weights, which the predicted memory does not have."""
-    callback, trainer = Average(decay=0.5), trainer_of_one_weight()
+    callback, trainer = Average(warmup=False, decay=0.5), trainer_of_one_weight()
     layers = [nn.Linear(1, 1, bias=False, dtype=torch.bfloat16) for _ in range(4)]
     trainer.module.model = nn.Sequential(*layers)
     callback.on_train_start(trainer, trainer.module)  # type: ignore[arg-type]

@@ -32,6 +32,8 @@ class Average(Callback):
             count.
         start_step: the average begins as the weights after so many steps; 0: the initial weights.
         every_n_steps: optimizer steps between updates.
+        warmup: update n has at most the decay (1 + n) / (10 + n), so that the average soon forgets
+            the weights with which it began, as in TensorFlow's `ExponentialMovingAverage`.
         validate: whether validation reads the averaged weights, so that `val/loss` and `best.ckpt`
             are those of the average.
     """
@@ -45,10 +47,11 @@ class Average(Callback):
         decay: Probability = 0.999,
         start_step: NonNegativeInt = 0,
         every_n_steps: PositiveInt = 1,
+        warmup: bool = True,
         validate: bool = False,
     ) -> None:
         self.decay, self.start_step, self.every_n_steps = decay, start_step, every_n_steps
-        self.validate = validate
+        self.warmup, self.validate = warmup, validate
         self._averages: dict[Tensor, Tensor] = {}  # of each weight; empty before `start_step`
         self._set_aside: list[Tensor] = []  # trained weights, while a validation reads the average
         self._step = -1  # the last step that was looked at
@@ -96,14 +99,22 @@ class Average(Callback):
         """
         if on_host and skipped:
             return
-        share_on_device = (1.0 - self.decay) * (1.0 - skipped)
+        share = 1.0 - self._decay_now()
+        share_on_device = share * (1.0 - skipped)
         for weight, average in self._averages.items():
             # one weight at a time, since the wide copies of all would take much memory
             wide = weight.detach().to(average.dtype)
             if on_host:
-                average.lerp_(wide, 1.0 - self.decay)
+                average.lerp_(wide, share)
             else:
                 average.lerp_(wide, share_on_device.to(average.dtype))
+
+    def _decay_now(self) -> float:
+        """The decay of the update after the last step; skipped updates count in its warm-up."""
+        if not self.warmup:
+            return self.decay
+        number = self._step // self.every_n_steps - self.start_step // self.every_n_steps
+        return min(self.decay, (1 + number) / (10 + number))
 
     @torch.no_grad()
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
