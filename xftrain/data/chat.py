@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
 from xftrain.config.fields import NonNegativeInt, Packing, PositiveInt, Probability, VocabSize
 from xftrain.data._conversation_rows import ConversationRows
+from xftrain.data._row_source import RowSource
 from xftrain.data._seeding import Shuffle
-from xftrain.data._text_source import TextSource
-from xftrain.data._token_rows import batch_of, packing_name
 from xftrain.data.corpus.selection import Conversations
 from xftrain.data.tokens.cache import prepare
 from xftrain.data.tokens.facts import source_facts
-from xftrain.interfaces import Batch, SourceFacts, Split
-
-log = logging.getLogger(__name__)
+from xftrain.interfaces import SourceFacts
 
 
-class Chat(TextSource):
+class Chat(RowSource):
     r"""Next-token prediction of the answers in conversations.
 
     A record has a list of messages, each with `role` (system, developer, user, assistant or tool)
@@ -99,28 +94,18 @@ class Chat(TextSource):
             cache_dir=cache_dir,
             num_workers=num_workers,
         )
-        self._seq, self._batch_tokens, self._world_size = seq, batch_size * seq, world_size
-        self._packing = packing or False
-        self._rows = ConversationRows(
+        rows = ConversationRows(
             self._cache, seq, batch_size, bool(packing), completion_only, Shuffle(seed)
         )
-        self.share_padding = self._rows.train.share_padding
-        self.share_cut = self._rows.train.share_cut
-        self.num_val_batches = min(num_val_batches, self._rows.num_val_batches)
-        self.set_vocabulary(self._cache.tokenizer)
-        log.info("data.packing=%s: %s", packing_name(self._packing), self._rows.summary())
-
-    def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
-        """The batch of a micro-step; the last validation batch may have fewer rows."""
-        assert step >= 0 and 0 <= rank < self._world_size
-        if split == "train":
-            begin = (step * self._world_size + rank) * self._batch_tokens
-            pieces = self._rows.train_pieces(begin, begin + self._batch_tokens)
-        else:
-            assert step < self.num_val_batches
-            pieces = self._rows.val_pieces(step)
-        tokens, labels = self._rows.tokens_and_labels(split, pieces)
-        return batch_of(tokens, labels, pieces, self._seq, self._packing)
+        self.set_rows(
+            rows,
+            self._cache.tokenizer,
+            seq=seq,
+            batch_size=batch_size,
+            world_size=world_size,
+            packing=packing,
+            num_val_batches=num_val_batches,
+        )
 
     def digest(self) -> str:
         """SHA-256 of the tokens of both splits, of which are labels, and of the vocabulary."""

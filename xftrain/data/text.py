@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-
 from xftrain.config.fields import NonNegativeInt, Packing, PositiveInt, Probability, VocabSize
+from xftrain.data._row_source import RowSource
 from xftrain.data._seeding import Shuffle
 from xftrain.data._streamed_rows import StreamedRows
-from xftrain.data._text_source import TextSource, bits_per_byte, sum_scores
-from xftrain.data._token_rows import TokenRows, batch_of, check_sizes, packing_name
+from xftrain.data._text_source import bits_per_byte, sum_scores
+from xftrain.data._token_rows import TokenRows, check_sizes
 from xftrain.data.tokens.bigram import Bigram
 from xftrain.data.tokens.cache import TokenCache, find
 from xftrain.data.tokens.facts import source_facts
 from xftrain.data.tokens.growing import GrowingTokens
-from xftrain.interfaces import Batch, SourceFacts, Split, SplitContent
-
-log = logging.getLogger(__name__)
+from xftrain.interfaces import SourceFacts, SplitContent
 
 
-class Text(TextSource):
+class Text(RowSource):
     """Next-token prediction on the text of a file or folder.
 
     The token stream is cut into pieces. Without packing, a row is one piece of `seq` consecutive
@@ -96,37 +93,27 @@ class Text(TextSource):
             cache_dir=cache_dir,
             num_workers=num_workers,
         )
-        self._seq, self._batch_tokens, self._world_size = seq, batch_size * seq, world_size
-        self._packing = packing or False
         self._cache: TokenCache | GrowingTokens
-        self._rows: TokenRows | StreamedRows
+        rows: TokenRows | StreamedRows
         if stream:
             self._cache = tokens = GrowingTokens(found)
-            self._rows = StreamedRows(
-                tokens, seq, batch_size, self._packing, Shuffle(seed), num_val_batches
+            rows = StreamedRows(
+                tokens, seq, batch_size, packing or False, Shuffle(seed), num_val_batches
             )
             check_sizes(tokens, seq, "data.path", path)
         else:
             self._cache = cache = found.finish()
             check_sizes(cache, seq, "data.path", path)
-            self._rows = TokenRows(cache, seq, batch_size, self._packing, Shuffle(seed))
-        self.share_padding = self._rows.train.share_padding
-        self.share_cut = self._rows.train.share_cut
-        self.num_val_batches = min(num_val_batches, self._rows.num_val_batches)
-        self.set_vocabulary(self._cache.tokenizer)
-        log.info("data.packing=%s: %s", packing_name(self._packing), self._rows.summary())
-
-    def batch(self, split: Split, step: int, rank: int = 0) -> Batch:
-        """The batch of a micro-step; the last validation batch may have fewer rows or tokens."""
-        assert step >= 0 and 0 <= rank < self._world_size
-        if split == "train":
-            begin = (step * self._world_size + rank) * self._batch_tokens
-            pieces = self._rows.train_pieces(begin, begin + self._batch_tokens)
-        else:
-            assert step < self.num_val_batches
-            pieces = self._rows.val_pieces(step)
-        tokens, labels = self._rows.tokens_and_labels(split, pieces)
-        return batch_of(tokens, labels, pieces, self._seq, self._packing)
+            rows = TokenRows(cache, seq, batch_size, packing or False, Shuffle(seed))
+        self.set_rows(
+            rows,
+            self._cache.tokenizer,
+            seq=seq,
+            batch_size=batch_size,
+            world_size=world_size,
+            packing=packing,
+            num_val_batches=num_val_batches,
+        )
 
     def digest(self) -> str:
         """SHA-256 of the tokens of both splits, or of what determines them, and the vocabulary."""
