@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,8 +124,9 @@ class BenchmarkPlan(ABC):
         """The jobs, checked for duplicate cells.
 
         Raises:
-            ConfigError: an option does not exist, or is listed twice.
+            ConfigError: an option does not exist, or is listed twice, or a list is empty.
         """
+        self._refuse_empty_lists()
         jobs = self.jobs(context)
         seen: set[str] = set()
         for cell in (cell for job in jobs for cell in job.cells):
@@ -134,6 +136,16 @@ class BenchmarkPlan(ABC):
                 )
             seen.add(cell.key)
         return jobs
+
+    def _refuse_empty_lists(self) -> None:
+        """Refuses lists without values, with which nothing is measured, but for empty defaults."""
+        for key, parameter in inspect.signature(type(self).__init__).parameters.items():
+            value = getattr(self, key, None)
+            if isinstance(value, list | tuple) and not value and parameter.default != value:
+                raise ConfigError(
+                    f"callbacks.{self.name}.{key} must have at least one value, got []: give one, "
+                    "or leave the key out for its default."
+                )
 
     @staticmethod
     def peak_jobs(context: Context, *dtypes: str) -> list[Job]:

@@ -76,15 +76,9 @@ class Decode(Benchmark):
         """Makes one job of all cells, in turns.
 
         Raises:
-            ConfigError: contexts or heads are empty, a context is too short, the heads do not fit
-                the model, or its layers have heads or biases of their own.
+            ConfigError: a context is too short, the heads do not fit the model, or its layers have
+                heads or biases of their own.
         """
-        for key, values in (("contexts", self.contexts), ("heads", self.heads)):
-            if values is not None and not values:
-                raise ConfigError(
-                    f"callbacks.decode.{key} must have at least one value, got []: give one, or "
-                    "leave the key out for its default."
-                )
         on_gpu = context.device.type == "cuda"
         num_tokens = self.num_new_tokens or (_TOKENS_CUDA if on_gpu else _TOKENS_CPU)
         contexts = sorted(self.contexts or (_CONTEXTS_CUDA if on_gpu else _CONTEXTS_CPU))
