@@ -7,7 +7,10 @@ import dataclasses
 import pytest
 import torch
 
+from xftrain.benchmark.benchmark import Benchmark
+from xftrain.benchmark.callbacks.attention_sweep import AttentionSweep
 from xftrain.benchmark.callbacks.packed import draw_lengths, waste_of
+from xftrain.benchmark.callbacks.train_sweep import TrainSweep
 from xftrain.benchmark.cells import attention_cell, kv_cache_bytes, name_of, nodes_of
 from xftrain.benchmark.training import _DECISIVE, TrainCell
 from xftrain.benchmark.worker import Unsupported, outcome
@@ -96,3 +99,14 @@ def test_the_cache_of_llama_2_7b_is_half_a_mib_a_token() -> None:
 def test_an_exception_says_how_a_cell_ended(error: Exception, status: str, said: str) -> None:
     found, reason = outcome(error)
     assert found == status and said in reason
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "key"),
+    [(AttentionSweep(lengths=[]), "lengths"), (TrainSweep(ffn=()), "ffn")],
+)
+def test_a_list_without_values_is_refused(benchmark: Benchmark, key: str) -> None:
+    # one measured its default instead, the other nothing
+    said = rf"callbacks\.{benchmark.name}\.{key} must have at least one value, got \[\]"
+    with pytest.raises(ConfigError, match=said):
+        benchmark.checked_jobs(None)  # type: ignore[arg-type]

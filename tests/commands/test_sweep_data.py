@@ -143,6 +143,7 @@ def _write_corpus(text: str) -> None:
 
 
 @pytest.mark.usefixtures("forked_jobs")
+@pytest.mark.long
 def test_a_corpus_that_changes_within_a_sweep_or_before_it_is_resumed_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

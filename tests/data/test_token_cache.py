@@ -133,6 +133,7 @@ def _prepare(folder, cache_dir, slow=False):
     print(prepare(str(folder), cache_dir=str(cache_dir)).folder)
 
 
+@pytest.mark.long
 def test_a_killed_preparation_leaves_nothing_that_looks_finished(folder, cache_dir, tmp_path):
     said = tmp_path / "said"
     process = Forked(_prepare, folder, cache_dir, True, cwd=tmp_path, out=said)

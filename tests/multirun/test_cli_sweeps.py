@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.command_line import one_sentence
 from xftrain.launch import cli
 from xftrain.multirun import table
@@ -135,6 +137,7 @@ def test_a_sweep_folder_that_cannot_be_written_is_said(command, jobs, tmp_path):
     assert "cannot be written" in one_sentence(ended, 2) and jobs == []
 
 
+@pytest.mark.long
 def test_sigterm_ends_the_job_and_then_the_sweep(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "xftrain", "-m", "seed=1,2", "max_steps=100000", "model.attn=naive"]

@@ -43,6 +43,7 @@ def write(path: Path, saved_at: int, more: bytes = b"") -> None:
 
 
 @pytest.mark.fault("hostile checkpoint")
+@pytest.mark.long
 def test_the_contents_are_not_kept(tmp_path: Path) -> None:
     checkpoint_header._summary.cache_clear()
     for number in range(6):

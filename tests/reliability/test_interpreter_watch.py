@@ -34,7 +34,7 @@ def started(tmp_path: Path, how: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_thread_that_lets_no_other_run_ends_the_process_with_its_stack(tmp_path: Path) -> None:
     process = started(tmp_path, "hang")
     _, errors = process.communicate(timeout=60)

@@ -126,7 +126,7 @@ def test_sigterm_to_one_rank_ends_all_with_a_checkpoint(tmp_path, which, place):
 
 
 @pytest.mark.fault("kill -9 of one of two ranks")
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_rank_ends_the_run_with_its_name(tmp_path, place):
     with running(tmp_path, *LONG, place) as (process, others):
         started = time.monotonic()

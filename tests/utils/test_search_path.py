@@ -89,6 +89,7 @@ def test_a_job_of_a_sweep_imports_nothing_of_the_working_folder(hostile: Path) -
     assert "completed" in (hostile / "sweep" / "summary.csv").read_text()
 
 
+@pytest.mark.long
 def test_a_class_of_the_working_folder_is_found_behind_all_others(hostile: Path) -> None:
     (hostile / "mine.py").write_text(MINE)
     (hostile / "helper.py").write_text("x = 1\n")
