@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from xftrain.data._fitted_rows import FittedRows
 from xftrain.data._packing import Ints, positions_in_stream
-from xftrain.data._rows import PADDING, Pieces, Rows, pieces_of, random_order, remember
+from xftrain.data._rows import PADDING, Pieces, Rows, random_order, remember
 from xftrain.data._seeding import Shuffle
-from xftrain.data._token_rows import summary_of
+from xftrain.data._token_rows import PreparedRows
 from xftrain.data.tokens.cache import TokenCache
 from xftrain.data.tokens.turns import Turns
 from xftrain.errors import ConfigError
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _BLOCK = 1 << 20  # tokens that are searched for labels at a time
 
 
-class ConversationRows:
+class ConversationRows(PreparedRows):
     """Conversations in rows of `seq` tokens, with padding that has no labels.
 
     Of a conversation of more than `seq` tokens, the first `seq` are kept. A conversation without a
@@ -35,11 +35,6 @@ class ConversationRows:
         packed: whether a row has as many conversations as fit, or one.
         completion_only: whether only tokens that the model is to generate are labels.
         shuffle: the random orders of the epochs.
-
-    Attributes:
-        train: the rows to train on.
-        val: the rows held out.
-        num_val_batches: number of validation batches.
 
     Raises:
         ConfigError: every conversation of a split is left out.
@@ -54,26 +49,12 @@ class ConversationRows:
         completion_only: bool,
         shuffle: Shuffle,
     ) -> None:
-        self._cache, self._seq, self._batch_tokens = cache, seq, batch_size * seq
-        self._completion_only = completion_only
+        self._cache, self._completion_only = cache, completion_only
         self._turns = Turns(cache.tokenizer.vocab_size, cache.tokenizer.separator)
         rows = _PackedRows if packed else _PaddedRows
-        self.train: Rows = rows(*self._kept("train"), seq, shuffle)
-        self.val: Rows = rows(*self._kept("val"), seq, None)
-        self.num_val_batches = -(-self.val.num_tokens // self._batch_tokens)
-
-    def summary(self) -> str:
-        """What share of the training rows is padding."""
-        return summary_of(self.train, self._seq)
-
-    def train_pieces(self, begin: int, end: int) -> Pieces:
-        """The pieces of the tokens `[begin, end)` of all epochs."""
-        return pieces_of(self.train, begin, end)
-
-    def val_pieces(self, step: int) -> Pieces:
-        """The pieces of a validation batch, of which the last may have fewer rows."""
-        begin = step * self._batch_tokens
-        return self.val.between(0, begin, min(begin + self._batch_tokens, self.val.num_tokens))
+        train: Rows = rows(*self._kept("train", seq), seq, shuffle)
+        val: Rows = rows(*self._kept("val", seq), seq, None)
+        super().__init__(train, val, seq, batch_size * seq)
 
     def tokens_and_labels(self, split: Split, pieces: Pieces) -> tuple[Ints, Ints]:
         """The tokens of pieces, and their next tokens where these are labels.
@@ -95,36 +76,36 @@ class ConversationRows:
         labels[padding] = IGNORED_LABEL
         return self._turns.tokens(stored), labels
 
-    def _kept(self, split: Split) -> tuple[Ints, Ints]:
+    def _kept(self, split: Split, seq: int) -> tuple[Ints, Ints]:
         """Where the kept conversations begin, and how many tokens of each are kept."""
         boundaries = self._cache.streams[split].boundaries
         starts, lengths = boundaries[:-1].astype(np.int64), np.diff(boundaries)
         has_label = np.ones(starts.size, dtype=np.bool_)
         if self._completion_only:
-            has_label = self._has_label(split, starts)
-        num_cut = int(((lengths > self._seq) & has_label).sum())
+            has_label = self._has_label(split, starts, seq)
+        num_cut = int(((lengths > seq) & has_label).sum())
         num_left_out = int((~has_label).sum())
         purpose = "to train on" if split == "train" else "held out"
         if num_left_out == starts.size:
             remedy = "" if split == "train" else ", or other files as data.val_path"
             raise ConfigError(
                 f"seq must be large enough for a prompt and the beginning of its answer, got "
-                f"{self._seq}, and no answer of the conversations {purpose} ({starts.size:,}) "
+                f"{seq}, and no answer of the conversations {purpose} ({starts.size:,}) "
                 f"begins within so many tokens; give a larger seq{remedy}."
             )
         if num_cut or num_left_out:
             log.warning(
                 "seq=%d: of the %s conversations %s, %s are cut to this number of tokens, and %s "
                 "are left out because their answers begin later",
-                self._seq,
+                seq,
                 f"{starts.size:,}",
                 purpose,
                 f"{num_cut:,}",
                 f"{num_left_out:,}",
             )
-        return starts[has_label], np.minimum(lengths, self._seq)[has_label]
+        return starts[has_label], np.minimum(lengths, seq)[has_label]
 
-    def _has_label(self, split: Split, starts: Ints) -> npt.NDArray[np.bool_]:
+    def _has_label(self, split: Split, starts: Ints, seq: int) -> npt.NDArray[np.bool_]:
         """Whether each conversation has a label among its first `seq` tokens."""
         stream = self._cache.streams[split].tokens
         found = np.zeros(starts.size, dtype=np.bool_)
@@ -132,7 +113,7 @@ class ConversationRows:
             block = stream[begin : begin + _BLOCK + 1]
             places = begin + np.flatnonzero(self._turns.is_generated(block[:-1], block[1:]))
             of_place = np.searchsorted(starts, places, side="right") - 1
-            found[of_place[places - starts[of_place] < self._seq]] = True
+            found[of_place[places - starts[of_place] < seq]] = True
         return found
 
 

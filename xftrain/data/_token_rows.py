@@ -20,36 +20,25 @@ from xftrain.errors import ConfigError, RunError
 from xftrain.interfaces import IGNORED_LABEL, Batch, Split, positions_of
 
 
-class TokenRows:
-    """The rows of a corpus: an endless sequence to train on, and a fixed one for validation.
+class PreparedRows:
+    """The rows of both splits: an endless sequence to train on, and a fixed one for validation.
 
     Args:
-        cache: the prepared corpus.
+        train: the rows to train on.
+        val: the rows held out.
         seq: tokens of a row.
-        batch_size: rows of a batch.
-        packing: how documents become rows, see `Text`.
-        shuffle: the random orders of the epochs.
-        share: share of the rows of a training batch that are of this corpus.
+        batch_tokens: tokens of a batch.
 
     Attributes:
         train: the rows to train on.
         val: the rows held out.
+        num_val_batches: number of validation batches.
     """
 
-    def __init__(
-        self,
-        cache: TokenCache,
-        seq: int,
-        batch_size: int,
-        packing: Packing,
-        shuffle: Shuffle,
-        share: float = 1.0,
-    ) -> None:
-        self.cache = cache
-        self._seq, self._batch_tokens, self._packing = seq, batch_size * seq, packing
-        self.train = self._rows("train", max(1, round(batch_size * share)) * seq, shuffle)
-        self.val = self._rows("val", self._batch_tokens, None)
-        self.num_val_batches = -(-self.val.num_tokens // self._batch_tokens)
+    def __init__(self, train: Rows, val: Rows, seq: int, batch_tokens: int) -> None:
+        self.train, self.val = train, val
+        self._seq, self._batch_tokens = seq, batch_tokens
+        self.num_val_batches = -(-val.num_tokens // batch_tokens)
 
     def summary(self) -> str:
         """What share of the training text is padding, and of the short documents cut."""
@@ -64,6 +53,38 @@ class TokenRows:
         begin = step * self._batch_tokens
         return self.val.between(0, begin, min(begin + self._batch_tokens, self.val.num_tokens))
 
+
+class TokenRows(PreparedRows):
+    """The rows of a corpus of text.
+
+    Args:
+        cache: the prepared corpus.
+        seq: tokens of a row.
+        batch_size: rows of a batch.
+        packing: how documents become rows, see `Text`.
+        shuffle: the random orders of the epochs.
+        share: share of the rows of a training batch that are of this corpus.
+    """
+
+    def __init__(
+        self,
+        cache: TokenCache,
+        seq: int,
+        batch_size: int,
+        packing: Packing,
+        shuffle: Shuffle,
+        share: float = 1.0,
+    ) -> None:
+        self.cache = cache
+        batch_tokens = batch_size * seq
+        train_tokens = max(1, round(batch_size * share)) * seq
+
+        def rows(split: Split, num_tokens: int, order: Shuffle | None) -> Rows:
+            return rows_of(cache.streams[split].boundaries, seq, num_tokens, packing, order)
+
+        train, val = rows("train", train_tokens, shuffle), rows("val", batch_tokens, None)
+        super().__init__(train, val, seq, batch_tokens)
+
     def tokens_and_labels(self, split: Split, pieces: Pieces) -> tuple[Ints, Ints]:
         """The tokens of pieces and their next tokens; padding is separators without labels.
 
@@ -71,10 +92,6 @@ class TokenRows:
             RunError: a token is outside the vocabulary.
         """
         return tokens_and_labels(self.cache, split, pieces)
-
-    def _rows(self, split: Split, batch_tokens: int, shuffle: Shuffle | None) -> Rows:
-        boundaries = self.cache.streams[split].boundaries
-        return rows_of(boundaries, self._seq, batch_tokens, self._packing, shuffle)
 
 
 def rows_of(
