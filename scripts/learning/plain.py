@@ -6,9 +6,8 @@ of matrices, clipping to norm 1, linear warm-up and cosine decay to a tenth, und
 
 from __future__ import annotations
 
-import math
-
 import torch
+from peers.loop import moved
 from peers.nanogpt import NanoGPT, renamed
 from peers.setup import BETAS, CLIP, WEIGHT_DECAY, Sizes
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from xftrain.commands import builder
 from xftrain.config.compose import validate_as
 from xftrain.config.run_config import RunConfig
 from xftrain.interfaces import DataSource, Split
+from xftrain.schedule.cosine import Cosine
 from xftrain.train.hardware import compute_dtype
 
 
@@ -36,7 +36,7 @@ class PlainRun:
         self.dtype = compute_dtype(setup.precision)
         self.data: DataSource = builder.build_data(config)
         weights = builder.build_model(config, self.data).state_dict()
-        self.warmup = min(config.schedule.warmup_steps, setup.steps)
+        self.schedule = Cosine(warmup_steps=config.schedule.warmup_steps, min_lr_ratio=MIN_LR_RATIO)
         self.model = NanoGPT(sizes_of(config, weights)).to(self.device)
         self.model.load_state_dict(renamed(weights))
         self.loss = torch.compile(self.model) if setup.compile else self.model
@@ -52,7 +52,7 @@ class PlainRun:
     def step(self, index: int) -> None:
         """Trains one step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = LR * self._factor(index)
+            group["lr"] = LR * self.schedule.factor(index, self.num_steps)
         self._mean_loss("train", index).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
@@ -68,22 +68,11 @@ class PlainRun:
         return float((losses * counts).sum() / counts.sum())
 
     def _mean_loss(self, split: Split, index: int) -> Tensor:
-        batch = self.data.batch(split, index)
-        tokens, labels = batch.tokens_BM, batch.labels_BM
-        if self.device.type == "cuda":
-            tokens, labels = tokens.pin_memory(), labels.pin_memory()
-        tokens = tokens.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
+        tokens, labels = moved(self.data.batch(split, index), self.device)
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
             loss: Tensor = self.loss(tokens, labels)
         return loss
-
-    def _factor(self, index: int) -> float:
-        if index < self.warmup:
-            return (index + 1) / (self.warmup + 1)
-        share = (index - self.warmup) / max(1, self.num_steps - self.warmup)
-        return MIN_LR_RATIO + (1 - MIN_LR_RATIO) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def sizes_of(config: RunConfig, weights: dict[str, Tensor]) -> Sizes:

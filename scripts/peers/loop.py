@@ -17,7 +17,7 @@ from xftrain import compose
 from xftrain.commands import builder
 from xftrain.config.compose import validate_as
 from xftrain.config.run_config import RunConfig
-from xftrain.interfaces import DataSource
+from xftrain.interfaces import Batch, DataSource
 from xftrain.train.hardware import compute_dtype
 from xftrain.train.parameter_groups import decay_groups
 
@@ -81,19 +81,14 @@ def train(setup: Setup, peer: PeerModel, data: DataSource | None = None) -> dict
         data: the source of the batches; by default, xftrain's own for this setup.
     """
     data = data or builder.build_data(run_config(setup.without_overrides()))
-    device, on_gpu = torch.device(setup.device), setup.device == "cuda"
+    device = torch.device(setup.device)
     dtype = compute_dtype(setup.precision)
     optimizer = adamw(setup, peer.model)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     watch = Stopwatch(**Stopwatch.arguments(setup))
     peer.model.train()
     for step in range(setup.warmup + setup.steps):
-        batch = data.batch("train", step)
-        tokens, labels = batch.tokens_BM, batch.labels_BM
-        if on_gpu:
-            tokens, labels = tokens.pin_memory(), labels.pin_memory()
-        tokens = tokens.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+        tokens, labels = moved(data.batch("train", step), device)
         with torch.autocast(setup.device, dtype, enabled=dtype != torch.float32):
             loss = peer.loss(tokens, labels)
         loss.backward()
@@ -110,6 +105,14 @@ def train(setup: Setup, peer: PeerModel, data: DataSource | None = None) -> dict
         "kernel": peer.kernel,
         **watch.figures(flops, device_peak(setup)),
     }
+
+
+def moved(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns the tokens and labels of a batch, copied without waiting for the device."""
+    tokens, labels = batch.tokens_BM, batch.labels_BM
+    if device.type == "cuda":
+        tokens, labels = tokens.pin_memory(), labels.pin_memory()
+    return tokens.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def adamw(setup: Setup, model: nn.Module) -> torch.optim.AdamW:
