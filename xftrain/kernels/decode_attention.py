@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from xftrain.kernels.probe import runs_triton
+from xftrain.kernels.softcap import softcapped
 
 _BLOCK = 64  # slots that a program reads at a time
 _PROGRAMS_PER_SM = 4
@@ -79,7 +80,7 @@ def with_torch(
         q_BGSK = q_BHK.to(wide).view(B, G, H // G, K)
         scores_BGSC = torch.einsum("bgsk,bcgk->bgsc", q_BGSK, k_BCGK.to(wide)) * scale
         if softcap is not None:
-            scores_BGSC = softcap * (scores_BGSC / softcap).tanh()
+            scores_BGSC = softcapped(scores_BGSC, softcap)
         if slopes_H is not None:
             slopes_1GS1 = slopes_H.to(wide).view(1, G, H // G, 1)
             scores_BGSC = scores_BGSC - slopes_1GS1 * distance_BC[:, None, None]

@@ -1,4 +1,4 @@
-"""The soft cap of logits (Gemma 2, Riviere et al., 2024, arXiv:2408.00118)."""
+"""The soft cap of logits and of scores (Gemma 2, Riviere et al., 2024, arXiv:2408.00118)."""
 
 import torch
 from torch import Tensor
