@@ -224,6 +224,7 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(keys, parts, said) -
 
 @pytest.mark.cuda
 def test_on_a_gpu_the_steps_are_a_graph() -> None:
-    cells = [replace(c, device="cuda", dtype="bfloat16") for c in _cells(num_new_tokens=24)[3:]]
+    cells = _cells(contexts=[64, 96], num_new_tokens=32)[3:]
+    cells = [replace(cell, device="cuda", dtype="bfloat16") for cell in cells]
     rows, _ = _rows(cells)
     assert all(row["status"] == "ok" and row["uses_graph"] for row in rows)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from lightning.pytorch import Callback
 
 from tests.train.runs import run
+from tests.waits import allow_waits, refuse_waits
 
 STRICT = "+callbacks.strict={_target_: tests.train.test_waits.Strict}"
 FIRST, LAST = 4, 12  # the steps before measure products and compile
@@ -22,12 +21,10 @@ class Strict(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *args):
         if trainer.global_step == FIRST:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a prototype
-                torch.cuda.set_sync_debug_mode("error")
+            refuse_waits()
         if trainer.global_step == LAST:
             Strict.was_on |= torch.cuda.get_sync_debug_mode() == 2
-            torch.cuda.set_sync_debug_mode("default")
+            allow_waits()
 
 
 @pytest.fixture
@@ -65,5 +62,5 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch, text, overrides):
     try:
         run(tmp_path / "run", "trainer=gpu", STRICT, *every, *overrides, *words)
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        allow_waits()
     assert Strict.was_on
