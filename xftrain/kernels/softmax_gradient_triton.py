@@ -53,18 +53,20 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
         # every iteration would make the program wait for its slowest warp
         largest = tl.full([groups], LOWEST, tl.float32)  # finite, as -inf - -inf would be NaN
         total = tl.zeros([groups], tl.float32)
-        sums = tl.zeros([groups], tl.float32)  # of the logits, for their mean
+        # of the logits, for their mean; reduced at the end, as Triton 3.6 cannot compile a loop that
+        # adds the sums of float32 blocks
+        sums = tl.zeros([groups, GROUP], tl.float32)
         for start in range(0, whole, BLOCK):
             block = _capped(tl.load(logits + start + columns), SOFTCAP)
             largest, total = _accumulate(largest, total, block)
             if LABEL_SMOOTHING > 0:
-                sums += tl.sum(block.to(tl.float32), axis=1)
+                sums += block.to(tl.float32)
         if whole < vocab_size:
             at = whole + columns
             rest = _load_capped(logits, at, at < vocab_size, SOFTCAP)
             largest, total = _accumulate(largest, total, rest)
             if LABEL_SMOOTHING > 0:
-                sums += tl.sum(tl.where(at < vocab_size, rest.to(tl.float32), 0.0), axis=1)
+                sums += tl.where(at < vocab_size, rest.to(tl.float32), 0.0)
         top = tl.max(largest, axis=0)
         log_total = top + tl.log(tl.sum(total * tl.exp(largest - top), axis=0))
         # a label out of range makes the row NaN, which the guard against NaN reports
@@ -75,7 +77,7 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
         if IS_REGULARIZED:
             terms = Z_LOSS * log_total * log_total
             if LABEL_SMOOTHING > 0:
-                terms += LABEL_SMOOTHING * (own - tl.sum(sums, axis=0) / vocab_size)
+                terms += LABEL_SMOOTHING * (own - tl.sum(sums) / vocab_size)
             tl.store(added + row, terms)
         is_first = own == top
         if is_first:
