@@ -53,8 +53,8 @@ def softmax_gradient_kernel(  # type: ignore[no-untyped-def]
         # every iteration would make the program wait for its slowest warp
         largest = tl.full([groups], LOWEST, tl.float32)  # finite, as -inf - -inf would be NaN
         total = tl.zeros([groups], tl.float32)
-        # of the logits, for their mean; reduced at the end, as Triton 3.6 cannot compile a loop that
-        # adds the sums of float32 blocks
+        # of the logits, for their mean; reduced at the end, since Triton 3.6 cannot compile a loop
+        # that adds the sums of float32 blocks
         sums = tl.zeros([groups, GROUP], tl.float32)
         for start in range(0, whole, BLOCK):
             block = _capped(tl.load(logits + start + columns), SOFTCAP)
