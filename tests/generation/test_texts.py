@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models import gpt, random_tokens
+from tests.models import gpt, random_tokens, sampled_without_cache
 from xftrain.generation.cache import Cache
 from xftrain.generation.continuation import Continuation, Stops
 from xftrain.generation.generate import generate_texts
@@ -32,6 +32,16 @@ def test_prompts_of_different_lengths_are_continued_as_each_alone(bias, heads):
         alone = generate_texts(model, [prompt], 20, vocab_size=64, sampling=GREEDY)
         assert one.tokens == alone.continuations[0].tokens and one.reason == "length"
     assert len({tuple(one.tokens) for one in together.continuations}) == len(LENGTHS)
+
+
+@pytest.mark.parametrize("heads", ["mha", "gqa"])
+def test_a_prompt_longer_than_the_window_is_continued_as_recomputed(heads):
+    model = gpt(attn="sdpa", bias="window", pos="rope", heads=heads, scale=6.0)
+    prompts = prompts_of((45, 3, 21, 20, 45))  # a query sees 20 keys
+    made = generate_texts(model, prompts, 9, vocab_size=64, sampling=GREEDY)
+    for prompt, one in zip(prompts, made.continuations, strict=True):
+        whole = sampled_without_cache(model, torch.tensor([prompt]), 9)[0].tolist()
+        assert prompt + one.tokens == whole
 
 
 def test_samples_of_one_prompt_differ_and_greedy_ones_do_not():
