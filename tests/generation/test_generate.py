@@ -8,21 +8,12 @@ import pytest
 import torch
 
 from tests.model.attn.cells import BIASES
-from tests.models import gpt, random_tokens
+from tests.models import gpt, random_tokens, sampled_without_cache
 from xftrain.config import registry
 from xftrain.errors import ConfigError
 from xftrain.generation.generate import generate
-from xftrain.model.gpt import GPT
 
 CAUSAL = [name for name in BIASES if name != "full"]
-
-
-@torch.no_grad()
-def recomputed(model: GPT, tokens: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """The likeliest continuation, everything computed again for every token."""
-    for _ in range(num_tokens):
-        tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], dim=1)
-    return tokens
 
 
 @pytest.mark.parametrize("heads", registry.option_names("model/heads"))
@@ -32,7 +23,7 @@ def test_with_the_cache_the_text_is_the_same_as_recomputed(bias, pos, heads):
     # 30 positions are more than the window of 20 keys
     model = gpt(attn="sdpa", bias=bias, pos=pos, heads=heads, scale=6.0)
     prompt = random_tokens(2, 12)
-    want = recomputed(model, prompt, 18)
+    want = sampled_without_cache(model, prompt, 18)
     assert torch.equal(generate(model, prompt, 18, vocab_size=64, temperature=0), want)
     # the same tokens over and over would say little
     assert want[:, 12:].unique().numel() > 4
@@ -42,7 +33,7 @@ def test_with_the_cache_the_text_is_the_same_as_recomputed(bias, pos, heads):
 def test_what_was_trained_with_a_backend_generates_with_the_cache(attn):
     model = gpt(attn=attn, bias="alibi", pos="rope", heads="gqa", scale=6.0)
     prompt = random_tokens(1, 8)
-    want = recomputed(model, prompt, 10)
+    want = sampled_without_cache(model, prompt, 10)
     assert torch.equal(generate(model, prompt, 10, vocab_size=64, temperature=0), want)
 
 
@@ -103,7 +94,7 @@ def test_dropout_is_off_and_the_mode_is_restored(training):
     texts = [generate(model, prompt, 10, vocab_size=64, temperature=0) for _ in range(2)]
     assert model.training is training
     assert torch.equal(*texts)
-    assert torch.equal(texts[0], recomputed(model.eval(), prompt, 10))
+    assert torch.equal(texts[0], sampled_without_cache(model.eval(), prompt, 10))
 
 
 def test_an_empty_prompt_is_refused():
@@ -124,7 +115,7 @@ def test_no_more_tokens_than_the_model_has_positions():
 def test_generation_on_cuda():
     model = gpt(bias="window", pos="rope", heads="gqa", scale=6.0).cuda()
     prompt = random_tokens(1, 8).cuda()
-    want = recomputed(model, prompt, 20)
+    want = sampled_without_cache(model, prompt, 20)
     assert torch.equal(generate(model, prompt, 20, vocab_size=64, temperature=0), want)
     with torch.autocast("cuda", torch.bfloat16):
         assert generate(model, prompt, 20, vocab_size=64).shape == (1, 28)
